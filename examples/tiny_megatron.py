@@ -1,0 +1,258 @@
+"""A tool that changes checkpoints must be tried on real ones, and real ones fill a cluster.
+
+This script makes a real one in seconds on a CPU: megatron-core trains a tiny model on English text,
+with its own parallel layers, pipeline schedule and optimizer, and every rank saves what Megatron-LM
+saves, where Megatron-LM's legacy format puts it. It also reads such a checkpoint back, strictly,
+and writes the logits it gives; so a checkpoint that flmgrow wrote can be shown to load, and to
+compute what it should.
+
+    export OMP_NUM_THREADS=1
+    torchrun --nproc-per-node 4 examples/tiny_megatron.py train OUT --tp 2 --pp 2
+    torchrun --nproc-per-node 4 examples/tiny_megatron.py logits OUT logits.pt --tokens tokens.pt
+
+``tokens.pt`` holds an integer tensor (batch x length). The result is a dictionary: ``logits``
+without the padded vocabulary, and ``loss``, of predicting each next token.
+"""
+
+import argparse
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+
+from flmgrow.trainer import cpu
+
+# What megatron-core says wherever there is neither Transformer Engine nor a GPU, once per rank.
+for usual in (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "full scope is deprecated",
+    "When using async grad allreduce",
+    "`torch.distributed.all_gather_into_tensor` is deprecated",
+):
+    warnings.filterwarnings("ignore", message=usual)
+cpu.install()
+
+from legacy_checkpoint import (  # noqa: E402
+    Run,
+    arguments,
+    load_legacy,
+    model_config,
+    read_arguments,
+    save_legacy,
+)
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.distributed import (  # noqa: E402
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+
+from flmgrow.model.config import ModelConfig  # noqa: E402
+from flmgrow.trainer.model import (  # noqa: E402
+    PipelineLayers,
+    build_model_chunks,
+    full_logits,
+    start_parallel,
+    stop_parallel,
+    transformer_config,
+)
+
+# All bytes, and some ids no text uses: not a size that vocabularies are padded to.
+VOCAB = 300
+# fmt: off
+ARCHITECTURES = {
+    "llama": ModelConfig(
+        layers=4, hidden=64, ffn=176, kv_groups=4, queries_per_group=2, head_dim=8, vocab=VOCAB,
+        max_positions=64, norm="rmsnorm", activation="swiglu", linear_bias=False, qkv_bias=False,
+        tied=True, positions="rope",
+    ),
+    "gpt": ModelConfig(
+        layers=4, hidden=64, ffn=256, kv_groups=8, queries_per_group=1, head_dim=8, vocab=VOCAB,
+        max_positions=64, norm="layernorm", activation="gelu", linear_bias=True, qkv_bias=True,
+        tied=False, positions="learned",
+    ),
+}
+# fmt: on
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a tiny model from nothing and save it."""
+    config = ARCHITECTURES[options.arch]
+    run = Run(
+        options.out,
+        tp=options.tp,
+        pp=options.pp,
+        vpp=options.vpp,
+        pipeline_layers=options.pipeline_layers,
+        world=options.world,
+        steps=options.steps,
+        seed=options.seed,
+        optimizer=options.optimizer,
+    )
+    start_parallel(tp=run.tp, pp=run.pp, vpp=run.vpp, seed=run.seed)
+    settings = transformer_config(
+        config, tp=run.tp, pp=run.pp, vpp=run.vpp, pipeline_layers=run.pipeline_layers
+    )
+    # Without it the two copies of a tied embedding, on the first and the last stage, drift apart.
+    settings.finalize_model_grads_func = finalize_model_grads
+    args = arguments(config, run)
+    models = [
+        DistributedDataParallel(settings, DistributedDataParallelConfig(), model)
+        for model in build_model_chunks(config, settings, args.padded_vocab_size)
+    ]
+    optimizer, scheduler = optimizer_and_schedule(models, run)
+    text = torch.tensor(list("\n".join(topics.values()).encode()))
+    for step in range(1, run.steps + 1):
+        for model in models:
+            model.zero_grad_buffer()
+        optimizer.zero_grad()
+        losses = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[micro_batches(text, run, step) for _ in models],
+            model=models,
+            num_microbatches=run.micro_batches,
+            seq_length=run.length,
+            micro_batch_size=run.micro_batch,
+            forward_only=False,
+        )
+        optimizer.step()
+        scheduler.step(increment=1)
+        if torch.distributed.get_rank() == run.world - 1 and (step == 1 or step % 10 == 0):
+            mean = sum(loss["lm loss"] for loss in losses) / len(losses)
+            print(f"iteration {step:4d}   lm loss {mean:.4f}", flush=True)
+    extra = {}
+    if run.optimizer:
+        extra = {"optimizer": optimizer.state_dict(), "opt_param_scheduler": scheduler.state_dict()}
+    save_legacy(run.out, args, [model.module for model in models], **extra)
+    stop_parallel()
+
+
+def optimizer_and_schedule(models: list[Any], run: Run) -> tuple[Any, OptimizerParamScheduler]:
+    """Return megatron-core's AdamW and its learning-rate schedule."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=run.learning_rate,
+        min_lr=run.min_learning_rate,
+        weight_decay=run.weight_decay,
+    )
+    optimizer = get_megatron_optimizer(config, models)
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=run.learning_rate,
+        min_lr=run.min_learning_rate,
+        lr_warmup_steps=run.warmup,
+        lr_decay_steps=run.decay_steps,
+        lr_decay_style="cosine",
+        start_wd=run.weight_decay,
+        end_wd=run.weight_decay,
+        wd_incr_steps=run.decay_steps,
+        wd_incr_style="constant",
+    )
+    return optimizer, scheduler
+
+
+def forward_step(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: Any) -> Any:
+    """Run one micro-batch, as megatron-core's schedules ask for it."""
+    tokens, labels = next(batches)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+
+    def mean_loss(losses: torch.Tensor) -> Any:
+        loss = losses.mean()
+        return loss, {"lm loss": loss.item()}
+
+    return model(tokens, positions, None, labels=labels), mean_loss
+
+
+def micro_batches(
+    text: torch.Tensor, run: Run, step: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (tokens, labels) cut from random places, the same on all ranks of a model replica."""
+    replica = parallel_state.get_data_parallel_rank()
+    chance = torch.Generator().manual_seed((run.seed + step) * 1000 + replica)
+    for _ in range(run.micro_batches):
+        starts = torch.randint(len(text) - run.length, (run.micro_batch,), generator=chance)
+        rows = torch.stack([text[start : start + run.length + 1] for start in starts.tolist()])
+        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def logits(options: argparse.Namespace) -> None:
+    """Load a checkpoint in the layout it was written in and save the logits of the given tokens."""
+    args = read_arguments(options.checkpoint)
+    tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
+    vpp = args.virtual_pipeline_model_parallel_size
+    if options.world != tp * pp:
+        raise SystemExit(f"the checkpoint has {tp * pp} model ranks, this run {options.world}")
+    config = model_config(args)
+    start_parallel(tp=tp, pp=pp, vpp=vpp)
+    settings = transformer_config(
+        config,
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        pipeline_layers=args.pipeline_model_parallel_layout
+        or (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers),
+        dtype=getattr(torch, options.dtype),
+    )
+    models = build_model_chunks(config, settings, args.padded_vocab_size)
+    load_legacy(options.checkpoint, models)
+    tokens = torch.load(options.tokens, weights_only=True)
+    result = full_logits(models, tokens)
+    if result is not None and torch.distributed.get_rank() == options.world - 1:
+        result = result[..., : config.vocab].clone()
+        loss = torch.nn.functional.cross_entropy(
+            result[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        )
+        torch.save({"logits": result, "loss": loss}, options.out)
+        print(f"lm loss {loss:.6f}", flush=True)
+    stop_parallel()
+
+
+def pipeline_layers(text: str) -> PipelineLayers:
+    """Read ``Et|tttL`` (a layout) or ``1,3`` (layers of the first and the last stage)."""
+    if "|" in text:
+        return text
+    first, last = (int(part) if part else None for part in text.split(","))
+    return first, last
+
+
+def main() -> None:
+    """Read the command line and run one rank."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train a tiny model and save a checkpoint")
+    command.set_defaults(run=train)
+    command.add_argument("out", type=Path, help="folder to make")
+    command.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks")
+    command.add_argument("--pp", type=int, default=1, help="pipeline ranks")
+    command.add_argument("--vpp", type=int, help="model chunks per pipeline rank")
+    command.add_argument("--pipeline-layers", type=pipeline_layers, help="'Et|tttL', or '1,3'")
+    command.add_argument("--arch", choices=ARCHITECTURES, default="llama")
+    command.add_argument("--steps", type=int, default=30)
+    command.add_argument("--seed", type=int, default=1234)
+    command.add_argument("--optimizer", action="store_true", help="save the optimizer's state too")
+
+    command = commands.add_parser("logits", help="write the logits a checkpoint gives")
+    command.set_defaults(run=logits)
+    command.add_argument("checkpoint", type=Path, help="folder with the tracker file")
+    command.add_argument("out", type=Path, help="file to write")
+    command.add_argument("--tokens", type=Path, required=True, help="file of batch x length ids")
+    command.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+
+    options = parser.parse_args()
+    options.world = int(os.environ.get("WORLD_SIZE", "1"))
+    torch.set_num_threads(1)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

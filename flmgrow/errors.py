@@ -1,0 +1,60 @@
+"""A user's mistake or a damaged file must end in one clear line, never in a traceback.
+
+Every refusal in flmgrow is a :class:`FlmgrowError`: what was found and what was wanted, where
+(file, then tensor), and a hint at what to do. The command line prints the two lines and leaves with the
+error's exit code; nothing else decides on exit codes.
+"""
+
+from typing import ClassVar
+
+MAX_LENGTH = 900
+
+
+def printable(text: str) -> str:
+    """Return ``text`` on one line, of bounded length, with unprintable characters escaped.
+
+    Names come from files, and a hostile name must not be able to drive the user's terminal.
+    """
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped if len(escaped) <= MAX_LENGTH else f"{escaped[:600]} ... {escaped[-200:]}"
+
+
+class FlmgrowError(Exception):
+    """Something the user can act on. ``str(error)`` is the message, ``error.hint`` the way out."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
+
+
+class DifferenceFoundError(FlmgrowError):
+    """Verification ran, and the two models differ."""
+
+    exit_code = 1
+
+
+class UsageError(FlmgrowError):
+    """The request cannot be carried out as asked: wrong options, or an impossible target."""
+
+    exit_code = 2
+
+
+class BadCheckpointError(FlmgrowError):
+    """An input is damaged, unsafe, incomplete or not understood."""
+
+    exit_code = 3
+
+
+class StorageError(FlmgrowError):
+    """The file system failed (full, read-only, input/output error); the same command resumes."""
+
+    exit_code = 4
+
+
+class OutputExistsError(FlmgrowError):
+    """The output exists, is being written by another run, or holds a different half-done run."""
+
+    exit_code = 5

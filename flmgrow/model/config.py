@@ -1,0 +1,149 @@
+"""One description of a decoder, free of any file format, that is valid whenever it can be held.
+
+Formats translate their own arguments to and from this (``formats/arguments.py``); growth changes its sizes
+and the few values that must follow; the reference forward computes exactly what it says. A field that
+changes the function and is not in here does not exist for flmgrow: the formats must refuse it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from flmgrow.errors import UsageError
+from flmgrow.model.axes import Axis
+
+Norm = Literal["layernorm", "rmsnorm"]
+Activation = Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"]
+Positions = Literal["learned", "rope", "xpos", "none"]
+
+
+@dataclass(frozen=True)
+class RotarySettings:
+    """How rotary positions are computed; nothing here depends on a size that grows.
+
+    ``base`` is theta; ``percent`` the rotated share of head_dim; ``interleaved`` rotates neighbouring pairs
+    instead of halves; ``scaling_factor`` is Llama-3 frequency scaling; ``interpolation`` divides positions.
+    ``xpos_scale_base`` and ``xpos_centre`` belong to xPos: query and key are scaled by zeta ** (+-(n -
+    centre) / scale_base) with zeta_i = (2i / d + 0.4) / 1.4 (Sun et al. 2022, section 3).
+    """
+
+    base: float = 10000.0
+    percent: float = 1.0
+    interleaved: bool = False
+    scaling_factor: float | None = None
+    interpolation: float | None = None
+    xpos_scale_base: float = 512.0
+    xpos_centre: int = 0
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constant factors in the forward pass (muP and the paper's model).
+
+    ``embedding`` multiplies the embedding's output. Logits are multiplied by ``output``, divided by
+    ``hidden / mup_base_width`` where a base width is given. ``attention`` replaces 1/sqrt(head_dim) in front
+    of the scores; ``attention_by_inverse_layer`` divides the scores of layer i (from 0) by i + 1.
+    """
+
+    embedding: float = 1.0
+    output: float = 1.0
+    mup_base_width: int | None = None
+    attention: float | None = None
+    attention_by_inverse_layer: bool = False
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of a pre-norm decoder. ``vocab`` is the true size, without padding.
+
+    ``max_positions`` is the size of the learned position table, or the trained context otherwise.
+    """
+
+    layers: int
+    hidden: int
+    ffn: int
+    kv_groups: int
+    queries_per_group: int
+    head_dim: int
+    vocab: int
+    max_positions: int
+    norm: Norm = "layernorm"
+    norm_eps: float = 1e-5
+    zero_centred_gain: bool = False
+    activation: Activation = "gelu"
+    linear_bias: bool = True
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = True
+    positions: Positions = "rope"
+    rotary: RotarySettings = RotarySettings()
+    multipliers: Multipliers = Multipliers()
+
+    def __post_init__(self) -> None:
+        for axis, size in self.sizes.items():
+            if size < 1:
+                raise UsageError(f"{axis}: size {size}, wanted at least 1")
+        if self.norm_eps < 0:
+            raise UsageError(f"norm epsilon is {self.norm_eps}, wanted at least 0")
+        if self.multipliers.mup_base_width is not None and self.multipliers.mup_base_width < 1:
+            raise UsageError("the muP base width must be at least 1")
+
+    @property
+    def sizes(self) -> dict[Axis, int]:
+        """The size of every axis."""
+        return {
+            Axis.VOCAB: self.vocab,
+            Axis.POSITION: self.max_positions,
+            Axis.LAYER: self.layers,
+            Axis.HIDDEN: self.hidden,
+            Axis.KV_GROUP: self.kv_groups,
+            Axis.QUERY_PER_GROUP: self.queries_per_group,
+            Axis.HEAD_DIM: self.head_dim,
+            Axis.FFN: self.ffn,
+        }
+
+    @property
+    def heads(self) -> int:
+        """The number of query heads."""
+        return self.kv_groups * self.queries_per_group
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate beside its up projection."""
+        return self.activation == "swiglu"
+
+    @property
+    def logit_factor(self) -> float:
+        """What the head's product is multiplied by: the effective value, with muP's width in it."""
+        width = 1.0
+        if self.multipliers.mup_base_width is not None:
+            width = self.hidden / self.multipliers.mup_base_width
+        return self.multipliers.output / width
+
+    def attention_factor(self, layer: int) -> float:
+        """What the scores of ``layer`` (counted from 0) are multiplied by before the softmax."""
+        factor = self.multipliers.attention
+        if factor is None:
+            factor = self.head_dim**-0.5
+        return factor / (layer + 1) if self.multipliers.attention_by_inverse_layer else factor
+
+    def with_sizes(self, sizes: dict[Axis, int]) -> "ModelConfig":
+        """Return this model with other sizes, every multiplier keeping its *effective* value.
+
+        muP divides the logits by hidden / base width; a wider model therefore gets an output multiplier
+        larger by the same ratio (Tele-FLM-1T's published config did just that).
+        """
+        output = self.multipliers.output
+        if self.multipliers.mup_base_width is not None:
+            output = output * sizes[Axis.HIDDEN] / self.hidden
+        return replace(
+            self,
+            vocab=sizes[Axis.VOCAB],
+            max_positions=sizes[Axis.POSITION],
+            layers=sizes[Axis.LAYER],
+            hidden=sizes[Axis.HIDDEN],
+            kv_groups=sizes[Axis.KV_GROUP],
+            queries_per_group=sizes[Axis.QUERY_PER_GROUP],
+            head_dim=sizes[Axis.HEAD_DIM],
+            ffn=sizes[Axis.FFN],
+            multipliers=replace(self.multipliers, output=output),
+        )

@@ -1,0 +1,191 @@
+"""The reference forward: what a logical model computes, in plain torch, on one page.
+
+Verification compares two checkpoints through this function, so it must not depend on Megatron, and it must
+run models larger than memory: weights are asked for one tensor at a time, and nothing holds on to them. It
+applies masks as ``operators/masks.py`` defines them. Shapes are written in einops' notation: b batch,
+s and t positions, g groups, q query heads per group, d head_dim, h hidden, f FFN units, v vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import pi
+from typing import Protocol
+
+import torch
+from einops import einsum
+from torch import Tensor
+from torch.nn import functional
+
+from flmgrow.model.config import ModelConfig
+
+
+class Weights(Protocol):
+    """Where the forward gets its weights from, in the dtype it shall compute in."""
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        """Return a logical tensor (of one layer, without the layer axis)."""
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Return rows of a table, with the shape of ``ids`` and the table's columns behind."""
+
+    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
+        """Yield rows 0 to ``stop`` of a table, in consecutive blocks."""
+
+
+@dataclass(frozen=True)
+class UnitMasks:
+    """Multipliers of units, where the model has masks: (h,), (g, q), (f,) and (layers,)."""
+
+    hidden: Tensor | None = None
+    heads: Tensor | None = None
+    ffn: Tensor | None = None
+    layers: Tensor | None = None
+
+
+NO_MASKS = UnitMasks()
+
+
+def normalise(
+    x: Tensor, gain: Tensor, bias: Tensor | None, config: ModelConfig, mask: Tensor | None = None
+) -> Tensor:
+    """Return the norm of ``x`` over its last axis, its statistics weighted by ``mask``."""
+    weight = torch.ones_like(gain) if mask is None else mask
+    if config.norm == "layernorm":
+        x = x - (x * weight).sum(-1, keepdim=True) / weight.sum()
+    square = (x * x * weight).sum(-1, keepdim=True) / weight.sum()
+    y = x * torch.rsqrt(square + config.norm_eps) * gain
+    y = y if bias is None else y + bias
+    return y if mask is None else y * mask
+
+
+def _norm(
+    x: Tensor,
+    name: str,
+    layer: int | None,
+    config: ModelConfig,
+    weights: Weights,
+    mask: Tensor | None = None,
+) -> Tensor:
+    bias = weights.tensor(f"{name}.bias", layer) if config.norm == "layernorm" else None
+    return normalise(x, weights.tensor(f"{name}.gain", layer), bias, config, mask)
+
+
+def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
+    """Angular frequencies of the rotated pairs, with Llama-3 scaling (context 8192, bands 1 and 4)."""
+    rotary = config.rotary
+    exponent = torch.arange(0, size, 2, dtype=dtype) / size
+    frequency = rotary.base**-exponent
+    if rotary.scaling_factor is None:
+        return frequency
+    wavelength = 2 * pi / frequency
+    smooth = ((8192 / wavelength - 1) / 3).clamp(0, 1)
+    return frequency * (smooth + (1 - smooth) / rotary.scaling_factor)
+
+
+def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
+    """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s, d)."""
+    if config.positions not in ("rope", "xpos"):
+        return x
+    rotary = config.rotary
+    size = int(x.shape[-1] * rotary.percent)
+    positions = torch.arange(x.shape[-2], dtype=x.dtype)
+    angle = torch.outer(
+        positions / (rotary.interpolation or 1.0), _frequencies(config, size, x.dtype)
+    )
+    cos, sin = angle.cos(), angle.sin()
+    if config.positions == "xpos":
+        zeta = (torch.arange(0, size, 2, dtype=x.dtype) / size + 0.4) / 1.4
+        power = sign * (positions - rotary.xpos_centre) / rotary.xpos_scale_base
+        scale = zeta ** power[:, None]
+        cos, sin = cos * scale, sin * scale
+    turned, rest = x[..., :size], x[..., size:]
+    pairs = turned.unflatten(-1, (-1, 2) if rotary.interleaved else (2, -1))
+    pair_axis = -1 if rotary.interleaved else -2
+    first, second = pairs.unbind(pair_axis)
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_axis)
+    return torch.cat((turned.flatten(-2), rest), -1)
+
+
+def attention(
+    x: Tensor, layer: int, config: ModelConfig, weights: Weights, head_mask: Tensor | None
+) -> Tensor:
+    """Return what causal attention adds to the residual stream; ``x`` is normalised, (b, s, h)."""
+
+    def project(name: str, pattern: str) -> Tensor:
+        y = einsum(x, weights.tensor(name, layer), f"b s h, {pattern} d h -> b {pattern} s d")
+        if config.qkv_bias:
+            y = y + weights.tensor(f"{name}.bias", layer).unsqueeze(-2)
+        return y
+
+    query, key, value = project("query", "g q"), project("key", "g"), project("value", "g")
+    if config.qk_norm:
+        query = _norm(query, "query_norm", layer, config, weights)
+        key = _norm(key, "key_norm", layer, config, weights)
+    query, key = rotate(query, config, +1), rotate(key, config, -1)
+    scores = einsum(query, key, "b g q s d, b g t d -> b g q s t")
+    scores = scores * config.attention_factor(layer)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    shares = scores.masked_fill(future, -torch.inf).softmax(-1)
+    context = einsum(shares, value, "b g q s t, b g t d -> b g q s d")
+    if head_mask is not None:
+        context = context * head_mask[:, :, None, None]
+    out = einsum(context, weights.tensor("attention_out", layer), "b g q s d, h g q d -> b s h")
+    return out + weights.tensor("attention_out.bias", layer) if config.linear_bias else out
+
+
+def ffn(
+    x: Tensor, layer: int, config: ModelConfig, weights: Weights, mask: Tensor | None
+) -> Tensor:
+    """Return what the FFN adds to the residual stream; ``x`` is normalised, (b, s, h)."""
+
+    def project(name: str) -> Tensor:
+        bias = weights.tensor(f"{name}.bias", layer) if config.linear_bias else None
+        return functional.linear(x, weights.tensor(name, layer), bias)
+
+    up = project("up")
+    if config.activation == "swiglu":
+        unit = functional.silu(project("gate")) * up
+    elif config.activation == "squared_relu":
+        unit = functional.relu(up).square()
+    else:
+        unit = functional.gelu(
+            up, approximate="tanh" if config.activation == "gelu_tanh" else "none"
+        )
+    if mask is not None:
+        unit = unit * mask
+    bias = weights.tensor("down.bias", layer) if config.linear_bias else None
+    return functional.linear(unit, weights.tensor("down", layer), bias)
+
+
+def residuals(
+    config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
+) -> Iterator[Tensor]:
+    """Yield the residual stream (b, s, h) after the embedding and after each layer; tokens are (b, s)."""
+    x = weights.rows("embedding", tokens) * config.multipliers.embedding
+    if config.positions == "learned":
+        x = x + weights.rows("position_embedding", torch.arange(tokens.shape[-1]))
+    yield x
+    for layer in range(config.layers):
+        branch = 1.0 if masks.layers is None else masks.layers[layer]
+        y = _norm(x, "attention_norm", layer, config, weights, masks.hidden)
+        x = x + branch * attention(y, layer, config, weights, masks.heads)
+        y = _norm(x, "ffn_norm", layer, config, weights, masks.hidden)
+        x = x + branch * ffn(y, layer, config, weights, masks.ffn)
+        yield x
+
+
+def logit_blocks(
+    config: ModelConfig, weights: Weights, x: Tensor, stop: int, masks: UnitMasks = NO_MASKS
+) -> Iterator[Tensor]:
+    """Yield the logits (b, s, v) of ids 0 to ``stop`` in blocks of the vocabulary, from the last residual."""
+    y = _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
+    for block in weights.blocks("embedding" if config.tied else "head", stop):
+        yield functional.linear(y, block)
+
+
+def logits(
+    config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
+) -> Tensor:
+    """Return the logits (b, s, v) of every true id for ``tokens`` (b, s)."""
+    *_, last = residuals(config, weights, tokens, masks)
+    return torch.cat(list(logit_blocks(config, weights, last, config.vocab, masks)), -1)

@@ -1,0 +1,1 @@
+"""Doing it: plan, execute, record and verify."""

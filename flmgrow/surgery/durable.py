@@ -1,0 +1,256 @@
+"""What a program wrote is not yet on the disk, and every call that puts it there may fail half way.
+
+A process may be killed between any two calls, a disk may be full at any write, and a power cut
+forgets whatever was not fsynced: the bytes of a file, and also its very name in the folder. The
+helpers here are the only ones that change the disk for an output folder. They keep to these rules:
+
+1. A new file is written as ``NAME.part``: its space is reserved, the bytes are written to the last
+   one, fsynced, and only then renamed to ``NAME``; then the folder is fsynced too.
+2. An fsync that failed is final. The kernel has already dropped the pages it could not write, so a
+   second fsync of the same file would succeed and lie. The file is written anew by the next run.
+3. A folder is renamed only onto a name that does not exist.
+4. Every failure of the file system is a :class:`StorageError` that names the file.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from flmgrow.errors import StorageError
+
+PART = ".part"
+RESUME = "run the same command again: it resumes"
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your disk quota",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EROFS: "make the file system writable",
+    errno.EIO: "check the disk and the system log",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}
+NO_FLAGGED_RENAME = {errno.ENOSYS, errno.EINVAL}
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "")
+        raise StorageError(
+            f"{path}: {doing} failed: {error.strerror or error}",
+            hint=f"{remedy}, then {RESUME}" if remedy else RESUME,
+        ) from error
+
+
+class NewFile:
+    """A file being written from its first byte to its last; made by :func:`new_file`."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self.position = 0
+        self._descriptor = descriptor
+        self._path = path
+
+    def write(self, data: memoryview) -> None:
+        """Append all of ``data`` (flat bytes). Raises StorageError."""
+        with storage_errors(self._path, f"writing at byte {self.position}"):
+            write_all(self._descriptor, data, self.position)
+        self.position += data.nbytes
+
+    def finish(self) -> None:
+        """Put the bytes on the disk and close. Raises StorageError."""
+        with storage_errors(self._path, "fsync"):
+            os.fsync(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        with storage_errors(self._path, "closing"):
+            os.close(descriptor)
+
+    def abandon(self) -> None:
+        """Close, if it is not closed yet, what will not be finished."""
+        if self._descriptor >= 0:
+            close_quietly(self._descriptor)
+        self._descriptor = -1
+
+
+@contextlib.contextmanager
+def new_file(path: Path, size: int) -> Iterator[NewFile]:
+    """Give a file of ``size`` bytes to write; after the block it is on the disk under ``path``.
+
+    If the block or anything else fails, ``path`` is as it was. Raises StorageError.
+    """
+    part = path.with_name(path.name + PART)
+    with storage_errors(part, "creating"):
+        part.unlink(missing_ok=True)  # never reuse one whose fsync may have failed
+        descriptor = os.open(part, NEW_FILE, 0o666)
+    file = NewFile(descriptor, part)
+    try:
+        reserve(descriptor, part, size)
+        yield file
+        file.finish()
+    finally:
+        file.abandon()
+    with storage_errors(part, "renaming"):
+        part.rename(path)
+    sync_folder(path.parent)
+
+
+def write_small(path: Path, data: bytes) -> None:
+    """Write a small file whole, as :func:`new_file` does. Raises StorageError."""
+    with new_file(path, len(data)) as file:
+        file.write(memoryview(data))
+
+
+def write_all(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all of ``data`` at ``position``, however little each call takes. Raises OSError."""
+    while data.nbytes:
+        try:
+            written = os.pwrite(descriptor, data, position)
+        except InterruptedError:
+            continue
+        if written == 0:
+            raise OSError(errno.EIO, "the file system took no bytes")
+        data = data[written:]
+        position += written
+
+
+def reserve(descriptor: int, path: Path, size: int) -> None:
+    """Reserve ``size`` bytes, so that a full disk is found before the work and not after it.
+
+    This is fallocate(2) and not posix_fallocate, which writes the whole file once where the file
+    system cannot reserve; there it is left out. Raises StorageError.
+    """
+    if size == 0:
+        return
+    with storage_errors(path, f"reserving {size} bytes"):
+        try:
+            _call_libc("fallocate", descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
+        except OSError as error:
+            if error.errno not in NO_RESERVATION:
+                raise
+
+
+def rename_to_new(source: Path, target: Path) -> bool:
+    """Rename ``source`` to ``target``; return False if ``target`` exists. Raises StorageError.
+
+    Where the file system knows no RENAME_NOREPLACE the name is looked up first; the caller's lock
+    then keeps other runs of this tool away, but not other programs.
+    """
+    with storage_errors(source, f"renaming to {target}"):
+        try:
+            old, new = os.fsencode(source), os.fsencode(target)
+            _call_libc("renameat2", AT_FDCWD, old, AT_FDCWD, new, RENAME_NOREPLACE)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                return False
+            if error.errno not in NO_FLAGGED_RENAME:
+                raise
+            if os.path.lexists(target):
+                return False
+            source.rename(target)
+    return True
+
+
+def _call_libc(name: str, *arguments: object) -> None:
+    """Call a function of the C library that Python does not offer. Raises OSError."""
+    function = getattr(_libc, name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on the disk. Raises StorageError."""
+    with storage_errors(folder, "fsync"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            close_quietly(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Put the names in ``folder`` and in all folders below it on the disk. Raises StorageError."""
+    with storage_errors(folder, "listing"):
+        below = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir())
+    for each in below:
+        sync_tree(each)
+    sync_folder(folder)
+
+
+def make_folders(root: Path, folder: Path) -> None:
+    """Make ``folder``, somewhere below the existing ``root``, durably. Raises StorageError."""
+    with storage_errors(folder, "looking up"):
+        if folder == root or folder.is_dir():
+            return
+    make_folders(root, folder.parent)
+    with storage_errors(folder, "creating"):
+        folder.mkdir(exist_ok=True)  # another thread may make it now too
+    sync_folder(folder.parent)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make ``folder`` for this user alone, or accept the one that an earlier run of theirs made.
+
+    In a shared folder such as /tmp anybody can plant a link or a folder of their own under the
+    name: both are refused. Raises StorageError.
+    """
+    with storage_errors(folder, "creating"):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(0o700)
+            return
+        with contextlib.suppress(FileNotFoundError):  # its run may be removing it just now
+            if not is_own_folder(folder):
+                raise StorageError(
+                    f"{folder}: is a link, a file or another user's folder, wanted one of our own",
+                    hint="find out who put it there; remove it or choose another output folder",
+                )
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Return whether ``folder`` is a real folder (no link) of this user. Raises OSError."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
+def prune(folder: Path, keep: Collection[Path]) -> bool:
+    """Remove every file below ``folder`` that is not in ``keep``, and every folder left empty.
+
+    Returns whether ``folder`` itself is empty now. Links are removed, never followed.
+    Raises StorageError.
+    """
+    empty = True
+    with storage_errors(folder, "listing"):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        path = Path(entry)
+        with storage_errors(path, "removing"):
+            if entry.is_dir(follow_symlinks=False):
+                if prune(path, keep):
+                    path.rmdir()
+                else:
+                    empty = False
+            elif path in keep:
+                empty = False
+            else:
+                path.unlink(missing_ok=True)
+    return empty
+
+
+def close_quietly(descriptor: int) -> None:
+    """Close where a failure loses nothing: nothing was written, or it is dropped, or fsynced."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)

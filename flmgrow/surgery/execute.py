@@ -1,0 +1,171 @@
+"""Carrying out a plan: bounded memory, several workers, and the same bytes whatever their number.
+
+Blocks of the output are computed by workers and written in order by one thread, which also computes the
+checksums. A window of blocks is in flight; its size and theirs follow from the memory budget. The output
+folder appears complete or not at all (``output.py``), with ``flmgrow.json`` written last.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.megatron_writing import TargetArray, TargetFile, tracker
+from flmgrow.formats.reading import DTYPES, Array, as_bytes
+from flmgrow.formats.torch_zip import TorchFileWriter, source_chunks
+from flmgrow.model.axes import Box, split
+from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
+from flmgrow.surgery.output import OutputFolder
+from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.replicas import check_replicas
+from flmgrow.surgery.values import GrownValues
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+BASE_MEMORY = 160 << 20
+"""What the process needs before the first block: interpreter, libraries, headers."""
+
+BYTES_PER_ELEMENT = 72
+"""Peak bytes of temporaries per element of a block being computed (float64 values, draws, hashes)."""
+
+MIN_BLOCK = 1 << 14
+MAX_BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to carry out a plan; none of it changes the result, but for ``init_std``.
+
+    ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a half-done run of
+    another plan. ``progress`` is told bytes as they are written.
+    """
+
+    max_memory: int = 1 << 30
+    workers: int = 1
+    restart: bool = False
+    allow_nonfinite: bool = False
+    replicated: str = "check"
+    init_std: float | None = None
+    progress: Progress = lambda _: None
+
+    @property
+    def block_elements(self) -> int:
+        """Elements per block, so that all blocks in flight fit the budget."""
+        spare = self.max_memory - BASE_MEMORY
+        elements = spare // (BYTES_PER_ELEMENT * (self.workers + 1))
+        if elements < MIN_BLOCK:
+            needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
+            raise UsageError(
+                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at least "
+                f"{-(-needed >> 20)} MiB",
+                "give more memory or fewer workers",
+            )
+        return min(elements, MAX_BLOCK)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], T]], window: int
+) -> Iterator[T]:
+    """Run ``tasks`` on the pool and yield their results in order, at most ``window`` ahead."""
+    waiting: deque[Future[T]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(task))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def non_finite(values: Array) -> int:
+    """Return how many entries are not finite; on the bits, which is an order faster for bfloat16."""
+    if values.dtype == DTYPES["bfloat16"]:
+        bits = values.reshape(-1).view(np.uint16) & np.uint16(0x7FFF)
+        return int((bits >= 0x7F80).sum())
+    return int(values.size - np.isfinite(values).sum())
+
+
+class Executor:
+    """Carries out one plan into one output folder."""
+
+    def __init__(self, plan: Plan, execution: Execution) -> None:
+        self.plan = plan
+        self.execution = execution
+        self.values = GrownValues(plan.growth, plan.source.reader, execution.init_std)
+
+    def _block(self, array: TargetArray, name: str, box: Box) -> Array:
+        values = self.values.box(self.plan.tensors[name], box, DTYPES[array.dtype])
+        if not self.execution.allow_nonfinite and (count := non_finite(values)):
+            raise BadCheckpointError(
+                f"{self.plan.source.folder}: {name}: {count} values that are not finite in {box.ranges}",
+                "the source is damaged or has diverged; --allow-nonfinite carries them over",
+            )
+        return np.ascontiguousarray(values)
+
+    def blocks(self, pool: ThreadPoolExecutor, array: TargetArray) -> Iterator[Array]:
+        """Yield the values of an array in storage order, computed ahead by the pool."""
+        limit = self.execution.block_elements
+
+        def tasks() -> Iterator[Callable[[], Array]]:
+            for segment in array.placement.segments():
+                for box in split(segment.box, limit):
+                    yield lambda name=segment.tensor, box=box: self._block(array, name, box)
+
+        return in_order(pool, tasks(), self.execution.workers + 1)
+
+    def _write(self, pool: ThreadPoolExecutor, file: TargetFile, folder: OutputFolder) -> None:
+        size = self.plan.file_sizes[file.path]
+        arrays = {id(array.storage): array for array in file.arrays}
+        with folder.file(file.path, size) as output:
+
+            def write(data: Any) -> None:
+                output.write(data)
+                self.execution.progress(memoryview(data).nbytes)
+
+            writer = TorchFileWriter(file.root, write)
+            for storage in writer.storages:
+                array = arrays.get(id(storage))
+                if array is None:
+                    writer.write_storage(storage, source_chunks(storage))
+                else:
+                    writer.write_storage(storage, map(as_bytes, self.blocks(pool, array)))
+            writer.finish()
+
+    def run(self, destination: Path) -> dict[str, object]:
+        """Write the checkpoint to ``destination`` and return its manifest.
+
+        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source.
+        """
+        plan, execution = self.plan, self.execution
+        drift = check_replicas(plan.source.reader, execution.replicated)
+        options = {
+            **plan.options,
+            "replicated": execution.replicated,
+            "init_std": execution.init_std,
+        }
+        with OutputFolder(
+            destination, identity_of(plan, options), restart=execution.restart
+        ) as folder:
+            remaining = [file for file in plan.files if file.path not in folder.finished]
+            folder.free_space_check(sum(plan.file_sizes[file.path] for file in remaining))
+            for path in folder.finished:
+                execution.progress(plan.file_sizes[path])
+            with ThreadPoolExecutor(execution.workers, "flmgrow") as pool:
+                for file in remaining:
+                    self._write(pool, file, folder)
+            plan.source.check_unchanged()
+            records = [folder.finished[file.path] for file in plan.files]
+            spreads = self.values.spreads(plan.tensors, plan.stored_sizes)
+            manifest = describe(plan, options, records, spreads, drift)
+            name, content = tracker(plan.source.iteration)
+            folder.commit({name: content, MANIFEST: encode(manifest)})
+        return manifest

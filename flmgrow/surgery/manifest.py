@@ -1,0 +1,169 @@
+"""``flmgrow.json``: what a checkpoint is, where it came from, how it grew, and what it must equal.
+
+It lies in every output folder and is written last. Later commands read it: the trainer for masks, ``verify``
+for what to compare, ``inspect`` for the family tree. It names no path of the machine it was written on.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from flmgrow import __version__
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.axes import AxisMap
+from flmgrow.operators.masks import Dimension, Mask, mask_from_json
+from flmgrow.surgery.integrity import FileRecord
+from flmgrow.surgery.plan import Plan
+
+MANIFEST = "flmgrow.json"
+VERSION = 1
+MAX_BYTES = 64 << 20
+
+Json = dict[str, Any]
+
+
+def digest_of(source: Checkpoint) -> str:
+    """Return a digest of a checkpoint's content, from the CRC32 sums its files already carry."""
+    digest = xxhash.xxh3_128()
+    for rank, file in sorted(source.files.items()):
+        digest.update(repr(rank).encode())
+        for name, record in sorted(file.records.items()):
+            digest.update(f"{name}:{record.nbytes}:{record.crc}".encode())
+    return digest.hexdigest()
+
+
+def source_runs(axis_map: AxisMap) -> list[Json]:
+    """Return where new indices come from as runs: ``new`` [start, stop), and ``old`` start or ``fresh``."""
+    source = axis_map.source
+    step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
+    cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
+    runs = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        first = int(source[start])
+        origin: Json = {"old": first} if first >= 0 else {"fresh": True}
+        runs.append({"new": [start, stop], **origin})
+    return runs
+
+
+def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
+    """Return what makes two runs the same run: resuming needs all of it unchanged."""
+    growth = plan.growth
+    return {
+        "flmgrow": __version__,
+        "source": digest_of(plan.source),
+        "model": asdict(plan.target.config),
+        "layout": asdict(plan.target.layout),
+        "dtype": plan.target.dtype,
+        "methods": dict(growth.methods),
+        "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
+        "seed": growth.seed,
+        "options": dict(options),
+    }
+
+
+def describe(
+    plan: Plan,
+    options: Mapping[str, object],
+    files: Sequence[FileRecord],
+    spreads: Mapping[str, float],
+    drift: Sequence[str],
+) -> Json:
+    """Return the manifest of a finished run. ``spreads`` are the standard deviations drawn with."""
+    source, growth = plan.source, plan.growth
+    parent = read_manifest(source.path)
+    old, new = plan.parameters
+    return {
+        "manifest_version": VERSION,
+        "flmgrow": __version__,
+        "format": "megatron",
+        "iteration": source.iteration,
+        "parameters": new,
+        "model": asdict(plan.target.config),
+        "layout": asdict(plan.target.layout),
+        "padded_vocab": plan.target.padded_vocab,
+        "dtype": plan.target.dtype or source.dtype,
+        "source": {
+            "name": source.path.resolve().name,
+            "digest": digest_of(source),
+            "parameters": old,
+            "model": asdict(source.config),
+            "layout": asdict(source.layout),
+            "iteration": source.iteration,
+            "family": family(source.path),
+            "receipt": parent.get("receipt") if parent else None,
+        },
+        "growth": {
+            "methods": {str(dimension): method for dimension, method in growth.methods.items()},
+            "preserves_function": growth.preserves,
+            "seed": growth.seed,
+            "untied": bool(growth.renamed),
+            "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
+            "spreads": dict(spreads),
+        },
+        "masks": {str(dimension): mask.to_json() for dimension, mask in growth.masks.items()},
+        "options": dict(options),
+        "dropped": list(plan.dropped),
+        "drift": list(drift),
+        "notes": list(growth.notes),
+        "files": [asdict(record) for record in files],
+        "receipt": None,
+    }
+
+
+def encode(manifest: Json) -> bytes:
+    """Return the manifest as the bytes of its file."""
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def read_manifest(folder: Path) -> Json | None:
+    """Return the manifest in a checkpoint's folder, or None if it has none.
+
+    Raises BadCheckpointError if there is one that cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpointError(f"{path}: not readable: {error}") from None
+    if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
+        raise BadCheckpointError(f"{path}: not a manifest of version {VERSION}")
+    return data
+
+
+def masks_of(folder: Path) -> dict[Dimension, Mask]:
+    """Return the masks that a checkpoint's manifest declares; none without a manifest."""
+    manifest = read_manifest(folder) or {}
+    masks = manifest.get("masks", {})
+    if not isinstance(masks, dict):
+        raise BadCheckpointError(f"{folder / MANIFEST}: masks: not in the form flmgrow writes")
+    return {Dimension(name): mask_from_json(name, data) for name, data in masks.items()}
+
+
+def family(folder: Path) -> list[Json]:
+    """Return a checkpoint's ancestry, oldest first and itself last, as far as manifests tell."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return []
+    source = manifest["source"]
+    ancestors: list[Json] = list(source["family"]) or [
+        {"name": source["name"], "parameters": source["parameters"], "iteration": source["iteration"]}
+    ]
+    return [
+        *ancestors,
+        {
+            "name": folder.resolve().name,
+            "parameters": manifest["parameters"],
+            "iteration": manifest["iteration"],
+            "methods": manifest["growth"]["methods"],
+        },
+    ]

@@ -1,0 +1,164 @@
+"""A plan says everything an expansion or resharding will do, before a byte of a weight is read.
+
+It is data made from headers: the growth, the files to come with their arrays, how many elements are copied,
+drawn or zero, what is left out, and what it will cost. Making it proves that every element of the new model
+is written exactly once and that every element of the old one is used or listed as dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.layout import Layout, make_layout
+from flmgrow.formats.megatron_writing import TargetFile, dropped, target_files
+from flmgrow.formats.torch_zip import TorchFileWriter
+from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
+from flmgrow.operators.growth import Counts, Growth, count
+from flmgrow.operators.target import Target, grow
+from flmgrow.operators.vocab import padded_size
+
+
+@dataclass(frozen=True)
+class LayoutWish:
+    """The layout a user asks for; None keeps the source's."""
+
+    tp: int | None = None
+    pp: int | None = None
+    vpp: int | None = None
+    pipeline_layers: Sequence[int] | None = None
+
+    def resolve(self, source: Layout, layers: int) -> Layout:
+        """Return the layout for a model of ``layers`` layers, close to the source's where not told."""
+        tp = source.tp if self.tp is None else self.tp
+        pp = source.pp if self.pp is None else self.pp
+        vpp = self.vpp
+        if vpp is None:
+            vpp = source.vpp if pp == source.pp else 1
+        same = (pp, vpp, layers) == (source.pp, source.vpp, source.layers)
+        if self.pipeline_layers is None and same:
+            return Layout(tp, pp, vpp, source.chunk_layers)
+        return make_layout(layers, tp, pp, vpp, self.pipeline_layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be done. ``counts`` is by logical tensor, ``dropped`` names what is left out."""
+
+    source: Checkpoint
+    growth: Growth
+    target: TargetModel
+    tensors: Mapping[str, LogicalTensor]
+    files: tuple[TargetFile, ...]
+    file_sizes: Mapping[str, int]
+    counts: Mapping[str, Counts]
+    dropped: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes to be written, without the manifest."""
+        return sum(self.file_sizes.values())
+
+    @property
+    def total(self) -> Counts:
+        """Elements of the new model by how they come about, each counted once."""
+        return sum(self.counts.values(), Counts())
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Parameters of the old and of the new model, without vocabulary padding."""
+        return parameter_count(self.source.config), parameter_count(self.target.config)
+
+    @property
+    def stored_sizes(self) -> dict[Axis, int]:
+        """The new model's sizes as stored: the vocabulary with its padding."""
+        return {**self.target.config.sizes, Axis.VOCAB: self.target.padded_vocab}
+
+
+def make_plan(
+    source: Checkpoint,
+    target: Target,
+    wish: LayoutWish,
+    *,
+    dtype: str | None = None,
+    drop_optimizer: bool = False,
+) -> Plan:
+    """Return the plan that takes ``source`` to ``target`` in the wished layout.
+
+    Raises UsageError for a target that cannot be reached and for content that would be lost unasked.
+    """
+    if "optimizer" in source.carried and not drop_optimizer:
+        raise UsageError(
+            f"{source.folder}: holds optimizer state, which this version cannot carry",
+            "pass --no-optimizer to go on without it",
+        )
+    layers = source.config.layers if target.layers is None else target.layers
+    layout = wish.resolve(source.layout, layers)
+    vocab = source.config.vocab if target.vocab is None else target.vocab
+    padded = padded_size(vocab, source.vocab_multiple, layout.tp)
+    growth = grow(source.config, target, source.padded_vocab, padded)
+    return plan_growth(source, growth, layout, padded, dtype)
+
+
+def plan_growth(
+    source: Checkpoint, growth: Growth, layout: Layout, padded_vocab: int, dtype: str | None = None
+) -> Plan:
+    """Return the plan that carries out ``growth`` into ``layout``."""
+    layer_map = growth.maps.get(Axis.LAYER)
+    donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
+    model = TargetModel(
+        config=growth.new,
+        layout=layout,
+        padded_vocab=padded_vocab,
+        dtype=None if dtype == source.dtype else dtype,
+        donors=tuple(donors),
+    )
+    files = tuple(target_files(source, model))
+    tensors = logical_tensors(growth.new)
+    sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}
+    counts = {
+        name: count(growth, tensor, full_box(tensor.shape(sizes)))
+        for name, tensor in tensors.items()
+    }
+    plan = Plan(
+        source=source,
+        growth=growth,
+        target=model,
+        tensors=tensors,
+        files=files,
+        file_sizes={file.path: _file_size(file) for file in files},
+        counts=counts,
+        dropped=(*dropped(source, model), *_unused(source, growth)),
+    )
+    _prove_cover(plan)
+    return plan
+
+
+def _file_size(file: TargetFile) -> int:
+    return TorchFileWriter(file.root, lambda _: None).total_size
+
+
+def _unused(source: Checkpoint, growth: Growth) -> list[str]:
+    """Name old indices that no new index comes from: vocabulary padding without room."""
+    unused = []
+    for axis, axis_map in growth.maps.items():
+        lost = axis_map.old_size - len(set(axis_map.source.tolist()) & set(range(axis_map.old_size)))
+        if lost:
+            unused.append(f"{lost} of {axis_map.old_size} {axis} rows (padding)")
+    return unused
+
+
+def _prove_cover(plan: Plan) -> None:
+    """Every element of every new tensor is stored, and stored once but for replicas."""
+    stored: dict[str, int] = dict.fromkeys(plan.tensors, 0)
+    seen = set()
+    for file in plan.files:
+        for array in file.arrays:
+            for segment in array.placement.segments():
+                if (segment.tensor, segment.box) not in seen:
+                    seen.add((segment.tensor, segment.box))
+                    stored[segment.tensor] += segment.box.count
+    for name, total in stored.items():
+        assert total == plan.counts[name].total, f"{name}: {total} of {plan.counts[name]} stored"

@@ -1,0 +1,234 @@
+"""Producing the values of a grown box: copies bit for bit, everything else in float64, cast once at the end.
+
+Values must not depend on how the output is cut into boxes, nor on how the source is laid out. So what needs
+more than the box itself (the mean over an axis, the spread of a tensor) is computed over whole vectors or
+over a fixed sample in logical order, and kept.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmgrow.formats.reading import Array, LogicalReader
+from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box, split
+from flmgrow.model.tensors import Init, LogicalTensor
+from flmgrow.operators.draws import normal
+from flmgrow.operators.growth import Growth, Move, count, factors, moves
+
+SAMPLE = 1 << 22
+"""Elements looked at to measure the spread of a tensor: all of it, or evenly spaced rows."""
+
+FALLBACK_STD = 0.02
+"""The spread drawn with where the source has none (a layer whose output projection is still zero)."""
+
+BLOCK = 1 << 20
+"""Elements read at once while averaging."""
+
+
+class Statistics:
+    """Spreads and means of a checkpoint's tensors, computed once each; safe to share between threads."""
+
+    def __init__(self, reader: LogicalReader) -> None:
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._known: dict[tuple[object, ...], Any] = {}
+
+    def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = compute()
+            return self._known[key]
+
+    def std(self, name: str, box: Box) -> float:
+        """Return the standard deviation of the values in ``box``, from a sample if it is large."""
+        value: float = self._once(("std", name, box), lambda: self._std(name, box))
+        return value
+
+    def _std(self, name: str, box: Box) -> float:
+        count, total, square = 0, 0.0, 0.0
+        place = next((i for i, extent in enumerate(box.shape) if extent > 1), 0)
+        start, stop = box.ranges[place]
+        step = -(-box.count // SAMPLE)
+        for index in range(start, stop, min(step, stop - start)):
+            last = index + 1 if step > 1 else stop
+            row = Box((*box.ranges[:place], (index, last), *box.ranges[place + 1 :]))
+            for block in split(row, BLOCK):
+                values = self._reader.read(name, block).astype(np.float64).reshape(-1)
+                count += values.size
+                total += float(np.add.reduce(values))
+                square += float(np.add.reduce(values * values))
+            if last == stop:
+                break
+        variance = max(0.0, square / count - (total / count) ** 2)
+        return float(np.float32(np.sqrt(variance)))
+
+    def mean(self, name: str, box: Box, axis: int) -> FloatArray:
+        """Return the mean over the whole of ``axis`` for every other index in ``box`` (axis kept, size 1)."""
+        extent = self._reader.tensors[name].axes[axis]
+        if box.shape[axis] == self._reader.shape(name)[axis]:
+            return _mean(self._reader.read(name, box), axis)
+        whole = self._once(("mean", name, extent, box.ranges[0]), lambda: self._whole(name, box, axis))
+        ranges = list(box.ranges)
+        ranges[axis] = (0, 1)
+        outer = [(0, size) for size in self._reader.shape(name)]
+        outer[axis] = (0, 1)
+        if self._reader.tensors[name].layered:
+            outer[0] = box.ranges[0]
+        cut: FloatArray = whole[Box(tuple(ranges)).relative_to(Box(tuple(outer)))]
+        return cut
+
+    def _whole(self, name: str, box: Box, axis: int) -> FloatArray:
+        """The mean over ``axis`` at every index of the other axes (of the one layer in ``box``)."""
+        ranges = [(0, size) for size in self._reader.shape(name)]
+        if self._reader.tensors[name].layered:
+            ranges[0] = box.ranges[0]
+        others = [span for place, span in enumerate(ranges) if place != axis]
+        size = self._reader.shape(name)[axis]
+        parts = []
+        for block in split(Box(tuple(others)), max(1, BLOCK // size)):
+            spans = list(block.ranges)
+            spans.insert(axis, (0, size))
+            parts.append(_mean(self._reader.read(name, Box(tuple(spans))), axis).reshape(-1))
+        shape = [stop - start for start, stop in ranges]
+        shape[axis] = 1
+        return np.concatenate(parts).reshape(shape)
+
+
+def _mean(values: Array, axis: int) -> FloatArray:
+    """Average in float64 over ``axis``, adding up each vector in its own order whatever is around it."""
+    last = np.ascontiguousarray(np.moveaxis(values.astype(np.float64), axis, -1))
+    mean = np.add.reduce(last, -1, keepdims=True) / values.shape[axis]
+    return np.moveaxis(mean, -1, axis)
+
+
+class GrownValues:
+    """Computes any box of any tensor of the grown model.
+
+    ``init_std`` replaces the source tensor's own spread for drawn entries.
+    """
+
+    def __init__(self, growth: Growth, reader: LogicalReader, init_std: float | None = None) -> None:
+        self._growth = growth
+        self._reader = reader
+        self._statistics = Statistics(reader)
+        self._init_std = init_std
+
+    def box(self, tensor: LogicalTensor, box: Box, dtype: np.dtype[Any]) -> Array:
+        """Return the values of ``box`` of the grown ``tensor``, in ``dtype``."""
+        plan = list(moves(self._growth, tensor, box))
+        computed = self._growth.changes(tensor)
+        if len(plan) == 1:
+            return self._move(tensor, plan[0], computed, dtype)
+        result = np.empty(box.shape, dtype)
+        for move in plan:
+            result[move.box.relative_to(box)] = self._move(tensor, move, computed, dtype)
+        return result
+
+    def _move(self, tensor: LogicalTensor, move: Move, computed: bool, dtype: np.dtype[Any]) -> Array:
+        name = self._growth.source_name(tensor)
+        if move.fill is Fill.ZERO:
+            return np.zeros(move.box.shape, dtype)
+        if move.fill is Fill.DRAWN:
+            return (self._drawn(tensor, name, move.box) - tensor.shift).astype(dtype)
+        assert move.old is not None
+        if move.fill is Fill.MEAN:
+            assert move.mean_axis is not None
+            mean = self._statistics.mean(name, move.old, move.mean_axis)
+            for factor in factors(self._growth, tensor, move.box):
+                mean = mean * factor
+            return np.broadcast_to(mean, move.box.shape).astype(dtype)
+        if not computed:
+            return self._reader.read(name, move.old).astype(dtype, copy=False)
+        return self._copied(tensor, name, move, move.old).astype(dtype)
+
+    def _copied(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
+        """Old values, centred, scaled and noised as their roles ask; as stored (without the shift)."""
+        values: FloatArray = self._reader.read(name, old).astype(np.float64) + tensor.shift
+        for place, axis_map, roles in self._mapped(tensor):
+            if axis_map.centre and Role.WRITES in roles:
+                values -= self._statistics.mean(name, old, place)
+        for factor in factors(self._growth, tensor, move.box):
+            values *= factor
+        for place, axis_map, roles in self._mapped(tensor):
+            if axis_map.noise and Role.READS in roles:
+                values += self._noise(tensor, name, move, place, axis_map)
+        return values - tensor.shift + 0.0
+
+    def _mapped(self, tensor: LogicalTensor) -> list[tuple[int, AxisMap, frozenset[Role]]]:
+        return [
+            (place, self._growth.maps[axis], roles)
+            for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True))
+            if axis in self._growth.maps
+        ]
+
+    def _noise(
+        self, tensor: LogicalTensor, name: str, move: Move, place: int, axis_map: AxisMap
+    ) -> FloatArray:
+        """Noise whose sum over the copies of a source index is exactly zero: pairs of opposite sign.
+
+        Copies 0 and 1 get +n and -n, 2 and 3 another pair; an odd last copy gets none.
+        """
+        start, stop = move.box.ranges[place]
+        number = axis_map.copy_number()[start:stop]
+        paired = number < axis_map.copies()[start:stop] // 2 * 2
+        sign = np.where(paired, 1.0 - 2.0 * (number % 2), 0.0)
+        indices = _indices(move.box)
+        indices[place] = axis_map.source[start:stop] + axis_map.old_size * (number // 2)
+        draw = normal(self._growth.seed, f"{tensor.name} noise", indices)
+        share = axis_map.scale[Role.READS][start:stop]
+        shape = [1] * len(indices)
+        shape[place] = -1
+        amplitude = (sign * share * axis_map.noise).reshape(shape)
+        return draw * amplitude * self._std(tensor, name, move.box)
+
+    def _drawn(self, tensor: LogicalTensor, name: str, box: Box) -> FloatArray:
+        """Fresh entries, as logical values. A layer whose branch starts at zero has it zero all through."""
+        if tensor.init is not Init.NORMAL:
+            values = np.full(box.shape, 1.0 if tensor.init is Init.ONES else 0.0)
+        else:
+            std = self._init_std if self._init_std is not None else self._std(tensor, name, box)
+            values = normal(self._growth.seed, tensor.name, _indices(box)) * std
+        for factor in factors(self._growth, tensor, box, only=Axis.LAYER):
+            values = values * factor + 0.0
+        return values
+
+    def _std(self, tensor: LogicalTensor, name: str, box: Box) -> float:
+        """The spread of the old tensor, in the old layer that stands behind the box's one layer."""
+        layer = self.donor(box.ranges[0][0]) if tensor.layered else None
+        return self._spread(name, layer)
+
+    def _spread(self, name: str, layer: int | None) -> float:
+        whole = full_box(self._reader.shape(name))
+        if layer is not None:
+            whole = Box(((layer, layer + 1), *whole.ranges[1:]))
+        return self._statistics.std(name, whole) or FALLBACK_STD
+
+    def spreads(self, tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> dict[str, float]:
+        """Return the spread that entries were drawn with, by tensor and new layer, for the record."""
+        result = {}
+        for tensor in tensors.values():
+            name = self._growth.source_name(tensor)
+            layers = range(sizes[Axis.LAYER]) if tensor.layered else (None,)
+            for layer in layers:
+                whole = full_box(tensor.shape(sizes))
+                if layer is not None:
+                    whole = Box(((layer, layer + 1), *whole.ranges[1:]))
+                if tensor.init is Init.NORMAL and count(self._growth, tensor, whole).drawn:
+                    donor = None if layer is None else self.donor(layer)
+                    label = tensor.name if layer is None else f"{tensor.name}[{layer}]"
+                    spread = self._init_std or self._spread(name, donor)
+                    result[label] = spread
+        return result
+
+    def donor(self, layer: int) -> int:
+        """Return the old layer behind a new one."""
+        axis_map = self._growth.maps.get(Axis.LAYER)
+        return layer if axis_map is None else int(axis_map.donors[layer])
+
+
+def _indices(box: Box) -> list[NDArray[np.int64]]:
+    return [np.arange(start, stop, dtype=np.int64) for start, stop in box.ranges]
+

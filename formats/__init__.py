@@ -1,0 +1,1 @@
+"""How checkpoints lie on disk; knows no growth."""

@@ -1,0 +1,259 @@
+"""Megatron-LM's ``args`` say what the model computes, in names this module understands or refuses.
+
+A checkpoint carries some hundred arguments. Those that describe the model are translated to a
+``ModelConfig`` and back. Those that would change the function in a way flmgrow does not know must have
+their neutral value (``NEUTRAL``). And an argument nobody has heard of stops the run if its name speaks of the
+model and it is switched on: a new feature must not be lost in silence. The rest is carried unchanged.
+
+What Megatron has no argument for (xPos, muP multipliers, the paper's attention scale, the true vocabulary
+size) stands under names of our own, with the prefix ``flmgrow_``.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import cast
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.argument_names import HARMLESS, NEUTRAL, UNDERSTOOD
+from flmgrow.model.config import (
+    Activation,
+    ModelConfig,
+    Multipliers,
+    Norm,
+    Positions,
+    RotarySettings,
+)
+
+Arguments = Mapping[str, object]
+OWN_PREFIX = "flmgrow_"
+_MODEL_WORDS = frozenset(
+    """
+    norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate gated embedding
+    embeddings residual softmax position positions expert experts moe mamba mup mtp mla latent window bias head
+    heads layer layers scale scaling multiplier mult clamp logit logits qk kv qkv hybrid heterogeneous
+    """.split()
+)
+
+
+class ArgumentReader:
+    """Reads typed values from arguments, with the file's name in every refusal."""
+
+    def __init__(self, arguments: Arguments, where: str) -> None:
+        self.arguments = arguments
+        self.where = where
+
+    def _bad(self, name: str, wanted: str) -> BadCheckpointError:
+        found = self.arguments.get(name, "nothing")
+        return BadCheckpointError(f"{self.where}: args.{name}: found {found!r}, wanted {wanted}")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Return a positive whole number; ``default`` stands for an absent or None one."""
+        value = self.arguments.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self._bad(name, "a positive whole number")
+        return value
+
+    def optional_integer(self, *names: str) -> int | None:
+        """Return the first of ``names`` that is not None, as a whole number, or None."""
+        for name in names:
+            if self.arguments.get(name) is not None:
+                value = self.arguments[name]
+                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                    raise self._bad(name, "a whole number or None")
+                return value
+        return None
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a finite number; ``default`` stands for an absent or None one."""
+        value = self.arguments.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._bad(name, "a number")
+        return float(value)
+
+    def optional_number(self, name: str) -> float | None:
+        """Return a number, or None if absent or None."""
+        return None if self.arguments.get(name) is None else self.number(name)
+
+    def flag(self, *names: str, default: bool = False) -> bool:
+        """Return the first of ``names`` that is present, as a truth value."""
+        for name in names:
+            if name in self.arguments:
+                value = self.arguments[name]
+                if value is not None and not isinstance(value, bool):
+                    raise self._bad(name, "True or False")
+                return bool(value)
+        return default
+
+    def choice(self, name: str, choices: Collection[str], default: str) -> str:
+        """Return one of ``choices``."""
+        value = self.arguments.get(name)
+        value = default if value is None else value
+        if value not in choices:
+            raise self._bad(name, " or ".join(choices))
+        return cast(str, value)
+
+
+def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = ()) -> None:
+    """Raise BadCheckpointError for an argument that changes the function and is not understood.
+
+    ``ignored`` names arguments the user takes responsibility for.
+    """
+    for name, value in arguments.items():
+        if name in ignored or name in UNDERSTOOD or name in HARMLESS:
+            continue
+        if name in NEUTRAL:
+            neutral = value in NEUTRAL[name] if isinstance(value, _PLAIN) else False
+        elif name.startswith(OWN_PREFIX):
+            neutral = False
+        else:
+            neutral = not _MODEL_WORDS & set(name.split("_")) or not value
+        if not neutral:
+            raise BadCheckpointError(
+                f"{where}: args.{name}: found {value!r:.60}, which flmgrow does not understand",
+                f"if it does not change what the model computes, pass --ignore-arg {name}",
+            )
+
+
+_PLAIN = (bool, int, float, str, list, tuple, type(None))
+
+
+def _activation(reader: ArgumentReader) -> Activation:
+    if reader.flag("swiglu"):
+        return "swiglu"
+    if reader.flag("squared_relu"):
+        return "squared_relu"
+    fused = reader.flag("bias_gelu_fusion") and reader.flag("add_bias_linear", default=True)
+    return "gelu_tanh" if fused or reader.flag("openai_gelu") else "gelu"
+
+
+def _positions(reader: ArgumentReader) -> Positions:
+    if reader.flag("use_rotary_position_embeddings"):
+        kind = "rope"
+    else:
+        kind = reader.choice(
+            "position_embedding_type", ("learned_absolute", "rope", "none"), "learned_absolute"
+        )
+    if kind == "rope" and reader.arguments.get("flmgrow_xpos_scale_base") is not None:
+        return "xpos"
+    return "learned" if kind == "learned_absolute" else cast(Positions, kind)
+
+
+def _rotary(reader: ArgumentReader) -> RotarySettings:
+    scaled = reader.flag("use_rope_scaling")
+    return RotarySettings(
+        base=reader.number("rotary_base", 10000.0),
+        percent=reader.number("rotary_percent", 1.0),
+        interleaved=reader.flag("rotary_interleaved"),
+        scaling_factor=reader.number("rope_scaling_factor", 8.0) if scaled else None,
+        interpolation=reader.optional_number("rotary_seq_len_interpolation_factor"),
+        xpos_scale_base=reader.number("flmgrow_xpos_scale_base", 512.0),
+        xpos_centre=reader.optional_integer("flmgrow_xpos_centre") or 0,
+    )
+
+
+def _multipliers(reader: ArgumentReader) -> Multipliers:
+    return Multipliers(
+        embedding=reader.number("flmgrow_embedding_multiplier", 1.0),
+        output=reader.number("flmgrow_output_multiplier", 1.0),
+        mup_base_width=reader.optional_integer("flmgrow_mup_base_width"),
+        attention=reader.optional_number("softmax_scale"),
+        attention_by_inverse_layer=reader.flag("flmgrow_attention_by_inverse_layer"),
+    )
+
+
+def true_vocabulary(reader: ArgumentReader, padded: int) -> int:
+    """Return the number of real ids in a table of ``padded`` rows, as far as the arguments tell.
+
+    Megatron-LM's NullTokenizer adds an end-of-document id to ``vocab_size`` in some versions; counting one
+    row too many is harmless, one too few is not.
+    """
+    own = reader.optional_integer("flmgrow_true_vocab_size")
+    size = own or reader.optional_integer("vocab_size") or padded
+    if own is None and reader.arguments.get("tokenizer_type") == "NullTokenizer":
+        size += 1
+    return min(size, padded)
+
+
+def read_config(
+    arguments: Arguments, where: str, padded_vocab: int, ignored: Collection[str] = ()
+) -> ModelConfig:
+    """Return the model that ``arguments`` describe; ``where`` names their file in messages.
+
+    Raises BadCheckpointError for a missing or malformed value, and for anything that changes the function
+    and is not understood.
+    """
+    refuse_unknown(arguments, where, ignored)
+    reader = ArgumentReader(arguments, where)
+    heads = reader.integer("num_attention_heads")
+    groups = reader.integer("num_query_groups") if reader.flag("group_query_attention") else heads
+    if heads % groups:
+        raise BadCheckpointError(f"{where}: {heads} heads are no multiple of {groups} query groups")
+    hidden = reader.integer("hidden_size")
+    linear_bias = reader.flag("add_bias_linear", default=True)
+    norm = reader.choice("normalization", ("LayerNorm", "RMSNorm"), "LayerNorm")
+    eps_name = "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon"
+    return ModelConfig(
+        layers=reader.integer("num_layers"),
+        hidden=hidden,
+        ffn=reader.integer("ffn_hidden_size", 4 * hidden),
+        kv_groups=groups,
+        queries_per_group=heads // groups,
+        head_dim=reader.integer("kv_channels", max(1, hidden // heads)),
+        vocab=true_vocabulary(reader, padded_vocab),
+        max_positions=reader.integer("max_position_embeddings"),
+        norm=cast(Norm, norm.lower()),
+        norm_eps=reader.number(eps_name, 1e-5),
+        zero_centred_gain=reader.flag("apply_layernorm_1p", "layernorm_zero_centered_gamma"),
+        activation=_activation(reader),
+        linear_bias=linear_bias,
+        qkv_bias=linear_bias or reader.flag("add_qkv_bias"),
+        qk_norm=reader.flag("qk_layernorm"),
+        tied=not reader.flag("untie_embeddings_and_output_weights"),
+        positions=_positions(reader),
+        rotary=_rotary(reader),
+        multipliers=_multipliers(reader),
+    )
+
+
+def _sizes(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
+    grouped = config.queries_per_group > 1
+    eps_name = "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon"
+    changes: dict[str, object] = {
+        "num_layers": config.layers,
+        "hidden_size": config.hidden,
+        "ffn_hidden_size": config.ffn,
+        "num_attention_heads": config.heads,
+        "kv_channels": config.head_dim,
+        "group_query_attention": grouped,
+        "untie_embeddings_and_output_weights": not config.tied,
+        eps_name: config.norm_eps,
+        "flmgrow_true_vocab_size": config.vocab,
+    }
+    if grouped or arguments.get("group_query_attention"):
+        changes["num_query_groups"] = config.kv_groups
+    if arguments.get("encoder_num_layers") is not None:
+        changes["encoder_num_layers"] = config.layers
+    if arguments.get("vocab_size") is not None and config.vocab > cast(int, arguments["vocab_size"]):
+        changes["vocab_size"] = config.vocab
+    return changes
+
+
+def _own(config: ModelConfig) -> dict[str, object]:
+    factors = config.multipliers
+    own = {
+        "flmgrow_embedding_multiplier": (factors.embedding, 1.0),
+        "flmgrow_output_multiplier": (factors.output, 1.0),
+        "flmgrow_mup_base_width": (factors.mup_base_width, None),
+        "flmgrow_attention_by_inverse_layer": (factors.attention_by_inverse_layer, False),
+    }
+    if config.positions == "xpos":
+        own["flmgrow_xpos_scale_base"] = (config.rotary.xpos_scale_base, None)
+        own["flmgrow_xpos_centre"] = (config.rotary.xpos_centre, 0)
+    return {name: value for name, (value, default) in own.items() if value != default}
+
+
+def written_arguments(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
+    """Return ``arguments`` with everything that describes the model brought up to ``config``."""
+    kept = {name: value for name, value in arguments.items() if not name.startswith(OWN_PREFIX)}
+    return {**kept, **_sizes(arguments, config), **_own(config)}

@@ -1,0 +1,82 @@
+"""What every opened checkpoint offers, whatever its format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from flmgrow.formats.layout import Layout
+from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TargetModel:
+    """What a written checkpoint shall hold: model, layout, stored vocabulary, dtype.
+
+    ``dtype`` is None to keep each tensor's own. ``donors[i]`` is the source layer whose carried state (such
+    as a layer's ``_extra_state``) layer ``i`` takes. ``keep_optimizer`` is for a later version.
+    """
+
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    dtype: str | None = None
+    donors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint: its model, layout and files, and a reader of its logical tensors.
+
+    ``path`` is what the user named, ``folder`` the iteration's own folder. ``iteration`` is None for a
+    release. ``carried`` says, per kind of content that is no weight, in one line what it is.
+    """
+
+    path: Path
+    folder: Path
+    iteration: int | None
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    vocab_multiple: int
+    dtype: str
+    reader: LogicalReader
+    files: Mapping[tuple[int, int], TorchFile]
+    fused: bool
+    carried: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stored_sizes(self) -> dict[Axis, int]:
+        """The sizes of every axis as stored: the vocabulary with its padding."""
+        return {**self.config.sizes, Axis.VOCAB: self.padded_vocab}
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all its files."""
+        return sum(file.file.size for file in self.files.values())
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpointError if a file was changed since it was opened."""
+        for file in self.files.values():
+            file.file.check_unchanged()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self.files.values():
+            file.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WritesFile(Protocol):
+    """Somewhere to write bytes, strictly in order."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append ``data``."""

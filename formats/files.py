@@ -1,0 +1,269 @@
+"""A checkpoint is read in byte ranges, by many threads, out of hundreds of large files.
+
+This module holds the one way in which input files are opened and read. It promises that
+
+* nothing but a regular file is opened (a FIFO would hang, a device might do anything);
+* a range is read whole or refused: a short read never passes for data;
+* at most ``MAX_OPEN_FILES`` descriptors are open at once, however many files a checkpoint has;
+* a file that changes while it is in use is noticed.
+
+Every failure names the file. What the file system itself reports (input/output errors, too many
+open files) is a :class:`StorageError`; everything else is wrong with the input.
+"""
+
+import errno
+import os
+import stat
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
+
+MAX_OPEN_FILES = 64
+PIECE = 1 << 20
+"""Bytes read at a time when a range is streamed: small enough to stay in the processor's cache."""
+
+Bytes = bytes | bytearray | memoryview
+"""What holds bytes. (A memoryview of any contiguous array will do.)"""
+
+_MISSING_OR_UNFIT = {
+    errno.ENOENT: "does not exist",
+    errno.ENOTDIR: "does not exist: a part of its path is not a folder",
+    errno.ELOOP: "is a loop of symbolic links",
+    errno.EACCES: "may not be read by this user",
+    errno.EPERM: "may not be read by this user",
+    errno.ENAMETOOLONG: "has a name that is too long for the file system",
+    errno.ENXIO: "is not a regular file",
+    errno.ENODEV: "is not a regular file",
+}
+
+
+def _best_crc32() -> Callable[[Bytes, int], int]:
+    """Return the fastest CRC32 there is: isal's is five times as fast as zlib's."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.crc32
+    fast: Callable[[Bytes, int], int] = isal_zlib.crc32
+    return fast
+
+
+_crc32 = _best_crc32()
+
+
+def crc32(data: Bytes, value: int = 0) -> int:
+    """Return the CRC32 of ``data``, continuing from ``value``."""
+    return _crc32(data, value)
+
+
+class Fingerprint(NamedTuple):
+    """What tells one state of a file from another without reading it."""
+
+    size: int
+    mtime_ns: int
+    ino: int
+    dev: int
+
+
+class _Descriptor:
+    """One open descriptor and the number of threads that are reading from it now."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.readers = 0
+
+
+class _OpenFiles:
+    """The descriptors of all files, least recently used first; those being read stay open."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.changed = threading.Condition()
+        self.descriptors: OrderedDict[ReadOnlyFile, _Descriptor] = OrderedDict()
+
+    @contextmanager
+    def borrow(self, file: "ReadOnlyFile") -> Iterator[int]:
+        """Give a descriptor of ``file`` that stays open until the block ends."""
+        with self.changed:
+            descriptor = self.descriptors.get(file)
+            while descriptor is None:
+                if len(self.descriptors) < self.limit or self._close_an_idle_one():
+                    descriptor = self.descriptors[file] = _Descriptor(file._open())
+                else:
+                    self.changed.wait()
+                    descriptor = self.descriptors.get(file)
+            self.descriptors.move_to_end(file)
+            descriptor.readers += 1
+        try:
+            yield descriptor.number
+        finally:
+            with self.changed:
+                descriptor.readers -= 1
+                self.changed.notify_all()
+
+    def close(self, file: "ReadOnlyFile") -> None:
+        """Close the descriptor of ``file``, once nobody reads from it."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: file not in self.descriptors or not self.descriptors[file].readers
+            )
+            if file in self.descriptors:
+                os.close(self.descriptors.pop(file).number)
+                self.changed.notify_all()
+
+    def _close_an_idle_one(self) -> bool:
+        for file, descriptor in self.descriptors.items():
+            if not descriptor.readers:
+                del self.descriptors[file]
+                os.close(descriptor.number)
+                return True
+        return False
+
+
+_open_files = _OpenFiles(MAX_OPEN_FILES)
+
+
+class ReadOnlyFile:
+    """A regular file, read in byte ranges from any number of threads.
+
+    The descriptor may be closed behind the scenes and opened again when it is next needed; a file
+    that was replaced in between is refused, as its ranges would no longer mean the same.
+
+    Raises:
+        BadCheckpointError: ``path`` does not exist, may not be read or is not a regular file.
+        StorageError: the file system failed.
+    """
+
+    path: Path
+    size: int
+    fingerprint: Fingerprint
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._opened_before = False
+        with _open_files.borrow(self):
+            pass
+
+    def _open(self) -> int:
+        """Open the file and return its descriptor; check that it is (still) the file wanted."""
+        with self._refusals():
+            # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.
+            number = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            with self._refusals():
+                status = os.fstat(number)
+            self._accept(status)
+        except BaseException:
+            os.close(number)
+            raise
+        return number
+
+    def _accept(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise BadCheckpointError(
+                f"{self.path}: is {kind}, wanted a file", "give the path of a checkpoint file"
+            )
+        found = _fingerprint(status)
+        if not self._opened_before:
+            self.fingerprint = found
+            self.size = found.size
+            self._opened_before = True
+        elif found != self.fingerprint:
+            raise self._changed_error()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Turn what the operating system says into a refusal that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise self._refusal(error) from None
+        except ValueError:  # a NUL character in the path
+            raise BadCheckpointError(
+                f"{self.path}: is not a possible file name", "correct the path"
+            ) from None
+
+    def _refusal(self, error: OSError) -> FlmgrowError:
+        found = _MISSING_OR_UNFIT.get(error.errno or 0)
+        if found is not None:
+            return BadCheckpointError(
+                f"{self.path}: {found}", "check that the path is right and the checkpoint complete"
+            )
+        return StorageError(
+            f"{self.path}: cannot be read: {error.strerror}",
+            "check the disk or the mount, then run the same command again",
+        )
+
+    def _changed_error(self) -> BadCheckpointError:
+        return BadCheckpointError(
+            f"{self.path}: changed while it was being read",
+            "wait until nothing writes to the checkpoint, then run the command again",
+        )
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return the ``count`` bytes at ``offset``.
+
+        Raises:
+            BadCheckpointError: the file ends before.
+            StorageError: the file system failed.
+        """
+        self._check_range(offset, count)  # before memory for a hostile count is asked for
+        data = bytearray(count)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes at ``offset``; errors are those of :meth:`read`."""
+        target = target.cast("B")
+        self._check_range(offset, target.nbytes)
+        done = 0
+        with _open_files.borrow(self) as number:
+            while done < target.nbytes:  # a read may legally return less than it was asked for
+                with self._refusals():
+                    got = os.preadv(number, [target[done:]], offset + done)
+                if not got:
+                    raise self._truncated(offset, target.nbytes, offset + done)
+                done += got
+
+    def chunks(self, offset: int, count: int, piece: int = PIECE) -> Iterator[memoryview]:
+        """Stream ``count`` bytes at ``offset`` in pieces of at most ``piece`` bytes.
+
+        All pieces lie in one buffer: each is valid until the next one is asked for.
+        """
+        self._check_range(offset, count)
+        buffer = memoryview(bytearray(min(piece, count)))
+        for start in range(0, count, piece):
+            part = buffer[: min(piece, count - start)]
+            self.read_into(offset + start, part)
+            yield part
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpointError when the file at this path is not as it was when opened."""
+        with self._refusals():
+            found = _fingerprint(self.path.stat())
+        if found != self.fingerprint:
+            raise self._changed_error()
+
+    def close(self) -> None:
+        """Give the descriptor back. A later read opens the file again."""
+        _open_files.close(self)
+
+    def _check_range(self, offset: int, count: int) -> None:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise self._truncated(offset, count, self.size)
+
+    def _truncated(self, offset: int, count: int, end: int) -> BadCheckpointError:
+        return BadCheckpointError(
+            f"{self.path}: truncated: wanted {count} bytes at {offset}, but the file ends at {end}",
+            "copy the file again from where it was complete",
+        )
+
+
+def _fingerprint(status: os.stat_result) -> Fingerprint:
+    return Fingerprint(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)

@@ -1,0 +1,275 @@
+"""Opening a legacy Megatron checkpoint: one folder per rank, one torch file in each.
+
+``ROOT/iter_0000100/mp_rank_TT[_PPP]/model_optim_rng.pt``, and ``ROOT/latest_checkpointed_iteration.txt``, which
+holds a number or ``release``. Nothing in these files is trusted: every rank must be there, all ranks must
+agree, every array must have the key and shape that the arguments imply, and an array that no row of the table
+explains stops the run.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.inert_values import Global, TensorRecord, namespace
+from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.pipeline_arguments import read_layout
+from flmgrow.formats.reading import LogicalReader, StoredArray
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import logical_tensors
+
+TRACKER = "latest_checkpointed_iteration.txt"
+FILE_NAME = "model_optim_rng.pt"
+_RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(_\d+)?")
+_ITERATION = re.compile(r"iter_(\d{7,})")
+_MUST_AGREE = (
+    "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels "
+    "padded_vocab_size max_position_embeddings normalization norm_epsilon swiglu add_bias_linear "
+    "untie_embeddings_and_output_weights position_embedding_type rotary_base rotary_percent "
+    "tensor_model_parallel_size pipeline_model_parallel_size "
+    "virtual_pipeline_model_parallel_size"
+).split()
+
+RankKey = tuple[int, int]
+
+
+def iteration_folder(path: Path, iteration: int | None = None) -> Path:
+    """Return the folder of the rank folders that ``path`` stands for.
+
+    ``path`` is a checkpoint root with a tracker file, or an iteration's folder. ``iteration`` overrides the
+    tracker. Raises BadCheckpointError, naming the newest complete iteration where it can.
+    """
+    if not path.is_dir():
+        raise BadCheckpointError(f"{path}: no such folder", "give a Megatron checkpoint folder")
+    if any(_RANK.fullmatch(child.name) for child in path.iterdir()):
+        return path
+    found = sorted(child.name for child in path.iterdir() if _ITERATION.fullmatch(child.name))
+    hint = f"pass --iteration {int(found[-1][5:])}" if found else "is this a Megatron checkpoint?"
+    if iteration is not None:
+        name = f"iter_{iteration:07d}"
+    else:
+        tracker = path / TRACKER
+        if not tracker.is_file():
+            raise BadCheckpointError(f"{path}: has neither rank folders nor {TRACKER}", hint)
+        text = tracker.read_bytes()[:64].decode("ascii", "replace").strip()
+        if text != "release" and not text.isdecimal():
+            raise BadCheckpointError(f"{tracker}: found {text!r}, wanted a number or 'release'", hint)
+        name = text if text == "release" else f"iter_{int(text):07d}"
+    if not (path / name).is_dir():
+        raise BadCheckpointError(f"{path}: there is no {name} in it", hint)
+    return path / name
+
+
+def _rank_files(folder: Path) -> dict[RankKey, Path]:
+    """Return the file of every (tensor rank, pipeline rank)."""
+    files = {}
+    for child in sorted(folder.iterdir()):
+        match = _RANK.fullmatch(child.name)
+        if match is None:
+            continue
+        if match[3]:
+            raise BadCheckpointError(
+                f"{child}: names an expert rank", "mixture-of-experts models are not supported"
+            )
+        rank = (int(match[1]), int(match[2] or 0))
+        if rank in files:
+            raise BadCheckpointError(f"{child}: the same rank as {files[rank].parent.name}")
+        files[rank] = child / FILE_NAME
+    if not files:
+        raise BadCheckpointError(f"{folder}: no mp_rank folders", "is this a legacy checkpoint?")
+    return files
+
+
+def _root(file: TorchFile) -> Mapping[object, object]:
+    if not isinstance(file.root, dict):
+        raise BadCheckpointError(f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict")
+    return file.root
+
+
+def arguments_of(file: TorchFile) -> dict[str, object]:
+    """Return the attributes of the ``args`` in a rank's file."""
+    root = _root(file)
+    if "args" not in root:
+        raise BadCheckpointError(
+            f"{file.file.path}: has no args", "the model cannot be known without the training arguments"
+        )
+    version = root.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
+        raise BadCheckpointError(
+            f"{file.file.path}: checkpoint_version {version}, wanted 2 or 3",
+            "older versions order query, key and value otherwise; load and save it with Megatron-LM once",
+        )
+    return namespace(root["args"])
+
+
+def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
+    """All ranks must come from one run and one iteration."""
+    first = next(iter(files.values()))
+    reference = arguments_of(first)
+    iterations: dict[object, str] = {}
+    for file in files.values():
+        arguments = arguments_of(file)
+        for name in _MUST_AGREE:
+            if arguments.get(name) != reference.get(name):
+                raise BadCheckpointError(
+                    f"{file.file.path}: args.{name} is {arguments.get(name)}, "
+                    f"in {first.file.path} it is {reference.get(name)}",
+                    "ranks of one checkpoint must agree; this looks like two runs mixed up",
+                )
+        iterations.setdefault(_root(file).get("iteration"), str(file.file.path))
+    if len(iterations) > 1:
+        table = ", ".join(f"{path}: {iteration}" for iteration, path in iterations.items())
+        raise BadCheckpointError(f"ranks are from different iterations: {table}")
+
+
+def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> None:
+    wanted = set(layout.ranks)
+    for problem, odd in (("missing", wanted - set(ranks)), ("unexpected", set(ranks) - wanted)):
+        if odd:
+            names = ", ".join(f"(TP {t}, PP {p})" for t, p in sorted(odd))
+            raise BadCheckpointError(
+                f"{folder}: {problem} ranks {names}; args say TP{layout.tp} x PP{layout.pp}",
+                "copy all rank folders of the iteration" if problem == "missing" else "",
+            )
+
+
+def chunk_key(chunk: int, layout: Layout) -> str:
+    """Return the key of a model chunk in a rank's file: ``model``, or ``model0`` and so on."""
+    return "model" if layout.vpp == 1 else f"model{chunk}"
+
+
+def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
+    chunk = _root(file).get(key)
+    if not isinstance(chunk, dict):
+        raise BadCheckpointError(f"{file.file.path}: {key}: not there, wanted a state dict")
+    return chunk
+
+
+def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object]) -> StoredArray:
+    record = chunk.get(placement.key)
+    where = f"{file.file.path}: {placement.key}"
+    if record is None:
+        raise BadCheckpointError(f"{where}: not there", "the args and the weights do not agree")
+    if not isinstance(record, TensorRecord):
+        raise BadCheckpointError(f"{where}: is not a plain dense tensor ({record!r:.60})")
+    if record.shape != placement.shape:
+        raise BadCheckpointError(
+            f"{where}: shape {record.shape}, wanted {placement.shape}",
+            "the args and the weights do not agree",
+        )
+    if not record.is_contiguous:
+        raise BadCheckpointError(f"{where}: is not contiguous, stride {record.stride}")
+    return StoredArray(placement, file, record)
+
+
+def _match(
+    files: Mapping[RankKey, TorchFile], layout: Layout, expected: list[Placement]
+) -> Iterator[StoredArray]:
+    """Find every placement, and refuse every key that is none and no ``_extra_state``."""
+    seen: dict[tuple[int, int, int], set[str]] = {}
+    for placement in expected:
+        rank = (placement.tensor_rank, placement.pipeline_rank)
+        chunk = _chunk(files[rank], chunk_key(placement.chunk, layout))
+        seen.setdefault((*rank, placement.chunk), set()).add(placement.key)
+        yield _stored(placement, files[rank], chunk)
+    for rank in layout.ranks:
+        for number in range(layout.vpp):
+            chunk = _chunk(files[rank], chunk_key(number, layout))
+            known = seen.get((*rank, number), set())
+            for key in chunk:
+                if key not in known and not str(key).endswith("_extra_state"):
+                    raise BadCheckpointError(
+                        f"{files[rank].file.path}: {key}: no such parameter in the model the args describe",
+                        "flmgrow drops nothing in silence; this model has a part it does not know",
+                    )
+
+
+def _dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
+    dtypes = {str(reader.dtype(name)) for name in reader.tensors}
+    if len(dtypes) > 1:
+        raise BadCheckpointError(f"weights of several dtypes: {', '.join(sorted(dtypes))}")
+    stored = dtypes.pop()
+    declared = arguments.get("params_dtype")
+    if isinstance(declared, Global) and declared.module == "torch" and declared.name != stored:
+        raise BadCheckpointError(f"weights are {stored}, args.params_dtype says {declared.name}")
+    return stored
+
+
+def _carried(file: TorchFile) -> dict[str, str]:
+    """Name what a rank's file holds beside weights and arguments."""
+    kinds = {
+        "optimizer": "optimizer state",
+        "opt_param_scheduler": "learning-rate schedule",
+        "rng_state": "random number state",
+        "rerun_state_machine": "rerun state",
+    }
+    return {key: text for key, text in kinds.items() if _root(file).get(key) is not None}
+
+
+def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
+    files: dict[RankKey, TorchFile] = {}
+    try:
+        for rank, path in paths.items():
+            files[rank] = TorchFile(path)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return files
+
+
+def open_megatron(
+    path: Path, iteration: int | None = None, ignored_arguments: Collection[str] = ()
+) -> Checkpoint:
+    """Open the legacy Megatron checkpoint at ``path``; the caller closes it.
+
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    """
+    folder = iteration_folder(path, iteration)
+    files = _open_files(_rank_files(folder))
+    try:
+        return _assemble(path, folder, files, ignored_arguments)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+
+
+def _assemble(
+    path: Path, folder: Path, files: Mapping[RankKey, TorchFile], ignored: Collection[str]
+) -> Checkpoint:
+    first = next(iter(files.values()))
+    arguments = arguments_of(first)
+    where = str(first.file.path)
+    _check_agreement(files)
+    argument_reader = ArgumentReader(arguments, where)
+    padded = argument_reader.integer("padded_vocab_size")
+    config: ModelConfig = read_config(arguments, where, padded, ignored)
+    layout = read_layout(arguments, config.layers, where)
+    _check_ranks(folder, files.keys(), layout)
+    tensors = logical_tensors(config)
+    chunk = _chunk(first, chunk_key(0, layout))
+    fused = any("linear_qkv.layer_norm_weight" in str(key) for key in chunk)
+    sizes = {**config.sizes, Axis.VOCAB: padded}
+    expected = placements(ROWS, tensors, sizes, layout, fused)
+    reader = LogicalReader(tensors, sizes, _match(files, layout, expected))
+    number = _root(first).get("iteration")
+    return Checkpoint(
+        path=path,
+        folder=folder,
+        iteration=number if isinstance(number, int) and folder.name != "release" else None,
+        config=config,
+        layout=layout,
+        padded_vocab=padded,
+        vocab_multiple=argument_reader.integer("make_vocab_size_divisible_by", 128),
+        dtype=_dtype(arguments, reader),
+        reader=reader,
+        files=files,
+        fused=fused,
+        carried=_carried(first),
+    )

@@ -1,0 +1,1 @@
+"""Architecture tables: rows only."""

@@ -1,0 +1,166 @@
+"""A growth is one axis map per axis; what it does to a tensor follows from the tensor's roles.
+
+``moves`` turns that into data: for a box of a grown tensor, which boxes of old tensors are copied into it and
+which parts are filled, covering it exactly once. Each move is uniform, so a plan can be counted without a
+tensor in sight, and executed piece by piece.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import LogicalTensor
+from flmgrow.operators.masks import Dimension, Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """From one model to a larger one that computes the same function.
+
+    ``maps`` has an entry for every axis that changes. ``renamed`` names the old tensor behind a new one
+    where they differ (a head untied from the embedding). ``notes`` are sentences the user must read;
+    ``preserves`` is False for methods that change the function (stack, interleave).
+    """
+
+    old: ModelConfig
+    new: ModelConfig
+    maps: Mapping[Axis, AxisMap] = field(default_factory=dict)
+    masks: Mapping[Dimension, Mask] = field(default_factory=dict)
+    methods: Mapping[Dimension, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    preserves: bool = True
+    seed: int = 0
+
+    def source_name(self, tensor: LogicalTensor) -> str:
+        """Return the name of the old tensor that ``tensor`` grows from."""
+        return self.renamed.get(tensor.name, tensor.name)
+
+    def changes(self, tensor: LogicalTensor) -> bool:
+        """Whether any value of ``tensor`` is computed rather than copied."""
+        return any(
+            axis_map.centre and Role.WRITES in roles
+            or axis_map.noise and Role.READS in roles
+            or roles & axis_map.scale.keys()
+            for axis, roles in zip(tensor.axes, tensor.roles, strict=True)
+            if (axis_map := self.maps.get(axis)) is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One uniform part of a grown box.
+
+    ``old`` is the box to copy (``fill`` None), or to average over its axis ``mean_axis`` (``fill`` MEAN);
+    other fills need no old values. ``box`` is in new indices.
+    """
+
+    box: Box
+    fill: Fill | None
+    old: Box | None = None
+    mean_axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A range of new indices with one kind of source; ``old`` is the start of consecutive old indices."""
+
+    start: int
+    stop: int
+    old: int
+
+
+def _runs(axis_map: AxisMap | None, start: int, stop: int) -> list[_Run]:
+    """Cut [start, stop) of a new axis into runs: consecutive old indices, all fresh, or all padding."""
+    if axis_map is None:
+        return [_Run(start, stop, start)]
+    source = axis_map.source[start:stop]
+    step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
+    cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
+    return [
+        _Run(start + a, start + b, int(source[a])) for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+
+
+def _fill(axis_map: AxisMap, roles: frozenset[Role]) -> Fill:
+    """The fill of a fresh index for a tensor with these roles: zero beats drawn beats mean."""
+    fills = {axis_map.fill.get(role, Fill.DRAWN) for role in roles}
+    return next(fill for fill in Fill if fill in fills)
+
+
+def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
+    """Yield the moves that make ``box`` of the grown ``tensor``; their boxes tile it exactly."""
+    maps = [growth.maps.get(axis) for axis in tensor.axes]
+    runs = [_runs(m, *span) for m, span in zip(maps, box.ranges, strict=True)]
+    for combination in product(*runs):
+        target = Box(tuple((run.start, run.stop) for run in combination))
+        fills: dict[Fill, int] = {}
+        for place, (run, axis_map, roles) in enumerate(
+            zip(combination, maps, tensor.roles, strict=True)
+        ):
+            if run.old == PADDING:
+                fills[Fill.ZERO] = place
+            elif run.old == FRESH and axis_map is not None:
+                fills[_fill(axis_map, roles)] = place
+        fill = next((fill for fill in Fill if fill in fills), None)
+        mean_axis = fills[fill] if fill is Fill.MEAN else None
+        old = None
+        if fill in (None, Fill.MEAN):
+            spans = [(run.old, run.old + run.stop - run.start) for run in combination]
+            if mean_axis is not None:
+                axis_map = maps[mean_axis]
+                assert axis_map is not None
+                spans[mean_axis] = (0, axis_map.old_size)
+            old = Box(tuple(spans))
+        yield Move(target, fill, old, mean_axis)
+
+
+def factors(
+    growth: Growth, tensor: LogicalTensor, box: Box, only: Axis | None = None
+) -> list[FloatArray]:
+    """Return the factors of old entries in ``box`` (of one axis), each shaped to broadcast against it."""
+    result = []
+    for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True)):
+        axis_map = growth.maps.get(axis) if only in (None, axis) else None
+        for role in Role:
+            if axis_map is not None and role in roles and role in axis_map.scale:
+                shape = [1] * len(tensor.axes)
+                shape[place] = -1
+                start, stop = box.ranges[place]
+                result.append(axis_map.scale[role][start:stop].reshape(shape))
+    return result
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How the elements of a grown box come about."""
+
+    copied: int = 0
+    drawn: int = 0
+    zero: int = 0
+    mean: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.copied + other.copied,
+            self.drawn + other.drawn,
+            self.zero + other.zero,
+            self.mean + other.mean,
+        )
+
+    @property
+    def total(self) -> int:
+        """All elements."""
+        return self.copied + self.drawn + self.zero + self.mean
+
+
+def count(growth: Growth, tensor: LogicalTensor, box: Box) -> Counts:
+    """Count the elements of ``box`` by how they come about, without reading anything."""
+    sums = {"copied": 0, "drawn": 0, "zero": 0, "mean": 0}
+    for move in moves(growth, tensor, box):
+        sums["copied" if move.fill is None else str(move.fill)] += move.box.count
+    return Counts(**sums)

@@ -1,0 +1,180 @@
+"""From what a user wants (sizes and methods) to one growth over all axes.
+
+Each dimension is grown on its own; since axis maps of different axes are independent, any combination is one
+pass, and the order in which dimensions are named has no meaning.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from flmgrow.errors import UsageError
+from flmgrow.model.axes import Axis, AxisMap
+from flmgrow.model.config import ModelConfig
+from flmgrow.operators.depth import grow_depth
+from flmgrow.operators.dimension import DimensionGrowth
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.masks import Dimension
+from flmgrow.operators.units import grow_ffn, grow_heads, head_target
+from flmgrow.operators.vocab import vocab_map
+from flmgrow.operators.width import grow_width
+
+METHODS: Mapping[Dimension, tuple[str, ...]] = {
+    Dimension.WIDTH: ("mask", "zero", "copy"),
+    Dimension.HEADS: ("mask", "zero", "copy"),
+    Dimension.FFN: ("mask", "zero", "copy"),
+    Dimension.DEPTH: ("mask", "zero", "copy", "stack", "interleave"),
+}
+
+
+def parse_methods(text: str) -> dict[Dimension, str]:
+    """Return the method of every dimension from ``mask`` or ``width=copy,ffn=zero`` (the rest: mask).
+
+    Raises UsageError, naming what would be accepted.
+    """
+    methods = dict.fromkeys(Dimension, "mask")
+    for item in filter(None, text.replace(" ", "").split(",")):
+        name, equals, method = item.partition("=")
+        try:
+            chosen = {Dimension(name): method} if equals else dict.fromkeys(Dimension, name)
+        except ValueError:
+            raise UsageError(
+                f"--method {item}: {name!r} is no dimension", f"one of {', '.join(Dimension)}"
+            ) from None
+        for dimension, wanted in chosen.items():
+            if wanted not in METHODS[dimension]:
+                raise UsageError(
+                    f"--method {item}: {wanted!r} is no method for {dimension}",
+                    f"one of {', '.join(METHODS[dimension])}",
+                )
+        methods.update(chosen)
+    return methods
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a user asks for. A size of None stays what it is; ``heads`` counts query heads."""
+
+    layers: int | None = None
+    hidden: int | None = None
+    ffn: int | None = None
+    heads: int | None = None
+    kv_groups: int | None = None
+    vocab: int | None = None
+    methods: Mapping[Dimension, str] = field(default_factory=lambda: parse_methods("mask"))
+    depth_placement: str = "end"
+    new_layers: str = "copy"
+    untie: bool = False
+    ramp_steps: int | None = None
+    seed: int = 0
+
+
+def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
+    for axis, size in wanted.items():
+        if size < config.sizes[axis]:
+            raise UsageError(
+                f"{axis}: wanted {size}, the source has {config.sizes[axis]}",
+                "growth never takes away; choose a size at least as large",
+            )
+
+
+def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:
+    groups, queries = head_target(config, target.heads, target.kv_groups)
+    asked = {
+        Axis.LAYER: target.layers,
+        Axis.HIDDEN: target.hidden,
+        Axis.FFN: target.ffn,
+        Axis.VOCAB: target.vocab,
+        Axis.KV_GROUP: groups,
+        Axis.QUERY_PER_GROUP: queries,
+    }
+    sizes = {axis: config.sizes[axis] if size is None else size for axis, size in asked.items()}
+    if sizes[Axis.QUERY_PER_GROUP] < config.queries_per_group:
+        raise UsageError(
+            f"{target.heads} heads over {groups} groups leaves {queries} per group, "
+            f"the source has {config.queries_per_group}",
+            f"groups x heads per group must not shrink: try --num-attention-heads "
+            f"{groups * config.queries_per_group}",
+        )
+    _check_not_smaller(config, sizes)
+    return {**config.sizes, **sizes}
+
+
+def _grown_dimensions(
+    config: ModelConfig, sizes: Mapping[Axis, int], target: Target
+) -> dict[Dimension, DimensionGrowth]:
+    """Grow each dimension whose size changes, by its method."""
+    methods, seed = target.methods, target.seed
+    grown = {}
+    if sizes[Axis.HIDDEN] != config.hidden:
+        grown[Dimension.WIDTH] = grow_width(config, sizes[Axis.HIDDEN], methods[Dimension.WIDTH])
+    groups, queries = sizes[Axis.KV_GROUP], sizes[Axis.QUERY_PER_GROUP]
+    if (groups, queries) != (config.kv_groups, config.queries_per_group):
+        grown[Dimension.HEADS] = grow_heads(
+            config, groups, queries, methods[Dimension.HEADS], seed
+        )
+    if sizes[Axis.FFN] != config.ffn:
+        grown[Dimension.FFN] = grow_ffn(config, sizes[Axis.FFN], methods[Dimension.FFN], seed)
+    if sizes[Axis.LAYER] != config.layers:
+        grown[Dimension.DEPTH] = grow_depth(
+            config,
+            sizes[Axis.LAYER],
+            methods[Dimension.DEPTH],
+            target.depth_placement,
+            target.new_layers,
+        )
+    return grown
+
+
+def _notes(grown: Mapping[Dimension, DimensionGrowth], eps_factor: float, eps: float) -> list[str]:
+    notes = []
+    if any(part.mask for part in grown.values()):
+        notes.append(
+            "masks: a stock trainer ignores them and would change the function; "
+            "with one, use --method zero or copy"
+        )
+    if changed := [name for name, part in grown.items() if not part.preserves]:
+        notes.append(f"{', '.join(changed)}: not function-preserving")
+    if eps_factor != 1.0:
+        notes.append(
+            f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
+            f"so pass --norm-epsilon {eps!r}"
+        )
+    return notes
+
+
+def grow(
+    config: ModelConfig, target: Target, old_padded_vocab: int, new_padded_vocab: int
+) -> Growth:
+    """Return the growth from ``config`` to ``target``; with nothing asked for, the identity.
+
+    The stored vocabulary sizes (with padding) come from the formats. Raises UsageError for a target that is
+    smaller, does not divide, or has no exact construction with the chosen method.
+    """
+    sizes = _wanted_sizes(config, target)
+    if target.untie and not config.tied:
+        raise UsageError("--untie: the source already has a separate head")
+    base = replace(config, tied=config.tied and not target.untie)
+    grown = _grown_dimensions(base, sizes, target)
+    eps_factor = 1.0
+    maps: dict[Axis, AxisMap] = {
+        Axis.VOCAB: vocab_map(config.vocab, old_padded_vocab, sizes[Axis.VOCAB], new_padded_vocab)
+    }
+    masks = {}
+    for dimension, part in grown.items():
+        maps.update(part.maps)
+        eps_factor *= part.eps_factor
+        if part.mask is not None:
+            steps = part.mask.ramp_steps if target.ramp_steps is None else target.ramp_steps
+            masks[dimension] = replace(part.mask, ramp_steps=steps)
+    new = replace(base.with_sizes(sizes), norm_eps=config.norm_eps * eps_factor)
+    return Growth(
+        old=config,
+        new=new,
+        maps={axis: axis_map for axis, axis_map in maps.items() if not axis_map.is_identity},
+        masks=masks,
+        methods={dimension: target.methods[dimension] for dimension in grown},
+        renamed={"head": "embedding"} if target.untie else {},
+        notes=tuple(_notes(grown, eps_factor, new.norm_eps)),
+        preserves=all(part.preserves for part in grown.values()),
+        seed=target.seed,
+    )

@@ -1,0 +1,89 @@
+"""Growing the hidden width: the axis that every norm measures.
+
+Let the width go from d to D, ``x`` be the residual stream and ``y = norm(x) * gain + bias`` what layers read.
+
+**mask**: the norm's statistics are weighted by the mask and its output is multiplied by it. At value 0 both
+are exactly those of the old channels, so fresh entries may hold anything.
+
+**zero**: fresh channels of ``x`` are zero (fresh writers zero), so sums of squares stay and the mean over D is
+the old one times d/D. Then ``x / sqrt(mean(x^2) d/D + eps d/D) * gain sqrt(d/D)`` is the old output: gains take
+sqrt(d/D), eps takes d/D. LayerNorm also subtracts a mean, which must not move: old writers are centred over
+the axis (invisible to a pre-norm model), so that the mean is zero before and after. Readers of fresh channels
+are drawn: they see zeros now, and pass gradient to the zero writers.
+
+**copy**: D = q d + r. Every channel is there q times (statistics unchanged), readers take 1/q of each copy
+plus noise that cancels over the copies; with tied embeddings the final norm carries the 1/q. The remaining r
+channels are made invisible: equal to the mean of the channels for LayerNorm (normalised: exactly zero, and
+their norm bias is zero), zero for RMSNorm; then gains take sqrt(qd/D) and eps takes qd/D (LEMON, Wang et al.
+2023, average expansion). Copies are split equally, as a norm's gradient mixes channels otherwise.
+"""
+
+import numpy as np
+
+from flmgrow.errors import UsageError
+from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended
+from flmgrow.model.config import ModelConfig
+from flmgrow.operators.dimension import DimensionGrowth
+from flmgrow.operators.masks import Dimension, Mask
+
+NOISE = 0.1
+"""Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
+
+
+def grow_width(config: ModelConfig, new: int, method: str) -> DimensionGrowth:
+    """Return how the hidden axis grows to ``new`` by ``method`` (mask, zero or copy).
+
+    Raises UsageError where the method cannot keep the function: see the messages.
+    """
+    old = config.hidden
+    grow = {"mask": _mask, "zero": _zero, "copy": _copy}[method]
+    return grow(config, old, new)
+
+
+def _mask(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
+    fresh = np.arange(old, new, dtype=np.int64)
+    return DimensionGrowth(
+        {Axis.HIDDEN: AxisMap(old, appended(old, new))},
+        Mask(Dimension.WIDTH, {Axis.HIDDEN: fresh}),
+    )
+
+
+def _zero(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
+    if config.norm == "layernorm" and config.tied:
+        raise UsageError(
+            "width=zero with LayerNorm and tied embeddings: centring the shared table would change "
+            "the logits",
+            "use --method width=mask or width=copy, or write a separate head with --untie",
+        )
+    _refuse_query_norm_eps(config)
+    scale = {Role.GAINS: np.full(new, np.sqrt(old / new))}
+    fill = {Role.WRITES: Fill.ZERO}
+    centre = config.norm == "layernorm"
+    axis_map = AxisMap(old, appended(old, new), scale, fill, centre=centre)
+    return DimensionGrowth({Axis.HIDDEN: axis_map}, eps_factor=old / new)
+
+
+def _copy(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
+    times, rest = divmod(new, old)
+    source = np.arange(new, dtype=np.int64) % old
+    source[times * old :] = FRESH
+    share = np.full(new, 1.0 / times)
+    scale = {Role.READS: share, Role.CARRIES: share}
+    noise = NOISE if times > 1 else 0.0
+    if not rest:
+        return DimensionGrowth({Axis.HIDDEN: AxisMap(old, source, scale, noise=noise)})
+    _refuse_query_norm_eps(config)
+    ratio = times * old / new
+    scale[Role.GAINS] = np.full(new, np.sqrt(ratio))
+    fill = {Role.WRITES: Fill.MEAN if config.norm == "layernorm" else Fill.ZERO}
+    axis_map = AxisMap(old, source, scale, fill, noise=noise)
+    return DimensionGrowth({Axis.HIDDEN: axis_map}, eps_factor=ratio)
+
+
+def _refuse_query_norm_eps(config: ModelConfig) -> None:
+    """Query and key norms do not grow, but share the one eps that would have to change."""
+    if config.qk_norm:
+        raise UsageError(
+            "this width growth changes the norm epsilon, which query and key norms share and must keep",
+            "use --method width=mask, or width=copy with a whole multiple of the hidden size",
+        )

@@ -1,0 +1,84 @@
+"""Tests need real Megatron checkpoints and Megatron's own verdict on ours.
+
+Both come from ``examples/tiny_megatron.py``, run under torchrun in processes of its own: what makes
+megatron-core run on a CPU changes torch itself, and must not leak into the tests.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "examples" / "tiny_megatron.py"
+TIMEOUT = 300
+
+
+def torchrun(ranks: int, *arguments: str | Path) -> str:
+    """Run the script on ``ranks`` processes and return its output, or raise with its errors."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", str(SCRIPT), *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{SCRIPT.name} {arguments[0]} failed:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def train_tiny(
+    out: Path,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    vpp: int | None = None,
+    arch: str = "llama",
+    steps: int = 30,
+    pipeline_layers: str | None = None,
+    optimizer: bool = False,
+) -> Path:
+    """Train a tiny model, save it in ``out`` as a legacy checkpoint, and return ``out``.
+
+    ``arch`` is "llama" or "gpt". ``pipeline_layers`` is a layout such as "Ettt|tL", or the layers
+    of the first and the last stage, such as "1,3".
+    """
+    options: list[str | Path] = ["--tp", str(tp), "--pp", str(pp)]
+    options += ["--arch", arch, "--steps", str(steps)]
+    if vpp is not None:
+        options += ["--vpp", str(vpp)]
+    if pipeline_layers is not None:
+        options += ["--pipeline-layers", pipeline_layers]
+    if optimizer:
+        options += ["--optimizer"]
+    torchrun(tp * pp, "train", out, *options)
+    return out
+
+
+def megatron_logits(checkpoint: Path, tokens: torch.Tensor, dtype: str = "float32") -> torch.Tensor:
+    """Return the logits (batch x length x true vocabulary) that megatron-core computes.
+
+    It loads every rank's file strictly, in the layout the checkpoint's own arguments name; the
+    script refuses to run on another number of ranks than those make.
+    """
+    with TemporaryDirectory() as scratch:
+        given, result = Path(scratch, "tokens.pt"), Path(scratch, "logits.pt")
+        torch.save(tokens, given)
+        options = ("--tokens", given, "--dtype", dtype)
+        torchrun(model_ranks(checkpoint), "logits", checkpoint, result, *options)
+        logits: torch.Tensor = torch.load(result, weights_only=True)["logits"]
+    return logits
+
+
+def model_ranks(checkpoint: Path) -> int:
+    """Return how many model ranks wrote the checkpoint: each has a folder of its own."""
+    latest = (checkpoint / "latest_checkpointed_iteration.txt").read_text()
+    folder = latest if latest == "release" else f"iter_{int(latest):07d}"
+    return len(list((checkpoint / folder).glob("mp_rank_*")))

@@ -1,0 +1,223 @@
+"""A model described once, as ModelConfig, must become the very same function in megatron-core.
+
+megatron-core spreads the description over a TransformerConfig, a layer spec and GPTModel's own
+arguments, with defaults that differ from one another and between versions. The functions here set
+every value that changes the function explicitly, from one :class:`ModelConfig`, and refuse by name
+what megatron-core's local spec (plain torch, no Transformer Engine) cannot express.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from flmgrow.errors import UsageError
+from flmgrow.model.config import ModelConfig
+from flmgrow.trainer import cpu
+
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+from megatron.core.activations import squared_relu  # noqa: E402
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+
+cpu.patch_megatron()
+
+PipelineLayers = str | tuple[int | None, int | None]
+
+NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
+POSITIONS = {"learned": "learned_absolute", "rope": "rope", "none": "none"}
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "swiglu": functional.silu,
+    "squared_relu": squared_relu,
+}
+
+
+def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234) -> None:
+    """Join the process group torchrun describes and split it into tensor and pipeline ranks."""
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    parallel_state.initialize_model_parallel(tp, pp, vpp)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    # Pipeline stages must start from different weights; tensor-parallel ranks cut the same ones.
+    torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+
+
+def stop_parallel() -> None:
+    """Leave what :func:`start_parallel` joined."""
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+def transformer_config(
+    config: ModelConfig,
+    *,
+    tp: int,
+    pp: int,
+    vpp: int | None = None,
+    pipeline_layers: PipelineLayers | None = None,
+    sequence_parallel: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Return megatron-core's TransformerConfig for ``config`` in a layout.
+
+    ``pipeline_layers`` makes the pipeline uneven: either the layer counts of the first and the last
+    stage (None: an equal share), or a layout such as ``"Et|tt|ttL"`` with an entry per pipeline
+    chunk, chunk v of stage p at v * pp + p. Dropout is off: growth is proved on the function, not
+    on its noise.
+    """
+    _refuse_what_megatron_cannot_express(config)
+    first, last, layout = None, None, None
+    if isinstance(pipeline_layers, str):
+        layout = pipeline_layers
+    elif pipeline_layers is not None:
+        first, last = pipeline_layers
+    return TransformerConfig(
+        num_layers=config.layers,
+        hidden_size=config.hidden,
+        ffn_hidden_size=config.ffn,
+        num_attention_heads=config.heads,
+        num_query_groups=config.kv_groups,
+        kv_channels=config.head_dim,
+        normalization=NORMS[config.norm],
+        layernorm_epsilon=config.norm_eps,
+        gated_linear_unit=config.gated,
+        activation_func=ACTIVATIONS[config.activation],
+        add_bias_linear=config.linear_bias,
+        add_qkv_bias=config.qkv_bias,
+        qk_layernorm=config.qk_norm,
+        rotary_interleaved=config.rotary.interleaved,
+        softmax_scale=config.multipliers.attention,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        use_cpu_initialization=True,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        virtual_pipeline_model_parallel_size=vpp,
+        num_layers_in_first_pipeline_stage=first,
+        num_layers_in_last_pipeline_stage=last,
+        pipeline_model_parallel_layout=layout,
+        sequence_parallel=sequence_parallel,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        # Batched sends give interleaved stages on two ranks wrong activations, without an error.
+        batch_p2p_comm=False,
+        overlap_p2p_comm=vpp is not None,
+    )
+
+
+def build_model_chunks(
+    config: ModelConfig, transformer_config: Any, padded_vocab: int
+) -> list[GPTModel]:
+    """Build this rank's part of the model: one GPTModel per pipeline chunk it holds."""
+    chunks = transformer_config.virtual_pipeline_model_parallel_size or 1
+    first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
+    last_stage = (
+        parallel_state.get_pipeline_model_parallel_rank()
+        == transformer_config.pipeline_model_parallel_size - 1
+    )
+    rotary = config.rotary
+    spec = get_gpt_layer_local_spec(
+        qk_layernorm=config.qk_norm, normalization=transformer_config.normalization
+    )
+    models = []
+    for chunk in range(chunks):
+        model = GPTModel(
+            config=transformer_config,
+            transformer_layer_spec=spec,
+            vocab_size=padded_vocab,
+            max_sequence_length=config.max_positions,
+            pre_process=first_stage and chunk == 0,
+            post_process=last_stage and chunk == chunks - 1,
+            share_embeddings_and_output_weights=config.tied,
+            position_embedding_type=POSITIONS[config.positions],
+            rotary_percent=rotary.percent,
+            rotary_base=rotary.base,
+            rope_scaling=rotary.scaling_factor is not None,
+            rope_scaling_factor=rotary.scaling_factor or 1.0,
+            seq_len_interpolation_factor=rotary.interpolation,
+            vp_stage=chunk if chunks > 1 else None,
+        )
+        # Norms and position tables are made in float32 whatever the requested dtype.
+        models.append(model.to(torch.cuda.current_device(), transformer_config.params_dtype))
+        if transformer_config.params_dtype == torch.float64 and config.positions == "rope":
+            _rotate_in_float64(model, config)
+    return models
+
+
+@torch.no_grad()
+def full_logits(models: list[GPTModel], tokens: torch.Tensor) -> torch.Tensor | None:
+    """Run the pipeline forward on ``tokens`` (batch x length).
+
+    The last stage's ranks return all logits (batch x length x padded vocabulary), the others None.
+    """
+    batch, length = tokens.shape
+    positions = torch.arange(length).expand(batch, length)
+    collected: list[torch.Tensor] = []
+
+    def forward(_: Any, model: Any) -> Any:
+        def collect(output: torch.Tensor) -> Any:
+            collected.append(output)
+            return torch.zeros(()), {}
+
+        return model(tokens, positions, None), collect
+
+    # Interleaved stages want a micro-batch per pipeline rank; each is the same whole batch.
+    microbatches = parallel_state.get_pipeline_model_parallel_world_size() if models[1:] else 1
+    get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=[None] * len(models),
+        model=models,
+        num_microbatches=microbatches,
+        seq_length=length,
+        micro_batch_size=batch,
+        forward_only=True,
+    )
+    if not collected:
+        return None
+    gathered: torch.Tensor = tensor_parallel.gather_from_tensor_model_parallel_region(collected[0])
+    return gathered
+
+
+def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
+    """Compute rotary frequencies in float64: megatron-core always does so in float32."""
+    rotary = model.rotary_pos_emb
+    size = int(config.head_dim * config.rotary.percent)
+    exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+    rotary.inv_freq = config.rotary.base**-exponents
+    if config.rotary.scaling_factor is not None:
+        factor = config.rotary.scaling_factor
+        rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, factor=factor)
+
+
+def _refuse_what_megatron_cannot_express(config: ModelConfig) -> None:
+    multipliers = config.multipliers
+    unsupported = {
+        "positions": config.positions == "xpos",
+        "zero_centred_gain": config.zero_centred_gain,
+        "qkv_bias": config.linear_bias and not config.qkv_bias,
+        "multipliers.embedding": multipliers.embedding != 1.0,
+        "multipliers.output": multipliers.output != 1.0,
+        "multipliers.mup_base_width": config.logit_factor != multipliers.output,
+        "multipliers.attention_by_inverse_layer": multipliers.attention_by_inverse_layer,
+    }
+    for field, asked in unsupported.items():
+        if asked:
+            value: Any = config
+            for name in field.split("."):
+                value = getattr(value, name)
+            raise UsageError(
+                f"{field}: megatron-core's local layer spec cannot express {value!r}",
+                "use flmgrow's own forward for this model",
+            )
