@@ -26,6 +26,9 @@ import torch
 
 from flmgrow.trainer import cpu
 
+# On a CPU even where there are GPUs: few machines have as many as a layout has ranks.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # What megatron-core says wherever there is neither Transformer Engine nor a GPU, once per rank.
 for usual in (
     "Transformer Engine and Apex are not installed",

@@ -101,15 +101,14 @@ def storage_of(
     """
     match identity:
         case ("storage", Global(module, kind), str(key), str(location), int(count)) if (
-            module in ("torch", "torch.storage", "torch.cuda")
-            and (kind == UNTYPED or kind in STORAGE_DTYPES)
-            and type(count) is int
+            type(count) is int
         ):
             pass
-        case ("storage", Global() as name, *_):
-            refuse(f"a storage of unknown kind {name}")
         case _:
             refuse(f"a persistent id that is no storage: {describe(identity)}")
+    is_known = kind == UNTYPED or kind in STORAGE_DTYPES
+    if not is_known or module not in ("torch", "torch.storage", "torch.cuda"):
+        refuse(f"storage {key!r} is of the unknown kind {module}.{kind}")
     place = places.get(key)
     if place is None:
         refuse(f"storage {key!r} has no record data/{key} in the file")

@@ -7,9 +7,11 @@ an instruction that is not in its table is refused. What it builds is bounded by
 recursion, however deep the data.
 """
 
+import gc
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats import inert_calls as calls
@@ -36,9 +38,22 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
             tensors that do not fit their bytes.
     """
     try:
-        return _Machine(data, storages_by_key).run()
+        with _no_garbage_collection():
+            return _Machine(data, storages_by_key).run()
     except BadCheckpointError as error:
         raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Hold back the collector: it would go through all that was built, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Machine:
@@ -83,9 +98,8 @@ class _Machine:
         self.position = end
         return taken
 
-    def number(self, layout: str) -> int:
-        (value,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
-        return int(value)
+    def number(self, count: int) -> int:
+        return int.from_bytes(self.take(count), "little")
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.position, self.position + MAX_NAME_BYTES)
@@ -102,13 +116,13 @@ class _Machine:
             refuse("broken pickle: a text that is not utf-8")
 
     def integer(self, count: int) -> int:
-        if not 0 <= count <= MAX_INTEGER_BYTES:
+        if count > MAX_INTEGER_BYTES:
             refuse(f"an integer of {count} bytes, wanted at most {MAX_INTEGER_BYTES}")
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def frame(self) -> None:
         """Skip the length of a frame, which serves readers of streams; all data is here."""
-        if self.number("<Q") > len(self.data) - self.position:
+        if self.number(8) > len(self.data) - self.position:
             refuse("broken pickle: ends before its frame")
 
     # --- the stack
@@ -216,19 +230,19 @@ _CONSTANTS: dict[bytes, _Instruction] = {
     pickle.NONE: lambda m: m.push(None),
     pickle.NEWTRUE: lambda m: m.push(True),
     pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.BININT: lambda m: m.push(m.number("<i")),
-    pickle.BININT1: lambda m: m.push(m.number("<B")),
-    pickle.BININT2: lambda m: m.push(m.number("<H")),
-    pickle.LONG1: lambda m: m.push(m.integer(m.number("<B"))),
-    pickle.LONG4: lambda m: m.push(m.integer(m.number("<i"))),
+    pickle.BININT: lambda m: m.push(m.integer(4)),
+    pickle.BININT1: lambda m: m.push(m.number(1)),
+    pickle.BININT2: lambda m: m.push(m.number(2)),
+    pickle.LONG1: lambda m: m.push(m.integer(m.number(1))),
+    pickle.LONG4: lambda m: m.push(m.integer(m.number(4))),
     pickle.BINFLOAT: lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text(m.number("<B"))),
-    pickle.BINUNICODE: lambda m: m.push(m.text(m.number("<I"))),
-    pickle.BINUNICODE8: lambda m: m.push(m.text(m.number("<Q"))),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number("<B"))),
-    pickle.BINBYTES: lambda m: m.push(m.take(m.number("<I"))),
-    pickle.BINBYTES8: lambda m: m.push(m.take(m.number("<Q"))),
-    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.number("<Q")))),
+    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text(m.number(1))),
+    pickle.BINUNICODE: lambda m: m.push(m.text(m.number(4))),
+    pickle.BINUNICODE8: lambda m: m.push(m.text(m.number(8))),
+    pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
+    pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
+    pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
+    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.number(8)))),
 }
 
 _CONTAINERS: dict[bytes, _Instruction] = {
@@ -250,11 +264,11 @@ _CONTAINERS: dict[bytes, _Instruction] = {
 }
 
 _REFERENCES: dict[bytes, _Instruction] = {
-    pickle.BINPUT: lambda m: m.memo.__setitem__(m.number("<B"), m.top()),
-    pickle.LONG_BINPUT: lambda m: m.memo.__setitem__(m.number("<I"), m.top()),
+    pickle.BINPUT: lambda m: m.memo.__setitem__(m.number(1), m.top()),
+    pickle.LONG_BINPUT: lambda m: m.memo.__setitem__(m.number(4), m.top()),
     pickle.MEMOIZE: lambda m: m.memo.__setitem__(len(m.memo), m.top()),
-    pickle.BINGET: lambda m: m.recall(m.number("<B")),
-    pickle.LONG_BINGET: lambda m: m.recall(m.number("<I")),
+    pickle.BINGET: lambda m: m.recall(m.number(1)),
+    pickle.LONG_BINGET: lambda m: m.recall(m.number(4)),
     pickle.POP: lambda m: m.drop(),
     pickle.POP_MARK: lambda m: m.pop_to_mark().clear(),
     pickle.FRAME: lambda m: m.frame(),

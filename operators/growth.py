@@ -23,7 +23,8 @@ class Growth:
 
     ``maps`` has an entry for every axis that changes. ``renamed`` names the old tensor behind a new one
     where they differ (a head untied from the embedding). ``notes`` are sentences the user must read;
-    ``preserves`` is False for methods that change the function (stack, interleave).
+    ``preserves`` is False for methods that change the function (stack, interleave). ``request`` is plain data
+    from which the same growth can be derived again (``operators/target.py``).
     """
 
     old: ModelConfig
@@ -35,6 +36,7 @@ class Growth:
     notes: tuple[str, ...] = ()
     preserves: bool = True
     seed: int = 0
+    request: Mapping[str, object] = field(default_factory=dict)
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

@@ -5,9 +5,11 @@ pass, and the order in which dimensions are named has no meaning.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
-from flmgrow.errors import UsageError
+from pydantic import TypeAdapter, ValidationError
+
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.depth import grow_depth
@@ -66,6 +68,23 @@ class Target:
     untie: bool = False
     ramp_steps: int | None = None
     seed: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the request as plain data."""
+        return {**asdict(self), "methods": {str(d): method for d, method in self.methods.items()}}
+
+    @staticmethod
+    def from_json(data: Mapping[str, object]) -> "Target":
+        """Return the request that ``to_json`` described. Raises BadCheckpointError if it is malformed."""
+        try:
+            return _TARGET.validate_python(data)
+        except ValidationError as error:
+            raise BadCheckpointError(
+                f"the growth request in the manifest is malformed: {error.errors()[0]['msg']}"
+            ) from None
+
+
+_TARGET = TypeAdapter(Target)
 
 
 def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
@@ -177,4 +196,5 @@ def grow(
         notes=tuple(_notes(grown, eps_factor, new.norm_eps)),
         preserves=all(part.preserves for part in grown.values()),
         seed=target.seed,
+        request=target.to_json(),
     )

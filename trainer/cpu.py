@@ -78,7 +78,7 @@ def _random_state_is_the_cpu_generator() -> None:
     # Megatron keeps several named "CUDA" random states and swaps them in and out of one generator.
     # With the CPU generator in its place, tensor-parallel ranks still draw what they should.
     def seed(value: int) -> None:
-        torch.random.default_generator.manual_seed(int(value))
+        torch.default_generator.manual_seed(int(value))
 
     def set_state(state: torch.Tensor, *_: Any, **__: Any) -> None:
         torch.set_rng_state(state)

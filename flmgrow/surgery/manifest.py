@@ -102,7 +102,7 @@ def describe(
             "methods": {str(dimension): method for dimension, method in growth.methods.items()},
             "preserves_function": growth.preserves,
             "seed": growth.seed,
-            "untied": bool(growth.renamed),
+            "request": dict(growth.request),
             "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
             "spreads": dict(spreads),
         },

@@ -98,7 +98,8 @@ class MegatronWeights:
         if base in ("query", "key", "value"):
             fused = self.state[f"{prefix}self_attention.linear_qkv.{kind}"]
             queries = config.queries_per_group
-            groups = fused.unflatten(0, (config.kv_groups, queries + 2, config.head_dim))
+            sizes = (config.kv_groups, queries + 2, config.head_dim)
+            groups = fused.reshape(*sizes, *fused.shape[1:])
             if base == "query":
                 return groups[:, :queries]
             return groups[:, queries if base == "key" else queries + 1]
@@ -109,7 +110,7 @@ class MegatronWeights:
         found = self.state[f"{prefix}{stored}.{kind}"]
         if name == "attention_out":
             heads = (config.kv_groups, config.queries_per_group, config.head_dim)
-            return found.unflatten(1, heads)
+            return found.reshape(config.hidden, *heads)
         return found
 
     def rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
@@ -165,6 +166,7 @@ def outcome() -> dict[str, Any]:
         env={
             **os.environ,
             **alone,
+            "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         },
@@ -198,6 +200,7 @@ def test_refused_by_name(outcome: dict[str, Any], field: str) -> None:
     assert outcome["refused"][field].startswith(f"{field}: ")
 
 
+@pytest.mark.slow
 def test_tiny_checkpoint_is_sound(tmp_path: Path) -> None:
     checkpoint = tmp_path / "tiny"
     report = torchrun(4, "train", checkpoint, "--tp", "2", "--pp", "2", "--steps", "20")

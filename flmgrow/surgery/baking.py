@@ -1,0 +1,42 @@
+"""Putting masks into weights, so that a stock trainer computes the masked model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from flmgrow.model.axes import Axis, AxisMap, FloatArray, Role
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.masks import Dimension, Mask, baking_maps
+
+
+def _with_factors(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
+    """Return ``axis_map`` with the factors of ``baking`` multiplied onto its own."""
+    scale: dict[Role, FloatArray] = dict(axis_map.scale)
+    for role, factors in baking.scale.items():
+        scale[role] = scale.get(role, 1.0) * factors
+    return replace(axis_map, scale=scale)
+
+
+def baked(
+    growth: Growth, pending: Mapping[Dimension, Mask], values: Mapping[Dimension, float]
+) -> Growth:
+    """Return ``growth`` with masks baked in at ``values``: its own, and ``pending`` ones of the source.
+
+    Raises BadCheckpointError for a mask that weights cannot express (``operators/masks.py``).
+    """
+    masks = {
+        dimension: mask.at(values.get(dimension, mask.value))
+        for dimension, mask in {**pending, **growth.masks}.items()
+    }
+    maps: dict[Axis, AxisMap] = dict(growth.maps)
+    for axis, baking in baking_maps(masks, growth.new.sizes).items():
+        maps[axis] = _with_factors(maps[axis], baking) if axis in maps else baking
+    return replace(
+        growth,
+        maps=maps,
+        masks={},
+        notes=tuple(note for note in growth.notes if not note.startswith("masks")),
+        request={
+            **growth.request,
+            "bake": {str(dimension): mask.value for dimension, mask in masks.items()},
+        },
+    )

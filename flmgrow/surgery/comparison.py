@@ -1,0 +1,165 @@
+"""Comparing what two models compute, layer by layer, through one reference forward.
+
+Both models advance together, so that the first layer that differs is known and only two residual streams are
+in memory. Where the second grew from the first, old layers and old channels are found through its axis maps;
+under LayerNorm the mean over channels is invisible to the model and is left out of the comparison.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.forward import UnitMasks, logit_blocks, residuals
+from flmgrow.operators.masks import Dimension, Mask
+from flmgrow.surgery.weights import CheckpointWeights, unit_masks
+
+VOCAB_BLOCK = 4096
+"""Ids compared at once."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two models to compare: a checkpoint, its masks, and the dtype it computes in."""
+
+    checkpoint: Checkpoint
+    masks: Mapping[Dimension, Mask]
+    dtype: torch.dtype
+
+    @property
+    def weights(self) -> CheckpointWeights:
+        """The weights, in the dtype to compute in."""
+        return CheckpointWeights(self.checkpoint, self.dtype)
+
+    @property
+    def unit_masks(self) -> UnitMasks:
+        """The multipliers its masks mean."""
+        return unit_masks(self.masks, self.checkpoint, self.dtype)
+
+    def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Yield its residual streams for ``tokens``, as float64."""
+        for x in residuals(self.checkpoint.config, self.weights, tokens, self.unit_masks):
+            yield x.double()
+
+    def logits(self, x: Tensor, vocab: int) -> Iterator[Tensor]:
+        """Yield logits from the last residual, as float64, in blocks of VOCAB_BLOCK ids."""
+        rest = torch.zeros((*x.shape[:-1], 0), dtype=torch.float64)
+        config, masks = self.checkpoint.config, self.unit_masks
+        for block in logit_blocks(config, self.weights, x.to(self.dtype), vocab, masks):
+            rest = torch.cat((rest, block.double()), -1)
+            while rest.shape[-1] >= VOCAB_BLOCK:
+                yield rest[..., :VOCAB_BLOCK]
+                rest = rest[..., VOCAB_BLOCK:]
+        if rest.shape[-1]:
+            yield rest
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the logits of the second model are from the first's, over the first's vocabulary.
+
+    Losses are mean next-token cross entropies in nats, over that vocabulary. ``first_layer`` is the first
+    old layer (-1: the embedding) whose residual stream differs by more than the tolerance, or None.
+    """
+
+    max_logit: float
+    largest_logit: float
+    loss_difference: float
+    loss: float
+    argmax_agreement: float
+    first_layer: int | None
+
+
+class _Totals:
+    """Running maximum, loss and argmax over blocks of the vocabulary."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        shape = tokens.shape
+        self.next = tokens[:, 1:]
+        self.log_sum = torch.full(shape, -torch.inf, dtype=torch.float64)
+        self.chosen = torch.zeros(self.next.shape, dtype=torch.float64)
+        self.best = torch.full(shape, -torch.inf, dtype=torch.float64)
+        self.argmax = torch.zeros(shape, dtype=torch.long)
+
+    def add(self, logits: Tensor, start: int) -> None:
+        self.log_sum = torch.logaddexp(self.log_sum, logits.logsumexp(-1))
+        best, index = logits.max(-1)
+        better = best > self.best
+        self.argmax = torch.where(better, index + start, self.argmax)
+        self.best = torch.where(better, best, self.best)
+        local = self.next - start
+        inside = (local >= 0) & (local < logits.shape[-1])
+        picked = logits[:, :-1].gather(-1, local.clamp(0, logits.shape[-1] - 1)[..., None])[..., 0]
+        self.chosen = torch.where(inside, picked, self.chosen)
+
+    def loss(self) -> float:
+        return float((self.log_sum[:, :-1] - self.chosen).mean())
+
+
+def _visible(x: Tensor, channels: int, layernorm: bool) -> Tensor:
+    old = x[..., :channels]
+    return old - old.mean(-1, keepdim=True) if layernorm else old
+
+
+def _aligned(
+    first: Side, second: Side, tokens: Tensor, places: Mapping[int, int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (old layer, residual, residual) where the two models must agree; -1 is the embedding.
+
+    The last item, numbered with the first model's number of layers, has both models' last residuals.
+    """
+    streams = first.residuals(tokens), second.residuals(tokens)
+    at, b = -1, next(streams[1])
+    for layer, a in enumerate(streams[0], start=-1):
+        for _ in range(at, places.get(layer, layer)):
+            at, b = at + 1, next(streams[1], b)
+        yield layer, a, b
+    for rest in streams[1]:
+        b = rest
+    yield first.checkpoint.config.layers, a, b
+
+
+def compare(
+    first: Side, second: Side, tokens: Tensor, places: Mapping[int, int], tolerance: float
+) -> Difference:
+    """Run both models on ``tokens`` (b, s) and return how far they are apart.
+
+    ``places[i]`` is the second model's layer that is the first's layer ``i``. The tolerance only serves to
+    name the first layer that differs.
+    """
+    config = first.checkpoint.config
+    layernorm = config.norm == "layernorm"
+    first_layer = None
+    for layer, a, b in _aligned(first, second, tokens, places):
+        old, new = (_visible(x, config.hidden, layernorm) for x in (a, b))
+        gap = (old - new).abs().max() / old.abs().max().clamp(min=1)
+        if first_layer is None and not gap <= tolerance and layer < config.layers:
+            first_layer = layer
+    return _compare_logits(first, second, a, b, tokens, first_layer)
+
+
+def _compare_logits(
+    first: Side, second: Side, a: Tensor, b: Tensor, tokens: Tensor, first_layer: int | None
+) -> Difference:
+    """Compare the logits of two last residuals over the first model's vocabulary, block by block."""
+    vocab = first.checkpoint.config.vocab
+    totals = _Totals(tokens), _Totals(tokens)
+    worst, largest, start = 0.0, 0.0, 0
+    for old, new in zip(first.logits(a, vocab), second.logits(b, vocab), strict=True):
+        gap = (old - new).abs().max()
+        worst = max(worst, float(gap)) if torch.isfinite(gap) else float("inf")
+        largest = max(largest, float(old.abs().max()))
+        for total, logits in zip(totals, (old, new), strict=True):
+            total.add(logits, start)
+        start += old.shape[-1]
+    losses = [total.loss() for total in totals]
+    return Difference(
+        max_logit=worst,
+        largest_logit=largest,
+        loss_difference=losses[1] - losses[0],
+        loss=losses[0],
+        argmax_agreement=float((totals[0].argmax == totals[1].argmax).double().mean()),
+        first_layer=first_layer,
+    )

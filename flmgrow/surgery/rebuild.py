@@ -1,0 +1,37 @@
+"""Deriving a growth again from the manifest it left behind."""
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.masks import Dimension
+from flmgrow.operators.target import Target, grow
+from flmgrow.surgery.baking import baked
+from flmgrow.surgery.manifest import Json, masks_of, source_runs
+
+
+def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:
+    """Return the growth that made a checkpoint from ``source``, by its ``manifest``.
+
+    Raises BadCheckpointError if the manifest's axis maps are not those of the request it records: then it
+    was altered, or written by a version that grew differently.
+    """
+    try:
+        recorded = manifest["growth"]
+        padded = int(manifest["padded_vocab"])
+        request = dict(recorded["request"])
+        bake = request.pop("bake", None)
+        target = Target.from_json(request)
+        growth = grow(source.config, target, source.padded_vocab, padded)
+        if bake is not None:
+            values = {Dimension(name): float(value) for name, value in bake.items()}
+            growth = baked(growth, masks_of(source.path), values)
+        axes = recorded["axes"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadCheckpointError(f"the manifest's growth is malformed: {error!r}") from None
+    derived = {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()}
+    if axes != derived:
+        raise BadCheckpointError(
+            "the manifest's axis maps do not follow from its request",
+            "it was altered, or written by a version that grew differently",
+        )
+    return growth

@@ -1,0 +1,241 @@
+"""Proving that two checkpoints are what they say: intact, and the same function.
+
+Four kinds of evidence, each able to fail on its own. *Checksums*: every CRC32 in both, and every file against
+the manifest. *Elements*: growth is deterministic, so every stored value is derived again from the source and
+compared bit for bit. *Function*: both models run through one reference forward on the same tokens. *Gradients*
+(on request): which fresh parameters are alive, and whether old ones get the gradients they got.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmgrow import __version__
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.reading import as_bytes
+from flmgrow.model.axes import Axis, split
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.operators.growth import Growth
+from flmgrow.surgery.comparison import Difference, Side, compare
+from flmgrow.surgery.durable import write_small
+from flmgrow.surgery.integrity import FileRecord, verify_files
+from flmgrow.surgery.manifest import (
+    MANIFEST,
+    Json,
+    digest_of,
+    encode,
+    masks_of,
+    read_manifest,
+)
+from flmgrow.surgery.rebuild import growth_from_manifest
+from flmgrow.surgery.values import GrownValues
+
+EXACT = 1e-10
+"""Largest difference of logits in float64 where weights are stored exactly."""
+
+ROUNDED = 1e-4
+"""Largest difference of logits where float32 weights had to be rounded, or float32 computes."""
+
+OWN_ROUNDING = 5
+"""...or this many times the source's own rounding in its dtype, if that is more."""
+
+OWN_ROUNDING_16 = 3
+"""The same where weights are stored in 16 bits: reported, not promised."""
+
+DTYPES_BY_PRECISION = ("bfloat16", "float16", "float32", "float64")
+
+ELEMENT_BLOCK = 1 << 20
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How to verify. ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s)."""
+
+    dtype: torch.dtype = torch.float64
+    tokens: Tensor | None = None
+    seed: int = 0
+    checksums: bool = True
+    elements: bool = True
+    progress: Progress = lambda _: None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One piece of evidence: passed, failed, or only reported (``passed`` None)."""
+
+    name: str
+    passed: bool | None
+    detail: str
+    numbers: Mapping[str, object] = field(default_factory=dict)
+
+
+def draw_tokens(vocab: int, length: int, seed: int) -> Tensor:
+    """Return random ids (2, length) below ``vocab``."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab, (2, length), generator=generator)
+
+
+def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
+    """Return ``tokens`` as (b, s). Raises BadCheckpointError for ids or lengths the model cannot take."""
+    if tokens.ndim == 1:
+        tokens = tokens[None]
+    config = checkpoint.config
+    if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.is_floating_point():
+        raise BadCheckpointError(f"tokens of shape {tuple(tokens.shape)}, wanted whole numbers (b, s)")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= config.vocab:
+        raise BadCheckpointError(f"token id {int(tokens.max())}, the vocabulary has {config.vocab}")
+    if config.positions == "learned" and tokens.shape[1] > config.max_positions:
+        raise BadCheckpointError(
+            f"{tokens.shape[1]} tokens in a row, the model has {config.max_positions} positions"
+        )
+    return tokens.long()
+
+
+def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress) -> Check:
+    name = f"checksums of {checkpoint.path.name}"
+    try:
+        for file in checkpoint.files.values():
+            file.verify(progress)
+        records = [FileRecord(**record) for record in (manifest or {}).get("files", [])]
+        verify_files(checkpoint.path, records)
+    except BadCheckpointError as error:
+        return Check(name, False, error.message)
+    sums = "CRC32" + (" and xxh3" if records else "")
+    return Check(name, True, f"{sums} of {len(checkpoint.files)} files match")
+
+
+def _elements(source: Checkpoint, result: Checkpoint, growth: Growth, init_std: float | None) -> Check:
+    """Derive every element of the result again from the source, and compare the bits."""
+    values = GrownValues(growth, source.reader, init_std)
+    total = 0
+    for array in result.reader.arrays:
+        for segment in array.placement.segments():
+            tensor = result.reader.tensors[segment.tensor]
+            for box in split(segment.box, ELEMENT_BLOCK):
+                found = result.reader.read(segment.tensor, box)
+                wanted = values.box(tensor, box, found.dtype)
+                if bytes(as_bytes(found)) != bytes(as_bytes(np.ascontiguousarray(wanted))):
+                    return Check("elements", False, f"{array}: {segment.tensor} {box.ranges} differs")
+                total += box.count
+    return Check("elements", True, f"{total:,} values derived again from the source: bit-equal")
+
+
+def _places(growth: Growth | None) -> dict[int, int]:
+    """Where each old layer is in the new model: the first that comes from it."""
+    layer_map = growth.maps.get(Axis.LAYER) if growth is not None else None
+    places: dict[int, int] = {}
+    if layer_map is not None:
+        for new, old in enumerate(layer_map.source.tolist()):
+            places.setdefault(old, new)
+    return places
+
+
+def _rounded(source: Checkpoint, result: Checkpoint, growth: Growth | None) -> bool:
+    """Whether weights were computed and rounded, rather than copied bit for bit."""
+    if growth is None or source.dtype != result.dtype:
+        return True
+    return any(growth.changes(tensor) for tensor in logical_tensors(growth.new).values())
+
+
+def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
+    """What the dtypes allow: exact where nothing was rounded, else a multiple of the source's rounding."""
+    stored = {source.checkpoint.dtype, result.dtype}
+    rounded = _rounded(source.checkpoint, result, growth) and stored != {"float64"}
+    if source.dtype == torch.float64 and not rounded:
+        return EXACT
+    coarsest = min(stored, key=DTYPES_BY_PRECISION.index)
+    dtype = getattr(torch, coarsest) if rounded else source.dtype
+    reference, low = replace(source, dtype=torch.float64), replace(source, dtype=dtype)
+    own = compare(reference, low, tokens, {}, 1.0).max_logit
+    if dtype in (torch.float16, torch.bfloat16):
+        return OWN_ROUNDING_16 * own
+    return max(ROUNDED, OWN_ROUNDING * own)
+
+
+def _function(
+    source: Checkpoint, result: Checkpoint, growth: Growth | None, how: Verification
+) -> Check:
+    """Compare the logits, and judge them by what the dtypes in play allow."""
+    first, second = (Side(x, masks_of(x.path), how.dtype) for x in (source, result))
+    tokens = how.tokens
+    if tokens is None:
+        tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
+    tokens = check_tokens(tokens, source)
+    tolerance = _tolerance(first, result, growth, tokens)
+    difference = compare(first, second, tokens, _places(growth), tolerance)
+    numbers = {
+        **asdict(difference),
+        "tolerance": tolerance,
+        "dtype": str(how.dtype).removeprefix("torch."),
+        "stored_dtypes": [source.dtype, result.dtype],
+        "tokens": tokens.numel(),
+    }
+    equal = difference.max_logit <= tolerance
+    return Check("function", equal, _describe(difference, tolerance, how.dtype), numbers)
+
+
+def _describe(difference: Difference, tolerance: float, dtype: torch.dtype) -> str:
+    where = ""
+    if difference.max_logit > tolerance and difference.first_layer is not None:
+        layer = difference.first_layer
+        where = f"; first differs {'in the embedding' if layer < 0 else f'after layer {layer}'}"
+    return (
+        f"max |dlogit| {difference.max_logit:.2e} of {difference.largest_logit:.3g} "
+        f"(allowed {tolerance:.1e}, computed in {str(dtype).removeprefix('torch.')}), "
+        f"dloss {difference.loss_difference:.1e}, "
+        f"argmax agrees on {difference.argmax_agreement:.2%}{where}"
+    )
+
+
+def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
+    """Return the evidence on whether ``result`` computes what ``source`` does.
+
+    Elements are derived again only if the result's manifest says that it came from this source.
+    """
+    manifest = read_manifest(result.path)
+    checks = []
+    if how.checksums:
+        for checkpoint in (source, result):
+            checks.append(_checksums(checkpoint, read_manifest(checkpoint.path), how.progress))
+        if not all(check.passed for check in checks):
+            return checks
+    growth = None
+    if manifest is not None and manifest["source"]["digest"] == digest_of(source):
+        growth = growth_from_manifest(source, manifest)
+        if how.elements:
+            init_std = manifest["options"].get("init_std")
+            checks.append(_elements(source, result, growth, init_std))
+    else:
+        detail = "its manifest names another source" if manifest else "it has no manifest"
+        checks.append(Check("elements", None, f"not derived again: {detail}"))
+    checks.append(_function(source, result, growth, how))
+    return checks
+
+
+def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
+    """Return what verification found, as plain data for the result's manifest."""
+    return {
+        "flmgrow": __version__,
+        "source": source.path.resolve().name,
+        "source_digest": digest_of(source),
+        "equal": all(check.passed is not False for check in checks),
+        "checks": [
+            {"name": c.name, "passed": c.passed, "detail": c.detail, **c.numbers} for c in checks
+        ],
+    }
+
+
+def write_receipt(folder: Path, content: Json) -> bool:
+    """Put the receipt into the manifest in ``folder``; return False if there is no manifest."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    write_small(folder / MANIFEST, encode({**manifest, "receipt": content}))
+    return True
