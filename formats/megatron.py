@@ -8,9 +8,10 @@ explains stops the run.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.arguments import ArgumentReader, read_config
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import Global, TensorRecord, namespace
@@ -20,7 +21,6 @@ from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.axes import Axis
-from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -224,16 +224,19 @@ def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
 
 
 def open_megatron(
-    path: Path, iteration: int | None = None, ignored_arguments: Collection[str] = ()
+    path: Path,
+    iteration: int | None = None,
+    ignored_arguments: Collection[str] = (),
+    true_vocab: int | None = None,
 ) -> Checkpoint:
     """Open the legacy Megatron checkpoint at ``path``; the caller closes it.
 
-    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    ``true_vocab`` says how many rows of the embedding are real, where the arguments do not. Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
     """
     folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))
     try:
-        return _assemble(path, folder, files, ignored_arguments)
+        return _assemble(path, folder, files, ignored_arguments, true_vocab)
     except BaseException:
         for file in files.values():
             file.close()
@@ -241,7 +244,11 @@ def open_megatron(
 
 
 def _assemble(
-    path: Path, folder: Path, files: Mapping[RankKey, TorchFile], ignored: Collection[str]
+    path: Path,
+    folder: Path,
+    files: Mapping[RankKey, TorchFile],
+    ignored: Collection[str],
+    true_vocab: int | None,
 ) -> Checkpoint:
     first = next(iter(files.values()))
     arguments = arguments_of(first)
@@ -249,12 +256,20 @@ def _assemble(
     _check_agreement(files)
     argument_reader = ArgumentReader(arguments, where)
     padded = argument_reader.integer("padded_vocab_size")
-    config: ModelConfig = read_config(arguments, where, padded, ignored)
+    config = read_config(arguments, where, padded, ignored)
+    if true_vocab is not None:
+        if true_vocab > padded:
+            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
+        config = replace(config, vocab=true_vocab)
     layout = read_layout(arguments, config.layers, where)
     _check_ranks(folder, files.keys(), layout)
     tensors = logical_tensors(config)
-    chunk = _chunk(first, chunk_key(0, layout))
-    fused = any("linear_qkv.layer_norm_weight" in str(key) for key in chunk)
+    fused = any(
+        "linear_qkv.layer_norm_weight" in str(key)
+        for file in files.values()
+        for number in range(layout.vpp)
+        for key in _chunk(file, chunk_key(number, layout))
+    )
     sizes = {**config.sizes, Axis.VOCAB: padded}
     expected = placements(ROWS, tensors, sizes, layout, fused)
     reader = LogicalReader(tensors, sizes, _match(files, layout, expected))

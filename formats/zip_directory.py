@@ -126,18 +126,19 @@ class _Archive:
         if self.read(0, 4) != LOCAL_SIGNATURE.to_bytes(4, "little"):
             self.refuse("no zip header at its start (files of torch before 1.6 are not supported)")
         end = self.length - END.size
-        signature, disk, first_disk, here, count, nbytes, start, comment = self.unpack(END, end)
+        signature, *numbers, comment = self.unpack(END, end)
         if signature != END_SIGNATURE or comment:
             self.refuse("no end of the archive at its end: truncated or has trailing bytes")
         end64 = self.locate_end64(end)
         if end64 is not None:
-            narrow = (here, count, nbytes, start)
-            disk, first_disk, here, count, nbytes, start = self.read_end64(end64)
-            wide = (here, count, nbytes, start)
-            limits = (U16_MAX, U16_MAX, U32_MAX, U32_MAX)
-            if any(n not in (w, limit) for n, w, limit in zip(narrow, wide, limits, strict=True)):
-                self.refuse("the zip and the zip64 end of the archive disagree")
+            wide_numbers = self.read_end64(end64)
+            limits = (U16_MAX, U16_MAX, U16_MAX, U16_MAX, U32_MAX, U32_MAX)
+            for narrow, wide, limit in zip(numbers, wide_numbers, limits, strict=True):
+                if narrow not in (wide, limit):
+                    self.refuse("the zip and the zip64 end of the archive disagree")
+            numbers = wide_numbers
             end = end64
+        disk, first_disk, here, count, nbytes, start = numbers
         if disk or first_disk or here != count:
             self.refuse("an archive of several disks")
         if start + nbytes != end:
@@ -158,11 +159,11 @@ class _Archive:
             self.refuse("the zip64 end of the archive is not where it should be")
         return end64
 
-    def read_end64(self, end64: int) -> tuple[int, ...]:
+    def read_end64(self, end64: int) -> list[int]:
         signature, nbytes, _, _, *rest = self.unpack(END64, end64)
         if signature != END64_SIGNATURE or nbytes != END64.size - 12:
             self.refuse("the zip64 end of the archive is broken")
-        return tuple(rest)
+        return rest
 
     # --- the directory
 

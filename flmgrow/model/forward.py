@@ -12,7 +12,7 @@ from math import pi
 from typing import Protocol
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -99,11 +99,11 @@ def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
         scale = zeta ** power[:, None]
         cos, sin = cos * scale, sin * scale
     turned, rest = x[..., :size], x[..., size:]
-    pairs = turned.unflatten(-1, (-1, 2) if rotary.interleaved else (2, -1))
-    pair_axis = -1 if rotary.interleaved else -2
-    first, second = pairs.unbind(pair_axis)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), pair_axis)
-    return torch.cat((turned.flatten(-2), rest), -1)
+    pairs = "(pair two)" if rotary.interleaved else "(two pair)"
+    first, second = rearrange(turned, f"... {pairs} -> two ... pair", two=2)
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin))
+    turned = rearrange(turned, f"two ... pair -> ... {pairs}")
+    return torch.cat((turned, rest), -1)
 
 
 def attention(

@@ -6,7 +6,7 @@ is written exactly once and that every element of the old one is used or listed 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
@@ -16,8 +16,10 @@ from flmgrow.formats.torch_zip import TorchFileWriter
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.growth import Counts, Growth, count
+from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.operators.target import Target, grow
 from flmgrow.operators.vocab import padded_size
+from flmgrow.surgery.baking import baked
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,14 @@ def make_plan(
     *,
     dtype: str | None = None,
     drop_optimizer: bool = False,
+    pending: Mapping[Dimension, Mask] | None = None,
+    bake: Mapping[Dimension, float] | None = None,
 ) -> Plan:
     """Return the plan that takes ``source`` to ``target`` in the wished layout.
 
-    Raises UsageError for a target that cannot be reached and for content that would be lost unasked.
+    ``pending`` are the source's own masks, which resharding carries along; ``bake`` puts all masks into the
+    weights, at these values instead of their own where given. Raises UsageError for a target that cannot be
+    reached and for content that would be lost unasked.
     """
     if "optimizer" in source.carried and not drop_optimizer:
         raise UsageError(
@@ -99,7 +105,23 @@ def make_plan(
     vocab = source.config.vocab if target.vocab is None else target.vocab
     padded = padded_size(vocab, source.vocab_multiple, layout.tp)
     growth = grow(source.config, target, source.padded_vocab, padded)
+    pending = pending or {}
+    if bake is not None:
+        growth = baked(growth, pending, bake)
+    elif pending:
+        growth = _with_pending(growth, pending)
     return plan_growth(source, growth, layout, padded, dtype)
+
+
+def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
+    """Carry the source's unfinished masks through a growth that adds no units."""
+    if growth.methods:
+        unfinished = ", ".join(f"{name} at {mask.value:g}" for name, mask in pending.items())
+        raise UsageError(
+            f"the source is still opening its last growth ({unfinished})",
+            "finish the ramp, or put the masks into the weights with flmgrow bake",
+        )
+    return replace(growth, masks=pending)
 
 
 def plan_growth(

@@ -182,7 +182,16 @@ class GrownValues:
         shape = [1] * len(indices)
         shape[place] = -1
         amplitude = (sign * share * axis_map.noise).reshape(shape)
-        return draw * amplitude * self._std(tensor, name, move.box)
+        noise = draw * amplitude * self._std(tensor, name, move.box)
+        self._silence_padding(tensor, move.box, noise)
+        return noise
+
+    def _silence_padding(self, tensor: LogicalTensor, box: Box, values: FloatArray) -> None:
+        """Draw nothing into vocabulary padding: how much of it there is depends on the layout."""
+        if Axis.VOCAB in tensor.axes:
+            place = tensor.axes.index(Axis.VOCAB)
+            first = max(0, self._growth.new.vocab - box.ranges[place][0])
+            np.moveaxis(values, place, 0)[first:] = 0.0
 
     def _drawn(self, tensor: LogicalTensor, name: str, box: Box) -> FloatArray:
         """Fresh entries, as logical values. A layer whose branch starts at zero has it zero all through."""
@@ -191,6 +200,7 @@ class GrownValues:
         else:
             std = self._init_std if self._init_std is not None else self._std(tensor, name, box)
             values = normal(self._growth.seed, tensor.name, _indices(box)) * std
+            self._silence_padding(tensor, box, values)
         for factor in factors(self._growth, tensor, box, only=Axis.LAYER):
             values = values * factor + 0.0
         return values
@@ -201,7 +211,8 @@ class GrownValues:
         return self._spread(name, layer)
 
     def _spread(self, name: str, layer: int | None) -> float:
-        whole = full_box(self._reader.shape(name))
+        """The spread of an old tensor, without the vocabulary's padding, which depends on the layout."""
+        whole = full_box(self._reader.tensors[name].shape(self._growth.old.sizes))
         if layer is not None:
             whole = Box(((layer, layer + 1), *whole.ranges[1:]))
         return self._statistics.std(name, whole) or FALLBACK_STD

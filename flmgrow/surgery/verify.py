@@ -63,6 +63,7 @@ class Verification:
     seed: int = 0
     checksums: bool = True
     elements: bool = True
+    gradients: bool = False
     progress: Progress = lambda _: None
 
 
@@ -125,6 +126,13 @@ def _elements(source: Checkpoint, result: Checkpoint, growth: Growth, init_std: 
                     return Check("elements", False, f"{array}: {segment.tensor} {box.ranges} differs")
                 total += box.count
     return Check("elements", True, f"{total:,} values derived again from the source: bit-equal")
+
+
+def _model(result: Checkpoint, growth: Growth) -> Check:
+    """The result's arguments must describe the model the growth leads to: a wrong epsilon hides in rounding."""
+    wanted, found = asdict(growth.new), asdict(result.config)
+    wrong = [f"{name} is {found[name]}, wanted {wanted[name]}" for name in wanted if wanted[name] != found[name]]
+    return Check("model", not wrong, "; ".join(wrong) or "the arguments say what the growth leads to")
 
 
 def _places(growth: Growth | None) -> dict[int, int]:
@@ -209,6 +217,7 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     growth = None
     if manifest is not None and manifest["source"]["digest"] == digest_of(source):
         growth = growth_from_manifest(source, manifest)
+        checks.append(_model(result, growth))
         if how.elements:
             init_std = manifest["options"].get("init_std")
             checks.append(_elements(source, result, growth, init_std))

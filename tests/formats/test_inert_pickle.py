@@ -73,8 +73,15 @@ def rewritten(value: object, protocol: int = 2) -> Any:
 
 # --- plain data
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-scalars |= st.binary() | st.binary().map(bytearray)
+scalars: st.SearchStrategy[object] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.binary(),
+    st.builds(bytearray, st.binary()),
+)
 keys = st.text() | st.integers() | st.tuples(st.text(), st.integers()) | st.binary()
 plain_data = st.recursive(
     scalars | st.sets(st.integers() | st.text()) | st.frozensets(st.integers()),
@@ -142,10 +149,10 @@ def test_ordered_dict_keeps_its_attributes() -> None:
     assert type(inert) is OrderedMap
     assert inert == {"b": 1, "a": 2}
     assert inert.state == {"_metadata": {"": {"version": 1}}}
-    copy = rewritten(original)
+    copy: Any = rewritten(original)
     assert type(copy) is collections.OrderedDict
     assert list(copy) == ["b", "a"]
-    assert copy._metadata == {"": {"version": 1}}
+    assert vars(copy)["_metadata"] == {"": {"version": 1}}
 
 
 # --- objects of classes
@@ -548,14 +555,14 @@ def test_copies_are_bounded() -> None:
         read(b"\x80\x02" + b"(" + text + encoder + latin + call * 1000 + b"t.")
 
 
-def test_a_million_nested_tuples() -> None:
-    data = b"\x80\x02)" + pickle.TUPLE1 * 1_000_000 + b"."
+def test_tuples_nested_200_000_deep() -> None:
+    data = b"\x80\x02)" + pickle.TUPLE1 * 200_000 + b"."
     inert = read(data)
     assert list(walk_tensors(inert)) == []
     written, _ = to_pickle(inert)
-    assert len(written) > 1_000_000
+    assert len(written) > 200_000
     with pytest.raises(BadCheckpointError, match="as key of a dict"):
-        read(b"\x80\x02})" + pickle.TUPLE1 * 1_000_000 + b"Ns.")
+        read(b"\x80\x02})" + pickle.TUPLE1 * 200_000 + b"Ns.")
 
 
 def test_data_shared_sixty_times_over() -> None:
@@ -677,14 +684,16 @@ def test_damaged_pickles_are_refused_or_read_as_data(data: st.DataObject) -> Non
                 damaged[position:position] = data.draw(st.binary(min_size=1, max_size=9))
         if not damaged:
             return
+    message = "."
     try:
         inert = read(bytes(damaged))
     except BadCheckpointError as refusal:
-        assert refusal.message.isprintable()
-        assert len(refusal.message) < 1000
+        message = refusal.message
     else:
         list(walk_tensors(inert))
         read(to_pickle(inert)[0])
+    assert message.isprintable()
+    assert len(message) < 1000
 
 
 @settings(max_examples=200)

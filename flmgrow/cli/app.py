@@ -1,0 +1,56 @@
+"""The application: one command per module, errors turned into lines and exit codes in one place."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from flmgrow import __version__
+from flmgrow.cli import bake, expand, inspect, reshard, verify
+from flmgrow.errors import FlmgrowError, printable
+
+app = typer.Typer(
+    name="flmgrow",
+    help="Grow and reshard Megatron checkpoints, and prove that the function did not change.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (expand, reshard, verify, inspect, bake):
+    app.command()(getattr(command, command.__name__.rpartition(".")[2]))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"flmgrow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Grow and reshard Megatron checkpoints, and prove that the function did not change."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line on ``arguments`` and return its exit code."""
+    try:
+        code = app(list(arguments) or ["--help"], standalone_mode=False, prog_name="flmgrow")
+    except FlmgrowError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except typer.TyperException as error:
+        print(f"error: {printable(error.format_message())}", file=sys.stderr)
+        print("hint: flmgrow COMMAND --help lists what is accepted", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        print(f"error: {printable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        return 4
+    return code if isinstance(code, int) else 0

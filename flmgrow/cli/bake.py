@@ -1,0 +1,57 @@
+"""``flmgrow bake``: put masks into the weights, once their ramp is done or for a stock trainer."""
+
+from typing import Annotated
+
+import typer
+
+from flmgrow.cli import options
+from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.errors import UsageError
+from flmgrow.operators.target import Target
+from flmgrow.surgery.manifest import masks_of
+from flmgrow.surgery.plan import LayoutWish, make_plan
+
+Value = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Mask value to bake at, instead of the recorded one."),
+]
+
+
+def bake(
+    src: options.Source,
+    dst: options.Destination,
+    value: Value = None,
+    iteration: options.Iteration = None,
+    ignore_arg: options.IgnoreArgument = None,
+    true_vocab_size: options.TrueVocab = None,
+    no_optimizer: options.NoOptimizer = False,
+    max_memory: options.MaxMemory = "1G",
+    workers: options.Workers = None,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Put the masks of a growth into the weights; the result is an ordinary checkpoint.
+
+    FFN, head and depth masks can be baked at any value, a width mask only at 1.
+
+    \b
+    Example: flmgrow bake ckpt-51b ckpt-51b-plain --value 1
+    """
+    running = Running(
+        max_memory=max_memory, workers=workers, restart=restart, dry_run=dry_run, as_json=as_json
+    )
+    with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+        pending = masks_of(source.path)
+        if not pending:
+            raise UsageError(f"{src}: has no masks to bake", "it is an ordinary checkpoint already")
+        values = {} if value is None else dict.fromkeys(pending, value)
+        plan = make_plan(
+            source,
+            Target(),
+            LayoutWish(),
+            drop_optimizer=no_optimizer,
+            pending=pending,
+            bake=values,
+        )
+        carry_out(plan, dst, running)

@@ -1,0 +1,124 @@
+"""``flmgrow expand``: grow a checkpoint, and lay it out anew, in one pass."""
+
+from dataclasses import replace
+
+from flmgrow.cli import options
+from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
+from flmgrow.cli.target_file import read_target_file
+from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.operators.shape import shape_for
+from flmgrow.operators.target import Target
+from flmgrow.surgery.manifest import masks_of
+from flmgrow.surgery.plan import LayoutWish, make_plan
+
+
+def expand(
+    src: options.Source,
+    dst: options.Destination,
+    num_layers: options.NumLayers = None,
+    hidden_size: options.HiddenSize = None,
+    ffn_hidden_size: options.FfnHiddenSize = None,
+    num_attention_heads: options.NumAttentionHeads = None,
+    num_query_groups: options.NumQueryGroups = None,
+    kv_channels: options.KvChannels = None,
+    vocab_size: options.VocabSize = None,
+    to: options.To = None,
+    to_params: options.ToParams = None,
+    method: options.Method = None,
+    depth_placement: options.DepthPlacement = None,
+    new_layers: options.NewLayers = None,
+    untie: options.Untie = False,
+    ramp_steps: options.RampSteps = None,
+    bake: options.BakeMasks = False,
+    seed: options.Seed = None,
+    init_std: options.InitStd = None,
+    tp: options.TensorParallel = None,
+    pp: options.PipelineParallel = None,
+    vpp: options.VirtualPipeline = None,
+    pipeline_layers: options.PipelineLayers = None,
+    iteration: options.Iteration = None,
+    ignore_arg: options.IgnoreArgument = None,
+    true_vocab_size: options.TrueVocab = None,
+    replicated: options.Replicated = "check",
+    no_optimizer: options.NoOptimizer = False,
+    allow_nonfinite: options.AllowNonfinite = False,
+    dtype: options.Dtype = None,
+    max_memory: options.MaxMemory = "1G",
+    workers: options.Workers = None,
+    restart: options.Restart = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Grow a checkpoint so that its function does not change.
+
+    Any subset of width, FFN, heads, depth and vocabulary grows in one pass, into any layout. The result
+    appears complete or not at all; after an interruption the same command resumes.
+
+    \b
+    Example: flmgrow expand ckpt-16b ckpt-51b --hidden-size 8192 --num-layers 62 --tp 4 --pp 2
+    """
+    check_dtype(dtype)
+    wanted = read_target_file(to).overridden(
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        ffn_hidden_size=ffn_hidden_size,
+        num_attention_heads=num_attention_heads,
+        num_query_groups=num_query_groups,
+        kv_channels=kv_channels,
+        vocab_size=vocab_size,
+        method=method,
+        depth_placement=depth_placement,
+        new_layers=new_layers,
+        untie=untie or None,
+        ramp_steps=ramp_steps,
+        seed=seed,
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        pipeline_layers=options.parse_layers(pipeline_layers),
+    )
+    running = Running(
+        max_memory, workers, restart, allow_nonfinite, replicated, init_std, dry_run, as_json
+    )
+    with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+        target, wish = wanted.target(), wanted.layout()
+        _check_head_size(source, wanted.kv_channels)
+        if to_params is not None:
+            target = _solved(source, target, wish, to_params)
+        plan = make_plan(
+            source,
+            target,
+            wish,
+            dtype=dtype,
+            drop_optimizer=no_optimizer,
+            pending=masks_of(source.path),
+            bake={} if bake else None,
+        )
+        carry_out(plan, dst, running)
+
+
+def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
+    if wanted is not None and wanted != source.config.head_dim:
+        raise UsageError(
+            f"--kv-channels {wanted}: the source has heads of {source.config.head_dim}",
+            "the frequencies of rotary positions and the attention scale depend on the head size, "
+            "so it cannot grow; add heads instead",
+        )
+
+
+def _solved(source: Checkpoint, target: Target, wish: LayoutWish, parameters: float) -> Target:
+    """Choose the sizes for ``--to-params``; sizes the user gave as well would contradict it."""
+    if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
+        raise UsageError("--to-params chooses the sizes", "leave out the size options, or --to-params")
+    pp = wish.pp or source.layout.pp
+    chunks = pp * (wish.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
+    shape = shape_for(source.config, parameters, wish.tp or source.layout.tp, chunks)
+    return replace(
+        target,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_groups=shape.kv_groups,
+    )

@@ -1,0 +1,104 @@
+"""``flmgrow inspect``: what a checkpoint is, where it comes from, and whether it is healthy."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flmgrow.cli import options, report
+from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.tensors import parameter_count
+from flmgrow.surgery.health import Health, examine
+from flmgrow.surgery.manifest import Json, family, masks_of, read_manifest
+
+Tensors = Annotated[bool, typer.Option("--tensors", help="List the logical tensors.")]
+HealthOption = Annotated[
+    bool, typer.Option("--health", help="Read all weights and look for values that are not finite.")
+]
+
+
+def inspect(
+    path: options.Source,
+    tensors: Tensors = False,
+    health: HealthOption = False,
+    iteration: options.Iteration = None,
+    ignore_arg: options.IgnoreArgument = None,
+    true_vocab_size: options.TrueVocab = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show a checkpoint's model, layout, masks, family tree and health.
+
+    \b
+    Example: flmgrow inspect ckpt-51b --tensors
+    """
+    with Reading(iteration, ignore_arg, true_vocab_size).open(path) as checkpoint:
+        with progress_bar(checkpoint.nbytes, "reading") as progress:
+            found = examine(checkpoint, health, progress)
+        if as_json:
+            print(json.dumps(_data(checkpoint, found, tensors), indent=1))
+            return
+        rows = [*report.model_rows(checkpoint), *_history(checkpoint), *_health(found)]
+        print("\n".join(report.aligned(rows)))
+        if tensors:
+            print("\n" + "\n".join(report.tensor_lines(checkpoint)))
+
+
+def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    rows = []
+    sizes = checkpoint.config.sizes
+    for dimension, mask in masks_of(checkpoint.path).items():
+        fresh = ", ".join(
+            f"{len(indices)} of {sizes[axis]} {axis}"
+            for axis, indices in mask.fresh.items()
+            if len(indices)
+        )
+        text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
+        rows.append((f"{dimension} mask", text))
+    line = [
+        f"{member['name']} ({report.amount(member['parameters'])})"
+        for member in family(checkpoint.path)
+    ]
+    rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
+    manifest = read_manifest(checkpoint.path)
+    if manifest is not None:
+        receipt = manifest["receipt"]
+        verdict = "not verified yet"
+        if receipt is not None:
+            verdict = "equal" if receipt["equal"] else "DIFFERENT"
+            verdict += f" to {receipt['source']}"
+        rows.append(("verified", verdict))
+    return rows
+
+
+def _health(found: Health) -> list[tuple[str, str]]:
+    rows = [("replicas", "; ".join(found.drift) or f"{found.replicas} copies agree")]
+    if found.non_finite is not None:
+        bad = ", ".join(f"{name}: {count}" for name, count in found.non_finite.items())
+        rows.append(("not finite", bad or "none"))
+        rows.append(("all zero", ", ".join(found.all_zero) or "none"))
+    return rows
+
+
+def _data(checkpoint: Checkpoint, found: Health, tensors: bool) -> Json:
+    shapes = {
+        name: dict(zip(tensor.axes, tensor.shape(checkpoint.stored_sizes), strict=True))
+        for name, tensor in checkpoint.reader.tensors.items()
+    }
+    return {
+        "path": str(checkpoint.folder),
+        "iteration": checkpoint.iteration,
+        "model": asdict(checkpoint.config),
+        "layout": asdict(checkpoint.layout),
+        "parameters": parameter_count(checkpoint.config),
+        "padded_vocab": checkpoint.padded_vocab,
+        "dtype": checkpoint.dtype,
+        "bytes": checkpoint.nbytes,
+        "also_holds": list(checkpoint.carried),
+        "masks": {d: mask.to_json() for d, mask in masks_of(checkpoint.path).items()},
+        "family": family(checkpoint.path),
+        "receipt": (read_manifest(checkpoint.path) or {}).get("receipt"),
+        "health": asdict(found),
+        **({"tensors": shapes} if tensors else {}),
+    }

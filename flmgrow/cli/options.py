@@ -1,0 +1,249 @@
+"""Options that several commands share, each declared once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flmgrow.errors import UsageError
+
+_SIZES = "Sizes of the result (what is not given stays)"
+_GROWTH = "How to grow"
+_LAYOUT = "Layout of the result"
+_RUN = "Running"
+_SOURCE_PANEL = "Reading the source"
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A Megatron checkpoint folder.")]
+Destination = Annotated[
+    Path, typer.Argument(metavar="DST", help="Folder to create; must not exist yet.")
+]
+Iteration = Annotated[
+    int | None,
+    typer.Option(help="Iteration to read instead of the latest.", rich_help_panel=_SOURCE_PANEL),
+]
+IgnoreArgument = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-arg",
+        metavar="NAME",
+        help="Carry this unknown training argument along; you vouch that it changes nothing.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+TrueVocab = Annotated[
+    int | None,
+    typer.Option(
+        "--true-vocab-size",
+        help="Vocabulary size without padding, where the checkpoint does not say.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+Replicated = Annotated[
+    str,
+    typer.Option(
+        help="What to do with copies that should be equal: check them, or take rank0's.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+NoOptimizer = Annotated[
+    bool,
+    typer.Option(
+        "--no-optimizer",
+        help="Leave out optimizer state (this version cannot carry it).",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option(
+        "--allow-nonfinite",
+        help="Carry NaN and infinite weights over instead of stopping.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+NumLayers = Annotated[
+    int | None, typer.Option("--num-layers", min=1, help="Layers.", rich_help_panel=_SIZES)
+]
+HiddenSize = Annotated[
+    int | None, typer.Option("--hidden-size", min=1, help="Hidden width.", rich_help_panel=_SIZES)
+]
+FfnHiddenSize = Annotated[
+    int | None, typer.Option("--ffn-hidden-size", min=1, help="FFN width.", rich_help_panel=_SIZES)
+]
+NumAttentionHeads = Annotated[
+    int | None,
+    typer.Option(
+        "--num-attention-heads",
+        min=1,
+        help="Query heads. Under grouped-query attention they are added inside each group.",
+        rich_help_panel=_SIZES,
+    ),
+]
+NumQueryGroups = Annotated[
+    int | None,
+    typer.Option(
+        "--num-query-groups",
+        min=1,
+        help="Key-value groups; of a multi-head model they follow the heads.",
+        rich_help_panel=_SIZES,
+    ),
+]
+VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        "--vocab-size", min=1, help="Vocabulary, without padding.", rich_help_panel=_SIZES
+    ),
+]
+KvChannels = Annotated[
+    int | None,
+    typer.Option("--kv-channels", min=1, help="Head size; it cannot grow.", rich_help_panel=_SIZES),
+]
+To = Annotated[
+    Path | None,
+    typer.Option(
+        "--to",
+        metavar="FILE.yaml",
+        help="Read sizes, method and layout from a file; options given here win.",
+        rich_help_panel=_SIZES,
+    ),
+]
+ToParams = Annotated[
+    float | None,
+    typer.Option(
+        "--to-params",
+        metavar="51e9",
+        help="Choose sizes near the source's proportions for this many parameters.",
+        rich_help_panel=_SIZES,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mask|zero|copy|width=...,ffn=...",
+        help="mask (default), zero or copy for all, or one per dimension (width, heads, ffn, depth); "
+        "depth also stack and interleave, which change the function.",
+        rich_help_panel=_GROWTH,
+    ),
+]
+DepthPlacement = Annotated[
+    str | None,
+    typer.Option(
+        metavar="end|interleave|0,0,1,1",
+        help="Where new layers go (default end); or the old layer behind each new one.",
+        rich_help_panel=_GROWTH,
+    ),
+]
+NewLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="copy|random",
+        help="New layers start as copies of a neighbour (default), or drawn.",
+        rich_help_panel=_GROWTH,
+    ),
+]
+Untie = Annotated[
+    bool,
+    typer.Option("--untie", help="Write a head of its own for a tied model.", rich_help_panel=_GROWTH),
+]
+RampSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Optimizer steps in which masks open (default 5000).", rich_help_panel=_GROWTH
+    ),
+]
+BakeMasks = Annotated[
+    bool,
+    typer.Option(
+        "--bake",
+        help="Put the masks into the weights (at 0), for a stock trainer; not for width.",
+        rich_help_panel=_GROWTH,
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Seed of fresh values.", rich_help_panel=_GROWTH)
+]
+InitStd = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Spread of fresh values; each tensor's own if not given.",
+        rich_help_panel=_GROWTH,
+    ),
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option("--tp", min=1, help="Tensor-parallel size.", rich_help_panel=_LAYOUT),
+]
+PipelineParallel = Annotated[
+    int | None,
+    typer.Option("--pp", min=1, help="Pipeline-parallel size.", rich_help_panel=_LAYOUT),
+]
+VirtualPipeline = Annotated[
+    int | None,
+    typer.Option(
+        "--vpp", min=1, help="Model chunks per pipeline rank (1: none).", rich_help_panel=_LAYOUT
+    ),
+]
+PipelineLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8,8,7,7",
+        help="Layers per pipeline rank, or per chunk in model order.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|...",
+        help="Cast the weights; the source's dtype if not given.",
+        rich_help_panel=_RUN,
+    ),
+]
+MaxMemory = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE", help="Memory to stay below, such as 800M or 4G.", rich_help_panel=_RUN
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Threads; the number of cores if not given.", rich_help_panel=_RUN),
+]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart",
+        help="Drop an interrupted run of another plan on the same DST.",
+        rich_help_panel=_RUN,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_RUN)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``800M`` or ``4G`` mean. Raises UsageError for anything else."""
+    body = text.strip().upper().removesuffix("IB").removesuffix("B")
+    unit = body[-1:] if body[-1:] in _UNITS and body[-1:] else ""
+    try:
+        value = float(body.removesuffix(unit)) if unit else float(body)
+        return int(value * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise UsageError(f"--max-memory {text}: not a size", "such as 800M or 4G") from None
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Return the numbers in ``8,8,7,7``. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(item) for item in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--pipeline-layers {text}: not a list of numbers", "such as 8,8,7,7"
+        ) from None

@@ -1,0 +1,112 @@
+"""What expand, reshard and bake have in common: open, plan, show or carry out."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flmgrow.cli import report
+from flmgrow.cli.options import parse_size
+from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.reading import DTYPES
+from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.plan import Plan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to open the source."""
+
+    iteration: int | None = None
+    ignore_arg: list[str] | None = None
+    true_vocab_size: int | None = None
+
+    def open(self, path: Path) -> Checkpoint:
+        """Open the checkpoint at ``path``; the caller closes it."""
+        return open_megatron(path, self.iteration, self.ignore_arg or (), self.true_vocab_size)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How to carry out a plan, or only to show it."""
+
+    max_memory: str = "1G"
+    workers: int | None = None
+    restart: bool = False
+    allow_nonfinite: bool = False
+    replicated: str = "check"
+    init_std: float | None = None
+    dry_run: bool = False
+    as_json: bool = False
+
+    def execution(self, progress: Callable[[int], None]) -> Execution:
+        """Return the execution these options mean."""
+        return Execution(
+            max_memory=parse_size(self.max_memory),
+            workers=self.workers or min(16, os.cpu_count() or 1),
+            restart=self.restart,
+            allow_nonfinite=self.allow_nonfinite,
+            replicated=self.replicated,
+            init_std=self.init_std,
+            progress=progress,
+        )
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise UsageError for a dtype weights cannot have."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
+
+
+@contextmanager
+def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with bytes per second and time left on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def carry_out(plan: Plan, destination: Path, running: Running) -> None:
+    """Print the plan; carry it out unless this is a dry run."""
+    execution = running.execution(lambda _: None)
+    if running.dry_run:
+        if running.as_json:
+            print(json.dumps(report.plan_data(plan, execution), indent=1))
+        else:
+            print("\n".join(report.plan_lines(plan, execution)))
+        return
+    for note in plan.growth.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for item in plan.dropped:
+        print(f"note: left out: {item}", file=sys.stderr)
+    with progress_bar(plan.total_bytes, "writing") as progress:
+        manifest = Executor(plan, running.execution(progress)).run(destination)
+    if running.as_json:
+        print(json.dumps(manifest, indent=1))
+    else:
+        print("\n".join(report.result_lines(plan, destination)))

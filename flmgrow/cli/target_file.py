@@ -1,0 +1,98 @@
+"""A target model as a file: the sizes, methods and layout of ``expand``, under the options' own names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flmgrow.errors import UsageError
+from flmgrow.operators.masks import Dimension
+from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.plan import LayoutWish
+
+
+class TargetFile(BaseModel):
+    """What a file or the command line asks of ``expand``. Unknown keys are refused.
+
+    Sizes are in Megatron-LM's terms; ``None`` keeps the source's. ``method`` is one word, ``width=copy,...``,
+    or a mapping from dimension to method.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    num_layers: int | None = Field(None, ge=1)
+    hidden_size: int | None = Field(None, ge=1)
+    ffn_hidden_size: int | None = Field(None, ge=1)
+    num_attention_heads: int | None = Field(None, ge=1)
+    num_query_groups: int | None = Field(None, ge=1)
+    kv_channels: int | None = Field(None, ge=1)
+    vocab_size: int | None = Field(None, ge=1)
+    method: str | dict[Dimension, str] | None = None
+    depth_placement: str | None = None
+    new_layers: str | None = None
+    untie: bool | None = None
+    ramp_steps: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=0)
+    tp: int | None = Field(None, ge=1)
+    pp: int | None = Field(None, ge=1)
+    vpp: int | None = Field(None, ge=1)
+    pipeline_layers: list[int] | None = None
+
+    def target(self) -> Target:
+        """Return the growth asked for."""
+        method = self.method or "mask"
+        if not isinstance(method, str):
+            method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
+        if self.new_layers not in (None, "copy", "random"):
+            raise UsageError(f"--new-layers {self.new_layers}: wanted copy or random")
+        return Target(
+            layers=self.num_layers,
+            hidden=self.hidden_size,
+            ffn=self.ffn_hidden_size,
+            heads=self.num_attention_heads,
+            kv_groups=self.num_query_groups,
+            vocab=self.vocab_size,
+            methods=parse_methods(method),
+            depth_placement=self.depth_placement or "end",
+            new_layers=self.new_layers or "copy",
+            untie=bool(self.untie),
+            ramp_steps=self.ramp_steps,
+            seed=self.seed or 0,
+        )
+
+    def layout(self) -> LayoutWish:
+        """Return the layout asked for."""
+        return LayoutWish(self.tp, self.pp, self.vpp, self.pipeline_layers)
+
+    def overridden(self, **given: Any) -> "TargetFile":
+        """Return this with every option that was given (is not None) in place of the file's."""
+        return self.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _problems(errors: Sequence[Any]) -> str:
+    parts = [f"{'.'.join(map(str, error['loc']))}: {error['msg'].lower()}" for error in errors]
+    return "; ".join(parts)
+
+
+def read_target_file(path: Path | None) -> TargetFile:
+    """Return the target in a YAML file, or an empty one for None. Raises UsageError, naming each problem."""
+    if path is None:
+        return TargetFile.model_validate({})
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TargetFile.model_validate_strings({}) if data is None else _validated(data)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not YAML: {error}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_problems(error.errors())}", "see flmgrow expand --help") from None
+
+
+def _validated(data: object) -> TargetFile:
+    if isinstance(data, dict) and isinstance(data.get("method"), dict):
+        methods = {str(name): value for name, value in data["method"].items()}
+        return TargetFile.model_validate({**data, "method": methods}, strict=False)
+    return TargetFile.model_validate(data)

@@ -1,0 +1,125 @@
+"""``flmgrow verify``: prove that two checkpoints compute the same function, and that both are intact."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flmgrow.cli import options, report
+from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.errors import UsageError
+from flmgrow.model.tensors import parameter_count
+
+if TYPE_CHECKING:
+    import torch
+
+    from flmgrow.surgery.verify import Check
+
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float64|float32|bfloat16",
+        help="Compute in this dtype; float64 for models of up to 2e9 parameters, else float32.",
+    ),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Token ids to run on (JSON, or a .npy array); random ones if not given.",
+    ),
+]
+Gradients = Annotated[
+    bool,
+    typer.Option(
+        "--gradients", help="Also compare gradients; needs both models in memory, in float64."
+    ),
+]
+
+_LARGE = 2e9
+
+
+def verify(
+    src: options.Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The checkpoint to compare with it.")],
+    dtype: Dtype = None,
+    tokens: Tokens = None,
+    gradients: Gradients = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of random tokens.")] = 0,
+    skip_checksums: Annotated[bool, typer.Option("--skip-checksums")] = False,
+    skip_elements: Annotated[
+        bool,
+        typer.Option("--skip-elements", help="Do not derive every value again from the source."),
+    ] = False,
+    no_receipt: Annotated[
+        bool, typer.Option("--no-receipt", help="Do not write the result into DST's flmgrow.json.")
+    ] = False,
+    ignore_arg: options.IgnoreArgument = None,
+    true_vocab_size: options.TrueVocab = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Prove that DST computes what SRC computes. Exit code 0: equal; 1: different.
+
+    Checks all checksums, derives every value of DST again from SRC, and runs both models layer by layer
+    through one reference forward; masks are applied. The receipt goes into DST's flmgrow.json.
+
+    \b
+    Example: flmgrow verify ckpt-16b ckpt-51b
+    """
+    from flmgrow.surgery.verify import Verification, receipt, write_receipt
+    from flmgrow.surgery.verify import verify as run
+
+    reading = Reading(None, ignore_arg, true_vocab_size)
+    with reading.open(src) as source, reading.open(dst) as result:
+        chosen = dtype
+        if chosen is None:
+            small = max(parameter_count(x.config) for x in (source, result)) <= _LARGE
+            chosen = "float64" if small else "float32"
+        with progress_bar(source.nbytes + result.nbytes, "checking") as progress:
+            how = Verification(
+                dtype=_torch_dtype(chosen),
+                tokens=None if tokens is None else _read_tokens(tokens),
+                seed=seed,
+                checksums=not skip_checksums,
+                elements=not skip_elements,
+                gradients=gradients,
+                progress=progress,
+            )
+            checks = run(source, result, how)
+        content = receipt(source, checks)
+        if not no_receipt:
+            content["written"] = write_receipt(result.path, content)
+    print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(checks)))
+    if not content["equal"]:
+        raise typer.Exit(1)
+
+
+def _lines(checks: "list[Check]") -> list[str]:
+    words = {True: "ok", False: "DIFFERENT", None: "note"}
+    rows = [(f"{words[c.passed]:<9}  {c.name}", c.detail) for c in checks]
+    equal = all(check.passed is not False for check in checks)
+    return [*report.aligned(rows), "equal" if equal else "NOT EQUAL"]
+
+
+def _torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    if name not in ("float64", "float32", "bfloat16", "float16"):
+        raise UsageError(f"--dtype {name}: unknown", "float64, float32 or bfloat16")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _read_tokens(path: Path) -> "torch.Tensor":
+    import numpy as np
+    import torch
+
+    try:
+        if path.suffix == ".npy":
+            data = np.load(path)
+        else:
+            data = np.array(json.loads(path.read_text(encoding="utf-8")))
+        return torch.from_numpy(data)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--tokens {path}: {error}", "a JSON list of token ids, or a .npy") from None

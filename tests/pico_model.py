@@ -1,0 +1,141 @@
+"""Tiny models of every architecture: configurations, and weights that depend on them and a seed alone."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+
+Array = NDArray[np.float64]
+
+_SIZES: dict[str, Any] = {
+    "layers": 4, "hidden": 12, "ffn": 20, "kv_groups": 4, "queries_per_group": 1, "head_dim": 4,
+    "vocab": 51, "max_positions": 16, "norm_eps": 1e-2,
+}  # fmt: skip
+_LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "linear_bias": False, "qkv_bias": False}
+
+CONFIGS: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "llama": ModelConfig(**{**_SIZES, **_LLAMA, "queries_per_group": 2}),
+        "tele": ModelConfig(**{**_SIZES, **_LLAMA, "tied": False}),
+        "flm": ModelConfig(
+            **_SIZES,
+            positions="xpos",
+            rotary=RotarySettings(xpos_scale_base=16.0, xpos_centre=4),
+            multipliers=Multipliers(
+                embedding=2.5, output=1.7, mup_base_width=8, attention_by_inverse_layer=True
+            ),
+        ),
+        "gpt": ModelConfig(**_SIZES, positions="learned", tied=False),
+        "qwen": ModelConfig(**{**_SIZES, **_LLAMA, "qkv_bias": True, "queries_per_group": 3}),
+        "qk": ModelConfig(**{**_SIZES, **_LLAMA, "qk_norm": True, "tied": False}),
+        "nemotron": ModelConfig(
+            **{
+                **_SIZES,
+                "kv_groups": 1,
+                "queries_per_group": 4,
+                "zero_centred_gain": True,
+                "activation": "squared_relu",
+                "linear_bias": False,
+                "qkv_bias": False,
+                "rotary": RotarySettings(percent=0.5),
+                "tied": False,
+            }
+        ),
+    }
+)
+"""The architectures people have, tiny; the last is multi-query and fits no tensor parallelism."""
+
+
+def _shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Every logical tensor: its name, what kind of values it has, its shape."""
+    layers, hidden, ffn = config.layers, config.hidden, config.ffn
+    heads = (config.kv_groups, config.queries_per_group, config.head_dim)
+    groups = (config.kv_groups, config.head_dim)
+
+    def norm(name: str, *shape: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        yield f"{name}.gain", "gain", shape
+        if config.norm == "layernorm":
+            yield f"{name}.bias", "bias", shape
+
+    yield "embedding", "table", (config.vocab, hidden)
+    if config.positions == "learned":
+        yield "position_embedding", "table", (config.max_positions, hidden)
+    yield from norm("attention_norm", layers, hidden)
+    for name, shape in (("query", heads), ("key", groups), ("value", groups)):
+        yield name, "weight", (layers, *shape, hidden)
+        if config.qkv_bias:
+            yield f"{name}.bias", "bias", (layers, *shape)
+    if config.qk_norm:
+        yield from norm("query_norm", layers, config.head_dim)
+        yield from norm("key_norm", layers, config.head_dim)
+    yield "attention_out", "weight", (layers, hidden, *heads)
+    yield from norm("ffn_norm", layers, hidden)
+    for name in ("gate", "up") if config.gated else ("up",):
+        yield name, "weight", (layers, ffn, hidden)
+        if config.linear_bias:
+            yield f"{name}.bias", "bias", (layers, ffn)
+    yield "down", "weight", (layers, hidden, ffn)
+    if config.linear_bias:
+        yield "attention_out.bias", "bias", (layers, hidden)
+        yield "down.bias", "bias", (layers, hidden)
+    yield from norm("final_norm", hidden)
+    if not config.tied:
+        yield "head", "table", (config.vocab, hidden)
+
+
+def draw(seed: int, name: str, kind: str, shape: tuple[int, ...]) -> Array:
+    """Values that matter everywhere: gains but one, biases but zero, tables so small that eps counts."""
+    values = np.random.default_rng([seed, *name.encode()]).standard_normal(shape)
+    return {
+        "table": values * 0.1,
+        "gain": 1 + values * 0.3,
+        "bias": values * 0.2,
+        "weight": values * 0.4,
+    }[kind]
+
+
+def _shift(config: ModelConfig, name: str) -> float:
+    return 1.0 if config.zero_centred_gain and name.endswith("gain") else 0.0
+
+
+def stored_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> dict[str, Tensor]:
+    """Return every logical tensor in full, as stored (a zero-centred gain less one)."""
+    return {
+        name: torch.from_numpy(draw(seed, name, kind, shape) - _shift(config, name)).to(
+            getattr(torch, dtype)
+        )
+        for name, kind, shape in _shapes(config)
+    }
+
+
+def logical_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
+    """Return every logical tensor in full, as float64 numbers that ``dtype`` can hold."""
+    return {
+        name: stored.double().numpy() + _shift(config, name)
+        for name, stored in stored_weights(config, seed, dtype).items()
+    }
+
+
+class DictWeights:
+    """Feeds the reference forward from whole logical tensors; the tables come in two blocks."""
+
+    def __init__(
+        self, arrays: Mapping[str, Array | Tensor], dtype: torch.dtype = torch.float64
+    ) -> None:
+        self.tensors = {name: torch.as_tensor(array).to(dtype) for name, array in arrays.items()}
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        return self.tensors[name] if layer is None else self.tensors[name][layer]
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        return self.tensors[name][ids]
+
+    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
+        yield self.tensors[name][: stop // 2]
+        yield self.tensors[name][stop // 2 : stop]
