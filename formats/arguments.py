@@ -9,6 +9,8 @@ What Megatron has no argument for (xPos, muP multipliers, the paper's attention 
 size) stands under names of our own, with the prefix ``flmgrow_``.
 """
 
+import reprlib
+import sys
 from collections.abc import Collection, Mapping
 from typing import cast
 
@@ -25,6 +27,9 @@ from flmgrow.model.config import (
 
 Arguments = Mapping[str, object]
 OWN_PREFIX = "flmgrow_"
+MAX_LAYERS = 10_000
+"""More are taken for damage, before memory is spent on them."""
+MAX = sys.float_info.max
 _MODEL_WORDS = frozenset(
     """
     norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate gated embedding
@@ -32,6 +37,11 @@ _MODEL_WORDS = frozenset(
     heads layer layers scale scaling multiplier mult clamp logit logits qk kv qkv hybrid heterogeneous
     """.split()
 )
+
+
+def shown(value: object) -> str:
+    """Return a value out of a file as a message can show it, however long or deep it is."""
+    return reprlib.repr(value)
 
 
 class ArgumentReader:
@@ -43,14 +53,16 @@ class ArgumentReader:
 
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
-        return BadCheckpointError(f"{self.where}: args.{name}: found {found!r}, wanted {wanted}")
+        return BadCheckpointError(f"{self.where}: args.{name}: found {shown(found)}, wanted {wanted}")
 
-    def integer(self, name: str, default: int | None = None) -> int:
+    def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:
         """Return a positive whole number; ``default`` stands for an absent or None one."""
         value = self.arguments.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self._bad(name, "a positive whole number")
+        if most is not None and value > most:
+            raise self._bad(name, f"at most {most}")
         return value
 
     def optional_integer(self, *names: str) -> int | None:
@@ -67,8 +79,8 @@ class ArgumentReader:
         """Return a finite number; ``default`` stands for an absent or None one."""
         value = self.arguments.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._bad(name, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX:
+            raise self._bad(name, "a finite number")
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
@@ -110,7 +122,7 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
             neutral = not _MODEL_WORDS & set(name.split("_")) or not value
         if not neutral:
             raise BadCheckpointError(
-                f"{where}: args.{name}: found {value!r:.60}, which flmgrow does not understand",
+                f"{where}: args.{name}: found {shown(value)}, which flmgrow does not understand",
                 f"if it does not change what the model computes, pass --ignore-arg {name}",
             )
 
@@ -194,7 +206,7 @@ def read_config(
     norm = reader.choice("normalization", ("LayerNorm", "RMSNorm"), "LayerNorm")
     eps_name = "norm_epsilon" if "norm_epsilon" in arguments else "layernorm_epsilon"
     return ModelConfig(
-        layers=reader.integer("num_layers"),
+        layers=reader.integer("num_layers", most=MAX_LAYERS),
         hidden=hidden,
         ffn=reader.integer("ffn_hidden_size", 4 * hidden),
         kv_groups=groups,

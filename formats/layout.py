@@ -8,7 +8,7 @@ model. Layer numbers restart at 0 in every chunk.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, product
-from math import prod
+from math import gcd, prod
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.tables.gpt import Home, Row
@@ -16,6 +16,7 @@ from flmgrow.model.axes import Axis, Box, Sizes
 from flmgrow.model.tensors import LogicalTensor
 
 Ranges = Mapping[Axis, tuple[int, int]]
+_MANY_RANKS = 1024
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,8 @@ def check_divisible(layout: Layout, sizes: Sizes) -> None:
     """Raise UsageError, naming the tensor-parallel sizes that would do, if an axis cannot be split."""
     split = (Axis.KV_GROUP, Axis.FFN)
     if bad := [f"{axis} {sizes[axis]}" for axis in split if sizes[axis] % layout.tp]:
-        smallest = min(sizes[axis] for axis in split)
-        possible = [
-            str(tp) for tp in range(1, smallest + 1) if not any(sizes[axis] % tp for axis in split)
-        ]
+        common = gcd(*(sizes[axis] for axis in split))
+        possible = [str(tp) for tp in range(1, min(common, _MANY_RANKS) + 1) if common % tp == 0]
         raise UsageError(
             f"TP{layout.tp} cannot split {' and '.join(bad)} evenly",
             f"possible tensor-parallel sizes: {', '.join(possible)}",

@@ -8,18 +8,22 @@ explains stops the run.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.argument_names import NEUTRAL, UNDERSTOOD
+from flmgrow.formats.arguments import ArgumentReader, read_config, shown
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.inert_values import Global, TensorRecord, namespace
+from flmgrow.formats.inert_values import Global, Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.formats.trusted_names import refuse_programs
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import logical_tensors
 
@@ -27,13 +31,9 @@ TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(_\d+)?")
 _ITERATION = re.compile(r"iter_(\d{7,})")
-_MUST_AGREE = (
-    "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels "
-    "padded_vocab_size max_position_embeddings normalization norm_epsilon swiglu add_bias_linear "
-    "untie_embeddings_and_output_weights position_embedding_type rotary_base rotary_percent "
-    "tensor_model_parallel_size pipeline_model_parallel_size "
-    "virtual_pipeline_model_parallel_size"
-).split()
+_EXTRA_STATE = re.compile(r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL)
+_OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
+_MUST_AGREE = UNDERSTOOD | NEUTRAL.keys() | {"params_dtype"}
 
 RankKey = tuple[int, int]
 
@@ -48,8 +48,9 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
         raise BadCheckpointError(f"{path}: no such folder", "give a Megatron checkpoint folder")
     if any(_RANK.fullmatch(child.name) for child in path.iterdir()):
         return path
-    found = sorted(child.name for child in path.iterdir() if _ITERATION.fullmatch(child.name))
-    hint = f"pass --iteration {int(found[-1][5:])}" if found else "is this a Megatron checkpoint?"
+    found = [child for child in path.iterdir() if _ITERATION.fullmatch(child.name)]
+    complete = [int(child.name[5:]) for child in found if _looks_complete(child)]
+    hint = f"pass --iteration {max(complete)}" if complete else "is this a Megatron checkpoint?"
     if iteration is not None:
         name = f"iter_{iteration:07d}"
     else:
@@ -65,9 +66,19 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     return path / name
 
 
+def _looks_complete(folder: Path) -> bool:
+    """Whether a folder holds a file for every combination of the tensor and pipeline ranks in it."""
+    try:
+        ranks = _rank_files(folder)
+    except BadCheckpointError:
+        return False
+    grid = product({tensor for tensor, _ in ranks}, {pipeline for _, pipeline in ranks})
+    return set(grid) == ranks.keys() and all(file.is_file() for file in ranks.values())
+
+
 def _rank_files(folder: Path) -> dict[RankKey, Path]:
     """Return the file of every (tensor rank, pipeline rank)."""
-    files = {}
+    files: dict[RankKey, Path] = {}
     for child in sorted(folder.iterdir()):
         match = _RANK.fullmatch(child.name)
         if match is None:
@@ -80,6 +91,11 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
         if rank in files:
             raise BadCheckpointError(f"{child}: the same rank as {files[rank].parent.name}")
         files[rank] = child / FILE_NAME
+    if not files and (folder / "metadata.json").exists():
+        raise BadCheckpointError(
+            f"{folder}: is a distributed checkpoint, wanted a legacy one, with mp_rank folders",
+            "load it with Megatron-LM and save it with --ckpt-format torch",
+        )
     if not files:
         raise BadCheckpointError(f"{folder}: no mp_rank folders", "is this a legacy checkpoint?")
     return files
@@ -101,30 +117,47 @@ def arguments_of(file: TorchFile) -> dict[str, object]:
     version = root.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
-            f"{file.file.path}: checkpoint_version {version}, wanted 2 or 3",
+            f"{file.file.path}: checkpoint_version {shown(version)}, wanted 2 or 3",
             "older versions order query, key and value otherwise; load and save it with Megatron-LM once",
         )
-    return namespace(root["args"])
+    try:
+        return namespace(root["args"])
+    except BadCheckpointError as error:
+        raise BadCheckpointError(f"{file.file.path}: args: {error.message}", error.hint) from None
+
+
+def _agree(a: object, b: object) -> bool:
+    """Whether two values of an argument are the same; that none of them is NaN is seen to later."""
+    if isinstance(a, Opaque) and isinstance(b, Opaque):
+        return (a.function, enum_value(a)) == (b.function, enum_value(b))
+    return a == b or a != a
 
 
 def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
     """All ranks must come from one run and one iteration."""
     first = next(iter(files.values()))
     reference = arguments_of(first)
-    iterations: dict[object, str] = {}
+    iterations: dict[str, list[str]] = {}
     for file in files.values():
         arguments = arguments_of(file)
-        for name in _MUST_AGREE:
-            if arguments.get(name) != reference.get(name):
-                raise BadCheckpointError(
-                    f"{file.file.path}: args.{name} is {arguments.get(name)}, "
-                    f"in {first.file.path} it is {reference.get(name)}",
-                    "ranks of one checkpoint must agree; this looks like two runs mixed up",
-                )
-        iterations.setdefault(_root(file).get("iteration"), str(file.file.path))
+        odd = [
+            f"args.{name} is {shown(arguments.get(name))} (not {shown(reference.get(name))})"
+            for name in sorted(_MUST_AGREE)
+            if not _agree(reference.get(name), arguments.get(name))
+        ]
+        if odd:
+            raise BadCheckpointError(
+                f"{file.file.path}: {', '.join(odd)} in {first.file.path.parent.name}",
+                "ranks of one checkpoint must agree; this looks like two runs mixed up",
+            )
+        number = shown(_root(file).get("iteration"))
+        iterations.setdefault(number, []).append(file.file.path.parent.name)
     if len(iterations) > 1:
-        table = ", ".join(f"{path}: {iteration}" for iteration, path in iterations.items())
-        raise BadCheckpointError(f"ranks are from different iterations: {table}")
+        table = "; ".join(f"{number}: {', '.join(ranks)}" for number, ranks in iterations.items())
+        raise BadCheckpointError(
+            f"{first.file.path.parents[1]}: ranks are from different iterations: {table}",
+            "copy the rank folders again, all from one iteration",
+        )
 
 
 def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> None:
@@ -182,7 +215,7 @@ def _match(
             chunk = _chunk(files[rank], chunk_key(number, layout))
             known = seen.get((*rank, number), set())
             for key in chunk:
-                if key not in known and not str(key).endswith("_extra_state"):
+                if key not in known and not _EXTRA_STATE.fullmatch(str(key)):
                     raise BadCheckpointError(
                         f"{files[rank].file.path}: {key}: no such parameter in the model the args describe",
                         "flmgrow drops nothing in silence; this model has a part it does not know",
@@ -190,13 +223,20 @@ def _match(
 
 
 def _dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
-    dtypes = {str(reader.dtype(name)) for name in reader.tensors}
-    if len(dtypes) > 1:
-        raise BadCheckpointError(f"weights of several dtypes: {', '.join(sorted(dtypes))}")
-    stored = dtypes.pop()
+    first = reader.arrays[0]
+    stored = first.record.dtype
+    for array in reader.arrays:
+        if array.record.dtype != stored:
+            raise BadCheckpointError(
+                f"{array}: dtype {array.record.dtype}, {first.placement.key} is {stored}",
+                "weights of several dtypes are not supported",
+            )
     declared = arguments.get("params_dtype")
     if isinstance(declared, Global) and declared.module == "torch" and declared.name != stored:
-        raise BadCheckpointError(f"weights are {stored}, args.params_dtype says {declared.name}")
+        raise BadCheckpointError(
+            f"{first}: dtype {stored}, args.params_dtype says {declared.name}",
+            "the args and the weights do not agree",
+        )
     return stored
 
 
@@ -208,7 +248,10 @@ def _carried(file: TorchFile) -> dict[str, str]:
         "rng_state": "random number state",
         "rerun_state_machine": "rerun state",
     }
-    return {key: text for key, text in kinds.items() if _root(file).get(key) is not None}
+    found = {key: text for key, text in kinds.items() if _root(file).get(key) is not None}
+    if any((file.file.path.parent / name).exists() for name in _OPTIMIZER_FILES):
+        found.setdefault("optimizer", kinds["optimizer"])
+    return found
 
 
 def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
@@ -216,6 +259,7 @@ def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
     try:
         for rank, path in paths.items():
             files[rank] = TorchFile(path)
+            refuse_programs(files[rank].root, str(path))
     except BaseException:
         for file in files.values():
             file.close()
@@ -237,10 +281,21 @@ def open_megatron(
     files = _open_files(_rank_files(folder))
     try:
         return _assemble(path, folder, files, ignored_arguments, true_vocab)
+    except RecursionError:
+        raise BadCheckpointError(f"{folder}: args: hold data that is nested too deeply") from None
     except BaseException:
         for file in files.values():
             file.close()
         raise
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """What is wrong with a model or layout inside the block is the file's fault, not the user's."""
+    try:
+        yield
+    except UsageError as error:
+        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
 
 
 def _assemble(
@@ -256,13 +311,16 @@ def _assemble(
     _check_agreement(files)
     argument_reader = ArgumentReader(arguments, where)
     padded = argument_reader.integer("padded_vocab_size")
-    config = read_config(arguments, where, padded, ignored)
+    with _blaming(where):
+        config = read_config(arguments, where, padded, ignored)
     if true_vocab is not None:
         if true_vocab > padded:
             raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
         config = replace(config, vocab=true_vocab)
     layout = read_layout(arguments, config.layers, where)
     _check_ranks(folder, files.keys(), layout)
+    if padded % layout.tp:
+        raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
     tensors = logical_tensors(config)
     fused = any(
         "linear_qkv.layer_norm_weight" in str(key)
@@ -271,7 +329,8 @@ def _assemble(
         for key in _chunk(file, chunk_key(number, layout))
     )
     sizes = {**config.sizes, Axis.VOCAB: padded}
-    expected = placements(ROWS, tensors, sizes, layout, fused)
+    with _blaming(where):
+        expected = placements(ROWS, tensors, sizes, layout, fused)
     reader = LogicalReader(tensors, sizes, _match(files, layout, expected))
     number = _root(first).get("iteration")
     return Checkpoint(

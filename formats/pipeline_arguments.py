@@ -15,6 +15,7 @@ from flmgrow.formats.layout import Layout, make_layout
 _GROUP = re.compile(r"\(([^()]*)\)\*(\d+)")
 _REPEAT = re.compile(r"([a-zA-Z|])\*(\d+)")
 _MAX_LENGTH = 100_000
+_MAX_RANKS = 100_000
 
 
 def parse_layout_text(text: str, where: str) -> tuple[int, ...]:
@@ -78,6 +79,8 @@ def read_layout(arguments: Mapping[str, object], layers: int, where: str) -> Lay
     tp = reader.integer("tensor_model_parallel_size", 1)
     pp = reader.integer("pipeline_model_parallel_size", 1)
     vpp = reader.integer("virtual_pipeline_model_parallel_size", 1) if pp > 1 else 1
+    if tp * pp * vpp > _MAX_RANKS:
+        raise BadCheckpointError(f"{where}: args say TP{tp} x PP{pp} x VPP{vpp}, wanted less")
     text = arguments.get("pipeline_model_parallel_layout")
     counts: tuple[int, ...] | None
     if isinstance(text, str) and pp > 1:

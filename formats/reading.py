@@ -37,7 +37,7 @@ PIECE_BYTES = 4 << 20
 
 def as_bytes(array: Array) -> memoryview:
     """Return the bytes of a contiguous array; extension dtypes have no buffer of their own."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +135,12 @@ class LogicalReader:
         """Return the groups of two or more arrays that must hold the same values."""
         return [group for group in self._replicas.values() if len(group) > 1]
 
-    def stored_elements(self, name: str) -> int:
-        """Return how many elements of ``name`` the checkpoint holds, replicas counted once."""
-        return sum(
-            located.box.count
-            for (tensor, _), segments in self._located.items()
-            if tensor == name
-            for located in segments
-        )
+    def stored_elements(self) -> dict[str, int]:
+        """Return how many elements of each tensor the checkpoint holds, replicas counted once."""
+        totals = dict.fromkeys(self.tensors, 0)
+        for (name, _), segments in self._located.items():
+            totals[name] += sum(located.box.count for located in segments)
+        return totals
 
     def read(self, name: str, box: Box) -> Array:
         """Return the values of ``box`` of tensor ``name``, in their stored dtype.

@@ -240,7 +240,7 @@ class TorchFileWriter:
 
     ``root`` is made of inert values. ``storages`` are its storages in the order in which their
     bytes must be given; ``total_size`` is the size of the whole file in bytes. The file is complete
-    when :meth:`finish` returns.
+    when :meth:`finish` returns. ``write`` must take all it is given (an unbuffered file may not).
     """
 
     storages: list[Storage]

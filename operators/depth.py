@@ -64,9 +64,10 @@ def _first_uses(sources: Sequence[int]) -> IntArray:
 
 
 def _score_factors(config: ModelConfig, donor: IntArray) -> FloatArray:
-    return np.array([config.attention_factor(int(s)) for s in donor]) / np.array(
-        [config.attention_factor(i) for i in range(len(donor))]
-    )
+    wanted = [config.attention_factor(int(old)) for old in donor]
+    built_in = [config.attention_factor(new) for new in range(len(donor))]
+    factors: FloatArray = np.array(wanted) / np.array(built_in)
+    return factors
 
 
 def grow_depth(

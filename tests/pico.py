@@ -1,7 +1,7 @@
 """A factory of tiny Megatron checkpoints, written with ``torch.save`` as Megatron-LM does.
 
-The logical model comes first (``pico_model.py``). It is then fused and cut for each rank by code that
-shares nothing with flmgrow's own layout code, so that reading such a checkpoint tests that code.
+The logical model comes first (``pico_model.py``). It is then fused and cut for each rank by code
+that shares nothing with flmgrow's own layout code: reading such a checkpoint tests that code.
 """
 
 import argparse
@@ -252,10 +252,10 @@ def make_checkpoint(
 ) -> Path:
     """Write a checkpoint at ``path`` (made if need be) and return ``path``.
 
-    ``model`` is a name in CONFIGS or a configuration; ``layout`` is one rank unless given. ``seed``
-    alone decides on the weights, or ``weights`` gives them, as stored. ``extra_state`` is none, bytes
-    or bytesio. ``multiple`` is what the vocabulary is padded to, for each tensor rank. ``iteration``
-    None is a release. Further names are put into ``args``.
+    ``model`` is a name in CONFIGS or a configuration; ``layout`` is one rank unless given.
+    ``seed`` alone decides on the weights, or ``weights`` gives them, as stored. ``extra_state`` is
+    none, bytes or bytesio. ``multiple`` is what the vocabulary is padded to, for each tensor rank.
+    ``iteration`` None is a release. Further names are put into ``args``.
     """
     config = CONFIGS[model] if isinstance(model, str) else model
     layout = layout or even(config)

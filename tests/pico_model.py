@@ -1,4 +1,4 @@
-"""Tiny models of every architecture: configurations, and weights that depend on them and a seed alone."""
+"""Tiny models of every architecture: configurations, and weights made from them and a seed."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -90,7 +90,7 @@ def _shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 def draw(seed: int, name: str, kind: str, shape: tuple[int, ...]) -> Array:
-    """Values that matter everywhere: gains but one, biases but zero, tables so small that eps counts."""
+    """Values that matter: no gain is one, no bias zero, tables are so small that eps counts."""
     values = np.random.default_rng([seed, *name.encode()]).standard_normal(shape)
     return {
         "table": values * 0.1,

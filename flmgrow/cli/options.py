@@ -19,7 +19,9 @@ Destination = Annotated[
 ]
 Iteration = Annotated[
     int | None,
-    typer.Option(help="Iteration to read instead of the latest.", rich_help_panel=_SOURCE_PANEL),
+    typer.Option(
+        min=0, help="Iteration to read instead of the latest.", rich_help_panel=_SOURCE_PANEL
+    ),
 ]
 IgnoreArgument = Annotated[
     list[str] | None,

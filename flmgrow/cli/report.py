@@ -50,7 +50,7 @@ def model_text(config: ModelConfig) -> str:
 
 def kind_text(config: ModelConfig) -> str:
     """Return the choices of a model on one line."""
-    parts = [config.norm, config.activation, config.positions]
+    parts: list[str] = [config.norm, config.activation, config.positions]
     parts.append("tied embeddings" if config.tied else "separate head")
     if config.qkv_bias:
         parts.append("biases" if config.linear_bias else "biases on query, key and value")

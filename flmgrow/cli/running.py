@@ -48,13 +48,18 @@ class Running:
         """Return the execution these options mean."""
         return Execution(
             max_memory=parse_size(self.max_memory),
-            workers=self.workers or min(16, os.cpu_count() or 1),
+            workers=default_workers(self.workers),
             restart=self.restart,
             allow_nonfinite=self.allow_nonfinite,
             replicated=self.replicated,
             init_std=self.init_std,
             progress=progress,
         )
+
+
+def default_workers(wanted: int | None) -> int:
+    """Return the number of threads to use: what was asked for, or one per core up to 16."""
+    return wanted or min(16, os.cpu_count() or 1)
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -91,9 +96,18 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
+def _check_apart(source: Path, destination: Path) -> None:
+    """Raise UsageError if one folder lies in the other: the source is never written to."""
+    read, written = (Path(os.path.realpath(path)) for path in (source, destination))
+    if read in written.parents or written in read.parents:
+        inner, outer = (written, read) if read in written.parents else (read, written)
+        raise UsageError(f"{inner}: lies inside {outer}", "choose an output folder apart from the source")
+
+
 def carry_out(plan: Plan, destination: Path, running: Running) -> None:
     """Print the plan; carry it out unless this is a dry run."""
     execution = running.execution(lambda _: None)
+    _check_apart(plan.source.path, destination)
     if running.dry_run:
         if running.as_json:
             print(json.dumps(report.plan_data(plan, execution), indent=1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flmgrow.cli import options, report
-from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
 from flmgrow.model.tensors import parameter_count
 
@@ -55,6 +55,7 @@ def verify(
     no_receipt: Annotated[
         bool, typer.Option("--no-receipt", help="Do not write the result into DST's flmgrow.json.")
     ] = False,
+    workers: options.Workers = None,
     ignore_arg: options.IgnoreArgument = None,
     true_vocab_size: options.TrueVocab = None,
     as_json: options.AsJson = False,
@@ -84,6 +85,7 @@ def verify(
                 checksums=not skip_checksums,
                 elements=not skip_elements,
                 gradients=gradients,
+                workers=default_workers(workers),
                 progress=progress,
             )
             checks = run(source, result, how)

@@ -9,6 +9,7 @@ roles, boxes (a range on each axis) and axis maps (where each new index of a gro
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -171,6 +172,7 @@ class AxisMap:
             and bool((self.source == np.arange(self.old_size)).all())
         )
 
+    @cached_property
     def copy_number(self) -> IntArray:
         """For each new index, how many earlier new indices have the same source."""
         seen: dict[int, int] = {}
@@ -180,6 +182,7 @@ class AxisMap:
             seen[source] = seen.get(source, 0) + 1
         return number
 
+    @cached_property
     def copies(self) -> IntArray:
         """For each new index, how many new indices share its source."""
         _, inverse, counts = np.unique(self.source, return_inverse=True, return_counts=True)

@@ -50,7 +50,9 @@ class LogicalTensor:
         return Box(tuple(ranges[axis] for axis in self.axes))
 
 
-def _tensor(name: str, init: Init = Init.NORMAL, /, shift: float = 0.0, **axes: str) -> LogicalTensor:
+def _tensor(
+    name: str, init: Init = Init.NORMAL, shift: float = 0.0, /, **axes: str
+) -> LogicalTensor:
     """Declare a tensor as ``axis="role"`` or ``axis="role+role"``, axes in storage order."""
     return LogicalTensor(
         name,
@@ -65,9 +67,8 @@ def _norm(name: str, config: ModelConfig, roles: str = "", **axes: str) -> list[
     """Declare a norm's gain and, for LayerNorm, its bias; ``roles`` are added to both on the last axis."""
     *outer, last = axes
     gain = {**{axis: axes[axis] for axis in outer}, last: "+".join(filter(None, [axes[last], roles]))}
-    tensors = [
-        _tensor(f"{name}.gain", Init.ONES, shift=1.0 if config.zero_centred_gain else 0.0, **gain)
-    ]
+    shift = 1.0 if config.zero_centred_gain else 0.0
+    tensors = [_tensor(f"{name}.gain", Init.ONES, shift, **gain)]
     if config.norm == "layernorm":
         bias = {axis: role.replace("gains", "norm_bias") for axis, role in gain.items()}
         tensors.append(_tensor(f"{name}.bias", Init.ZEROS, **bias))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,13 +104,22 @@ class Executor:
         self.values = GrownValues(plan.growth, plan.source.reader, execution.init_std)
 
     def _block(self, array: TargetArray, name: str, box: Box) -> Array:
-        values = self.values.box(self.plan.tensors[name], box, DTYPES[array.dtype])
+        with np.errstate(all="ignore"):  # what is not finite is found below, in any thread
+            values = self.values.box(self.plan.tensors[name], box, DTYPES[array.dtype])
         if not self.execution.allow_nonfinite and (count := non_finite(values)):
-            raise BadCheckpointError(
-                f"{self.plan.source.folder}: {name}: {count} values that are not finite in {box.ranges}",
-                "the source is damaged or has diverged; --allow-nonfinite carries them over",
-            )
+            raise self._not_finite(name, box, values, count)
         return np.ascontiguousarray(values)
+
+    def _not_finite(self, name: str, box: Box, values: Array, count: int) -> BadCheckpointError:
+        inside = np.argwhere(~np.isfinite(values.astype(np.float64)))[0].tolist()
+        place = [start + i for (start, _), i in zip(box.ranges, inside, strict=True)]
+        cast = self.plan.target.dtype
+        return BadCheckpointError(
+            f"{self.plan.source.folder}: {name}{place}: {values[tuple(inside)]}, "
+            f"the first of {count} that are not finite",
+            (f"it may not fit {cast}, or " if cast else "")
+            + "the source is damaged or has diverged; --allow-nonfinite carries them over",
+        )
 
     def blocks(self, pool: ThreadPoolExecutor, array: TargetArray) -> Iterator[Array]:
         """Yield the values of an array in storage order, computed ahead by the pool."""
@@ -118,7 +128,7 @@ class Executor:
         def tasks() -> Iterator[Callable[[], Array]]:
             for segment in array.placement.segments():
                 for box in split(segment.box, limit):
-                    yield lambda name=segment.tensor, box=box: self._block(array, name, box)
+                    yield partial(self._block, array, segment.tensor, box)
 
         return in_order(pool, tasks(), self.execution.workers + 1)
 
@@ -143,7 +153,8 @@ class Executor:
     def run(self, destination: Path) -> dict[str, object]:
         """Write the checkpoint to ``destination`` and return its manifest.
 
-        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source.
+        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a damaged
+        source led to is removed, and so is a run that failed before its first file was finished.
         """
         plan, execution = self.plan, self.execution
         drift = check_replicas(plan.source.reader, execution.replicated)
@@ -155,17 +166,31 @@ class Executor:
         with OutputFolder(
             destination, identity_of(plan, options), restart=execution.restart
         ) as folder:
-            remaining = [file for file in plan.files if file.path not in folder.finished]
-            folder.free_space_check(sum(plan.file_sizes[file.path] for file in remaining))
-            for path in folder.finished:
-                execution.progress(plan.file_sizes[path])
-            with ThreadPoolExecutor(execution.workers, "flmgrow") as pool:
-                for file in remaining:
-                    self._write(pool, file, folder)
-            plan.source.check_unchanged()
-            records = [folder.finished[file.path] for file in plan.files]
+            try:
+                return self._fill(folder, options, drift)
+            except BaseException as error:
+                if isinstance(error, BadCheckpointError) or not folder.finished:
+                    folder.discard()
+                raise
+
+    def _fill(
+        self, folder: OutputFolder, options: dict[str, object], drift: list[str]
+    ) -> dict[str, object]:
+        """Write what is not finished yet, and let the output appear."""
+        plan, execution = self.plan, self.execution
+        remaining = [file for file in plan.files if file.path not in folder.finished]
+        folder.free_space_check(sum(plan.file_sizes[file.path] for file in remaining))
+        for path in folder.finished:
+            execution.progress(plan.file_sizes[path])
+        with ThreadPoolExecutor(execution.workers, "flmgrow") as pool:
+            for file in remaining:
+                self._write(pool, file, folder)
+        plan.source.check_unchanged()
+        records = [folder.finished[file.path] for file in plan.files]
+        with np.errstate(all="ignore"):
             spreads = self.values.spreads(plan.tensors, plan.stored_sizes)
-            manifest = describe(plan, options, records, spreads, drift)
-            name, content = tracker(plan.source.iteration)
-            folder.commit({name: content, MANIFEST: encode(manifest)})
+        drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
+        manifest = describe(plan, options, records, spreads, drift)
+        name, content = tracker(plan.source.iteration)
+        folder.commit({name: content, MANIFEST: encode(manifest)})
         return manifest

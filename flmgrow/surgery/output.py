@@ -169,6 +169,10 @@ class OutputFolder:
         durable.sync_folder(self.path.parent)
         self._remove_temp()
 
+    def discard(self) -> None:
+        """Remove all that was written: for a run that cannot be resumed, or has nothing to resume."""
+        self._remove_temp()
+
     def _target(self, relative: str) -> Path:
         if not is_safe(relative) or relative.endswith(durable.PART):
             raise ValueError(f"{relative!r} is not a relative path below the output folder")

@@ -7,6 +7,7 @@ is written exactly once and that every element of the old one is used or listed 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
@@ -173,7 +174,10 @@ def _unused(source: Checkpoint, growth: Growth) -> list[str]:
 
 
 def _prove_cover(plan: Plan) -> None:
-    """Every element of every new tensor is stored, and stored once but for replicas."""
+    """Every element of every tensor is stored exactly once but for replicas, in the source and the result."""
+    reader = plan.source.reader
+    for name, total in reader.stored_elements().items():
+        assert total == prod(reader.shape(name)), f"{name}: the source holds {total}"
     stored: dict[str, int] = dict.fromkeys(plan.tensors, 0)
     seen = set()
     for file in plan.files:

@@ -33,7 +33,8 @@ def _difference(a: StoredArray, b: StoredArray) -> str:
     if a.record.dtype != b.record.dtype:
         return f"dtype {a.record.dtype} and {b.record.dtype}"
     values = [_raw(x).view(DTYPES[x.record.dtype]).astype(np.float64) for x in (a, b)]
-    gap = np.abs(values[0] - values[1])
+    with np.errstate(invalid="ignore"):  # infinity less infinity is not equal, and not a number
+        gap = np.abs(values[0] - values[1])
     return f"{int((gap != 0).sum())} of {gap.size} entries differ, by up to {gap.max():.3g}"
 
 

@@ -172,8 +172,8 @@ class GrownValues:
         Copies 0 and 1 get +n and -n, 2 and 3 another pair; an odd last copy gets none.
         """
         start, stop = move.box.ranges[place]
-        number = axis_map.copy_number()[start:stop]
-        paired = number < axis_map.copies()[start:stop] // 2 * 2
+        number = axis_map.copy_number[start:stop]
+        paired = number < axis_map.copies[start:stop] // 2 * 2
         sign = np.where(paired, 1.0 - 2.0 * (number % 2), 0.0)
         indices = _indices(move.box)
         indices[place] = axis_map.source[start:stop] + axis_map.old_size * (number // 2)

@@ -7,7 +7,9 @@ compared bit for bit. *Function*: both models run through one reference forward 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,14 @@ from torch import Tensor
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.reading import as_bytes
-from flmgrow.model.axes import Axis, split
+from flmgrow.formats.reading import Array, StoredArray, as_bytes
+from flmgrow.model.axes import Axis, Box, split
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.durable import write_small
+from flmgrow.surgery.execute import in_order
+from flmgrow.surgery.gradients import compare_gradients
 from flmgrow.surgery.integrity import FileRecord, verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
@@ -64,6 +68,7 @@ class Verification:
     checksums: bool = True
     elements: bool = True
     gradients: bool = False
+    workers: int = 1
     progress: Progress = lambda _: None
 
 
@@ -112,20 +117,38 @@ def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress
     return Check(name, True, f"{sums} of {len(checkpoint.files)} files match")
 
 
-def _elements(source: Checkpoint, result: Checkpoint, growth: Growth, init_std: float | None) -> Check:
+def _elements(
+    source: Checkpoint, result: Checkpoint, growth: Growth, init_std: float | None, workers: int
+) -> Check:
     """Derive every element of the result again from the source, and compare the bits."""
     values = GrownValues(growth, source.reader, init_std)
+
+    def compare_box(array: StoredArray, name: str, box: Box) -> tuple[str, int]:
+        found = result.reader.read(name, box)
+        wanted = values.box(result.reader.tensors[name], box, found.dtype)
+        same = bytes(as_bytes(found)) == bytes(as_bytes(np.ascontiguousarray(wanted)))
+        return "" if same else f"{array}: {name} differs in {_place(found, wanted, box)}", box.count
+
+    tasks = (
+        partial(compare_box, array, segment.tensor, box)
+        for array in result.reader.arrays
+        for segment in array.placement.segments()
+        for box in split(segment.box, ELEMENT_BLOCK)
+    )
     total = 0
-    for array in result.reader.arrays:
-        for segment in array.placement.segments():
-            tensor = result.reader.tensors[segment.tensor]
-            for box in split(segment.box, ELEMENT_BLOCK):
-                found = result.reader.read(segment.tensor, box)
-                wanted = values.box(tensor, box, found.dtype)
-                if bytes(as_bytes(found)) != bytes(as_bytes(np.ascontiguousarray(wanted))):
-                    return Check("elements", False, f"{array}: {segment.tensor} {box.ranges} differs")
-                total += box.count
+    with ThreadPoolExecutor(workers) as pool:
+        for difference, count in in_order(pool, tasks, workers + 1):
+            if difference:
+                return Check("elements", False, difference)
+            total += count
     return Check("elements", True, f"{total:,} values derived again from the source: bit-equal")
+
+
+def _place(found: Array, wanted: Array, box: Box) -> str:
+    """Name the first entry that differs, by its logical index."""
+    inside = np.argwhere(found.view(f"V{found.itemsize}") != wanted.view(f"V{found.itemsize}"))[0]
+    index = [start + int(i) for (start, _), i in zip(box.ranges, inside, strict=True)]
+    return f"{index}: {found[tuple(inside)]}, wanted {wanted[tuple(inside)]}"
 
 
 def _model(result: Checkpoint, growth: Growth) -> Check:
@@ -168,14 +191,10 @@ def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: 
 
 
 def _function(
-    source: Checkpoint, result: Checkpoint, growth: Growth | None, how: Verification
+    source: Checkpoint, result: Checkpoint, growth: Growth | None, tokens: Tensor, how: Verification
 ) -> Check:
     """Compare the logits, and judge them by what the dtypes in play allow."""
     first, second = (Side(x, masks_of(x.path), how.dtype) for x in (source, result))
-    tokens = how.tokens
-    if tokens is None:
-        tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
-    tokens = check_tokens(tokens, source)
     tolerance = _tolerance(first, result, growth, tokens)
     difference = compare(first, second, tokens, _places(growth), tolerance)
     numbers = {
@@ -187,6 +206,22 @@ def _function(
     }
     equal = difference.max_logit <= tolerance
     return Check("function", equal, _describe(difference, tolerance, how.dtype), numbers)
+
+
+def _gradients(
+    source: Checkpoint, result: Checkpoint, growth: Growth | None, tokens: Tensor
+) -> Check:
+    """Compare gradients; masks at 0 are opened by one step of their ramp, so that fresh entries show."""
+    if growth is None:
+        return Check("gradients", None, "not compared: the result did not grow from this source")
+    masks = masks_of(result.path)
+    found = compare_gradients(source, result, growth, masks, tokens)
+    detail = str(found)
+    if any(mask.value == 0.0 for mask in masks.values()):
+        opened = {d: mask.at(mask.value or 1 / mask.ramp_steps) for d, mask in masks.items()}
+        later = compare_gradients(source, result, growth, opened, tokens)
+        detail += f" (one ramp step on: {later.alive / max(1, later.fresh):.1%})"
+    return Check("gradients", None, detail, asdict(found))
 
 
 def _describe(difference: Difference, tolerance: float, dtype: torch.dtype) -> str:
@@ -220,11 +255,17 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
         checks.append(_model(result, growth))
         if how.elements:
             init_std = manifest["options"].get("init_std")
-            checks.append(_elements(source, result, growth, init_std))
+            checks.append(_elements(source, result, growth, init_std, how.workers))
     else:
         detail = "its manifest names another source" if manifest else "it has no manifest"
         checks.append(Check("elements", None, f"not derived again: {detail}"))
-    checks.append(_function(source, result, growth, how))
+    tokens = how.tokens
+    if tokens is None:
+        tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
+    tokens = check_tokens(tokens, source)
+    checks.append(_function(source, result, growth, tokens, how))
+    if how.gradients:
+        checks.append(_gradients(source, result, growth, tokens))
     return checks
 
 

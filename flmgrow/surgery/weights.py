@@ -26,8 +26,8 @@ class CheckpointWeights:
     def _tensor(self, name: str, values: Array) -> Tensor:
         shift = self._reader.tensors[name].shift
         exact = np.float64 if shift or values.dtype == np.float64 else np.float32
-        wide = values.astype(exact, copy=False)
-        return torch.from_numpy(wide + shift if shift else wide).to(self._dtype)
+        wide = torch.from_numpy(values.astype(exact, copy=False))
+        return (wide + shift if shift else wide).to(self._dtype)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         """Return a logical tensor (of one layer, without the layer axis)."""

@@ -2,6 +2,7 @@ import errno
 import os
 import random
 import stat
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -244,3 +245,8 @@ def test_crc32_is_the_one_of_zip() -> None:
     assert crc32(data) == zlib.crc32(data)
     assert crc32(memoryview(data)[500:], crc32(data[:500])) == zlib.crc32(data)
     assert crc32(b"") == 0
+
+
+def test_crc32_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal", None)
+    assert files._best_crc32() is zlib.crc32

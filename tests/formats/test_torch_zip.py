@@ -382,7 +382,12 @@ def test_chunks_of_any_kind() -> None:
     values = np.arange(6, dtype=np.float32)
     output = bytearray()
     writer = TorchFileWriter([record], output.extend)
-    chunks = [values[:2].tobytes(), bytearray(values[2:3].tobytes()), values[3:].data, b""]
+    chunks: list[files.Bytes] = [
+        values[:2].tobytes(),
+        bytearray(values[2:3].tobytes()),
+        values[3:].data,
+        b"",
+    ]
     writer.write_storage(record.storage, chunks)
     writer.finish()
     assert loaded(bytes(output))[0].tolist() == values.tolist()

@@ -1,0 +1,61 @@
+# Everything runs in .venv, which `make setup` makes from constraints.txt; all it assumes is a
+# Python 3.11 with venv. Another one: make setup PYTHON=/opt/python/bin/python3.11
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+STAMP := .venv/.installed
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow check demo docs bench clean
+
+help:
+	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
+	@echo "make test       the tests, without those that take minutes"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make check      lint, formatting, types, structure"
+	@echo "make demo       train a tiny Megatron model, grow it, and prove that nothing changed"
+	@echo "make docs       write docs/reference/cli.md from the commands' own help"
+	@echo "make bench      run the benchmarks"
+	@echo "make clean      remove what these commands made, .venv included"
+
+setup: $(STAMP)
+
+# The stamp is made last, so that an interrupted installation is taken up again. torch comes first
+# and alone: what needs it then finds it, and pip has no reason to fetch another.
+$(STAMP): constraints.txt pyproject.toml
+	@echo "setting up .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,fast]'
+	@touch $@
+
+test: setup
+	@$(PY) -m pytest -m "not slow"
+
+test-slow: setup
+	@$(PY) -m pytest -m slow
+
+# mypy does not follow the mapping of the root folders: it reads a tree where they are in place.
+check: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(PY) tests/typecheck_tree.py
+	@$(BIN)/mypy
+	@$(PY) -m pytest --quiet -m "not slow" tests/test_structure.py
+
+demo: setup
+	@$(PY) examples/demo.py
+
+docs: setup
+	@$(PY) docs/generate.py
+
+bench: setup
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+clean:
+	@rm -rf .venv build dist demo-run *.egg-info .coverage .hypothesis
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

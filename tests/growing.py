@@ -1,0 +1,120 @@
+"""Growing a checkpoint in a test, and looking at what came out."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.reading import Array
+from flmgrow.model.axes import full_box
+from flmgrow.model.forward import logits
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.target import Target
+from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.manifest import masks_of
+from flmgrow.surgery.plan import LayoutWish, Plan, make_plan, plan_growth
+from flmgrow.surgery.weights import CheckpointWeights, unit_masks
+
+EXACT = 1e-10
+"""The largest difference of logits that counts as none in float64."""
+
+
+@dataclass(frozen=True)
+class SmallBlocks(Execution):
+    """Works in blocks of a few elements, as a large model would in blocks of a few MiB."""
+
+    elements: int = 7
+
+    @property
+    def block_elements(self) -> int:
+        return self.elements
+
+
+@contextmanager
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """These tests look at numbers; what survives a power cut is tested elsewhere."""
+    with mock.patch.object(os, "fsync", lambda _: None):
+        yield
+
+
+def grow_checkpoint(
+    source: Path,
+    out: Path,
+    target: Target | None = None,
+    wish: LayoutWish | None = None,
+    execution: Execution | None = None,
+    dtype: str | None = None,
+) -> Plan:
+    """Grow or reshard the checkpoint at ``source`` into ``out`` and return the plan that was."""
+    with open_megatron(source) as opened:
+        plan = make_plan(opened, target or Target(), wish or LayoutWish(), dtype=dtype)
+        with _no_waiting_for_the_disk():
+            Executor(plan, execution or Execution()).run(out)
+    return plan
+
+
+def carry_out(source: Path, out: Path, growth: Growth) -> Path:
+    """Carry out a growth of one's own, in the source's layout; the vocabulary stays."""
+    with open_megatron(source) as opened:
+        plan = plan_growth(opened, growth, opened.layout, opened.padded_vocab)
+        with _no_waiting_for_the_disk():
+            Executor(plan, Execution()).run(out)
+    return out
+
+
+def tokens_for(vocab: int, length: int = 12, batch: int = 2) -> Tensor:
+    """Return token ids that are the same on every call."""
+    generator = torch.Generator().manual_seed(vocab)
+    return torch.randint(vocab, (batch, length), generator=generator)
+
+
+def checkpoint_logits(path: Path, tokens: Tensor) -> Tensor:
+    """Return the float64 logits of a checkpoint, with the masks its manifest declares."""
+    with open_megatron(path) as opened:
+        masks = unit_masks(masks_of(path), opened, torch.float64)
+        weights = CheckpointWeights(opened, torch.float64)
+        return logits(opened.config, weights, tokens, masks)
+
+
+def stored_arrays(path: Path) -> dict[str, Array]:
+    """Return every logical tensor in full, as stored, padding included."""
+    with open_megatron(path) as opened:
+        reader = opened.reader
+        return {n: reader.read(n, full_box(reader.shape(n))) for n in reader.tensors}
+
+
+def rank_arrays(path: Path) -> dict[str, bytes]:
+    """Return the bytes of every stored array, replicas included, by rank, chunk and key."""
+    with open_megatron(path) as opened:
+        return {
+            f"{a.placement.tensor_rank} {a.placement.pipeline_rank} {a.placement.chunk} "
+            f"{a.placement.key}": a.file.read(a.record.storage, a.record.offset, a.record.nbytes)
+            for a in opened.reader.arrays
+        }
+
+
+def all_files(path: Path) -> dict[str, bytes]:
+    """Return the content of every file below ``path``."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays have one shape, one dtype and the same bits."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and np.array_equal(
+            np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8)
+        )
+    )

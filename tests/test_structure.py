@@ -1,0 +1,182 @@
+"""What no single module can promise: the layers hold, everything ships, commands start quickly.
+
+Three folders at the root are subpackages of flmgrow by a mapping in ``pyproject.toml``. A package
+forgotten there imports well in a working copy and is missing from every wheel, without a word; so
+the folders are compared with the mapping here, and a wheel with the folders.
+"""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from pico import make_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+FOLDERS: dict[str, str] = SETUP["package-dir"]
+
+# Top first: a module imports from its own line and from those below.
+LAYERS = (
+    "flmgrow.__main__",
+    "flmgrow.cli",
+    "flmgrow.surgery",
+    "flmgrow.trainer",
+    "flmgrow.operators",
+    "flmgrow.formats",
+    "flmgrow.model",
+    "flmgrow.errors",
+    "flmgrow",
+)
+# The trainer trains what it is given: it knows no growth, though growth lies below it.
+STRANGERS = {"flmgrow.trainer": "flmgrow.operators"}
+
+LONGEST = 400
+HEAVY = {"torch", "megatron"}
+
+# Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.
+UNSAFE_CALLS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.load",
+    "marshal.loads", "pickle.load", "pickle.loads", "pickle.Unpickler", "shelve.open", "yaml.load",
+    "yaml.unsafe_load", "torch.jit.load",
+}  # fmt: skip
+UNSAFE_OPTIONS = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
+
+
+def find_modules() -> dict[str, Path]:
+    """Every module of the library, by the name it is imported under."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+MODULES = find_modules()
+
+
+def layer(module: str) -> str:
+    """The line of LAYERS a module is on: the most exact that fits."""
+    while module not in LAYERS:
+        module = module.rpartition(".")[0]
+        assert module != "flmgrow", "a new package needs a line in LAYERS"
+    return module
+
+
+def nodes(module: str) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def imported(module: str) -> set[str]:
+    """The library's modules that a module imports, wherever in its text."""
+    names: set[str] = set()
+    for node in nodes(module):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & MODULES.keys()
+
+
+def unsafe(module: str) -> Iterator[str]:
+    """The calls in a module that run, or let a file run, what they are given."""
+    for node in nodes(module):
+        if not isinstance(node, ast.Call):
+            continue
+        options = {
+            (item.arg, item.value.value)
+            for item in node.keywords
+            if isinstance(item.value, ast.Constant)
+        }
+        name = ast.unparse(node.func)
+        careless = name == "torch.load" and ("weights_only", True) not in options
+        if name in UNSAFE_CALLS or careless or options & UNSAFE_OPTIONS:
+            yield f"{module}, line {node.lineno}: {ast.unparse(node)[:60]}"
+
+
+def test_imports_point_downwards() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in imported(module)
+        if LAYERS.index(layer(other)) < LAYERS.index(layer(module))
+        or layer(other) == STRANGERS.get(layer(module))
+    ]
+    assert not wrong
+
+
+def test_every_package_is_listed() -> None:
+    on_disk = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert on_disk == set(SETUP["packages"])
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {path.parent for path in MODULES.values()}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_nothing_runs_what_a_file_names() -> None:
+    assert not [call for module in MODULES for call in unsafe(module)]
+
+
+def test_files_stay_short() -> None:
+    files = [*MODULES.values(), *ROOT.glob("examples/*.py"), *ROOT.glob("benchmarks/*.py")]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {path: length for path, length in lengths.items() if length > LONGEST}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "expand --help",
+        "verify --help",
+        "inspect SRC",
+        "expand SRC DST --hidden-size 16 --num-layers 6 --method zero --dry-run",
+        "reshard SRC DST --tp 2 --dry-run",
+    ],
+)
+def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Path) -> None:
+    places = {"SRC": str(make_checkpoint(tmp_path / "a", "llama")), "DST": str(tmp_path / "b")}
+    arguments = [places.get(word, word) for word in command.split()]
+    program = (
+        "import sys; from flmgrow.cli.app import run; code = run(sys.argv[1:]);"
+        f"print(code, sorted(sys.modules.keys() & {HEAVY!r}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1:] == ["0 []"], done.stderr
+
+
+def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
+    # In a copy: setuptools leaves its build folder beside the sources, and takes from it next time.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for folder in {Path(folder).parts[0] for folder in FOLDERS.values()}:
+        shutil.copytree(ROOT / folder, copy / folder)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*pip, "--wheel-dir", str(tmp_path), str(copy)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = set(ZipFile(wheel).namelist())
+    wanted = {
+        f"{name.replace('.', '/')}{'/__init__' if path.name == '__init__.py' else ''}.py"
+        for name, path in MODULES.items()
+    }
+    assert not {*wanted, "flmgrow/py.typed"} - shipped
