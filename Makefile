@@ -53,7 +53,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 bench: setup
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
+	@set -e; for script in benchmarks/bench_*.py; do echo "$$script"; $(PY) "$$script"; done
 
 clean:
 	@rm -rf .venv build dist demo-run *.egg-info .coverage .hypothesis

@@ -17,6 +17,7 @@ from flmgrow.model.tensors import LogicalTensor
 
 Ranges = Mapping[Axis, tuple[int, int]]
 _MANY_RANKS = 1024
+_MOST_RANKS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Layout:
     def __post_init__(self) -> None:
         if min(self.tp, self.pp, self.vpp) < 1:
             raise UsageError(f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, wanted sizes of at least 1")
+        if max(self.tp, self.pp, self.vpp) > _MOST_RANKS:
+            raise UsageError(f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, at most {_MOST_RANKS} each")
         if self.vpp > 1 and self.pp == 1:
             raise UsageError(
                 f"a virtual pipeline of {self.vpp} needs a pipeline, found PP1", "give --pp 2 or more"

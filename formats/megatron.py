@@ -141,13 +141,13 @@ def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
     for file in files.values():
         arguments = arguments_of(file)
         odd = [
-            f"args.{name} is {shown(arguments.get(name))} (not {shown(reference.get(name))})"
+            f"args.{name} is {shown(arguments.get(name))}, not {shown(reference.get(name))}"
             for name in sorted(_MUST_AGREE)
             if not _agree(reference.get(name), arguments.get(name))
         ]
         if odd:
             raise BadCheckpointError(
-                f"{file.file.path}: {', '.join(odd)} in {first.file.path.parent.name}",
+                f"{file.file.path}: unlike {first.file.path.parent.name}: {', '.join(odd)}",
                 "ranks of one checkpoint must agree; this looks like two runs mixed up",
             )
         number = shown(_root(file).get("iteration"))

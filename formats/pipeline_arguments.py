@@ -97,14 +97,17 @@ def read_layout(arguments: Mapping[str, object], layers: int, where: str) -> Lay
 
 
 def _as_first_and_last(layout: Layout) -> tuple[int, int] | None:
-    """The layers of the first and last rank, if all other ranks agree and every rank's chunks do."""
+    """The layers of the first and last rank, if all other ranks agree and every rank's chunks do.
+
+    Megatron-LM wants no rank without layers here; only a layout string can say that.
+    """
     per_rank = []
     for rank in range(layout.pp):
         counts = {layout.chunk_layers[v * layout.pp + rank] for v in range(layout.vpp)}
         if len(counts) > 1:
             return None
         per_rank.append(counts.pop() * layout.vpp)
-    return (per_rank[0], per_rank[-1]) if len(set(per_rank[1:-1])) <= 1 else None
+    return (per_rank[0], per_rank[-1]) if len(set(per_rank[1:-1])) <= 1 and all(per_rank) else None
 
 
 def layout_text(layout: Layout) -> str:

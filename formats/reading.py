@@ -73,7 +73,11 @@ def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ..
         high = min(low + step, cuts[lead].stop)
         values = np.empty((high - low, *shape[lead + 1 :]), dtype)
         begin = located.offset + low * row * dtype.itemsize
-        array.file.read_into(array.record.storage, begin, as_bytes(values))
+        try:
+            array.file.read_into(array.record.storage, begin, as_bytes(values))
+        except BadCheckpointError as error:
+            what = f"{error.message} (it holds {array.placement.key})"
+            raise BadCheckpointError(what, error.hint) from None
         inside = values[(slice(None), *cuts[lead + 1 :])]
         rows = slice(low - cuts[lead].start, high - cuts[lead].start)
         yield (*(slice(None),) * lead, rows), inside.reshape((*(1,) * lead, *inside.shape))

@@ -81,7 +81,7 @@ def _runs(axis_map: AxisMap | None, start: int, stop: int) -> list[_Run]:
     if axis_map is None:
         return [_Run(start, stop, start)]
     source = axis_map.source[start:stop]
-    step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
+    step = np.where(source[:-1] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
     cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
     return [
         _Run(start + a, start + b, int(source[a])) for a, b in zip(cuts, cuts[1:], strict=False)

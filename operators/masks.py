@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from flmgrow.errors import BadCheckpointError
 from flmgrow.model.axes import Axis, AxisMap, IntArray, Role, Sizes
 
+MAX_INDEX = 1 << 26
 DEFAULT_RAMP_STEPS = 5000
 """Optimizer steps from 0 to 1 (the published implementation's default)."""
 
@@ -88,22 +89,27 @@ def ranges(indices: IntArray) -> list[list[int]]:
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(indices, breaks)]
 
 
+def _indices(spans: list[tuple[int, int]]) -> IntArray:
+    """Return the indices in rising half-open ranges. Raises ValueError for anything else."""
+    edges = [edge for start, stop in spans for edge in (start, stop)]
+    if not all(type(edge) is int for edge in edges) or edges != sorted({*edges}):
+        raise ValueError("ranges that do not rise")
+    if edges and not 0 <= edges[0] < edges[-1] <= MAX_INDEX:
+        raise ValueError("an index that no unit has")
+    parts = [np.arange(start, stop, dtype=np.int64) for start, stop in spans]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
 def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
     """Return the mask that ``Mask.to_json`` described. Raises BadCheckpointError if it is malformed."""
     try:
         fresh = data["fresh"]
         value, steps = data["value"], data["ramp_steps"]
-        if not isinstance(fresh, Mapping) or not isinstance(steps, int):
+        if not isinstance(fresh, Mapping) or type(steps) is not int or steps < 1:
             raise TypeError
         if not isinstance(value, int | float):
             raise TypeError
-        indices = {
-            Axis(axis): np.concatenate(
-                [np.arange(start, stop, dtype=np.int64) for start, stop in spans]
-                or [np.zeros(0, np.int64)]
-            )
-            for axis, spans in fresh.items()
-        }
+        indices = {Axis(axis): _indices(spans) for axis, spans in fresh.items()}
         return Mask(Dimension(dimension), indices, float(value), steps)
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpointError(f"{dimension} mask: not in the form flmgrow writes") from error

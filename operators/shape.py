@@ -14,6 +14,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 
 MULTIPLE = 128
+MOST_PARAMETERS = 1e14
 _SIZE_WEIGHT = 8.0
 """How much more a miss in size costs than the same relative miss in proportions."""
 
@@ -56,6 +57,8 @@ def shape_for(config: ModelConfig, parameters: float, tp: int = 1, pipeline_chun
     ``pipeline_chunks`` must divide the layers. Query heads per group, head_dim and the vocabulary stay. Raises
     UsageError if the source is larger already.
     """
+    if not parameters <= MOST_PARAMETERS:
+        raise UsageError(f"--to-params {parameters:.4g}: wanted at most {MOST_PARAMETERS:.0e}")
     if parameters < parameter_count(config):
         raise UsageError(
             f"--to-params {parameters:.4g}: the source has {parameter_count(config):,} parameters",

@@ -18,7 +18,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
-from flmgrow.operators.width import grow_width
+from flmgrow.operators.width import NOISE, grow_width
 
 METHODS: Mapping[Dimension, tuple[str, ...]] = {
     Dimension.WIDTH: ("mask", "zero", "copy"),
@@ -26,6 +26,11 @@ METHODS: Mapping[Dimension, tuple[str, ...]] = {
     Dimension.FFN: ("mask", "zero", "copy"),
     Dimension.DEPTH: ("mask", "zero", "copy", "stack", "interleave"),
 }
+
+
+MAX_SIZE = 1 << 26
+MAX_SIZES = {Axis.LAYER: 10_000}
+"""Larger ones are slips of the finger, or of a hostile file: they would only fill the memory."""
 
 
 def parse_methods(text: str) -> dict[Dimension, str]:
@@ -67,6 +72,7 @@ class Target:
     new_layers: str = "copy"
     untie: bool = False
     ramp_steps: int | None = None
+    copy_noise: float = NOISE
     seed: int = 0
 
     def to_json(self) -> dict[str, object]:
@@ -77,11 +83,15 @@ class Target:
     def from_json(data: Mapping[str, object]) -> "Target":
         """Return the request that ``to_json`` described. Raises BadCheckpointError if it is malformed."""
         try:
-            return _TARGET.validate_python(data)
+            target = _TARGET.validate_python(data)
         except ValidationError as error:
             raise BadCheckpointError(
-                f"the growth request in the manifest is malformed: {error.errors()[0]['msg']}"
+                f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"
             ) from None
+        for dimension, method in target.methods.items():
+            if method not in METHODS[dimension]:
+                raise BadCheckpointError(f"flmgrow.json: names a method {dimension}={method}")
+        return target
 
 
 _TARGET = TypeAdapter(Target)
@@ -94,6 +104,8 @@ def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
                 f"{axis}: wanted {size}, the source has {config.sizes[axis]}",
                 "growth never takes away; choose a size at least as large",
             )
+        if size > MAX_SIZES.get(axis, MAX_SIZE):
+            raise UsageError(f"{axis}: wanted {size}, at most {MAX_SIZES.get(axis, MAX_SIZE)} is possible")
 
 
 def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:
@@ -125,7 +137,9 @@ def _grown_dimensions(
     methods, seed = target.methods, target.seed
     grown = {}
     if sizes[Axis.HIDDEN] != config.hidden:
-        grown[Dimension.WIDTH] = grow_width(config, sizes[Axis.HIDDEN], methods[Dimension.WIDTH])
+        grown[Dimension.WIDTH] = grow_width(
+            config, sizes[Axis.HIDDEN], methods[Dimension.WIDTH], target.copy_noise
+        )
     groups, queries = sizes[Axis.KV_GROUP], sizes[Axis.QUERY_PER_GROUP]
     if (groups, queries) != (config.kv_groups, config.queries_per_group):
         grown[Dimension.HEADS] = grow_heads(

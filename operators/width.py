@@ -30,17 +30,21 @@ NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
 
 
-def grow_width(config: ModelConfig, new: int, method: str) -> DimensionGrowth:
+def grow_width(
+    config: ModelConfig, new: int, method: str, noise: float = NOISE
+) -> DimensionGrowth:
     """Return how the hidden axis grows to ``new`` by ``method`` (mask, zero or copy).
 
-    Raises UsageError where the method cannot keep the function: see the messages.
+    ``noise`` is what tells copies apart: noise on their readers, relative to a tensor's own spread; without
+    it they stay equal for ever. Raises UsageError where the method cannot keep the function.
     """
     old = config.hidden
-    grow = {"mask": _mask, "zero": _zero, "copy": _copy}[method]
-    return grow(config, old, new)
+    if method == "copy":
+        return _copy(config, old, new, noise)
+    return _mask(old, new) if method == "mask" else _zero(config, old, new)
 
 
-def _mask(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
+def _mask(old: int, new: int) -> DimensionGrowth:
     fresh = np.arange(old, new, dtype=np.int64)
     return DimensionGrowth(
         {Axis.HIDDEN: AxisMap(old, appended(old, new))},
@@ -63,13 +67,13 @@ def _zero(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
     return DimensionGrowth({Axis.HIDDEN: axis_map}, eps_factor=old / new)
 
 
-def _copy(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
+def _copy(config: ModelConfig, old: int, new: int, noise: float) -> DimensionGrowth:
     times, rest = divmod(new, old)
     source = np.arange(new, dtype=np.int64) % old
     source[times * old :] = FRESH
     share = np.full(new, 1.0 / times)
     scale = {Role.READS: share, Role.CARRIES: share}
-    noise = NOISE if times > 1 else 0.0
+    noise = noise if times > 1 else 0.0
     if not rest:
         return DimensionGrowth({Axis.HIDDEN: AxisMap(old, source, scale, noise=noise)})
     _refuse_query_norm_eps(config)

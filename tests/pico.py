@@ -9,7 +9,6 @@ import io
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ __all__ = [
     "make_checkpoint", "padded_vocab", "stored_weights",
 ]  # fmt: skip
 
-Naming = Literal["local", "fused"]
 ITERATION = 30
 
 
@@ -51,7 +49,7 @@ def _layer_state(
     weights: Mapping[str, Tensor],
     prefix: str,
     rank: tuple[int, int],
-    naming: Naming,
+    naming: str,
     extra: Callable[[], object],
 ) -> Iterator[tuple[str, object]]:
     """The entries of one layer on one tensor rank, as megatron-core names them."""
@@ -111,7 +109,7 @@ def _chunk_state(
     layout: Layout,
     place: int,
     tensor_rank: int,
-    naming: Naming,
+    naming: str,
     extra: Callable[[], object],
 ) -> dict[str, object]:
     """The state dict of the chunk at ``place`` of the model on one tensor rank."""
@@ -242,7 +240,7 @@ def make_checkpoint(
     *,
     seed: int = 0,
     dtype: str = "float64",
-    naming: Naming = "local",
+    naming: str = "local",
     extra_state: str = "none",
     multiple: int = 8,
     iteration: int | None = ITERATION,
@@ -253,9 +251,9 @@ def make_checkpoint(
     """Write a checkpoint at ``path`` (made if need be) and return ``path``.
 
     ``model`` is a name in CONFIGS or a configuration; ``layout`` is one rank unless given.
-    ``seed`` alone decides on the weights, or ``weights`` gives them, as stored. ``extra_state`` is
-    none, bytes or bytesio. ``multiple`` is what the vocabulary is padded to, for each tensor rank.
-    ``iteration`` None is a release. Further names are put into ``args``.
+    ``seed`` alone decides on the weights, or ``weights`` gives them, as stored. ``naming`` is local
+    or fused, ``extra_state`` none, bytes or bytesio. ``multiple`` is what the vocabulary is padded
+    to, for each tensor rank. ``iteration`` None is a release. Further names are put into ``args``.
     """
     config = CONFIGS[model] if isinstance(model, str) else model
     layout = layout or even(config)

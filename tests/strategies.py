@@ -1,6 +1,7 @@
 """Random models, layouts and growths for property tests."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -9,7 +10,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from pico import CONFIGS
 
 from flmgrow.formats.layout import Layout
-from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import LayoutWish
@@ -31,7 +32,8 @@ def examples(number: int) -> settings:
 def configs(draw: DrawFn) -> ModelConfig:
     """Models of odd sizes, down to one layer, one head and one channel group."""
     flag = st.booleans()
-    norm = draw(st.sampled_from(["rmsnorm", "layernorm"]))
+    norms: list[Norm] = ["rmsnorm", "layernorm"]
+    norm = draw(st.sampled_from(norms))
     linear_bias = draw(flag)
     return ModelConfig(
         layers=draw(st.integers(1, 4)),
@@ -79,7 +81,7 @@ def any_config() -> SearchStrategy[ModelConfig]:
 
 @st.composite
 def layouts(draw: DrawFn, layers: int, *split: int) -> Layout:
-    """Layouts of ``layers`` layers, uneven and empty chunks included; TP divides each of ``split``."""
+    """Layouts of ``layers`` layers, uneven and empty chunks too; TP divides each of ``split``."""
     tp = draw(st.sampled_from([t for t in (1, 2, 4) if not any(size % t for size in split)]))
     pp = draw(st.sampled_from([1, 2, 4]))
     vpp = draw(st.sampled_from([1, 2])) if pp > 1 else 1
@@ -87,9 +89,7 @@ def layouts(draw: DrawFn, layers: int, *split: int) -> Layout:
         st.lists(st.integers(0, layers), min_size=pp * vpp - 1, max_size=pp * vpp - 1).map(sorted)
     )
     bounds = [0, *cuts, layers]
-    return Layout(
-        tp, pp, vpp, tuple(b - a for a, b in zip(bounds, bounds[1:], strict=False))
-    )
+    return Layout(tp, pp, vpp, tuple(b - a for a, b in pairwise(bounds)))
 
 
 def layouts_of(config: ModelConfig) -> SearchStrategy[Layout]:

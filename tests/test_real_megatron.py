@@ -1,11 +1,11 @@
 """The claim is about Megatron, so Megatron judges: megatron-core trains, flmgrow grows, it loads.
 
-Every checkpoint goes through stock ``torch.load`` and megatron-core's strict ``load_state_dict``, on
-as many processes as its layout has ranks, and megatron-core's own forward gives the logits. How
-close they must be depends on what was rounded. Weights were trained in float32, and some methods
-scale them: where the result is stored in float32 too, logits agree as well as float32 can. Stored
-in float64 nothing is rounded, nor where a method only copies and puts zeros; megatron-core,
-computing in float64, must then agree to 1e-10.
+Every checkpoint goes through stock ``torch.load`` and megatron-core's strict ``load_state_dict``,
+on as many processes as its layout has ranks, and its own forward gives the logits. How close they
+must be depends on what was rounded. Weights were trained in float32, and some methods scale them:
+where the result is stored in float32 too, logits agree as well as float32 can. Stored in float64
+nothing is rounded, nor where a method only copies and puts zeros; megatron-core, computing in
+float64, must then agree to 1e-10.
 """
 
 import json

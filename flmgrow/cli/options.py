@@ -143,6 +143,16 @@ NewLayers = Annotated[
         rich_help_panel=_GROWTH,
     ),
 ]
+CopyNoise = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=10.0,
+        help="Noise that tells copied hidden channels apart, relative to a tensor's spread "
+        "(default 0.1); it cancels over the copies.",
+        rich_help_panel=_GROWTH,
+    ),
+]
 Untie = Annotated[
     bool,
     typer.Option("--untie", help="Write a head of its own for a tied model.", rich_help_panel=_GROWTH),
@@ -226,6 +236,18 @@ DryRun = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def read_small_file(option: str, path: Path, most: int) -> bytes:
+    """Return what is in a file the user named. Raises UsageError unless it is a file of a sensible size."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{option} {path}: is not a regular file")
+        if (size := path.stat().st_size) > most:
+            raise UsageError(f"{option} {path}: has {size} bytes, wanted at most {most}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def parse_size(text: str) -> int:

@@ -7,10 +7,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, parse_methods
+from flmgrow.operators.width import NOISE
 from flmgrow.surgery.plan import LayoutWish
+
+
+_MOST_BYTES = 1 << 16
+_SHOWN = 5
 
 
 class TargetFile(BaseModel):
@@ -32,6 +38,7 @@ class TargetFile(BaseModel):
     method: str | dict[Dimension, str] | None = None
     depth_placement: str | None = None
     new_layers: str | None = None
+    copy_noise: float | None = Field(None, ge=0, le=10)
     untie: bool | None = None
     ramp_steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0)
@@ -57,6 +64,7 @@ class TargetFile(BaseModel):
             methods=parse_methods(method),
             depth_placement=self.depth_placement or "end",
             new_layers=self.new_layers or "copy",
+            copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),
             ramp_steps=self.ramp_steps,
             seed=self.seed or 0,
@@ -72,23 +80,26 @@ class TargetFile(BaseModel):
 
 
 def _problems(errors: Sequence[Any]) -> str:
-    parts = [f"{'.'.join(map(str, error['loc']))}: {error['msg'].lower()}" for error in errors]
-    return "; ".join(parts)
+    parts = [
+        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg'].lower()}"
+        for error in errors[:_SHOWN]
+    ]
+    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")
 
 
 def read_target_file(path: Path | None) -> TargetFile:
     """Return the target in a YAML file, or an empty one for None. Raises UsageError, naming each problem."""
     if path is None:
         return TargetFile.model_validate({})
+    text = read_small_file("--to", path, _MOST_BYTES)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(text.decode())
         return TargetFile.model_validate_strings({}) if data is None else _validated(data)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is not YAML: {error}") from None
     except ValidationError as error:
         raise UsageError(f"{path}: {_problems(error.errors())}", "see flmgrow expand --help") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: is not YAML that can be read: {reason}") from None
 
 
 def _validated(data: object) -> TargetFile:

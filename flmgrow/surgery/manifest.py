@@ -19,6 +19,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import AxisMap
 from flmgrow.operators.masks import Dimension, Mask, mask_from_json
 from flmgrow.surgery.integrity import FileRecord
+from flmgrow.surgery.manifest_form import check_form
 from flmgrow.surgery.plan import Plan
 
 MANIFEST = "flmgrow.json"
@@ -140,16 +141,18 @@ def read_manifest(folder: Path) -> Json | None:
         raise BadCheckpointError(f"{path}: not readable: {error}") from None
     if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
         raise BadCheckpointError(f"{path}: not a manifest of version {VERSION}")
+    check_form(data, str(path))
     return data
 
 
 def masks_of(folder: Path) -> dict[Dimension, Mask]:
     """Return the masks that a checkpoint's manifest declares; none without a manifest."""
     manifest = read_manifest(folder) or {}
-    masks = manifest.get("masks", {})
-    if not isinstance(masks, dict):
-        raise BadCheckpointError(f"{folder / MANIFEST}: masks: not in the form flmgrow writes")
-    return {Dimension(name): mask_from_json(name, data) for name, data in masks.items()}
+    try:
+        masks = manifest.get("masks", {}).items()
+        return {Dimension(name): mask_from_json(name, data) for name, data in masks}
+    except (BadCheckpointError, ValueError) as error:
+        raise BadCheckpointError(f"{folder / MANIFEST}: {error}") from None
 
 
 def family(folder: Path) -> list[Json]:

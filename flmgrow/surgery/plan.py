@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
 from flmgrow.formats.megatron_writing import TargetFile, dropped, target_files
@@ -101,17 +101,26 @@ def make_plan(
             f"{source.folder}: holds optimizer state, which this version cannot carry",
             "pass --no-optimizer to go on without it",
         )
+    pending = pending or {}
+    _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
     layout = wish.resolve(source.layout, layers)
     vocab = source.config.vocab if target.vocab is None else target.vocab
     padded = padded_size(vocab, source.vocab_multiple, layout.tp)
     growth = grow(source.config, target, source.padded_vocab, padded)
-    pending = pending or {}
     if bake is not None:
         growth = baked(growth, pending, bake)
     elif pending:
         growth = _with_pending(growth, pending)
     return plan_growth(source, growth, layout, padded, dtype)
+
+
+def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
+    try:
+        for mask in masks.values():
+            mask.values(source.config.sizes)
+    except BadCheckpointError as error:
+        raise BadCheckpointError(f"{source.path}: its manifest: {error.message}") from None
 
 
 def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:

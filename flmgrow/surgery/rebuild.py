@@ -1,6 +1,6 @@
 """Deriving a growth again from the manifest it left behind."""
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import Dimension
@@ -26,12 +26,14 @@ def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:
             values = {Dimension(name): float(value) for name, value in bake.items()}
             growth = baked(growth, masks_of(source.path), values)
         axes = recorded["axes"]
+    except UsageError as error:
+        raise BadCheckpointError(f"flmgrow.json: its growth is impossible: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise BadCheckpointError(f"the manifest's growth is malformed: {error!r}") from None
+        raise BadCheckpointError(f"flmgrow.json: its growth is malformed: {error!r}") from None
     derived = {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()}
     if axes != derived:
         raise BadCheckpointError(
-            "the manifest's axis maps do not follow from its request",
+            "flmgrow.json: its axis maps do not follow from its request",
             "it was altered, or written by a version that grew differently",
         )
     return growth

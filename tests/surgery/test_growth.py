@@ -59,7 +59,7 @@ def test_all_dimensions_at_once_and_another_layout(
     source = make_checkpoint(tmp_path / "a", config, even(config, pp=2), seed=SEED)
     case = Case(config, even(config), everything(config, hidden, method), even(config))
     if case.refused:
-        with pytest.raises(UsageError, match="shared table|share and must keep"):
+        with pytest.raises(UsageError, match=r"shared table|share and must keep"):
             grow_checkpoint(source, tmp_path / "b", case.target)
         assert not (tmp_path / "b").exists()
         return
@@ -130,8 +130,6 @@ def test_all_three_placements_of_layers_agree_on_the_function(tmp_path: Path) ->
             for fresh in ("copy", "random"):
                 out = tmp_path / f"{place} {method} {fresh}"
                 methods = parse_methods(f"depth={method}")
-                target = Target(
-                    layers=6, methods=methods, depth_placement=place, new_layers=fresh
-                )
+                target = Target(layers=6, methods=methods, depth_placement=place, new_layers=fresh)
                 grow_checkpoint(source, out, target)
                 assert distance(config, out) <= EXACT

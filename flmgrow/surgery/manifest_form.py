@@ -1,0 +1,76 @@
+"""What a manifest must look like before anything in it is believed.
+
+It may have been edited, damaged or made to deceive. What is checked here holds wherever a manifest is read;
+what its numbers mean (masks, the growth) is checked by who uses them. Unknown keys are left alone: a later
+version may add some.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flmgrow.errors import BadCheckpointError
+
+_Count = Annotated[int, Field(ge=0, le=1 << 50)]
+_Rows = Annotated[int, Field(ge=1, le=1 << 26)]
+
+
+class _Member(BaseModel):
+    name: str
+    parameters: _Count
+    iteration: _Count | None
+    methods: dict[str, str] = {}
+
+
+class _Receipt(BaseModel):
+    equal: bool
+    source: str
+
+
+class _Source(BaseModel):
+    name: str
+    digest: str
+    parameters: _Count
+    iteration: _Count | None
+    family: list[_Member]
+    receipt: _Receipt | None
+
+
+class _Growth(BaseModel):
+    methods: dict[str, str]
+    request: dict[str, Any]
+    axes: dict[str, list[dict[str, Any]]]
+
+
+class _Options(BaseModel):
+    init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class _File(BaseModel):
+    path: str
+    size: _Count
+    xxh3_128: str
+
+
+class _Manifest(BaseModel):
+    parameters: _Count
+    iteration: _Count | None
+    padded_vocab: _Rows
+    source: _Source
+    growth: _Growth
+    masks: dict[str, dict[str, Any]]
+    options: _Options
+    files: list[_File]
+    receipt: _Receipt | None
+
+
+def check_form(data: object, where: str) -> None:
+    """Raise BadCheckpointError, naming the first key that is not as flmgrow writes it, for file ``where``."""
+    try:
+        _Manifest.model_validate(data, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BadCheckpointError(
+            f"{where}: {key}: {first['msg'].lower()}", "it was altered: restore it from a copy"
+        ) from None

@@ -1,0 +1,63 @@
+"""How Adam's moments grow: by the dual factor of what the weights take.
+
+The function stays, so the gradient of the grown model follows from that of the old one by the chain rule. Let a
+growth multiply, for the index j of an axis, readers by a_j (and what carries for a reader that cannot be
+scaled). Then what reaches the writers, gains and norm biases of index j through those readers is a_j times what
+it was, while a reader sees the same activations and the same gradient from above: its own gradient stays.
+What carries a_j sees the old gradient of its product, so its gradient is 1/a_j; the same holds for a gain that
+was multiplied by g, and for scores multiplied by s. In one table:
+
+    ============================  =========================================================
+    weights take                  gradients take
+    ============================  =========================================================
+    a_j on readers (and carriers) a_j on writers, gains, norm biases; 1/a_j on carriers
+    g on gains                    1/g on gains
+    s on scores                   1/s on scores
+    0 on a fresh layer's branch   fresh entries: nothing
+    ============================  =========================================================
+
+``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries start at zero. It is exact but for two
+things. Noise on the readers of copied channels (``width=copy``) adds its own share to each copy's gradient.
+And under LayerNorm a zero or averaged width lets the readers of fresh channels shift the old channels'
+gradient, as the norm's backward subtracts a mean over all of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, Role
+from flmgrow.operators.growth import Growth
+
+_NOTHING: Mapping[Role, Fill] = dict.fromkeys(Role, Fill.ZERO)
+
+
+def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
+    """Return the gradients' factors for the weights' factors of one axis."""
+    factors: dict[Role, FloatArray] = {}
+    if Role.READS in scale:
+        share = scale[Role.READS]
+        factors = {role: share for role in (Role.WRITES, Role.GAINS, Role.NORM_BIAS)}
+    if Role.CARRIES in scale:
+        factors[Role.CARRIES] = 1.0 / scale[Role.CARRIES]
+    if Role.GAINS in scale:
+        factors[Role.GAINS] = factors.get(Role.GAINS, 1.0) / scale[Role.GAINS]
+    if Role.SCORES in scale:
+        factors[Role.SCORES] = 1.0 / scale[Role.SCORES]
+    return factors
+
+
+def _without_repeats(axis_map: AxisMap) -> AxisMap:
+    """Make every repeated source fresh: a layer that was copied starts without moments."""
+    return replace(axis_map, source=np.where(axis_map.copy_number > 0, FRESH, axis_map.source))
+
+
+def moment_growth(growth: Growth, power: int) -> Growth:
+    """Return the growth of a moment made of gradients to the ``power`` (1 for exp_avg, 2 for exp_avg_sq)."""
+    maps = {}
+    for axis, axis_map in growth.maps.items():
+        scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}
+        moved = _without_repeats(axis_map) if axis is Axis.LAYER else axis_map
+        maps[axis] = replace(moved, scale=scale, fill=_NOTHING, centre=False, noise=0.0)
+    return replace(growth, maps=maps)

@@ -1,0 +1,150 @@
+"""Masks: their values, their JSON, and putting them into weights."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from growing import EXACT, carry_out, checkpoint_logits, grow_checkpoint, stored_arrays, tokens_for
+from pico import CONFIGS, DictWeights, even, make_checkpoint
+from torch import Tensor
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.megatron import open_megatron
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.masks import Dimension, Mask, baking_maps, mask_from_json, ranges
+from flmgrow.operators.target import Target
+
+CONFIG = CONFIGS["gpt"]
+
+
+def fresh(axis: Axis, *indices: int) -> dict[Axis, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    return {axis: np.array(indices, np.int64)}
+
+
+def heads(groups: list[int], queries: list[int], value: float = 0.0) -> Mask:
+    indices = {**fresh(Axis.KV_GROUP, *groups), **fresh(Axis.QUERY_PER_GROUP, *queries)}
+    return Mask(Dimension.HEADS, indices, value)
+
+
+def test_a_head_is_fresh_if_its_group_or_its_place_is() -> None:
+    sizes = {**CONFIG.sizes, Axis.KV_GROUP: 3, Axis.QUERY_PER_GROUP: 2}
+    assert heads([2], [1], 0.25).values(sizes).tolist() == [[1, 0.25], [1, 0.25], [0.25, 0.25]]
+
+
+def test_json_and_back() -> None:
+    mask = Mask(Dimension.FFN, fresh(Axis.FFN, 3, 4, 5, 9), 0.5, 700)
+    data = mask.to_json()
+    assert data == {"value": 0.5, "ramp_steps": 700, "fresh": {"ffn": [[3, 6], [9, 10]]}}
+    back = mask_from_json("ffn", data)
+    assert back.fresh[Axis.FFN].tolist() == [3, 4, 5, 9]
+    assert (back.value, back.ramp_steps, back.dimension) == (0.5, 700, Dimension.FFN)
+    assert ranges(np.zeros(0, np.int64)) == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"value": 2.0, "ramp_steps": 1, "fresh": {"ffn": []}},
+        {"value": 0.0, "ramp_steps": 1, "fresh": {"hidden": []}},
+        {"value": "0", "ramp_steps": 1, "fresh": {"ffn": []}},
+        {"value": 0.0, "ramp_steps": 1, "fresh": {"ffn": [[1, 2, 3]]}},
+        {"value": 0.0, "ramp_steps": 1, "fresh": [1]},
+    ],
+)
+def test_malformed_json_is_refused(data: dict[str, object]) -> None:
+    with pytest.raises(BadCheckpointError, match="ffn mask"):
+        mask_from_json("ffn", data)
+
+
+def test_an_index_outside_the_model_is_refused() -> None:
+    with pytest.raises(BadCheckpointError, match="index 99 is too large"):
+        Mask(Dimension.FFN, fresh(Axis.FFN, 99)).values(CONFIG.sizes)
+
+
+def grown(tmp_path: Path, target: Target) -> tuple[Growth, dict[str, Tensor]]:
+    source = make_checkpoint(tmp_path / "a", CONFIG, even(CONFIG, pp=2))
+    growth = grow_checkpoint(source, tmp_path / "b", target).growth
+    rows = growth.new.vocab
+    weights = {
+        name: torch.from_numpy(stored[:rows] if name in ("embedding", "head") else stored)
+        for name, stored in stored_arrays(tmp_path / "b").items()
+    }
+    return growth, weights
+
+
+def masked(growth: Growth, weights: dict[str, Tensor], value: float) -> Tensor:
+    def at(dimension: Dimension) -> Tensor | None:
+        mask = growth.masks.get(dimension)
+        return torch.from_numpy(mask.at(value).values(growth.new.sizes)) if mask else None
+
+    units = UnitMasks(*(at(dimension) for dimension in Dimension))
+    return logits(growth.new, DictWeights(weights), tokens_for(growth.new.vocab), units)
+
+
+def baked(growth: Growth, folder: Path, value: float) -> Tensor:
+    model: ModelConfig = growth.new
+    masks = {dimension: mask.at(value) for dimension, mask in growth.masks.items()}
+    baking = Growth(model, model, baking_maps(masks, model.sizes))
+    out = carry_out(folder / "b", folder / "baked", baking)
+    return checkpoint_logits(out, tokens_for(model.vocab))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.37, 1.0])
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(ffn=26, layers=6, kv_groups=6, depth_placement="interleave"),
+        Target(heads=8, kv_groups=4, ffn=21),
+    ],
+    ids=["groups", "queries"],
+)
+def test_baked_weights_compute_what_the_mask_did(
+    target: Target, value: float, tmp_path: Path
+) -> None:
+    growth, weights = grown(tmp_path, target)
+    wanted = masked(growth, weights, value)
+    assert (baked(growth, tmp_path, value) - wanted).abs().max() <= EXACT
+    if value:
+        assert (masked(growth, weights, 0.0) - wanted).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_groups_and_queries_together_bake_at_the_ends(value: float, tmp_path: Path) -> None:
+    growth, weights = grown(tmp_path, Target(heads=12, kv_groups=6))
+    wanted = masked(growth, weights, value)
+    assert (baked(growth, tmp_path, value) - wanted).abs().max() <= EXACT
+
+
+def test_baking_refuses_what_no_ordinary_weights_can_say() -> None:
+    width = Mask(Dimension.WIDTH, fresh(Axis.HIDDEN, 11), 0.5)
+    with pytest.raises(BadCheckpointError, match="norms weigh channels"):
+        baking_maps({Dimension.WIDTH: width}, CONFIG.sizes)
+    assert baking_maps({Dimension.WIDTH: width.at(1.0)}, CONFIG.sizes) == {}
+    with pytest.raises(BadCheckpointError, match="groups and queries"):
+        baking_maps({Dimension.HEADS: heads([1], [0], 0.5)}, CONFIG.sizes)
+
+
+def test_a_mask_at_one_is_no_mask(tmp_path: Path) -> None:
+    growth, weights = grown(tmp_path, Target(hidden=20, ffn=26, layers=6, kv_groups=6))
+    plain = logits(growth.new, DictWeights(weights), tokens_for(growth.new.vocab))
+    assert (masked(growth, weights, 1.0) - plain).abs().max() <= 1e-13
+
+
+def test_fresh_values_mean_nothing_while_masks_are_closed(tmp_path: Path) -> None:
+    config = replace(CONFIG)
+    growth, weights = grown(tmp_path, Target(hidden=20, ffn=26, layers=6, kv_groups=6))
+    before = masked(growth, weights, 0.0)
+    weights["up"][:, config.ffn :] = 7.0
+    weights["attention_norm.gain"][:, config.hidden :] = -3.0
+    weights["embedding"][:, config.hidden :] = 11.0
+    weights["key"][:, config.kv_groups :] = 5.0
+    weights["down.bias"][config.layers :] = 9.0
+    assert (masked(growth, weights, 0.0) - before).abs().max() <= EXACT
+    with open_megatron(tmp_path / "b") as opened:
+        assert opened.config == growth.new
