@@ -181,10 +181,14 @@ def true_vocabulary(reader: ArgumentReader, padded: int) -> int:
     row too many is harmless, one too few is not.
     """
     own = reader.optional_integer("flmgrow_true_vocab_size")
-    size = own or reader.optional_integer("vocab_size") or padded
-    if own is None and reader.arguments.get("tokenizer_type") == "NullTokenizer":
-        size += 1
+    given = reader.optional_integer("vocab_size")
+    size = own or (given + _added_ids(reader.arguments) if given else padded)
     return min(size, padded)
+
+
+def _added_ids(arguments: Arguments) -> int:
+    """Return how many ids the tokenizer has beyond ``vocab_size``."""
+    return int(arguments.get("tokenizer_type") == "NullTokenizer")
 
 
 def read_config(
@@ -246,8 +250,9 @@ def _sizes(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
         changes["num_query_groups"] = config.kv_groups
     if arguments.get("encoder_num_layers") is not None:
         changes["encoder_num_layers"] = config.layers
-    if arguments.get("vocab_size") is not None and config.vocab > cast(int, arguments["vocab_size"]):
-        changes["vocab_size"] = config.vocab
+    added = _added_ids(arguments)
+    if config.vocab > cast(int, arguments.get("vocab_size") or config.vocab) + added:
+        changes["vocab_size"] = config.vocab - added
     return changes
 
 

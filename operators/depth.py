@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, IntArray, Role
+from flmgrow.model.axes import FRESH, Axis, AxisMap, FloatArray, IntArray, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.masks import Dimension, Mask
@@ -83,16 +83,15 @@ def grow_depth(
     fresh = _first_uses(sources)
     exact = method not in ("stack", "interleave")
     scale: dict[Role, FloatArray] = {}
-    fill: dict[Role, Fill] = {}
+    gate: dict[Role, FloatArray] = {}
     if method in ("zero", "copy"):
-        scale[Role.BRANCH] = np.ones(new)
-        scale[Role.BRANCH][fresh] = 0.0
-        fill[Role.BRANCH] = Fill.ZERO
+        gate[Role.BRANCH] = np.ones(new)
+        gate[Role.BRANCH][fresh] = 0.0
     if config.multipliers.attention_by_inverse_layer:
         scale[Role.SCORES] = _score_factors(config, donor)
     source = donor.copy()
     if new_layers == "random" and exact:
         source[fresh] = FRESH
-    axis_map = AxisMap(config.layers, source, scale, fill, donor=donor)
+    axis_map = AxisMap(config.layers, source, scale, donor=donor, gate=gate)
     mask = Mask(Dimension.DEPTH, {Axis.LAYER: fresh}) if method == "mask" else None
     return DimensionGrowth({Axis.LAYER: axis_map}, mask, preserves=exact)

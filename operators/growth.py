@@ -47,10 +47,29 @@ class Growth:
         return any(
             axis_map.centre and Role.WRITES in roles
             or axis_map.noise and Role.READS in roles
-            or roles & axis_map.scale.keys()
-            for axis, roles in zip(tensor.axes, tensor.roles, strict=True)
-            if (axis_map := self.maps.get(axis)) is not None
+            or roles & (axis_map.scale.keys() | axis_map.gate.keys())
+            for axis_map, roles in self.mapped(tensor)
         )
+
+    def rounds(self, tensor: LogicalTensor) -> bool:
+        """Whether a computed value of ``tensor`` may need rounding: factors of 0 and 1 never do."""
+        return any(
+            axis_map.centre and Role.WRITES in roles
+            or axis_map.noise and Role.READS in roles
+            or Fill.MEAN in {axis_map.fill.get(role) for role in roles}
+            or any(
+                not np.isin(table[role], (0, 1)).all()
+                for table in axis_map.factors
+                for role in roles & table.keys()
+            )
+            for axis_map, roles in self.mapped(tensor)
+        )
+
+    def mapped(self, tensor: LogicalTensor) -> Iterator[tuple[AxisMap, frozenset[Role]]]:
+        """Yield the map and the tensor's roles for each of its axes that changes."""
+        for axis, roles in zip(tensor.axes, tensor.roles, strict=True):
+            if axis in self.maps:
+                yield self.maps[axis], roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +141,18 @@ def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
 
 
 def factors(
-    growth: Growth, tensor: LogicalTensor, box: Box, only: Axis | None = None
+    growth: Growth, tensor: LogicalTensor, box: Box, fresh: bool = False
 ) -> list[FloatArray]:
-    """Return the factors of old entries in ``box`` (of one axis), each shaped to broadcast against it."""
+    """Return the factors of old (or of fresh) entries in ``box``, shaped to broadcast against it."""
     result = []
     for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True)):
-        axis_map = growth.maps.get(axis) if only in (None, axis) else None
-        for role in Role:
-            if axis_map is not None and role in roles and role in axis_map.scale:
-                shape = [1] * len(tensor.axes)
-                shape[place] = -1
-                start, stop = box.ranges[place]
-                result.append(axis_map.scale[role][start:stop].reshape(shape))
+        axis_map = growth.maps.get(axis)
+        tables = () if axis_map is None else (axis_map.gate,) if fresh else axis_map.factors
+        shape = [1] * len(tensor.axes)
+        shape[place] = -1
+        for role, table in product(Role, tables):
+            if role in roles and role in table:
+                result.append(table[role][slice(*box.ranges[place])].reshape(shape))
     return result
 
 

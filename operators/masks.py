@@ -16,8 +16,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from flmgrow.errors import BadCheckpointError
-from flmgrow.model.axes import Axis, AxisMap, IntArray, Role, Sizes
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.model.axes import Axis, AxisMap, IntArray, Role, Sizes, identity
 
 MAX_INDEX = 1 << 26
 DEFAULT_RAMP_STEPS = 5000
@@ -118,7 +118,7 @@ def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
 def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, AxisMap]:
     """Return the axis maps that put every mask into the weights: readers of a masked unit take its value.
 
-    The maps leave all sizes as they are. Raises BadCheckpointError for a hidden mask below 1, whose weighted
+    The maps leave all sizes as they are. Raises UsageError for a hidden mask below 1, whose weighted
     statistics no ordinary norm can compute, and for a head mask that grew groups and queries together below
     1, as one factor per axis would be applied twice.
     """
@@ -127,13 +127,13 @@ def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, Axi
         if mask.value == 1.0:
             continue
         if dimension is Dimension.WIDTH:
-            raise BadCheckpointError(
+            raise UsageError(
                 f"a hidden mask at {mask.value} cannot be baked: its norms weigh channels",
                 "finish the ramp (value 1), or grow the width with --method width=zero or copy",
             )
         role = Role.BRANCH if dimension is Dimension.DEPTH else Role.READS
         if sum(bool(len(indices)) for indices in mask.fresh.values()) > 1 and mask.value != 0.0:
-            raise BadCheckpointError(
+            raise UsageError(
                 f"a head mask at {mask.value} over groups and queries cannot be baked per axis",
                 "bake at value 0 or 1",
             )
@@ -141,7 +141,5 @@ def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, Axi
             if len(indices):
                 factors = np.ones(sizes[axis])
                 factors[indices] = mask.value
-                maps[axis] = AxisMap(
-                    sizes[axis], np.arange(sizes[axis], dtype=np.int64), {role: factors}
-                )
+                maps[axis] = replace(identity(sizes[axis]), gate={role: factors})
     return maps

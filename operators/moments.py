@@ -13,7 +13,8 @@ was multiplied by g, and for scores multiplied by s. In one table:
     a_j on readers (and carriers) a_j on writers, gains, norm biases; 1/a_j on carriers
     g on gains                    1/g on gains
     s on scores                   1/s on scores
-    0 on a fresh layer's branch   fresh entries: nothing
+    c baked onto a masked unit    1/c on the same
+    (anything) on fresh entries   nothing
     ============================  =========================================================
 
 ``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries start at zero. It is exact but for two
@@ -31,6 +32,11 @@ from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, Role
 from flmgrow.operators.growth import Growth
 
 _NOTHING: Mapping[Role, Fill] = dict.fromkeys(Role, Fill.ZERO)
+
+
+def _gate_factors(gate: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
+    """Return the gradients' factors for a gate; behind a closed one there is no gradient to keep."""
+    return {role: np.divide(1.0, g, out=np.zeros_like(g), where=g != 0) for role, g in gate.items()}
 
 
 def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
@@ -58,6 +64,7 @@ def moment_growth(growth: Growth, power: int) -> Growth:
     maps = {}
     for axis, axis_map in growth.maps.items():
         scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}
+        gate = {role: f**power for role, f in _gate_factors(axis_map.gate).items()}
         moved = _without_repeats(axis_map) if axis is Axis.LAYER else axis_map
-        maps[axis] = replace(moved, scale=scale, fill=_NOTHING, centre=False, noise=0.0)
+        maps[axis] = replace(moved, scale=scale, gate=gate, fill=_NOTHING, centre=False, noise=0.0)
     return replace(growth, maps=maps)

@@ -36,6 +36,7 @@ TrueVocab = Annotated[
     int | None,
     typer.Option(
         "--true-vocab-size",
+        min=1,
         help="Vocabulary size without padding, where the checkpoint does not say.",
         rich_help_panel=_SOURCE_PANEL,
     ),
@@ -178,6 +179,7 @@ InitStd = Annotated[
     float | None,
     typer.Option(
         min=0.0,
+        max=1e3,
         help="Spread of fresh values; each tensor's own if not given.",
         rich_help_panel=_GROWTH,
     ),

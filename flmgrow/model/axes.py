@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 from math import prod
 
 import numpy as np
@@ -130,6 +131,7 @@ class AxisMap:
 
     ``source[i]`` is the old index of new index ``i``, or FRESH, or PADDING. ``scale[role][i]`` multiplies old
     entries; a role without a scale is left alone. ``fill[role]`` makes fresh entries (DRAWN if absent).
+    ``gate[role][i]`` multiplies every entry, fresh ones included: a branch that starts at zero, a baked mask.
     ``centre``: old writers lose their mean over this axis. ``noise``: standard deviation, relative to the
     tensor's own, of noise added to readers with signs that cancel over the copies of one source index.
     ``donor[i]`` is the old index whose statistics a fresh index ``i`` borrows.
@@ -142,15 +144,21 @@ class AxisMap:
     centre: bool = False
     noise: float = 0.0
     donor: IntArray | None = None
+    gate: Mapping[Role, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.source.ndim != 1 or not len(self.source):
             raise ValueError("an axis map needs one source per new index")
         if self.source.max() >= self.old_size or self.source.min() < PADDING:
             raise ValueError(f"source index outside the old axis of size {self.old_size}")
-        for role, factors in self.scale.items():
+        for role, factors in chain.from_iterable(table.items() for table in self.factors):
             if factors.shape != self.source.shape or not np.isfinite(factors).all():
-                raise ValueError(f"scale for {role} is not one finite factor per new index")
+                raise ValueError(f"{role} does not have one finite factor per new index")
+
+    @property
+    def factors(self) -> tuple[Mapping[Role, FloatArray], Mapping[Role, FloatArray]]:
+        """The factors of old entries: scale, then gate."""
+        return self.scale, self.gate
 
     @property
     def new_size(self) -> int:
@@ -169,6 +177,7 @@ class AxisMap:
             self.new_size == self.old_size
             and not self.centre
             and not self.scale
+            and not self.gate
             and bool((self.source == np.arange(self.old_size)).all())
         )
 

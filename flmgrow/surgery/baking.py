@@ -8,12 +8,12 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import Dimension, Mask, baking_maps
 
 
-def _with_factors(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
-    """Return ``axis_map`` with the factors of ``baking`` multiplied onto its own."""
-    scale: dict[Role, FloatArray] = dict(axis_map.scale)
-    for role, factors in baking.scale.items():
-        scale[role] = scale.get(role, 1.0) * factors
-    return replace(axis_map, scale=scale)
+def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
+    """Return ``axis_map`` with the gates of ``baking`` multiplied onto its own."""
+    gate: dict[Role, FloatArray] = dict(axis_map.gate)
+    for role, factors in baking.gate.items():
+        gate[role] = gate.get(role, 1.0) * factors
+    return replace(axis_map, gate=gate)
 
 
 def baked(
@@ -21,7 +21,7 @@ def baked(
 ) -> Growth:
     """Return ``growth`` with masks baked in at ``values``: its own, and ``pending`` ones of the source.
 
-    Raises BadCheckpointError for a mask that weights cannot express (``operators/masks.py``).
+    Raises UsageError for a mask that weights cannot express (``operators/masks.py``).
     """
     masks = {
         dimension: mask.at(values.get(dimension, mask.value))
@@ -29,7 +29,7 @@ def baked(
     }
     maps: dict[Axis, AxisMap] = dict(growth.maps)
     for axis, baking in baking_maps(masks, growth.new.sizes).items():
-        maps[axis] = _with_factors(maps[axis], baking) if axis in maps else baking
+        maps[axis] = _gated(maps[axis], baking) if axis in maps else baking
     return replace(
         growth,
         maps=maps,

@@ -194,14 +194,14 @@ class GrownValues:
             np.moveaxis(values, place, 0)[first:] = 0.0
 
     def _drawn(self, tensor: LogicalTensor, name: str, box: Box) -> FloatArray:
-        """Fresh entries, as logical values. A layer whose branch starts at zero has it zero all through."""
+        """Fresh entries, as logical values; a branch that starts at zero is zero in them, too."""
         if tensor.init is not Init.NORMAL:
             values = np.full(box.shape, 1.0 if tensor.init is Init.ONES else 0.0)
         else:
             std = self._init_std if self._init_std is not None else self._std(tensor, name, box)
             values = normal(self._growth.seed, tensor.name, _indices(box)) * std
             self._silence_padding(tensor, box, values)
-        for factor in factors(self._growth, tensor, box, only=Axis.LAYER):
+        for factor in factors(self._growth, tensor, box, fresh=True):
             values = values * factor + 0.0
         return values
 

@@ -172,7 +172,7 @@ def _rounded(source: Checkpoint, result: Checkpoint, growth: Growth | None) -> b
     """Whether weights were computed and rounded, rather than copied bit for bit."""
     if growth is None or source.dtype != result.dtype:
         return True
-    return any(growth.changes(tensor) for tensor in logical_tensors(growth.new).values())
+    return any(growth.rounds(tensor) for tensor in logical_tensors(growth.new).values())
 
 
 def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
