@@ -1,8 +1,8 @@
 """Checkpoints with the shape of real ones, for measuring.
 
-``python benchmarks/made_checkpoint.py FOLDER --preset 51b`` makes a folder of a few MB on disk whose files have
-their full size: weights are holes, and their CRC32 sums are wrong, so it can be planned but not expanded. With
-``--fill`` the weights are random and the sums right.
+``python benchmarks/made_checkpoint.py FOLDER --preset 51b`` makes a folder of a few MB on disk
+whose files have their full size: weights are holes, and their CRC32 sums are wrong, so it can be
+planned but not expanded. With ``--fill`` the weights are random and the sums right.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def _write_sparse(path: Path, root: object) -> None:
 
 
 def make(folder: Path, config: ModelConfig, layout: Layout, fill: bool = False) -> None:
-    """Make a bfloat16 checkpoint of ``config`` laid out as ``layout``; its weights are holes unless filled."""
+    """Make a bfloat16 checkpoint of ``config`` laid out as ``layout``; its weights are holes unless
+    filled.
+    """
     write = _write_filled if fill else _write_sparse
     padded = padded_size(config.vocab, 128, layout.tp)
     arguments = {

@@ -1,9 +1,11 @@
 """A reference that is written by hand is wrong as soon as an option changes.
 
-``docs/reference/cli.md`` is therefore made from what the commands say of themselves. ``make docs``, or
-``python docs/generate.py``, writes it; with ``--check`` it is only compared, and the exit code is 1
-if it is stale. The width is fixed, so that nobody's terminal matters.
-"""  # ruff: noqa: INP001
+``docs/reference/cli.md`` is therefore made from what the commands say of themselves. ``make docs``
+or ``python docs/generate.py`` writes it; with ``--check`` it is only compared, and the exit code is
+1 if it is stale. The width is fixed, so that nobody's terminal matters.
+"""
+
+# ruff: noqa: INP001
 
 import contextlib
 import io
@@ -26,7 +28,9 @@ Exit codes are explained in [When things go wrong](../guides/when-things-go-wron
 
 def commands() -> list[str]:
     """Return the name of every command."""
-    names = (item.name or getattr(item.callback, "__name__", "") for item in app.registered_commands)
+    names = (
+        item.name or getattr(item.callback, "__name__", "") for item in app.registered_commands
+    )
     return list(names)
 
 

@@ -1,8 +1,10 @@
 """The figures in ``docs/concepts/exactness.md`` must be anybody's to reproduce.
 
-For each architecture of ``tests/pico_model.py``, in float64, every dimension is grown at once by one
-method, into another layout, and the logits are compared. ``python docs/measure.py`` prints the table.
-"""  # ruff: noqa: INP001
+For each architecture of ``tests/pico_model.py``, in float64, every dimension is grown at once by
+one method, into another layout, and the logits are compared. This prints the table.
+"""
+
+# ruff: noqa: INP001
 
 import sys
 import tempfile
@@ -10,12 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from growing import checkpoint_logits, grow_checkpoint, tokens_for  # noqa: E402
-from pico import CONFIGS, make_checkpoint  # noqa: E402
+from growing import checkpoint_logits, grow_checkpoint, tokens_for
+from pico import CONFIGS, make_checkpoint
 
-from flmgrow.errors import UsageError  # noqa: E402
-from flmgrow.operators.target import Target, parse_methods  # noqa: E402
-from flmgrow.surgery.plan import LayoutWish  # noqa: E402
+from flmgrow.errors import UsageError
+from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.plan import LayoutWish
 
 GROWTHS = {
     "width=mask": "width=mask,ffn=mask,heads=mask,depth=mask",

@@ -201,8 +201,9 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         model_type=ModelType.encoder_or_decoder, use_legacy_models=False, yaml_cfg=None,
         # The vocabulary and the data
         vocab_size=config.vocab, padded_vocab_size=-(-config.vocab // padding) * padding,
-        make_vocab_size_divisible_by=128, tokenizer_type="HuggingFaceTokenizer", tokenizer_model=None,
-        vocab_file=None, merge_file=None, vocab_extra_ids=0, seq_length=run.length,
+        make_vocab_size_divisible_by=128, tokenizer_type="HuggingFaceTokenizer",
+        tokenizer_model=None, vocab_file=None, merge_file=None, vocab_extra_ids=0,
+        seq_length=run.length,
         encoder_seq_length=run.length, decoder_seq_length=None, data_path=None, split=None,
         train_data_path=None, valid_data_path=None, test_data_path=None, data_cache_path=None,
         mock_data=False, num_workers=2, dataloader_type="single", reset_position_ids=False,

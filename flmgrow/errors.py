@@ -1,8 +1,8 @@
 """A user's mistake or a damaged file must end in one clear line, never in a traceback.
 
 Every refusal in flmgrow is a :class:`FlmgrowError`: what was found and what was wanted, where
-(file, then tensor), and a hint at what to do. The command line prints the two lines and leaves with the
-error's exit code; nothing else decides on exit codes.
+(file, then tensor), and a hint at what to do. The command line prints the two lines and leaves with
+the error's exit code; nothing else decides on exit codes.
 """
 
 from typing import ClassVar

@@ -1,12 +1,13 @@
 """Megatron-LM's ``args`` say what the model computes, in names this module understands or refuses.
 
 A checkpoint carries some hundred arguments. Those that describe the model are translated to a
-``ModelConfig`` and back. Those that would change the function in a way flmgrow does not know must have
-their neutral value (``NEUTRAL``). And an argument nobody has heard of stops the run if its name speaks of the
-model and it is switched on: a new feature must not be lost in silence. The rest is carried unchanged.
+``ModelConfig`` and back. Those that would change the function in a way flmgrow does not know must
+have their neutral value (``NEUTRAL``). And an argument nobody has heard of stops the run if its
+name speaks of the model and it is switched on: a new feature must not be lost in silence. The rest
+is carried unchanged.
 
-What Megatron has no argument for (xPos, muP multipliers, the paper's attention scale, the true vocabulary
-size) stands under names of our own, with the prefix ``flmgrow_``.
+What Megatron has no argument for (xPos, muP multipliers, the paper's attention scale, the true
+vocabulary size) stands under names of our own, with the prefix ``flmgrow_``.
 """
 
 import reprlib
@@ -32,9 +33,10 @@ MAX_LAYERS = 10_000
 MAX = sys.float_info.max
 _MODEL_WORDS = frozenset(
     """
-    norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate gated embedding
-    embeddings residual softmax position positions expert experts moe mamba mup mtp mla latent window bias head
-    heads layer layers scale scaling multiplier mult clamp logit logits qk kv qkv hybrid heterogeneous
+    norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate
+    gated embedding embeddings residual softmax position positions expert experts moe mamba mup
+    mtp mla latent window bias head heads layer layers scale scaling multiplier mult clamp logit
+    logits qk kv qkv hybrid heterogeneous
     """.split()
 )
 
@@ -53,7 +55,9 @@ class ArgumentReader:
 
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
-        return BadCheckpointError(f"{self.where}: args.{name}: found {shown(found)}, wanted {wanted}")
+        return BadCheckpointError(
+            f"{self.where}: args.{name}: found {shown(found)}, wanted {wanted}"
+        )
 
     def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:
         """Return a positive whole number; ``default`` stands for an absent or None one."""
@@ -177,8 +181,8 @@ def _multipliers(reader: ArgumentReader) -> Multipliers:
 def true_vocabulary(reader: ArgumentReader, padded: int) -> int:
     """Return the number of real ids in a table of ``padded`` rows, as far as the arguments tell.
 
-    Megatron-LM's NullTokenizer adds an end-of-document id to ``vocab_size`` in some versions; counting one
-    row too many is harmless, one too few is not.
+    Megatron-LM's NullTokenizer adds an end-of-document id to ``vocab_size`` in some versions;
+    counting one row too many is harmless, one too few is not.
     """
     own = reader.optional_integer("flmgrow_true_vocab_size")
     given = reader.optional_integer("vocab_size")
@@ -196,8 +200,8 @@ def read_config(
 ) -> ModelConfig:
     """Return the model that ``arguments`` describe; ``where`` names their file in messages.
 
-    Raises BadCheckpointError for a missing or malformed value, and for anything that changes the function
-    and is not understood.
+    Raises BadCheckpointError for a missing or malformed value, and for anything that changes the
+    function and is not understood.
     """
     refuse_unknown(arguments, where, ignored)
     reader = ArgumentReader(arguments, where)

@@ -16,8 +16,9 @@ from flmgrow.model.config import ModelConfig
 class TargetModel:
     """What a written checkpoint shall hold: model, layout, stored vocabulary, dtype.
 
-    ``dtype`` is None to keep each tensor's own. ``donors[i]`` is the source layer whose carried state (such
-    as a layer's ``_extra_state``) layer ``i`` takes. ``keep_optimizer`` is for a later version.
+    ``dtype`` is None to keep each tensor's own. ``donors[i]`` is the source layer whose carried
+    state (such as a layer's ``_extra_state``) layer ``i`` takes. ``keep_optimizer`` is for a later
+    version.
     """
 
     config: ModelConfig
@@ -31,8 +32,8 @@ class TargetModel:
 class Checkpoint:
     """An opened checkpoint: its model, layout and files, and a reader of its logical tensors.
 
-    ``path`` is what the user named, ``folder`` the iteration's own folder. ``iteration`` is None for a
-    release. ``carried`` says, per kind of content that is no weight, in one line what it is.
+    ``path`` is what the user named, ``folder`` the iteration's own folder. ``iteration`` is None
+    for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
     """
 
     path: Path

@@ -1,8 +1,8 @@
 """Which rank holds which box of which logical tensor: the only place that knows.
 
-Tensor ranks split one axis of a row into equal parts; pipeline ranks own layers. With a virtual pipeline,
-every pipeline rank holds several chunks, and chunk ``v`` of rank ``p`` comes at place ``v * pp + p`` of the
-model. Layer numbers restart at 0 in every chunk.
+Tensor ranks split one axis of a row into equal parts; pipeline ranks own layers. With a virtual
+pipeline, every pipeline rank holds several chunks, and chunk ``v`` of rank ``p`` comes at place ``v
+* pp + p`` of the model. Layer numbers restart at 0 in every chunk.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +34,17 @@ class Layout:
 
     def __post_init__(self) -> None:
         if min(self.tp, self.pp, self.vpp) < 1:
-            raise UsageError(f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, wanted sizes of at least 1")
+            raise UsageError(
+                f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, wanted sizes of at least 1"
+            )
         if max(self.tp, self.pp, self.vpp) > _MOST_RANKS:
-            raise UsageError(f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, at most {_MOST_RANKS} each")
+            raise UsageError(
+                f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, at most {_MOST_RANKS} each"
+            )
         if self.vpp > 1 and self.pp == 1:
             raise UsageError(
-                f"a virtual pipeline of {self.vpp} needs a pipeline, found PP1", "give --pp 2 or more"
+                f"a virtual pipeline of {self.vpp} needs a pipeline, found PP1",
+                "give --pp 2 or more",
             )
         if len(self.chunk_layers) != self.pp * self.vpp:
             raise UsageError(
@@ -76,12 +81,16 @@ class Layout:
 
 
 def make_layout(
-    layers: int, tp: int = 1, pp: int = 1, vpp: int = 1, pipeline_layers: Sequence[int] | None = None
+    layers: int,
+    tp: int = 1,
+    pp: int = 1,
+    vpp: int = 1,
+    pipeline_layers: Sequence[int] | None = None,
 ) -> Layout:
     """Return a layout for ``layers`` layers, even unless ``pipeline_layers`` says otherwise.
 
-    ``pipeline_layers`` gives a count for each pipeline rank (divided evenly over its chunks) or for each
-    chunk in model order. Raises UsageError where the counts do not fit.
+    ``pipeline_layers`` gives a count for each pipeline rank (divided evenly over its chunks) or for
+    each chunk in model order. Raises UsageError where the counts do not fit.
     """
     if pipeline_layers is None:
         if layers % (pp * vpp):
@@ -102,7 +111,9 @@ def make_layout(
 
 
 def check_divisible(layout: Layout, sizes: Sizes) -> None:
-    """Raise UsageError, naming the tensor-parallel sizes that would do, if an axis cannot be split."""
+    """Raise UsageError, naming the tensor-parallel sizes that would do, if an axis cannot be
+    split.
+    """
     split = (Axis.KV_GROUP, Axis.FFN)
     if bad := [f"{axis} {sizes[axis]}" for axis in split if sizes[axis] % layout.tp]:
         common = gcd(*(sizes[axis] for axis in split))
@@ -123,7 +134,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Placement:
-    """One stored array: the row, the rank and chunk that hold it, its key there, and the ranges it covers."""
+    """One stored array: the row, the rank and chunk that hold it, its key there, and the ranges it
+    covers.
+    """
 
     row: Row
     key: str
@@ -164,7 +177,10 @@ def _rows_of(
 def _owned(
     present: Sequence[tuple[Row, tuple[LogicalTensor, ...]]], begins: bool, ends: bool, split: bool
 ) -> Iterator[tuple[Row, tuple[LogicalTensor, ...]]]:
-    """Yield the rows one chunk owns, in model order. Of rows with one key, the first that exists wins."""
+    """Yield the rows one chunk owns, in model order.
+
+    Of rows with one key, the first that exists wins.
+    """
     wanted = {Home.FIRST: begins, Home.LAYER: True, Home.LAST: ends, Home.LAST_COPY: ends and split}
     taken: set[str] = set()
     for row, parts in present:
@@ -182,9 +198,9 @@ def placements(
 ) -> list[Placement]:
     """Return every stored array of a model laid out over its ranks.
 
-    ``sizes`` holds the padded vocabulary, since padding is stored. ``fused`` selects the Transformer Engine
-    key names. Arrays of one rank come together, in the order of the model. Raises UsageError if tensor
-    parallelism cannot split an axis evenly.
+    ``sizes`` holds the padded vocabulary, since padding is stored. ``fused`` selects the
+    Transformer Engine key names. Arrays of one rank come together, in the order of the model.
+    Raises UsageError if tensor parallelism cannot split an axis evenly.
     """
     check_divisible(layout, sizes)
     present = list(_rows_of(rows, tensors))
@@ -203,7 +219,11 @@ def placements(
                 for row, parts in owned
                 if row.home == Home.LAYER
             ),
-            *((row, parts, None) for row, parts in owned if row.home in (Home.LAST, Home.LAST_COPY)),
+            *(
+                (row, parts, None)
+                for row, parts in owned
+                if row.home in (Home.LAST, Home.LAST_COPY)
+            ),
         ]
         for row, parts, layer in order:
             ranges = dict(whole)

@@ -1,9 +1,9 @@
 """Opening a legacy Megatron checkpoint: one folder per rank, one torch file in each.
 
-``ROOT/iter_0000100/mp_rank_TT[_PPP]/model_optim_rng.pt``, and ``ROOT/latest_checkpointed_iteration.txt``, which
-holds a number or ``release``. Nothing in these files is trusted: every rank must be there, all ranks must
-agree, every array must have the key and shape that the arguments imply, and an array that no row of the table
-explains stops the run.
+``ROOT/iter_0000100/mp_rank_TT[_PPP]/model_optim_rng.pt``, and
+``ROOT/latest_checkpointed_iteration.txt``, which holds a number or ``release``. Nothing in these
+files is trusted: every rank must be there, all ranks must agree, every array must have the key and
+shape that the arguments imply, and an array that no row of the table explains stops the run.
 """
 
 import re
@@ -31,7 +31,9 @@ TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(_\d+)?")
 _ITERATION = re.compile(r"iter_(\d{7,})")
-_EXTRA_STATE = re.compile(r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL)
+_EXTRA_STATE = re.compile(
+    r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
+)
 _OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
 _MUST_AGREE = UNDERSTOOD | NEUTRAL.keys() | {"params_dtype"}
 
@@ -41,8 +43,9 @@ RankKey = tuple[int, int]
 def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     """Return the folder of the rank folders that ``path`` stands for.
 
-    ``path`` is a checkpoint root with a tracker file, or an iteration's folder. ``iteration`` overrides the
-    tracker. Raises BadCheckpointError, naming the newest complete iteration where it can.
+    ``path`` is a checkpoint root with a tracker file, or an iteration's folder. ``iteration``
+    overrides the tracker. Raises BadCheckpointError, naming the newest complete iteration where it
+    can.
     """
     if not path.is_dir():
         raise BadCheckpointError(f"{path}: no such folder", "give a Megatron checkpoint folder")
@@ -59,7 +62,9 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
             raise BadCheckpointError(f"{path}: has neither rank folders nor {TRACKER}", hint)
         text = tracker.read_bytes()[:64].decode("ascii", "replace").strip()
         if text != "release" and not text.isdecimal():
-            raise BadCheckpointError(f"{tracker}: found {text!r}, wanted a number or 'release'", hint)
+            raise BadCheckpointError(
+                f"{tracker}: found {text!r}, wanted a number or 'release'", hint
+            )
         name = text if text == "release" else f"iter_{int(text):07d}"
     if not (path / name).is_dir():
         raise BadCheckpointError(f"{path}: there is no {name} in it", hint)
@@ -67,7 +72,9 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
 
 
 def _looks_complete(folder: Path) -> bool:
-    """Whether a folder holds a file for every combination of the tensor and pipeline ranks in it."""
+    """Whether a folder holds a file for every combination of the tensor and pipeline ranks in
+    it.
+    """
     try:
         ranks = _rank_files(folder)
     except BadCheckpointError:
@@ -103,7 +110,9 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
 
 def _root(file: TorchFile) -> Mapping[object, object]:
     if not isinstance(file.root, dict):
-        raise BadCheckpointError(f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict")
+        raise BadCheckpointError(
+            f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict"
+        )
     return file.root
 
 
@@ -112,13 +121,15 @@ def arguments_of(file: TorchFile) -> dict[str, object]:
     root = _root(file)
     if "args" not in root:
         raise BadCheckpointError(
-            f"{file.file.path}: has no args", "the model cannot be known without the training arguments"
+            f"{file.file.path}: has no args",
+            "the model cannot be known without the training arguments",
         )
     version = root.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
             f"{file.file.path}: checkpoint_version {shown(version)}, wanted 2 or 3",
-            "older versions order query, key and value otherwise; load and save it with Megatron-LM once",
+            "older versions order query, key and value otherwise; "
+            "load and save it with Megatron-LM once",
         )
     try:
         return namespace(root["args"])
@@ -217,7 +228,8 @@ def _match(
             for key in chunk:
                 if key not in known and not _EXTRA_STATE.fullmatch(str(key)):
                     raise BadCheckpointError(
-                        f"{files[rank].file.path}: {key}: no such parameter in the model the args describe",
+                        f"{files[rank].file.path}: {key}: no such parameter in the model that "
+                        "the args describe",
                         "flmgrow drops nothing in silence; this model has a part it does not know",
                     )
 
@@ -275,7 +287,8 @@ def open_megatron(
 ) -> Checkpoint:
     """Open the legacy Megatron checkpoint at ``path``; the caller closes it.
 
-    ``true_vocab`` says how many rows of the embedding are real, where the arguments do not. Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    ``true_vocab`` says how many rows of the embedding are real, where the arguments do not. Raises
+    BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
     """
     folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))

@@ -1,8 +1,9 @@
 """Describing the legacy Megatron files of a new checkpoint, before any weight is touched.
 
-Each target rank's file is a copy of a source rank's content, with the arguments brought up to date, the state
-dicts rebuilt for the new model and layout, and everything else carried unchanged. The weights in it are
-records whose bytes are still to be produced; sizes and offsets follow from shapes alone.
+Each target rank's file is a copy of a source rank's content, with the arguments brought up to date,
+the state dicts rebuilt for the new model and layout, and everything else carried unchanged. The
+weights in it are records whose bytes are still to be produced; sizes and offsets follow from shapes
+alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,9 @@ def _source_chunks(source: Checkpoint) -> Iterator[tuple[int, int, Mapping[objec
 
 
 def extra_states(source: Checkpoint) -> dict[str, object]:
-    """Return the source's ``_extra_state`` entries by key, with layers numbered through the model."""
+    """Return the source's ``_extra_state`` entries by key, with layers numbered through the
+    model.
+    """
     result: dict[str, object] = {}
     for pipeline, chunk, state in _source_chunks(source):
         first, _ = source.layout.chunk_range(pipeline, chunk)

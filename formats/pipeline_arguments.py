@@ -1,8 +1,9 @@
 """Megatron-LM has four ways to say how many layers a pipeline rank holds; a layout is one list.
 
-Even division; a different first and last rank (``decoder_first_pipeline_num_layers`` and ``..._last_...``);
-counting the embedding or the loss as a layer (``account_for_..._in_pipeline_split``); and an explicit string
-such as ``Ett|tt|tL``, one part per chunk in model order (``pipeline_model_parallel_layout``).
+Even division; a different first and last rank (``decoder_first_pipeline_num_layers`` and
+``..._last_...``); counting the embedding or the loss as a layer
+(``account_for_..._in_pipeline_split``); and an explicit string such as ``Ett|tt|tL``, one part per
+chunk in model order (``pipeline_model_parallel_layout``).
 """
 
 import re
@@ -28,13 +29,16 @@ def parse_layout_text(text: str, where: str) -> tuple[int, ...]:
         while match := pattern.search(expanded):
             if len(match[1]) * int(match[2]) > _MAX_LENGTH:
                 raise BadCheckpointError(f"{where}: pipeline layout {text!r} is too long")
-            expanded = expanded[: match.start()] + match[1] * int(match[2]) + expanded[match.end() :]
+            expanded = (
+                expanded[: match.start()] + match[1] * int(match[2]) + expanded[match.end() :]
+            )
     chunks = expanded.split("|")
     body = [chunk.removeprefix("E") if i == 0 else chunk for i, chunk in enumerate(chunks)]
     body[-1] = body[-1].removesuffix("L")
     if any(set(chunk) - {"t"} for chunk in body):
         raise BadCheckpointError(
-            f"{where}: pipeline layout {text!r}: only E, t and L in their usual places are supported"
+            f"{where}: pipeline layout {text!r}: only E, t and L in their usual places are "
+            "supported"
         )
     return tuple(len(chunk) for chunk in body)
 
@@ -74,7 +78,10 @@ def _uneven(reader: ArgumentReader, layers: int, pp: int) -> tuple[int, ...] | N
 
 
 def read_layout(arguments: Mapping[str, object], layers: int, where: str) -> Layout:
-    """Return the layout that ``arguments`` describe. Raises BadCheckpointError if they contradict."""
+    """Return the layout that ``arguments`` describe.
+
+    Raises BadCheckpointError if they contradict.
+    """
     reader = ArgumentReader(arguments, where)
     tp = reader.integer("tensor_model_parallel_size", 1)
     pp = reader.integer("pipeline_model_parallel_size", 1)

@@ -1,8 +1,8 @@
 """Reading boxes of logical tensors, wherever their pieces lie.
 
-A logical tensor is scattered over files in segments, each a box that lies contiguously in some stored array.
-The reader indexes the segments by tensor and layer, and puts any wanted box together from the segments that
-intersect it. Nothing but the wanted rows is read, in pieces of a few MiB.
+A logical tensor is scattered over files in segments, each a box that lies contiguously in some
+stored array. The reader indexes the segments by tensor and layer, and puts any wanted box together
+from the segments that intersect it. Nothing but the wanted rows is read, in pieces of a few MiB.
 """
 
 from collections import defaultdict
@@ -62,7 +62,9 @@ class _Located:
 
 
 def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ...], Array]]:
-    """Yield (where inside ``wanted``, values) in blocks of rows along the segment's first long axis."""
+    """Yield (where inside ``wanted``, values) in blocks of rows along the segment's first long
+    axis.
+    """
     array, shape = located.array, located.box.shape
     dtype = DTYPES[array.record.dtype]
     cuts = wanted.relative_to(located.box)
@@ -86,8 +88,8 @@ def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ..
 class LogicalReader:
     """Reads boxes of the logical tensors that ``arrays`` hold.
 
-    Of arrays that hold the same box (replicas on tensor ranks, the tied copy of the embedding), the first is
-    read; ``replicas`` lists them for comparison.
+    Of arrays that hold the same box (replicas on tensor ranks, the tied copy of the embedding), the
+    first is read; ``replicas`` lists them for comparison.
     """
 
     def __init__(

@@ -1,14 +1,15 @@
 """Growing depth: whole layers, each a pair of branches added to the residual stream.
 
-A fresh layer changes nothing if both of its branches add zero: the branch writers (attention output and FFN
-down projection, with their biases) are zero (**zero**; **copy** is the same here), or the branch is masked
-(**mask**). Everything else in the layer starts as a copy of the old layer before it, or is drawn. The writer
-wakes first, as the branch's inside is alive; then the rest.
+A fresh layer changes nothing if both of its branches add zero: the branch writers (attention output
+and FFN down projection, with their biases) are zero (**zero**; **copy** is the same here), or the
+branch is masked (**mask**). Everything else in the layer starts as a copy of the old layer before
+it, or is drawn. The writer wakes first, as the branch's inside is alive; then the rest.
 
-**stack** (G_stack, Du et al. 2024) and **interleave** repeat old layers whole. They change the function.
+**stack** (G_stack, Du et al. 2024) and **interleave** repeat old layers whole. They change the
+function.
 
-Where attention scores depend on a layer's number, an old layer that moves keeps its scores: whatever they are
-proportional to takes (new number) / (old number).
+Where attention scores depend on a layer's number, an old layer that moves keeps its scores:
+whatever they are proportional to takes (new number) / (old number).
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ def _parse_pattern(pattern: str, old: int, new: int) -> list[int]:
 
 
 def _evenly(old: int, new: int) -> list[int]:
-    """Spread the fresh layers evenly: fresh layer k of n stands behind old layer (2k + 1) old / 2n."""
+    """Spread the fresh layers evenly: fresh layer k of n stands behind old layer (2k + 1) old /
+    2n.
+    """
     fresh = new - old
     behind = [(2 * k + 1) * old // (2 * fresh) for k in range(fresh)]
     return sorted([*range(old), *behind])
@@ -73,10 +76,11 @@ def _score_factors(config: ModelConfig, donor: IntArray) -> FloatArray:
 def grow_depth(
     config: ModelConfig, new: int, method: str, placement: str = "end", new_layers: str = "copy"
 ) -> DimensionGrowth:
-    """Return how depth grows to ``new`` layers by ``method`` (mask, zero, copy, stack or interleave).
+    """Return how depth grows to ``new`` layers by ``method`` (mask, zero, copy, stack or
+    interleave).
 
-    ``placement`` is end, interleave, or a list of old layer numbers, one per new layer, in which the first
-    use of a number is the old layer itself. ``new_layers`` is copy or random.
+    ``placement`` is end, interleave, or a list of old layer numbers, one per new layer, in which
+    the first use of a number is the old layer itself. ``new_layers`` is copy or random.
     """
     sources = _sources(config.layers, new, method, placement)
     donor = np.array(sources, np.int64)

@@ -1,4 +1,6 @@
-"""What growing one dimension comes to: the common result of the width, heads, FFN and depth operators."""
+"""What growing one dimension comes to: the common result of the width, heads, FFN and depth
+operators.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +13,8 @@ from flmgrow.operators.masks import Mask
 class DimensionGrowth:
     """Axis maps, a mask if the method uses one, and what must change in the config to go with them.
 
-    ``eps_factor`` multiplies the norm epsilon. ``preserves`` is False for a method that changes the function.
+    ``eps_factor`` multiplies the norm epsilon. ``preserves`` is False for a method that changes the
+    function.
     """
 
     maps: Mapping[Axis, AxisMap] = field(default_factory=dict)

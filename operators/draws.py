@@ -1,10 +1,10 @@
 """Fresh weights must not depend on how the work is split.
 
-A value drawn for a fresh entry depends only on the seed, the logical tensor's name and the entry's logical
-index, so that any source layout, target layout, number of workers or resumed run gives the same model, bit
-for bit. An ordinary random stream cannot do that; a hash of the index can: each index is mixed into a 64-bit
-state (the finaliser of SplitMix64, Steele et al. 2014), whose two halves give one normal value (Box and
-Muller 1958).
+A value drawn for a fresh entry depends only on the seed, the logical tensor's name and the entry's
+logical index, so that any source layout, target layout, number of workers or resumed run gives the
+same model, bit for bit. An ordinary random stream cannot do that; a hash of the index can: each
+index is mixed into a 64-bit state (the finaliser of SplitMix64, Steele et al. 2014), whose two
+halves give one normal value (Box and Muller 1958).
 """
 
 import hashlib
@@ -39,10 +39,11 @@ def _hashes(seed: int, name: str, indices: Sequence[NDArray[np.int64]]) -> NDArr
 
 
 def normal(seed: int, name: str, indices: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Return standard normal values for the outer product of ``indices``, one array of indices per axis.
+    """Return standard normal values for the outer product of ``indices``, one array of indices per
+    axis.
 
-    The values are float64 rounded to float32, which hides the last bits in which mathematical libraries
-    differ. Their magnitude is at most 6.8.
+    The values are float64 rounded to float32, which hides the last bits in which mathematical
+    libraries differ. Their magnitude is at most 6.8.
     """
     state = _hashes(seed, name, indices)
     radius = ((state >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
@@ -55,8 +56,8 @@ def normal(seed: int, name: str, indices: Sequence[NDArray[np.int64]]) -> NDArra
 def split_weights(seed: int, name: str, source: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return unequal weights, one per entry of ``source``, that sum to one over equal entries.
 
-    Weights lie within a factor of three of each other, so that no copy starts out negligible; an entry with
-    a source of its own gets exactly one. Negative sources get one, too.
+    Weights lie within a factor of three of each other, so that no copy starts out negligible; an
+    entry with a source of its own gets exactly one. Negative sources get one, too.
     """
     raw = _hashes(seed, name, [np.arange(len(source), dtype=np.int64)])
     weights = 0.5 + (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,8 +1,8 @@
 """A growth is one axis map per axis; what it does to a tensor follows from the tensor's roles.
 
-``moves`` turns that into data: for a box of a grown tensor, which boxes of old tensors are copied into it and
-which parts are filled, covering it exactly once. Each move is uniform, so a plan can be counted without a
-tensor in sight, and executed piece by piece.
+``moves`` turns that into data: for a box of a grown tensor, which boxes of old tensors are copied
+into it and which parts are filled, covering it exactly once. Each move is uniform, so a plan can be
+counted without a tensor in sight, and executed piece by piece.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role
+from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role, Run
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.masks import Dimension, Mask
@@ -21,10 +21,11 @@ from flmgrow.operators.masks import Dimension, Mask
 class Growth:
     """From one model to a larger one that computes the same function.
 
-    ``maps`` has an entry for every axis that changes. ``renamed`` names the old tensor behind a new one
-    where they differ (a head untied from the embedding). ``notes`` are sentences the user must read;
-    ``preserves`` is False for methods that change the function (stack, interleave). ``request`` is plain data
-    from which the same growth can be derived again (``operators/target.py``).
+    ``maps`` has an entry for every axis that changes. ``renamed`` names the old tensor behind a new
+    one where they differ (a head untied from the embedding). ``notes`` are sentences the user must
+    read; ``preserves`` is False for methods that change the function (stack, interleave).
+    ``request`` is plain data from which the same growth can be derived again
+    (``operators/target.py``).
     """
 
     old: ModelConfig
@@ -45,8 +46,8 @@ class Growth:
     def changes(self, tensor: LogicalTensor) -> bool:
         """Whether any value of ``tensor`` is computed rather than copied."""
         return any(
-            axis_map.centre and Role.WRITES in roles
-            or axis_map.noise and Role.READS in roles
+            (axis_map.centre and Role.WRITES in roles)
+            or (axis_map.noise and Role.READS in roles)
             or roles & (axis_map.scale.keys() | axis_map.gate.keys())
             for axis_map, roles in self.mapped(tensor)
         )
@@ -54,8 +55,8 @@ class Growth:
     def rounds(self, tensor: LogicalTensor) -> bool:
         """Whether a computed value of ``tensor`` may need rounding: factors of 0 and 1 never do."""
         return any(
-            axis_map.centre and Role.WRITES in roles
-            or axis_map.noise and Role.READS in roles
+            (axis_map.centre and Role.WRITES in roles)
+            or (axis_map.noise and Role.READS in roles)
             or Fill.MEAN in {axis_map.fill.get(role) for role in roles}
             or any(
                 not np.isin(table[role], (0, 1)).all()
@@ -76,35 +77,14 @@ class Growth:
 class Move:
     """One uniform part of a grown box.
 
-    ``old`` is the box to copy (``fill`` None), or to average over its axis ``mean_axis`` (``fill`` MEAN);
-    other fills need no old values. ``box`` is in new indices.
+    ``old`` is the box to copy (``fill`` None), or to average over its axis ``mean_axis`` (``fill``
+    MEAN); other fills need no old values. ``box`` is in new indices.
     """
 
     box: Box
     fill: Fill | None
     old: Box | None = None
     mean_axis: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A range of new indices with one kind of source; ``old`` is the start of consecutive old indices."""
-
-    start: int
-    stop: int
-    old: int
-
-
-def _runs(axis_map: AxisMap | None, start: int, stop: int) -> list[_Run]:
-    """Cut [start, stop) of a new axis into runs: consecutive old indices, all fresh, or all padding."""
-    if axis_map is None:
-        return [_Run(start, stop, start)]
-    source = axis_map.source[start:stop]
-    step = np.where(source[:-1] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
-    cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
-    return [
-        _Run(start + a, start + b, int(source[a])) for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
 
 
 def _fill(axis_map: AxisMap, roles: frozenset[Role]) -> Fill:
@@ -116,7 +96,10 @@ def _fill(axis_map: AxisMap, roles: frozenset[Role]) -> Fill:
 def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
     """Yield the moves that make ``box`` of the grown ``tensor``; their boxes tile it exactly."""
     maps = [growth.maps.get(axis) for axis in tensor.axes]
-    runs = [_runs(m, *span) for m, span in zip(maps, box.ranges, strict=True)]
+    runs = [
+        [Run(*span, span[0])] if axis_map is None else axis_map.runs(*span)
+        for axis_map, span in zip(maps, box.ranges, strict=True)
+    ]
     for combination in product(*runs):
         target = Box(tuple((run.start, run.stop) for run in combination))
         fills: dict[Fill, int] = {}
@@ -143,7 +126,9 @@ def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
 def factors(
     growth: Growth, tensor: LogicalTensor, box: Box, fresh: bool = False
 ) -> list[FloatArray]:
-    """Return the factors of old (or of fresh) entries in ``box``, shaped to broadcast against it."""
+    """Return the factors of old (or of fresh) entries in ``box``, shaped to broadcast against
+    it.
+    """
     result = []
     for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True)):
         axis_map = growth.maps.get(axis)

@@ -1,12 +1,12 @@
 """A mask multiplies what a fresh unit hands on, from 0 at growth to 1 at the end of its ramp.
 
-One rule for all four dimensions: an FFN unit's activation (after gating), a head's context (before the output
-projection), a branch's output (before the residual sum), a hidden channel at every norm's output, with the
-norm's statistics weighted by the mask. At 0 the grown model is the old one whatever the fresh values are; at
-1 it is an ordinary model. (Masked Structural Growth, Yao et al. 2024, masks queries, keys, values and FFN
-pre-activations instead; the rule here is linear in the mask, so all but the hidden mask can be baked into
-weights at any value.) A mask is never a tensor in a checkpoint: it is which indices are fresh, a value, and a
-ramp, in ``flmgrow.json``.
+One rule for all four dimensions: an FFN unit's activation (after gating), a head's context (before
+the output projection), a branch's output (before the residual sum), a hidden channel at every
+norm's output, with the norm's statistics weighted by the mask. At 0 the grown model is the old one
+whatever the fresh values are; at 1 it is an ordinary model. (Masked Structural Growth, Yao et al.
+2024, masks queries, keys, values and FFN pre-activations instead; the rule here is linear in the
+mask, so all but the hidden mask can be baked into weights at any value.) A mask is never a tensor
+in a checkpoint: it is which indices are fresh, a value, and a ramp, in ``flmgrow.json``.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,9 @@ class Mask:
         result = np.ones([sizes[axis] for axis in self.fresh])
         for place, indices in enumerate(self.fresh.values()):
             if len(indices) and indices.max() >= result.shape[place]:
-                raise BadCheckpointError(f"{self.dimension} mask: index {indices.max()} is too large")
+                raise BadCheckpointError(
+                    f"{self.dimension} mask: index {indices.max()} is too large"
+                )
             np.moveaxis(result, place, 0)[indices] = self.value
         return result
 
@@ -101,7 +103,10 @@ def _indices(spans: list[tuple[int, int]]) -> IntArray:
 
 
 def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
-    """Return the mask that ``Mask.to_json`` described. Raises BadCheckpointError if it is malformed."""
+    """Return the mask that ``Mask.to_json`` described.
+
+    Raises BadCheckpointError if it is malformed.
+    """
     try:
         fresh = data["fresh"]
         value, steps = data["value"], data["ramp_steps"]
@@ -116,11 +121,12 @@ def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
 
 
 def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, AxisMap]:
-    """Return the axis maps that put every mask into the weights: readers of a masked unit take its value.
+    """Return the axis maps that put every mask into the weights: readers of a masked unit take its
+    value.
 
-    The maps leave all sizes as they are. Raises UsageError for a hidden mask below 1, whose weighted
-    statistics no ordinary norm can compute, and for a head mask that grew groups and queries together below
-    1, as one factor per axis would be applied twice.
+    The maps leave all sizes as they are. Raises UsageError for a hidden mask below 1, whose
+    weighted statistics no ordinary norm can compute, and for a head mask that grew groups and
+    queries together below 1, as one factor per axis would be applied twice.
     """
     maps = {}
     for dimension, mask in masks.items():

@@ -1,11 +1,12 @@
 """How Adam's moments grow: by the dual factor of what the weights take.
 
-The function stays, so the gradient of the grown model follows from that of the old one by the chain rule. Let a
-growth multiply, for the index j of an axis, readers by a_j (and what carries for a reader that cannot be
-scaled). Then what reaches the writers, gains and norm biases of index j through those readers is a_j times what
-it was, while a reader sees the same activations and the same gradient from above: its own gradient stays.
-What carries a_j sees the old gradient of its product, so its gradient is 1/a_j; the same holds for a gain that
-was multiplied by g, and for scores multiplied by s. In one table:
+The function stays, so the gradient of the grown model follows from that of the old one by the chain
+rule. Let a growth multiply, for the index j of an axis, readers by a_j (and what carries for a
+reader that cannot be scaled). Then what reaches the writers, gains and norm biases of index j
+through those readers is a_j times what it was, while a reader sees the same activations and the
+same gradient from above: its own gradient stays. What carries a_j sees the old gradient of its
+product, so its gradient is 1/a_j; the same holds for a gain that was multiplied by g, and for
+scores multiplied by s. In one table:
 
     ============================  =========================================================
     weights take                  gradients take
@@ -17,10 +18,10 @@ was multiplied by g, and for scores multiplied by s. In one table:
     (anything) on fresh entries   nothing
     ============================  =========================================================
 
-``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries start at zero. It is exact but for two
-things. Noise on the readers of copied channels (``width=copy``) adds its own share to each copy's gradient.
-And under LayerNorm a zero or averaged width lets the readers of fresh channels shift the old channels'
-gradient, as the norm's backward subtracts a mean over all of them.
+``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries start at zero. It is exact
+but for two things. Noise on the readers of copied channels (``width=copy``) adds its own share to
+each copy's gradient. And under LayerNorm a zero or averaged width lets the readers of fresh
+channels shift the old channels' gradient, as the norm's backward subtracts a mean over all of them.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,10 @@ _NOTHING: Mapping[Role, Fill] = dict.fromkeys(Role, Fill.ZERO)
 
 
 def _gate_factors(gate: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
-    """Return the gradients' factors for a gate; behind a closed one there is no gradient to keep."""
+    """Return the gradients' factors for a gate.
+
+    Behind a closed one there is no gradient to keep.
+    """
     return {role: np.divide(1.0, g, out=np.zeros_like(g), where=g != 0) for role, g in gate.items()}
 
 
@@ -44,7 +48,7 @@ def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray
     factors: dict[Role, FloatArray] = {}
     if Role.READS in scale:
         share = scale[Role.READS]
-        factors = {role: share for role in (Role.WRITES, Role.GAINS, Role.NORM_BIAS)}
+        factors = dict.fromkeys((Role.WRITES, Role.GAINS, Role.NORM_BIAS), share)
     if Role.CARRIES in scale:
         factors[Role.CARRIES] = 1.0 / scale[Role.CARRIES]
     if Role.GAINS in scale:
@@ -60,7 +64,9 @@ def _without_repeats(axis_map: AxisMap) -> AxisMap:
 
 
 def moment_growth(growth: Growth, power: int) -> Growth:
-    """Return the growth of a moment made of gradients to the ``power`` (1 for exp_avg, 2 for exp_avg_sq)."""
+    """Return the growth of a moment made of gradients to the ``power`` (1 for exp_avg, 2 for
+    exp_avg_sq).
+    """
     maps = {}
     for axis, axis_map in growth.maps.items():
         scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}

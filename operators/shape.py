@@ -1,8 +1,8 @@
 """Choosing a shape for a wanted number of parameters, near the proportions the source has.
 
-Hardware likes multiples of 128, tensor parallelism must divide heads and FFN, a pipeline must divide layers.
-Among the shapes that fit, the one is taken that is closest to the wanted size and to the source's ratio of
-width to depth.
+Hardware likes multiples of 128, tensor parallelism must divide heads and FFN, a pipeline must
+divide layers. Among the shapes that fit, the one is taken that is closest to the wanted size and to
+the source's ratio of width to depth.
 """
 
 from dataclasses import dataclass
@@ -51,11 +51,13 @@ def _shape(config: ModelConfig, hidden: int, layers: int, tp: int) -> Shape:
     return Shape(layers, hidden, ffn, grown.heads, groups, parameter_count(grown))
 
 
-def shape_for(config: ModelConfig, parameters: float, tp: int = 1, pipeline_chunks: int = 1) -> Shape:
+def shape_for(
+    config: ModelConfig, parameters: float, tp: int = 1, pipeline_chunks: int = 1
+) -> Shape:
     """Return the shape of about ``parameters`` parameters that ``config`` can grow to.
 
-    ``pipeline_chunks`` must divide the layers. Query heads per group, head_dim and the vocabulary stay. Raises
-    UsageError if the source is larger already.
+    ``pipeline_chunks`` must divide the layers. Query heads per group, head_dim and the vocabulary
+    stay. Raises UsageError if the source is larger already.
     """
     if not parameters <= MOST_PARAMETERS:
         raise UsageError(f"--to-params {parameters:.4g}: wanted at most {MOST_PARAMETERS:.0e}")

@@ -1,7 +1,7 @@
 """From what a user wants (sizes and methods) to one growth over all axes.
 
-Each dimension is grown on its own; since axis maps of different axes are independent, any combination is one
-pass, and the order in which dimensions are named has no meaning.
+Each dimension is grown on its own; since axis maps of different axes are independent, any
+combination is one pass, and the order in which dimensions are named has no meaning.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,8 @@ MAX_SIZES = {Axis.LAYER: 10_000}
 
 
 def parse_methods(text: str) -> dict[Dimension, str]:
-    """Return the method of every dimension from ``mask`` or ``width=copy,ffn=zero`` (the rest: mask).
+    """Return the method of every dimension from ``mask`` or ``width=copy,ffn=zero`` (the rest:
+    mask).
 
     Raises UsageError, naming what would be accepted.
     """
@@ -81,7 +82,10 @@ class Target:
 
     @staticmethod
     def from_json(data: Mapping[str, object]) -> "Target":
-        """Return the request that ``to_json`` described. Raises BadCheckpointError if it is malformed."""
+        """Return the request that ``to_json`` described.
+
+        Raises BadCheckpointError if it is malformed.
+        """
         try:
             target = _TARGET.validate_python(data)
         except ValidationError as error:
@@ -105,7 +109,9 @@ def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
                 "growth never takes away; choose a size at least as large",
             )
         if size > MAX_SIZES.get(axis, MAX_SIZE):
-            raise UsageError(f"{axis}: wanted {size}, at most {MAX_SIZES.get(axis, MAX_SIZE)} is possible")
+            raise UsageError(
+                f"{axis}: wanted {size}, at most {MAX_SIZES.get(axis, MAX_SIZE)} is possible"
+            )
 
 
 def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:
@@ -142,9 +148,7 @@ def _grown_dimensions(
         )
     groups, queries = sizes[Axis.KV_GROUP], sizes[Axis.QUERY_PER_GROUP]
     if (groups, queries) != (config.kv_groups, config.queries_per_group):
-        grown[Dimension.HEADS] = grow_heads(
-            config, groups, queries, methods[Dimension.HEADS], seed
-        )
+        grown[Dimension.HEADS] = grow_heads(config, groups, queries, methods[Dimension.HEADS], seed)
     if sizes[Axis.FFN] != config.ffn:
         grown[Dimension.FFN] = grow_ffn(config, sizes[Axis.FFN], methods[Dimension.FFN], seed)
     if sizes[Axis.LAYER] != config.layers:
@@ -180,8 +184,8 @@ def grow(
 ) -> Growth:
     """Return the growth from ``config`` to ``target``; with nothing asked for, the identity.
 
-    The stored vocabulary sizes (with padding) come from the formats. Raises UsageError for a target that is
-    smaller, does not divide, or has no exact construction with the chosen method.
+    The stored vocabulary sizes (with padding) come from the formats. Raises UsageError for a target
+    that is smaller, does not divide, or has no exact construction with the chosen method.
     """
     sizes = _wanted_sizes(config, target)
     if target.untie and not config.tied:

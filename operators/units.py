@@ -1,14 +1,14 @@
 """Growing FFN units and attention heads: independent units whose outputs are summed.
 
-A unit computes something from the residual stream (its writers) and hands it to a projection that sums over
-units (its readers). So the function stays if fresh units are masked, or if their readers are zero, or if units
-are copied and readers split: sum_j a_j = 1 over the copies of a unit. The shares a_j are unequal, so that the
-copies' gradients differ and they part. A zero reader wakes first, as its unit's writers are drawn: on each
-new path exactly one side is zero.
+A unit computes something from the residual stream (its writers) and hands it to a projection that
+sums over units (its readers). So the function stays if fresh units are masked, or if their readers
+are zero, or if units are copied and readers split: sum_j a_j = 1 over the copies of a unit. The
+shares a_j are unequal, so that the copies' gradients differ and they part. A zero reader wakes
+first, as its unit's writers are drawn: on each new path exactly one side is zero.
 
-Heads are two axes. Under multi-head attention groups are heads; under grouped-query attention, query heads are
-inserted at the end of each group (appending them to the whole list would hand old heads to other groups), and
-groups are appended with their own keys and values.
+Heads are two axes. Under multi-head attention groups are heads; under grouped-query attention,
+query heads are inserted at the end of each group (appending them to the whole list would hand old
+heads to other groups), and groups are appended with their own keys and values.
 """
 
 import numpy as np
@@ -39,7 +39,9 @@ def grow_ffn(config: ModelConfig, new: int, method: str, seed: int) -> Dimension
 def grow_heads(
     config: ModelConfig, kv_groups: int, queries_per_group: int, method: str, seed: int
 ) -> DimensionGrowth:
-    """Return how attention grows to the given groups and query heads per group (mask, zero or copy)."""
+    """Return how attention grows to the given groups and query heads per group (mask, zero or
+    copy).
+    """
     sizes = {
         Axis.KV_GROUP: (config.kv_groups, kv_groups),
         Axis.QUERY_PER_GROUP: (config.queries_per_group, queries_per_group),
@@ -56,8 +58,9 @@ def grow_heads(
 def head_target(config: ModelConfig, heads: int | None, kv_groups: int | None) -> tuple[int, int]:
     """Return (groups, query heads per group) for the wanted numbers of heads and groups.
 
-    With only ``heads`` given, groups follow for a multi-head source and stay for a grouped one; with only
-    ``kv_groups`` given, each keeps its number of query heads. Raises UsageError if heads do not divide.
+    With only ``heads`` given, groups follow for a multi-head source and stay for a grouped one;
+    with only ``kv_groups`` given, each keeps its number of query heads. Raises UsageError if heads
+    do not divide.
     """
     multi_head = config.queries_per_group == 1
     if heads is None:

@@ -1,8 +1,9 @@
 """Growing and padding the vocabulary.
 
-Old ids keep their rows and so their logits; new ids get drawn rows. Behind the true vocabulary, Megatron pads
-the table to a multiple that depends on tensor parallelism. A padding row that the source has is kept where the
-target has room for it, so that resharding there and back is bit-equal; a padding row it lacks is zero.
+Old ids keep their rows and so their logits; new ids get drawn rows. Behind the true vocabulary,
+Megatron pads the table to a multiple that depends on tensor parallelism. A padding row that the
+source has is kept where the target has room for it, so that resharding there and back is bit-equal;
+a padding row it lacks is zero.
 """
 
 import numpy as np

@@ -1,21 +1,24 @@
 """Growing the hidden width: the axis that every norm measures.
 
-Let the width go from d to D, ``x`` be the residual stream and ``y = norm(x) * gain + bias`` what layers read.
+Let the width go from d to D, ``x`` be the residual stream and ``y = norm(x) * gain + bias`` what
+layers read.
 
-**mask**: the norm's statistics are weighted by the mask and its output is multiplied by it. At value 0 both
-are exactly those of the old channels, so fresh entries may hold anything.
+**mask**: the norm's statistics are weighted by the mask and its output is multiplied by it. At
+value 0 both are exactly those of the old channels, so fresh entries may hold anything.
 
-**zero**: fresh channels of ``x`` are zero (fresh writers zero), so sums of squares stay and the mean over D is
-the old one times d/D. Then ``x / sqrt(mean(x^2) d/D + eps d/D) * gain sqrt(d/D)`` is the old output: gains take
-sqrt(d/D), eps takes d/D. LayerNorm also subtracts a mean, which must not move: old writers are centred over
-the axis (invisible to a pre-norm model), so that the mean is zero before and after. Readers of fresh channels
-are drawn: they see zeros now, and pass gradient to the zero writers.
+**zero**: fresh channels of ``x`` are zero (fresh writers zero), so sums of squares stay and the
+mean over D is the old one times d/D. Then ``x / sqrt(mean(x^2) d/D + eps d/D) * gain sqrt(d/D)`` is
+the old output: gains take sqrt(d/D), eps takes d/D. LayerNorm also subtracts a mean, which must not
+move: old writers are centred over the axis (invisible to a pre-norm model), so that the mean is
+zero before and after. Readers of fresh channels are drawn: they see zeros now, and pass gradient to
+the zero writers.
 
-**copy**: D = q d + r. Every channel is there q times (statistics unchanged), readers take 1/q of each copy
-plus noise that cancels over the copies; with tied embeddings the final norm carries the 1/q. The remaining r
-channels are made invisible: equal to the mean of the channels for LayerNorm (normalised: exactly zero, and
-their norm bias is zero), zero for RMSNorm; then gains take sqrt(qd/D) and eps takes qd/D (LEMON, Wang et al.
-2023, average expansion). Copies are split equally, as a norm's gradient mixes channels otherwise.
+**copy**: D = q d + r. Every channel is there q times (statistics unchanged), readers take 1/q of
+each copy plus noise that cancels over the copies; with tied embeddings the final norm carries the
+1/q. The remaining r channels are made invisible: equal to the mean of the channels for LayerNorm
+(normalised: exactly zero, and their norm bias is zero), zero for RMSNorm; then gains take
+sqrt(qd/D) and eps takes qd/D (LEMON, Wang et al. 2023, average expansion). Copies are split
+equally, as a norm's gradient mixes channels otherwise.
 """
 
 import numpy as np
@@ -30,13 +33,12 @@ NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
 
 
-def grow_width(
-    config: ModelConfig, new: int, method: str, noise: float = NOISE
-) -> DimensionGrowth:
+def grow_width(config: ModelConfig, new: int, method: str, noise: float = NOISE) -> DimensionGrowth:
     """Return how the hidden axis grows to ``new`` by ``method`` (mask, zero or copy).
 
-    ``noise`` is what tells copies apart: noise on their readers, relative to a tensor's own spread; without
-    it they stay equal for ever. Raises UsageError where the method cannot keep the function.
+    ``noise`` is what tells copies apart: noise on their readers, relative to a tensor's own spread;
+    without it they stay equal for ever. Raises UsageError where the method cannot keep the
+    function.
     """
     old = config.hidden
     if method == "copy":
@@ -88,6 +90,7 @@ def _refuse_query_norm_eps(config: ModelConfig) -> None:
     """Query and key norms do not grow, but share the one eps that would have to change."""
     if config.qk_norm:
         raise UsageError(
-            "this width growth changes the norm epsilon, which query and key norms share and must keep",
+            "this width growth changes the norm epsilon, which query and key norms share and must "
+            "keep",
             "use --method width=mask, or width=copy with a whole multiple of the hidden size",
         )

@@ -53,8 +53,8 @@ def expand(
 ) -> None:
     """Grow a checkpoint so that its function does not change.
 
-    Any subset of width, FFN, heads, depth and vocabulary grows in one pass, into any layout. The result
-    appears complete or not at all; after an interruption the same command resumes.
+    Any subset of width, FFN, heads, depth and vocabulary grows in one pass, into any layout. The
+    result appears complete or not at all; after an interruption the same command resumes.
 
     \b
     Example: flmgrow expand ckpt-16b ckpt-51b --hidden-size 8192 --num-layers 62 --tp 4 --pp 2
@@ -112,7 +112,9 @@ def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
 def _solved(source: Checkpoint, target: Target, wish: LayoutWish, parameters: float) -> Target:
     """Choose the sizes for ``--to-params``; sizes the user gave as well would contradict it."""
     if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
-        raise UsageError("--to-params chooses the sizes", "leave out the size options, or --to-params")
+        raise UsageError(
+            "--to-params chooses the sizes", "leave out the size options, or --to-params"
+        )
     pp = wish.pp or source.layout.pp
     chunks = pp * (wish.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
     shape = shape_for(source.config, parameters, wish.tp or source.layout.tp, chunks)

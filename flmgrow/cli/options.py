@@ -123,8 +123,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="mask|zero|copy|width=...,ffn=...",
-        help="mask (default), zero or copy for all, or one per dimension (width, heads, ffn, depth); "
-        "depth also stack and interleave, which change the function.",
+        help="mask (default), zero or copy for all, or one per dimension (width, heads, ffn, "
+        "depth); depth also stack and interleave, which change the function.",
         rich_help_panel=_GROWTH,
     ),
 ]
@@ -156,7 +156,9 @@ CopyNoise = Annotated[
 ]
 Untie = Annotated[
     bool,
-    typer.Option("--untie", help="Write a head of its own for a tied model.", rich_help_panel=_GROWTH),
+    typer.Option(
+        "--untie", help="Write a head of its own for a tied model.", rich_help_panel=_GROWTH
+    ),
 ]
 RampSteps = Annotated[
     int | None,
@@ -222,7 +224,9 @@ MaxMemory = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Threads; the number of cores if not given.", rich_help_panel=_RUN),
+    typer.Option(
+        min=1, max=256, help="Threads; the number of cores if not given.", rich_help_panel=_RUN
+    ),
 ]
 Restart = Annotated[
     bool,
@@ -241,7 +245,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def read_small_file(option: str, path: Path, most: int) -> bytes:
-    """Return what is in a file the user named. Raises UsageError unless it is a file of a sensible size."""
+    """Return what is in a file the user named.
+
+    Raises UsageError unless it is a file of a sensible size.
+    """
     try:
         if path.exists() and not path.is_file():
             raise UsageError(f"{option} {path}: is not a regular file")

@@ -129,7 +129,9 @@ def plan_data(plan: Plan, execution: Execution) -> Json:
 def result_lines(plan: Plan, destination: Path) -> list[str]:
     """Return what was written, as lines."""
     old, new = plan.parameters
-    grown = f"{amount(old)} -> {amount(new)} parameters" if old != new else f"{amount(new)} parameters"
+    grown = (
+        f"{amount(old)} -> {amount(new)} parameters" if old != new else f"{amount(new)} parameters"
+    )
     rows = [
         ("wrote", f"{destination}  ({size(plan.total_bytes)}, {len(plan.files)} files)"),
         ("model", f"{grown}: {model_text(plan.target.config)}"),

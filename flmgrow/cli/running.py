@@ -101,7 +101,9 @@ def _check_apart(source: Path, destination: Path) -> None:
     read, written = (Path(os.path.realpath(path)) for path in (source, destination))
     if read in written.parents or written in read.parents:
         inner, outer = (written, read) if read in written.parents else (read, written)
-        raise UsageError(f"{inner}: lies inside {outer}", "choose an output folder apart from the source")
+        raise UsageError(
+            f"{inner}: lies inside {outer}", "choose an output folder apart from the source"
+        )
 
 
 def carry_out(plan: Plan, destination: Path, running: Running) -> None:

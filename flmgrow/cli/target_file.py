@@ -1,4 +1,6 @@
-"""A target model as a file: the sizes, methods and layout of ``expand``, under the options' own names."""
+"""A target model as a file: the sizes, methods and layout of ``expand``, under the options' own
+names.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,6 @@ from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.surgery.plan import LayoutWish
 
-
 _MOST_BYTES = 1 << 16
 _SHOWN = 5
 
@@ -22,8 +23,8 @@ _SHOWN = 5
 class TargetFile(BaseModel):
     """What a file or the command line asks of ``expand``. Unknown keys are refused.
 
-    Sizes are in Megatron-LM's terms; ``None`` keeps the source's. ``method`` is one word, ``width=copy,...``,
-    or a mapping from dimension to method.
+    Sizes are in Megatron-LM's terms; ``None`` keeps the source's. ``method`` is one word,
+    ``width=copy,...``, or a mapping from dimension to method.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -88,7 +89,10 @@ def _problems(errors: Sequence[Any]) -> str:
 
 
 def read_target_file(path: Path | None) -> TargetFile:
-    """Return the target in a YAML file, or an empty one for None. Raises UsageError, naming each problem."""
+    """Return the target in a YAML file, or an empty one for None.
+
+    Raises UsageError, naming each problem.
+    """
     if path is None:
         return TargetFile.model_validate({})
     text = read_small_file("--to", path, _MOST_BYTES)
@@ -96,7 +100,9 @@ def read_target_file(path: Path | None) -> TargetFile:
         data = yaml.safe_load(text.decode())
         return TargetFile.model_validate_strings({}) if data is None else _validated(data)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_problems(error.errors())}", "see flmgrow expand --help") from None
+        raise UsageError(
+            f"{path}: {_problems(error.errors())}", "see flmgrow expand --help"
+        ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path}: is not YAML that can be read: {reason}") from None

@@ -1,4 +1,6 @@
-"""``flmgrow verify``: prove that two checkpoints compute the same function, and that both are intact."""
+"""``flmgrow verify``: prove that two checkpoints compute the same function, and that both are
+intact.
+"""
 
 import json
 from pathlib import Path
@@ -62,8 +64,9 @@ def verify(
 ) -> None:
     """Prove that DST computes what SRC computes. Exit code 0: equal; 1: different.
 
-    Checks all checksums, derives every value of DST again from SRC, and runs both models layer by layer
-    through one reference forward; masks are applied. The receipt goes into DST's flmgrow.json.
+    Checks all checksums, derives every value of DST again from SRC, and runs both models layer by
+    layer through one reference forward; masks are applied. The receipt goes into DST's
+    flmgrow.json.
 
     \b
     Example: flmgrow verify ckpt-16b ckpt-51b
@@ -124,4 +127,6 @@ def _read_tokens(path: Path) -> "torch.Tensor":
             data = np.array(json.loads(path.read_text(encoding="utf-8")))
         return torch.from_numpy(data)
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--tokens {path}: {error}", "a JSON list of token ids, or a .npy") from None
+        raise UsageError(
+            f"--tokens {path}: {error}", "a JSON list of token ids, or a .npy"
+        ) from None

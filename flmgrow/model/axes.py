@@ -1,16 +1,17 @@
 """Axes have names, and a tensor plays a role on each of its axes.
 
-A checkpoint is a set of logical tensors with named axes. Growth never speaks of tensors: it says what
-happens to an axis, separately for the tensors that *read* it (sum over it), *write* it (produce it), and so
-on. Storage order is another fact and belongs to the formats. This module holds that vocabulary: axis names,
-roles, boxes (a range on each axis) and axis maps (where each new index of a grown axis comes from).
+A checkpoint is a set of logical tensors with named axes. Growth never speaks of tensors: it says
+what happens to an axis, separately for the tensors that *read* it (sum over it), *write* it
+(produce it), and so on. Storage order is another fact and belongs to the formats. This module holds
+that vocabulary: axis names, roles, boxes (a range on each axis) and axis maps (where each new index
+of a grown axis comes from).
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from math import prod
 
 import numpy as np
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 
 
 class Axis(StrEnum):
-    """A named dimension. MHA, GQA and MQA are sizes of kv_group and query_per_group, never other axes."""
+    """A named dimension.
+
+    MHA, GQA and MQA are sizes of kv_group and query_per_group, never other axes.
+    """
 
     VOCAB = "vocab"
     POSITION = "position"
@@ -33,11 +37,11 @@ class Axis(StrEnum):
 class Role(StrEnum):
     """What a tensor does along one of its axes.
 
-    ``READS`` sums over the axis; ``WRITES`` produces it; ``GAINS`` multiplies it element by element (a norm's
-    gain); ``NORM_BIAS`` is added after that; ``CARRIES`` stands in for a reader that cannot be scaled (the
-    final norm, when the head is the shared embedding table). On the layer axis, ``BRANCH`` writes what a
-    layer adds to the residual stream and ``SCORES`` is proportional to its attention scores. ``PLAIN`` is
-    none of these.
+    ``READS`` sums over the axis; ``WRITES`` produces it; ``GAINS`` multiplies it element by element
+    (a norm's gain); ``NORM_BIAS`` is added after that; ``CARRIES`` stands in for a reader that
+    cannot be scaled (the final norm, when the head is the shared embedding table). On the layer
+    axis, ``BRANCH`` writes what a layer adds to the residual stream and ``SCORES`` is proportional
+    to its attention scores. ``PLAIN`` is none of these.
     """
 
     READS = "reads"
@@ -105,7 +109,9 @@ def split(box: Box, limit: int) -> Iterator[Box]:
 
 
 FRESH = -1
-"""Source of a new index that no old index stands behind: filled by the axis map's rule for the role."""
+"""Source of a new index that no old index stands behind: filled by the axis map's rule for the
+role.
+"""
 
 PADDING = -2
 """Source of a new index that only fills up the vocabulary to a multiple: always zero."""
@@ -118,23 +124,38 @@ class Fill(StrEnum):
     DRAWN = "drawn"
     """The tensor's own initialisation: a normal draw, one for gains, zero for biases."""
     MEAN = "mean"
-    """The mean of the old entries along the axis (LayerNorm does not see a channel equal to the mean)."""
+    """The mean of the old entries along the axis (LayerNorm does not see a channel equal to the
+    mean).
+    """
 
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A range of new indices with one kind of source.
+
+    ``old`` is the first of as many consecutive old indices, or FRESH, or PADDING.
+    """
+
+    start: int
+    stop: int
+    old: int
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """Where each new index of one axis comes from, and what that does to a tensor by its role.
 
-    ``source[i]`` is the old index of new index ``i``, or FRESH, or PADDING. ``scale[role][i]`` multiplies old
-    entries; a role without a scale is left alone. ``fill[role]`` makes fresh entries (DRAWN if absent).
-    ``gate[role][i]`` multiplies every entry, fresh ones included: a branch that starts at zero, a baked mask.
-    ``centre``: old writers lose their mean over this axis. ``noise``: standard deviation, relative to the
-    tensor's own, of noise added to readers with signs that cancel over the copies of one source index.
-    ``donor[i]`` is the old index whose statistics a fresh index ``i`` borrows.
+    ``source[i]`` is the old index of new index ``i``, or FRESH, or PADDING. ``scale[role][i]``
+    multiplies old entries; a role without a scale is left alone. ``fill[role]`` makes fresh entries
+    (DRAWN if absent). ``gate[role][i]`` multiplies every entry, fresh ones included: a branch that
+    starts at zero, a baked mask. ``centre``: old writers lose their mean over this axis. ``noise``:
+    standard deviation, relative to the tensor's own, of noise added to readers with signs that
+    cancel over the copies of one source index. ``donor[i]`` is the old index whose statistics a
+    fresh index ``i`` borrows.
     """
 
     old_size: int
@@ -180,6 +201,13 @@ class AxisMap:
             and not self.gate
             and bool((self.source == np.arange(self.old_size)).all())
         )
+
+    def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
+        """Cut the new indices from ``start`` to ``stop`` into the longest possible runs."""
+        source = self.source[start:stop]
+        step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
+        cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
+        return [Run(start + a, start + b, int(source[a])) for a, b in pairwise(cuts)]
 
     @cached_property
     def copy_number(self) -> IntArray:

@@ -1,8 +1,9 @@
 """One description of a decoder, free of any file format, that is valid whenever it can be held.
 
-Formats translate their own arguments to and from this (``formats/arguments.py``); growth changes its sizes
-and the few values that must follow; the reference forward computes exactly what it says. A field that
-changes the function and is not in here does not exist for flmgrow: the formats must refuse it.
+Formats translate their own arguments to and from this (``formats/arguments.py``); growth changes
+its sizes and the few values that must follow; the reference forward computes exactly what it says.
+A field that changes the function and is not in here does not exist for flmgrow: the formats must
+refuse it.
 """
 
 from dataclasses import dataclass, replace
@@ -20,10 +21,11 @@ Positions = Literal["learned", "rope", "xpos", "none"]
 class RotarySettings:
     """How rotary positions are computed; nothing here depends on a size that grows.
 
-    ``base`` is theta; ``percent`` the rotated share of head_dim; ``interleaved`` rotates neighbouring pairs
-    instead of halves; ``scaling_factor`` is Llama-3 frequency scaling; ``interpolation`` divides positions.
-    ``xpos_scale_base`` and ``xpos_centre`` belong to xPos: query and key are scaled by zeta ** (+-(n -
-    centre) / scale_base) with zeta_i = (2i / d + 0.4) / 1.4 (Sun et al. 2022, section 3).
+    ``base`` is theta; ``percent`` the rotated share of head_dim; ``interleaved`` rotates
+    neighbouring pairs instead of halves; ``scaling_factor`` is Llama-3 frequency scaling;
+    ``interpolation`` divides positions. ``xpos_scale_base`` and ``xpos_centre`` belong to xPos:
+    query and key are scaled by zeta ** (+-(n - centre) / scale_base) with zeta_i = (2i / d + 0.4) /
+    1.4 (Sun et al. 2022, section 3).
     """
 
     base: float = 10000.0
@@ -40,8 +42,9 @@ class Multipliers:
     """Constant factors in the forward pass (muP and the paper's model).
 
     ``embedding`` multiplies the embedding's output. Logits are multiplied by ``output``, divided by
-    ``hidden / mup_base_width`` where a base width is given. ``attention`` replaces 1/sqrt(head_dim) in front
-    of the scores; ``attention_by_inverse_layer`` divides the scores of layer i (from 0) by i + 1.
+    ``hidden / mup_base_width`` where a base width is given. ``attention`` replaces 1/sqrt(head_dim)
+    in front of the scores; ``attention_by_inverse_layer`` divides the scores of layer i (from 0) by
+    i + 1.
     """
 
     embedding: float = 1.0
@@ -129,8 +132,8 @@ class ModelConfig:
     def with_sizes(self, sizes: dict[Axis, int]) -> "ModelConfig":
         """Return this model with other sizes, every multiplier keeping its *effective* value.
 
-        muP divides the logits by hidden / base width; a wider model therefore gets an output multiplier
-        larger by the same ratio (Tele-FLM-1T's published config did just that).
+        muP divides the logits by hidden / base width; a wider model therefore gets an output
+        multiplier larger by the same ratio (Tele-FLM-1T's published config did just that).
         """
         output = self.multipliers.output
         if self.multipliers.mup_base_width is not None:

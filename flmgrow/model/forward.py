@@ -1,9 +1,10 @@
 """The reference forward: what a logical model computes, in plain torch, on one page.
 
-Verification compares two checkpoints through this function, so it must not depend on Megatron, and it must
-run models larger than memory: weights are asked for one tensor at a time, and nothing holds on to them. It
-applies masks as ``operators/masks.py`` defines them. Shapes are written in einops' notation: b batch,
-s and t positions, g groups, q query heads per group, d head_dim, h hidden, f FFN units, v vocabulary.
+Verification compares two checkpoints through this function, so it must not depend on Megatron, and
+it must run models larger than memory: weights are asked for one tensor at a time, and nothing holds
+on to them. It applies masks as ``operators/masks.py`` defines them. Shapes are written in einops'
+notation: b batch, s and t positions, g groups, q query heads per group, d head_dim, h hidden, f FFN
+units, v vocabulary.
 """
 
 from collections.abc import Iterator
@@ -71,7 +72,9 @@ def _norm(
 
 
 def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
-    """Angular frequencies of the rotated pairs, with Llama-3 scaling (context 8192, bands 1 and 4)."""
+    """Angular frequencies of the rotated pairs, with Llama-3 scaling (context 8192, bands 1 and
+    4).
+    """
     rotary = config.rotary
     exponent = torch.arange(0, size, 2, dtype=dtype) / size
     frequency = rotary.base**-exponent
@@ -83,7 +86,9 @@ def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
-    """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s, d)."""
+    """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s,
+    d).
+    """
     if config.positions not in ("rope", "xpos"):
         return x
     rotary = config.rotary
@@ -160,7 +165,10 @@ def ffn(
 def residuals(
     config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
 ) -> Iterator[Tensor]:
-    """Yield the residual stream (b, s, h) after the embedding and after each layer; tokens are (b, s)."""
+    """Yield the residual stream (b, s, h) after the embedding and after each layer.
+
+    Tokens are (b, s).
+    """
     x = weights.rows("embedding", tokens) * config.multipliers.embedding
     if config.positions == "learned":
         x = x + weights.rows("position_embedding", torch.arange(tokens.shape[-1]))
@@ -177,7 +185,9 @@ def residuals(
 def logit_blocks(
     config: ModelConfig, weights: Weights, x: Tensor, stop: int, masks: UnitMasks = NO_MASKS
 ) -> Iterator[Tensor]:
-    """Yield the logits (b, s, v) of ids 0 to ``stop`` in blocks of the vocabulary, from the last residual."""
+    """Yield the logits (b, s, v) of ids 0 to ``stop`` in blocks of the vocabulary, from the last
+    residual.
+    """
     y = _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
     for block in weights.blocks("embedding" if config.tied else "head", stop):
         yield functional.linear(y, block)

@@ -6,8 +6,8 @@ from enum import StrEnum
 class State(StrEnum):
     """One of the values kept per parameter; each is a logical tensor with the parameter's axes.
 
-    ``MASTER`` is the float32 copy of a 16-bit weight. ``EXP_AVG`` and ``EXP_AVG_SQ`` are Adam's running means
-    of the gradient and of its square.
+    ``MASTER`` is the float32 copy of a 16-bit weight. ``EXP_AVG`` and ``EXP_AVG_SQ`` are Adam's
+    running means of the gradient and of its square.
     """
 
     WEIGHT = "weight"

@@ -1,9 +1,10 @@
-"""The logical tensors of a decoder: their axes, the role they play on each, how fresh entries start.
+"""The logical tensors of a decoder: their axes, the role they play on each, how fresh entries
+start.
 
-Everything growth does follows from these few lines, and no growth rule names a tensor. Roles that depend on
-the model are decided here, once: with tied embeddings the final norm *carries* what the head would take, and
-where queries are normalised after their projection it is the query norm, not the projection, that the
-attention scores are proportional to.
+Everything growth does follows from these few lines, and no growth rule names a tensor. Roles that
+depend on the model are decided here, once: with tied embeddings the final norm *carries* what the
+head would take, and where queries are normalised after their projection it is the query norm, not
+the projection, that the attention scores are proportional to.
 """
 
 from collections.abc import Mapping
@@ -25,9 +26,12 @@ class Init(StrEnum):
 
 @dataclass(frozen=True)
 class LogicalTensor:
-    """A tensor with named axes, each with its roles. Layered tensors have ``layer`` as their first axis.
+    """A tensor with named axes, each with its roles.
 
-    ``shift`` is what must be added to stored values to get logical ones (1 for a gain stored as gain - 1).
+    Layered tensors have ``layer`` as their first axis.
+
+    ``shift`` is what must be added to stored values to get logical ones (1 for a gain stored as
+    gain - 1).
     """
 
     name: str
@@ -64,9 +68,15 @@ def _tensor(
 
 
 def _norm(name: str, config: ModelConfig, roles: str = "", **axes: str) -> list[LogicalTensor]:
-    """Declare a norm's gain and, for LayerNorm, its bias; ``roles`` are added to both on the last axis."""
+    """Declare a norm's gain and, for LayerNorm, its bias.
+
+    ``roles`` are added to both on the last axis.
+    """
     *outer, last = axes
-    gain = {**{axis: axes[axis] for axis in outer}, last: "+".join(filter(None, [axes[last], roles]))}
+    gain = {
+        **{axis: axes[axis] for axis in outer},
+        last: "+".join(filter(None, [axes[last], roles])),
+    }
     shift = 1.0 if config.zero_centred_gain else 0.0
     tensors = [_tensor(f"{name}.gain", Init.ONES, shift, **gain)]
     if config.norm == "layernorm":

@@ -19,7 +19,8 @@ def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
 def baked(
     growth: Growth, pending: Mapping[Dimension, Mask], values: Mapping[Dimension, float]
 ) -> Growth:
-    """Return ``growth`` with masks baked in at ``values``: its own, and ``pending`` ones of the source.
+    """Return ``growth`` with masks baked in at ``values``: its own, and ``pending`` ones of the
+    source.
 
     Raises UsageError for a mask that weights cannot express (``operators/masks.py``).
     """

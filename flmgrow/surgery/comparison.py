@@ -1,8 +1,9 @@
 """Comparing what two models compute, layer by layer, through one reference forward.
 
-Both models advance together, so that the first layer that differs is known and only two residual streams are
-in memory. Where the second grew from the first, old layers and old channels are found through its axis maps;
-under LayerNorm the mean over channels is invisible to the model and is left out of the comparison.
+Both models advance together, so that the first layer that differs is known and only two residual
+streams are in memory. Where the second grew from the first, old layers and old channels are found
+through its axis maps; under LayerNorm the mean over channels is invisible to the model and is left
+out of the comparison.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,8 +61,9 @@ class Side:
 class Difference:
     """How far the logits of the second model are from the first's, over the first's vocabulary.
 
-    Losses are mean next-token cross entropies in nats, over that vocabulary. ``first_layer`` is the first
-    old layer (-1: the embedding) whose residual stream differs by more than the tolerance, or None.
+    Losses are mean next-token cross entropies in nats, over that vocabulary. ``first_layer`` is the
+    first old layer (-1: the embedding) whose residual stream differs by more than the tolerance, or
+    None.
     """
 
     max_logit: float
@@ -108,7 +110,8 @@ def _aligned(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (old layer, residual, residual) where the two models must agree; -1 is the embedding.
 
-    The last item, numbered with the first model's number of layers, has both models' last residuals.
+    The last item, numbered with the first model's number of layers, has both models' last
+    residuals.
     """
     streams = first.residuals(tokens), second.residuals(tokens)
     at, b = -1, next(streams[1])
@@ -126,8 +129,8 @@ def compare(
 ) -> Difference:
     """Run both models on ``tokens`` (b, s) and return how far they are apart.
 
-    ``places[i]`` is the second model's layer that is the first's layer ``i``. The tolerance only serves to
-    name the first layer that differs.
+    ``places[i]`` is the second model's layer that is the first's layer ``i``. The tolerance only
+    serves to name the first layer that differs.
     """
     config = first.checkpoint.config
     layernorm = config.norm == "layernorm"
@@ -143,7 +146,9 @@ def compare(
 def _compare_logits(
     first: Side, second: Side, a: Tensor, b: Tensor, tokens: Tensor, first_layer: int | None
 ) -> Difference:
-    """Compare the logits of two last residuals over the first model's vocabulary, block by block."""
+    """Compare the logits of two last residuals over the first model's vocabulary, block by
+    block.
+    """
     vocab = first.checkpoint.config.vocab
     totals = _Totals(tokens), _Totals(tokens)
     worst, largest, start = 0.0, 0.0, 0

@@ -1,8 +1,9 @@
 """Carrying out a plan: bounded memory, several workers, and the same bytes whatever their number.
 
-Blocks of the output are computed by workers and written in order by one thread, which also computes the
-checksums. A window of blocks is in flight; its size and theirs follow from the memory budget. The output
-folder appears complete or not at all (``output.py``), with ``flmgrow.json`` written last.
+Blocks of the output are computed by workers and written in order by one thread, which also computes
+the checksums. A window of blocks is in flight; its size and theirs follow from the memory budget.
+The output folder appears complete or not at all (``output.py``), with ``flmgrow.json`` written
+last.
 """
 
 from collections import deque
@@ -33,7 +34,9 @@ BASE_MEMORY = 160 << 20
 """What the process needs before the first block: interpreter, libraries, headers."""
 
 BYTES_PER_ELEMENT = 72
-"""Peak bytes of temporaries per element of a block being computed (float64 values, draws, hashes)."""
+"""Peak bytes of temporaries per element of a block being computed (float64 values, draws,
+hashes).
+"""
 
 MIN_BLOCK = 1 << 14
 MAX_BLOCK = 1 << 21
@@ -43,8 +46,8 @@ MAX_BLOCK = 1 << 21
 class Execution:
     """How to carry out a plan; none of it changes the result, but for ``init_std``.
 
-    ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a half-done run of
-    another plan. ``progress`` is told bytes as they are written.
+    ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a
+    half-done run of another plan. ``progress`` is told bytes as they are written.
     """
 
     max_memory: int = 1 << 30
@@ -63,8 +66,8 @@ class Execution:
         if elements < MIN_BLOCK:
             needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
             raise UsageError(
-                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at least "
-                f"{-(-needed >> 20)} MiB",
+                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at "
+                f"least {-(-needed >> 20)} MiB",
                 "give more memory or fewer workers",
             )
         return min(elements, MAX_BLOCK)
@@ -88,7 +91,10 @@ def in_order(
 
 
 def non_finite(values: Array) -> int:
-    """Return how many entries are not finite; on the bits, which is an order faster for bfloat16."""
+    """Return how many entries are not finite.
+
+    On the bits, which is an order faster for bfloat16.
+    """
     if values.dtype == DTYPES["bfloat16"]:
         bits = values.reshape(-1).view(np.uint16) & np.uint16(0x7FFF)
         return int((bits >= 0x7F80).sum())
@@ -153,8 +159,9 @@ class Executor:
     def run(self, destination: Path) -> dict[str, object]:
         """Write the checkpoint to ``destination`` and return its manifest.
 
-        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a damaged
-        source led to is removed, and so is a run that failed before its first file was finished.
+        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a
+        damaged source led to is removed, and so is a run that failed before its first file was
+        finished.
         """
         plan, execution = self.plan, self.execution
         drift = check_replicas(plan.source.reader, execution.replicated)

@@ -1,9 +1,9 @@
 """Equal outputs do not mean equal training: comparing the gradients before and after a growth.
 
-A fresh parameter whose gradient stays zero never learns, and old parameters whose gradients or whose global
-norm change take another first step. Both are measured here in float64, with the whole models in memory. A
-fresh parameter may well have no gradient at the first step (its partner is still zero and wakes first; a
-mask at 0 hides it), so this is a report, not a verdict.
+A fresh parameter whose gradient stays zero never learns, and old parameters whose gradients or
+whose global norm change take another first step. Both are measured here in float64, with the whole
+models in memory. A fresh parameter may well have no gradient at the first step (its partner is
+still zero and wakes first; a mask at 0 hides it), so this is a report, not a verdict.
 """
 
 from collections.abc import Iterator, Mapping
@@ -75,8 +75,9 @@ def global_norm(found: Gradients) -> float:
 class GradientReport:
     """Gradients after a growth against those before.
 
-    ``old_error`` is the largest difference of an unscaled old entry's gradient, relative to the largest old
-    gradient of its tensor. ``fresh`` counts fresh entries, ``alive`` those with a gradient now.
+    ``old_error`` is the largest difference of an unscaled old entry's gradient, relative to the
+    largest old gradient of its tensor. ``fresh`` counts fresh entries, ``alive`` those with a
+    gradient now.
     """
 
     old_norm: float

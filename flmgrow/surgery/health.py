@@ -1,4 +1,6 @@
-"""Looking a checkpoint over: copies that drifted apart, values that are not finite, dead tensors."""
+"""Looking a checkpoint over: copies that drifted apart, values that are not finite, dead
+tensors.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,8 @@
 """``flmgrow.json``: what a checkpoint is, where it came from, how it grew, and what it must equal.
 
-It lies in every output folder and is written last. Later commands read it: the trainer for masks, ``verify``
-for what to compare, ``inspect`` for the family tree. It names no path of the machine it was written on.
+It lies in every output folder and is written last. Later commands read it: the trainer for masks,
+``verify`` for what to compare, ``inspect`` for the family tree. It names no path of the machine it
+was written on.
 """
 
 import json
@@ -10,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from flmgrow import __version__
@@ -30,7 +30,9 @@ Json = dict[str, Any]
 
 
 def digest_of(source: Checkpoint) -> str:
-    """Return a digest of a checkpoint's content, from the CRC32 sums its files carry (or, without, all bytes)."""
+    """Return a digest of a checkpoint's content, from the CRC32 sums its files carry (or, without,
+    all bytes).
+    """
     digest = xxhash.xxh3_128()
     for rank, file in sorted(source.files.items()):
         digest.update(repr(rank).encode())
@@ -43,16 +45,11 @@ def digest_of(source: Checkpoint) -> str:
 
 
 def source_runs(axis_map: AxisMap) -> list[Json]:
-    """Return where new indices come from as runs: ``new`` [start, stop), and ``old`` start or ``fresh``."""
-    source = axis_map.source
-    step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
-    cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
-    runs = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        first = int(source[start])
-        origin: Json = {"old": first} if first >= 0 else {"fresh": True}
-        runs.append({"new": [start, stop], **origin})
-    return runs
+    """Return runs of new indices: ``new`` [start, stop), and their ``old`` start or ``fresh``."""
+    return [
+        {"new": [run.start, run.stop], **({"old": run.old} if run.old >= 0 else {"fresh": True})}
+        for run in axis_map.runs()
+    ]
 
 
 def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
@@ -162,7 +159,11 @@ def family(folder: Path) -> list[Json]:
         return []
     source = manifest["source"]
     ancestors: list[Json] = list(source["family"]) or [
-        {"name": source["name"], "parameters": source["parameters"], "iteration": source["iteration"]}
+        {
+            "name": source["name"],
+            "parameters": source["parameters"],
+            "iteration": source["iteration"],
+        }
     ]
     return [
         *ancestors,

@@ -1,8 +1,8 @@
 """What a manifest must look like before anything in it is believed.
 
-It may have been edited, damaged or made to deceive. What is checked here holds wherever a manifest is read;
-what its numbers mean (masks, the growth) is checked by who uses them. Unknown keys are left alone: a later
-version may add some.
+It may have been edited, damaged or made to deceive. What is checked here holds wherever a manifest
+is read; what its numbers mean (masks, the growth) is checked by who uses them. Unknown keys are
+left alone: a later version may add some.
 """
 
 from typing import Annotated, Any
@@ -65,7 +65,9 @@ class _Manifest(BaseModel):
 
 
 def check_form(data: object, where: str) -> None:
-    """Raise BadCheckpointError, naming the first key that is not as flmgrow writes it, for file ``where``."""
+    """Raise BadCheckpointError, naming the first key that is not as flmgrow writes it, for file
+    ``where``.
+    """
     try:
         _Manifest.model_validate(data, strict=True)
     except ValidationError as error:

@@ -170,7 +170,9 @@ class OutputFolder:
         self._remove_temp()
 
     def discard(self) -> None:
-        """Remove all that was written: for a run that cannot be resumed, or has nothing to resume."""
+        """Remove all that was written: for a run that cannot be resumed, or has nothing to
+        resume.
+        """
         self._remove_temp()
 
     def _target(self, relative: str) -> Path:

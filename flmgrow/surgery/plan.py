@@ -1,8 +1,9 @@
 """A plan says everything an expansion or resharding will do, before a byte of a weight is read.
 
-It is data made from headers: the growth, the files to come with their arrays, how many elements are copied,
-drawn or zero, what is left out, and what it will cost. Making it proves that every element of the new model
-is written exactly once and that every element of the old one is used or listed as dropped.
+It is data made from headers: the growth, the files to come with their arrays, how many elements are
+copied, drawn or zero, what is left out, and what it will cost. Making it proves that every element
+of the new model is written exactly once and that every element of the old one is used or listed as
+dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,9 @@ class LayoutWish:
     pipeline_layers: Sequence[int] | None = None
 
     def resolve(self, source: Layout, layers: int) -> Layout:
-        """Return the layout for a model of ``layers`` layers, close to the source's where not told."""
+        """Return the layout for a model of ``layers`` layers, close to the source's where not
+        told.
+        """
         tp = source.tp if self.tp is None else self.tp
         pp = source.pp if self.pp is None else self.pp
         vpp = self.vpp
@@ -92,9 +95,9 @@ def make_plan(
 ) -> Plan:
     """Return the plan that takes ``source`` to ``target`` in the wished layout.
 
-    ``pending`` are the source's own masks, which resharding carries along; ``bake`` puts all masks into the
-    weights, at these values instead of their own where given. Raises UsageError for a target that cannot be
-    reached and for content that would be lost unasked.
+    ``pending`` are the source's own masks, which resharding carries along; ``bake`` puts all masks
+    into the weights, at these values instead of their own where given. Raises UsageError for a
+    target that cannot be reached and for content that would be lost unasked.
     """
     if "optimizer" in source.carried and not drop_optimizer:
         raise UsageError(
@@ -176,14 +179,18 @@ def _unused(source: Checkpoint, growth: Growth) -> list[str]:
     """Name old indices that no new index comes from: vocabulary padding without room."""
     unused = []
     for axis, axis_map in growth.maps.items():
-        lost = axis_map.old_size - len(set(axis_map.source.tolist()) & set(range(axis_map.old_size)))
+        lost = axis_map.old_size - len(
+            set(axis_map.source.tolist()) & set(range(axis_map.old_size))
+        )
         if lost:
             unused.append(f"{lost} of {axis_map.old_size} {axis} rows (padding)")
     return unused
 
 
 def _prove_cover(plan: Plan) -> None:
-    """Every element of every tensor is stored exactly once but for replicas, in the source and the result."""
+    """Every element of every tensor is stored exactly once but for replicas, in the source and the
+    result.
+    """
     reader = plan.source.reader
     for name, total in reader.stored_elements().items():
         assert total == prod(reader.shape(name)), f"{name}: the source holds {total}"

@@ -12,8 +12,8 @@ from flmgrow.surgery.manifest import Json, masks_of, source_runs
 def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:
     """Return the growth that made a checkpoint from ``source``, by its ``manifest``.
 
-    Raises BadCheckpointError if the manifest's axis maps are not those of the request it records: then it
-    was altered, or written by a version that grew differently.
+    Raises BadCheckpointError if the manifest's axis maps are not those of the request it records:
+    then it was altered, or written by a version that grew differently.
     """
     try:
         recorded = manifest["growth"]

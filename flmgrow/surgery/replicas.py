@@ -1,8 +1,9 @@
-"""Copies that must be equal: tensors every tensor rank holds, and the tied embedding on the last rank.
+"""Copies that must be equal: tensors every tensor rank holds, and the tied embedding on the last
+rank.
 
-Training can let them drift apart without anyone noticing, and a tool that then takes rank 0 hides it. Their
-checksums are in the file directories, so equal copies cost nothing to recognise; unequal ones are read and
-measured.
+Training can let them drift apart without anyone noticing, and a tool that then takes rank 0 hides
+it. Their checksums are in the file directories, so equal copies cost nothing to recognise; unequal
+ones are read and measured.
 """
 
 import numpy as np

@@ -1,8 +1,9 @@
-"""Producing the values of a grown box: copies bit for bit, everything else in float64, cast once at the end.
+"""Producing the values of a grown box: copies bit for bit, everything else in float64, cast once at
+the end.
 
-Values must not depend on how the output is cut into boxes, nor on how the source is laid out. So what needs
-more than the box itself (the mean over an axis, the spread of a tensor) is computed over whole vectors or
-over a fixed sample in logical order, and kept.
+Values must not depend on how the output is cut into boxes, nor on how the source is laid out. So
+what needs more than the box itself (the mean over an axis, the spread of a tensor) is computed over
+whole vectors or over a fixed sample in logical order, and kept.
 """
 
 import threading
@@ -22,14 +23,19 @@ SAMPLE = 1 << 22
 """Elements looked at to measure the spread of a tensor: all of it, or evenly spaced rows."""
 
 FALLBACK_STD = 0.02
-"""The spread drawn with where the source has none (a layer whose output projection is still zero)."""
+"""The spread drawn with where the source has none (a layer whose output projection is still
+zero).
+"""
 
 BLOCK = 1 << 20
 """Elements read at once while averaging."""
 
 
 class Statistics:
-    """Spreads and means of a checkpoint's tensors, computed once each; safe to share between threads."""
+    """Spreads and means of a checkpoint's tensors, computed once each.
+
+    Safe to share between threads.
+    """
 
     def __init__(self, reader: LogicalReader) -> None:
         self._reader = reader
@@ -66,11 +72,15 @@ class Statistics:
         return float(np.float32(np.sqrt(variance)))
 
     def mean(self, name: str, box: Box, axis: int) -> FloatArray:
-        """Return the mean over the whole of ``axis`` for every other index in ``box`` (axis kept, size 1)."""
+        """Return the mean over the whole of ``axis`` for every other index in ``box`` (axis kept,
+        size 1).
+        """
         extent = self._reader.tensors[name].axes[axis]
         if box.shape[axis] == self._reader.shape(name)[axis]:
             return _mean(self._reader.read(name, box), axis)
-        whole = self._once(("mean", name, extent, box.ranges[0]), lambda: self._whole(name, box, axis))
+        whole = self._once(
+            ("mean", name, extent, box.ranges[0]), lambda: self._whole(name, box, axis)
+        )
         ranges = list(box.ranges)
         ranges[axis] = (0, 1)
         outer = [(0, size) for size in self._reader.shape(name)]
@@ -98,7 +108,9 @@ class Statistics:
 
 
 def _mean(values: Array, axis: int) -> FloatArray:
-    """Average in float64 over ``axis``, adding up each vector in its own order whatever is around it."""
+    """Average in float64 over ``axis``, adding up each vector in its own order whatever is around
+    it.
+    """
     last = np.ascontiguousarray(np.moveaxis(values.astype(np.float64), axis, -1))
     mean = np.add.reduce(last, -1, keepdims=True) / values.shape[axis]
     return np.moveaxis(mean, -1, axis)
@@ -110,7 +122,9 @@ class GrownValues:
     ``init_std`` replaces the source tensor's own spread for drawn entries.
     """
 
-    def __init__(self, growth: Growth, reader: LogicalReader, init_std: float | None = None) -> None:
+    def __init__(
+        self, growth: Growth, reader: LogicalReader, init_std: float | None = None
+    ) -> None:
         self._growth = growth
         self._reader = reader
         self._statistics = Statistics(reader)
@@ -127,7 +141,9 @@ class GrownValues:
             result[move.box.relative_to(box)] = self._move(tensor, move, computed, dtype)
         return result
 
-    def _move(self, tensor: LogicalTensor, move: Move, computed: bool, dtype: np.dtype[Any]) -> Array:
+    def _move(
+        self, tensor: LogicalTensor, move: Move, computed: bool, dtype: np.dtype[Any]
+    ) -> Array:
         name = self._growth.source_name(tensor)
         if move.fill is Fill.ZERO:
             return np.zeros(move.box.shape, dtype)
@@ -145,7 +161,10 @@ class GrownValues:
         return self._copied(tensor, name, move, move.old).astype(dtype)
 
     def _copied(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
-        """Old values, centred, scaled and noised as their roles ask; as stored (without the shift)."""
+        """Old values, centred, scaled and noised as their roles ask.
+
+        As stored (without the shift).
+        """
         values: FloatArray = self._reader.read(name, old).astype(np.float64) + tensor.shift
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
@@ -167,7 +186,8 @@ class GrownValues:
     def _noise(
         self, tensor: LogicalTensor, name: str, move: Move, place: int, axis_map: AxisMap
     ) -> FloatArray:
-        """Noise whose sum over the copies of a source index is exactly zero: pairs of opposite sign.
+        """Noise whose sum over the copies of a source index is exactly zero: pairs of opposite
+        sign.
 
         Copies 0 and 1 get +n and -n, 2 and 3 another pair; an odd last copy gets none.
         """
@@ -211,14 +231,18 @@ class GrownValues:
         return self._spread(name, layer)
 
     def _spread(self, name: str, layer: int | None) -> float:
-        """The spread of an old tensor, without the vocabulary's padding, which depends on the layout."""
+        """The spread of an old tensor, without the vocabulary's padding, which depends on the
+        layout.
+        """
         whole = full_box(self._reader.tensors[name].shape(self._growth.old.sizes))
         if layer is not None:
             whole = Box(((layer, layer + 1), *whole.ranges[1:]))
         return self._statistics.std(name, whole) or FALLBACK_STD
 
     def spreads(self, tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> dict[str, float]:
-        """Return the spread that entries were drawn with, by tensor and new layer, for the record."""
+        """Return the spread that entries were drawn with, by tensor and new layer, for the
+        record.
+        """
         result = {}
         for tensor in tensors.values():
             name = self._growth.source_name(tensor)
@@ -242,4 +266,3 @@ class GrownValues:
 
 def _indices(box: Box) -> list[NDArray[np.int64]]:
     return [np.arange(start, stop, dtype=np.int64) for start, stop in box.ranges]
-

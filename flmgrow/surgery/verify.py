@@ -1,9 +1,10 @@
 """Proving that two checkpoints are what they say: intact, and the same function.
 
-Four kinds of evidence, each able to fail on its own. *Checksums*: every CRC32 in both, and every file against
-the manifest. *Elements*: growth is deterministic, so every stored value is derived again from the source and
-compared bit for bit. *Function*: both models run through one reference forward on the same tokens. *Gradients*
-(on request): which fresh parameters are alive, and whether old ones get the gradients they got.
+Four kinds of evidence, each able to fail on its own. *Checksums*: every CRC32 in both, and every
+file against the manifest. *Elements*: growth is deterministic, so every stored value is derived
+again from the source and compared bit for bit. *Function*: both models run through one reference
+forward on the same tokens. *Gradients* (on request): which fresh parameters are alive, and whether
+old ones get the gradients they got.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,10 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Verification:
-    """How to verify. ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s)."""
+    """How to verify.
+
+    ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s).
+    """
 
     dtype: torch.dtype = torch.float64
     tokens: Tensor | None = None
@@ -89,12 +93,17 @@ def draw_tokens(vocab: int, length: int, seed: int) -> Tensor:
 
 
 def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
-    """Return ``tokens`` as (b, s). Raises BadCheckpointError for ids or lengths the model cannot take."""
+    """Return ``tokens`` as (b, s).
+
+    Raises BadCheckpointError for ids or lengths the model cannot take.
+    """
     if tokens.ndim == 1:
         tokens = tokens[None]
     config = checkpoint.config
     if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.is_floating_point():
-        raise BadCheckpointError(f"tokens of shape {tuple(tokens.shape)}, wanted whole numbers (b, s)")
+        raise BadCheckpointError(
+            f"tokens of shape {tuple(tokens.shape)}, wanted whole numbers (b, s)"
+        )
     if int(tokens.min()) < 0 or int(tokens.max()) >= config.vocab:
         raise BadCheckpointError(f"token id {int(tokens.max())}, the vocabulary has {config.vocab}")
     if config.positions == "learned" and tokens.shape[1] > config.max_positions:
@@ -152,10 +161,18 @@ def _place(found: Array, wanted: Array, box: Box) -> str:
 
 
 def _model(result: Checkpoint, growth: Growth) -> Check:
-    """The result's arguments must describe the model the growth leads to: a wrong epsilon hides in rounding."""
+    """The result's arguments must describe the model the growth leads to: a wrong epsilon hides in
+    rounding.
+    """
     wanted, found = asdict(growth.new), asdict(result.config)
-    wrong = [f"{name} is {found[name]}, wanted {wanted[name]}" for name in wanted if wanted[name] != found[name]]
-    return Check("model", not wrong, "; ".join(wrong) or "the arguments say what the growth leads to")
+    wrong = [
+        f"{name} is {found[name]}, wanted {wanted[name]}"
+        for name in wanted
+        if wanted[name] != found[name]
+    ]
+    return Check(
+        "model", not wrong, "; ".join(wrong) or "the arguments say what the growth leads to"
+    )
 
 
 def _places(growth: Growth | None) -> dict[int, int]:
@@ -176,7 +193,9 @@ def _rounded(source: Checkpoint, result: Checkpoint, growth: Growth | None) -> b
 
 
 def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
-    """What the dtypes allow: exact where nothing was rounded, else a multiple of the source's rounding."""
+    """What the dtypes allow: exact where nothing was rounded, else a multiple of the source's
+    rounding.
+    """
     stored = {source.checkpoint.dtype, result.dtype}
     rounded = _rounded(source.checkpoint, result, growth) and stored != {"float64"}
     if source.dtype == torch.float64 and not rounded:
@@ -211,7 +230,10 @@ def _function(
 def _gradients(
     source: Checkpoint, result: Checkpoint, growth: Growth | None, tokens: Tensor
 ) -> Check:
-    """Compare gradients; masks at 0 are opened by one step of their ramp, so that fresh entries show."""
+    """Compare gradients.
+
+    Masks at 0 are opened by one step of their ramp, so that fresh entries show.
+    """
     if growth is None:
         return Check("gradients", None, "not compared: the result did not grow from this source")
     masks = masks_of(result.path)

@@ -42,7 +42,8 @@ class CheckpointWeights:
         distinct, inverse = torch.unique(ids, return_inverse=True)
         columns = self._reader.shape(name)[1]
         read = [
-            self._reader.read(name, Box(((row, row + 1), (0, columns)))) for row in distinct.tolist()
+            self._reader.read(name, Box(((row, row + 1), (0, columns))))
+            for row in distinct.tolist()
         ]
         return self._tensor(name, np.concatenate(read))[inverse]
 

@@ -1,8 +1,9 @@
 """Where megatron-core's GPT decoder keeps each logical tensor: rows only.
 
-A row holds every fact about one stored parameter. Parts a model does not have (a gate, a bias) are left out,
-and a row with no part left does not exist; so one table serves every variant. Two naming schemes exist: the
-local layer spec, and the Transformer Engine spec, which fuses each norm into the linear layer behind it.
+A row holds every fact about one stored parameter. Parts a model does not have (a gate, a bias) are
+left out, and a row with no part left does not exist; so one table serves every variant. Two naming
+schemes exist: the local layer spec, and the Transformer Engine spec, which fuses each norm into the
+linear layer behind it.
 """
 
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ class Home(StrEnum):
     LAYER = "layer"
     LAST = "last"
     LAST_COPY = "last copy"
-    """On the last pipeline rank, and only if that is not also the first (the shared embedding table)."""
+    """On the last pipeline rank, and only if that is not also the first (the shared embedding
+    table).
+    """
 
 
 @dataclass(frozen=True)
 class Row:
-    """A stored parameter of the local spec (``key``) or the Transformer Engine spec (``fused_key``).
+    """A stored parameter of the local spec (``key``) or the Transformer Engine spec
+    (``fused_key``).
 
-    ``parts`` are the logical tensors in it, one behind the other along the stored rows. ``outer`` axes lie
-    in front of that concatenation: all parts of one index, then all parts of the next. ``columns`` are the
-    axes of the array's second dimension, if it has one. ``shard`` is the axis tensor parallelism splits;
-    a row without one is replicated on every tensor rank.
+    ``parts`` are the logical tensors in it, one behind the other along the stored rows. ``outer``
+    axes lie in front of that concatenation: all parts of one index, then all parts of the next.
+    ``columns`` are the axes of the array's second dimension, if it has one. ``shard`` is the axis
+    tensor parallelism splits; a row without one is replicated on every tensor rank.
     """
 
     key: str
@@ -40,7 +44,9 @@ class Row:
     fused_key: str = ""
 
     def name(self, fused: bool) -> str:
-        """Return the key under the Transformer Engine naming if ``fused``, else under the local one."""
+        """Return the key under the Transformer Engine naming if ``fused``, else under the local
+        one.
+        """
         return self.fused_key if fused and self.fused_key else self.key
 
 
@@ -125,4 +131,6 @@ ROWS: tuple[Row, ...] = (
         columns=(Axis.HIDDEN,),
     ),
 )
-"""Megatron-core 0.16, ``GPTModel.state_dict``; the fused names as in its Transformer Engine layer spec."""
+"""Megatron-core 0.16, ``GPTModel.state_dict``; the fused names as in its Transformer Engine layer
+spec.
+"""

@@ -10,7 +10,7 @@ from growing import EXACT, carry_out, checkpoint_logits, grow_checkpoint, stored
 from pico import CONFIGS, DictWeights, even, make_checkpoint
 from torch import Tensor
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -123,10 +123,10 @@ def test_groups_and_queries_together_bake_at_the_ends(value: float, tmp_path: Pa
 
 def test_baking_refuses_what_no_ordinary_weights_can_say() -> None:
     width = Mask(Dimension.WIDTH, fresh(Axis.HIDDEN, 11), 0.5)
-    with pytest.raises(BadCheckpointError, match="norms weigh channels"):
+    with pytest.raises(UsageError, match="norms weigh channels"):
         baking_maps({Dimension.WIDTH: width}, CONFIG.sizes)
     assert baking_maps({Dimension.WIDTH: width.at(1.0)}, CONFIG.sizes) == {}
-    with pytest.raises(BadCheckpointError, match="groups and queries"):
+    with pytest.raises(UsageError, match="groups and queries"):
         baking_maps({Dimension.HEADS: heads([1], [0], 0.5)}, CONFIG.sizes)
 
 

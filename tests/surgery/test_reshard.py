@@ -104,6 +104,21 @@ def test_growth_and_resharding_commute_bitwise(case: Case) -> None:
 
 
 @pytest.mark.parametrize("method", ["mask", "zero", "copy"])
+def test_padding_that_a_layout_adds_stays_zero_through_growth(method: str, tmp_path: Path) -> None:
+    """Nothing is drawn into padding, so it is the same whether it came before or after."""
+    config = CONFIGS["tele"]
+    a = make_checkpoint(tmp_path / "a", config)
+    target = Target(hidden=30, methods=parse_methods(method))
+    grow_checkpoint(a, tmp_path / "moved", wish=LayoutWish(tp=4))
+    grow_checkpoint(tmp_path / "moved", tmp_path / "1", target)
+    grow_checkpoint(a, tmp_path / "grown", target)
+    grow_checkpoint(tmp_path / "grown", tmp_path / "2", wish=LayoutWish(tp=4))
+    assert rank_arrays(tmp_path / "1") == rank_arrays(tmp_path / "2")
+    for name in ("embedding", "head"):
+        assert not stored_arrays(tmp_path / "1")[name][56:].any()
+
+
+@pytest.mark.parametrize("method", ["mask", "zero", "copy"])
 @pytest.mark.parametrize("name", ["llama", "gpt"])
 def test_the_same_model_grows_from_every_layout(name: str, method: str, tmp_path: Path) -> None:
     """One pass, or growing first, or resharding first: the same bits, padding included."""

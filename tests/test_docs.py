@@ -1,0 +1,182 @@
+"""Documents that nobody runs are wrong within a month: here they are run.
+
+Every command stands in the documentation, the generated reference is fresh, links lead somewhere,
+the guides' commands are carried out as they stand, and what is said of files, tests and the
+manifest is compared with the real ones.
+"""
+
+import ast
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from commands import flmgrow
+from pico import CONFIGS, even, make_checkpoint
+from test_structure import FOLDERS, ROOT, find_modules
+
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = [ROOT / "docs" / "guides" / f"{name}.md" for name in ("grow", "reshard", "verify")]
+CONCEPTS = [ROOT / "docs" / "concepts" / f"{name}.md" for name in ("axes-and-roles", "masks")]
+REFERENCE = "docs/reference/cli.md"
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_PRIVATE = re.compile(r"/(?:work|tmp|home|root|shared)\b")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *kinds: str) -> Iterator[str]:
+    """The fenced blocks of a page, of these kinds."""
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if match[1] in kinds:
+            yield match[2]
+
+
+def prose(page: Path) -> str:
+    return _BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def shown_commands(page: Path) -> Iterator[tuple[list[str], int]]:
+    """Each ``flmgrow`` command on a page, and the exit code that the page shows (else 0)."""
+    for block in blocks(page, "console", "sh", "text"):
+        lines = block.splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith(("$ flmgrow ", "flmgrow "))]
+        for start in starts:
+            following = (i for i in range(start + 1, len(lines)) if lines[i].startswith("$ "))
+            after = next(following, len(lines))
+            told = lines[after : after + 1] == ["$ echo $?"]
+            yield (
+                shlex.split(lines[start].removeprefix("$ "))[1:],
+                int(lines[after + 1]) if told else 0,
+            )
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = _HEADING.findall(_BLOCK.sub("", page.read_text(encoding="utf-8")))
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {text.replace(" ", "-") for text in plain}
+
+
+def test_the_reference_is_fresh() -> None:
+    found = (ROOT / REFERENCE).read_text(encoding="utf-8")
+    assert found == generator().reference(), "run make docs"
+
+
+def test_every_command_is_documented() -> None:
+    guides = "".join(
+        page.read_text(encoding="utf-8") for page in PAGES if name_of(page) != REFERENCE
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in generator().commands():
+        assert f"`flmgrow {command}`" in readme
+        assert f"$ flmgrow {command} " in guides
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(prose(page)):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_pages_name_no_path_of_a_machine(page: Path) -> None:
+    assert not _PRIVATE.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_shown_commands_have_such_options(page: Path) -> None:
+    for words, _ in shown_commands(page):
+        outcome = flmgrow(*words, "--help")
+        assert outcome.code == 0, f"{' '.join(words)}: {outcome.err}"
+
+
+@pytest.mark.parametrize("page", [*GUIDES, *CONCEPTS], ids=name_of)
+def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All commands of a page, one after the other, on a tiny checkpoint of the same kind."""
+    monkeypatch.chdir(tmp_path)
+    layout = even(CONFIGS["llama"], tp=2, pp=2)
+    make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
+    for text in blocks(page, "yaml"):
+        (tmp_path / "target.yaml").write_text(text, encoding="utf-8")
+        assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0
+    ran = 0
+    for words, code in shown_commands(page):
+        outcome = flmgrow(*words)
+        assert outcome.code == code, f"{' '.join(words)}: {outcome.out}{outcome.err}"
+        ran += 1
+    assert ran
+
+
+def test_the_file_table_is_the_tree() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/]+/)` \| `(\w+\.py)` \|", page, re.MULTILINE)
+    table = [folder + file for folder, file in rows]
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in find_modules().values()
+        if len(ast.parse(path.read_text(encoding="utf-8")).body) > 1
+    }
+    assert len(table) == len(set(table))
+    assert set(table) == modules
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_and_tests_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path, _, test in re.findall(r"`((?!megatron/)(?:\w+/)+\w+\.py)(::(\w+))?`", text):
+        assert (ROOT / path).is_file(), path
+        if test:
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
+def test_the_manifests_fields_are_listed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "concepts" / "manifest.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
+    source = make_checkpoint(tmp_path / "a", "llama")
+    assert flmgrow("expand", source, tmp_path / "b", "--hidden-size", 16).code == 0
+    assert flmgrow("verify", source, tmp_path / "b").code == 0
+    manifest = json.loads((tmp_path / "b" / "flmgrow.json").read_text(encoding="utf-8"))
+    inner = [f"{key}.{name}" for key in ("source", "growth", "receipt") for name in manifest[key]]
+    assert sorted(listed) == sorted([*manifest, *inner])
+    function = next(check for check in manifest["receipt"]["checks"] if check["name"] == "function")
+    for name in function.keys() - {"name", "passed", "detail"}:
+        assert f"`{name}`" in page
+
+
+def test_exit_codes_are_listed() -> None:
+    from flmgrow import errors
+
+    page = (ROOT / "docs" / "guides" / "when-things-go-wrong.md").read_text(encoding="utf-8")
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {kind.exit_code for kind in kinds if issubclass(kind, errors.FlmgrowError)}
+    listed = re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE)
+    assert {str(code) for code in codes} <= {code for row in listed for code in row.split(", ")}
+
+
+def test_root_folders_are_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert all(f"`{Path(folder).name}/`" in page for folder in FOLDERS.values())
