@@ -5,8 +5,6 @@ or ``python docs/generate.py`` writes it; with ``--check`` it is only compared, 
 1 if it is stale. The width is fixed, so that nobody's terminal matters.
 """
 
-# ruff: noqa: INP001
-
 import contextlib
 import io
 import os

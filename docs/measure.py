@@ -4,8 +4,6 @@ For each architecture of ``tests/pico_model.py``, in float64, every dimension is
 one method, into another layout, and the logits are compared. This prints the table.
 """
 
-# ruff: noqa: INP001
-
 import sys
 import tempfile
 from pathlib import Path

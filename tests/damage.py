@@ -62,7 +62,11 @@ def correct_sums(root: Path) -> None:
 
 def with_arguments(**values: object) -> Change:
     """Return the change that sets training arguments."""
-    return lambda content: vars(content["args"]).update(values)
+
+    def change(content: State) -> None:
+        vars(content["args"]).update(values)
+
+    return change
 
 
 def with_tensor(key: str, make: Callable[[torch.Tensor], object]) -> Change:

@@ -177,6 +177,26 @@ def test_exit_codes_are_listed() -> None:
     assert {str(code) for code in codes} <= {code for row in listed for code in row.split(", ")}
 
 
+def string_constants() -> str:
+    """Every string in the library; adjacent literals are one."""
+    found = []
+    for path in find_modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_common_messages_are_real() -> None:
+    page = (ROOT / "docs" / "guides" / "when-things-go-wrong.md").read_text(encoding="utf-8")
+    table = page[page.index("## Common messages") :]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    strings = string_constants()
+    parts = [part.strip() for message in messages for part in message.split("...")]
+    assert len(messages) > 10
+    assert not [part for part in parts if part not in strings]
+
+
 def test_root_folders_are_in_the_architecture() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert all(f"`{Path(folder).name}/`" in page for folder in FOLDERS.values())

@@ -9,6 +9,8 @@ from flmgrow import __version__
 from flmgrow.cli import bake, expand, inspect, reshard, verify
 from flmgrow.errors import FlmgrowError, printable
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="flmgrow",
     help="Grow and reshard Megatron checkpoints, and prove that the function did not change.",
@@ -50,7 +52,11 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"error: {printable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
         return 4
+    if code == INTERRUPTED:  # typer turns the exception into a code, and nobody would be told
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

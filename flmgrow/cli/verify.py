@@ -2,6 +2,7 @@
 intact.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +41,7 @@ Gradients = Annotated[
 ]
 
 _LARGE = 2e9
+_MOST_TOKEN_BYTES = 64 << 20
 
 
 def verify(
@@ -120,13 +122,15 @@ def _read_tokens(path: Path) -> "torch.Tensor":
     import numpy as np
     import torch
 
+    wanted = "a JSON list of token ids, or a .npy array"
+    content = options.read_small_file("--tokens", path, _MOST_TOKEN_BYTES)
     try:
         if path.suffix == ".npy":
-            data = np.load(path)
+            data = np.load(io.BytesIO(content))
         else:
-            data = np.array(json.loads(path.read_text(encoding="utf-8")))
-        return torch.from_numpy(data)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"--tokens {path}: {error}", "a JSON list of token ids, or a .npy"
-        ) from None
+            data = np.array(json.loads(content))
+    except (ValueError, TypeError, EOFError, RecursionError) as error:
+        raise UsageError(f"--tokens {path}: {error}", wanted) from None
+    if data.dtype.kind not in "iu":
+        raise UsageError(f"--tokens {path}: holds {data.dtype}, wanted whole numbers", wanted)
+    return torch.from_numpy(data.astype(np.int64))

@@ -205,7 +205,7 @@ class AxisMap:
     def runs(self, start: int = 0, stop: int | None = None) -> list[Run]:
         """Cut the new indices from ``start`` to ``stop`` into the longest possible runs."""
         source = self.source[start:stop]
-        step = np.where(source[1:] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
+        step = np.where(source[:-1] < 0, source[1:] == source[:-1], source[1:] == source[:-1] + 1)
         cuts = [0, *(np.flatnonzero(~step) + 1).tolist(), len(source)]
         return [Run(start + a, start + b, int(source[a])) for a, b in pairwise(cuts)]
 

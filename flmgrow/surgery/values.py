@@ -1,119 +1,24 @@
-"""Producing the values of a grown box: copies bit for bit, everything else in float64, cast once at
-the end.
+"""The values of a grown box: copies bit for bit, all else computed in float64 and cast once.
 
-Values must not depend on how the output is cut into boxes, nor on how the source is laid out. So
-what needs more than the box itself (the mean over an axis, the spread of a tensor) is computed over
-whole vectors or over a fixed sample in logical order, and kept.
+Values must not depend on how the output is cut into boxes, nor on how the source is laid out: what
+needs more than the box itself comes from ``statistics.py``.
 """
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.formats.reading import Array, LogicalReader
-from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box, split
+from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box
 from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal
 from flmgrow.operators.growth import Growth, Move, count, factors, moves
-
-SAMPLE = 1 << 22
-"""Elements looked at to measure the spread of a tensor: all of it, or evenly spaced rows."""
+from flmgrow.surgery.statistics import Statistics
 
 FALLBACK_STD = 0.02
-"""The spread drawn with where the source has none (a layer whose output projection is still
-zero).
-"""
-
-BLOCK = 1 << 20
-"""Elements read at once while averaging."""
-
-
-class Statistics:
-    """Spreads and means of a checkpoint's tensors, computed once each.
-
-    Safe to share between threads.
-    """
-
-    def __init__(self, reader: LogicalReader) -> None:
-        self._reader = reader
-        self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], Any] = {}
-
-    def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = compute()
-            return self._known[key]
-
-    def std(self, name: str, box: Box) -> float:
-        """Return the standard deviation of the values in ``box``, from a sample if it is large."""
-        value: float = self._once(("std", name, box), lambda: self._std(name, box))
-        return value
-
-    def _std(self, name: str, box: Box) -> float:
-        count, total, square = 0, 0.0, 0.0
-        place = next((i for i, extent in enumerate(box.shape) if extent > 1), 0)
-        start, stop = box.ranges[place]
-        step = -(-box.count // SAMPLE)
-        for index in range(start, stop, min(step, stop - start)):
-            last = index + 1 if step > 1 else stop
-            row = Box((*box.ranges[:place], (index, last), *box.ranges[place + 1 :]))
-            for block in split(row, BLOCK):
-                values = self._reader.read(name, block).astype(np.float64).reshape(-1)
-                count += values.size
-                total += float(np.add.reduce(values))
-                square += float(np.add.reduce(values * values))
-            if last == stop:
-                break
-        variance = max(0.0, square / count - (total / count) ** 2)
-        return float(np.float32(np.sqrt(variance)))
-
-    def mean(self, name: str, box: Box, axis: int) -> FloatArray:
-        """Return the mean over the whole of ``axis`` for every other index in ``box`` (axis kept,
-        size 1).
-        """
-        extent = self._reader.tensors[name].axes[axis]
-        if box.shape[axis] == self._reader.shape(name)[axis]:
-            return _mean(self._reader.read(name, box), axis)
-        whole = self._once(
-            ("mean", name, extent, box.ranges[0]), lambda: self._whole(name, box, axis)
-        )
-        ranges = list(box.ranges)
-        ranges[axis] = (0, 1)
-        outer = [(0, size) for size in self._reader.shape(name)]
-        outer[axis] = (0, 1)
-        if self._reader.tensors[name].layered:
-            outer[0] = box.ranges[0]
-        cut: FloatArray = whole[Box(tuple(ranges)).relative_to(Box(tuple(outer)))]
-        return cut
-
-    def _whole(self, name: str, box: Box, axis: int) -> FloatArray:
-        """The mean over ``axis`` at every index of the other axes (of the one layer in ``box``)."""
-        ranges = [(0, size) for size in self._reader.shape(name)]
-        if self._reader.tensors[name].layered:
-            ranges[0] = box.ranges[0]
-        others = [span for place, span in enumerate(ranges) if place != axis]
-        size = self._reader.shape(name)[axis]
-        parts = []
-        for block in split(Box(tuple(others)), max(1, BLOCK // size)):
-            spans = list(block.ranges)
-            spans.insert(axis, (0, size))
-            parts.append(_mean(self._reader.read(name, Box(tuple(spans))), axis).reshape(-1))
-        shape = [stop - start for start, stop in ranges]
-        shape[axis] = 1
-        return np.concatenate(parts).reshape(shape)
-
-
-def _mean(values: Array, axis: int) -> FloatArray:
-    """Average in float64 over ``axis``, adding up each vector in its own order whatever is around
-    it.
-    """
-    last = np.ascontiguousarray(np.moveaxis(values.astype(np.float64), axis, -1))
-    mean = np.add.reduce(last, -1, keepdims=True) / values.shape[axis]
-    return np.moveaxis(mean, -1, axis)
+"""The spread drawn with where the source has none (an output projection that is still zero)."""
 
 
 class GrownValues:
@@ -161,10 +66,7 @@ class GrownValues:
         return self._copied(tensor, name, move, move.old).astype(dtype)
 
     def _copied(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
-        """Old values, centred, scaled and noised as their roles ask.
-
-        As stored (without the shift).
-        """
+        """Old values as they are stored, centred, scaled and noised as their roles ask."""
         values: FloatArray = self._reader.read(name, old).astype(np.float64) + tensor.shift
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
@@ -186,8 +88,7 @@ class GrownValues:
     def _noise(
         self, tensor: LogicalTensor, name: str, move: Move, place: int, axis_map: AxisMap
     ) -> FloatArray:
-        """Noise whose sum over the copies of a source index is exactly zero: pairs of opposite
-        sign.
+        """Noise in pairs of opposite sign: its sum over the copies of a source index is zero.
 
         Copies 0 and 1 get +n and -n, 2 and 3 another pair; an odd last copy gets none.
         """
@@ -231,18 +132,14 @@ class GrownValues:
         return self._spread(name, layer)
 
     def _spread(self, name: str, layer: int | None) -> float:
-        """The spread of an old tensor, without the vocabulary's padding, which depends on the
-        layout.
-        """
+        """The spread of an old tensor; of its true vocabulary, as padding depends on the layout."""
         whole = full_box(self._reader.tensors[name].shape(self._growth.old.sizes))
         if layer is not None:
             whole = Box(((layer, layer + 1), *whole.ranges[1:]))
         return self._statistics.std(name, whole) or FALLBACK_STD
 
     def spreads(self, tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> dict[str, float]:
-        """Return the spread that entries were drawn with, by tensor and new layer, for the
-        record.
-        """
+        """Return the spread that entries were drawn with, by tensor and new layer."""
         result = {}
         for tensor in tensors.values():
             name = self._growth.source_name(tensor)
@@ -254,8 +151,8 @@ class GrownValues:
                 if tensor.init is Init.NORMAL and count(self._growth, tensor, whole).drawn:
                     donor = None if layer is None else self.donor(layer)
                     label = tensor.name if layer is None else f"{tensor.name}[{layer}]"
-                    spread = self._init_std or self._spread(name, donor)
-                    result[label] = spread
+                    drawn = self._init_std
+                    result[label] = self._spread(name, donor) if drawn is None else drawn
         return result
 
     def donor(self, layer: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flmgrow import __version__
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.reading import Array, StoredArray, as_bytes
 from flmgrow.model.axes import Axis, Box, split
@@ -95,19 +95,18 @@ def draw_tokens(vocab: int, length: int, seed: int) -> Tensor:
 def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
     """Return ``tokens`` as (b, s).
 
-    Raises BadCheckpointError for ids or lengths the model cannot take.
+    Raises UsageError for ids or lengths the model cannot take.
     """
     if tokens.ndim == 1:
         tokens = tokens[None]
     config = checkpoint.config
     if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.is_floating_point():
-        raise BadCheckpointError(
-            f"tokens of shape {tuple(tokens.shape)}, wanted whole numbers (b, s)"
-        )
+        raise UsageError(f"tokens of shape {tuple(tokens.shape)}, wanted whole numbers (b, s)")
     if int(tokens.min()) < 0 or int(tokens.max()) >= config.vocab:
-        raise BadCheckpointError(f"token id {int(tokens.max())}, the vocabulary has {config.vocab}")
+        found = f"{int(tokens.min())} to {int(tokens.max())}"
+        raise UsageError(f"token ids from {found}, the vocabulary has {config.vocab}")
     if config.positions == "learned" and tokens.shape[1] > config.max_positions:
-        raise BadCheckpointError(
+        raise UsageError(
             f"{tokens.shape[1]} tokens in a row, the model has {config.max_positions} positions"
         )
     return tokens.long()

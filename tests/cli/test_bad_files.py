@@ -1,4 +1,4 @@
-"""A rank's file that is damaged, hostile or of another kind stops the run, and nothing in it is run."""
+"""A rank's file that is damaged, hostile or of another kind is refused, and nothing in it is run."""
 
 import io
 import os

@@ -1,6 +1,7 @@
 """A request that cannot be carried out is refused before data is read, and says what would do."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ from pico import CONFIGS, even, make_checkpoint
 from flmgrow.formats.torch_zip import TorchFile
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "source", "llama", even(CONFIGS["llama"], tp=2, pp=2))
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all: each refusal is shown to leave everything as it was."""
+    place = tmp_path_factory.mktemp("requests")
+    return make_checkpoint(place / "source", "llama", even(CONFIGS["llama"], tp=2, pp=2))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ("--hidden-size 8", "hidden: wanted 8, the source has 12.*at least as large"),
-        ("--num-layers 3", "layer: wanted 3, the source has 4"),
+        ("--num-layers 2", "layer: wanted 2, the source has 4"),
         ("--ffn-hidden-size 8", "ffn: wanted 8, the source has 20"),
         ("--vocab-size 50", "vocab: wanted 50, the source has 51"),
         ("--num-query-groups 2", "kv_group: wanted 2, the source has 4"),
@@ -58,7 +61,7 @@ def source(tmp_path: Path) -> Path:
         ("--workers 0", "--workers.*greater than or equal to 1"),
         ("--init-std nan", "--init-std"),
         ("--init-std inf", "--init-std"),
-        ("--num-layers many", "--num-layers.*many"),
+        ("--num-layers many", "--num-layers.*valid integer"),
         ("--num-layer 6", "No such option: --num-layer"),
         ("--num-layers", "--num-layers.*requires an argument"),
         ("extra", "unexpected extra argument"),
@@ -111,7 +114,7 @@ def test_an_impossible_command_is_refused(
 
 # --- target files
 
-ALIASES = "\n".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi"))
+ALIASES = "\n".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghi"))
 
 
 @pytest.mark.parametrize(
@@ -174,8 +177,8 @@ def test_a_target_file_that_is_none_is_refused(source: Path, tmp_path: Path) -> 
         ("[[[1, 2]]]", "whole numbers"),
         ("[1]", "whole numbers"),
         ("[]", "whole numbers"),
-        ("[1, 51]", "token id 51, the vocabulary has 51"),
-        ("[1, -1]", "token id -1"),
+        ("[1, 51]", "ids 1 to 51, the vocabulary has 51"),
+        ("[1, -1]", "ids -1 to 1"),
         ("[1, 99999999999999999999999999]", "tokens"),
         ("[" * 100_000, "tokens"),
         ("3", "whole numbers"),
@@ -188,7 +191,7 @@ def test_bad_tokens_are_refused(source: Path, content: str, says: str) -> None:
     place = source.parent
     (place / "tokens.json").write_text(content)
     command = ("verify", source, source, "--tokens", place / "tokens.json")
-    refused(2, f"(?=.*tokens).*({says})", *command, place=place)
+    refused(2, f"token.*({says})", *command, place=place)
 
 
 def test_a_tokens_file_that_is_none_is_refused(source: Path, tmp_path: Path) -> None:

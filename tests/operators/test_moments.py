@@ -1,4 +1,4 @@
-"""Moments take the dual factors of the weights: checked against autograd, for every axis and method."""
+"""Moments take the dual factors of the weights: checked against autograd."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,7 +74,7 @@ def growth_of(name: str, methods: str, noise: float = 0.0, **sizes: int) -> Grow
 
 
 def error(growth: Growth) -> float:
-    """The largest error of an old entry's grown gradient, relative to its tensor's largest gradient."""
+    """The largest error of an old entry's grown gradient, relative to the largest gradient."""
     shift = 1.0 if growth.old.zero_centred_gain else 0.0
     stored = {
         name: array - (shift if name.endswith(".gain") else 0.0)

@@ -17,9 +17,10 @@ from flmgrow.formats.reading import Array
 from flmgrow.model.axes import Axis, Box, full_box
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.target import Target, grow, parse_methods
-from flmgrow.surgery import values
+from flmgrow.surgery import statistics as statistics_module
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.values import FALLBACK_STD, GrownValues, Statistics
+from flmgrow.surgery.statistics import Statistics
+from flmgrow.surgery.values import FALLBACK_STD, GrownValues
 
 CONFIG = CONFIGS["flm"]
 WEIGHTS = logical_weights(CONFIG)
@@ -63,7 +64,7 @@ def test_any_box_is_a_slice_of_the_whole(source: Path, data: DataObject) -> None
 def test_a_spread_is_the_standard_deviation(
     source: Path, name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "BLOCK", block)
+    monkeypatch.setattr(statistics_module, "BLOCK", block)
     with open_megatron(source) as opened:
         box = full_box(WEIGHTS[name].shape)
         spread = Statistics(opened.reader).std(name, box)
@@ -73,7 +74,7 @@ def test_a_spread_is_the_standard_deviation(
 def test_a_sampled_spread_looks_at_evenly_spaced_rows(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(values, "SAMPLE", 12 * 20)
+    monkeypatch.setattr(statistics_module, "SAMPLE", 12 * 20)
     with open_megatron(source) as opened:
         spread = Statistics(opened.reader).std("embedding", Box(((0, 51), (0, 12))))
     assert spread == pytest.approx(WEIGHTS["embedding"][::3].std(), rel=1e-6)
