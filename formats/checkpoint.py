@@ -32,7 +32,7 @@ class TargetModel:
 class Checkpoint:
     """An opened checkpoint: its model, layout and files, and a reader of its logical tensors.
 
-    ``path`` is what the user named, ``folder`` the iteration's own folder. ``iteration`` is None
+    ``path`` is its root, ``folder`` the iteration's own folder. ``iteration`` is None
     for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
     """
 

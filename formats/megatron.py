@@ -293,13 +293,19 @@ def open_megatron(
     folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))
     try:
-        return _assemble(path, folder, files, ignored_arguments, true_vocab)
-    except RecursionError:
-        raise BadCheckpointError(f"{folder}: args: hold data that is nested too deeply") from None
-    except BaseException:
+        return _assemble(_root_folder(path, folder), folder, files, ignored_arguments, true_vocab)
+    except BaseException as error:
         for file in files.values():
             file.close()
+        if isinstance(error, RecursionError):
+            raise BadCheckpointError(f"{folder}: args: hold data nested too deeply") from None
         raise
+
+
+def _root_folder(path: Path, folder: Path) -> Path:
+    """Return the checkpoint's root: ``path``, unless that is an iteration's folder inside one."""
+    inside = folder == path and (path.resolve().parent / TRACKER).is_file()
+    return path.resolve().parent if inside else path
 
 
 @contextmanager

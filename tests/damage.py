@@ -64,7 +64,7 @@ def with_arguments(**values: object) -> Change:
     """Return the change that sets training arguments."""
 
     def change(content: State) -> None:
-        vars(content["args"]).update(values)
+        content["args"].__dict__.update(values)
 
     return change
 

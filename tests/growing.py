@@ -82,7 +82,7 @@ def tokens_for(vocab: int, length: int = 12, batch: int = 2) -> Tensor:
 def checkpoint_logits(path: Path, tokens: Tensor) -> Tensor:
     """Return the float64 logits of a checkpoint, with the masks its manifest declares."""
     with open_megatron(path) as opened:
-        masks = unit_masks(masks_of(path), opened, torch.float64)
+        masks = unit_masks(masks_of(opened), opened, torch.float64)
         weights = CheckpointWeights(opened, torch.float64)
         return logits(opened.config, weights, tokens, masks)
 

@@ -55,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"error: {printable(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+        where = error.filename or "standard output"
+        print(f"error: {printable(f'{where}: {error.strerror}')}", file=sys.stderr)
         return 4
     if code == INTERRUPTED:  # typer turns the exception into a code, and nobody would be told
         raise KeyboardInterrupt

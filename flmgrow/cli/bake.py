@@ -42,7 +42,7 @@ def bake(
         max_memory=max_memory, workers=workers, restart=restart, dry_run=dry_run, as_json=as_json
     )
     with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
-        pending = masks_of(source.path)
+        pending = masks_of(source)
         if not pending:
             raise UsageError(f"{src}: has no masks to bake", "it is an ordinary checkpoint already")
         values = {} if value is None else dict.fromkeys(pending, value)

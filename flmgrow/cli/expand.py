@@ -94,7 +94,7 @@ def expand(
             wish,
             dtype=dtype,
             drop_optimizer=no_optimizer,
-            pending=masks_of(source.path),
+            pending=masks_of(source),
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)

@@ -11,7 +11,7 @@ from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.tensors import parameter_count
 from flmgrow.surgery.health import Health, examine
-from flmgrow.surgery.manifest import Json, family, masks_of, read_manifest
+from flmgrow.surgery.manifest import Json, family, manifest_of, masks_of
 
 Tensors = Annotated[bool, typer.Option("--tensors", help="List the logical tensors.")]
 HealthOption = Annotated[
@@ -48,7 +48,7 @@ def inspect(
 def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows = []
     sizes = checkpoint.config.sizes
-    for dimension, mask in masks_of(checkpoint.path).items():
+    for dimension, mask in masks_of(checkpoint).items():
         fresh = ", ".join(
             f"{len(indices)} of {sizes[axis]} {axis}"
             for axis, indices in mask.fresh.items()
@@ -57,11 +57,10 @@ def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
         rows.append((f"{dimension} mask", text))
     line = [
-        f"{member['name']} ({report.amount(member['parameters'])})"
-        for member in family(checkpoint.path)
+        f"{member['name']} ({report.amount(member['parameters'])})" for member in family(checkpoint)
     ]
     rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
-    manifest = read_manifest(checkpoint.path)
+    manifest = manifest_of(checkpoint)
     if manifest is not None:
         receipt = manifest["receipt"]
         verdict = "not verified yet"
@@ -96,9 +95,9 @@ def _data(checkpoint: Checkpoint, found: Health, tensors: bool) -> Json:
         "dtype": checkpoint.dtype,
         "bytes": checkpoint.nbytes,
         "also_holds": list(checkpoint.carried),
-        "masks": {d: mask.to_json() for d, mask in masks_of(checkpoint.path).items()},
-        "family": family(checkpoint.path),
-        "receipt": (read_manifest(checkpoint.path) or {}).get("receipt"),
+        "masks": {d: mask.to_json() for d, mask in masks_of(checkpoint).items()},
+        "family": family(checkpoint),
+        "receipt": (manifest_of(checkpoint) or {}).get("receipt"),
         "health": asdict(found),
         **({"tensors": shapes} if tensors else {}),
     }

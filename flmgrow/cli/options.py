@@ -44,6 +44,7 @@ TrueVocab = Annotated[
 Replicated = Annotated[
     str,
     typer.Option(
+        metavar="check|rank0",
         help="What to do with copies that should be equal: check them, or take rank0's.",
         rich_help_panel=_SOURCE_PANEL,
     ),

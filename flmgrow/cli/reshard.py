@@ -50,6 +50,6 @@ def reshard(
             wish,
             dtype=dtype,
             drop_optimizer=no_optimizer,
-            pending=masks_of(source.path),
+            pending=masks_of(source),
         )
         carry_out(plan, dst, running)

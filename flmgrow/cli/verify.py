@@ -51,7 +51,9 @@ def verify(
     tokens: Tokens = None,
     gradients: Gradients = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random tokens.")] = 0,
-    skip_checksums: Annotated[bool, typer.Option("--skip-checksums")] = False,
+    skip_checksums: Annotated[
+        bool, typer.Option("--skip-checksums", help="Trust that no bit has rotted.")
+    ] = False,
     skip_elements: Annotated[
         bool,
         typer.Option("--skip-elements", help="Do not derive every value again from the source."),

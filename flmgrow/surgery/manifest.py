@@ -77,7 +77,7 @@ def describe(
 ) -> Json:
     """Return the manifest of a finished run. ``spreads`` are the standard deviations drawn with."""
     source, growth = plan.source, plan.growth
-    parent = read_manifest(source.path)
+    parent = manifest_of(source)
     old, new = plan.parameters
     return {
         "manifest_version": VERSION,
@@ -96,7 +96,7 @@ def describe(
             "model": asdict(source.config),
             "layout": asdict(source.layout),
             "iteration": source.iteration,
-            "family": family(source.path),
+            "family": family(source),
             "receipt": parent.get("receipt") if parent else None,
         },
         "growth": {
@@ -142,19 +142,28 @@ def read_manifest(folder: Path) -> Json | None:
     return data
 
 
-def masks_of(folder: Path) -> dict[Dimension, Mask]:
+def manifest_of(checkpoint: Checkpoint) -> Json | None:
+    """Return the manifest of an opened checkpoint.
+
+    None if it has none, or if that describes another iteration (training went on in the folder).
+    """
+    manifest = read_manifest(checkpoint.path)
+    return manifest if manifest and manifest["iteration"] == checkpoint.iteration else None
+
+
+def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
     """Return the masks that a checkpoint's manifest declares; none without a manifest."""
-    manifest = read_manifest(folder) or {}
+    manifest = manifest_of(checkpoint) or {}
     try:
         masks = manifest.get("masks", {}).items()
         return {Dimension(name): mask_from_json(name, data) for name, data in masks}
     except (BadCheckpointError, ValueError) as error:
-        raise BadCheckpointError(f"{folder / MANIFEST}: {error}") from None
+        raise BadCheckpointError(f"{checkpoint.path / MANIFEST}: {error}") from None
 
 
-def family(folder: Path) -> list[Json]:
+def family(checkpoint: Checkpoint) -> list[Json]:
     """Return a checkpoint's ancestry, oldest first and itself last, as far as manifests tell."""
-    manifest = read_manifest(folder)
+    manifest = manifest_of(checkpoint)
     if manifest is None:
         return []
     source = manifest["source"]
@@ -168,7 +177,7 @@ def family(folder: Path) -> list[Json]:
     return [
         *ancestors,
         {
-            "name": folder.resolve().name,
+            "name": checkpoint.path.resolve().name,
             "parameters": manifest["parameters"],
             "iteration": manifest["iteration"],
             "methods": manifest["growth"]["methods"],

@@ -17,11 +17,11 @@ from flmgrow.formats.megatron_writing import TargetFile, dropped, target_files
 from flmgrow.formats.torch_zip import TorchFileWriter
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
+from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.operators.target import Target, grow
 from flmgrow.operators.vocab import padded_size
-from flmgrow.surgery.baking import baked
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,9 @@ def make_plan(
     vocab = source.config.vocab if target.vocab is None else target.vocab
     padded = padded_size(vocab, source.vocab_multiple, layout.tp)
     growth = grow(source.config, target, source.padded_vocab, padded)
+    growth = _with_pending(growth, pending)
     if bake is not None:
-        growth = baked(growth, pending, bake)
-    elif pending:
-        growth = _with_pending(growth, pending)
+        growth = baked(growth, bake)
     return plan_growth(source, growth, layout, padded, dtype)
 
 
@@ -128,13 +127,13 @@ def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
 
 def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
     """Carry the source's unfinished masks through a growth that adds no units."""
-    if growth.methods:
+    if pending and growth.methods:
         unfinished = ", ".join(f"{name} at {mask.value:g}" for name, mask in pending.items())
         raise UsageError(
             f"the source is still opening its last growth ({unfinished})",
             "finish the ramp, or put the masks into the weights with flmgrow bake",
         )
-    return replace(growth, masks=pending)
+    return replace(growth, masks=pending) if pending else growth
 
 
 def plan_growth(

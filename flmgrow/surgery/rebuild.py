@@ -1,11 +1,13 @@
 """Deriving a growth again from the manifest it left behind."""
 
+from dataclasses import replace
+
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, grow
-from flmgrow.surgery.baking import baked
 from flmgrow.surgery.manifest import Json, masks_of, source_runs
 
 
@@ -24,7 +26,7 @@ def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:
         growth = grow(source.config, target, source.padded_vocab, padded)
         if bake is not None:
             values = {Dimension(name): float(value) for name, value in bake.items()}
-            growth = baked(growth, masks_of(source.path), values)
+            growth = baked(replace(growth, masks=masks_of(source) | dict(growth.masks)), values)
         axes = recorded["axes"]
     except UsageError as error:
         raise BadCheckpointError(f"flmgrow.json: its growth is impossible: {error}") from None

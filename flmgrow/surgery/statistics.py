@@ -1,8 +1,8 @@
 """Spreads and means of a checkpoint's tensors, which must not depend on how they are read.
 
 Drawn entries take the spread of the old tensor, centring and averaging need the mean over a whole
-axis. Both are computed over whole vectors, or over a fixed sample, in logical order: so they are the
-same for any layout of the source and any cut of the output into blocks.
+axis. Both are computed over whole vectors, or over a fixed sample, in logical order: so they are
+the same for any layout of the source and any cut of the output into blocks.
 """
 
 import threading

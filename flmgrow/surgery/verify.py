@@ -34,6 +34,7 @@ from flmgrow.surgery.manifest import (
     Json,
     digest_of,
     encode,
+    manifest_of,
     masks_of,
     read_manifest,
 )
@@ -212,7 +213,7 @@ def _function(
     source: Checkpoint, result: Checkpoint, growth: Growth | None, tokens: Tensor, how: Verification
 ) -> Check:
     """Compare the logits, and judge them by what the dtypes in play allow."""
-    first, second = (Side(x, masks_of(x.path), how.dtype) for x in (source, result))
+    first, second = (Side(x, masks_of(x), how.dtype) for x in (source, result))
     tolerance = _tolerance(first, result, growth, tokens)
     difference = compare(first, second, tokens, _places(growth), tolerance)
     numbers = {
@@ -235,7 +236,7 @@ def _gradients(
     """
     if growth is None:
         return Check("gradients", None, "not compared: the result did not grow from this source")
-    masks = masks_of(result.path)
+    masks = masks_of(result)
     found = compare_gradients(source, result, growth, masks, tokens)
     detail = str(found)
     if any(mask.value == 0.0 for mask in masks.values()):
@@ -263,11 +264,11 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
 
     Elements are derived again only if the result's manifest says that it came from this source.
     """
-    manifest = read_manifest(result.path)
+    manifest = manifest_of(result)
     checks = []
     if how.checksums:
         for checkpoint in (source, result):
-            checks.append(_checksums(checkpoint, read_manifest(checkpoint.path), how.progress))
+            checks.append(_checksums(checkpoint, manifest_of(checkpoint), how.progress))
         if not all(check.passed for check in checks):
             return checks
     growth = None

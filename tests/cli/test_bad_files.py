@@ -1,4 +1,4 @@
-"""A rank's file that is damaged, hostile or of another kind is refused, and nothing in it is run."""
+"""A damaged or hostile file of a rank is refused and named, and nothing in it is ever run."""
 
 import io
 import os

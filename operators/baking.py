@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from flmgrow.model.axes import Axis, AxisMap, FloatArray, Role
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension, Mask, baking_maps
+from flmgrow.operators.masks import Dimension, baking_maps
 
 
 def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
@@ -16,17 +16,14 @@ def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
     return replace(axis_map, gate=gate)
 
 
-def baked(
-    growth: Growth, pending: Mapping[Dimension, Mask], values: Mapping[Dimension, float]
-) -> Growth:
-    """Return ``growth`` with masks baked in at ``values``: its own, and ``pending`` ones of the
-    source.
+def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
+    """Return ``growth`` with its masks baked in, at ``values`` instead of their own where given.
 
     Raises UsageError for a mask that weights cannot express (``operators/masks.py``).
     """
     masks = {
         dimension: mask.at(values.get(dimension, mask.value))
-        for dimension, mask in {**pending, **growth.masks}.items()
+        for dimension, mask in growth.masks.items()
     }
     maps: dict[Axis, AxisMap] = dict(growth.maps)
     for axis, baking in baking_maps(masks, growth.new.sizes).items():
