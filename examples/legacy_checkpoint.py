@@ -23,7 +23,8 @@ from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 
-from flmgrow.model.config import ModelConfig, RotarySettings  # noqa: E402
+from flmgrow.formats.arguments import read_config  # noqa: E402
+from flmgrow.model.config import ModelConfig  # noqa: E402
 from flmgrow.trainer.model import PipelineLayers  # noqa: E402
 
 
@@ -124,43 +125,18 @@ def rank_folder(root: Path, iteration: str) -> Path:
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
     """Return the model that Megatron-LM's arguments describe."""
-    groups = args.num_query_groups if args.group_query_attention else args.num_attention_heads
-    gelu = "gelu_tanh" if args.openai_gelu or args.bias_gelu_fusion else "gelu"
-    return ModelConfig(
-        layers=args.num_layers,
-        hidden=args.hidden_size,
-        ffn=args.ffn_hidden_size,
-        kv_groups=groups,
-        queries_per_group=args.num_attention_heads // groups,
-        head_dim=args.kv_channels,
-        vocab=getattr(args, "vocab_size", None) or args.padded_vocab_size,
-        max_positions=args.max_position_embeddings,
-        norm="rmsnorm" if args.normalization == "RMSNorm" else "layernorm",
-        norm_eps=args.norm_epsilon,
-        zero_centred_gain=args.apply_layernorm_1p,
-        activation="swiglu" if args.swiglu else "squared_relu" if args.squared_relu else gelu,
-        linear_bias=args.add_bias_linear,
-        qkv_bias=args.add_bias_linear or args.add_qkv_bias,
-        qk_norm=args.qk_layernorm,
-        tied=not args.untie_embeddings_and_output_weights,
-        positions={"learned_absolute": "learned"}.get(
-            args.position_embedding_type, args.position_embedding_type
-        ),
-        rotary=RotarySettings(
-            base=args.rotary_base,
-            percent=args.rotary_percent,
-            interleaved=args.rotary_interleaved,
-            scaling_factor=args.rope_scaling_factor if args.use_rope_scaling else None,
-            interpolation=args.rotary_seq_len_interpolation_factor,
-        ),
-    )
+    return read_config(vars(args), "args", args.padded_vocab_size)
 
 
 def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
     """Return what Megatron-LM would hold in ``args`` for this run: its own names and defaults."""
     tp, pp, vpp, steps = run.tp, run.pp, run.vpp, run.steps
-    layout = run.pipeline_layers if isinstance(run.pipeline_layers, str) else None
-    first, last = (None, None) if layout else run.pipeline_layers or (None, None)
+    layout, ends = (
+        (run.pipeline_layers, None)
+        if isinstance(run.pipeline_layers, str)
+        else (None, run.pipeline_layers)
+    )
+    first, last = ends or (None, None)
     padding = 128 * tp
     data_parallel = run.world // (tp * pp)
     batch = run.micro_batch * run.micro_batches * data_parallel

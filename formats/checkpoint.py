@@ -10,6 +10,23 @@ from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerState:
+    """What an optimizer holds beside the states of each parameter.
+
+    ``groups`` are its param groups without their parameters. ``step`` is what Adam counts, as it is
+    stored, or None where a group holds it. ``half`` says that weights are 16-bit and float32
+    masters exist; ``dtypes`` are those of the states; ``other`` is carried.
+    """
+
+    groups: tuple[Mapping[object, object], ...]
+    step: object
+    half: bool
+    dtypes: Mapping[State, str] = field(default_factory=dict)
+    other: Mapping[object, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -17,8 +34,8 @@ class TargetModel:
     """What a written checkpoint shall hold: model, layout, stored vocabulary, dtype.
 
     ``dtype`` is None to keep each tensor's own. ``donors[i]`` is the source layer whose carried
-    state (such as a layer's ``_extra_state``) layer ``i`` takes. ``keep_optimizer`` is for a later
-    version.
+    state (such as a layer's ``_extra_state``) layer ``i`` takes. ``optimizer`` is what the written
+    optimizer state is described by, None to write none.
     """
 
     config: ModelConfig
@@ -26,6 +43,7 @@ class TargetModel:
     padded_vocab: int
     dtype: str | None = None
     donors: tuple[int, ...] = ()
+    optimizer: OptimizerState | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +52,7 @@ class Checkpoint:
 
     ``path`` is its root, ``folder`` the iteration's own folder. ``iteration`` is None
     for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
+    ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for.
     """
 
     path: Path
@@ -48,6 +67,13 @@ class Checkpoint:
     files: Mapping[tuple[int, int], TorchFile]
     fused: bool
     carried: Mapping[str, str] = field(default_factory=dict)
+    optimizer: OptimizerState | None = None
+    state_readers: Mapping[State, LogicalReader] = field(default_factory=dict)
+
+    @property
+    def readers(self) -> dict[State, LogicalReader]:
+        """A reader for each state that is at hand, the weights' first."""
+        return {State.WEIGHT: self.reader, **self.state_readers}
 
     @property
     def stored_sizes(self) -> dict[Axis, int]:

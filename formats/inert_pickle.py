@@ -38,14 +38,14 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
             tensors that do not fit their bytes.
     """
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             return _Machine(data, storages_by_key).run()
     except BadCheckpointError as error:
         raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Hold back the collector: it would go through all that was built, again and again."""
     was_enabled = gc.isenabled()
     gc.disable()

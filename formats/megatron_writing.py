@@ -6,12 +6,13 @@ weights in it are records whose bytes are still to be produced; sizes and offset
 alone.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import written_arguments
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.inert_values import (
     Global,
     OrderedMap,
@@ -22,10 +23,12 @@ from flmgrow.formats.inert_values import (
 )
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.megatron import FILE_NAME, TRACKER, arguments_of, chunk_key
+from flmgrow.formats.megatron_optimizer import MASTERS, MOMENTS, by_group
 from flmgrow.formats.pipeline_arguments import written_layout
-from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.gpt import ROWS, Home
 from flmgrow.formats.torch_zip import TorchFile, new_tensor
 from flmgrow.model.axes import Axis
+from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 
 _PER_RANK = ("rng_state", "rerun_state_machine")
@@ -33,6 +36,7 @@ _PER_RANK = ("rng_state", "rerun_state_machine")
 
 _OPTIMIZER = ("optimizer", "opt_param_scheduler")
 _LAYER = "decoder.layers."
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,7 @@ class TargetArray:
     placement: Placement
     dtype: str
     storage: Storage
+    state: State = State.WEIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +116,68 @@ def _arguments(source: Checkpoint, template: TorchFile, target: TargetModel) -> 
     return make_namespace(new)
 
 
+class _OptimizerBuilder:
+    """Builds the optimizer state of one target rank, and lists the arrays in it."""
+
+    def __init__(self, state: OptimizerState, weights: Sequence[TargetArray]) -> None:
+        self.state = state
+        self.grouped = by_group(state.groups, weights)
+        self.arrays: list[TargetArray] = []
+
+    def _record(self, weight: TargetArray, state: State) -> TensorRecord:
+        dtype = self.state.dtypes[state]
+        record = new_tensor(dtype, weight.placement.shape)
+        self.arrays.append(TargetArray(weight.placement, dtype, record.storage, state))
+        return record
+
+    def _step(self) -> object:
+        """Return a step count of its own: shared, it would be counted up once per parameter."""
+        step = self.state.step
+        if isinstance(step, TensorRecord):
+            return replace(step, storage=replace(step.storage))
+        return step
+
+    def content(self) -> dict[object, object]:
+        """Return the rank's ``optimizer`` entry."""
+        entries: dict[object, object] = {}
+        groups: list[object] = []
+        for group, members in zip(self.state.groups, self.grouped, strict=True):
+            numbers = range(len(entries), len(entries) + len(members))
+            groups.append({**group, "params": list(numbers)})
+            for number, weight in zip(numbers, members, strict=True):
+                moments = {str(kind): self._record(weight, kind) for kind in MOMENTS}
+                step = {} if self.state.step is None else {"step": self._step()}
+                entries[number] = {**step, **moments}
+        inner: dict[object, object] = {"state": entries, "param_groups": groups}
+        if not self.state.half:
+            return inner
+        masters = [[self._record(w, State.MASTER) for w in members] for members in self.grouped]
+        return {"optimizer": inner, **self.state.other, MASTERS: masters}
+
+
+def _module_positions(source: Checkpoint) -> dict[str, int]:
+    """Return the place of every key among the source's modules, with layer numbers left out."""
+    positions: dict[str, int] = {}
+    for _, _, state in _source_chunks(source):
+        for key in state:
+            positions.setdefault(_LAYER_NUMBER.sub(".", str(key)), len(positions))
+    return positions
+
+
+def _in_module_order(
+    placements: Sequence[Placement], positions: Mapping[str, int]
+) -> list[Placement]:
+    """Sort one chunk's placements as its modules hold them: optimizers count parameters so."""
+    sections = {Home.FIRST: 0, Home.LAYER: 1}
+
+    def place(placement: Placement) -> tuple[int, int, int]:
+        layer = placement.ranges[Axis.LAYER][0] if placement.row.home is Home.LAYER else 0
+        key = _LAYER_NUMBER.sub(".", placement.key)
+        return sections.get(placement.row.home, 2), layer, positions.get(key, len(positions))
+
+    return sorted(placements, key=place)
+
+
 def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return the keys of carried content that has no meaning in the target and is left out."""
     moved = (source.layout.tp, source.layout.pp, source.layout.vpp) != (
@@ -118,13 +185,14 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
         target.layout.pp,
         target.layout.vpp,
     )
-    return [key for key in source.carried if key in _OPTIMIZER or (moved and key in _PER_RANK)]
+    without = () if target.optimizer is not None else _OPTIMIZER
+    return [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
 
 
 def _root(
     source: Checkpoint,
     template: TorchFile,
-    target: TargetModel,
+    rebuilt: Mapping[str, object],
     chunks: Mapping[str, object],
     left_out: Sequence[str],
 ) -> OrderedMap | dict[object, object]:
@@ -136,8 +204,8 @@ def _root(
     for key, value in content.items():
         if key in model_keys:
             result.update(chunks)
-        elif key == "args":
-            result[key] = _arguments(source, template, target)
+        elif key in rebuilt:
+            result[key] = rebuilt[str(key)]
         elif key not in left_out:
             if key not in source.carried and next(walk_tensors(value), None) is not None:
                 raise BadCheckpointError(
@@ -173,6 +241,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
     wanted = placements(ROWS, tensors, sizes, target.layout, source.fused)
     states = extra_states(source)
+    positions = _module_positions(source)
     left_out = dropped(source, target)
     by_rank: dict[tuple[int, int], list[Placement]] = {rank: [] for rank in target.layout.ranks}
     for placement in wanted:
@@ -185,13 +254,19 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
         for chunk in range(target.layout.vpp):
             state = OrderedMap()
             chunks[chunk_key(chunk, target.layout)] = state
-            for placement in (p for p in owned if p.chunk == chunk):
+            inside = [placement for placement in owned if placement.chunk == chunk]
+            for placement in _in_module_order(inside, positions):
                 dtype = target.dtype or source.dtype
                 record: TensorRecord = new_tensor(dtype, placement.shape)
                 state[placement.key] = record
                 arrays.append(TargetArray(placement, dtype, record.storage))
             state.update(_chunk_extra_states(states, target, pipeline, chunk))
-        root = _root(source, template, target, chunks, left_out)
+        rebuilt = {"args": _arguments(source, template, target)}
+        if target.optimizer is not None:
+            builder = _OptimizerBuilder(target.optimizer, arrays)
+            rebuilt["optimizer"] = builder.content()
+            arrays += builder.arrays
+        root = _root(source, template, rebuilt, chunks, left_out)
         path = rank_path(target.layout, folder_name(source.iteration), tensor, pipeline)
         files.append(TargetFile(path, root, tuple(arrays)))
     return files

@@ -39,6 +39,7 @@ _KINDS = {dtype: kind for kind, dtype in STORAGE_DTYPES.items() if not dtype.sta
 class TorchFile:
     """A file that ``torch.save`` wrote, or such a file inside a file: bytes [base, base + length).
 
+    Several may share one :class:`ReadOnlyFile`, which is then given in place of the path.
     ``root`` is the saved object as inert values (see :mod:`flmgrow.formats.inert_values`),
     ``records`` the archive's records by name, ``file`` the file they lie in. Any number of threads
     may read at once.
@@ -53,9 +54,13 @@ class TorchFile:
     records: dict[str, Record]
 
     def __init__(
-        self, path: str | os.PathLike[str], *, base: int = 0, length: int | None = None
+        self,
+        path: str | os.PathLike[str] | ReadOnlyFile,
+        *,
+        base: int = 0,
+        length: int | None = None,
     ) -> None:
-        self.file = ReadOnlyFile(path)
+        self.file = path if isinstance(path, ReadOnlyFile) else ReadOnlyFile(path)
         self._lock = threading.Lock()
         self._checks: dict[str, _Check] = {}
         try:

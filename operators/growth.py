@@ -38,6 +38,7 @@ class Growth:
     preserves: bool = True
     seed: int = 0
     request: Mapping[str, object] = field(default_factory=dict)
+    moments: str = "keep"
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

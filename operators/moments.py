@@ -18,10 +18,14 @@ scores multiplied by s. In one table:
     (anything) on fresh entries   nothing
     ============================  =========================================================
 
-``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries start at zero. It is exact
-but for two things. Noise on the readers of copied channels (``width=copy``) adds its own share to
-each copy's gradient. And under LayerNorm a zero or averaged width lets the readers of fresh
-channels shift the old channels' gradient, as the norm's backward subtracts a mean over all of them.
+``exp_avg`` takes the factor once, ``exp_avg_sq`` squared, fresh entries and copied layers start at
+zero. With asymmetric moments, so do all copies but the first: copies that differ in their moments
+part by themselves (SPARKLING).
+
+The rule is exact but for two things. Noise on the readers of copied channels (``width=copy``) adds
+its own share to each copy's gradient. And under LayerNorm a zero or averaged width lets the readers
+of fresh channels shift the old channels' gradient, as the norm's backward subtracts a mean over all
+of them.
 """
 
 from collections.abc import Mapping
@@ -59,7 +63,7 @@ def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray
 
 
 def _without_repeats(axis_map: AxisMap) -> AxisMap:
-    """Make every repeated source fresh: a layer that was copied starts without moments."""
+    """Make every repeated source fresh: only the first copy keeps moments."""
     return replace(axis_map, source=np.where(axis_map.copy_number > 0, FRESH, axis_map.source))
 
 
@@ -67,10 +71,11 @@ def moment_growth(growth: Growth, power: int) -> Growth:
     """Return the growth of a moment made of gradients to the ``power`` (1 for exp_avg, 2 for
     exp_avg_sq).
     """
+    lone = growth.moments == "asymmetric"
     maps = {}
     for axis, axis_map in growth.maps.items():
         scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}
         gate = {role: f**power for role, f in _gate_factors(axis_map.gate).items()}
-        moved = _without_repeats(axis_map) if axis is Axis.LAYER else axis_map
+        moved = _without_repeats(axis_map) if lone or axis is Axis.LAYER else axis_map
         maps[axis] = replace(moved, scale=scale, gate=gate, fill=_NOTHING, centre=False, noise=0.0)
     return replace(growth, maps=maps)

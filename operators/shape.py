@@ -68,17 +68,24 @@ def shape_for(
         )
     best: tuple[float, Shape] | None = None
     hidden = _round_up(config.hidden, MULTIPLE)
+    fewest = _round_up(config.layers, pipeline_chunks)
     while True:
-        layers = _round_up(config.layers, pipeline_chunks)
-        while True:
+        for layers in sorted(_near(config, hidden, fewest, parameters, tp, pipeline_chunks)):
             shape = _shape(config, hidden, layers, tp)
             proportion = (hidden / layers) / (config.hidden / config.layers)
             cost = _SIZE_WEIGHT * abs(log(shape.parameters / parameters)) + abs(log(proportion))
             if best is None or cost < best[0]:
                 best = cost, shape
-            if shape.parameters > parameters:
-                break
-            layers += pipeline_chunks
-        if layers == _round_up(config.layers, pipeline_chunks):
+        if best is not None and _shape(config, hidden, fewest, tp).parameters > parameters:
             return best[1]
         hidden += MULTIPLE
+
+
+def _near(
+    config: ModelConfig, hidden: int, fewest: int, parameters: float, tp: int, step: int
+) -> set[int]:
+    """Return the two depths next to the wanted size at a width; parameters are affine in depth."""
+    least = _shape(config, hidden, fewest, tp).parameters
+    per_step = _shape(config, hidden, fewest + step, tp).parameters - least
+    steps = max(0, int((parameters - least) // per_step))
+    return {fewest + steps * step, fewest + (steps + 1) * step}

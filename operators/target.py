@@ -74,6 +74,7 @@ class Target:
     untie: bool = False
     ramp_steps: int | None = None
     copy_noise: float = NOISE
+    moments: str = "keep"
     seed: int = 0
 
     def to_json(self) -> dict[str, object]:
@@ -215,4 +216,5 @@ def grow(
         preserves=all(part.preserves for part in grown.values()),
         seed=target.seed,
         request=target.to_json(),
+        moments=target.moments,
     )

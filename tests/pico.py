@@ -209,15 +209,30 @@ def _rng_state(rank: int) -> list[dict[str, object]]:
     ]
 
 
-def _optimizer(models: Mapping[str, dict[str, object]]) -> dict[str, object]:
-    weights = [w for state in models.values() for w in state.values() if isinstance(w, Tensor)]
-    moments = {
-        number: {"step": 30, "exp_avg": torch.zeros_like(w), "exp_avg_sq": torch.zeros_like(w)}
-        for number, w in enumerate(weights)
+def _optimizer(models: Mapping[str, dict[str, object]], half: bool) -> dict[str, object]:
+    """Adam's state in Megatron-LM's two groups; moments are made from the weights."""
+    weights = [
+        (key, w) for state in models.values() for key, w in state.items() if isinstance(w, Tensor)
+    ]
+    groups = [
+        [w for key, w in weights if (w.ndim == 1 or key.endswith(".bias")) == plain]
+        for plain in (False, True)
+    ]
+    wide = [[w.float() if half else w for w in group] for group in groups]
+    ordered = [w for group in wide for w in group]
+    inner = {
+        "state": {
+            number: {"step": torch.tensor(30.0), "exp_avg": w * 0.125, "exp_avg_sq": w * w}
+            for number, w in enumerate(ordered)
+        },
+        "param_groups": [
+            {"lr": 3e-4, "wd_mult": 1.0, "params": list(range(len(wide[0])))},
+            {"lr": 3e-4, "wd_mult": 0.0, "params": list(range(len(wide[0]), len(ordered)))},
+        ],
     }
-    group = {"lr": 3e-4, "weight_decay": 0.1, "params": list(range(len(weights)))}
+    masters = [[w * (1 + 2**-12) for w in group] for group in wide]
     return {
-        "optimizer": {"state": moments, "param_groups": [group]},
+        "optimizer": {"optimizer": inner, "fp32_from_fp16_params": masters} if half else inner,
         "opt_param_scheduler": {"max_lr": 3e-4, "num_steps": 240},
     }
 
@@ -281,7 +296,7 @@ def make_checkpoint(
                 "checkpoint_version": 3.0,
                 "iteration": iteration or 0,
                 **models,
-                **(_optimizer(models) if optimizer else {}),
+                **(_optimizer(models, dtype != "float64") if optimizer else {}),
                 "rng_state": _rng_state(tensor_rank + layout.tp * pipeline_rank),
                 "num_floating_point_operations_so_far": 0,
             }

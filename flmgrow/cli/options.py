@@ -49,11 +49,19 @@ Replicated = Annotated[
         rich_help_panel=_SOURCE_PANEL,
     ),
 ]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="keep|reset|asymmetric",
+        help="Adam's moments: grown with the weights (default), zero, or for the first copy only.",
+        rich_help_panel=_GROWTH,
+    ),
+]
 NoOptimizer = Annotated[
     bool,
     typer.Option(
         "--no-optimizer",
-        help="Leave out optimizer state (this version cannot carry it).",
+        help="Leave out optimizer state and learning-rate schedule.",
         rich_help_panel=_SOURCE_PANEL,
     ),
 ]

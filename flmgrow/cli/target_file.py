@@ -41,6 +41,7 @@ class TargetFile(BaseModel):
     new_layers: str | None = None
     copy_noise: float | None = Field(None, ge=0, le=10)
     untie: bool | None = None
+    optimizer: str | None = None
     ramp_steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0)
     tp: int | None = Field(None, ge=1)
@@ -55,6 +56,8 @@ class TargetFile(BaseModel):
             method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
         if self.new_layers not in (None, "copy", "random"):
             raise UsageError(f"--new-layers {self.new_layers}: wanted copy or random")
+        if self.optimizer not in (None, "keep", "reset", "asymmetric"):
+            raise UsageError(f"--optimizer {self.optimizer}: wanted keep, reset or asymmetric")
         return Target(
             layers=self.num_layers,
             hidden=self.hidden_size,
@@ -67,6 +70,7 @@ class TargetFile(BaseModel):
             new_layers=self.new_layers or "copy",
             copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),
+            moments=self.optimizer or "keep",
             ramp_steps=self.ramp_steps,
             seed=self.seed or 0,
         )

@@ -25,7 +25,7 @@ from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
 from flmgrow.surgery.output import OutputFolder
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import check_replicas
-from flmgrow.surgery.values import GrownValues
+from flmgrow.surgery.states import ModelValues
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -107,11 +107,11 @@ class Executor:
     def __init__(self, plan: Plan, execution: Execution) -> None:
         self.plan = plan
         self.execution = execution
-        self.values = GrownValues(plan.growth, plan.source.reader, execution.init_std)
+        self.values = ModelValues(plan.growth, plan.source, execution.init_std)
 
     def _block(self, array: TargetArray, name: str, box: Box) -> Array:
         with np.errstate(all="ignore"):  # what is not finite is found below, in any thread
-            values = self.values.box(self.plan.tensors[name], box, DTYPES[array.dtype])
+            values = self.values.box(array.state, name, box, DTYPES[array.dtype])
         if not self.execution.allow_nonfinite and (count := non_finite(values)):
             raise self._not_finite(name, box, values, count)
         return np.ascontiguousarray(values)
@@ -164,7 +164,11 @@ class Executor:
         finished.
         """
         plan, execution = self.plan, self.execution
-        drift = check_replicas(plan.source.reader, execution.replicated)
+        drift = [
+            line
+            for reader in plan.source.readers.values()
+            for line in check_replicas(reader, execution.replicated)
+        ]
         options = {
             **plan.options,
             "replicated": execution.replicated,
@@ -195,7 +199,7 @@ class Executor:
         plan.source.check_unchanged()
         records = [folder.finished[file.path] for file in plan.files]
         with np.errstate(all="ignore"):
-            spreads = self.values.spreads(plan.tensors, plan.stored_sizes)
+            spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
         manifest = describe(plan, options, records, spreads, drift)
         name, content = tracker(plan.source.iteration)

@@ -110,11 +110,18 @@ def describe(
         "masks": {str(dimension): mask.to_json() for dimension, mask in growth.masks.items()},
         "options": dict(options),
         "dropped": list(plan.dropped),
+        "optimizer": _optimizer(plan),
         "drift": list(drift),
         "notes": list(growth.notes),
         "files": [asdict(record) for record in files],
         "receipt": None,
     }
+
+
+def _optimizer(plan: Plan) -> str:
+    if plan.target.optimizer is not None:
+        return plan.growth.moments
+    return "dropped" if "optimizer" in plan.source.carried else "none"
 
 
 def encode(manifest: Json) -> bytes:

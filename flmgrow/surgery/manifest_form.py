@@ -59,6 +59,7 @@ class _Manifest(BaseModel):
     source: _Source
     growth: _Growth
     masks: dict[str, dict[str, Any]]
+    optimizer: str
     options: _Options
     files: list[_File]
     receipt: _Receipt | None

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
+from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.megatron_writing import TargetFile, dropped, target_files
 from flmgrow.formats.torch_zip import TorchFileWriter
 from flmgrow.model.axes import Axis, full_box
@@ -99,11 +100,8 @@ def make_plan(
     into the weights, at these values instead of their own where given. Raises UsageError for a
     target that cannot be reached and for content that would be lost unasked.
     """
-    if "optimizer" in source.carried and not drop_optimizer:
-        raise UsageError(
-            f"{source.folder}: holds optimizer state, which this version cannot carry",
-            "pass --no-optimizer to go on without it",
-        )
+    if not drop_optimizer:
+        source = with_optimizer(source)
     pending = pending or {}
     _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
@@ -148,6 +146,7 @@ def plan_growth(
         padded_vocab=padded_vocab,
         dtype=None if dtype == source.dtype else dtype,
         donors=tuple(donors),
+        optimizer=_reset(source.optimizer) if growth.moments == "reset" else source.optimizer,
     )
     files = tuple(target_files(source, model))
     tensors = logical_tensors(growth.new)
@@ -184,6 +183,14 @@ def _unused(source: Checkpoint, growth: Growth) -> list[str]:
         if lost:
             unused.append(f"{lost} of {axis_map.old_size} {axis} rows (padding)")
     return unused
+
+
+def _reset(state: OptimizerState | None) -> OptimizerState | None:
+    """Return an optimizer state that has not counted a step."""
+    if state is None:
+        return None
+    groups = tuple({**group, "step": 0} if "step" in group else group for group in state.groups)
+    return replace(state, groups=groups, step=None if state.step is None else 0.0)
 
 
 def _prove_cover(plan: Plan) -> None:

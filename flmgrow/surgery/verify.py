@@ -20,8 +20,10 @@ from torch import Tensor
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.reading import Array, StoredArray, as_bytes
 from flmgrow.model.axes import Axis, Box, split
+from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
@@ -39,7 +41,7 @@ from flmgrow.surgery.manifest import (
     read_manifest,
 )
 from flmgrow.surgery.rebuild import growth_from_manifest
-from flmgrow.surgery.values import GrownValues
+from flmgrow.surgery.states import ModelValues
 
 EXACT = 1e-10
 """Largest difference of logits in float64 where weights are stored exactly."""
@@ -130,17 +132,20 @@ def _elements(
     source: Checkpoint, result: Checkpoint, growth: Growth, init_std: float | None, workers: int
 ) -> Check:
     """Derive every element of the result again from the source, and compare the bits."""
-    values = GrownValues(growth, source.reader, init_std)
+    values = ModelValues(growth, source, init_std)
 
-    def compare_box(array: StoredArray, name: str, box: Box) -> tuple[str, int]:
-        found = result.reader.read(name, box)
-        wanted = values.box(result.reader.tensors[name], box, found.dtype)
+    def compare_box(state: State, array: StoredArray, name: str, box: Box) -> tuple[str, int]:
+        found = result.readers[state].read(name, box)
+        wanted = values.box(state, name, box, found.dtype)
         same = bytes(as_bytes(found)) == bytes(as_bytes(np.ascontiguousarray(wanted)))
-        return "" if same else f"{array}: {name} differs in {_place(found, wanted, box)}", box.count
+        if same:
+            return "", box.count
+        return f"{array}: {state} of {name} differs in {_place(found, wanted, box)}", box.count
 
     tasks = (
-        partial(compare_box, array, segment.tensor, box)
-        for array in result.reader.arrays
+        partial(compare_box, state, array, segment.tensor, box)
+        for state, reader in result.readers.items()
+        for array in reader.arrays
         for segment in array.placement.segments()
         for box in split(segment.box, ELEMENT_BLOCK)
     )
@@ -150,7 +155,8 @@ def _elements(
             if difference:
                 return Check("elements", False, difference)
             total += count
-    return Check("elements", True, f"{total:,} values derived again from the source: bit-equal")
+    kinds = "values" if len(result.readers) == 1 else f"{', '.join(result.readers)} values"
+    return Check("elements", True, f"{total:,} {kinds} derived again from the source: bit-equal")
 
 
 def _place(found: Array, wanted: Array, box: Box) -> str:
@@ -277,6 +283,8 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
         checks.append(_model(result, growth))
         if how.elements:
             init_std = manifest["options"].get("init_std")
+            if manifest["optimizer"] not in ("none", "dropped"):
+                source, result = with_optimizer(source), with_optimizer(result)
             checks.append(_elements(source, result, growth, init_std, how.workers))
     else:
         detail = "its manifest names another source" if manifest else "it has no manifest"
