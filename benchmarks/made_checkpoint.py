@@ -28,6 +28,7 @@ from flmgrow.operators.vocab import padded_size
 
 PIECE = 1 << 24
 PRESETS = {
+    "300m": (ModelConfig(24, 1024, 4096, 8, 1, 128, 32000, 2048), (2, 1)),
     "1b": (ModelConfig(20, 2048, 8192, 16, 1, 128, 50000, 2048), (2, 1)),
     "16b": (ModelConfig(80, 4096, 16384, 32, 1, 128, 100256, 2048), (2, 1)),
     "51b": (ModelConfig(80, 7168, 28672, 56, 1, 128, 100256, 2048), (4, 2)),
