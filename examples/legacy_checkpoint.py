@@ -2,7 +2,7 @@
 
 megatron-core brings layers, schedules and optimizers, but neither the arguments a checkpoint holds
 nor the code that lays its files out. This module supplies both for one small run: ``args`` with
-Megatron-LM's own names and defaults, and ``save_legacy`` and ``load_legacy`` for a rank's file.
+Megatron-LM's own names and defaults, and ``save_legacy`` and ``load_legacy`` for a rank's files.
 """
 
 import argparse
@@ -30,7 +30,11 @@ from flmgrow.trainer.model import PipelineLayers  # noqa: E402
 
 @dataclass(frozen=True)
 class Run:
-    """How a model was trained and laid out: all that ``args`` holds beside the model itself."""
+    """How a model was trained and laid out: all that ``args`` holds beside the model itself.
+
+    It would take ``steps`` steps, and stops behind step ``stop``. ``micro_batches`` are those of
+    all replicas together, so that runs on more of them see the same batches.
+    """
 
     out: Path
     tp: int
@@ -41,12 +45,21 @@ class Run:
     steps: int
     seed: int
     optimizer: bool
+    stop: int
+    bf16: bool = False
+    distributed: bool = False
+    vocab_multiple: int = 128
     length: int = 64
     micro_batch: int = 2
     micro_batches: int = 4
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     warmup: int = 5
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     @property
     def min_learning_rate(self) -> float:
@@ -59,8 +72,17 @@ class Run:
         return max(self.steps, self.warmup + 1)
 
 
-def save_legacy(root: Path, args: argparse.Namespace, models: list[Any], **extra: Any) -> None:
-    """Save this rank's ``models`` as Megatron-LM's ``--ckpt-format torch`` does."""
+def save_legacy(
+    root: Path,
+    args: argparse.Namespace,
+    models: list[Any],
+    optimizer: Any = None,
+    scheduler: Any = None,
+) -> None:
+    """Save this rank's state as Megatron-LM's ``--ckpt-format torch`` does.
+
+    Without ``optimizer``, only weights are saved; ``args`` says whether it is a distributed one.
+    """
     folder = rank_folder(root, f"iter_{args.iteration:07d}")
     names = ["model"] if len(models) == 1 else [f"model{chunk}" for chunk in range(len(models))]
     states = {
@@ -74,6 +96,9 @@ def save_legacy(root: Path, args: argparse.Namespace, models: list[Any], **extra
         "cuda_rng_state": torch.cuda.get_rng_state(),
         "rng_tracker_states": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
+    extra = {}
+    if optimizer is not None:
+        extra = {"optimizer": optimizer.state_dict(), "opt_param_scheduler": scheduler.state_dict()}
     content = {
         "args": args,
         "checkpoint_version": 3.0,
@@ -86,19 +111,32 @@ def save_legacy(root: Path, args: argparse.Namespace, models: list[Any], **extra
     if parallel_state.get_data_parallel_rank() == 0:
         folder.mkdir(parents=True)
         torch.save(content, folder / "model_optim_rng.pt")
+    if optimizer is not None and args.use_distributed_optimizer:
+        optimizer.save_parameter_state(str(folder / "distrib_optim.pt"))
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:
         (root / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
+    torch.distributed.barrier()
 
 
-def load_legacy(root: Path, models: list[Any]) -> None:
-    """Load this rank's file into ``models``; a missing or an unexpected key is an error."""
+def load_legacy(root: Path, models: list[Any], optimizer: Any = None, scheduler: Any = None) -> int:
+    """Load this rank's files and return their iteration; a missing or unexpected key is an error.
+
+    Without ``optimizer``, only weights are loaded.
+    """
     folder = rank_folder(root, iteration_folder(root))
     # Megatron-LM's files hold enums and an argparse.Namespace; load only what you made yourself.
     content = torch.load(folder / "model_optim_rng.pt", weights_only=False)
     for chunk, model in enumerate(models):
         name = "model" if len(models) == 1 else f"model{chunk}"
         model.load_state_dict(content[name], strict=True)
+    if optimizer is not None:
+        optimizer.load_state_dict(content["optimizer"])
+        if content["args"].use_distributed_optimizer:
+            optimizer.load_parameter_state(str(folder / "distrib_optim.pt"))
+        scheduler.load_state_dict(content["opt_param_scheduler"])
+    iteration: int = content["iteration"]
+    return iteration
 
 
 def read_arguments(root: Path) -> argparse.Namespace:
@@ -137,9 +175,9 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         else (None, run.pipeline_layers)
     )
     first, last = ends or (None, None)
-    padding = 128 * tp
+    padding = run.vocab_multiple * tp
     data_parallel = run.world // (tp * pp)
-    batch = run.micro_batch * run.micro_batches * data_parallel
+    batch = run.micro_batch * run.micro_batches
     positions = {"learned": "learned_absolute"}.get(config.positions, config.positions)
     rotary = config.rotary
     # fmt: off
@@ -177,7 +215,7 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         model_type=ModelType.encoder_or_decoder, use_legacy_models=False, yaml_cfg=None,
         # The vocabulary and the data
         vocab_size=config.vocab, padded_vocab_size=-(-config.vocab // padding) * padding,
-        make_vocab_size_divisible_by=128, tokenizer_type="HuggingFaceTokenizer",
+        make_vocab_size_divisible_by=run.vocab_multiple, tokenizer_type="HuggingFaceTokenizer",
         tokenizer_model=None, vocab_file=None, merge_file=None, vocab_extra_ids=0,
         seq_length=run.length,
         encoder_seq_length=run.length, decoder_seq_length=None, data_path=None, split=None,
@@ -200,17 +238,18 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         local_rank=0, data_parallel_size=data_parallel, lazy_mpu_init=None,
         distributed_backend="gloo", distributed_timeout_minutes=10, use_tp_pp_dp_mapping=False,
         overlap_p2p_comm=vpp is not None, overlap_grad_reduce=False,
-        overlap_param_gather=False, use_distributed_optimizer=False, use_ring_exchange_p2p=False,
+        overlap_param_gather=False, use_distributed_optimizer=run.distributed,
+        use_ring_exchange_p2p=False,
         scatter_gather_tensors_in_pipeline=True, tp_comm_overlap=False,
         defer_embedding_wgrad_compute=False,
         nccl_communicator_config_path=None, ddp_bucket_size=None, ddp_average_in_collective=False,
         # Numbers and kernels
-        params_dtype=torch.float32, fp16=False, bf16=False, fp8=None, fp8_param_gather=False,
+        params_dtype=run.dtype, fp16=False, bf16=run.bf16, fp8=None, fp8_param_gather=False,
         main_grads_dtype=torch.float32, main_params_dtype=torch.float32,
         exp_avg_dtype=torch.float32, exp_avg_sq_dtype=torch.float32, loss_scale=None,
         initial_loss_scale=4294967296, min_loss_scale=1.0, loss_scale_window=1000, hysteresis=2,
         fp32_residual_connection=False, apply_query_key_layer_scaling=False,
-        attention_softmax_in_fp32=False, accumulate_allreduce_grads_in_fp32=False,
+        attention_softmax_in_fp32=False, accumulate_allreduce_grads_in_fp32=run.bf16,
         fp16_lm_cross_entropy=False, masked_softmax_fusion=False, bias_gelu_fusion=False,
         bias_swiglu_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False,
         cross_entropy_loss_fusion=False, gradient_accumulation_fusion=False,
@@ -222,8 +261,8 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         # Training
         seed=run.seed, data_parallel_random_init=False, micro_batch_size=run.micro_batch,
         global_batch_size=batch, rampup_batch_size=None, decrease_batch_size_if_needed=False,
-        train_iters=steps, train_samples=None, iteration=steps,
-        consumed_train_samples=steps * batch, consumed_valid_samples=0, skipped_train_samples=0,
+        train_iters=steps, train_samples=None, iteration=run.stop,
+        consumed_train_samples=run.stop * batch, consumed_valid_samples=0, skipped_train_samples=0,
         skip_train=False, eval_iters=0, eval_interval=1000, log_interval=10,
         exit_interval=None, exit_duration_in_mins=None,
         exit_signal=signal.SIGTERM, exit_signal_handler=False, tensorboard_dir=None,

@@ -4,20 +4,25 @@ This script makes a real one in seconds on a CPU: megatron-core trains a tiny mo
 with its own parallel layers, pipeline schedule and optimizer, and every rank saves what Megatron-LM
 saves, where Megatron-LM's legacy format puts it. It also reads such a checkpoint back, strictly,
 and writes the logits it gives; so a checkpoint that flmgrow wrote can be shown to load, and to
-compute what it should.
+compute what it should. It goes on training from one, too, with the optimizer's state: a run that
+was stopped, changed by flmgrow and resumed can be compared with the run that never stopped.
 
     export OMP_NUM_THREADS=1
     torchrun --nproc-per-node 4 examples/tiny_megatron.py train OUT --tp 2 --pp 2
+    torchrun --nproc-per-node 4 examples/tiny_megatron.py train MORE --load OUT --steps 40
     torchrun --nproc-per-node 4 examples/tiny_megatron.py logits OUT logits.pt --tokens tokens.pt
 
 ``tokens.pt`` holds an integer tensor (batch x length). The result is a dictionary: ``logits``
-without the padded vocabulary, and ``loss``, of predicting each next token.
+without the padded vocabulary, and ``loss``, of predicting each next token. Only checkpoints saved
+with ``--optimizer`` can be resumed.
 """
 
 import argparse
+import json
 import os
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -82,13 +87,61 @@ ARCHITECTURES = {
         max_positions=64, norm="layernorm", activation="gelu", linear_bias=True, qkv_bias=True,
         tied=False, positions="learned",
     ),
+    # No size is a multiple of what buffers are aligned to.
+    "odd": ModelConfig(
+        layers=4, hidden=60, ffn=174, kv_groups=2, queries_per_group=3, head_dim=10, vocab=VOCAB,
+        max_positions=64, norm="layernorm", activation="gelu", linear_bias=True, qkv_bias=True,
+        tied=True, positions="learned",
+    ),
 }
 # fmt: on
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a tiny model from nothing and save it."""
-    config = ARCHITECTURES[options.arch]
+    """Train a tiny model from nothing, or from where a checkpoint ends, and save it."""
+    config, run = described(options)
+    start_parallel(tp=run.tp, pp=run.pp, vpp=run.vpp, seed=run.seed)
+    layers = run.pipeline_layers
+    settings = transformer_config(
+        config, tp=run.tp, pp=run.pp, vpp=run.vpp, pipeline_layers=layers, dtype=run.dtype
+    )
+    # Without it the two copies of a tied embedding, on the first and the last stage, drift apart.
+    settings.finalize_model_grads_func = finalize_model_grads
+    args = arguments(config, run)
+    reduction = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=run.bf16, use_distributed_optimizer=run.distributed
+    )
+    models = [
+        DistributedDataParallel(settings, reduction, model)
+        for model in build_model_chunks(config, settings, args.padded_vocab_size)
+    ]
+    plain = [model.module for model in models]
+    optimizer, scheduler = optimizer_and_schedule(models, run)
+    done = load_legacy(options.load, plain, optimizer, scheduler) if options.load else 0
+    text = torch.tensor(list("\n".join(topics.values()).encode()))
+    for step in range(done + 1, run.stop + 1):
+        for model in models:
+            model.zero_grad_buffer()
+        optimizer.zero_grad()
+        losses = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[micro_batches(text, run, step) for _ in models],
+            model=models,
+            num_microbatches=run.micro_batches // args.data_parallel_size,
+            seq_length=run.length,
+            micro_batch_size=run.micro_batch,
+            forward_only=False,
+        )
+        _, norm, _ = optimizer.step()
+        scheduler.step(increment=1)
+        report(options.log, step, losses, norm)
+    saved = (optimizer, scheduler) if run.optimizer else ()
+    save_legacy(run.out, args, plain, *saved)
+    stop_parallel()
+
+
+def described(options: argparse.Namespace) -> tuple[ModelConfig, Run]:
+    """Return the model and the run that are asked for; a checkpoint to go on from decides most."""
     run = Run(
         options.out,
         tp=options.tp,
@@ -99,43 +152,47 @@ def train(options: argparse.Namespace) -> None:
         steps=options.steps,
         seed=options.seed,
         optimizer=options.optimizer,
+        stop=options.stop or options.steps,
+        bf16=options.bf16,
+        distributed=options.distributed_optimizer,
+        vocab_multiple=options.vocab_multiple,
     )
-    start_parallel(tp=run.tp, pp=run.pp, vpp=run.vpp, seed=run.seed)
-    settings = transformer_config(
-        config, tp=run.tp, pp=run.pp, vpp=run.vpp, pipeline_layers=run.pipeline_layers
+    if not options.load:
+        return ARCHITECTURES[options.arch], run
+    args = read_arguments(options.load)
+    return model_config(args), replace(
+        run,
+        tp=args.tensor_model_parallel_size,
+        pp=args.pipeline_model_parallel_size,
+        vpp=args.virtual_pipeline_model_parallel_size,
+        pipeline_layers=saved_pipeline_layers(args),
+        bf16=args.bf16,
+        distributed=args.use_distributed_optimizer,
+        vocab_multiple=args.make_vocab_size_divisible_by,
     )
-    # Without it the two copies of a tied embedding, on the first and the last stage, drift apart.
-    settings.finalize_model_grads_func = finalize_model_grads
-    args = arguments(config, run)
-    models = [
-        DistributedDataParallel(settings, DistributedDataParallelConfig(), model)
-        for model in build_model_chunks(config, settings, args.padded_vocab_size)
-    ]
-    optimizer, scheduler = optimizer_and_schedule(models, run)
-    text = torch.tensor(list("\n".join(topics.values()).encode()))
-    for step in range(1, run.steps + 1):
-        for model in models:
-            model.zero_grad_buffer()
-        optimizer.zero_grad()
-        losses = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=[micro_batches(text, run, step) for _ in models],
-            model=models,
-            num_microbatches=run.micro_batches,
-            seq_length=run.length,
-            micro_batch_size=run.micro_batch,
-            forward_only=False,
-        )
-        optimizer.step()
-        scheduler.step(increment=1)
-        if torch.distributed.get_rank() == run.world - 1 and (step == 1 or step % 10 == 0):
-            mean = sum(loss["lm loss"] for loss in losses) / len(losses)
+
+
+def saved_pipeline_layers(args: argparse.Namespace) -> PipelineLayers:
+    """Return how the arguments of a checkpoint spread layers over the pipeline."""
+    ends = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
+    return args.pipeline_model_parallel_layout or ends
+
+
+def report(log: Path | None, step: int, losses: list[Any], norm: float) -> None:
+    """Tell, from the last rank, the mean loss over all replicas; and all digits to ``log``."""
+    replicas = parallel_state.get_data_parallel_world_size()
+    mean = torch.tensor(
+        sum(loss["lm loss"] for loss in losses) / max(1, len(losses)), dtype=torch.float64
+    )
+    torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())
+    mean /= replicas
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+        if step == 1 or step % 10 == 0:
             print(f"iteration {step:4d}   lm loss {mean:.4f}", flush=True)
-    extra = {}
-    if run.optimizer:
-        extra = {"optimizer": optimizer.state_dict(), "opt_param_scheduler": scheduler.state_dict()}
-    save_legacy(run.out, args, [model.module for model in models], **extra)
-    stop_parallel()
+        if log is not None:
+            line = {"step": step, "loss": mean.item(), "grad_norm": float(norm)}
+            with log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def optimizer_and_schedule(models: list[Any], run: Run) -> tuple[Any, OptimizerParamScheduler]:
@@ -145,6 +202,9 @@ def optimizer_and_schedule(models: list[Any], run: Run) -> tuple[Any, OptimizerP
         lr=run.learning_rate,
         min_lr=run.min_learning_rate,
         weight_decay=run.weight_decay,
+        bf16=run.bf16,
+        params_dtype=run.dtype,
+        use_distributed_optimizer=run.distributed,
     )
     optimizer = get_megatron_optimizer(config, models)
     scheduler = OptimizerParamScheduler(
@@ -178,11 +238,17 @@ def forward_step(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: An
 def micro_batches(
     text: torch.Tensor, run: Run, step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (tokens, labels) cut from random places, the same on all ranks of a model replica."""
-    replica = parallel_state.get_data_parallel_rank()
-    chance = torch.Generator().manual_seed((run.seed + step) * 1000 + replica)
-    for _ in range(run.micro_batches):
-        starts = torch.randint(len(text) - run.length, (run.micro_batch,), generator=chance)
+    """Yield (tokens, labels) cut from random places, a model replica's share of the batch."""
+    replica, replicas = (
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+    chance = torch.Generator().manual_seed((run.seed + step) * 1000)
+    places = [
+        torch.randint(len(text) - run.length, (run.micro_batch,), generator=chance)
+        for _ in range(run.micro_batches)
+    ]
+    for starts in places[replica::replicas]:
         rows = torch.stack([text[start : start + run.length + 1] for start in starts.tolist()])
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
@@ -201,8 +267,7 @@ def logits(options: argparse.Namespace) -> None:
         tp=tp,
         pp=pp,
         vpp=vpp,
-        pipeline_layers=args.pipeline_model_parallel_layout
-        or (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers),
+        pipeline_layers=saved_pipeline_layers(args),
         dtype=getattr(torch, options.dtype),
     )
     models = build_model_chunks(config, settings, args.padded_vocab_size)
@@ -242,7 +307,13 @@ def main() -> None:
     command.add_argument("--arch", choices=ARCHITECTURES, default="llama")
     command.add_argument("--steps", type=int, default=30)
     command.add_argument("--seed", type=int, default=1234)
+    command.add_argument("--stop", type=int, help="stop and save behind this one of the steps")
+    command.add_argument("--load", type=Path, help="go on from this checkpoint, in its own layout")
     command.add_argument("--optimizer", action="store_true", help="save the optimizer's state too")
+    command.add_argument("--bf16", action="store_true", help="bfloat16 weights, float32 masters")
+    command.add_argument("--distributed-optimizer", action="store_true", help="Megatron's own")
+    command.add_argument("--vocab-multiple", type=int, default=128, help="pad per tensor rank")
+    command.add_argument("--log", type=Path, help="file to append a line of JSON per step to")
 
     command = commands.add_parser("logits", help="write the logits a checkpoint gives")
     command.set_defaults(run=logits)

@@ -1,13 +1,12 @@
 """What every opened checkpoint offers, whatever its format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.reading import LogicalReader
-from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
@@ -19,7 +18,9 @@ class OptimizerState:
 
     ``groups`` are its param groups without their parameters. ``step`` is what Adam counts, as it is
     stored, or None where a group holds it. ``half`` says that weights are 16-bit and float32
-    masters exist; ``dtypes`` are those of the states; ``other`` is carried.
+    masters exist; ``dtypes`` are those of the states; ``other`` is carried. ``gradient_dtype`` is
+    that of the buffers a distributed optimizer works on, None for one that is not distributed.
+    ``digest`` is of the files that hold the states apart from the weights.
     """
 
     groups: tuple[Mapping[object, object], ...]
@@ -27,6 +28,8 @@ class OptimizerState:
     half: bool
     dtypes: Mapping[State, str] = field(default_factory=dict)
     other: Mapping[object, object] = field(default_factory=dict)
+    gradient_dtype: str | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,38 @@ class TargetModel:
     dtype: str | None = None
     donors: tuple[int, ...] = ()
     optimizer: OptimizerState | None = None
+    format: str = "megatron"
+
+
+class Contents(Protocol):
+    """The files of a checkpoint, and what they hold beside its pieces."""
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all files."""
+
+    @property
+    def count(self) -> int:
+        """The number of files."""
+
+    def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
+        """Return what a (tensor, pipeline) rank of the checkpoint's layout would save.
+
+        That is: args, iteration, and so on, and a state dict per model chunk, in the order of its
+        modules. Tensors in it that are pieces need not be there, but their keys are.
+        """
+
+    def digest(self) -> str:
+        """Return a digest of all content."""
+
+    def verify(self, progress: Callable[[int], object]) -> str:
+        """Check all sums and return which they are. Raises BadCheckpointError, naming the file."""
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpointError if a file was changed since it was opened."""
+
+    def close(self) -> None:
+        """Close all files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +99,12 @@ class Checkpoint:
     vocab_multiple: int
     dtype: str
     reader: LogicalReader
-    files: Mapping[tuple[int, int], TorchFile]
+    contents: Contents
     fused: bool
     carried: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
     state_readers: Mapping[State, LogicalReader] = field(default_factory=dict)
+    format: str = "megatron"
 
     @property
     def readers(self) -> dict[State, LogicalReader]:
@@ -83,17 +119,11 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         """The size of all its files."""
-        return sum(file.file.size for file in self.files.values())
-
-    def check_unchanged(self) -> None:
-        """Raise BadCheckpointError if a file was changed since it was opened."""
-        for file in self.files.values():
-            file.file.check_unchanged()
+        return self.contents.nbytes
 
     def close(self) -> None:
         """Close all files."""
-        for file in self.files.values():
-            file.close()
+        self.contents.close()
 
     def __enter__(self) -> "Checkpoint":
         return self

@@ -4,270 +4,162 @@ It can hold hundreds of thousands of small records, for which :mod:`flmgrow.form
 too slow; so Python's own unpickler, which is written in C, builds them here. Two things make that
 safe, and bounded by the size of the file:
 
-* Names are not imported: each must be one of the few of ``_KNOWN``, and gets a class of this module
-  that only keeps what it is given. Any other name ends the reading.
+* Names are not imported: each must be one of the few of :mod:`flmgrow.formats.dcp_records`, and
+  gets a class of that module, which only keeps what it is given. Any other name ends the reading.
 * The instructions are checked before the first is carried out: only those that torch's metadata
   has, no reference beyond what the file can hold, no length beyond its end. And dicts become lists
   (of key, value, key, value, ...), so that nothing out of the file is ever hashed or compared: to
   hash tuples nested a million deep would end the process.
 
 What can exist while the pickle is read is thus None, booleans, numbers, strings, tuples, lists and
-the classes below, and nothing that could be called does more than make one of them.
+those classes, and nothing that could be called does more than make one of them.
 """
 
-import gc
 import io
 import pickle
 import re
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import ClassVar, NoReturn
 
-from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.inert_calls import describe
-from flmgrow.formats.inert_values import ITEMSIZES
+from flmgrow.formats.dcp_records import KNOWN, Metadata
+from flmgrow.formats.inert_calls import describe, refuse
+from flmgrow.formats.inert_pickle import no_garbage_collection
 
-METADATA = "torch.distributed.checkpoint.metadata"
-FILESYSTEM = "torch.distributed.checkpoint.filesystem"
-_PLANNER = "torch.distributed.checkpoint.planner"
-_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
+READ_AHEAD = 1 << 17
 
 BYTES_PER_CONTAINER = 4
 """A file may make at most one list, dict or tuple in so many bytes; torch's make one in 12."""
-
-
-def _damaged(found: str) -> NoReturn:
-    raise BadCheckpointError(found, "the file is damaged or hostile: use another copy")
-
-
-# --- what may exist
-
-
-class Record:
-    """An object of the file: its attributes come as a list of names and values."""
-
-    __slots__ = ("state",)
-    state: object
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class Metadata(Record):
-    """The whole: what is in the checkpoint (state_dict_metadata), and where (storage_data)."""
-
-    __slots__ = ()
-
-
-class TensorMetadata(Record):
-    """A tensor: its properties, its size and its chunks."""
-
-    __slots__ = ()
-
-
-class BytesMetadata(Record):
-    """Something that is no tensor; nothing is said of it."""
-
-    __slots__ = ()
-
-
-class ChunkMetadata(Record):
-    """The offsets and the sizes of a chunk of a tensor."""
-
-    __slots__ = ()
-
-
-class Properties(Record):
-    """What a tensor's elements are: a tuple, whose first member is the dtype."""
-
-    __slots__ = ()
-
-
-class Index(Record):
-    """Names a chunk (fqn, offset) or an object (fqn)."""
-
-    __slots__ = ()
-
-
-class StorageInfo(Record):
-    """Where an item lies: relative_path, offset, length."""
-
-    __slots__ = ()
-
-
-class Unused(Record):
-    """Something the metadata has that reading does not need: enums, paths, plans of the writer."""
-
-    __slots__ = ()
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-
-class Dtype:
-    """The name of a dtype. It cannot be called."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __setstate__(self, _: object) -> None:
-        _damaged("broken pickle: sets the state of a dtype")
-
-
-class Size:
-    """A call of torch.Size: its argument, as it is (what it is must be checked by who uses it)."""
-
-    __slots__ = ()
-
-    def __new__(cls, sizes: object) -> object:  # type: ignore[misc]
-        """Return ``sizes``: one object less for each of many thousands."""
-        return sizes
-
-    def __setstate__(self, _: object) -> None:
-        _damaged("broken pickle: sets the state of a size")
-
-
-_KNOWN: dict[tuple[str, str], object] = {
-    (METADATA, "Metadata"): Metadata,
-    (METADATA, "TensorStorageMetadata"): TensorMetadata,
-    (METADATA, "BytesStorageMetadata"): BytesMetadata,
-    (METADATA, "ChunkStorageMetadata"): ChunkMetadata,
-    (METADATA, "TensorProperties"): Properties,
-    (METADATA, "MetadataIndex"): Index,
-    (FILESYSTEM, "_StorageInfo"): StorageInfo,
-    ("torch", "Size"): Size,
-    **{("torch", name): Dtype(name) for name in ITEMSIZES},
-    **dict.fromkeys(
-        [
-            (METADATA, "_MEM_FORMAT_ENCODING"),
-            (METADATA, "StorageMeta"),
-            (FILESYSTEM, "_StoragePrefix"),
-            ("torch.distributed.checkpoint._extension", "StreamTransformExtension"),
-            ("torch.serialization", "_get_layout"),
-            ("torch", "strided"),
-            # Megatron keeps the plans of all ranks in the metadata, to plan the next save faster.
-            *((_PLANNER, name) for name in ("SavePlan", "WriteItem", "WriteItemType")),
-            *((_PLANNER, name) for name in ("TensorWriteData", "BytesIOWriteData")),
-            *((_MEGATRON, name) for name in ("MCoreMetadata", "MCoreSavePlan")),
-            *(
-                (module, name)
-                for module in ("pathlib", "pathlib._local")
-                for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-            ),
-        ],
-        Unused,
-    ),
-}
-"""What stands for each name that a DCP metadata can have."""
 
 
 class _InertUnpickler(pickle.Unpickler):
     """The C unpickler, without its way to import, on instructions that were checked."""
 
     def find_class(self, module: str, name: str) -> object:
-        found = _KNOWN.get((module, name))
+        found = KNOWN.get((module, name))
         if found is None:
-            _damaged(
-                f"names {module[:80]}.{name[:80]}, which no DCP metadata has; nothing was run"
-            )
+            refuse(f"names {module[:80]}.{name[:80]}, which no DCP metadata has; nothing was run")
         return found
-
-    def persistent_load(self, _: object) -> NoReturn:
-        _damaged("broken pickle: refers to something outside the file")
 
 
 # --- the check of the instructions
 
+_CONTAINERS = (
+    pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3
+)  # fmt: skip
+_EMPTY_DICT, _EMPTY_LIST, _SETITEM, _SETITEMS, _APPENDS, _FRAME, _GLOBAL, _STOP = (
+    pickle.EMPTY_DICT + pickle.EMPTY_LIST + pickle.SETITEM + pickle.SETITEMS + pickle.APPENDS
+    + pickle.FRAME + pickle.GLOBAL + pickle.STOP
+)  # fmt: skip
+_SHORT_BINUNICODE, _BINUNICODE = pickle.SHORT_BINUNICODE + pickle.BINUNICODE
+_SINGLE_BYTES = (
+    pickle.MARK + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.EMPTY_TUPLE
+    + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3 + pickle.EMPTY_LIST
+    + pickle.APPEND + pickle.APPENDS + pickle.REDUCE + pickle.NEWOBJ + pickle.BUILD
+    + pickle.MEMOIZE + pickle.STACK_GLOBAL
+)  # fmt: skip
+_INTEGERS = b"|".join(rb"\x8a\x%02x.{%d}" % (count, count) for count in range(1, 10))
 
-class _Grammar:
-    """The instructions a metadata of ``size`` bytes may have.
 
-    ``plain`` matches any number of those that need no attention; what follows is looked at.
-    """
-
-    _OPERATIONS: ClassVar[bytes] = b"".join(
-        [pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.EMPTY_TUPLE]
-        + [pickle.TUPLE, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.MEMOIZE]
-        + [pickle.APPEND, pickle.APPENDS, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3]
-        + [pickle.STACK_GLOBAL, pickle.EMPTY_LIST]
+def _plain_instructions(size: int) -> re.Pattern[bytes]:
+    """Return what matches any number of the instructions that are harmless wherever they are."""
+    # A value that is referred to later is kept at an index of an array, which one hostile number
+    # could make enormous. But whoever counts up needs six bytes or more for each.
+    high = min(size // 6 >> 16, 0xFF)
+    return re.compile(
+        b"(?:[%b]|[hKq].|M..|[jJ]....|r..[\\x00-\\x%02x]\\x00|%b)*+"
+        % (re.escape(_SINGLE_BYTES), high, _INTEGERS),
+        re.DOTALL,
     )
 
-    def __init__(self, size: int) -> None:
-        # Before a value is kept at some index, each lower index has taken two instructions or more.
-        # The index is the size of an array, which a single hostile number must not make enormous.
-        high = min(size // 6 >> 16, 0x7F)
-        numbers = [rb"\x8a%c.{%d}" % (count, count) for count in range(1, 10)]
-        self.plain = re.compile(
-            rb"(?:[" + re.escape(self._OPERATIONS) + rb"]|[hKq].|M..|[jJ]....|"
-            rb"r..[\x00-\x%02x]\x00|" % high + b"|".join(numbers) + rb")*+",
-            re.DOTALL,
-        )
 
+def _checked(data: bytearray) -> bytearray:
+    """Refuse what torch does not write; return the rest with lists for dicts.
 
-def _checked(data: bytearray) -> None:
-    """Check every instruction, and turn dicts into lists, in place.
-
-    EMPTY_DICT becomes EMPTY_LIST, SETITEMS becomes APPENDS; SETITEM (one pair) becomes TUPLE2 and
-    APPEND, which is a byte longer.
+    EMPTY_DICT becomes EMPTY_LIST, and SETITEMS becomes APPENDS. SETITEM (one pair) becomes TUPLE2
+    and APPEND, which is a byte longer.
     """
-    count = sum(map(data.count, (b"}", b"]", b"\x85", b"\x86", b"\x87")))
-    if count > len(data) // BYTES_PER_CONTAINER + 4096:
-        _damaged(f"{count} containers in {len(data)} bytes, more than any metadata has")
-    if data[:1] != pickle.PROTO or data[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        _damaged("not a pickle of protocol 2 to 5")
-    view_size = len(data)
-    match_plain = _Grammar(view_size).plain.match
+    size = len(data)
+    if size < 3 or data[:1] != pickle.PROTO or not 2 <= data[1] <= 5:
+        refuse("found no pickle of protocol 2 to 5, wanted DCP metadata")
+    containers = sum(map(data.count, _CONTAINERS))
+    if containers > size // BYTES_PER_CONTAINER + 4096:
+        refuse(f"found {containers} containers in {size} bytes, wanted no more than torch writes")
+    match_plain = _plain_instructions(size).match
     single_pairs: list[int] = []
     position = 2
     while True:
-        found = match_plain(data, position)
-        assert found is not None  # it matches nothing, too
-        position = found.end()
-        if position >= view_size:
-            _damaged("truncated: the pickle has no end")
-        code = data[position]
-        if code == 0x7D:  # EMPTY_DICT
-            data[position] = 0x5D
+        plain = match_plain(data, position)
+        assert plain is not None  # it matches no instruction, too
+        position = plain.end()
+        code = data[position] if position < size else None
+        if code == _EMPTY_DICT:
+            data[position] = _EMPTY_LIST
             position += 1
-        elif code == 0x75:  # SETITEMS
-            data[position] = 0x65
+        elif code == _SETITEMS:
+            data[position] = _APPENDS
             position += 1
-        elif code == 0x8C:  # SHORT_BINUNICODE
-            position += 2 + (data[position + 1] if position + 1 < view_size else 0)
-        elif code == 0x58:  # BINUNICODE
-            if position + 5 > view_size:
-                _damaged("truncated: the pickle ends inside a string")
-            position += 5 + int(struct.unpack_from("<I", data, position + 1)[0])
-        elif code == 0x73:  # SETITEM
+        elif code == _SHORT_BINUNICODE:
+            position += 2 + int.from_bytes(data[position + 1 : position + 2], "little")
+        elif code == _BINUNICODE:
+            position += 5 + int.from_bytes(data[position + 1 : position + 5], "little")
+        elif code == _SETITEM:
             single_pairs.append(position)
             position += 1
-        elif code == 0x63:  # GLOBAL
-            for _ in range(2):
-                end = data.find(b"\n", position, position + 256)
-                if end < 0:
-                    _damaged("broken pickle: a name without end")
-                position = end + 1
-        elif code == 0x95:  # FRAME
+        elif code == _GLOBAL:
+            position = _after_line(data, _after_line(data, position))
+        elif code == _FRAME:
             position += 9
-        elif code == 0x2E:  # STOP
+            if int.from_bytes(data[position - 8 : position], "little") > size - position:
+                refuse(f"truncated: a frame that begins at byte {position} has no end")
+        elif code == _STOP and position + 1 == size:
             break
         else:
-            _damaged(f"broken pickle: instruction {bytes([code])!r} at byte {position}")
-    if position + 1 != view_size:
-        _damaged("broken pickle: something is left over at its end")
-    for position in reversed(single_pairs):
-        data[position : position + 1] = pickle.TUPLE2 + pickle.APPEND
+            found = f"no end at byte {size}" if code is None else f"{code:#x} at byte {position}"
+            refuse(f"broken or truncated pickle: found {found}, wanted an instruction of torch's")
+    if not single_pairs:
+        return data
+    return bytearray(pickle.TUPLE2 + pickle.APPEND).join(_cut(data, single_pairs))
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+def _cut(data: bytearray, positions: list[int]) -> Iterator[bytearray]:
+    """Yield what is between the bytes at these positions."""
+    start = 0
+    for position in positions:
+        yield data[start:position]
+        start = position + 1
+    yield data[start:]
+
+
+def _after_line(data: bytearray, start: int) -> int:
+    end = data.find(b"\n", start, start + 256)
+    if end < 0:
+        refuse("broken pickle: found a name without end")
+    return end + 1
+
+
+# --- reading it
+
+
+def load(data: bytearray) -> Metadata:
+    """Return the metadata that the pickle ``data`` holds; ``data`` is used up.
+
+    Raises:
+        BadCheckpointError: it is damaged, names something no metadata has, or is no metadata.
+            Nothing was run. The message lacks the name of the file.
+    """
+    checked = _checked(data)
+    with no_garbage_collection():
+        try:
+            # Without something to peek into, the unpickler asks for one byte at a time.
+            source = io.BufferedReader(io.BytesIO(checked), READ_AHEAD)
+            root = _InertUnpickler(source).load()
+        except _MISUSE as error:
+            refuse(f"broken pickle: found {error}, wanted what torch writes")
+    if type(root) is not Metadata:
+        refuse(f"found {describe(root)}, wanted DCP metadata")
+    return root
+
+
+_MISUSE = (
+    pickle.UnpicklingError, EOFError, TypeError, ValueError, AttributeError, LookupError
+)  # fmt: skip
+"""What the unpickler raises when an instruction meets a value it is not meant for."""

@@ -19,6 +19,7 @@ from flmgrow.formats.arguments import ArgumentReader, read_config, shown
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import Global, Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
 from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.tables.gpt import ROWS
@@ -34,10 +35,9 @@ _ITERATION = re.compile(r"iter_(\d{7,})")
 _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
 )
-_OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
+DISTRIBUTED = "distrib_optim.pt"
+_OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
 _MUST_AGREE = UNDERSTOOD | NEUTRAL.keys() | {"params_dtype"}
-
-RankKey = tuple[int, int]
 
 
 def iteration_folder(path: Path, iteration: int | None = None) -> Path:
@@ -49,7 +49,8 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     """
     if not path.is_dir():
         raise BadCheckpointError(f"{path}: no such folder", "give a Megatron checkpoint folder")
-    if any(_RANK.fullmatch(child.name) for child in path.iterdir()):
+    inside = [child.name for child in path.iterdir()]
+    if ".metadata" in inside or any(_RANK.fullmatch(name) for name in inside):
         return path
     found = [child for child in path.iterdir() if _ITERATION.fullmatch(child.name)]
     complete = [int(child.name[5:]) for child in found if _looks_complete(child)]
@@ -108,33 +109,27 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
     return files
 
 
-def _root(file: TorchFile) -> Mapping[object, object]:
-    if not isinstance(file.root, dict):
+def arguments_in(content: Mapping[object, object], where: str) -> dict[str, object]:
+    """Return the attributes of the ``args`` in a rank's content; ``where`` names its file."""
+    if "args" not in content:
         raise BadCheckpointError(
-            f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict"
+            f"{where}: has no args", "the model cannot be known without the training arguments"
         )
-    return file.root
-
-
-def arguments_of(file: TorchFile) -> dict[str, object]:
-    """Return the attributes of the ``args`` in a rank's file."""
-    root = _root(file)
-    if "args" not in root:
-        raise BadCheckpointError(
-            f"{file.file.path}: has no args",
-            "the model cannot be known without the training arguments",
-        )
-    version = root.get("checkpoint_version", 0)
+    version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
-            f"{file.file.path}: checkpoint_version {shown(version)}, wanted 2 or 3",
+            f"{where}: checkpoint_version {shown(version)}, wanted 2 or 3",
             "older versions order query, key and value otherwise; "
             "load and save it with Megatron-LM once",
         )
     try:
-        return namespace(root["args"])
+        return namespace(content["args"])
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{file.file.path}: args: {error.message}", error.hint) from None
+        raise BadCheckpointError(f"{where}: args: {error.message}", error.hint) from None
+
+
+def _arguments_of(file: TorchFile) -> dict[str, object]:
+    return arguments_in(content_of(file), str(file.file.path))
 
 
 def _agree(a: object, b: object) -> bool:
@@ -147,10 +142,10 @@ def _agree(a: object, b: object) -> bool:
 def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
     """All ranks must come from one run and one iteration."""
     first = next(iter(files.values()))
-    reference = arguments_of(first)
+    reference = _arguments_of(first)
     iterations: dict[str, list[str]] = {}
     for file in files.values():
-        arguments = arguments_of(file)
+        arguments = _arguments_of(file)
         odd = [
             f"args.{name} is {shown(arguments.get(name))}, not {shown(reference.get(name))}"
             for name in sorted(_MUST_AGREE)
@@ -161,7 +156,7 @@ def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
                 f"{file.file.path}: unlike {first.file.path.parent.name}: {', '.join(odd)}",
                 "ranks of one checkpoint must agree; this looks like two runs mixed up",
             )
-        number = shown(_root(file).get("iteration"))
+        number = shown(content_of(file).get("iteration"))
         iterations.setdefault(number, []).append(file.file.path.parent.name)
     if len(iterations) > 1:
         table = "; ".join(f"{number}: {', '.join(ranks)}" for number, ranks in iterations.items())
@@ -188,7 +183,7 @@ def chunk_key(chunk: int, layout: Layout) -> str:
 
 
 def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
-    chunk = _root(file).get(key)
+    chunk = content_of(file).get(key)
     if not isinstance(chunk, dict):
         raise BadCheckpointError(f"{file.file.path}: {key}: not there, wanted a state dict")
     return chunk
@@ -236,11 +231,11 @@ def _match(
 
 def _dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
     first = reader.arrays[0]
-    stored = first.record.dtype
+    stored = first.dtype
     for array in reader.arrays:
-        if array.record.dtype != stored:
+        if array.dtype != stored:
             raise BadCheckpointError(
-                f"{array}: dtype {array.record.dtype}, {first.placement.key} is {stored}",
+                f"{array}: dtype {array.dtype}, {first.placement.key} is {stored}",
                 "weights of several dtypes are not supported",
             )
     declared = arguments.get("params_dtype")
@@ -260,7 +255,7 @@ def _carried(file: TorchFile) -> dict[str, str]:
         "rng_state": "random number state",
         "rerun_state_machine": "rerun state",
     }
-    found = {key: text for key, text in kinds.items() if _root(file).get(key) is not None}
+    found = {key: text for key, text in kinds.items() if content_of(file).get(key) is not None}
     if any((file.file.path.parent / name).exists() for name in _OPTIMIZER_FILES):
         found.setdefault("optimizer", kinds["optimizer"])
     return found
@@ -293,7 +288,7 @@ def open_megatron(
     folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))
     try:
-        return _assemble(_root_folder(path, folder), folder, files, ignored_arguments, true_vocab)
+        return _assemble(root_folder(path, folder), folder, files, ignored_arguments, true_vocab)
     except BaseException as error:
         for file in files.values():
             file.close()
@@ -302,7 +297,7 @@ def open_megatron(
         raise
 
 
-def _root_folder(path: Path, folder: Path) -> Path:
+def root_folder(path: Path, folder: Path) -> Path:
     """Return the checkpoint's root: ``path``, unless that is an iteration's folder inside one."""
     inside = folder == path and (path.resolve().parent / TRACKER).is_file()
     return path.resolve().parent if inside else path
@@ -325,7 +320,7 @@ def _assemble(
     true_vocab: int | None,
 ) -> Checkpoint:
     first = next(iter(files.values()))
-    arguments = arguments_of(first)
+    arguments = _arguments_of(first)
     where = str(first.file.path)
     _check_agreement(files)
     argument_reader = ArgumentReader(arguments, where)
@@ -351,7 +346,7 @@ def _assemble(
     with _blaming(where):
         expected = placements(ROWS, tensors, sizes, layout, fused)
     reader = LogicalReader(tensors, sizes, _match(files, layout, expected))
-    number = _root(first).get("iteration")
+    number = content_of(first).get("iteration")
     return Checkpoint(
         path=path,
         folder=folder,
@@ -362,7 +357,7 @@ def _assemble(
         vocab_multiple=argument_reader.integer("make_vocab_size_divisible_by", 128),
         dtype=_dtype(arguments, reader),
         reader=reader,
-        files=files,
+        contents=RankFiles(files),
         fused=fused,
-        carried=_carried(first),
+        carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

@@ -11,18 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.layout import Placement
-from flmgrow.formats.megatron import chunk_key
-from flmgrow.formats.reading import LogicalReader, StoredArray
+from flmgrow.formats.megatron import DISTRIBUTED, arguments_in, chunk_key
+from flmgrow.formats.megatron_contents import RankFiles, RankKey, digest_files
+from flmgrow.formats.megatron_distributed import Cut, DistributedRank
+from flmgrow.formats.reading import LogicalReader, Piece, StoredArray
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.states import State
 
 Group = Mapping[object, object]
 MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)
 MASTERS = "fp32_from_fp16_params"
+_OF_A_PARAMETER = {"step", *map(str, MOMENTS)}
 _BELONG = "the optimizer and the weights do not belong together"
 
 
@@ -78,21 +81,42 @@ def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]
 class _RankOptimizer:
     """Reads one rank's non-distributed optimizer state."""
 
-    def __init__(self, file: TorchFile, arrays: Sequence[StoredArray]) -> None:
+    def __init__(self, file: TorchFile, arrays: Sequence[Piece]) -> None:
         self.file = file
         self.where = f"{file.file.path}: optimizer"
+        self.gradients: str | None = None
         assert isinstance(file.root, dict)
-        self.content = self._dict(file.root.get("optimizer"), "the whole")
-        self.half = MASTERS in self.content
-        inner = self.content.get("optimizer") if self.half else self.content
-        self.inner = self._dict(inner, "optimizer")
+        content = file.root.get("optimizer")
+        if content is None and (file.file.path.parent / DISTRIBUTED).exists():
+            raise self._distributed()
+        self.content = self._dict(content, "the whole")
+        self.half = "optimizer" in self.content
+        self.inner = self._dict(self.content["optimizer"], "inner") if self.half else self.content
         if "state" not in self.inner:
-            raise BadCheckpointError(
-                f"{self.where}: has no state: this is a distributed optimizer",
-                "this version carries a non-distributed one; --no-optimizer goes on without",
-            )
+            raise self._distributed()
+        if self.half and MASTERS not in self.content:
+            raise BadCheckpointError(f"{self.where}: {MASTERS}: not there", _BELONG)
+        self._check_known(self.inner, {"state", "param_groups"}, "")
         self.groups = self._groups()
-        self.grouped = by_group(self.groups, arrays)
+        try:
+            self.grouped = by_group(self.groups, arrays)
+        except BadCheckpointError as error:
+            raise BadCheckpointError(f"{self.where}: {error.message}", error.hint) from None
+
+    def _distributed(self) -> BadCheckpointError:
+        return BadCheckpointError(
+            f"{self.where}: has no state: a distributed optimizer needs its param groups and "
+            f"{DISTRIBUTED} beside them",
+            "copy the rank folders again; --no-optimizer goes on without",
+        )
+
+    def _check_known(self, found: Mapping[object, object], known: set[str], of: str) -> None:
+        """Nothing is dropped in silence: a key that would not be written again is refused."""
+        if unknown := [str(key) for key in found if key not in known]:
+            raise BadCheckpointError(
+                f"{self.where}: {unknown[0]}{of}: flmgrow does not know what it is",
+                "only Adam's state is understood; --no-optimizer goes on without",
+            )
 
     def _dict(self, value: object, name: str) -> Mapping[object, object]:
         if not isinstance(value, dict):
@@ -105,7 +129,7 @@ class _RankOptimizer:
             raise BadCheckpointError(f"{self.where}: has no param_groups")
         return [self._dict(group, "param group") for group in groups]
 
-    def _record(self, value: object, array: StoredArray, name: str) -> StoredArray:
+    def _record(self, value: object, array: Piece, name: str) -> StoredArray:
         where = f"{self.where}: {name} of {array.placement.key}"
         if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
             found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
@@ -114,9 +138,14 @@ class _RankOptimizer:
             raise BadCheckpointError(f"{where}: is not contiguous")
         return StoredArray(array.placement, self.file, value)
 
-    def entries(self) -> Iterator[tuple[StoredArray, Mapping[object, object]]]:
+    def entries(self) -> Iterator[tuple[Piece, Mapping[object, object]]]:
         """Yield every parameter with its entry in the state."""
         state = self._dict(self.inner["state"], "state")
+        if len(state) != sum(map(len, self.grouped)):
+            found, wanted = len(state), sum(map(len, self.grouped))
+            raise BadCheckpointError(
+                f"{self.where}: state of {found} parameters, wanted {wanted}", _BELONG
+            )
         for group, members in zip(self.groups, self.grouped, strict=True):
             numbers = group.get("params")
             if not isinstance(numbers, list) or len(numbers) != len(members):
@@ -126,18 +155,26 @@ class _RankOptimizer:
                     _BELONG,
                 )
             for number, array in zip(numbers, members, strict=True):
-                yield array, self._dict(state.get(number), f"state of {array.placement.key}")
+                entry = self._dict(state.get(number), f"state of {array.placement.key}")
+                self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
+                yield array, entry
 
-    def moments(self, kind: State) -> list[StoredArray]:
-        """Return one moment of every parameter."""
+    @property
+    def kinds(self) -> tuple[State, ...]:
+        """The states that are kept for every parameter."""
+        return (State.MASTER, *MOMENTS) if self.half else MOMENTS
+
+    def pieces(self, kind: State) -> list[StoredArray]:
+        """Return one state of every parameter."""
+        if kind is State.MASTER:
+            return self._masters()
         return [self._record(entry.get(str(kind)), a, str(kind)) for a, entry in self.entries()]
 
-    def masters(self) -> list[StoredArray]:
-        """Return the float32 master of every parameter."""
+    def _masters(self) -> list[StoredArray]:
         stored = self.content[MASTERS]
-        if not isinstance(stored, list) or [len(group) for group in stored] != [
-            len(members) for members in self.grouped
-        ]:
+        wanted = [len(members) for members in self.grouped]
+        lists = isinstance(stored, list) and all(isinstance(group, list) for group in stored)
+        if not lists or [len(group) for group in stored] != wanted:
             raise BadCheckpointError(f"{self.where}: {MASTERS}: not one per parameter", _BELONG)
         return [
             self._record(record, array, "master")
@@ -161,10 +198,15 @@ class _RankOptimizer:
         )
 
 
-def module_order(checkpoint: Checkpoint, rank: tuple[int, int]) -> list[StoredArray]:
+def _state_dict(content: Mapping[object, object], key: str) -> Mapping[object, object]:
+    state = content[key]
+    assert isinstance(state, Mapping)
+    return state
+
+
+def module_order(checkpoint: Checkpoint, rank: tuple[int, int]) -> list[Piece]:
     """Return a rank's weights in the order of its modules: the order of its state dicts."""
-    root = checkpoint.files[rank].root
-    assert isinstance(root, dict)
+    content = checkpoint.contents.content(rank)
     own = {
         (array.placement.chunk, array.placement.key): array
         for array in checkpoint.reader.arrays
@@ -173,12 +215,32 @@ def module_order(checkpoint: Checkpoint, rank: tuple[int, int]) -> list[StoredAr
     return [
         own[chunk, str(key)]
         for chunk in range(checkpoint.layout.vpp)
-        for key in root[chunk_key(chunk, checkpoint.layout)]
+        for key in _state_dict(content, chunk_key(chunk, checkpoint.layout))
         if (chunk, key) in own
     ]
 
 
-def _step_value(optimizer: _RankOptimizer) -> object:
+RankOptimizer = _RankOptimizer | DistributedRank
+
+
+def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> RankOptimizer:
+    """Return the reader of a rank's optimizer state, of whichever kind it is."""
+    file, pieces = files.files[rank], module_order(checkpoint, rank)
+    content = files.content(rank).get("optimizer")
+    inner = content.get("optimizer") if isinstance(content, dict) else None
+    without_state = isinstance(inner, dict) and "state" not in inner
+    if (
+        isinstance(content, dict)
+        and without_state
+        and file.file.path.with_name(DISTRIBUTED).exists()
+    ):
+        split = checkpoint.config.tied and checkpoint.layout.pp > 1
+        cut = Cut(arguments_in(files.content(rank), str(file.file.path)), split)
+        return DistributedRank(file, content, files.open_beside(rank, DISTRIBUTED), pieces, cut)
+    return _RankOptimizer(file, pieces)
+
+
+def _step_value(optimizer: RankOptimizer) -> object:
     """Return the one step count of a rank. Raises BadCheckpointError if parameters differ in it."""
     values = set()
     for step in optimizer.steps():
@@ -194,6 +256,39 @@ def _step_value(optimizer: _RankOptimizer) -> object:
     return next(iter(values), None)
 
 
+def _settings(group: Group) -> dict[object, object]:
+    """Return what a param group says, but for its parameters and for numbers kept as tensors."""
+    return {k: v for k, v in group.items() if k != "params" and not isinstance(v, TensorRecord)}
+
+
+def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
+    """All ranks must have the same groups and have counted alike; one without layers has none."""
+    groups = [[_settings(group) for group in o.groups] for o in (optimizer, first)]
+    kinds = [(o.half, o.gradients) for o in (optimizer, first)]
+    if groups[0] != groups[1] or kinds[0] != kinds[1]:
+        raise BadCheckpointError(
+            f"{optimizer.where}: its param groups are unlike those of {first.where}",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+    if optimizer.steps() and _step_value(optimizer) != _step_value(first):
+        raise BadCheckpointError(
+            f"{optimizer.where}: another step count than {first.where}",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+
+
+def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
+    """Return the one dtype of a state. Raises BadCheckpointError if parameters differ in it."""
+    first = pieces[0]
+    for piece in pieces:
+        if piece.dtype != first.dtype:
+            raise BadCheckpointError(
+                f"{piece}: {kind} is {piece.dtype}, that of {first} is {first.dtype}",
+                "one state in several dtypes is not supported; --no-optimizer goes on without",
+            )
+    return first.dtype
+
+
 def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
 
@@ -202,25 +297,22 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """
     if "optimizer" not in checkpoint.carried:
         return checkpoint
-    ranks = {
-        rank: _RankOptimizer(file, module_order(checkpoint, rank))
-        for rank, file in checkpoint.files.items()
-    }
+    if not isinstance(checkpoint.contents, RankFiles):
+        raise UsageError(
+            f"{checkpoint.folder}: holds optimizer state as torch_dist, which is not read yet",
+            "pass --no-optimizer to go on without it",
+        )
+    files = checkpoint.contents
+    ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
     first = next(iter(ranks.values()))
     for optimizer in ranks.values():
-        same_groups = len(optimizer.groups) == len(first.groups)
-        if not same_groups or optimizer.half != first.half:
-            raise BadCheckpointError(f"{optimizer.where}: unlike that of {first.where}")
-        if _step_value(optimizer) != _step_value(first):
-            raise BadCheckpointError(f"{optimizer.where}: another step count than {first.where}")
-    kinds = (State.MASTER, *MOMENTS) if first.half else MOMENTS
+        _check_alike(optimizer, first)
     plain = {name: replace(t, shift=0.0) for name, t in checkpoint.reader.tensors.items()}
     readers = {}
-    for kind in kinds:
-        master = kind is State.MASTER
-        arrays = [a for o in ranks.values() for a in (o.masters() if master else o.moments(kind))]
-        tensors = checkpoint.reader.tensors if master else plain
+    for kind in first.kinds:
+        arrays = [piece for optimizer in ranks.values() for piece in optimizer.pieces(kind)]
+        tensors = checkpoint.reader.tensors if kind is State.MASTER else plain
         readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, arrays)
-    dtypes = {kind: reader.arrays[0].record.dtype for kind, reader in readers.items()}
-    state = replace(first.state(), dtypes=dtypes)
+    dtypes = {kind: _dtype(kind, reader.arrays) for kind, reader in readers.items()}
+    state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside))
     return replace(checkpoint, optimizer=state, state_readers=readers)

@@ -8,7 +8,7 @@ alone.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import written_arguments
@@ -16,17 +16,18 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.inert_values import (
     Global,
     OrderedMap,
-    Storage,
     TensorRecord,
     make_namespace,
     walk_tensors,
 )
 from flmgrow.formats.layout import Layout, Placement, placements
-from flmgrow.formats.megatron import FILE_NAME, TRACKER, arguments_of, chunk_key
+from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_in, chunk_key
+from flmgrow.formats.megatron_distributed import Cut, distributed_entry, flat_content
 from flmgrow.formats.megatron_optimizer import MASTERS, MOMENTS, by_group
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.tables.gpt import ROWS, Home
-from flmgrow.formats.torch_zip import TorchFile, new_tensor
+from flmgrow.formats.targets import TargetArray, TargetFile
+from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
@@ -39,32 +40,14 @@ _LAYER = "decoder.layers."
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
-@dataclass(frozen=True, eq=False)
-class TargetArray:
-    """An array to be produced: where it belongs, its dtype, and the storage that stands for it."""
-
-    placement: Placement
-    dtype: str
-    storage: Storage
-    state: State = State.WEIGHT
-
-
-@dataclass(frozen=True, eq=False)
-class TargetFile:
-    """A file to be written: its path below the output folder, its content, its arrays in order."""
-
-    path: str
-    root: object
-    arrays: tuple[TargetArray, ...]
-
-
 def _source_chunks(source: Checkpoint) -> Iterator[tuple[int, int, Mapping[object, object]]]:
     """Yield (pipeline rank, chunk, state dict) of the source's first tensor rank."""
     for pipeline in range(source.layout.pp):
-        root = source.files[0, pipeline].root
-        assert isinstance(root, dict)
+        content = source.contents.content((0, pipeline))
         for chunk in range(source.layout.vpp):
-            yield pipeline, chunk, root[chunk_key(chunk, source.layout)]
+            state = content[chunk_key(chunk, source.layout)]
+            assert isinstance(state, Mapping)
+            yield pipeline, chunk, state
 
 
 def extra_states(source: Checkpoint) -> dict[str, object]:
@@ -104,11 +87,13 @@ def _chunk_extra_states(
             yield f"{_LAYER}{layer - first}.{rest}", value
 
 
-def _arguments(source: Checkpoint, template: TorchFile, target: TargetModel) -> object:
-    old = arguments_of(template)
+def _arguments(template: Mapping[object, object], target: TargetModel) -> object:
+    old = arguments_in(template, "the source")
     new = written_arguments(old, target.config)
     new.update(written_layout(old, target.layout))
     new["padded_vocab_size"] = target.padded_vocab
+    if "ckpt_format" in new:
+        new["ckpt_format"] = "torch" if target.format == "megatron" else target.format
     if target.dtype is not None:
         new["params_dtype"] = Global("torch", target.dtype)
         new["bf16"] = target.dtype == "bfloat16"
@@ -186,22 +171,28 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
         target.layout.vpp,
     )
     without = () if target.optimizer is not None else _OPTIMIZER
+    moved = moved or target.format != "megatron" or source.format != "megatron"
     return [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
+
+
+def carried_content(source: Checkpoint, target: TargetModel) -> dict[object, object]:
+    """Return what every rank of a checkpoint shares: the new args, iteration, and so on."""
+    template = source.contents.content((0, 0))
+    rebuilt = {"args": _arguments(template, target)}
+    return _root(source, template, rebuilt, {}, dropped(source, target))
 
 
 def _root(
     source: Checkpoint,
-    template: TorchFile,
+    template: Mapping[object, object],
     rebuilt: Mapping[str, object],
     chunks: Mapping[str, object],
     left_out: Sequence[str],
-) -> OrderedMap | dict[object, object]:
+) -> dict[object, object]:
     """Rebuild a rank's content in the order of its template."""
-    content = template.root
-    assert isinstance(content, dict)
     model_keys = {chunk_key(chunk, source.layout) for chunk in range(source.layout.vpp)}
     result: dict[object, object] = {}
-    for key, value in content.items():
+    for key, value in template.items():
         if key in model_keys:
             result.update(chunks)
         elif key in rebuilt:
@@ -209,17 +200,19 @@ def _root(
         elif key not in left_out:
             if key not in source.carried and next(walk_tensors(value), None) is not None:
                 raise BadCheckpointError(
-                    f"{template.file.path}: {key}: holds tensors that flmgrow does not know",
+                    f"{source.folder}: {key}: holds tensors that flmgrow does not know",
                     "flmgrow drops nothing in silence; remove the entry or report it",
                 )
             result[key] = value
     return result
 
 
-def rank_path(layout: Layout, folder: str, tensor: int, pipeline: int) -> str:
+def rank_path(
+    layout: Layout, folder: str, tensor: int, pipeline: int, name: str = FILE_NAME
+) -> str:
     """Return the path of a rank's file below the checkpoint root, as Megatron-LM names it."""
     rank = f"mp_rank_{tensor:02d}" + (f"_{pipeline:03d}" if layout.pp > 1 else "")
-    return f"{folder}/{rank}/{FILE_NAME}"
+    return f"{folder}/{rank}/{name}"
 
 
 def folder_name(iteration: int | None) -> str:
@@ -248,7 +241,8 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
         by_rank[placement.tensor_rank, placement.pipeline_rank].append(placement)
     files = []
     for (tensor, pipeline), owned in by_rank.items():
-        template = source.files.get((tensor, pipeline), source.files[0, 0])
+        same = tensor < source.layout.tp and pipeline < source.layout.pp
+        template = source.contents.content((tensor, pipeline) if same else (0, 0))
         chunks: dict[str, OrderedMap] = {}
         arrays = []
         for chunk in range(target.layout.vpp):
@@ -261,12 +255,21 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
                 state[placement.key] = record
                 arrays.append(TargetArray(placement, dtype, record.storage))
             state.update(_chunk_extra_states(states, target, pipeline, chunk))
-        rebuilt = {"args": _arguments(source, template, target)}
-        if target.optimizer is not None:
-            builder = _OptimizerBuilder(target.optimizer, arrays)
+        rebuilt = {"args": _arguments(template, target)}
+        folder = folder_name(source.iteration)
+        optimizer = target.optimizer
+        if optimizer is not None and optimizer.gradient_dtype is not None:
+            rebuilt["optimizer"] = distributed_entry(optimizer)
+            split = target.config.tied and target.layout.pp > 1
+            cut = Cut(arguments_in(template, "the source"), split)
+            flat, inside_it = flat_content(optimizer, arrays, cut)
+            path = rank_path(target.layout, folder, tensor, pipeline, DISTRIBUTED)
+            files.append(TargetFile(path, flat, tuple(inside_it)))
+        elif optimizer is not None:
+            builder = _OptimizerBuilder(optimizer, arrays)
             rebuilt["optimizer"] = builder.content()
             arrays += builder.arrays
         root = _root(source, template, rebuilt, chunks, left_out)
-        path = rank_path(target.layout, folder_name(source.iteration), tensor, pipeline)
+        path = rank_path(target.layout, folder, tensor, pipeline)
         files.append(TargetFile(path, root, tuple(arrays)))
     return files

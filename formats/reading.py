@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -40,9 +40,27 @@ def as_bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
+class Piece(Protocol):
+    """A placement that was found in a file: an array whose bytes can be read."""
+
+    @property
+    def placement(self) -> Placement:
+        """Which boxes of which tensors it holds."""
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, by torch's name."""
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the array's bytes from byte ``offset`` on."""
+
+    def checksum(self) -> int | None:
+        """Return the CRC32 of its bytes if that is written down, else None."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoredArray:
-    """A placement that was found: the tensor record behind it, and the file both are in."""
+    """A piece that is one tensor record of a torch file."""
 
     placement: Placement
     file: TorchFile
@@ -51,13 +69,38 @@ class StoredArray:
     def __str__(self) -> str:
         return f"{self.file.file.path}: {self.placement.key}"
 
+    @property
+    def dtype(self) -> str:
+        """Its dtype, by torch's name."""
+        return self.record.dtype
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the array's bytes from byte ``offset`` on."""
+        try:
+            self.file.read_into(self.record.storage, self.record.offset + offset, target)
+        except BadCheckpointError as error:
+            what = f"{error.message} (it holds {self.placement.key})"
+            raise BadCheckpointError(what, error.hint) from None
+
+    def checksum(self) -> int | None:
+        """Return the CRC32 of its bytes: that of its record, if it fills one."""
+        storage = self.record.storage
+        return storage.crc if self.record.nbytes == storage.nbytes else None
+
+
+def read_whole(piece: Piece) -> Array:
+    """Return all values of a piece, in its stored shape."""
+    values = np.empty(piece.placement.shape, DTYPES[piece.dtype])
+    piece.read_into(0, as_bytes(values))
+    return values
+
 
 @dataclass(frozen=True, slots=True)
 class _Located:
-    """A segment's box, and where its bytes begin inside the storage."""
+    """A segment's box, and where its bytes begin inside the piece."""
 
     box: Box
-    array: StoredArray
+    piece: Piece
     offset: int
 
 
@@ -65,8 +108,8 @@ def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ..
     """Yield (where inside ``wanted``, values) in blocks of rows along the segment's first long
     axis.
     """
-    array, shape = located.array, located.box.shape
-    dtype = DTYPES[array.record.dtype]
+    piece, shape = located.piece, located.box.shape
+    dtype = DTYPES[piece.dtype]
     cuts = wanted.relative_to(located.box)
     lead = next((i for i, extent in enumerate(shape) if extent > 1), len(shape) - 1)
     row = prod(shape[lead + 1 :])
@@ -74,12 +117,7 @@ def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ..
     for low in range(cuts[lead].start, cuts[lead].stop, step):
         high = min(low + step, cuts[lead].stop)
         values = np.empty((high - low, *shape[lead + 1 :]), dtype)
-        begin = located.offset + low * row * dtype.itemsize
-        try:
-            array.file.read_into(array.record.storage, begin, as_bytes(values))
-        except BadCheckpointError as error:
-            what = f"{error.message} (it holds {array.placement.key})"
-            raise BadCheckpointError(what, error.hint) from None
+        piece.read_into(located.offset + low * row * dtype.itemsize, as_bytes(values))
         inside = values[(slice(None), *cuts[lead + 1 :])]
         rows = slice(low - cuts[lead].start, high - cuts[lead].start)
         yield (*(slice(None),) * lead, rows), inside.reshape((*(1,) * lead, *inside.shape))
@@ -93,24 +131,24 @@ class LogicalReader:
     """
 
     def __init__(
-        self, tensors: Mapping[str, LogicalTensor], sizes: Sizes, arrays: Iterable[StoredArray]
+        self, tensors: Mapping[str, LogicalTensor], sizes: Sizes, arrays: Iterable[Piece]
     ) -> None:
         self.tensors = tensors
         self._sizes = sizes
         self.arrays = tuple(arrays)
         self._located: dict[tuple[str, int], list[_Located]] = defaultdict(list)
-        self._replicas: dict[tuple[str, Box], list[StoredArray]] = {}
+        self._replicas: dict[tuple[str, Box], list[Piece]] = {}
         self._dtypes: dict[str, np.dtype[Any]] = {}
         for array in self.arrays:
             self._index(array)
 
-    def _index(self, array: StoredArray) -> None:
-        dtype = DTYPES.get(array.record.dtype)
+    def _index(self, array: Piece) -> None:
+        dtype = DTYPES.get(array.dtype)
         if dtype is None:
             raise BadCheckpointError(
-                f"{array}: dtype {array.record.dtype}, wanted one of {', '.join(DTYPES)}"
+                f"{array}: dtype {array.dtype}, wanted one of {', '.join(DTYPES)}"
             )
-        offset = array.record.offset
+        offset = 0
         for number, segment in enumerate(array.placement.segments()):
             if number == 0:
                 same = self._replicas.setdefault((segment.tensor, segment.box), [])
@@ -137,7 +175,7 @@ class LogicalReader:
         """Return the full shape of tensor ``name``, the vocabulary with its padding."""
         return self.tensors[name].shape(self._sizes)
 
-    def replicas(self) -> list[list[StoredArray]]:
+    def replicas(self) -> list[list[Piece]]:
         """Return the groups of two or more arrays that must hold the same values."""
         return [group for group in self._replicas.values() if len(group) > 1]
 

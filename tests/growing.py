@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.layout import Layout
-from flmgrow.formats.megatron import open_megatron
-from flmgrow.formats.reading import Array
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.reading import Array, read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth
@@ -56,7 +56,7 @@ def grow_checkpoint(
     dtype: str | None = None,
 ) -> Plan:
     """Grow or reshard the checkpoint at ``source`` into ``out`` and return the plan that was."""
-    with open_megatron(source) as opened:
+    with open_checkpoint(source) as opened:
         plan = make_plan(opened, target or Target(), wish or LayoutWish(), dtype=dtype)
         with _no_waiting_for_the_disk():
             Executor(plan, execution or Execution()).run(out)
@@ -66,7 +66,7 @@ def grow_checkpoint(
 def carry_out(source: Path, out: Path, growth: Growth) -> Path:
     """Carry out a growth of one's own, onto one rank; the vocabulary stays."""
     layout = Layout(1, 1, 1, (growth.new.layers,))
-    with open_megatron(source) as opened:
+    with open_checkpoint(source) as opened:
         plan = plan_growth(opened, growth, layout, opened.padded_vocab)
         with _no_waiting_for_the_disk():
             Executor(plan, Execution()).run(out)
@@ -81,7 +81,7 @@ def tokens_for(vocab: int, length: int = 12, batch: int = 2) -> Tensor:
 
 def checkpoint_logits(path: Path, tokens: Tensor) -> Tensor:
     """Return the float64 logits of a checkpoint, with the masks its manifest declares."""
-    with open_megatron(path) as opened:
+    with open_checkpoint(path) as opened:
         masks = unit_masks(masks_of(opened), opened, torch.float64)
         weights = CheckpointWeights(opened, torch.float64)
         return logits(opened.config, weights, tokens, masks)
@@ -89,17 +89,17 @@ def checkpoint_logits(path: Path, tokens: Tensor) -> Tensor:
 
 def stored_arrays(path: Path) -> dict[str, Array]:
     """Return every logical tensor in full, as stored, padding included."""
-    with open_megatron(path) as opened:
+    with open_checkpoint(path) as opened:
         reader = opened.reader
         return {n: reader.read(n, full_box(reader.shape(n))) for n in reader.tensors}
 
 
 def rank_arrays(path: Path) -> dict[str, bytes]:
     """Return the bytes of every stored array, replicas included, by rank, chunk and key."""
-    with open_megatron(path) as opened:
+    with open_checkpoint(path) as opened:
         return {
             f"{a.placement.tensor_rank} {a.placement.pipeline_rank} {a.placement.chunk} "
-            f"{a.placement.key}": a.file.read(a.record.storage, a.record.offset, a.record.nbytes)
+            f"{a.placement.key}": read_whole(a).tobytes()
             for a in opened.reader.arrays
         }
 

@@ -21,7 +21,10 @@ from test_structure import FOLDERS, ROOT, find_modules
 
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [ROOT / "docs" / "guides" / f"{name}.md" for name in ("grow", "reshard", "verify")]
-CONCEPTS = [ROOT / "docs" / "concepts" / f"{name}.md" for name in ("axes-and-roles", "masks")]
+CONCEPTS = [
+    ROOT / "docs" / "concepts" / f"{name}.md"
+    for name in ("axes-and-roles", "masks", "optimizer-state")
+]
 REFERENCE = "docs/reference/cli.md"
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -120,6 +123,7 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     layout = even(CONFIGS["llama"], tp=2, pp=2)
     make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
+    make_checkpoint(tmp_path / "ckpt-adam", "llama", layout, dtype="bfloat16", optimizer=True)
     for text in blocks(page, "yaml"):
         (tmp_path / "target.yaml").write_text(text, encoding="utf-8")
         assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0

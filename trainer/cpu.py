@@ -47,6 +47,8 @@ def patch_megatron() -> None:
     _keep_outputs_being_sent()
     _norms_under_sequence_parallelism()
     _expect_one_generator()
+    _count_steps_of_each_parameter()
+    _load_shards_into_torchs_adam()
 
 
 def _replace(owner: Any, name: str, new: Any) -> Any:
@@ -191,3 +193,33 @@ def _expect_one_generator() -> None:
         return "CPU RNG state changed within GPU RNG context" not in record.getMessage()
 
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(expected)
+
+
+def _count_steps_of_each_parameter() -> None:
+    # Without Transformer Engine and Apex, a loaded DistributedOptimizer gives all parameters one
+    # and the same ``step``, which torch's AdamW counts up once per parameter: after a resume the
+    # bias correction is wrong, without an error.
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    def load(optimizer: Any, state: Any) -> None:
+        loaded(optimizer, state)
+        for entry in optimizer.optimizer.state.values():
+            entry["step"] = entry["step"].clone()
+
+    loaded = _replace(DistributedOptimizer, "load_state_dict", load)
+
+
+def _load_shards_into_torchs_adam() -> None:
+    # distrib_optim.pt holds no ``step``, which torch's AdamW keeps beside the moments and is then
+    # looked for (KeyError); and float32 shards are leaves, which autograd will not have changed.
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    @torch.no_grad()
+    def copy(optimizer: Any, parameter: Any, tensors: Any) -> None:
+        group, place = optimizer.model_param_group_index_map[parameter]
+        main = optimizer.optimizer.param_groups[group]["params"][place]
+        for name, value in {"param": main, **optimizer.optimizer.state[main]}.items():
+            if name in tensors:
+                value.copy_(tensors[name])
+
+    _replace(DistributedOptimizer, "_set_main_param_and_optimizer_states", copy)

@@ -217,6 +217,15 @@ PipelineLayers = Annotated[
         rich_help_panel=_LAYOUT,
     ),
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="megatron|torch_dist",
+        help="Format of the result; the source's if not given.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

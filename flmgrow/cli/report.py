@@ -144,9 +144,10 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Return what a checkpoint is, as name and value."""
     iteration = "release" if checkpoint.iteration is None else str(checkpoint.iteration)
     naming = "Transformer Engine names" if checkpoint.fused else "local names"
+    kind = {"megatron": "Megatron (torch)", "torch_dist": "Megatron (torch_dist)"}
     return [
         ("path", str(checkpoint.folder)),
-        ("format", f"Megatron (torch), {naming}"),
+        ("format", f"{kind[checkpoint.format]}, {naming}"),
         ("iteration", iteration),
         ("model", model_text(checkpoint.config)),
         ("kind", kind_text(checkpoint.config)),
@@ -157,7 +158,7 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
             "vocabulary",
             f"{checkpoint.config.vocab}, stored {checkpoint.padded_vocab} with padding",
         ),
-        ("files", f"{len(checkpoint.files)}, {size(checkpoint.nbytes)}"),
+        ("files", f"{checkpoint.contents.count}, {size(checkpoint.nbytes)}"),
         ("also holds", ", ".join(checkpoint.carried.values()) or "nothing else"),
     ]
 

@@ -20,6 +20,7 @@ def reshard(
     replicated: options.Replicated = "check",
     no_optimizer: options.NoOptimizer = False,
     allow_nonfinite: options.AllowNonfinite = False,
+    file_format: options.Format = None,
     dtype: options.Dtype = None,
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
@@ -49,6 +50,7 @@ def reshard(
             Target(),
             wish,
             dtype=dtype,
+            file_format=file_format,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
         )

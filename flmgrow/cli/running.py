@@ -12,7 +12,7 @@ from flmgrow.cli import report
 from flmgrow.cli.options import parse_size
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
@@ -28,7 +28,7 @@ class Reading:
 
     def open(self, path: Path) -> Checkpoint:
         """Open the checkpoint at ``path``; the caller closes it."""
-        return open_megatron(path, self.iteration, self.ignore_arg or (), self.true_vocab_size)
+        return open_checkpoint(path, self.iteration, self.ignore_arg or (), self.true_vocab_size)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,23 @@ last.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.megatron_writing import TargetArray, TargetFile, tracker
+from flmgrow.formats.files import Bytes
+from flmgrow.formats.inert_values import Storage
+from flmgrow.formats.megatron_writing import tracker
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
-from flmgrow.formats.torch_zip import TorchFileWriter, source_chunks
+from flmgrow.formats.targets import NewFile, TargetArray
 from flmgrow.model.axes import Box, split
+from flmgrow.model.states import State
 from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
 from flmgrow.surgery.output import OutputFolder
 from flmgrow.surgery.plan import Plan
@@ -127,34 +130,44 @@ class Executor:
             + "the source is damaged or has diverged; --allow-nonfinite carries them over",
         )
 
-    def blocks(self, pool: ThreadPoolExecutor, array: TargetArray) -> Iterator[Array]:
-        """Yield the values of an array in storage order, computed ahead by the pool."""
+    def blocks(
+        self, pool: ThreadPoolExecutor, storage: Storage, arrays: Sequence[TargetArray]
+    ) -> Iterator[Array]:
+        """Yield the values of a storage from front to back, computed ahead by the pool.
+
+        ``arrays`` fill it, in this order; what lies between them is zero.
+        """
         limit = self.execution.block_elements
+        dtype = DTYPES[arrays[0].dtype]
+
+        def gap(start: int, stop: int) -> Iterator[Callable[[], Array]]:
+            assert start <= stop, "arrays overlap"
+            for low in range(start, stop, limit):
+                yield partial(np.zeros, min(limit, stop - low), dtype)
 
         def tasks() -> Iterator[Callable[[], Array]]:
-            for segment in array.placement.segments():
-                for box in split(segment.box, limit):
-                    yield partial(self._block, array, segment.tensor, box)
+            position = 0
+            for array in arrays:
+                yield from gap(position, array.start)
+                for segment in array.placement.segments():
+                    for box in split(segment.box, limit):
+                        yield partial(self._block, array, segment.tensor, box)
+                position = array.stop
+            yield from gap(position, storage.nbytes // dtype.itemsize)
 
         return in_order(pool, tasks(), self.execution.workers + 1)
 
-    def _write(self, pool: ThreadPoolExecutor, file: TargetFile, folder: OutputFolder) -> None:
-        size = self.plan.file_sizes[file.path]
-        arrays = {id(array.storage): array for array in file.arrays}
-        with folder.file(file.path, size) as output:
+    def _write(self, pool: ThreadPoolExecutor, file: NewFile, folder: OutputFolder) -> None:
+        def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
+            return map(as_bytes, self.blocks(pool, storage, arrays))
 
-            def write(data: Any) -> None:
+        with folder.file(file.path, self.plan.file_sizes[file.path]) as output:
+
+            def write(data: Bytes) -> None:
                 output.write(data)
                 self.execution.progress(memoryview(data).nbytes)
 
-            writer = TorchFileWriter(file.root, write)
-            for storage in writer.storages:
-                array = arrays.get(id(storage))
-                if array is None:
-                    writer.write_storage(storage, source_chunks(storage))
-                else:
-                    writer.write_storage(storage, map(as_bytes, self.blocks(pool, array)))
-            writer.finish()
+            file.produce(write, fill)
 
     def run(self, destination: Path) -> dict[str, object]:
         """Write the checkpoint to ``destination`` and return its manifest.
@@ -166,8 +179,10 @@ class Executor:
         plan, execution = self.plan, self.execution
         drift = [
             line
-            for reader in plan.source.readers.values()
-            for line in check_replicas(reader, execution.replicated)
+            for state, reader in plan.source.readers.items()
+            for line in check_replicas(
+                reader, execution.replicated, "" if state is State.WEIGHT else state
+            )
         ]
         options = {
             **plan.options,
@@ -196,7 +211,7 @@ class Executor:
         with ThreadPoolExecutor(execution.workers, "flmgrow") as pool:
             for file in remaining:
                 self._write(pool, file, folder)
-        plan.source.check_unchanged()
+        plan.source.contents.check_unchanged()
         records = [folder.finished[file.path] for file in plan.files]
         with np.errstate(all="ignore"):
             spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)

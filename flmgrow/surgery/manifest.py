@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -29,21 +27,6 @@ MAX_BYTES = 64 << 20
 Json = dict[str, Any]
 
 
-def digest_of(source: Checkpoint) -> str:
-    """Return a digest of a checkpoint's content, from the CRC32 sums its files carry (or, without,
-    all bytes).
-    """
-    digest = xxhash.xxh3_128()
-    for rank, file in sorted(source.files.items()):
-        digest.update(repr(rank).encode())
-        if not file.has_checksums:
-            for piece in file.file.chunks(0, file.file.size):
-                digest.update(piece)
-        for name, record in sorted(file.records.items()):
-            digest.update(f"{name}:{record.nbytes}:{record.crc}".encode())
-    return digest.hexdigest()
-
-
 def source_runs(axis_map: AxisMap) -> list[Json]:
     """Return runs of new indices: ``new`` [start, stop), and their ``old`` start or ``fresh``."""
     return [
@@ -57,13 +40,15 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
     growth = plan.growth
     return {
         "flmgrow": __version__,
-        "source": digest_of(plan.source),
+        "source": plan.source.contents.digest(),
         "model": asdict(plan.target.config),
         "layout": asdict(plan.target.layout),
         "dtype": plan.target.dtype,
+        "format": plan.target.format,
         "methods": dict(growth.methods),
         "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
         "seed": growth.seed,
+        "optimizer": _optimizer(plan),
         "options": dict(options),
     }
 
@@ -82,7 +67,7 @@ def describe(
     return {
         "manifest_version": VERSION,
         "flmgrow": __version__,
-        "format": "megatron",
+        "format": plan.target.format,
         "iteration": source.iteration,
         "parameters": new,
         "model": asdict(plan.target.config),
@@ -91,7 +76,7 @@ def describe(
         "dtype": plan.target.dtype or source.dtype,
         "source": {
             "name": source.path.resolve().name,
-            "digest": digest_of(source),
+            "digest": source.contents.digest(),
             "parameters": old,
             "model": asdict(source.config),
             "layout": asdict(source.layout),

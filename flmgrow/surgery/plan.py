@@ -14,8 +14,9 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
 from flmgrow.formats.megatron_optimizer import with_optimizer
-from flmgrow.formats.megatron_writing import TargetFile, dropped, target_files
-from flmgrow.formats.torch_zip import TorchFileWriter
+from flmgrow.formats.megatron_writing import dropped
+from flmgrow.formats.targets import NewFile
+from flmgrow.formats.writing import described_files
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
@@ -57,7 +58,7 @@ class Plan:
     growth: Growth
     target: TargetModel
     tensors: Mapping[str, LogicalTensor]
-    files: tuple[TargetFile, ...]
+    files: tuple[NewFile, ...]
     file_sizes: Mapping[str, int]
     counts: Mapping[str, Counts]
     dropped: tuple[str, ...] = ()
@@ -90,6 +91,7 @@ def make_plan(
     wish: LayoutWish,
     *,
     dtype: str | None = None,
+    file_format: str | None = None,
     drop_optimizer: bool = False,
     pending: Mapping[Dimension, Mask] | None = None,
     bake: Mapping[Dimension, float] | None = None,
@@ -112,7 +114,7 @@ def make_plan(
     growth = _with_pending(growth, pending)
     if bake is not None:
         growth = baked(growth, bake)
-    return plan_growth(source, growth, layout, padded, dtype)
+    return plan_growth(source, growth, layout, padded, dtype, file_format)
 
 
 def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
@@ -135,9 +137,17 @@ def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
 
 
 def plan_growth(
-    source: Checkpoint, growth: Growth, layout: Layout, padded_vocab: int, dtype: str | None = None
+    source: Checkpoint,
+    growth: Growth,
+    layout: Layout,
+    padded_vocab: int,
+    dtype: str | None = None,
+    file_format: str | None = None,
 ) -> Plan:
-    """Return the plan that carries out ``growth`` into ``layout``."""
+    """Return the plan that carries out ``growth`` into ``layout``; the source's format unless
+    told.
+    """
+    _check_masters(source, dtype)
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
     model = TargetModel(
@@ -147,8 +157,9 @@ def plan_growth(
         dtype=None if dtype == source.dtype else dtype,
         donors=tuple(donors),
         optimizer=_reset(source.optimizer) if growth.moments == "reset" else source.optimizer,
+        format=file_format or source.format,
     )
-    files = tuple(target_files(source, model))
+    files = tuple(described_files(source, model))
     tensors = logical_tensors(growth.new)
     sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}
     counts = {
@@ -161,7 +172,7 @@ def plan_growth(
         target=model,
         tensors=tensors,
         files=files,
-        file_sizes={file.path: _file_size(file) for file in files},
+        file_sizes={file.path: file.total_size for file in files},
         counts=counts,
         dropped=(*dropped(source, model), *_unused(source, growth)),
     )
@@ -169,8 +180,16 @@ def plan_growth(
     return plan
 
 
-def _file_size(file: TargetFile) -> int:
-    return TorchFileWriter(file.root, lambda _: None).total_size
+def _check_masters(source: Checkpoint, dtype: str | None) -> None:
+    """Float32 masters lie beside 16-bit weights and no others: a cast must not part with them."""
+    if source.optimizer is None or dtype in (None, source.dtype):
+        return
+    half = ("bfloat16", "float16")
+    if (source.dtype in half) != (dtype in half):
+        raise UsageError(
+            f"--dtype {dtype}: the optimizer state of {source.dtype} weights is of another kind",
+            "leave the dtype, or pass --no-optimizer",
+        )
 
 
 def _unused(source: Checkpoint, growth: Growth) -> list[str]:

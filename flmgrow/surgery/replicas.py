@@ -9,39 +9,31 @@ ones are read and measured.
 import numpy as np
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.reading import DTYPES, Array, LogicalReader, StoredArray
+from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, read_whole
 
 
-def _raw(array: StoredArray) -> Array:
-    record = array.record
-    data = array.file.read(record.storage, record.offset, record.nbytes)
-    return np.frombuffer(data, np.uint8)
-
-
-def _own_record(array: StoredArray) -> bool:
-    return array.record.nbytes == array.record.storage.nbytes
-
-
-def _equal(a: StoredArray, b: StoredArray) -> bool:
-    if a.record.dtype != b.record.dtype:
+def _equal(a: Piece, b: Piece) -> bool:
+    if a.dtype != b.dtype:
         return False
-    if _own_record(a) and _own_record(b) and a.record.storage.crc is not None:
-        return a.record.storage.crc == b.record.storage.crc
-    return bool(np.array_equal(_raw(a), _raw(b)))
+    sums = a.checksum(), b.checksum()
+    if None not in sums:
+        return sums[0] == sums[1]
+    return bytes(as_bytes(read_whole(a))) == bytes(as_bytes(read_whole(b)))
 
 
-def _difference(a: StoredArray, b: StoredArray) -> str:
-    if a.record.dtype != b.record.dtype:
-        return f"dtype {a.record.dtype} and {b.record.dtype}"
-    values = [_raw(x).view(DTYPES[x.record.dtype]).astype(np.float64) for x in (a, b)]
+def _difference(a: Piece, b: Piece) -> str:
+    if a.dtype != b.dtype:
+        return f"dtype {a.dtype} and {b.dtype}"
+    values = [read_whole(x).astype(np.float64) for x in (a, b)]
     with np.errstate(invalid="ignore"):  # infinity less infinity is not equal, and not a number
         gap = np.abs(values[0] - values[1])
     return f"{int((gap != 0).sum())} of {gap.size} entries differ, by up to {gap.max():.3g}"
 
 
-def check_replicas(reader: LogicalReader, mode: str = "check") -> list[str]:
+def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> list[str]:
     """Compare all replicas; return a line for each difference where ``mode`` is rank0.
 
+    ``of`` names the state that the reader reads, if it is not the weights.
     Raises BadCheckpointError at the first difference where ``mode`` is check.
     """
     if mode not in ("check", "rank0"):
@@ -51,7 +43,8 @@ def check_replicas(reader: LogicalReader, mode: str = "check") -> list[str]:
         for other in others:
             if _equal(first, other):
                 continue
-            line = f"{other}: not equal to {first}: {_difference(first, other)}"
+            state = f"{of} of " if of else ""
+            line = f"{other}: not equal to {first}: {state}{_difference(first, other)}"
             if mode == "check":
                 raise BadCheckpointError(
                     line, "replicas have drifted apart; --replicated rank0 takes the first rank's"

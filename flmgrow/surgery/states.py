@@ -18,10 +18,12 @@ from flmgrow.surgery.values import GrownValues
 def _reader(source: Checkpoint, growth: Growth, state: State) -> LogicalReader:
     """Where a state's old values come from: a growth computes weights from the float32 masters.
 
-    Without a growth they are copied as they are, so that resharding is bit-equal.
+    Without one (and without masks to bake) they are copied as they are, so that resharding is
+    bit-equal.
     """
     readers = source.readers
-    computed = state is State.WEIGHT and bool(growth.methods)
+    changed = growth.new != growth.old or any(m.gate for m in growth.maps.values())
+    computed = state is State.WEIGHT and changed
     return readers.get(State.MASTER, readers[state]) if computed else readers[state]
 
 

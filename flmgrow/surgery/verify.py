@@ -21,7 +21,7 @@ from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.megatron_optimizer import with_optimizer
-from flmgrow.formats.reading import Array, StoredArray, as_bytes
+from flmgrow.formats.reading import Array, Piece, as_bytes
 from flmgrow.model.axes import Axis, Box, split
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
@@ -34,7 +34,6 @@ from flmgrow.surgery.integrity import FileRecord, verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
     Json,
-    digest_of,
     encode,
     manifest_of,
     masks_of,
@@ -118,14 +117,13 @@ def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
 def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress) -> Check:
     name = f"checksums of {checkpoint.path.name}"
     try:
-        for file in checkpoint.files.values():
-            file.verify(progress)
+        sums = checkpoint.contents.verify(progress)
         records = [FileRecord(**record) for record in (manifest or {}).get("files", [])]
         verify_files(checkpoint.path, records)
     except BadCheckpointError as error:
         return Check(name, False, error.message)
-    sums = "CRC32" + (" and xxh3" if records else "")
-    return Check(name, True, f"{sums} of {len(checkpoint.files)} files match")
+    sums += " and xxh3" if records else ""
+    return Check(name, True, f"{sums} of {checkpoint.contents.count} files match")
 
 
 def _elements(
@@ -133,8 +131,10 @@ def _elements(
 ) -> Check:
     """Derive every element of the result again from the source, and compare the bits."""
     values = ModelValues(growth, source, init_std)
+    if lost := source.readers.keys() - result.readers.keys():
+        return Check("elements", False, f"{result.folder}: has no {', '.join(sorted(lost))}")
 
-    def compare_box(state: State, array: StoredArray, name: str, box: Box) -> tuple[str, int]:
+    def compare_box(state: State, array: Piece, name: str, box: Box) -> tuple[str, int]:
         found = result.readers[state].read(name, box)
         wanted = values.box(state, name, box, found.dtype)
         same = bytes(as_bytes(found)) == bytes(as_bytes(np.ascontiguousarray(wanted)))
@@ -278,7 +278,7 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
         if not all(check.passed for check in checks):
             return checks
     growth = None
-    if manifest is not None and manifest["source"]["digest"] == digest_of(source):
+    if manifest is not None and manifest["source"]["digest"] == source.contents.digest():
         growth = growth_from_manifest(source, manifest)
         checks.append(_model(result, growth))
         if how.elements:
@@ -304,7 +304,7 @@ def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
     return {
         "flmgrow": __version__,
         "source": source.path.resolve().name,
-        "source_digest": digest_of(source),
+        "source_digest": source.contents.digest(),
         "equal": all(check.passed is not False for check in checks),
         "checks": [
             {"name": c.name, "passed": c.passed, "detail": c.detail, **c.numbers} for c in checks

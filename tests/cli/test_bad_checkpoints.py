@@ -1,5 +1,6 @@
 """Arguments that contradict the weights or are not understood, and values that are none."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -207,14 +208,19 @@ def test_means_of_what_is_not_finite_raise_no_warnings(tmp_path: Path, name: str
 
 def test_optimizer_state_is_dropped_only_when_told(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "tele", optimizer=True)
-    expand_refused(source, 2, "holds optimizer state.*pass --no-optimizer")
-    accepted("expand", source, tmp_path / "out", *GROW, "--no-optimizer")
+    accepted("expand", source, tmp_path / "carried", *GROW)
+    outcome = accepted("expand", source, tmp_path / "out", *GROW, "--no-optimizer")
+    assert "note: left out: optimizer" in outcome.err
+    found = [json.loads((tmp_path / n / "flmgrow.json").read_text()) for n in ("carried", "out")]
+    assert [manifest["optimizer"] for manifest in found] == ["keep", "dropped"]
+    assert found[1]["dropped"] == ["optimizer", "opt_param_scheduler"]
 
 
 def test_a_distributed_optimizers_file_is_dropped_only_when_told(source: Path) -> None:
     for file in rank_files(source):
         (file.parent / "distrib_optim.pt").write_bytes(b"state")
-    expand_refused(source, 2, "holds optimizer state.*pass --no-optimizer")
+    says = "mp_rank_00_000/model_optim_rng.pt: .*distributed optimizer.*--no-optimizer"
+    expand_refused(source, 3, says)
     accepted("expand", source, source.parent / "out", *GROW, "--no-optimizer")
 
 

@@ -3,56 +3,24 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from growing_arrays import Arrays, grown
 from pico import CONFIGS, logical_weights
 from pico_model import DictWeights
 from torch.nn import functional
 
-from flmgrow.formats.reading import LogicalReader
-from flmgrow.model.axes import Box, full_box
+from flmgrow.model.axes import full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth, moves
 from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
-from flmgrow.surgery.values import GrownValues
 
-Arrays = dict[str, NDArray[np.float64]]
 EXACT = 1e-10
-
-
-class WholeArrays:
-    """A reader over arrays in memory; as moments have no shift, its tensors have none."""
-
-    def __init__(self, config: ModelConfig, arrays: Arrays, shifted: bool) -> None:
-        self.arrays = arrays
-        self.tensors = {
-            name: tensor if shifted else replace(tensor, shift=0.0)
-            for name, tensor in logical_tensors(config).items()
-        }
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.arrays[name].shape
-
-    def read(self, name: str, box: Box) -> NDArray[np.float64]:
-        return self.arrays[name][tuple(slice(*span) for span in box.ranges)]
-
-
-def grown(growth: Growth, arrays: Arrays, shifted: bool) -> Arrays:
-    reader = WholeArrays(growth.old, arrays, shifted)
-    values = GrownValues(growth, cast(LogicalReader, reader))
-    result = {}
-    for name, tensor in logical_tensors(growth.new).items():
-        whole = full_box(tensor.shape(growth.new.sizes))
-        plain = tensor if shifted else replace(tensor, shift=0.0)
-        result[name] = values.box(plain, whole, np.dtype(np.float64))
-    return result
 
 
 def gradients(config: ModelConfig, arrays: Arrays) -> Arrays:
@@ -132,6 +100,17 @@ def test_the_two_exceptions_are_approximations(growth: str) -> None:
     else:
         off = error(growth_of("gpt", "zero", hidden=17))
     assert 1e-6 < off < 1.0
+
+
+def test_untied_tables_keep_the_sum_of_both_uses() -> None:
+    """What the third exception says: neither the head's gradient nor the embedding's, but both."""
+    config = CONFIGS["llama"]
+    growth = grow(config, Target(untie=True), config.vocab, config.vocab)
+    moved = grown(moment_growth(growth, 1), gradients(config, logical_weights(config)), False)
+    true = gradients(growth.new, grown(growth, logical_weights(config), True))
+    assert np.abs(moved["head"] - true["head"]).max() > 0.5 * np.abs(true["head"]).max()
+    np.testing.assert_array_equal(moved["head"], moved["embedding"])
+    np.testing.assert_allclose(moved["head"], true["head"] + true["embedding"], atol=1e-12)
 
 
 def test_unscaled_moments_are_wrong() -> None:

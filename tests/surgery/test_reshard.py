@@ -189,7 +189,7 @@ def test_extra_state_follows_its_layer(tmp_path: Path) -> None:
     )
     grow_checkpoint(a, tmp_path / "b", Target(layers=6), LayoutWish(tp=1, pp=1))
     with open_megatron(tmp_path / "b") as opened:
-        root = opened.files[0, 0].root
+        root = opened.contents.content((0, 0))
         assert isinstance(root, dict)
         state = root["model"]
     names = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1")

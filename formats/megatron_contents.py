@@ -1,0 +1,86 @@
+"""The files of a legacy Megatron checkpoint: one torch file per (tensor rank, pipeline rank)."""
+
+from collections.abc import Callable, Mapping
+
+import xxhash
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_zip import TorchFile
+
+RankKey = tuple[int, int]
+
+
+def content_of(file: TorchFile) -> Mapping[object, object]:
+    """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""
+    if not isinstance(file.root, dict):
+        raise BadCheckpointError(
+            f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict"
+        )
+    return file.root
+
+
+def digest_files(files: Mapping[RankKey, TorchFile]) -> str:
+    """Return a digest of the CRC32 sums the files carry, or of all bytes without them."""
+    digest = xxhash.xxh3_128()
+    for rank, file in sorted(files.items()):
+        digest.update(repr(rank).encode())
+        if not file.has_checksums:
+            for piece in file.file.chunks(0, file.file.size):
+                digest.update(piece)
+        for name, record in sorted(file.records.items()):
+            digest.update(f"{name}:{record.nbytes}:{record.crc}".encode())
+    return digest.hexdigest()
+
+
+class RankFiles:
+    """Opened rank files; the first is that of rank (0, 0).
+
+    ``beside`` are files that lie beside them, opened when the optimizer's state is asked for.
+    """
+
+    def __init__(self, files: Mapping[RankKey, TorchFile]) -> None:
+        self.files = files
+        self.beside: dict[RankKey, TorchFile] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all files."""
+        return sum(file.file.size for file in self.files.values())
+
+    @property
+    def count(self) -> int:
+        """The number of files."""
+        return len(self.files)
+
+    def content(self, rank: RankKey) -> Mapping[object, object]:
+        """Return what a rank's file holds."""
+        return content_of(self.files[rank])
+
+    def digest(self) -> str:
+        """Return a digest of the rank files, whatever lies beside them."""
+        return digest_files(self.files)
+
+    def open_beside(self, rank: RankKey, name: str) -> TorchFile:
+        """Open the file called ``name`` in the folder of a rank's own; closed with the others."""
+        if rank not in self.beside:
+            self.beside[rank] = TorchFile(self.files[rank].file.path.with_name(name))
+        return self.beside[rank]
+
+    def _opened(self) -> list[TorchFile]:
+        return [*self.files.values(), *self.beside.values()]
+
+    def verify(self, progress: Callable[[int], object]) -> str:
+        """Check every CRC32. Raises BadCheckpointError, naming file and record."""
+        for file in self.files.values():
+            file.verify(progress)
+        return "CRC32"
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpointError if a file was changed since it was opened."""
+        for file in self._opened():
+            file.file.check_unchanged()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._opened():
+            file.close()

@@ -1,0 +1,28 @@
+"""Recognising a checkpoint's format and opening it."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.megatron import iteration_folder, open_megatron, root_folder
+from flmgrow.formats.torch_dist import open_torch_dist
+
+_DISTRIBUTED = ("metadata.json", ".metadata")
+
+
+def open_checkpoint(
+    path: Path,
+    iteration: int | None = None,
+    ignored_arguments: Collection[str] = (),
+    true_vocab: int | None = None,
+) -> Checkpoint:
+    """Open the checkpoint at ``path``, of whatever format it is; the caller closes it.
+
+    ``path`` is a checkpoint root with a tracker file, or an iteration's folder. ``iteration``
+    overrides the tracker, ``true_vocab`` says how many rows of the embedding are real. Raises
+    BadCheckpointError.
+    """
+    folder = iteration_folder(path, iteration)
+    if any((folder / name).exists() for name in _DISTRIBUTED):
+        return open_torch_dist(root_folder(path, folder), folder, ignored_arguments, true_vocab)
+    return open_megatron(path, iteration, ignored_arguments, true_vocab)

@@ -1,0 +1,111 @@
+"""What is to be written, described before any value is computed.
+
+A file is a tree of inert values. The storages in it whose bytes do not come from the source are
+filled by arrays: mostly one each; but a flat format puts many into one storage, with gaps between
+them, and its storage is then written from front to back like any other.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from flmgrow.formats.files import Bytes
+from flmgrow.formats.inert_values import Storage
+from flmgrow.formats.layout import Placement
+from flmgrow.formats.torch_zip import TorchFileWriter, source_chunks
+from flmgrow.model.states import State
+
+
+@dataclass(frozen=True, eq=False)
+class TargetArray:
+    """An array to be produced: where it belongs, its dtype, and where in which storage it begins.
+
+    ``start`` counts elements. What no array of a storage fills is zero.
+    """
+
+    placement: Placement
+    dtype: str
+    storage: Storage
+    state: State = State.WEIGHT
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """The element behind the last one."""
+        return self.start + prod(self.placement.shape)
+
+
+Fill = Callable[[Storage, Sequence[TargetArray]], Iterator[Bytes]]
+"""Produces the bytes of a storage from the arrays that lie in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFile:
+    """A file to be written: its path below the output folder, its content, its arrays.
+
+    Arrays that share a storage come in the order in which they lie there.
+    """
+
+    path: str
+    root: object
+    arrays: tuple[TargetArray, ...]
+
+    def by_storage(self) -> Mapping[int, list[TargetArray]]:
+        """Return the arrays of every storage, by the identity of the storage."""
+        result: dict[int, list[TargetArray]] = {}
+        for array in self.arrays:
+            result.setdefault(id(array.storage), []).append(array)
+        return result
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes, known before there is any value."""
+        return TorchFileWriter(self.root, lambda _: None).total_size
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays."""
+        writer = TorchFileWriter(self.root, write)
+        filling = self.by_storage()
+        for storage in writer.storages:
+            arrays = filling.get(id(storage))
+            chunks = source_chunks(storage) if arrays is None else fill(storage, arrays)
+            writer.write_storage(storage, chunks)
+        writer.finish()
+
+
+@dataclass(frozen=True)
+class TargetBytes:
+    """A small file whose content is known."""
+
+    path: str
+    data: bytes
+    arrays: tuple[TargetArray, ...] = ()
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return len(self.data)
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+        """Write it."""
+        write(self.data)
+
+
+class NewFile(Protocol):
+    """A file to be written, of whatever kind."""
+
+    @property
+    def path(self) -> str:
+        """Its path below the output folder."""
+
+    @property
+    def arrays(self) -> Sequence[TargetArray]:
+        """The arrays in it."""
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes, known before there is any value."""
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays."""

@@ -1,0 +1,208 @@
+"""Opening megatron-core's distributed checkpoint (``torch_dist``) without Megatron or torch.
+
+``ROOT/iter_0000100/`` holds ``.metadata`` and ``.distcp`` shards, in which every parameter of the
+model is one global array cut into chunks, and ``common.pt`` with everything else, ``args`` above
+all. Keys are those of the Transformer Engine spec without layer numbers: layers are stacked on a
+leading dimension, or numbered where they are not alike.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.chunks import chunk_placement, whole_placement
+from flmgrow.formats.dcp_metadata import DcpTensor
+from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.megatron import arguments_in, chunk_key
+from flmgrow.formats.pipeline_arguments import read_layout
+from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.torch_dist_contents import COMMON, LAYERS, DistFolder, ItemPiece
+from flmgrow.model.axes import Axis, Sizes
+from flmgrow.model.tensors import LogicalTensor, logical_tensors
+
+_OPTIMIZER = "optimizer."
+_RANDOM = "rng_state"
+
+
+def _expected(tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> Iterator[Placement]:
+    """Yield the placement of every whole array a checkpoint of this model has."""
+    for row in ROWS:
+        parts = [tensors[name] for name in row.parts if name in tensors]
+        if parts and row.home is not Home.LAST_COPY:
+            yield whole_placement(row, parts, sizes)
+
+
+def _cut(
+    contents: DistFolder, tensor: DcpTensor, whole: Placement, sizes: Sizes, layer: int | None
+) -> Iterator[Piece]:
+    """Yield a piece for each chunk; ``layer`` is None where layers are stacked in front."""
+    stacked = layer is None and whole.row.home is Home.LAYER
+    wanted = (sizes[Axis.LAYER], *whole.shape) if stacked else whole.shape
+    where = f"{contents.folder}: {tensor.name}"
+    if tensor.shape != wanted:
+        raise BadCheckpointError(
+            f"{where}: shape {tensor.shape}, wanted {wanted}",
+            "the args and the weights do not agree",
+        )
+    for chunk in tensor.chunks:
+        spans = [(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
+        own = layer
+        if stacked:
+            (own, stop), *spans = spans
+            if stop != own + 1:
+                raise BadCheckpointError(f"{where}: a chunk spans layers {own} to {stop}")
+        try:
+            placement = chunk_placement(whole, sizes, own, spans)
+        except BadCheckpointError as error:
+            raise BadCheckpointError(f"{where}: {error.message}") from None
+        yield ItemPiece(placement, tensor.dtype, tensor.name, chunk, contents.items)
+
+
+def _pieces(
+    contents: DistFolder, tensors: Mapping[str, LogicalTensor], sizes: Sizes, prefix: str = ""
+) -> list[Piece]:
+    """Find every parameter of the model, under ``prefix``."""
+    stored = contents.metadata.tensors
+    pieces: list[Piece] = []
+    for whole in _expected(tensors, sizes):
+        key = prefix + whole.key.replace("{layer}.", "")
+        if key in stored:
+            pieces += _cut(contents, stored[key], whole, sizes, None)
+            continue
+        numbered = [prefix + whole.key.format(layer=n) for n in range(sizes[Axis.LAYER])]
+        if whole.row.home is not Home.LAYER or not all(name in stored for name in numbered):
+            raise BadCheckpointError(
+                f"{contents.folder}: {key}: not there", "the args and the weights do not agree"
+            )
+        for layer, name in enumerate(numbered):
+            pieces += _cut(contents, stored[name], whole, sizes, layer)
+    return pieces
+
+
+def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece]) -> None:
+    known = {piece.name for piece in pieces if isinstance(piece, ItemPiece)}
+    objects = [n for n in contents.metadata.objects if "_extra_state/" not in n]
+    odd = [n for n in contents.metadata.tensors if n not in known and not n.startswith(_OPTIMIZER)]
+    odd += [n for n in objects if not n.startswith((_RANDOM, _OPTIMIZER))]
+    if odd:
+        raise BadCheckpointError(
+            f"{contents.folder}: {odd[0]}: no such parameter in the model the args describe",
+            "flmgrow drops nothing in silence; this model has a part it does not know",
+        )
+
+
+def _module_keys(keys: Sequence[str]) -> list[str]:
+    """Sort one chunk's keys by module; a norm that is fused into a linear layer comes first in
+    it.
+    """
+    modules: dict[str, int] = {}
+    for key in keys:
+        if "layer_norm_" not in key:
+            modules.setdefault(key.rpartition(".")[0], len(modules))
+
+    def place(key: str) -> tuple[int, bool]:
+        module, _, name = key.rpartition(".")
+        return modules[module], not name.startswith("layer_norm_")
+
+    return sorted(keys, key=place)
+
+
+def _rank_keys(
+    contents: DistFolder, expected: Sequence[Placement], layout: Layout
+) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
+    """Return, per rank and chunk, its keys in module order, each with its key in the whole
+    model.
+    """
+    extra: dict[str, list[str]] = {}
+    for key in contents.extra_states:
+        extra.setdefault(key.rpartition(".")[0], []).append(key)
+    models: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
+    for rank in layout.ranks:
+        for chunk in range(layout.vpp):
+            own = [
+                p for p in expected
+                if (p.tensor_rank, p.pipeline_rank, p.chunk) == (*rank, chunk)
+            ]  # fmt: skip
+            first, _ = layout.chunk_range(rank[1], chunk)
+            origin: dict[str, str] = {}
+            for key in _module_keys([placement.key for placement in own]):
+                origin[key] = _global(key, first)
+                for state in extra.get(_global(key, first).rpartition(".")[0], ()):
+                    origin[f"{key.rpartition('.')[0]}.{state.rpartition('.')[2]}"] = state
+            models.setdefault(rank, {})[chunk_key(chunk, layout)] = origin
+    return models
+
+
+def _global(key: str, first: int) -> str:
+    """Return a chunk's key with its layer numbered through the whole model."""
+    if not key.startswith(LAYERS):
+        return key
+    number, _, rest = key.removeprefix(LAYERS).partition(".")
+    return f"{LAYERS}{int(number) + first}.{rest}"
+
+
+def open_torch_dist(
+    path: Path, folder: Path, ignored: Collection[str] = (), true_vocab: int | None = None
+) -> Checkpoint:
+    """Open the distributed checkpoint in ``folder``, whose root is ``path``; the caller closes it.
+
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    """
+    contents = DistFolder(folder)
+    try:
+        return _assemble(path, contents, ignored, true_vocab)
+    except BaseException:
+        contents.close()
+        raise
+
+
+def _assemble(
+    path: Path, contents: DistFolder, ignored: Collection[str], true_vocab: int | None
+) -> Checkpoint:
+    where = str(contents.folder / COMMON)
+    arguments = arguments_in(contents.root, where)
+    reader = ArgumentReader(arguments, where)
+    padded = reader.integer("padded_vocab_size")
+    config = read_config(arguments, where, padded, ignored)
+    if true_vocab is not None:
+        if true_vocab > padded:
+            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
+        config = replace(config, vocab=true_vocab)
+    layout = read_layout(arguments, config.layers, where)
+    tensors = logical_tensors(config)
+    sizes = {**config.sizes, Axis.VOCAB: padded}
+    pieces = _pieces(contents, tensors, sizes)
+    _refuse_unknown(contents, pieces)
+    fused = arguments.get("transformer_impl") != "local"
+    contents.models = _rank_keys(contents, placements(ROWS, tensors, sizes, layout, fused), layout)
+    number = contents.root.get("iteration")
+    dtypes = {piece.dtype for piece in pieces}
+    if len(dtypes) > 1:
+        raise BadCheckpointError(f"{contents.folder}: weights of several dtypes: {dtypes}")
+    names = [*contents.metadata.tensors, *contents.metadata.objects]
+    carried = {}
+    if any(name.startswith(_OPTIMIZER) for name in names):
+        carried["optimizer"] = "optimizer state"
+    if "opt_param_scheduler" in contents.root:
+        carried["opt_param_scheduler"] = "learning-rate schedule"
+    if any(name.startswith(_RANDOM) for name in names):
+        carried[_RANDOM] = "random number state"
+    return Checkpoint(
+        path=path,
+        folder=contents.folder,
+        iteration=number if isinstance(number, int) and contents.folder.name != "release" else None,
+        config=config,
+        layout=layout,
+        padded_vocab=padded,
+        vocab_multiple=reader.integer("make_vocab_size_divisible_by", 128),
+        dtype=dtypes.pop(),
+        reader=LogicalReader(tensors, sizes, pieces),
+        contents=contents,
+        fused=fused,
+        carried=carried,
+        format="torch_dist",
+    )

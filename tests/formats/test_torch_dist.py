@@ -1,0 +1,124 @@
+"""A distributed checkpoint is the same model as the legacy one it was made from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from growing import grow_checkpoint, same_bits, tokens_for
+from pico import CONFIGS, even, logical_weights, make_checkpoint
+from pico_dist import make_dist_checkpoint
+from pico_model import DictWeights
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.reading import read_whole
+from flmgrow.model.axes import full_box
+from flmgrow.model.forward import logits
+from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.weights import CheckpointWeights
+
+NAMES = [name for name in CONFIGS if name != "nemotron"]
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_computes_what_the_model_computes(tmp_path: Path, name: str, tp: int) -> None:
+    config = CONFIGS[name]
+    tokens = tokens_for(config.vocab)
+    with open_checkpoint(make_dist_checkpoint(tmp_path, name, tp)) as opened:
+        assert (opened.format, opened.config) == ("torch_dist", config)
+        found = logits(opened.config, CheckpointWeights(opened, torch.float64), tokens)
+    wanted = logits(config, DictWeights(logical_weights(config)), tokens)
+    assert (found - wanted).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_resharded_to_legacy_it_is_the_legacy_checkpoint(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    layout = even(CONFIGS[name], tp=2, pp=2)
+    source = make_dist_checkpoint(tmp_path, name, 2, dtype=dtype)
+    wanted = make_checkpoint(tmp_path / "wanted", name, layout, naming="fused", dtype=dtype)
+    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(2, 2))
+    with open_checkpoint(tmp_path / "out") as a, open_checkpoint(wanted) as b:
+        assert a.fused
+        assert a.layout == b.layout
+        for left, right in zip(a.reader.arrays, b.reader.arrays, strict=True):
+            assert left.placement.key == right.placement.key
+            if left.placement.row.shard != "vocab":  # padding is another matter
+                assert same_bits(read_whole(left), read_whole(right))
+        for tensor in ("embedding", "query", "gate" if b.config.gated else "up"):
+            box = full_box(b.reader.tensors[tensor].shape(b.config.sizes))
+            assert same_bits(a.reader.read(tensor, box), b.reader.read(tensor, box))
+
+
+@pytest.mark.parametrize("method", ["zero", "copy", "mask"])
+@pytest.mark.parametrize("name", ["llama", "gpt"])
+def test_it_grows_as_the_legacy_checkpoint_does(tmp_path: Path, name: str, method: str) -> None:
+    target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods(method))
+    legacy = make_checkpoint(tmp_path / "a", name, naming="fused")
+    dist = make_dist_checkpoint(tmp_path / "b", name, 4)
+    for source, out in ((legacy, "grown-a"), (dist, "grown-b")):
+        grow_checkpoint(source, tmp_path / out, target, LayoutWish(2, 1))
+    with open_checkpoint(tmp_path / "grown-a") as a, open_checkpoint(tmp_path / "grown-b") as b:
+        for left, right in zip(a.reader.arrays, b.reader.arrays, strict=True):
+            assert same_bits(read_whole(left), read_whole(right)), str(left)
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(BadCheckpointError, match=match):
+        open_checkpoint(folder)
+
+
+def changed(tmp_path: Path, **arguments: object) -> Path:
+    root = make_dist_checkpoint(tmp_path, "llama", 2)
+    (file,) = root.rglob("common.pt")
+    common = torch.load(file, weights_only=False)
+    vars(common["args"]).update(arguments)
+    torch.save(common, file)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"ffn_hidden_size": 24}, r"linear_fc1\.weight: shape .*wanted"),
+        ({"num_layers": 3}, "wanted"),
+        ({"add_qkv_bias": True}, r"linear_qkv\.bias: not there"),
+        ({"normalization": "LayerNorm"}, "layer_norm_bias: not there"),
+        ({"untie_embeddings_and_output_weights": True}, r"output_layer\.weight: not there"),
+    ],
+)
+def test_arguments_and_arrays_must_agree(
+    tmp_path: Path, arguments: dict[str, object], match: str
+) -> None:
+    refused(changed(tmp_path, **arguments), match)
+
+
+def test_a_parameter_nobody_knows_is_refused(tmp_path: Path) -> None:
+    root = make_dist_checkpoint(tmp_path, "qwen")
+    (file,) = root.rglob("common.pt")
+    common = torch.load(file, weights_only=False)
+    common["args"].add_qkv_bias = False
+    torch.save(common, file)
+    refused(root, r"linear_qkv\.bias: no such parameter")
+
+
+def test_without_its_common_part_it_is_refused(tmp_path: Path) -> None:
+    root = make_dist_checkpoint(tmp_path, "llama")
+    next(root.rglob("common.pt")).unlink()
+    refused(root, r"has no common\.pt")
+
+
+def test_a_chunk_through_a_group_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pico_dist
+
+    boxes = pico_dist._boxes
+    monkeypatch.setattr(
+        pico_dist, "_boxes", lambda key, a, tp, g: boxes(key, a, 8 if "qkv" in key else 1, g)
+    )
+    refused(make_dist_checkpoint(tmp_path, "llama"), "cut through a kv_group index")

@@ -1,0 +1,90 @@
+"""megatron-core's side of torch_dist: save a legacy checkpoint as one, and load one strictly.
+
+    torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
+    torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
+
+``load`` lets megatron-core read the checkpoint in its own layout, and saves what it got in the legacy
+format, so that a test can compare weights bit for bit.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny_megatron  # noqa: F401 - prepares megatron-core for the CPU
+import torch
+from legacy_checkpoint import load_legacy, model_config, read_arguments, save_legacy
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from flmgrow.trainer.model import (
+    build_model_chunks,
+    start_parallel,
+    stop_parallel,
+    transformer_config,
+)
+
+CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+
+
+def build(args: Any, tp: int, pp: int, vpp: int | None) -> list[Any]:
+    """Return this rank's empty model chunks."""
+    config = model_config(args)
+    start_parallel(tp=tp, pp=pp, vpp=vpp)
+    settings = transformer_config(config, tp=tp, pp=pp, vpp=vpp)
+    models: list[Any] = build_model_chunks(config, settings, args.padded_vocab_size)
+    return models
+
+
+def sharded(models: list[Any]) -> dict[str, Any]:
+    """Return the models' sharded state, as Megatron-LM asks for it."""
+    names = ["model"] if len(models) == 1 else [f"model{chunk}" for chunk in range(len(models))]
+    return {
+        name: model.sharded_state_dict(metadata=CONTENT)
+        for name, model in zip(names, models, strict=True)
+    }
+
+
+def save(source: Path, out: Path) -> None:
+    """Save the legacy checkpoint ``source`` as torch_dist, in its own layout."""
+    args = read_arguments(source)
+    layout = (
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        args.virtual_pipeline_model_parallel_size,
+    )
+    models = build(args, *layout)
+    load_legacy(source, models)
+    args.ckpt_format = "torch_dist"
+    folder = out / f"iter_{args.iteration:07d}"
+    if torch.distributed.get_rank() == 0:
+        folder.mkdir(parents=True)
+        (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
+    torch.distributed.barrier()
+    common = {"args": args, "checkpoint_version": 3.0, "iteration": args.iteration}
+    dist_checkpointing.save({**common, **sharded(models)}, str(folder), content_metadata=CONTENT)
+    stop_parallel()
+
+
+def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path) -> None:
+    """Load torch_dist strictly in the given layout, and save what was loaded as legacy."""
+    folder = source / f"iter_{int((source / 'latest_checkpointed_iteration.txt').read_text()):07d}"
+    args = dist_checkpointing.load_common_state_dict(str(folder))["args"]
+    args.tensor_model_parallel_size, args.pipeline_model_parallel_size = tp, pp
+    args.virtual_pipeline_model_parallel_size = vpp
+    models = build(args, tp, pp, vpp)
+    wanted = sharded(models)
+    loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_ALL)
+    for name, model in zip(wanted, models, strict=True):
+        model.load_state_dict(loaded[name], strict=True)
+    save_legacy(out, args, models)
+    stop_parallel()
+
+
+if __name__ == "__main__":
+    command, source, *rest = sys.argv[1:]
+    if command == "save":
+        save(Path(source), Path(rest[0]))
+    else:
+        tp, pp, vpp = (int(number) for number in rest[:3])
+        load(Path(source), tp, pp, vpp if vpp > 1 else None, Path(rest[3]))

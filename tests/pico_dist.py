@@ -1,0 +1,70 @@
+"""Tiny distributed checkpoints: pico models, saved by torch itself in megatron-core's form."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dcp_folders
+import torch
+from pico import ITERATION, make_checkpoint
+from torch import Tensor
+
+from flmgrow.model.config import ModelConfig
+
+SHARDED = {
+    "linear_qkv.weight": 1,
+    "linear_qkv.bias": 1,
+    "linear_fc1.weight": 1,
+    "linear_fc1.bias": 1,
+}
+SHARDED |= {"linear_proj.weight": 2, "linear_fc2.weight": 2}
+SHARDED |= {"word_embeddings.weight": 0, "output_layer.weight": 0}
+
+
+def global_arrays(legacy: Path) -> dict[str, Tensor]:
+    """Return the whole arrays of a one-rank legacy checkpoint, layers stacked."""
+    (file,) = legacy.rglob("*.pt")
+    model = torch.load(file, weights_only=False)["model"]
+    arrays: dict[str, Any] = {}
+    for key, value in model.items():
+        if isinstance(value, Tensor):
+            match = re.fullmatch(r"decoder\.layers\.\d+\.(.*)", key)
+            if match:
+                arrays.setdefault(f"decoder.layers.{match[1]}", []).append(value)
+            else:
+                arrays[key] = value
+    return {k: torch.stack(v) if isinstance(v, list) else v for k, v in arrays.items()}
+
+
+def _boxes(key: str, array: Tensor, tp: int, gated: bool) -> list[dcp_folders.Box]:
+    """The chunks that so many tensor ranks save, one layer each."""
+    layered = key.startswith("decoder.layers.")
+    parts = [array.shape[0] if layered and place == 0 else 1 for place in range(array.ndim)]
+    split = next((dim for name, dim in SHARDED.items() if key.endswith(name)), None)
+    if split is not None:
+        parts[split] = 2 * tp if gated and "linear_fc1" in key else tp
+    return dcp_folders.grid(array.shape, parts)
+
+
+def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **options: Any) -> Path:
+    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it."""
+    legacy = make_checkpoint(path / "legacy", model, naming="fused", **options)
+    (file,) = legacy.rglob("*.pt")
+    content = torch.load(file, weights_only=False)
+    args = content["args"]
+    args.transformer_impl = "transformer_engine"
+    state: dict[str, Any] = dict(global_arrays(legacy))
+    boxes = {key: _boxes(key, array, tp, args.swiglu) for key, array in state.items()}
+    for layer in range(args.num_layers):
+        name = f"decoder.layers.mlp.linear_fc1._extra_state/shard_{layer}_{args.num_layers}"
+        state[name] = [None]
+    root = path / "dist"
+    folder = root / f"iter_{ITERATION:07d}"
+    folder.mkdir(parents=True)
+    dcp_folders.save(folder, state, boxes, files=2)
+    common = {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
+    torch.save(
+        {**common, "content_metadata": {"singleton_local_shards": False}}, folder / "common.pt"
+    )
+    (root / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
+    return root

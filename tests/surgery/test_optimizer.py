@@ -1,0 +1,358 @@
+"""The optimizer state through resharding and growth: every state, every element."""
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from commands import accepted, flmgrow
+from damage import edit_all, rank_files
+from growing import SmallBlocks, all_files, grow_checkpoint, same_bits
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
+from pico import CONFIGS, even, make_checkpoint, padded_vocab
+from strategies import Case, any_config, as_wish, cases, examples, layouts_of
+
+from flmgrow.formats.layout import Layout
+from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.reading import Array
+from flmgrow.model.axes import full_box
+from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.manifest import read_manifest
+from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.verify import Verification, verify
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+States = dict[str, dict[str, Array]]
+
+
+def states(path: Path) -> States:
+    """Every logical tensor of every state in full, as stored, padding included."""
+    with with_optimizer(open_megatron(path)) as opened:
+        return {
+            str(state): {
+                name: reader.read(name, full_box(reader.shape(name))) for name in reader.tensors
+            }
+            for state, reader in opened.readers.items()
+        }
+
+
+def optimizers(path: Path) -> list[Any]:
+    """What torch reads of every rank's optimizer and scheduler."""
+    contents = [torch.load(file, weights_only=False) for file in rank_files(path)]
+    return [[content["optimizer"], content["opt_param_scheduler"]] for content in contents]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nests are the same, tensors bit for bit, dicts in the same order."""
+    if isinstance(a, torch.Tensor):
+        return bool(a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(*pair) for pair in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+# --- resharding
+
+
+@examples(12)
+@given(st.data())
+def test_there_and_back_is_bit_equal(data: DataObject) -> None:
+    """Steps, groups and scheduler come back, too, and every logical element stays in between."""
+    config = data.draw(any_config())
+    first, second = data.draw(layouts_of(config)), data.draw(layouts_of(config))
+    dtype = data.draw(st.sampled_from(["float64", "float32", "bfloat16"]))
+    naming = data.draw(st.sampled_from(["local", "fused"]))
+    with TemporaryDirectory() as folder:
+        a, b, c = (Path(folder, name) for name in "abc")
+        make_checkpoint(a, config, first, dtype=dtype, naming=naming, optimizer=True)
+        grow_checkpoint(a, b, wish=as_wish(second))
+        before, between = states(a), states(b)
+        assert before.keys() == between.keys()
+        for state, name in ((kind, name) for kind in before for name in before[kind]):
+            rows = config.vocab if name in ("embedding", "head") else None
+            assert same_bits(before[state][name][:rows], between[state][name][:rows]), name
+        grow_checkpoint(b, c, wish=as_wish(first))
+        if padded_vocab(config, second.tp) >= padded_vocab(config, first.tp):
+            assert equal(optimizers(a), optimizers(c))
+
+
+@pytest.mark.parametrize("naming", ["local", "fused"])
+@pytest.mark.parametrize("name", ["llama", "gpt", "flm"])
+def test_the_state_is_that_of_a_run_in_the_new_layout(
+    name: str, naming: str, tmp_path: Path
+) -> None:
+    """Resharded, a checkpoint is bit for bit the one the factory writes in that layout."""
+    config = CONFIGS[name]
+    layouts = [Layout(1, 1, 1, (4,)), Layout(2, 2, 1, (1, 3)), Layout(4, 2, 2, (1, 1, 2, 0))]
+    for number, layout in enumerate(layouts):
+        path = tmp_path / f"{number}"
+        make_checkpoint(path, config, layout, naming=naming, optimizer=True, multiple=16)
+    for source in range(3):
+        for target in range(3):
+            out = tmp_path / f"{source}-{target}"
+            grow_checkpoint(tmp_path / f"{source}", out, wish=as_wish(layouts[target]))
+            if target <= source:  # with no more padding than there was
+                assert equal(optimizers(out), optimizers(tmp_path / f"{target}"))
+
+
+# --- growth
+
+
+def test_copied_width_halves_and_quarters(tmp_path: Path) -> None:
+    """By hand, for width x2 and a separate head: writers get half the gradient, readers all."""
+    make_checkpoint(tmp_path / "a", "tele", optimizer=True)
+    target = Target(hidden=24, methods=parse_methods("copy"))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", target)
+    old, new = states(tmp_path / "a"), states(tmp_path / "b")
+    writers = {"embedding": 1, "attention_out": 1, "down": 1}
+    gains = {"attention_norm.gain": 1, "ffn_norm.gain": 1, "final_norm.gain": 0}
+    readers = {"query": -1, "key": -1, "value": -1, "gate": -1, "up": -1, "head": -1}
+    for share, tensors in ((0.5, writers | gains), (1.0, readers)):
+        for name, axis in tensors.items():
+            for state, factor in (("exp_avg", share), ("exp_avg_sq", share**2)):
+                twice = np.concatenate([old[state][name] * factor] * 2, axis)
+                assert same_bits(new[state][name], twice), (state, name)
+
+
+def test_tied_width_halves_what_the_final_norm_carries(tmp_path: Path) -> None:
+    """A tied table is not scaled; the final gain is halved for it, and its gradient is the old."""
+    make_checkpoint(tmp_path / "a", "llama", optimizer=True)
+    grow_checkpoint(
+        tmp_path / "a", tmp_path / "b", Target(hidden=24, methods=parse_methods("copy"))
+    )
+    old, new = states(tmp_path / "a"), states(tmp_path / "b")
+    for name, share in (("embedding", 0.5), ("final_norm.gain", 1.0), ("ffn_norm.gain", 0.5)):
+        for state, factor in (("exp_avg", share), ("exp_avg_sq", share**2)):
+            grown = np.concatenate([old[state][name] * factor] * 2, -1)
+            np.testing.assert_allclose(new[state][name], grown, rtol=1e-15)
+
+
+@pytest.mark.parametrize("method", ["mask", "zero", "copy"])
+def test_fresh_units_and_layers_start_at_zero(method: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "tele", optimizer=True)
+    depth = method if method != "copy" else "zero"
+    target = Target(layers=6, ffn=33, methods=parse_methods(f"ffn={method},depth={depth}"))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", target)
+    old, new = states(tmp_path / "a"), states(tmp_path / "b")
+    for state in MOMENTS:
+        assert not any(new[state][name][4:].any() for name in ("up", "down", "query"))
+        assert same_bits(new[state]["query"][:4], old[state]["query"])
+        if method == "copy":
+            assert new[state]["up"][:4, 20:].all()
+        else:
+            assert not new[state]["up"][:4, 20:].any()
+            assert same_bits(new[state]["up"][:4, :20], old[state]["up"])
+
+
+GROWN = Target(layers=6, hidden=24, ffn=32, kv_groups=8, vocab=60, seed=2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["mask", "zero", "copy"])
+def test_weights_are_one_cast_of_the_grown_masters(method: str, dtype: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "tele", dtype=dtype, optimizer=True)
+    before = states(tmp_path / "a")
+    assert not same_bits(before["master"]["up"], before["weight"]["up"].astype(np.float32))
+    target = replace(GROWN, methods=parse_methods(method))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", target, LayoutWish(tp=2))
+    after = states(tmp_path / "b")
+    cast = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}[dtype]
+    for name, master in after["master"].items():
+        assert master.dtype == np.float32
+        assert same_bits(after["weight"][name], master.astype(cast)), name
+
+
+@pytest.mark.parametrize("target", [Target(vocab=60), Target(ffn=30)])
+def test_masters_grow_as_float32_weights_do(target: Target, tmp_path: Path) -> None:
+    """Growing in 16 bits with masters is growing the float32 model, whose weights they are."""
+    config = CONFIGS["tele"]
+    make_checkpoint(tmp_path / "a", config, dtype="bfloat16", optimizer=True)
+    masters = {n: torch.from_numpy(m.copy()) for n, m in states(tmp_path / "a")["master"].items()}
+    cut = {n: m[: config.vocab] if n in ("embedding", "head") else m for n, m in masters.items()}
+    make_checkpoint(tmp_path / "wide", config, dtype="float32", weights=cut)
+    target = replace(target, methods=parse_methods("zero"))
+    for name in ("a", "wide"):
+        grow_checkpoint(tmp_path / name, tmp_path / f"{name}-grown", target)
+    found, wanted = states(tmp_path / "a-grown"), states(tmp_path / "wide-grown")
+    for name, master in found["master"].items():
+        rows = target.vocab or config.vocab if name in ("embedding", "head") else None
+        assert same_bits(master[:rows], wanted["weight"][name][:rows]), name
+
+
+def test_baking_casts_the_masters_once(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "tele", dtype="bfloat16", optimizer=True)
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", Target(ffn=30))
+    accepted("bake", tmp_path / "b", tmp_path / "c", "--value", 0.3)
+    found = states(tmp_path / "c")
+    assert found["master"]["down"][..., 20:].any()
+    for name, master in found["master"].items():
+        assert same_bits(found["weight"][name], master.astype(ml_dtypes.bfloat16)), name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_reset_moments_are_zero_and_count_from_zero(dtype: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "llama", dtype=dtype, optimizer=True)
+    for how in ("keep", "reset"):
+        target = replace(GROWN, methods=parse_methods("zero"), moments=how)
+        grow_checkpoint(tmp_path / "a", tmp_path / how, target)
+    kept, reset = states(tmp_path / "keep"), states(tmp_path / "reset")
+    for state in kept:
+        for name, values in reset[state].items():
+            assert not values.any() if state in MOMENTS else same_bits(values, kept[state][name])
+    for optimizer, _ in optimizers(tmp_path / "reset"):
+        entries = optimizer.get("optimizer", optimizer)["state"].values()
+        assert {float(entry["step"]) for entry in entries} == {0.0}
+
+
+def test_asymmetric_moments_stay_with_the_first_copy(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "tele", optimizer=True)
+    methods = parse_methods("copy")
+    for how in ("keep", "asymmetric"):
+        target = Target(hidden=24, ffn=40, methods=methods, moments=how)
+        grow_checkpoint(tmp_path / "a", tmp_path / how, target)
+    kept, lone = states(tmp_path / "keep"), states(tmp_path / "asymmetric")
+    for name, weight in kept["weight"].items():
+        assert same_bits(lone["weight"][name], weight)
+    for state in MOMENTS:
+        assert same_bits(lone[state]["down"][:, :12, :20], kept[state]["down"][:, :12, :20])
+        assert not lone[state]["down"][:, 12:].any()
+        assert not lone[state]["down"][..., 20:].any()
+        assert kept[state]["down"].all()
+
+
+def test_a_reset_that_grows_nothing_is_a_way_to_start_anew(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "llama", optimizer=True)
+    accepted("expand", tmp_path / "a", tmp_path / "b", "--tp", 2, "--optimizer", "reset")
+    assert not any(m.any() for state in MOMENTS for m in states(tmp_path / "b")[state].values())
+
+
+# --- the whole run
+
+
+@pytest.mark.parametrize("how", ["keep", "asymmetric"])
+def test_workers_and_memory_do_not_change_a_byte(how: str, tmp_path: Path) -> None:
+    config = CONFIGS["flm"]
+    make_checkpoint(tmp_path / "a", config, even(config, 2, 2), dtype="bfloat16", optimizer=True)
+    target = Target(
+        hidden=31,
+        ffn=28,
+        heads=12,
+        layers=5,
+        untie=True,
+        methods=parse_methods("copy"),
+        moments=how,
+    )
+    outputs = []
+    for number, execution in enumerate((Execution(), SmallBlocks(elements=50, workers=3))):
+        out = tmp_path / str(number)
+        grow_checkpoint(tmp_path / "a", out, target, LayoutWish(tp=1, pp=1), execution)
+        outputs.append(all_files(out))
+    assert outputs[0] == outputs[1]
+
+
+@examples(7)
+@given(cases(), st.sampled_from(["keep", "reset", "asymmetric"]))
+def test_every_growth_carries_and_verifies(case: Case, how: str) -> None:
+    """Into another layout at once, or growing first: the same bits, and verify derives them."""
+    if case.refused:
+        return
+    target = replace(case.target, moments=how, vocab=None)
+    single = Layout(1, 1, 1, (target.layers or case.config.layers,))
+    with TemporaryDirectory() as folder:
+        a, grown, moved, once = (Path(folder, name) for name in ("a", "grown", "moved", "once"))
+        make_checkpoint(a, case.config, case.layout, optimizer=True)
+        grow_checkpoint(a, grown, target, as_wish(single))
+        grow_checkpoint(grown, moved, wish=as_wish(case.new_layout))
+        grow_checkpoint(a, once, target, as_wish(case.new_layout))
+        for state, tensors in states(moved).items():
+            for name, values in tensors.items():
+                rows = case.config.vocab if name in ("embedding", "head") else None
+                assert same_bits(values[:rows], states(once)[state][name][:rows]), (state, name)
+        with open_megatron(a) as source, open_megatron(once) as result:
+            checks = {check.name: check for check in verify(source, result, Verification())}
+        assert checks["elements"].passed, checks["elements"].detail
+        assert "weight, exp_avg, exp_avg_sq values" in checks["elements"].detail
+        assert checks["function"].passed, checks["function"].detail
+
+
+def alter(content: Any) -> None:
+    content["optimizer"]["state"][2]["exp_avg_sq"][3, 1] += 1e-9
+
+
+def remove(content: Any) -> None:
+    del content["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(alter, "exp_avg_sq of key differs in [0, 0, "), (remove, "has no exp_avg, exp_avg_sq")],
+)
+def test_verify_finds_a_state_that_was_changed(change: Any, says: str, tmp_path: Path) -> None:
+    """All sums are right again: only deriving the state anew can tell."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    make_checkpoint(a, "llama", optimizer=True)
+    accepted("expand", a, b, "--ffn-hidden-size", 24, "--method", "zero")
+    accepted("verify", a, b)
+    edit_all(b, change)
+    outcome = flmgrow("verify", a, b)
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.out.splitlines() if "elements" in line]
+    assert line.startswith("DIFFERENT")
+    assert says in line
+
+
+def test_no_optimizer_is_recorded(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "llama", optimizer=True)
+    accepted("reshard", tmp_path / "a", tmp_path / "b", "--tp", 2, "--no-optimizer")
+    manifest = read_manifest(tmp_path / "b")
+    assert manifest is not None
+    assert manifest["optimizer"] == "dropped"
+    assert manifest["dropped"][:2] == ["optimizer", "opt_param_scheduler"]
+    for file in rank_files(tmp_path / "b"):
+        content = torch.load(file, weights_only=False)
+        assert not {"optimizer", "opt_param_scheduler"} & content.keys()
+    accepted("verify", tmp_path / "a", tmp_path / "b")
+
+
+def test_an_interrupted_run_is_not_finished_with_other_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half the ranks kept, the other half reset: the journal must not allow that."""
+    config = CONFIGS["llama"]
+    make_checkpoint(tmp_path / "a", config, even(config, 2), optimizer=True)
+    write, written = Executor._write, []
+
+    def fail_at_the_second(self: Executor, *arguments: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(self, *arguments))
+
+    monkeypatch.setattr(Executor, "_write", fail_at_the_second)
+    command = ("expand", tmp_path / "a", tmp_path / "b", "--ffn-hidden-size", 24)
+    assert flmgrow(*command).code != 0
+    monkeypatch.setattr(Executor, "_write", write)
+    for other in (("--optimizer", "reset"), ("--no-optimizer",)):
+        outcome = flmgrow(*command, *other)
+        assert outcome.code == 5, outcome
+        assert "another plan: optimizer: keep there" in outcome.err
+    accepted(*command)
+
+
+def test_the_plan_counts_the_state(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "a", "llama", optimizer=True)
+    with open_megatron(tmp_path / "a") as opened:
+        sizes = [
+            make_plan(opened, Target(ffn=24), LayoutWish(), drop_optimizer=drop).total_bytes
+            for drop in (False, True)
+        ]
+    assert sizes[0] > 2.5 * sizes[1]
