@@ -137,7 +137,7 @@ def _is_master(master: Piece, weight: Piece) -> bool:
 class DistributedRank:
     """Reads one rank's distributed optimizer; ``pieces`` are its weights in order of modules.
 
-    ``file`` is the rank's own, ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers.
+    ``dtype`` is that of the weights; a rank may have none. ``file`` is the rank's own, ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers.
     Raises BadCheckpointError, naming either file, for anything else than expected.
     """
 
@@ -147,13 +147,15 @@ class DistributedRank:
         content: Mapping[object, object],
         flat: TorchFile,
         pieces: Sequence[Piece],
+        dtype: str,
         cut: Cut,
     ) -> None:
         self.file = file
         self.flat = flat
         self.where = f"{file.file.path}: optimizer"
         self.content = content
-        self.half = pieces[0].dtype != DTYPE if pieces else False
+        self.dtype = dtype
+        self.half = dtype != DTYPE
         self.groups = self._groups()
         self.gradients: str | None = DTYPE
         self._pieces: dict[State, list[StoredArray]] = {state: [] for state in BUFFERS}
@@ -208,7 +210,7 @@ class DistributedRank:
             names = ", ".join(sorted(map(str, found))) or "none"
             self._refuse(f"holds model chunks {names}, wanted {len(chunks)} from 0 on")
         for number, (order, total) in enumerate(chunks):
-            buffers = self._buffers(root[number], number, order[0][0].dtype, total)
+            buffers = self._buffers(root[number], number, total)
             for state, record in buffers.items():
                 self._pieces[state] += [self._view(record, piece, at) for piece, at in order]
             for (weight, _), master in zip(
@@ -220,16 +222,14 @@ class DistributedRank:
                         f"{weight.placement.key} is not what the weights are made of"
                     )
 
-    def _buffers(
-        self, by_dtypes: object, number: int, dtype: str, total: int
-    ) -> dict[State, TensorRecord]:
+    def _buffers(self, by_dtypes: object, number: int, total: int) -> dict[State, TensorRecord]:
         """Check the three buffers of one chunk and return them."""
-        pairs = [(Global("torch", dtype), Global("torch", other)) for other in _GRADIENTS]
+        pairs = [(Global("torch", self.dtype), Global("torch", other)) for other in _GRADIENTS]
         if not isinstance(by_dtypes, dict) or len(by_dtypes) != 1:
             self._refuse(f"chunk {number}: holds not one buffer", "8-bit weights are not supported")
         ((pair, entry),) = by_dtypes.items()
         if pair not in pairs:
-            self._refuse(f"chunk {number}: buffer of {pair!r:.120}, wanted one of {dtype}")
+            self._refuse(f"chunk {number}: buffer of {pair!r:.120}, wanted one of {self.dtype}")
         self.gradients = pair[1].name
         if not isinstance(entry, dict) or set(entry) != {*BUFFERS.values(), SIZE}:
             self._refuse(f"chunk {number}: is not {', '.join(BUFFERS.values())} and {SIZE}")

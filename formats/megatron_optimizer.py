@@ -138,26 +138,33 @@ class _RankOptimizer:
             raise BadCheckpointError(f"{where}: is not contiguous")
         return StoredArray(array.placement, self.file, value)
 
+    def _numbers(self, group: Group, members: int) -> list[int]:
+        """Return the numbers of a group's parameters, one for each of its ``members``."""
+        numbers = group.get("params")
+        found = len(numbers) if isinstance(numbers, list) else "no"
+        if not isinstance(numbers, list) or found != members:
+            what = f"a param group has {found} parameters, wanted {members}"
+            raise BadCheckpointError(f"{self.where}: {what}", _BELONG)
+        if not all(type(number) is int for number in numbers):
+            raise BadCheckpointError(f"{self.where}: a param group numbers them {numbers!r:.60}")
+        return numbers
+
     def entries(self) -> Iterator[tuple[Piece, Mapping[object, object]]]:
         """Yield every parameter with its entry in the state."""
         state = self._dict(self.inner["state"], "state")
-        if len(state) != sum(map(len, self.grouped)):
-            found, wanted = len(state), sum(map(len, self.grouped))
-            raise BadCheckpointError(
-                f"{self.where}: state of {found} parameters, wanted {wanted}", _BELONG
-            )
-        for group, members in zip(self.groups, self.grouped, strict=True):
-            numbers = group.get("params")
-            if not isinstance(numbers, list) or len(numbers) != len(members):
-                found = len(numbers) if isinstance(numbers, list) else "no"
-                raise BadCheckpointError(
-                    f"{self.where}: a param group has {found} parameters, wanted {len(members)}",
-                    _BELONG,
-                )
-            for number, array in zip(numbers, members, strict=True):
-                entry = self._dict(state.get(number), f"state of {array.placement.key}")
-                self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
-                yield array, entry
+        arrays = [array for members in self.grouped for array in members]
+        numbers = [
+            number
+            for group, members in zip(self.groups, self.grouped, strict=True)
+            for number in self._numbers(group, len(members))
+        ]
+        if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
+            found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
+            raise BadCheckpointError(f"{self.where}: {found}, wanted {len(arrays)}", _BELONG)
+        for number, array in zip(numbers, arrays, strict=True):
+            entry = self._dict(state.get(number), f"state of {array.placement.key}")
+            self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
+            yield array, entry
 
     @property
     def kinds(self) -> tuple[State, ...]:
@@ -173,8 +180,9 @@ class _RankOptimizer:
     def _masters(self) -> list[StoredArray]:
         stored = self.content[MASTERS]
         wanted = [len(members) for members in self.grouped]
-        lists = isinstance(stored, list) and all(isinstance(group, list) for group in stored)
-        if not lists or [len(group) for group in stored] != wanted:
+        groups = stored if isinstance(stored, list) else []
+        found = [len(group) if isinstance(group, list) else None for group in groups]
+        if not isinstance(stored, list) or found != wanted:
             raise BadCheckpointError(f"{self.where}: {MASTERS}: not one per parameter", _BELONG)
         return [
             self._record(record, array, "master")
@@ -236,7 +244,9 @@ def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> 
     ):
         split = checkpoint.config.tied and checkpoint.layout.pp > 1
         cut = Cut(arguments_in(files.content(rank), str(file.file.path)), split)
-        return DistributedRank(file, content, files.open_beside(rank, DISTRIBUTED), pieces, cut)
+        return DistributedRank(
+            file, content, files.open_beside(rank, DISTRIBUTED), pieces, checkpoint.dtype, cut
+        )
     return _RankOptimizer(file, pieces)
 
 

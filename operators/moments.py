@@ -22,12 +22,12 @@ scores multiplied by s. In one table:
 zero. With asymmetric moments, so do all copies but the first: copies that differ in their moments
 part by themselves (SPARKLING).
 
-The rule is exact but for three things. Noise on the readers of copied channels (``width=copy``) adds
-its own share to each copy's gradient. And under LayerNorm a zero or averaged width lets the readers
-of fresh channels shift the old channels' gradient, as the norm's backward subtracts a mean over all
-of them. And a tied table's moments are sums over both its uses: untied, head and embedding keep the
-sum. ``docs/concepts/optimizer-state.md`` has the errors, and what AdamW's settings would have to
-follow for a grown run to keep to the small one's trajectory.
+The rule is exact but for three things. Noise on the readers of copied channels (``width=copy``)
+adds its own share to each copy's gradient. Under LayerNorm a zero or averaged width lets the
+readers of fresh channels shift the old channels' gradient, as the norm's backward subtracts a mean
+over all of them. And a tied table's moments are sums over both its uses: untied, head and embedding
+keep the sum. ``docs/concepts/optimizer-state.md`` has the errors, and what AdamW's settings would
+have to follow for a grown run to keep to the small one's trajectory.
 """
 
 from collections.abc import Mapping

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
     torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
 
-``load`` lets megatron-core read the checkpoint in its own layout, and saves what it got in the legacy
-format, so that a test can compare weights bit for bit.
+``load`` lets megatron-core read the checkpoint in its own layout, and saves what it got in the
+legacy format, so that a test can compare weights bit for bit.
 """
 
 import sys

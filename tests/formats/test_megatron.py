@@ -61,7 +61,7 @@ def test_every_dtype_is_read_bit_for_bit(dtype: str, tmp_path: Path) -> None:
             array = opened.reader.arrays[0]
             shape = tuple(tensor.shape)
             read = opened.reader.read(name, full_box(shape))
-            assert array.record.dtype == dtype
+            assert array.dtype == dtype
             assert np.array_equal(read.astype(np.float64), tensor.double().numpy())
 
 

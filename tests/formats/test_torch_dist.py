@@ -1,15 +1,17 @@
 """A distributed checkpoint is the same model as the legacy one it was made from."""
 
 from pathlib import Path
+from typing import Any
 
+import dcp_folders
 import pytest
 import torch
-from growing import grow_checkpoint, same_bits, tokens_for
+from growing import grow_checkpoint, rank_arrays, same_bits, tokens_for
 from pico import CONFIGS, even, logical_weights, make_checkpoint
-from pico_dist import make_dist_checkpoint
+from pico_dist import global_arrays, make_dist_checkpoint
 from pico_model import DictWeights
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
@@ -41,7 +43,7 @@ def test_resharded_to_legacy_it_is_the_legacy_checkpoint(
     layout = even(CONFIGS[name], tp=2, pp=2)
     source = make_dist_checkpoint(tmp_path, name, 2, dtype=dtype)
     wanted = make_checkpoint(tmp_path / "wanted", name, layout, naming="fused", dtype=dtype)
-    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(2, 2))
+    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(2, 2), file_format="megatron")
     with open_checkpoint(tmp_path / "out") as a, open_checkpoint(wanted) as b:
         assert a.fused
         assert a.layout == b.layout
@@ -61,10 +63,72 @@ def test_it_grows_as_the_legacy_checkpoint_does(tmp_path: Path, name: str, metho
     legacy = make_checkpoint(tmp_path / "a", name, naming="fused")
     dist = make_dist_checkpoint(tmp_path / "b", name, 4)
     for source, out in ((legacy, "grown-a"), (dist, "grown-b")):
-        grow_checkpoint(source, tmp_path / out, target, LayoutWish(2, 1))
+        grow_checkpoint(source, tmp_path / out, target, LayoutWish(2, 1), file_format="megatron")
     with open_checkpoint(tmp_path / "grown-a") as a, open_checkpoint(tmp_path / "grown-b") as b:
         for left, right in zip(a.reader.arrays, b.reader.arrays, strict=True):
             assert same_bits(read_whole(left), read_whole(right)), str(left)
+
+
+def written(tmp_path: Path, name: str, wish: LayoutWish, **options: Any) -> tuple[Path, Path]:
+    """Return a legacy checkpoint, and a distributed one that flmgrow wrote from it."""
+    layout = even(CONFIGS[name], tp=2, pp=2)
+    legacy = make_checkpoint(tmp_path / "legacy", name, layout, naming="fused", **options)
+    grow_checkpoint(legacy, tmp_path / "dist", wish=wish, file_format="torch_dist")
+    return legacy, tmp_path / "dist"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, dtype: str) -> None:
+    legacy, dist = written(tmp_path, name, LayoutWish(2, 1), dtype=dtype, extra_state="bytes")
+    grow_checkpoint(dist, tmp_path / "back", wish=LayoutWish(2, 2), file_format="megatron")
+    assert rank_arrays(tmp_path / "back") == rank_arrays(legacy)
+    with open_checkpoint(legacy) as a, open_checkpoint(tmp_path / "back") as b:
+        old, new = (x.contents.content((0, 1))["model"] for x in (a, b))
+        assert isinstance(old, dict)
+        assert isinstance(new, dict)
+        states = {key: value for key, value in old.items() if "layers" in str(key)}
+        assert {k: v for k, v in new.items() if k in states and k.endswith("_extra_state")} == {
+            k: v for k, v in states.items() if str(k).endswith("_extra_state")
+        }
+
+
+@pytest.mark.parametrize("wish", [LayoutWish(1, 1), LayoutWish(4, 2), LayoutWish(2, 2, 2)])
+@pytest.mark.parametrize("name", ["llama", "gpt", "qwen"])
+def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, wish: LayoutWish) -> None:
+    _, dist = written(tmp_path, name, wish)
+    one = make_checkpoint(tmp_path / "one", name, naming="fused")
+    wanted = global_arrays(one)
+    (folder,) = dist.glob("iter_*")
+    with open_checkpoint(dist) as opened:
+        rows = opened.padded_vocab
+    loaded = {}
+    for key, array in wanted.items():
+        padded = "word_embeddings" in key or "output_layer" in key
+        loaded[key] = torch.full((rows, *array.shape[1:]) if padded else array.shape, torch.nan)
+        loaded[key] = loaded[key].to(array.dtype)
+    dcp_folders.load(folder, loaded)
+    for key, array in wanted.items():
+        rows = min(len(array), CONFIGS[name].vocab) if loaded[key].shape != array.shape else None
+        assert torch.equal(loaded[key][:rows], array[:rows]), key
+
+
+def test_growing_into_it_is_growing(tmp_path: Path) -> None:
+    target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods("zero"))
+    source = make_dist_checkpoint(tmp_path / "s", "llama", 2)
+    grow_checkpoint(source, tmp_path / "a", target, LayoutWish(4, 2))
+    grow_checkpoint(source, tmp_path / "b", target, LayoutWish(2, 1), file_format="megatron")
+    with open_checkpoint(tmp_path / "a") as a, open_checkpoint(tmp_path / "b") as b:
+        assert (a.format, b.format) == ("torch_dist", "megatron")
+        for name in a.reader.tensors:
+            box = full_box(a.reader.tensors[name].shape(a.config.sizes))
+            assert same_bits(a.reader.read(name, box), b.reader.read(name, box))
+
+
+def test_optimizer_state_is_not_lost_unasked(tmp_path: Path) -> None:
+    legacy = make_checkpoint(tmp_path / "legacy", "tele", optimizer=True)
+    with pytest.raises(UsageError, match="optimizer state cannot be written as torch_dist"):
+        grow_checkpoint(legacy, tmp_path / "out", file_format="torch_dist")
 
 
 def refused(folder: Path, match: str) -> None:

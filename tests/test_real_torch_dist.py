@@ -1,0 +1,96 @@
+"""megatron-core's word on torch_dist: it saves what flmgrow reads, and loads what flmgrow writes.
+
+Loading is strict: every key megatron-core asks for must be there, and no other. What it got is
+compared with the legacy checkpoint it all began with, bit for bit.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from growing import same_bits
+from megatron_runs import ROOT, train_tiny
+
+from flmgrow.cli.app import run
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.model.axes import full_box
+
+LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
+
+
+def megatron(ranks: int, *arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", "tests/megatron_dist.py", *map(str, arguments)]
+    paths = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def flmgrow(*arguments: str | Path) -> None:
+    assert run([str(argument) for argument in arguments]) == 0
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    with open_checkpoint(a) as one, open_checkpoint(b) as other:
+        assert one.config == other.config
+        for name, tensor in one.reader.tensors.items():
+            box = full_box(tensor.shape(one.config.sizes))
+            assert same_bits(one.reader.read(name, box), other.reader.read(name, box)), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("trained") / "small", tp=2, pp=2, steps=10)
+
+
+def test_megatron_saves_and_flmgrow_reads(trained: Path, tmp_path: Path) -> None:
+    megatron(4, "save", trained, tmp_path / "dist")
+    assert_same_weights(trained, tmp_path / "dist")
+    flmgrow("reshard", tmp_path / "dist", tmp_path / "back", "--tp", "1", "--format", "megatron")
+    assert_same_weights(trained, tmp_path / "back")
+
+
+def test_flmgrow_writes_and_megatron_loads_elsewhere(trained: Path, tmp_path: Path) -> None:
+    flmgrow(
+        "reshard", trained, tmp_path / "dist", "--tp", "4", "--pp", "1", "--format", "torch_dist"
+    )
+    megatron(4, "load", tmp_path / "dist", "2", "2", "1", tmp_path / "loaded")
+    assert_same_weights(trained, tmp_path / "loaded")
+
+
+def test_a_grown_checkpoint_is_loaded_and_computes_the_same(trained: Path, tmp_path: Path) -> None:
+    sizes = ["--hidden-size", "96", "--num-layers", "8", "--ffn-hidden-size", "264"]
+    options = ["--method", "zero", "--tp", "2", "--pp", "1", "--format", "torch_dist"]
+    flmgrow("expand", trained, tmp_path / "grown", *sizes, *options)
+    flmgrow("verify", trained, tmp_path / "grown")
+    megatron(2, "load", tmp_path / "grown", "2", "1", "1", tmp_path / "loaded")
+    assert_same_weights(tmp_path / "grown", tmp_path / "loaded")
+    flmgrow("verify", trained, tmp_path / "loaded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_both_ways(trained: Path, tmp_path: Path, layout: str) -> None:
+    tp, pp, vpp = layout.split()
+    where = ["--tp", tp, "--pp", pp, "--vpp", vpp]
+    flmgrow("reshard", trained, tmp_path / "legacy", *where)
+    megatron(LAYOUTS[layout], "save", tmp_path / "legacy", tmp_path / "saved")
+    assert_same_weights(trained, tmp_path / "saved")
+    flmgrow("reshard", trained, tmp_path / "dist", *where, "--format", "torch_dist")
+    megatron(LAYOUTS[layout], "load", tmp_path / "dist", tp, pp, vpp, tmp_path / "loaded")
+    assert_same_weights(trained, tmp_path / "loaded")
+
+
+def test_a_wrong_weight_would_be_seen(trained: Path) -> None:
+    with open_checkpoint(trained) as opened:
+        box = full_box(opened.reader.shape("down"))
+        values = opened.reader.read("down", box)
+    other = values.copy()
+    other[0, 0, 0] = np.nextafter(other[0, 0, 0], np.float32(9))
+    assert not same_bits(values, other)
