@@ -18,14 +18,11 @@ with ``--optimizer`` can be resumed.
 """
 
 import argparse
-import json
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import torch
 
@@ -53,15 +50,13 @@ from legacy_checkpoint import (  # noqa: E402
     read_arguments,
     save_legacy,
 )
-from megatron.core import parallel_state  # noqa: E402
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from tiny_steps import forward_step, micro_batches, optimizer_and_schedule, report  # noqa: E402
 
 from flmgrow.model.config import ModelConfig  # noqa: E402
 from flmgrow.trainer.model import (  # noqa: E402
@@ -134,7 +129,7 @@ def train(options: argparse.Namespace) -> None:
         )
         _, norm, _ = optimizer.step()
         scheduler.step(increment=1)
-        report(options.log, step, losses, norm)
+        report(options.report, step, losses, norm)
     saved = (optimizer, scheduler) if run.optimizer else ()
     save_legacy(run.out, args, plain, *saved)
     stop_parallel()
@@ -176,81 +171,6 @@ def saved_pipeline_layers(args: argparse.Namespace) -> PipelineLayers:
     """Return how the arguments of a checkpoint spread layers over the pipeline."""
     ends = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
     return args.pipeline_model_parallel_layout or ends
-
-
-def report(log: Path | None, step: int, losses: list[Any], norm: float) -> None:
-    """Tell, from the last rank, the mean loss over all replicas; and all digits to ``log``."""
-    replicas = parallel_state.get_data_parallel_world_size()
-    mean = torch.tensor(
-        sum(loss["lm loss"] for loss in losses) / max(1, len(losses)), dtype=torch.float64
-    )
-    torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())
-    mean /= replicas
-    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-        if step == 1 or step % 10 == 0:
-            print(f"iteration {step:4d}   lm loss {mean:.4f}", flush=True)
-        if log is not None:
-            line = {"step": step, "loss": mean.item(), "grad_norm": float(norm)}
-            with log.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-
-
-def optimizer_and_schedule(models: list[Any], run: Run) -> tuple[Any, OptimizerParamScheduler]:
-    """Return megatron-core's AdamW and its learning-rate schedule."""
-    config = OptimizerConfig(
-        optimizer="adam",
-        lr=run.learning_rate,
-        min_lr=run.min_learning_rate,
-        weight_decay=run.weight_decay,
-        bf16=run.bf16,
-        params_dtype=run.dtype,
-        use_distributed_optimizer=run.distributed,
-    )
-    optimizer = get_megatron_optimizer(config, models)
-    scheduler = OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=run.learning_rate,
-        min_lr=run.min_learning_rate,
-        lr_warmup_steps=run.warmup,
-        lr_decay_steps=run.decay_steps,
-        lr_decay_style="cosine",
-        start_wd=run.weight_decay,
-        end_wd=run.weight_decay,
-        wd_incr_steps=run.decay_steps,
-        wd_incr_style="constant",
-    )
-    return optimizer, scheduler
-
-
-def forward_step(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], model: Any) -> Any:
-    """Run one micro-batch, as megatron-core's schedules ask for it."""
-    tokens, labels = next(batches)
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-
-    def mean_loss(losses: torch.Tensor) -> Any:
-        loss = losses.mean()
-        return loss, {"lm loss": loss.item()}
-
-    return model(tokens, positions, None, labels=labels), mean_loss
-
-
-def micro_batches(
-    text: torch.Tensor, run: Run, step: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (tokens, labels) cut from random places, a model replica's share of the batch."""
-    replica, replicas = (
-        parallel_state.get_data_parallel_rank(),
-        parallel_state.get_data_parallel_world_size(),
-    )
-    chance = torch.Generator().manual_seed((run.seed + step) * 1000)
-    places = [
-        torch.randint(len(text) - run.length, (run.micro_batch,), generator=chance)
-        for _ in range(run.micro_batches)
-    ]
-    for starts in places[replica::replicas]:
-        rows = torch.stack([text[start : start + run.length + 1] for start in starts.tolist()])
-        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
 def logits(options: argparse.Namespace) -> None:
@@ -313,7 +233,8 @@ def main() -> None:
     command.add_argument("--bf16", action="store_true", help="bfloat16 weights, float32 masters")
     command.add_argument("--distributed-optimizer", action="store_true", help="Megatron's own")
     command.add_argument("--vocab-multiple", type=int, default=128, help="pad per tensor rank")
-    command.add_argument("--log", type=Path, help="file to append a line of JSON per step to")
+    # Not --log: torchrun would take it for an abbreviation of one of its own options.
+    command.add_argument("--report", type=Path, help="file to append a line of JSON per step to")
 
     command = commands.add_parser("logits", help="write the logits a checkpoint gives")
     command.set_defaults(run=logits)

@@ -8,25 +8,20 @@ shape that the arguments imply, and an array that no row of the table explains s
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_names import NEUTRAL, UNDERSTOOD
-from flmgrow.formats.arguments import ArgumentReader, read_config, shown
+from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.inert_values import Global, Opaque, TensorRecord, enum_value, namespace
-from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
+from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
-from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader, StoredArray
-from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
-from flmgrow.model.axes import Axis
-from flmgrow.model.tensors import logical_tensors
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
@@ -99,11 +94,6 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
         if rank in files:
             raise BadCheckpointError(f"{child}: the same rank as {files[rank].parent.name}")
         files[rank] = child / FILE_NAME
-    if not files and (folder / "metadata.json").exists():
-        raise BadCheckpointError(
-            f"{folder}: is a distributed checkpoint, wanted a legacy one, with mp_rank folders",
-            "load it with Megatron-LM and save it with --ckpt-format torch",
-        )
     if not files:
         raise BadCheckpointError(f"{folder}: no mp_rank folders", "is this a legacy checkpoint?")
     return files
@@ -229,24 +219,6 @@ def _match(
                     )
 
 
-def _dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
-    first = reader.arrays[0]
-    stored = first.dtype
-    for array in reader.arrays:
-        if array.dtype != stored:
-            raise BadCheckpointError(
-                f"{array}: dtype {array.dtype}, {first.placement.key} is {stored}",
-                "weights of several dtypes are not supported",
-            )
-    declared = arguments.get("params_dtype")
-    if isinstance(declared, Global) and declared.module == "torch" and declared.name != stored:
-        raise BadCheckpointError(
-            f"{first}: dtype {stored}, args.params_dtype says {declared.name}",
-            "the args and the weights do not agree",
-        )
-    return stored
-
-
 def _carried(file: TorchFile) -> dict[str, str]:
     """Name what a rank's file holds beside weights and arguments."""
     kinds = {
@@ -303,15 +275,6 @@ def root_folder(path: Path, folder: Path) -> Path:
     return path.resolve().parent if inside else path
 
 
-@contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """What is wrong with a model or layout inside the block is the file's fault, not the user's."""
-    try:
-        yield
-    except UsageError as error:
-        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
-
-
 def _assemble(
     path: Path,
     folder: Path,
@@ -323,39 +286,25 @@ def _assemble(
     arguments = _arguments_of(first)
     where = str(first.file.path)
     _check_agreement(files)
-    argument_reader = ArgumentReader(arguments, where)
-    padded = argument_reader.integer("padded_vocab_size")
-    with _blaming(where):
-        config = read_config(arguments, where, padded, ignored)
-    if true_vocab is not None:
-        if true_vocab > padded:
-            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
-        config = replace(config, vocab=true_vocab)
-    layout = read_layout(arguments, config.layers, where)
-    _check_ranks(folder, files.keys(), layout)
-    if padded % layout.tp:
-        raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
-    tensors = logical_tensors(config)
+    stored = stored_model(arguments, where, ignored, true_vocab)
+    _check_ranks(folder, files.keys(), stored.layout)
     fused = any(
         "linear_qkv.layer_norm_weight" in str(key)
         for file in files.values()
-        for number in range(layout.vpp)
-        for key in _chunk(file, chunk_key(number, layout))
+        for number in range(stored.layout.vpp)
+        for key in _chunk(file, chunk_key(number, stored.layout))
     )
-    sizes = {**config.sizes, Axis.VOCAB: padded}
-    with _blaming(where):
-        expected = placements(ROWS, tensors, sizes, layout, fused)
-    reader = LogicalReader(tensors, sizes, _match(files, layout, expected))
-    number = content_of(first).get("iteration")
+    arrays = _match(files, stored.layout, stored.placements(fused))
+    reader = LogicalReader(stored.tensors, stored.sizes, arrays)
     return Checkpoint(
         path=path,
         folder=folder,
-        iteration=number if isinstance(number, int) and folder.name != "release" else None,
-        config=config,
-        layout=layout,
-        padded_vocab=padded,
-        vocab_multiple=argument_reader.integer("make_vocab_size_divisible_by", 128),
-        dtype=_dtype(arguments, reader),
+        iteration=iteration_number(content_of(first), folder.name),
+        config=stored.config,
+        layout=stored.layout,
+        padded_vocab=stored.padded_vocab,
+        vocab_multiple=stored.vocab_multiple,
+        dtype=weights_dtype(arguments, reader),
         reader=reader,
         contents=RankFiles(files),
         fused=fused,

@@ -71,7 +71,7 @@ class RankFiles:
 
     def verify(self, progress: Callable[[int], object]) -> str:
         """Check every CRC32. Raises BadCheckpointError, naming file and record."""
-        for file in self.files.values():
+        for file in self._opened():
             file.verify(progress)
         return "CRC32"
 

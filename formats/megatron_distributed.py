@@ -137,8 +137,9 @@ def _is_master(master: Piece, weight: Piece) -> bool:
 class DistributedRank:
     """Reads one rank's distributed optimizer; ``pieces`` are its weights in order of modules.
 
-    ``dtype`` is that of the weights; a rank may have none. ``file`` is the rank's own, ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers.
-    Raises BadCheckpointError, naming either file, for anything else than expected.
+    ``dtype`` is that of the weights, of which a rank may have none. ``file`` is the rank's own,
+    ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers. Raises BadCheckpointError,
+    naming either file, for anything else than expected.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ from flmgrow.formats.inert_values import (
 )
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_in, chunk_key
+from flmgrow.formats.megatron_adam import MASTERS, MOMENTS, by_group
 from flmgrow.formats.megatron_distributed import Cut, distributed_entry, flat_content
-from flmgrow.formats.megatron_optimizer import MASTERS, MOMENTS, by_group
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.tables.gpt import ROWS, Home
 from flmgrow.formats.targets import TargetArray, TargetFile

@@ -7,22 +7,20 @@ leading dimension, or numbered where they are not alike.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.chunks import chunk_placement, whole_placement
 from flmgrow.formats.dcp_metadata import DcpTensor
-from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron import arguments_in, chunk_key
-from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.tables.gpt import ROWS, Home
 from flmgrow.formats.torch_dist_contents import COMMON, LAYERS, DistFolder, ItemPiece
 from flmgrow.model.axes import Axis, Sizes
-from flmgrow.model.tensors import LogicalTensor, logical_tensors
+from flmgrow.model.tensors import LogicalTensor
 
 _OPTIMIZER = "optimizer."
 _RANDOM = "rng_state"
@@ -165,44 +163,35 @@ def _assemble(
 ) -> Checkpoint:
     where = str(contents.folder / COMMON)
     arguments = arguments_in(contents.root, where)
-    reader = ArgumentReader(arguments, where)
-    padded = reader.integer("padded_vocab_size")
-    config = read_config(arguments, where, padded, ignored)
-    if true_vocab is not None:
-        if true_vocab > padded:
-            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
-        config = replace(config, vocab=true_vocab)
-    layout = read_layout(arguments, config.layers, where)
-    tensors = logical_tensors(config)
-    sizes = {**config.sizes, Axis.VOCAB: padded}
-    pieces = _pieces(contents, tensors, sizes)
+    stored = stored_model(arguments, where, ignored, true_vocab)
+    pieces = _pieces(contents, stored.tensors, stored.sizes)
     _refuse_unknown(contents, pieces)
+    reader = LogicalReader(stored.tensors, stored.sizes, pieces)
     fused = arguments.get("transformer_impl") != "local"
-    contents.models = _rank_keys(contents, placements(ROWS, tensors, sizes, layout, fused), layout)
-    number = contents.root.get("iteration")
-    dtypes = {piece.dtype for piece in pieces}
-    if len(dtypes) > 1:
-        raise BadCheckpointError(f"{contents.folder}: weights of several dtypes: {dtypes}")
-    names = [*contents.metadata.tensors, *contents.metadata.objects]
-    carried = {}
-    if any(name.startswith(_OPTIMIZER) for name in names):
-        carried["optimizer"] = "optimizer state"
-    if "opt_param_scheduler" in contents.root:
-        carried["opt_param_scheduler"] = "learning-rate schedule"
-    if any(name.startswith(_RANDOM) for name in names):
-        carried[_RANDOM] = "random number state"
+    contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
     return Checkpoint(
         path=path,
         folder=contents.folder,
-        iteration=number if isinstance(number, int) and contents.folder.name != "release" else None,
-        config=config,
-        layout=layout,
-        padded_vocab=padded,
-        vocab_multiple=reader.integer("make_vocab_size_divisible_by", 128),
-        dtype=dtypes.pop(),
-        reader=LogicalReader(tensors, sizes, pieces),
+        iteration=iteration_number(contents.root, contents.folder.name),
+        config=stored.config,
+        layout=stored.layout,
+        padded_vocab=stored.padded_vocab,
+        vocab_multiple=stored.vocab_multiple,
+        dtype=weights_dtype(arguments, reader),
+        reader=reader,
         contents=contents,
         fused=fused,
-        carried=carried,
+        carried=_carried(contents),
         format="torch_dist",
     )
+
+
+def _carried(contents: DistFolder) -> dict[str, str]:
+    """Name what the checkpoint holds beside weights and arguments."""
+    names = [*contents.metadata.tensors, *contents.metadata.objects]
+    found = {
+        "optimizer": (any(name.startswith(_OPTIMIZER) for name in names), "optimizer state"),
+        "opt_param_scheduler": ("opt_param_scheduler" in contents.root, "learning-rate schedule"),
+        _RANDOM: (any(name.startswith(_RANDOM) for name in names), "random number state"),
+    }
+    return {key: text for key, (there, text) in found.items() if there}

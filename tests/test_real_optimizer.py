@@ -94,7 +94,7 @@ def whole(root: Path) -> Mapping[str, Log]:
         # logits of padding, and where a layout has more or less of it, so has the loss.
         layout = ["--tp", "2", "--pp", "2", "--vocab-multiple", "75"]
         common = [*layout, "--steps", str(STEPS), *options.split()]
-        log = ["--log", str(log_of(root, kind))]
+        log = ["--report", str(log_of(root, kind))]
         commands.append(["train", str(root / f"{kind}, whole"), *common, *log])
         stopped = ["--optimizer", "--stop", str(STOP)]
         commands.append(["train", str(root / kind), *common, *stopped])
@@ -108,7 +108,7 @@ def resume(root: Path, cases: Mapping[str, Case]) -> Mapping[str, Log]:
     for name, case in cases.items():
         command, *options = case.command.split()
         assert run([command, str(root / case.source), str(root / name), *options]) == 0, name
-        given = ["--load", str(root / name), "--log", str(log_of(root, name))]
+        given = ["--load", str(root / name), "--report", str(log_of(root, name))]
         arguments = ["train", str(root / f"{name}, resumed"), "--steps", str(STEPS), *given]
         commands.setdefault(case.ranks, []).append(arguments)
     for ranks, group in commands.items():

@@ -41,6 +41,7 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
     return {
         "flmgrow": __version__,
         "source": plan.source.contents.digest(),
+        "states": plan.source.optimizer.digest if plan.source.optimizer else "",
         "model": asdict(plan.target.config),
         "layout": asdict(plan.target.layout),
         "dtype": plan.target.dtype,

@@ -1,0 +1,99 @@
+"""The model and layout that a checkpoint's arguments describe, before its arrays are looked for."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.inert_values import Global
+from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.pipeline_arguments import read_layout
+from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import LogicalTensor, logical_tensors
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """What is wrong with a model or layout inside the block is the file's fault, not the user's."""
+    try:
+        yield
+    except UsageError as error:
+        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """A model as it is stored; ``where`` names the file that describes it."""
+
+    where: str
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    vocab_multiple: int
+
+    @property
+    def sizes(self) -> dict[Axis, int]:
+        """The sizes of every axis, the vocabulary with its padding."""
+        return {**self.config.sizes, Axis.VOCAB: self.padded_vocab}
+
+    @property
+    def tensors(self) -> dict[str, LogicalTensor]:
+        """Its logical tensors by name."""
+        return logical_tensors(self.config)
+
+    def placements(self, fused: bool) -> list[Placement]:
+        """Return every array that its ranks hold."""
+        with _blaming(self.where):
+            return placements(ROWS, self.tensors, self.sizes, self.layout, fused)
+
+
+def stored_model(
+    arguments: Mapping[str, object], where: str, ignored: Collection[str], true_vocab: int | None
+) -> StoredModel:
+    """Return the model that ``arguments``, found in file ``where``, describe.
+
+    ``ignored`` are arguments the user vouches for, ``true_vocab`` is the number of real ids where
+    the arguments do not say. Raises BadCheckpointError, or UsageError if it is too large.
+    """
+    reader = ArgumentReader(arguments, where)
+    padded = reader.integer("padded_vocab_size")
+    with _blaming(where):
+        config = read_config(arguments, where, padded, ignored)
+    if true_vocab is not None:
+        if true_vocab > padded:
+            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
+        config = replace(config, vocab=true_vocab)
+    layout = read_layout(arguments, config.layers, where)
+    if padded % layout.tp:
+        raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
+    multiple = reader.integer("make_vocab_size_divisible_by", 128)
+    return StoredModel(where, config, layout, padded, multiple)
+
+
+def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
+    """Return the one dtype of all weights. Raises BadCheckpointError if there are several."""
+    first = reader.arrays[0]
+    for array in reader.arrays:
+        if array.dtype != first.dtype:
+            raise BadCheckpointError(
+                f"{array}: dtype {array.dtype}, {first.placement.key} is {first.dtype}",
+                "weights of several dtypes are not supported",
+            )
+    declared = arguments.get("params_dtype")
+    known = isinstance(declared, Global) and declared.module == "torch"
+    if isinstance(declared, Global) and known and declared.name != first.dtype:
+        raise BadCheckpointError(
+            f"{first}: dtype {first.dtype}, args.params_dtype says {declared.name}",
+            "the args and the weights do not agree",
+        )
+    return first.dtype
+
+
+def iteration_number(content: Mapping[object, object], folder_name: str) -> int | None:
+    """Return the iteration a checkpoint is of; None for a release."""
+    number = content.get("iteration")
+    return number if isinstance(number, int) and folder_name != "release" else None

@@ -1,0 +1,39 @@
+"""Looking at the optimizer state of a checkpoint: through flmgrow, and through torch."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from damage import rank_files
+
+from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.reading import Array
+from flmgrow.model.axes import full_box
+
+Content = dict[str, Any]
+States = dict[str, dict[str, Array]]
+
+
+def states(path: Path) -> States:
+    """Every logical tensor of every state in full, as stored, padding included."""
+    with with_optimizer(open_megatron(path)) as opened:
+        return {
+            str(state): {
+                name: reader.read(name, full_box(reader.shape(name))) for name in reader.tensors
+            }
+            for state, reader in opened.readers.items()
+        }
+
+
+def optimizers(path: Path) -> list[Any]:
+    """What torch reads of every rank's optimizer and scheduler."""
+    contents = [torch.load(file, weights_only=False) for file in rank_files(path)]
+    return [[content["optimizer"], content["opt_param_scheduler"]] for content in contents]
+
+
+def inner(content: Content) -> Content:
+    """Torch's part of a rank's optimizer state."""
+    state = content["optimizer"]
+    found: Content = state.get("optimizer", state)
+    return found
