@@ -45,12 +45,12 @@ class RankFiles:
     @property
     def nbytes(self) -> int:
         """The size of all files."""
-        return sum(file.file.size for file in self.files.values())
+        return sum(file.file.size for file in self._opened())
 
     @property
     def count(self) -> int:
         """The number of files."""
-        return len(self.files)
+        return len(self._opened())
 
     def content(self, rank: RankKey) -> Mapping[object, object]:
         """Return what a rank's file holds."""

@@ -181,11 +181,15 @@ def plan_growth(
 
 
 def _check_masters(source: Checkpoint, dtype: str | None) -> None:
-    """Float32 masters lie beside 16-bit weights and no others: a cast must not part with them."""
+    """Float32 masters lie beside 16-bit weights and no others: a cast must not part with them.
+
+    A distributed optimizer's buffers are sorted by the weights' dtype as well, and bear no cast.
+    """
     if source.optimizer is None or dtype in (None, source.dtype):
         return
     half = ("bfloat16", "float16")
-    if (source.dtype in half) != (dtype in half):
+    distributed = source.optimizer.gradient_dtype is not None
+    if distributed or (source.dtype in half) != (dtype in half):
         raise UsageError(
             f"--dtype {dtype}: the optimizer state of {source.dtype} weights is of another kind",
             "leave the dtype, or pass --no-optimizer",
