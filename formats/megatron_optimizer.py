@@ -8,7 +8,7 @@ steps.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.megatron import DISTRIBUTED, arguments_in, chunk_key
@@ -16,6 +16,8 @@ from flmgrow.formats.megatron_adam import AdamRank, Group
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, digest_files
 from flmgrow.formats.megatron_distributed import Cut, DistributedRank
 from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.torch_dist_contents import DistFolder
+from flmgrow.formats.torch_dist_optimizer import with_distributed_states
 from flmgrow.model.states import State
 
 RankOptimizer = AdamRank | DistributedRank
@@ -119,12 +121,10 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """
     if "optimizer" not in checkpoint.carried:
         return checkpoint
-    if not isinstance(checkpoint.contents, RankFiles):
-        raise UsageError(
-            f"{checkpoint.folder}: holds optimizer state as torch_dist, which is not read yet",
-            "pass --no-optimizer to go on without it",
-        )
     files = checkpoint.contents
+    if isinstance(files, DistFolder):
+        return with_distributed_states(checkpoint, files)
+    assert isinstance(files, RankFiles)
     ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
     first = next(iter(ranks.values()))
     for optimizer in ranks.values():

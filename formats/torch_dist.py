@@ -60,10 +60,13 @@ def _cut(
         yield ItemPiece(placement, tensor.dtype, tensor.name, chunk, contents.items)
 
 
-def _pieces(
+def find_pieces(
     contents: DistFolder, tensors: Mapping[str, LogicalTensor], sizes: Sizes, prefix: str = ""
 ) -> list[Piece]:
-    """Find every parameter of the model, under ``prefix``."""
+    """Return a piece for every chunk of every parameter, its key behind ``prefix``.
+
+    Raises BadCheckpointError for one that is missing or has another shape than the model says.
+    """
     stored = contents.metadata.tensors
     pieces: list[Piece] = []
     for whole in _expected(tensors, sizes):
@@ -164,7 +167,7 @@ def _assemble(
     where = str(contents.folder / COMMON)
     arguments = arguments_in(contents.root, where)
     stored = stored_model(arguments, where, ignored, true_vocab)
-    pieces = _pieces(contents, stored.tensors, stored.sizes)
+    pieces = find_pieces(contents, stored.tensors, stored.sizes)
     _refuse_unknown(contents, pieces)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)
     fused = arguments.get("transformer_impl") != "local"

@@ -116,8 +116,7 @@ class DistFolder:
 
     def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
         """Return what a rank would save: the common part, and a state dict per model chunk."""
-        left_out = ("content_metadata", "optimizer")
-        content = {key: value for key, value in self.root.items() if key not in left_out}
+        content = {key: value for key, value in self.root.items() if key != "content_metadata"}
         for chunk, keys in self.models[rank].items():
             states = {key: self.extra_states.get(origin) for key, origin in keys.items()}
             content[chunk] = OrderedMap(states)

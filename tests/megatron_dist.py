@@ -1,10 +1,12 @@
 """megatron-core's side of torch_dist: save a legacy checkpoint as one, and load one strictly.
 
     torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
+    torchrun --nproc-per-node N tests/megatron_dist.py save-all LEGACY OUT
     torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
 
-``load`` lets megatron-core read the checkpoint in its own layout, and saves what it got in the
-legacy format, so that a test can compare weights bit for bit.
+``save-all`` saves the optimizer, too, a distributed one as fully reshardable. ``load`` lets
+megatron-core read the checkpoint in its own layout, and saves what it got in the legacy format, so
+that a test can compare weights bit for bit.
 """
 
 import sys
@@ -13,9 +15,11 @@ from typing import Any
 
 import tiny_megatron  # noqa: F401 - prepares megatron-core for the CPU
 import torch
-from legacy_checkpoint import load_legacy, model_config, read_arguments, save_legacy
+from legacy_checkpoint import Run, load_legacy, model_config, read_arguments, save_legacy
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from tiny_steps import optimizer_and_schedule
 
 from flmgrow.trainer.model import (
     build_model_chunks,
@@ -31,7 +35,7 @@ def build(args: Any, tp: int, pp: int, vpp: int | None) -> list[Any]:
     """Return this rank's empty model chunks."""
     config = model_config(args)
     start_parallel(tp=tp, pp=pp, vpp=vpp)
-    settings = transformer_config(config, tp=tp, pp=pp, vpp=vpp)
+    settings = transformer_config(config, tp=tp, pp=pp, vpp=vpp, dtype=args.params_dtype)
     models: list[Any] = build_model_chunks(config, settings, args.padded_vocab_size)
     return models
 
@@ -45,7 +49,25 @@ def sharded(models: list[Any]) -> dict[str, Any]:
     }
 
 
-def save(source: Path, out: Path) -> None:
+def loaded_optimizer(source: Path, args: Any, models: list[Any]) -> tuple[Any, Any]:
+    """Return optimizer and scheduler as the legacy checkpoint has them; loads ``models``, too."""
+    half = args.params_dtype == torch.bfloat16
+    run = Run(
+        source, tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, vpp=None,
+        pipeline_layers=None, world=torch.distributed.get_world_size(), steps=args.iteration,
+        stop=args.iteration, seed=1, optimizer=True, bf16=half,
+        distributed=args.use_distributed_optimizer,
+    )  # fmt: skip
+    reduction = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=half, use_distributed_optimizer=run.distributed
+    )
+    wrapped = [DistributedDataParallel(model.config, reduction, model) for model in models]
+    optimizer, scheduler = optimizer_and_schedule(wrapped, run)
+    load_legacy(source, models, optimizer, scheduler)
+    return optimizer, scheduler
+
+
+def save(source: Path, out: Path, everything: bool) -> None:
     """Save the legacy checkpoint ``source`` as torch_dist, in its own layout."""
     args = read_arguments(source)
     layout = (
@@ -54,7 +76,17 @@ def save(source: Path, out: Path) -> None:
         args.virtual_pipeline_model_parallel_size,
     )
     models = build(args, *layout)
-    load_legacy(source, models)
+    if everything:
+        optimizer, scheduler = loaded_optimizer(source, args, models)
+        content: dict[str, Any] = dict(CONTENT)
+        if args.use_distributed_optimizer:
+            content["distrib_optim_sharding_type"] = "fully_reshardable"
+        state = sharded(models)
+        state["optimizer"] = optimizer.sharded_state_dict(state, metadata=content)
+        state["opt_param_scheduler"] = scheduler.state_dict()
+    else:
+        load_legacy(source, models)
+        state = sharded(models)
     args.ckpt_format = "torch_dist"
     folder = out / f"iter_{args.iteration:07d}"
     if torch.distributed.get_rank() == 0:
@@ -62,7 +94,7 @@ def save(source: Path, out: Path) -> None:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
     torch.distributed.barrier()
     common = {"args": args, "checkpoint_version": 3.0, "iteration": args.iteration}
-    dist_checkpointing.save({**common, **sharded(models)}, str(folder), content_metadata=CONTENT)
+    dist_checkpointing.save({**common, **state}, str(folder), content_metadata=CONTENT)
     stop_parallel()
 
 
@@ -83,8 +115,8 @@ def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path) -> None:
 
 if __name__ == "__main__":
     command, source, *rest = sys.argv[1:]
-    if command == "save":
-        save(Path(source), Path(rest[0]))
+    if command.startswith("save"):
+        save(Path(source), Path(rest[0]), command == "save-all")
     else:
         tp, pp, vpp = (int(number) for number in rest[:3])
         load(Path(source), tp, pp, vpp if vpp > 1 else None, Path(rest[3]))

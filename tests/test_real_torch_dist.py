@@ -7,14 +7,16 @@ compared with the legacy checkpoint it all began with, bit for bit.
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from growing import same_bits
-from megatron_runs import ROOT, train_tiny
+from megatron_runs import ROOT, torchrun, train_tiny
 
 from flmgrow.cli.app import run
+from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
 
@@ -72,6 +74,43 @@ def test_a_grown_checkpoint_is_loaded_and_computes_the_same(trained: Path, tmp_p
     megatron(2, "load", tmp_path / "grown", "2", "1", "1", tmp_path / "loaded")
     assert_same_weights(tmp_path / "grown", tmp_path / "loaded")
     flmgrow("verify", trained, tmp_path / "loaded")
+
+
+def assert_same_states(a: Path, b: Path) -> None:
+    with open_checkpoint(a) as first, open_checkpoint(b) as second:
+        one, other = with_optimizer(first), with_optimizer(second)
+        assert one.optimizer is not None
+        assert other.optimizer is not None
+        assert one.optimizer.groups == other.optimizer.groups
+        assert (one.optimizer.half, one.optimizer.gradient_dtype) == (
+            other.optimizer.half,
+            other.optimizer.gradient_dtype,
+        )
+        assert list(one.readers) == list(other.readers)
+        for state, name in product(one.readers, one.reader.tensors):
+            box = full_box(one.reader.tensors[name].shape(one.config.sizes))
+            values = (x.readers[state].read(name, box) for x in (one, other))
+            assert same_bits(*values), f"{state} of {name}"
+
+
+KINDS = [
+    "",
+    "--distributed-optimizer",
+    pytest.param("--bf16", marks=pytest.mark.slow),
+    pytest.param("--bf16 --distributed-optimizer", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_optimizer_state_megatron_saves_is_read(tmp_path: Path, kind: str) -> None:
+    options = ["--tp", "2", "--pp", "2", "--steps", "2", "--optimizer", *kind.split()]
+    torchrun(4, "train", tmp_path / "legacy", *options)
+    megatron(4, "save-all", tmp_path / "legacy", tmp_path / "dist")
+    assert_same_states(tmp_path / "legacy", tmp_path / "dist")
+    layout = ["--tp", "1", "--pp", "2", "--format", "megatron"]
+    flmgrow("reshard", tmp_path / "dist", tmp_path / "back", *layout)
+    assert_same_states(tmp_path / "legacy", tmp_path / "back")
+    flmgrow("verify", tmp_path / "dist", tmp_path / "back")
 
 
 @pytest.mark.slow
