@@ -175,11 +175,16 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     return [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
 
 
-def carried_content(source: Checkpoint, target: TargetModel) -> dict[object, object]:
-    """Return what every rank of a checkpoint shares: the new args, iteration, and so on."""
+def carried_content(
+    source: Checkpoint, target: TargetModel, rebuilt: Mapping[str, object]
+) -> dict[object, object]:
+    """Return what every rank of a checkpoint shares: the new args, iteration, and so on.
+
+    ``rebuilt`` takes the place of what the source has under the same keys.
+    """
     template = source.contents.content((0, 0))
-    rebuilt = {"args": _arguments(template, target)}
-    return _root(source, template, rebuilt, {}, dropped(source, target))
+    anew = {"args": _arguments(template, target), **rebuilt}
+    return _root(source, template, anew, {}, dropped(source, target))
 
 
 def _root(

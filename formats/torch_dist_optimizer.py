@@ -14,6 +14,7 @@ from dataclasses import replace
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.megatron import arguments_in
+from flmgrow.formats.megatron_adam import MOMENTS
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_dist import find_pieces
 from flmgrow.formats.torch_dist_contents import COMMON, DistFolder
@@ -21,7 +22,37 @@ from flmgrow.model.states import State
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
 _MASTERS = {True: "param", False: "fp32_param"}
+_SHARDING = "param_state_sharding_type"
+_RESHARDABLE = "fully_reshardable"
+_STEP = "common_step"
 _BELONG = "the optimizer and the weights do not belong together"
+
+
+def _prefix(state: State, distributed: bool) -> str:
+    name = _MASTERS[distributed] if state is State.MASTER else state
+    return f"optimizer.state.{name}."
+
+
+def state_prefixes(optimizer: OptimizerState) -> dict[State, str]:
+    """Return what stands before a parameter's key in the name of each of its states."""
+    distributed = optimizer.gradient_dtype is not None
+    return {state: _prefix(state, distributed) for state in optimizer.dtypes}
+
+
+def common_entry(optimizer: OptimizerState) -> dict[object, object]:
+    """Return the ``optimizer`` of a new ``common.pt``: groups, steps, and what is carried."""
+    inner: dict[object, object] = {"param_groups": list(optimizer.groups)}
+    if optimizer.gradient_dtype is not None:
+        return {"optimizer": inner, **optimizer.other, _SHARDING: _RESHARDABLE}
+    inner = {"state": {} if optimizer.step is None else {_STEP: optimizer.step}, **inner}
+    return {"optimizer": inner, **optimizer.other} if optimizer.half else inner
+
+
+def content_entry(optimizer: OptimizerState | None) -> dict[object, object]:
+    """Return what megatron-core's loader must be told about a distributed optimizer's content."""
+    if optimizer is None or optimizer.gradient_dtype is None:
+        return {}
+    return {"distrib_optim_sharding_type": _RESHARDABLE}
 
 
 def _check_names(contents: DistFolder) -> None:
@@ -42,23 +73,24 @@ def _groups(inner: object, where: str) -> tuple[Mapping[object, object], ...]:
 
 def _state(contents: DistFolder, weights: str) -> OptimizerState:
     """Return what ``common.pt`` says of the optimizer of a model with such ``weights``."""
-    half = weights in ("bfloat16", "float16")
     where = str(contents.folder / COMMON)
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
         raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", _BELONG)
     inner = common.get("optimizer", common)
     groups = _groups(inner, where)
-    if "param_state_sharding_type" in common:
+    known = ("optimizer", _SHARDING)
+    other = {} if inner is common else {k: v for k, v in common.items() if k not in known}
+    if _SHARDING in common:
         wide = arguments_in(contents.root, where).get("accumulate_allreduce_grads_in_fp32")
         gradients = "float32" if wide or weights == "float32" else weights
-        return OptimizerState(groups, None, half=half, gradient_dtype=gradients)
+        half = weights != "float32"
+        return OptimizerState(groups, None, half=half, other=other, gradient_dtype=gradients)
     steps = inner.get("state")
-    step = steps.get("common_step") if isinstance(steps, dict) else None
-    if step is None:
-        raise BadCheckpointError(f"{where}: optimizer: has no state.common_step", _BELONG)
-    other = {} if inner is common else {k: v for k, v in common.items() if k != "optimizer"}
-    return OptimizerState(groups, step, half=half, other=other)
+    step = steps.get(_STEP) if isinstance(steps, dict) else None
+    if step is None and not all("step" in group for group in groups):
+        raise BadCheckpointError(f"{where}: optimizer: has no state.{_STEP}", _BELONG)
+    return OptimizerState(groups, step, half=inner is not common, other=other)
 
 
 def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Checkpoint:
@@ -70,16 +102,14 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Che
     names = contents.metadata.tensors
     distributed = any(name.startswith("optimizer.state.param.") for name in names)
     halves = any(name.startswith("optimizer.state.fp32_param.") for name in names)
-    prefixes = {State.EXP_AVG: "exp_avg", State.EXP_AVG_SQ: "exp_avg_sq"}
-    if distributed or halves:
-        prefixes = {State.MASTER: _MASTERS[distributed], **prefixes}
+    kinds = (State.MASTER, *MOMENTS) if distributed or halves else MOMENTS
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}
     sizes = checkpoint.stored_sizes
     readers, dtypes = {}, {}
-    for state, prefix in prefixes.items():
+    for state in kinds:
         own = tensors if state is State.MASTER else plain
-        pieces = find_pieces(contents, own, sizes, f"optimizer.state.{prefix}.")
+        pieces = find_pieces(contents, own, sizes, _prefix(state, distributed))
         readers[state] = LogicalReader(own, sizes, pieces)
         dtypes[state] = pieces[0].dtype
     found = _state(contents, checkpoint.dtype)

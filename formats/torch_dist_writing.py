@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
-from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.chunks import chunks_of, whole_placement
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpObject, DcpTensor
@@ -22,8 +22,10 @@ from flmgrow.formats.megatron_writing import carried_content, extra_states, fold
 from flmgrow.formats.tables.gpt import ROWS, Home
 from flmgrow.formats.targets import Fill, TargetArray, TargetBytes, TargetFile
 from flmgrow.formats.torch_dist_contents import COMMON, LAYERS
+from flmgrow.formats.torch_dist_optimizer import common_entry, content_entry, state_prefixes
 from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis, Sizes
+from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 
 CONTENT: dict[object, object] = {
@@ -104,18 +106,43 @@ def _objects(source: Checkpoint, target: TargetModel) -> Iterator[NewObject]:
                 yield NewObject(f"{LAYERS}{rest}/shard_{layer}_{len(target.donors)}", [value])
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of every parameter: the name's beginning, and the dtype."""
+
+    state: State
+    prefix: str
+    dtype: str
+
+
+def _kept(source: Checkpoint, target: TargetModel) -> list[_Kept]:
+    """Return the states the checkpoint shall hold, the weights first."""
+    weights = _Kept(State.WEIGHT, "", target.dtype or source.dtype)
+    optimizer = target.optimizer
+    if optimizer is None:
+        return [weights]
+    prefixes = state_prefixes(optimizer)
+    return [weights, *(_Kept(s, prefixes[s], dtype) for s, dtype in optimizer.dtypes.items())]
+
+
 def _shards(
-    source: Checkpoint, target: TargetModel, wanted: Sequence[Placement], sizes: Sizes, dtype: str
+    source: Checkpoint,
+    target: TargetModel,
+    kept: Sequence[_Kept],
+    wanted: Sequence[Placement],
+    sizes: Sizes,
 ) -> list[TargetShard]:
     """Return one shard per target rank; the first has the objects as well."""
     folder = folder_name(source.iteration)
     items: dict[tuple[int, int], list[Item]] = {rank: [] for rank in target.layout.ranks}
     behind: dict[tuple[int, int], list[TargetArray | None]] = {rank: [] for rank in items}
-    for placement in _without_copies(wanted):
+    for own, placement in product(kept, wanted):
         rank = (placement.tensor_rank, placement.pipeline_rank)
+        name = own.prefix + _name(placement)
         for chunk, offsets, extents in chunks_of(placement, sizes):
-            items[rank].append(NewChunk(_name(placement), dtype, offsets, extents))
-            behind[rank].append(TargetArray(chunk, dtype, new_tensor(dtype, extents).storage))
+            storage = new_tensor(own.dtype, extents).storage
+            items[rank].append(NewChunk(name, own.dtype, offsets, extents))
+            behind[rank].append(TargetArray(chunk, own.dtype, storage, own.state))
     for item in _objects(source, target):
         items[0, 0].append(item)
         behind[0, 0].append(None)
@@ -126,19 +153,19 @@ def _shards(
     ]
 
 
-def _metadata(
-    shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...]], dtype: str
-) -> bytes:
+def _metadata(shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """Return ``.metadata``: every tensor with its chunks, every object with its place."""
     chunks: dict[str, list[DcpChunk]] = {name: [] for name in shapes}
+    dtypes: dict[str, str] = {}
     objects = []
     for shard in shards:
         for item, placed in zip(shard.items, shard.plan.placed, strict=True):
-            if isinstance(placed, DcpObject):
-                objects.append(placed)
-            else:
+            if isinstance(item, NewChunk) and isinstance(placed, DcpChunk):
                 chunks[item.name].append(placed)
-    tensors = [DcpTensor(name, dtype, shapes[name], tuple(own)) for name, own in chunks.items()]
+                dtypes[item.name] = item.dtype
+            elif isinstance(placed, DcpObject):
+                objects.append(placed)
+    tensors = [DcpTensor(n, dtypes[n], shapes[n], tuple(own)) for n, own in chunks.items()]
     return metadata_bytes(tensors, objects)
 
 
@@ -147,23 +174,22 @@ def torch_dist_files(
 ) -> list[TargetFile | TargetShard | TargetBytes]:
     """Return every file of the target checkpoint, described but not produced.
 
-    Raises UsageError for a layout the model cannot take, and for optimizer state.
+    Raises UsageError for a layout the model cannot take.
     """
-    if target.optimizer is not None:
-        raise UsageError(
-            "optimizer state cannot be written as torch_dist yet",
-            "pass --no-optimizer, or write --format megatron",
-        )
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
-    wanted = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)
-    dtype = target.dtype or source.dtype
-    shards = _shards(source, target, wanted, sizes, dtype)
-    shapes = {_name(p): _global_shape(p, sizes) for p in _without_copies(wanted)}
+    everything = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)
+    wanted = list(_without_copies(everything))
+    kept = _kept(source, target)
+    shards = _shards(source, target, kept, wanted, sizes)
+    shapes = {k.prefix + _name(p): _global_shape(p, sizes) for k, p in product(kept, wanted)}
+    optimizer = target.optimizer
+    rebuilt = {} if optimizer is None else {"optimizer": common_entry(optimizer)}
+    content = {**CONTENT, **content_entry(optimizer)}
+    common = {**carried_content(source, target, rebuilt), "content_metadata": content}
     folder = folder_name(source.iteration)
-    common = {**carried_content(source, target), "content_metadata": CONTENT}
     return [
         *shards,
         TargetFile(f"{folder}/{COMMON}", common, ()),
         TargetBytes(f"{folder}/metadata.json", json.dumps(BACKEND).encode()),
-        TargetBytes(f"{folder}/.metadata", _metadata(shards, shapes, dtype)),
+        TargetBytes(f"{folder}/.metadata", _metadata(shards, shapes)),
     ]

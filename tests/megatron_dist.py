@@ -3,10 +3,11 @@
     torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
     torchrun --nproc-per-node N tests/megatron_dist.py save-all LEGACY OUT
     torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
+    torchrun --nproc-per-node N tests/megatron_dist.py load-all TORCH_DIST TP PP VPP LEGACY_OUT
 
-``save-all`` saves the optimizer, too, a distributed one as fully reshardable. ``load`` lets
-megatron-core read the checkpoint in its own layout, and saves what it got in the legacy format, so
-that a test can compare weights bit for bit.
+``save-all`` and ``load-all`` mean the optimizer, too, a distributed one as fully reshardable.
+Loading lets megatron-core read the checkpoint in its own layout, and saves what it got in the
+legacy format, so that a test can compare weights and states bit for bit.
 """
 
 import sys
@@ -49,11 +50,11 @@ def sharded(models: list[Any]) -> dict[str, Any]:
     }
 
 
-def loaded_optimizer(source: Path, args: Any, models: list[Any]) -> tuple[Any, Any]:
-    """Return optimizer and scheduler as the legacy checkpoint has them; loads ``models``, too."""
+def new_optimizer(args: Any, models: list[Any], out: Path) -> tuple[Any, Any]:
+    """Return the optimizer and the scheduler of a run with ``args`` that has not begun."""
     half = args.params_dtype == torch.bfloat16
     run = Run(
-        source, tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, vpp=None,
+        out, tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, vpp=None,
         pipeline_layers=None, world=torch.distributed.get_world_size(), steps=args.iteration,
         stop=args.iteration, seed=1, optimizer=True, bf16=half,
         distributed=args.use_distributed_optimizer,
@@ -63,7 +64,6 @@ def loaded_optimizer(source: Path, args: Any, models: list[Any]) -> tuple[Any, A
     )
     wrapped = [DistributedDataParallel(model.config, reduction, model) for model in models]
     optimizer, scheduler = optimizer_and_schedule(wrapped, run)
-    load_legacy(source, models, optimizer, scheduler)
     return optimizer, scheduler
 
 
@@ -76,9 +76,10 @@ def save(source: Path, out: Path, everything: bool) -> None:
         args.virtual_pipeline_model_parallel_size,
     )
     models = build(args, *layout)
+    content: dict[str, Any] = dict(CONTENT)
     if everything:
-        optimizer, scheduler = loaded_optimizer(source, args, models)
-        content: dict[str, Any] = dict(CONTENT)
+        optimizer, scheduler = new_optimizer(args, models, out)
+        load_legacy(source, models, optimizer, scheduler)
         if args.use_distributed_optimizer:
             content["distrib_optim_sharding_type"] = "fully_reshardable"
         state = sharded(models)
@@ -94,22 +95,34 @@ def save(source: Path, out: Path, everything: bool) -> None:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
     torch.distributed.barrier()
     common = {"args": args, "checkpoint_version": 3.0, "iteration": args.iteration}
-    dist_checkpointing.save({**common, **state}, str(folder), content_metadata=CONTENT)
+    dist_checkpointing.save({**common, **state}, str(folder), content_metadata=content)
     stop_parallel()
 
 
-def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path) -> None:
+def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path, everything: bool) -> None:
     """Load torch_dist strictly in the given layout, and save what was loaded as legacy."""
     folder = source / f"iter_{int((source / 'latest_checkpointed_iteration.txt').read_text()):07d}"
     args = dist_checkpointing.load_common_state_dict(str(folder))["args"]
     args.tensor_model_parallel_size, args.pipeline_model_parallel_size = tp, pp
     args.virtual_pipeline_model_parallel_size = vpp
     models = build(args, tp, pp, vpp)
+    both: tuple[Any, Any] = (None, None)
+    if everything:
+        both = new_optimizer(args, models, out)
+    optimizer, scheduler = both
     wanted = sharded(models)
+    names = list(wanted)
+    if everything:
+        content = dist_checkpointing.load_content_metadata(str(folder))
+        state = optimizer.sharded_state_dict(dict(wanted), is_loading=True, metadata=content)
+        wanted["optimizer"] = state
     loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_ALL)
-    for name, model in zip(wanted, models, strict=True):
+    for name, model in zip(names, models, strict=True):
         model.load_state_dict(loaded[name], strict=True)
-    save_legacy(out, args, models)
+    if everything:
+        optimizer.load_state_dict(loaded["optimizer"])
+        scheduler.load_state_dict(loaded["opt_param_scheduler"])
+    save_legacy(out, args, models, optimizer, scheduler)
     stop_parallel()
 
 
@@ -119,4 +132,5 @@ if __name__ == "__main__":
         save(Path(source), Path(rest[0]), command == "save-all")
     else:
         tp, pp, vpp = (int(number) for number in rest[:3])
-        load(Path(source), tp, pp, vpp if vpp > 1 else None, Path(rest[3]))
+        everything = command == "load-all"
+        load(Path(source), tp, pp, vpp if vpp > 1 else None, Path(rest[3]), everything)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from damage import rank_files
 
-from flmgrow.formats.megatron import open_megatron
 from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import full_box
 
@@ -17,7 +17,7 @@ States = dict[str, dict[str, Array]]
 
 def states(path: Path) -> States:
     """Every logical tensor of every state in full, as stored, padding included."""
-    with with_optimizer(open_megatron(path)) as opened:
+    with with_optimizer(open_checkpoint(path)) as opened:
         return {
             str(state): {
                 name: reader.read(name, full_box(reader.shape(name))) for name in reader.tensors
@@ -37,3 +37,14 @@ def inner(content: Content) -> Content:
     state = content["optimizer"]
     found: Content = state.get("optimizer", state)
     return found
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nests are the same, tensors bit for bit, dicts in the same order."""
+    if isinstance(a, torch.Tensor):
+        return bool(a.dtype == b.dtype and torch.equal(a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(*pair) for pair in zip(a, b, strict=True))
+    return bool(a == b)

@@ -75,11 +75,14 @@ def _layer_state(
         parts = ("gate", "up") if config.gated else ("up",)
         return torch.cat([_cut(weights[f"{part}{end}"], 0, *rank) for part in parts])
 
-    yield from norm("attention_norm", f"{prefix}input_layernorm", qkv)
+    attention_norm = norm("attention_norm", f"{prefix}input_layernorm", qkv)
+    if naming == "local":
+        yield from attention_norm
     yield f"{proj}.weight", _cut(weights["attention_out"].flatten(1), 1, *rank)
     if config.linear_bias:
         yield f"{proj}.bias", weights["attention_out.bias"]
     yield f"{proj}._extra_state", extra()
+    yield from attention_norm  # nothing more, or the first of what it is fused with
     yield f"{qkv}.weight", attention_rows("")
     if config.qkv_bias:
         yield f"{qkv}.bias", attention_rows(".bias")
@@ -177,6 +180,7 @@ def arguments(
         params_dtype=getattr(torch, dtype), bf16=dtype == "bfloat16", fp16=dtype == "float16",
         hidden_dropout=0.0, attention_dropout=0.0, init_method_std=0.02, sequence_parallel=True,
         apply_query_key_layer_scaling=False, num_experts=None, multi_latent_attention=False,
+        accumulate_allreduce_grads_in_fp32=dtype == "bfloat16",
         lr=3e-4, min_lr=3e-5, train_iters=100, micro_batch_size=1, global_batch_size=8, seed=1234,
         iteration=ITERATION, consumed_train_samples=240, save="/checkpoints/pico", rank=0,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pico import CONFIGS
@@ -20,6 +20,8 @@ UNHURRIED: dict[str, Any] = {
     "derandomize": True,
     "database": None,
     "suppress_health_check": list(HealthCheck),
+    # Every example writes files: to make a failing one smaller takes minutes.
+    "phases": (Phase.explicit, Phase.generate),
 }
 
 

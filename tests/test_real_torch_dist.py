@@ -7,8 +7,10 @@ compared with the legacy checkpoint it all began with, bit for bit.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,24 +95,71 @@ def assert_same_states(a: Path, b: Path) -> None:
             assert same_bits(*values), f"{state} of {name}"
 
 
-KINDS = [
-    "",
-    "--distributed-optimizer",
-    pytest.param("--bf16", marks=pytest.mark.slow),
-    pytest.param("--bf16 --distributed-optimizer", marks=pytest.mark.slow),
-]
+KINDS = {
+    "plain": "",
+    "distributed": "--distributed-optimizer",
+    "plain bf16": "--bf16",
+    "distributed bf16": "--bf16 --distributed-optimizer",
+}
+"""The optimizers: all of a run on TP2 x PP2."""
+
+ELSEWHERE = {"1 1 1": 1, "2 1 1": 4, "2 2 2": 4}
+"""Layouts that megatron-core loads in, with the processes that do; the second is DP2."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_optimizer_state_megatron_saves_is_read(tmp_path: Path, kind: str) -> None:
-    options = ["--tp", "2", "--pp", "2", "--steps", "2", "--optimizer", *kind.split()]
-    torchrun(4, "train", tmp_path / "legacy", *options)
-    megatron(4, "save-all", tmp_path / "legacy", tmp_path / "dist")
-    assert_same_states(tmp_path / "legacy", tmp_path / "dist")
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the legacy checkpoint of a run with an optimizer of the given kind."""
+    root = tmp_path_factory.mktemp("stopped")
+
+    def train(kind: str) -> Path:
+        if not (root / kind).exists():
+            options = ["--tp", "2", "--pp", "2", "--steps", "2", "--optimizer"]
+            torchrun(4, "train", root / kind, *options, *KINDS[kind].split())
+        return root / kind
+
+    return train
+
+
+def but_for(usual: str) -> list[Any]:
+    """All kinds, those that are not usual marked as slow."""
+    return [k if k == usual else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+
+
+@pytest.mark.parametrize("kind", but_for("distributed bf16"))
+def test_optimizer_state_megatron_saves_is_read(
+    stopped: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    megatron(4, "save-all", stopped(kind), tmp_path / "dist")
+    assert_same_states(stopped(kind), tmp_path / "dist")
     layout = ["--tp", "1", "--pp", "2", "--format", "megatron"]
     flmgrow("reshard", tmp_path / "dist", tmp_path / "back", *layout)
-    assert_same_states(tmp_path / "legacy", tmp_path / "back")
+    assert_same_states(stopped(kind), tmp_path / "back")
     flmgrow("verify", tmp_path / "dist", tmp_path / "back")
+
+
+def assert_loads(source: Path, tmp_path: Path, layout: str) -> None:
+    """Write it for TP1 x PP2, let megatron-core load that in ``layout``, and look what it got."""
+    where = ["--tp", "1", "--pp", "2", "--format", "torch_dist"]
+    flmgrow("reshard", source, tmp_path / "dist", *where)
+    megatron(ELSEWHERE[layout], "load-all", tmp_path / "dist", *layout.split(), tmp_path / "loaded")
+    assert_same_states(source, tmp_path / "loaded")
+
+
+@pytest.mark.parametrize("kind", but_for("plain"))
+def test_optimizer_state_flmgrow_writes_is_loaded(
+    stopped: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    assert_loads(stopped(kind), tmp_path, "2 2 2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["1 1 1", "2 1 1"])
+@pytest.mark.parametrize("kind", ["plain bf16", "distributed"])
+def test_optimizer_state_is_loaded_in_any_layout(
+    stopped: Callable[[str], Path], tmp_path: Path, kind: str, layout: str
+) -> None:
+    assert_loads(stopped(kind), tmp_path, layout)
 
 
 @pytest.mark.slow

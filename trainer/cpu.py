@@ -48,6 +48,7 @@ def patch_megatron() -> None:
     _norms_under_sequence_parallelism()
     _expect_one_generator()
     _count_steps_of_each_parameter()
+    _begin_state_before_the_first_step()
     _load_shards_into_torchs_adam()
 
 
@@ -207,6 +208,23 @@ def _count_steps_of_each_parameter() -> None:
             entry["step"] = entry["step"].clone()
 
     loaded = _replace(DistributedOptimizer, "load_state_dict", load)
+
+
+def _begin_state_before_the_first_step() -> None:
+    # Asked for its state before any step, as every load of torch_dist does, a DistributedOptimizer
+    # on torch's AdamW fails: it looks for the one step count of parameters that have none.
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    def state_dict(optimizer: Any) -> Any:
+        inner = optimizer.optimizer
+        if not inner.state:
+            for parameter in (p for group in inner.param_groups for p in group["params"]):
+                names = ("exp_avg", "exp_avg_sq")
+                moments = {name: torch.zeros_like(parameter.data) for name in names}
+                inner.state[parameter] = {"step": torch.tensor(0.0), **moments}
+        return asked(optimizer)
+
+    asked = _replace(DistributedOptimizer, "state_dict", state_dict)
 
 
 def _load_shards_into_torchs_adam() -> None:

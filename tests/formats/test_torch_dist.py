@@ -11,7 +11,7 @@ from pico import CONFIGS, even, logical_weights, make_checkpoint
 from pico_dist import global_arrays, make_dist_checkpoint
 from pico_model import DictWeights
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
@@ -124,12 +124,6 @@ def test_growing_into_it_is_growing(tmp_path: Path) -> None:
         for name in a.reader.tensors:
             box = full_box(a.reader.tensors[name].shape(a.config.sizes))
             assert same_bits(a.reader.read(name, box), b.reader.read(name, box))
-
-
-def test_optimizer_state_is_not_lost_unasked(tmp_path: Path) -> None:
-    legacy = make_checkpoint(tmp_path / "legacy", "tele", optimizer=True)
-    with pytest.raises(UsageError, match="optimizer state cannot be written as torch_dist"):
-        grow_checkpoint(legacy, tmp_path / "out", file_format="torch_dist")
 
 
 def refused(folder: Path, match: str) -> None:

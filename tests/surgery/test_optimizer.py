@@ -14,7 +14,7 @@ from growing import SmallBlocks, all_files, grow_checkpoint, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
-from optimizer_states import optimizers, states
+from optimizer_states import equal, optimizers, states
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from strategies import Case, any_config, as_wish, cases, examples, layouts_of
 
@@ -28,17 +28,6 @@ from flmgrow.surgery.plan import LayoutWish, make_plan
 from flmgrow.surgery.verify import Verification, verify
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two nests are the same, tensors bit for bit, dicts in the same order."""
-    if isinstance(a, torch.Tensor):
-        return bool(a.dtype == b.dtype and torch.equal(a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(equal(*pair) for pair in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 # --- resharding
