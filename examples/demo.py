@@ -6,6 +6,7 @@ megatron-core says so itself. Last come two checkpoints that must be, and are, r
 happens on the CPU, in ``demo-run/``, which is made anew each time. ``make demo`` runs this.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("demo-run")
 SMALL, LARGE, MOVED = RUN / "small", RUN / "large", RUN / "large-moved"
+WITHOUT, WITH = RUN / "without-growth", RUN / "with-growth"
 MASKED, BAKED = RUN / "masked", RUN / "baked"
 STACKED, DAMAGED = RUN / "stacked", RUN / "damaged"
 TOKENS = RUN / "tokens.pt"
@@ -27,6 +29,7 @@ TOKENS = RUN / "tokens.pt"
 TRAINER = "examples/tiny_megatron.py"
 GROW_UNITS = "--num-layers 6 --ffn-hidden-size 264 --num-attention-heads 16 --num-query-groups 8"
 GROW_ALL = f"--hidden-size 96 {GROW_UNITS}"
+STEPS = "--steps 60 --optimizer"
 TOLERANCE = 1e-4
 
 
@@ -44,6 +47,7 @@ def main() -> None:
         train()
         grow_and_prove()
         largest = let_megatron_judge()
+        go_on_training()
         grow_with_masks()
         refuse_what_is_wrong()
     except DemoError as error:
@@ -53,8 +57,8 @@ def main() -> None:
 
 def train() -> None:
     """Make a checkpoint as a cluster would: one file for each of 2 x 2 ranks."""
-    say("megatron-core trains a tiny Llama on English text: TP2 x PP2, four processes.")
-    megatron(4, f"train {SMALL} --tp 2 --pp 2 --steps 40")
+    say("megatron-core trains a tiny Llama on English text: TP2 x PP2, four processes, 40 steps.")
+    megatron(4, f"train {SMALL} --tp 2 --pp 2 {STEPS} --stop 40 --vocab-multiple 76")
     say("This is what it left.")
     command(f"flmgrow inspect {SMALL}")
 
@@ -91,6 +95,23 @@ def let_megatron_judge() -> float:
     if not largest <= TOLERANCE:
         raise DemoError(f"megatron-core's logits differ by {largest:.1e}")
     return largest
+
+
+def go_on_training() -> None:
+    """Resume the run in both models, the large one with the Adam state that grew with it."""
+    say(
+        "The optimizer's state grew, too. Take the next step in the small model, then in the large."
+    )
+    losses = []
+    for checkpoint, out, ranks, stop in ((SMALL, WITHOUT, 4, 41), (MOVED, WITH, 3, 60)):
+        log = f"{out}.jsonl"
+        resume = f"--load {checkpoint} {STEPS} --stop {stop} --report {log}"
+        megatron(ranks, f"train {out} {resume}")
+        losses.append(json.loads(Path(log).read_text().splitlines()[0])["loss"])
+    small, large = losses
+    print(f"the losses of step 41 differ by {abs(small - large):.1e}")
+    if not abs(small - large) <= TOLERANCE:
+        raise DemoError(f"the large run's first loss is {large}, the small one's {small}")
 
 
 def grow_with_masks() -> None:
@@ -149,7 +170,8 @@ What was shown, in {seconds:.0f} s:
     to 3.5 times its parameters, on 4 x 2 ranks, in one pass and without Megatron.
   - verify derived every value again and found the same function. So did megatron-core, which loaded
     the grown checkpoint strictly: logits differ by {largest:.1e} at most, the rounding of float32.
-  - Moved to yet another layout, it is the same to the last bit.
+  - Moved to yet another layout, it is the same to the last bit, and the run went on from there with
+    the optimizer's state, at the loss the small model would have had.
   - Growth by masks computes the same too, and bakes into an ordinary checkpoint.
   - The proof can fail: stacked layers and a flipped bit were both found, with exit code 1.
 The checkpoints are in demo-run/."""

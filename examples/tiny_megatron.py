@@ -129,7 +129,7 @@ def train(options: argparse.Namespace) -> None:
         )
         _, norm, _ = optimizer.step()
         scheduler.step(increment=1)
-        report(options.report, step, losses, norm)
+        report(options.report, done + 1, step, losses, norm)
     saved = (optimizer, scheduler) if run.optimizer else ()
     save_legacy(run.out, args, plain, *saved)
     stop_parallel()

@@ -16,8 +16,11 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 
-def report(log: Path | None, step: int, losses: list[Any], norm: float) -> None:
-    """Tell, from the last rank, the mean loss over all replicas; and all digits to ``log``."""
+def report(log: Path | None, first: int, step: int, losses: list[Any], norm: float) -> None:
+    """Tell, from the last rank, the mean loss over all replicas; and all digits to ``log``.
+
+    ``first`` is the run's first step, which is always told.
+    """
     replicas = parallel_state.get_data_parallel_world_size()
     mean = torch.tensor(
         sum(loss["lm loss"] for loss in losses) / max(1, len(losses)), dtype=torch.float64
@@ -25,7 +28,7 @@ def report(log: Path | None, step: int, losses: list[Any], norm: float) -> None:
     torch.distributed.all_reduce(mean, group=parallel_state.get_data_parallel_group())
     mean /= replicas
     if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-        if step == 1 or step % 10 == 0:
+        if step == first or step % 10 == 0:
             print(f"iteration {step:4d}   lm loss {mean:.4f}", flush=True)
         if log is not None:
             line = {"step": step, "loss": mean.item(), "grad_norm": float(norm)}
