@@ -90,19 +90,6 @@ class BucketPiece:
         return None
 
 
-def bucket_pieces(
-    tensor: DcpTensor, bucket: Bucket[AssembledArray], items: DcpItems
-) -> Iterator[BucketPiece]:
-    """Yield a piece for each of the parameters of a bucket that ``tensor`` holds a state of."""
-    chunks = sorted(tensor.chunks, key=lambda chunk: chunk.offsets)
-    starts = [chunk.offsets[0] for chunk in chunks]
-    for item, start in bucket.parameters:
-        stop = start + prod(item.placement.shape)
-        inside = chunks[bisect_right(starts, start) - 1 : bisect_right(starts, stop - 1)]
-        pieces = [ItemPiece(item.placement, tensor.dtype, tensor.name, c, items) for c in inside]
-        yield BucketPiece(item.placement, tuple(pieces), start)
-
-
 def has_buckets(contents: DistFolder) -> bool:
     """Whether the optimizer state in a checkpoint is in buckets."""
     return any(name.startswith(_PREFIX) for name in contents.metadata.tensors)
@@ -167,7 +154,7 @@ def _dtypes(contents: DistFolder, weights: str) -> tuple[str, str]:
             if not match:
                 raise UsageError(
                     f"{contents.folder}: {name}: optimizer state of a kind that is not read",
-                    "--no-optimizer goes on without",
+                    "save it with --dist-ckpt-optim-fully-reshardable, or pass --no-optimizer",
                 )
             pairs.add((match[1], match[2]))
             if len(pairs) > 1 or match[1] != weights or match[2] not in GRADIENTS:

@@ -29,7 +29,7 @@ def _check_names(contents: DistFolder) -> None:
         if name.startswith("optimizer.") and not _ENTRY.fullmatch(name):
             raise UsageError(
                 f"{contents.folder}: {name}: optimizer state of a kind that is not read",
-                "--no-optimizer goes on without",
+                "save it with --dist-ckpt-optim-fully-reshardable, or pass --no-optimizer",
             )
 
 

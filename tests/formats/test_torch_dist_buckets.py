@@ -146,7 +146,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Boxes], object], str]] = {
         add(MASTER.replace("idx_2", "idx_4"), NUMBERS), "group_idx_4.* make no such bucket"
     ),
     "an object more": (
-        add(ENTRY.replace("idx_2", "idx_4"), OTHER_GROUPS), "group_idx_4.optimizer.* make no such rank"
+        add(ENTRY.replace("idx_2", "idx_4"), OTHER_GROUPS), r"group_idx_4\.opt.* make no such rank"
     ),
     "masters moved": (
         move, r"bucket_idx_1: param: what should be the master of .* is not what the weights"
