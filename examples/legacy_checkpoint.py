@@ -49,6 +49,7 @@ class Run:
     bf16: bool = False
     distributed: bool = False
     vocab_multiple: int = 128
+    bucket_size: int | None = None
     length: int = 64
     micro_batch: int = 2
     micro_batches: int = 4
@@ -237,12 +238,13 @@ def arguments(config: ModelConfig, run: Run) -> argparse.Namespace:
         sequence_parallel=False, world_size=run.world, rank=torch.distributed.get_rank(),
         local_rank=0, data_parallel_size=data_parallel, lazy_mpu_init=None,
         distributed_backend="gloo", distributed_timeout_minutes=10, use_tp_pp_dp_mapping=False,
-        overlap_p2p_comm=vpp is not None, overlap_grad_reduce=False,
+        overlap_p2p_comm=vpp is not None, overlap_grad_reduce=run.bucket_size is not None,
         overlap_param_gather=False, use_distributed_optimizer=run.distributed,
         use_ring_exchange_p2p=False,
         scatter_gather_tensors_in_pipeline=True, tp_comm_overlap=False,
         defer_embedding_wgrad_compute=False,
-        nccl_communicator_config_path=None, ddp_bucket_size=None, ddp_average_in_collective=False,
+        nccl_communicator_config_path=None, ddp_bucket_size=run.bucket_size,
+        ddp_average_in_collective=False,
         # Numbers and kernels
         params_dtype=run.dtype, fp16=False, bf16=run.bf16, fp8=None, fp8_param_gather=False,
         main_grads_dtype=torch.float32, main_params_dtype=torch.float32,

@@ -50,13 +50,15 @@ from legacy_checkpoint import (  # noqa: E402
     read_arguments,
     save_legacy,
 )
-from megatron.core.distributed import (  # noqa: E402
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import finalize_model_grads  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from tiny_steps import forward_step, micro_batches, optimizer_and_schedule, report  # noqa: E402
+from tiny_steps import (  # noqa: E402
+    forward_step,
+    micro_batches,
+    optimizer_and_schedule,
+    replicated,
+    report,
+)
 
 from flmgrow.model.config import ModelConfig  # noqa: E402
 from flmgrow.trainer.model import (  # noqa: E402
@@ -103,14 +105,8 @@ def train(options: argparse.Namespace) -> None:
     # Without it the two copies of a tied embedding, on the first and the last stage, drift apart.
     settings.finalize_model_grads_func = finalize_model_grads
     args = arguments(config, run)
-    reduction = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=run.bf16, use_distributed_optimizer=run.distributed
-    )
-    models = [
-        DistributedDataParallel(settings, reduction, model)
-        for model in build_model_chunks(config, settings, args.padded_vocab_size)
-    ]
-    plain = [model.module for model in models]
+    plain = build_model_chunks(config, settings, args.padded_vocab_size)
+    models = replicated(plain, run)
     optimizer, scheduler = optimizer_and_schedule(models, run)
     done = load_legacy(options.load, plain, optimizer, scheduler) if options.load else 0
     text = torch.tensor(list("\n".join(topics.values()).encode()))
@@ -151,6 +147,7 @@ def described(options: argparse.Namespace) -> tuple[ModelConfig, Run]:
         bf16=options.bf16,
         distributed=options.distributed_optimizer,
         vocab_multiple=options.vocab_multiple,
+        bucket_size=options.bucket_size,
     )
     if not options.load:
         return ARCHITECTURES[options.arch], run
@@ -164,6 +161,7 @@ def described(options: argparse.Namespace) -> tuple[ModelConfig, Run]:
         bf16=args.bf16,
         distributed=args.use_distributed_optimizer,
         vocab_multiple=args.make_vocab_size_divisible_by,
+        bucket_size=args.ddp_bucket_size,
     )
 
 
@@ -232,6 +230,7 @@ def main() -> None:
     command.add_argument("--optimizer", action="store_true", help="save the optimizer's state too")
     command.add_argument("--bf16", action="store_true", help="bfloat16 weights, float32 masters")
     command.add_argument("--distributed-optimizer", action="store_true", help="Megatron's own")
+    command.add_argument("--bucket-size", type=int, help="reduce gradients early, in such buckets")
     command.add_argument("--vocab-multiple", type=int, default=128, help="pad per tensor rank")
     # Not --log: torchrun would take it for an abbreviation of one of its own options.
     command.add_argument("--report", type=Path, help="file to append a line of JSON per step to")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from legacy_checkpoint import Run
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -34,6 +35,28 @@ def report(log: Path | None, first: int, step: int, losses: list[Any], norm: flo
             line = {"step": step, "loss": mean.item(), "grad_norm": float(norm)}
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def replicated(models: list[Any], run: Run) -> list[Any]:
+    """Return a rank's model chunks as replicas, with buffers for their gradients.
+
+    With a bucket size, gradients are reduced while others are computed: Megatron-LM then closes
+    buckets in a rank's first chunk only.
+    """
+    reduction = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=run.bf16,
+        use_distributed_optimizer=run.distributed,
+        overlap_grad_reduce=run.bucket_size is not None,
+        bucket_size=run.bucket_size,
+    )
+    wrapped = [
+        DistributedDataParallel(model.config, reduction, model, disable_bucketing=chunk > 0)
+        for chunk, model in enumerate(models)
+    ]
+    if run.bucket_size is not None:
+        pauses = [model.no_sync for model in wrapped]
+        models[0].config.no_sync_func = pauses if len(pauses) > 1 else pauses[0]
+    return wrapped
 
 
 def optimizer_and_schedule(models: list[Any], run: Run) -> tuple[Any, OptimizerParamScheduler]:

@@ -5,16 +5,17 @@ a distributed optimizer. Whatever it is, every rank must have the same, and have
 steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.gradient_buffers import Cut, module_order
 from flmgrow.formats.inert_values import TensorRecord
-from flmgrow.formats.megatron import DISTRIBUTED, arguments_in, chunk_key
+from flmgrow.formats.megatron import DISTRIBUTED, arguments_in
 from flmgrow.formats.megatron_adam import AdamRank, Group
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, digest_files
-from flmgrow.formats.megatron_distributed import Cut, DistributedRank
+from flmgrow.formats.megatron_distributed import DistributedRank
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_dist_contents import DistFolder
 from flmgrow.formats.torch_dist_optimizer import with_distributed_states
@@ -23,31 +24,9 @@ from flmgrow.model.states import State
 RankOptimizer = AdamRank | DistributedRank
 
 
-def _state_dict(content: Mapping[object, object], key: str) -> Mapping[object, object]:
-    state = content[key]
-    assert isinstance(state, Mapping)
-    return state
-
-
-def module_order(checkpoint: Checkpoint, rank: tuple[int, int]) -> list[Piece]:
-    """Return a rank's weights in the order of its modules: the order of its state dicts."""
-    content = checkpoint.contents.content(rank)
-    own = {
-        (array.placement.chunk, array.placement.key): array
-        for array in checkpoint.reader.arrays
-        if (array.placement.tensor_rank, array.placement.pipeline_rank) == rank
-    }
-    return [
-        own[chunk, str(key)]
-        for chunk in range(checkpoint.layout.vpp)
-        for key in _state_dict(content, chunk_key(chunk, checkpoint.layout))
-        if (chunk, key) in own
-    ]
-
-
 def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> RankOptimizer:
     """Return the reader of a rank's optimizer state, of whichever kind it is."""
-    file, pieces = files.files[rank], module_order(checkpoint, rank)
+    file, pieces = files.files[rank], module_order(checkpoint, rank, checkpoint.reader.arrays)
     content = files.content(rank).get("optimizer")
     inner = content.get("optimizer") if isinstance(content, dict) else None
     without_state = isinstance(inner, dict) and "state" not in inner

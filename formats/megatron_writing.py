@@ -13,6 +13,7 @@ from dataclasses import replace
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import written_arguments
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.gradient_buffers import Cut
 from flmgrow.formats.inert_values import (
     Global,
     OrderedMap,
@@ -23,7 +24,7 @@ from flmgrow.formats.inert_values import (
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_in, chunk_key
 from flmgrow.formats.megatron_adam import MASTERS, MOMENTS, by_group
-from flmgrow.formats.megatron_distributed import Cut, distributed_entry, flat_content
+from flmgrow.formats.megatron_distributed import distributed_entry, flat_content
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.tables.gpt import ROWS, Home
 from flmgrow.formats.targets import TargetArray, TargetFile

@@ -206,3 +206,53 @@ class LogicalReader:
         if missing:
             raise BadCheckpointError(f"{name}: {missing} of {box.count} elements are not stored")
         return result
+
+
+def _covering(box: Box, start: int, stop: int) -> tuple[Box, int]:
+    """Return the smallest contiguous box that holds elements ``start`` to ``stop`` of ``box``.
+
+    Also return which element of it ``start`` is.
+    """
+    ranges = list(box.ranges)
+    for axis, (base, _) in enumerate(box.ranges):
+        row = prod(box.shape[axis + 1 :])
+        low, high = start // row, -(-stop // row)
+        ranges[axis] = (base + low, base + high)
+        start, stop = start - low * row, stop - low * row
+        if high - low > 1:
+            break
+    return Box(tuple(ranges)), start
+
+
+@dataclass(frozen=True, eq=False)
+class AssembledArray:
+    """A piece of another layout than the stored one: ``reader`` puts its bytes together."""
+
+    placement: Placement
+    reader: LogicalReader
+
+    def __str__(self) -> str:
+        return self.placement.key
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, by torch's name."""
+        return self.reader.dtype(self.placement.parts[0].name).name
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the array's bytes from byte ``offset`` on, whole elements of it."""
+        width = DTYPES[self.dtype].itemsize
+        begin, end = offset // width, (offset + len(target)) // width
+        at = 0
+        for segment in self.placement.segments():
+            low, high = max(begin, at), min(end, at + segment.box.count)
+            if low < high:
+                box, skipped = _covering(segment.box, low - at, high - at)
+                values = self.reader.read(segment.tensor, box).reshape(-1)
+                data = as_bytes(values[skipped : skipped + high - low])
+                target[(low - begin) * width : (high - begin) * width] = data
+            at += segment.box.count
+
+    def checksum(self) -> int | None:
+        """None: it lies in no file as it is."""
+        return None

@@ -44,7 +44,11 @@ class ItemPiece:
         file, record = self.items.open_item(self.name, self.dtype, self.chunk)
         if not record.is_contiguous:
             raise BadCheckpointError(f"{self}: is not contiguous, stride {record.stride}")
-        file.read_into(record.storage, record.offset + offset, target)
+        try:
+            file.read_into(record.storage, record.offset + offset, target)
+        except BadCheckpointError as error:
+            what = f"{error.message} (it holds {self.name})"
+            raise BadCheckpointError(what, error.hint) from None
 
     def checksum(self) -> int | None:
         """Chunks tile their array, so there is nothing to compare one with."""
@@ -156,3 +160,17 @@ class DistFolder:
         """Close all files."""
         self.common.close()
         self.items.close()
+
+
+def param_groups(optimizer: object, where: str) -> tuple[Mapping[object, object], ...]:
+    """Return an optimizer's param groups without their parameters.
+
+    Raises BadCheckpointError, naming ``where``, if there are none.
+    """
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
+        raise BadCheckpointError(
+            f"{where}: optimizer: has no param_groups",
+            "the optimizer and the weights do not belong together",
+        )
+    return tuple({k: v for k, v in group.items() if k != "params"} for group in groups)

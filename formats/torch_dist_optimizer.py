@@ -3,21 +3,22 @@ their own.
 
 ``optimizer.state.exp_avg.KEY`` and so on have the shape and the chunks of parameter ``KEY``:
 megatron-core writes a non-distributed optimizer so, and a distributed one if it is told to be fully
-reshardable. Its default for the latter, flat buffers bound to one layout (``dp_reshardable``), is
-refused. Param groups and steps lie in ``common.pt``.
+reshardable; param groups and steps then lie in ``common.pt``. Its default for the latter are flat
+buffers bound to one layout: see :mod:`flmgrow.formats.torch_dist_buckets`.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.gradient_buffers import BELONG
 from flmgrow.formats.megatron import arguments_in
 from flmgrow.formats.megatron_adam import MOMENTS
-from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_dist import find_pieces
-from flmgrow.formats.torch_dist_contents import COMMON, DistFolder
+from flmgrow.formats.torch_dist_buckets import has_buckets, read_buckets
+from flmgrow.formats.torch_dist_contents import COMMON, DistFolder, param_groups
 from flmgrow.model.states import State
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
@@ -25,7 +26,6 @@ _MASTERS = {True: "param", False: "fp32_param"}
 _SHARDING = "param_state_sharding_type"
 _RESHARDABLE = "fully_reshardable"
 _STEP = "common_step"
-_BELONG = "the optimizer and the weights do not belong together"
 
 
 def _prefix(state: State, distributed: bool) -> str:
@@ -64,21 +64,14 @@ def _check_names(contents: DistFolder) -> None:
             )
 
 
-def _groups(inner: object, where: str) -> tuple[Mapping[object, object], ...]:
-    groups = inner.get("param_groups") if isinstance(inner, dict) else None
-    if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
-        raise BadCheckpointError(f"{where}: optimizer: has no param_groups", _BELONG)
-    return tuple({k: v for k, v in group.items() if k != "params"} for group in groups)
-
-
 def _state(contents: DistFolder, weights: str) -> OptimizerState:
     """Return what ``common.pt`` says of the optimizer of a model with such ``weights``."""
     where = str(contents.folder / COMMON)
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
-        raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", _BELONG)
+        raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", BELONG)
     inner = common.get("optimizer", common)
-    groups = _groups(inner, where)
+    groups = param_groups(inner, where)
     known = ("optimizer", _SHARDING)
     other = {} if inner is common else {k: v for k, v in common.items() if k not in known}
     if _SHARDING in common:
@@ -89,8 +82,24 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     steps = inner.get("state")
     step = steps.get(_STEP) if isinstance(steps, dict) else None
     if step is None and not all("step" in group for group in groups):
-        raise BadCheckpointError(f"{where}: optimizer: has no state.{_STEP}", _BELONG)
+        raise BadCheckpointError(f"{where}: optimizer: has no state.{_STEP}", BELONG)
     return OptimizerState(groups, step, half=inner is not common, other=other)
+
+
+def _read_arrays(
+    checkpoint: Checkpoint, contents: DistFolder
+) -> tuple[dict[State, list[Piece]], OptimizerState]:
+    """Return every parameter's pieces of each state, and what is not per parameter."""
+    _check_names(contents)
+    names = contents.metadata.tensors
+    distributed = any(name.startswith("optimizer.state.param.") for name in names)
+    halves = any(name.startswith("optimizer.state.fp32_param.") for name in names)
+    kinds = (State.MASTER, *MOMENTS) if distributed or halves else MOMENTS
+    tensors, sizes = checkpoint.reader.tensors, checkpoint.stored_sizes
+    pieces = {
+        state: find_pieces(contents, tensors, sizes, _prefix(state, distributed)) for state in kinds
+    }
+    return pieces, _state(contents, checkpoint.dtype)
 
 
 def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Checkpoint:
@@ -98,19 +107,15 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Che
 
     Raises BadCheckpointError if it does not fit the weights, UsageError if it is of another kind.
     """
-    _check_names(contents)
-    names = contents.metadata.tensors
-    distributed = any(name.startswith("optimizer.state.param.") for name in names)
-    halves = any(name.startswith("optimizer.state.fp32_param.") for name in names)
-    kinds = (State.MASTER, *MOMENTS) if distributed or halves else MOMENTS
+    read = read_buckets if has_buckets(contents) else _read_arrays
+    pieces, found = read(checkpoint, contents)
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}
-    sizes = checkpoint.stored_sizes
-    readers, dtypes = {}, {}
-    for state in kinds:
-        own = tensors if state is State.MASTER else plain
-        pieces = find_pieces(contents, own, sizes, _prefix(state, distributed))
-        readers[state] = LogicalReader(own, sizes, pieces)
-        dtypes[state] = pieces[0].dtype
-    found = _state(contents, checkpoint.dtype)
+    readers = {
+        state: LogicalReader(
+            tensors if state is State.MASTER else plain, checkpoint.stored_sizes, own
+        )
+        for state, own in pieces.items()
+    }
+    dtypes = {state: own[0].dtype for state, own in pieces.items()}
     return replace(checkpoint, optimizer=replace(found, dtypes=dtypes), state_readers=readers)

@@ -55,8 +55,8 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 class _Save(DefaultSavePlanner):
-    def __init__(self, boxes: Mapping[str, list[Box]]) -> None:
-        super().__init__()
+    def __init__(self, boxes: Mapping[str, list[Box]], flatten: bool) -> None:
+        super().__init__(flatten_state_dict=flatten)
         self.boxes = boxes
 
     def create_local_plan(self) -> planner.SavePlan:
@@ -112,13 +112,18 @@ def save(
     state: dict[str, Any],
     boxes: Mapping[str, list[Box]] | None = None,
     files: int = 1,
+    flatten: bool = True,
 ) -> Path:
-    """Let torch save ``state`` in these chunks (whole tensors else), in so many files or more."""
+    """Let torch save ``state`` in these chunks (whole tensors else), in so many files or more.
+
+    ``flatten`` makes an item of everything in a list or dict, as torch does and megatron-core does
+    not.
+    """
     writer = filesystem.FileSystemWriter(folder, thread_count=files, sync_files=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is only this process
         state_dict_saver.save(
-            state, storage_writer=writer, planner=_Save(boxes or {}), no_dist=True
+            state, storage_writer=writer, planner=_Save(boxes or {}, flatten), no_dist=True
         )
     return folder
 

@@ -1,28 +1,29 @@
 """megatron-core's side of torch_dist: save a legacy checkpoint as one, and load one strictly.
 
     torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
-    torchrun --nproc-per-node N tests/megatron_dist.py save-all LEGACY OUT
+    torchrun --nproc-per-node N tests/megatron_dist.py save-all LEGACY OUT [SHARDING]
     torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
     torchrun --nproc-per-node N tests/megatron_dist.py load-all TORCH_DIST TP PP VPP LEGACY_OUT
 
-``save-all`` and ``load-all`` mean the optimizer, too, a distributed one as fully reshardable.
-Loading lets megatron-core read the checkpoint in its own layout, and saves what it got in the
-legacy format, so that a test can compare weights and states bit for bit.
+``save-all`` and ``load-all`` mean the optimizer, too; a distributed one is saved in the given
+sharding (fully reshardable if none is given). Loading lets megatron-core read the checkpoint in its
+own layout, and saves what it got in the legacy format, so that a test can compare weights and
+states bit for bit.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import tiny_megatron  # noqa: F401 - prepares megatron-core for the CPU
 import torch
 from legacy_checkpoint import Run, load_legacy, model_config, read_arguments, save_legacy
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-from tiny_steps import optimizer_and_schedule
+from tiny_megatron import saved_pipeline_layers  # the module prepares megatron-core for the CPU
+from tiny_steps import optimizer_and_schedule, replicated
 
 from flmgrow.trainer.model import (
+    PipelineLayers,
     build_model_chunks,
     start_parallel,
     stop_parallel,
@@ -32,11 +33,15 @@ from flmgrow.trainer.model import (
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
 
 
-def build(args: Any, tp: int, pp: int, vpp: int | None) -> list[Any]:
-    """Return this rank's empty model chunks."""
+def build(
+    args: Any, tp: int, pp: int, vpp: int | None, layers: PipelineLayers | None = None
+) -> list[Any]:
+    """Return this rank's empty model chunks, of an even pipeline or of one with such ``layers``."""
     config = model_config(args)
     start_parallel(tp=tp, pp=pp, vpp=vpp)
-    settings = transformer_config(config, tp=tp, pp=pp, vpp=vpp, dtype=args.params_dtype)
+    settings = transformer_config(
+        config, tp=tp, pp=pp, vpp=vpp, pipeline_layers=layers, dtype=args.params_dtype
+    )
     models: list[Any] = build_model_chunks(config, settings, args.padded_vocab_size)
     return models
 
@@ -57,31 +62,30 @@ def new_optimizer(args: Any, models: list[Any], out: Path) -> tuple[Any, Any]:
         out, tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, vpp=None,
         pipeline_layers=None, world=torch.distributed.get_world_size(), steps=args.iteration,
         stop=args.iteration, seed=1, optimizer=True, bf16=half,
-        distributed=args.use_distributed_optimizer,
+        distributed=args.use_distributed_optimizer, bucket_size=args.ddp_bucket_size,
     )  # fmt: skip
-    reduction = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=half, use_distributed_optimizer=run.distributed
-    )
-    wrapped = [DistributedDataParallel(model.config, reduction, model) for model in models]
-    optimizer, scheduler = optimizer_and_schedule(wrapped, run)
+    optimizer, scheduler = optimizer_and_schedule(replicated(models, run), run)
     return optimizer, scheduler
 
 
-def save(source: Path, out: Path, everything: bool) -> None:
-    """Save the legacy checkpoint ``source`` as torch_dist, in its own layout."""
+def save(source: Path, out: Path, sharding: str | None) -> None:
+    """Save the legacy checkpoint ``source`` as torch_dist, in its own layout.
+
+    ``sharding`` is that of a distributed optimizer; None saves no optimizer at all.
+    """
     args = read_arguments(source)
     layout = (
         args.tensor_model_parallel_size,
         args.pipeline_model_parallel_size,
         args.virtual_pipeline_model_parallel_size,
     )
-    models = build(args, *layout)
+    models = build(args, *layout, saved_pipeline_layers(args))
     content: dict[str, Any] = dict(CONTENT)
-    if everything:
+    if sharding:
         optimizer, scheduler = new_optimizer(args, models, out)
         load_legacy(source, models, optimizer, scheduler)
         if args.use_distributed_optimizer:
-            content["distrib_optim_sharding_type"] = "fully_reshardable"
+            content["distrib_optim_sharding_type"] = sharding
         state = sharded(models)
         state["optimizer"] = optimizer.sharded_state_dict(state, metadata=content)
         state["opt_param_scheduler"] = scheduler.state_dict()
@@ -129,7 +133,8 @@ def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path, everything:
 if __name__ == "__main__":
     command, source, *rest = sys.argv[1:]
     if command.startswith("save"):
-        save(Path(source), Path(rest[0]), command == "save-all")
+        sharding = rest[1] if rest[1:] else "fully_reshardable"
+        save(Path(source), Path(rest[0]), sharding if command == "save-all" else None)
     else:
         tp, pp, vpp = (int(number) for number in rest[:3])
         everything = command == "load-all"

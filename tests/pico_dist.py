@@ -46,25 +46,38 @@ def _boxes(key: str, array: Tensor, tp: int, gated: bool) -> list[dcp_folders.Bo
     return dcp_folders.grid(array.shape, parts)
 
 
-def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **options: Any) -> Path:
-    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it."""
-    legacy = make_checkpoint(path / "legacy", model, naming="fused", **options)
+Boxes = dict[str, list[dcp_folders.Box]]
+
+
+def dist_state(legacy: Path, tp: int) -> tuple[dict[str, Any], Boxes]:
+    """Return a one-rank checkpoint's model as a distributed state, and the chunks it lies in."""
     (file,) = legacy.rglob("*.pt")
-    content = torch.load(file, weights_only=False)
-    args = content["args"]
-    args.transformer_impl = "transformer_engine"
+    args = torch.load(file, weights_only=False)["args"]
     state: dict[str, Any] = dict(global_arrays(legacy))
     boxes = {key: _boxes(key, array, tp, args.swiglu) for key, array in state.items()}
     for layer in range(args.num_layers):
         name = f"decoder.layers.mlp.linear_fc1._extra_state/shard_{layer}_{args.num_layers}"
         state[name] = [None]
-    root = path / "dist"
+    return state, boxes
+
+
+def save_dist(root: Path, args: Any, state: dict[str, Any], boxes: Boxes, **common: Any) -> Path:
+    """Let torch write ``state`` as ``torch_dist`` at ``root`` and return that."""
     folder = root / f"iter_{ITERATION:07d}"
     folder.mkdir(parents=True)
-    dcp_folders.save(folder, state, boxes, files=2)
-    common = {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
+    dcp_folders.save(folder, state, boxes, files=2, flatten=False)
+    common |= {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
     torch.save(
         {**common, "content_metadata": {"singleton_local_shards": False}}, folder / "common.pt"
     )
     (root / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
     return root
+
+
+def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **options: Any) -> Path:
+    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it."""
+    legacy = make_checkpoint(path / "legacy", model, naming="fused", **options)
+    (file,) = legacy.rglob("*.pt")
+    args = torch.load(file, weights_only=False)["args"]
+    args.transformer_impl = "transformer_engine"
+    return save_dist(path / "dist", args, *dist_state(legacy, tp))

@@ -20,6 +20,7 @@ from megatron_runs import ROOT, torchrun, train_tiny
 from flmgrow.cli.app import run
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.torch_dist_contents import DistFolder
 from flmgrow.model.axes import full_box
 
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
@@ -160,6 +161,37 @@ def test_optimizer_state_is_loaded_in_any_layout(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str, layout: str
 ) -> None:
     assert_loads(stopped(kind), tmp_path, layout)
+
+
+# Four processes each. Sizes of the odd model are no multiples of buffers' alignment.
+BUCKETS = {
+    "TP2 x PP2": "--tp 2 --pp 2",
+    "odd, bf16, TP2 x PP2": "--tp 2 --pp 2 --arch odd --bf16 --bucket-size 10000",
+    "untied, DP2 x TP2": "--tp 2 --arch gpt --bucket-size 30000",
+    "odd, DP2 x PP2": "--pp 2 --arch odd --bucket-size 20000",
+    "odd, bf16, DP2 x VPP2": "--pp 2 --vpp 2 --arch odd --bf16 --bucket-size 20000",
+    "uneven, DP2 x PP2": "--pp 2 --pipeline-layers 1,3 --bf16",
+}
+DEFAULT = "odd, bf16, TP2 x PP2"
+
+
+@pytest.mark.parametrize(
+    "kind", [DEFAULT, *(pytest.param(k, marks=pytest.mark.slow) for k in BUCKETS if k != DEFAULT)]
+)
+def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
+    options = ["--steps", "2", "--optimizer", "--distributed-optimizer", *BUCKETS[kind].split()]
+    torchrun(4, "train", tmp_path / "legacy", *options)
+    megatron(4, "save-all", tmp_path / "legacy", tmp_path / "dist", "dp_reshardable")
+    with open_checkpoint(tmp_path / "dist") as opened:
+        assert isinstance(opened.contents, DistFolder)
+        names = opened.contents.metadata.tensors
+        assert not any(name.startswith("optimizer.state.") for name in names)
+        assert any("bucket_idx_2" in name for name in names) == ("--bucket-size" in options)
+    assert_same_states(tmp_path / "legacy", tmp_path / "dist")
+    layout = ["--tp", "1", "--pp", "1", "--vpp", "1", "--format", "megatron"]
+    flmgrow("reshard", tmp_path / "dist", tmp_path / "back", *layout)
+    assert_same_states(tmp_path / "legacy", tmp_path / "back")
+    flmgrow("verify", tmp_path / "dist", tmp_path / "back")
 
 
 @pytest.mark.slow

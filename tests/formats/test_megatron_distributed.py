@@ -11,7 +11,8 @@ from commands import refused
 from damage import edit, rank_files
 from growing import SmallBlocks, all_files, grow_checkpoint
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
-from pico_distributed import FLAT, MADE, STATES, Content, distribute
+from pico_buckets import BUCKETS, LAYOUTS, MADE
+from pico_distributed import FLAT, STATES, Content, distribute
 from strategies import as_wish
 from torch import Tensor
 
@@ -22,8 +23,6 @@ from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.states import State
 from flmgrow.operators.target import Target, parse_methods
-
-BUCKETS = {"overlap_grad_reduce": True, "ddp_bucket_size": 300, "data_parallel_size": 2}
 
 
 def make(path: Path, name: str, layout: Layout, dtype: str = "bfloat16", **arguments: Any) -> Path:
@@ -51,15 +50,6 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert torch.equal(one.view(torch.int32), other.view(torch.int32)), where
     else:
         assert one == other, where
-
-
-LAYOUTS = {
-    "one rank": Layout(1, 1, 1, (4,)),
-    "tensor": Layout(2, 1, 1, (4,)),
-    "uneven": Layout(2, 2, 1, (1, 3)),
-    "virtual": Layout(1, 2, 2, (1, 1, 2, 0)),
-    "a rank without layers": Layout(1, 4, 1, (2, 0, 1, 1)),
-}
 
 
 @pytest.mark.parametrize("buckets", [{}, BUCKETS], ids=["whole", "buckets"])

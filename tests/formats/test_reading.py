@@ -15,7 +15,7 @@ from flmgrow.formats import reading
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.megatron import open_megatron
-from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.reading import AssembledArray, LogicalReader, as_bytes, read_whole
 from flmgrow.model.axes import Axis, Box, full_box
 
 CONFIG = CONFIGS["gpt"]
@@ -77,6 +77,20 @@ def test_replicas_are_what_every_tensor_rank_holds(tmp_path: Path) -> None:
     assert sum(bool(group & {"decoder.final_layernorm.weight"}) for group in keys) == 1
     assert len(groups) == 2 + 1 + 2 * config.layers
     assert all(len(group) == 2 for group in groups)
+
+
+@examples(60)
+@given(data=st.data())
+def test_an_assembled_array_is_the_stored_one(checkpoint: Checkpoint, data: DataObject) -> None:
+    piece = data.draw(st.sampled_from(checkpoint.reader.arrays))
+    wanted = read_whole(piece).reshape(-1)
+    start = data.draw(st.integers(0, wanted.size))
+    stop = data.draw(st.integers(start, wanted.size))
+    found = np.empty(stop - start)
+    assembled = AssembledArray(piece.placement, checkpoint.reader)
+    assert assembled.dtype == piece.dtype
+    assembled.read_into(start * 8, as_bytes(found))
+    assert np.array_equal(found, wanted[start:stop])
 
 
 def test_what_is_not_stored_is_not_made_up(tmp_path: Path) -> None:
