@@ -4,7 +4,7 @@ their own.
 ``optimizer.state.exp_avg.KEY`` and so on have the shape and the chunks of parameter ``KEY``:
 megatron-core writes a non-distributed optimizer so, and a distributed one if it is told to be fully
 reshardable. Its default for the latter, flat buffers bound to one layout (``dp_reshardable``), is
-refused. Param groups and steps lie in ``common.pt``.
+refused. Param groups and steps lie in the common part.
 """
 
 import re
@@ -16,7 +16,7 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.megatron import arguments_in
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_dist import find_pieces
-from flmgrow.formats.torch_dist_contents import COMMON, DistFolder
+from flmgrow.formats.torch_dist_contents import DistFolder
 from flmgrow.model.states import State
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
@@ -41,9 +41,9 @@ def _groups(inner: object, where: str) -> tuple[Mapping[object, object], ...]:
 
 
 def _state(contents: DistFolder, weights: str) -> OptimizerState:
-    """Return what ``common.pt`` says of the optimizer of a model with such ``weights``."""
+    """Return what the common part says of the optimizer of a model with such ``weights``."""
     half = weights in ("bfloat16", "float16")
-    where = str(contents.folder / COMMON)
+    where = contents.where
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
         raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", _BELONG)

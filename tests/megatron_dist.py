@@ -6,10 +6,13 @@
 
 ``save-all`` saves the optimizer, too, a distributed one as fully reshardable. ``load`` lets
 megatron-core read the checkpoint in its own layout, and saves what it got in the legacy format, so
-that a test can compare weights bit for bit.
+that a test can compare weights bit for bit. A megatron-core that knows ``integrity.json`` is told
+to write it, and to check it where there is one.
 """
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,12 @@ from flmgrow.trainer.model import (
 )
 
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+
+
+def with_integrity(function: Callable[..., Any]) -> dict[str, bool]:
+    """Return the option that asks for ``integrity.json``, if ``function`` has it."""
+    known = "verify_integrity" in inspect.signature(function).parameters
+    return {"verify_integrity": True} if known else {}
 
 
 def build(args: Any, tp: int, pp: int, vpp: int | None) -> list[Any]:
@@ -94,7 +103,8 @@ def save(source: Path, out: Path, everything: bool) -> None:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
     torch.distributed.barrier()
     common = {"args": args, "checkpoint_version": 3.0, "iteration": args.iteration}
-    dist_checkpointing.save({**common, **state}, str(folder), content_metadata=CONTENT)
+    options = {"content_metadata": CONTENT, **with_integrity(dist_checkpointing.save)}
+    dist_checkpointing.save({**common, **state}, str(folder), **options)
     stop_parallel()
 
 
@@ -106,7 +116,10 @@ def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path) -> None:
     args.virtual_pipeline_model_parallel_size = vpp
     models = build(args, tp, pp, vpp)
     wanted = sharded(models)
-    loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_ALL)
+    options: dict[str, Any] = {"strict": StrictHandling.RAISE_ALL}
+    if (folder / "integrity.json").exists():
+        options |= with_integrity(dist_checkpointing.load)
+    loaded = dist_checkpointing.load(wanted, str(folder), **options)
     for name, model in zip(wanted, models, strict=True):
         model.load_state_dict(loaded[name], strict=True)
     save_legacy(out, args, models)
