@@ -55,8 +55,10 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 class _Save(DefaultSavePlanner):
-    def __init__(self, boxes: Mapping[str, list[Box]]) -> None:
-        super().__init__()
+    """Save tensors in the boxes given for them; collections as one item each, unless flattened."""
+
+    def __init__(self, boxes: Mapping[str, list[Box]], flatten: bool) -> None:
+        super().__init__(flatten_state_dict=flatten, flatten_sharded_tensors=flatten)
         self.boxes = boxes
 
     def create_local_plan(self) -> planner.SavePlan:
@@ -112,13 +114,14 @@ def save(
     state: dict[str, Any],
     boxes: Mapping[str, list[Box]] | None = None,
     files: int = 1,
+    flatten: bool = True,
 ) -> Path:
     """Let torch save ``state`` in these chunks (whole tensors else), in so many files or more."""
     writer = filesystem.FileSystemWriter(folder, thread_count=files, sync_files=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is only this process
         state_dict_saver.save(
-            state, storage_writer=writer, planner=_Save(boxes or {}), no_dist=True
+            state, storage_writer=writer, planner=_Save(boxes or {}, flatten), no_dist=True
         )
     return folder
 

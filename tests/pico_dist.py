@@ -46,8 +46,13 @@ def _boxes(key: str, array: Tensor, tp: int, gated: bool) -> list[dcp_folders.Bo
     return dcp_folders.grid(array.shape, parts)
 
 
-def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **options: Any) -> Path:
-    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it."""
+def make_dist_checkpoint(
+    path: Path, model: str | ModelConfig, tp: int = 1, in_shard: bool = False, **options: Any
+) -> Path:
+    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it.
+
+    The common part lies ``in_shard``, as megatron-core 0.19 has it, or in ``common.pt``.
+    """
     legacy = make_checkpoint(path / "legacy", model, naming="fused", **options)
     (file,) = legacy.rglob("*.pt")
     content = torch.load(file, weights_only=False)
@@ -61,10 +66,12 @@ def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **op
     root = path / "dist"
     folder = root / f"iter_{ITERATION:07d}"
     folder.mkdir(parents=True)
-    dcp_folders.save(folder, state, boxes, files=2)
     common = {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
-    torch.save(
-        {**common, "content_metadata": {"singleton_local_shards": False}}, folder / "common.pt"
-    )
+    common["content_metadata"] = {"singleton_local_shards": False}
+    if in_shard:
+        state["common_state/shard_0_1"] = [common]
+    else:
+        torch.save(common, folder / "common.pt")
+    dcp_folders.save(folder, state, boxes, files=2, flatten=False)
     (root / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
     return root
