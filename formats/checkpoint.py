@@ -38,7 +38,8 @@ class TargetModel:
 
     ``dtype`` is None to keep each tensor's own. ``donors[i]`` is the source layer whose carried
     state (such as a layer's ``_extra_state``) layer ``i`` takes. ``optimizer`` is what the written
-    optimizer state is described by, None to write none.
+    optimizer state is described by, None to write none. ``torch_dist_version`` is the megatron-core
+    from which on the format ``torch_dist`` looks as it shall, None for the oldest there is.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class TargetModel:
     donors: tuple[int, ...] = ()
     optimizer: OptimizerState | None = None
     format: str = "megatron"
+    torch_dist_version: str | None = None
 
 
 class Contents(Protocol):

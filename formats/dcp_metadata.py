@@ -94,7 +94,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
             f"{path}: does not exist, wanted a finished checkpoint, into which it is written last",
             "check that the path is right and the checkpoint complete",
         )
-    _refuse_link(path)
+    refuse_link(path)
     file = ReadOnlyFile(path)
     if not 0 < file.size <= MAX_METADATA_BYTES:
         raise BadCheckpointError(
@@ -111,7 +111,12 @@ def read_metadata(folder: Path) -> DcpMetadata:
         raise BadCheckpointError(f"{path}: {error.message}", error.hint) from None
 
 
-def _refuse_link(path: Path) -> None:
+def is_inside(name: str) -> bool:
+    """Return whether a name found in a file can only be that of a file in the same folder."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def refuse_link(path: Path) -> None:
     """Refuse a symbolic link to somewhere outside the folder: it can point at any file there is."""
     if path.is_symlink():
         target = path.resolve()
@@ -201,13 +206,13 @@ def _file_sizes(names: set[str], folder: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     missing: list[str] = []
     for name in sorted(names):
-        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        if not is_inside(name):
             refuse(f"{describe(name)}: found a file outside the checkpoint, wanted one inside")
         path = folder / name
         if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises for an impossible name)
             missing.append(name)
             continue
-        _refuse_link(path)
+        refuse_link(path)
         file = ReadOnlyFile(path)
         file.close()
         sizes[name] = file.size

@@ -2,13 +2,14 @@
 
 A file is a tree of inert values. The storages in it whose bytes do not come from the source are
 filled by arrays: mostly one each; but a flat format puts many into one storage, with gaps between
-them, and its storage is then written from front to back like any other.
+them, and its storage is then written from front to back like any other. A file may also be made of
+the sums of others, taken while these were written: none is read again for it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
@@ -39,6 +40,9 @@ class TargetArray:
 Fill = Callable[[Storage, Sequence[TargetArray]], Iterator[Bytes]]
 """Produces the bytes of a storage from the arrays that lie in it."""
 
+Sums = Mapping[str, str]
+"""The SHA-256 sums of files, in hex, by path."""
+
 
 @dataclass(frozen=True, eq=False)
 class TargetFile:
@@ -50,6 +54,7 @@ class TargetFile:
     path: str
     root: object
     arrays: tuple[TargetArray, ...]
+    sums_of: ClassVar[Sequence[str]] = ()
 
     def by_storage(self) -> Mapping[int, list[TargetArray]]:
         """Return the arrays of every storage, by the identity of the storage."""
@@ -63,7 +68,7 @@ class TargetFile:
         """Its size in bytes, known before there is any value."""
         return TorchFileWriter(self.root, lambda _: None).total_size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
         """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays."""
         writer = TorchFileWriter(self.root, write)
         filling = self.by_storage()
@@ -81,15 +86,38 @@ class TargetBytes:
     path: str
     data: bytes
     arrays: tuple[TargetArray, ...] = ()
+    sums_of: ClassVar[Sequence[str]] = ()
 
     @property
     def total_size(self) -> int:
         """Its size in bytes."""
         return len(self.data)
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
         """Write it."""
         write(self.data)
+
+
+@dataclass(frozen=True)
+class TargetSums:
+    """A small file made of the sums of files before it; ``encode`` gives its content.
+
+    It must be equally long for any sums: its size is planned before there are any.
+    """
+
+    path: str
+    sums_of: tuple[str, ...]
+    encode: Callable[[Sums], bytes]
+    arrays: tuple[TargetArray, ...] = ()
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return len(self.encode(dict.fromkeys(self.sums_of, "0" * 64)))
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Write it."""
+        write(self.encode(sums))
 
 
 class NewFile(Protocol):
@@ -104,8 +132,15 @@ class NewFile(Protocol):
         """The arrays in it."""
 
     @property
+    def sums_of(self) -> Sequence[str]:
+        """The paths of the files, all before it, whose sums it holds."""
+
+    @property
     def total_size(self) -> int:
         """Its size in bytes, known before there is any value."""
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
-        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays."""
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays.
+
+        ``sums`` are those of the files it holds the sums of.
+        """

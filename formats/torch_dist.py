@@ -1,7 +1,7 @@
 """Opening megatron-core's distributed checkpoint (``torch_dist``) without Megatron or torch.
 
 ``ROOT/iter_0000100/`` holds ``.metadata`` and ``.distcp`` shards, in which every parameter of the
-model is one global array cut into chunks, and ``common.pt`` with everything else, ``args`` above
+model is one global array cut into chunks, and a common part with everything else, ``args`` above
 all. Keys are those of the Transformer Engine spec without layer numbers: layers are stacked on a
 leading dimension, or numbered where they are not alike.
 """
@@ -18,7 +18,7 @@ from flmgrow.formats.megatron import arguments_in, chunk_key
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.tables.gpt import ROWS, Home
-from flmgrow.formats.torch_dist_contents import COMMON, LAYERS, DistFolder, ItemPiece
+from flmgrow.formats.torch_dist_contents import COMMON_STATE, LAYERS, DistFolder, ItemPiece
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
 
@@ -86,7 +86,8 @@ def find_pieces(
 
 def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece]) -> None:
     known = {piece.name for piece in pieces if isinstance(piece, ItemPiece)}
-    objects = [n for n in contents.metadata.objects if "_extra_state/" not in n]
+    others = [n for n in contents.metadata.objects if n != COMMON_STATE]
+    objects = [n for n in others if "_extra_state/" not in n]
     odd = [n for n in contents.metadata.tensors if n not in known and not n.startswith(_OPTIMIZER)]
     odd += [n for n in objects if not n.startswith((_RANDOM, _OPTIMIZER))]
     if odd:
@@ -164,7 +165,7 @@ def open_torch_dist(
 def _assemble(
     path: Path, contents: DistFolder, ignored: Collection[str], true_vocab: int | None
 ) -> Checkpoint:
-    where = str(contents.folder / COMMON)
+    where = contents.where
     arguments = arguments_in(contents.root, where)
     stored = stored_model(arguments, where, ignored, true_vocab)
     pieces = find_pieces(contents, stored.tensors, stored.sizes)

@@ -38,7 +38,7 @@ from flmgrow.formats.layout import Placement, placements
 from flmgrow.formats.megatron import arguments_in
 from flmgrow.formats.reading import DTYPES, AssembledArray, Piece
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.formats.torch_dist_contents import COMMON, DistFolder, ItemPiece, param_groups
+from flmgrow.formats.torch_dist_contents import DistFolder, ItemPiece, param_groups
 from flmgrow.model.states import State
 
 _PREFIX = "optimizer.distributed."
@@ -103,7 +103,7 @@ def read_buckets(
     Raises BadCheckpointError, naming the bucket, if it is not what arguments and weights say;
     UsageError for optimizer state of another kind.
     """
-    arguments = arguments_in(contents.root, str(contents.folder / COMMON))
+    arguments = arguments_in(contents.root, contents.where)
     cut = Cut(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)
     dtypes = _dtypes(contents, checkpoint.dtype)
     ranks = _ranks(checkpoint)

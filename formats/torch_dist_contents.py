@@ -1,8 +1,8 @@
-"""The files of a distributed checkpoint: shards of items, and ``common.pt`` with all that is not
-sharded.
+"""The files of a distributed checkpoint: shards of items, and somewhere all that is not sharded.
 
-Megatron-core 0.16 to 0.18 write ``common.pt``; 0.19 keeps the common part in a shard, and is
-refused.
+That common part is a file of its own, ``common.pt``, as megatron-core 0.16 to 0.18 write it, or an
+object in a shard, as 0.19 does. Both are read, but not out of one folder: megatron-core would take
+the file, and a later save into the same folder has left it behind.
 """
 
 import re
@@ -16,12 +16,17 @@ import xxhash
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp_items import DcpItems
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, read_metadata
+from flmgrow.formats.dist_integrity import check_integrity, read_integrity
+from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap
 from flmgrow.formats.layout import Placement
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
 
 COMMON = "common.pt"
+COMMON_STATE = "common_state/shard_0_1"
+"""The object that takes its place in 0.19: a list with the same dict in it."""
+
 LAYERS = "decoder.layers."
 _EXTRA = re.compile(r"(.+_extra_state)/shard_(\d+)_\d+")
 
@@ -60,15 +65,11 @@ class DistFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / COMMON).is_file():
-            raise BadCheckpointError(
-                f"{folder}: has no {COMMON}",
-                "megatron-core 0.19 writes none; save with 0.16 to 0.18, or as --ckpt-format torch",
-            )
         self.metadata: DcpMetadata = read_metadata(folder)
         self.items = DcpItems(folder)
-        self.common = TorchFile(folder / COMMON)
-        refuse_programs(self.common.root, str(folder / COMMON))
+        self.common = self._open_common()
+        refuse_programs(self.common.root, self.where)
+        self.integrity = read_integrity(folder, self.files)
         self.models: Mapping[tuple[int, int], Mapping[str, Mapping[str, str]]] = {}
         """Per rank and model chunk: its keys in module order, each with its key in the whole
         model.
@@ -76,9 +77,42 @@ class DistFolder:
         self._digest = ""
         self._states = self._look()
 
+    @property
+    def in_shard(self) -> bool:
+        """Whether the common part is an object in a shard."""
+        return COMMON_STATE in self.metadata.objects
+
+    @property
+    def where(self) -> str:
+        """The place of the common part, for messages."""
+        if not self.in_shard:
+            return str(self.folder / COMMON)
+        return f"{self.folder / self.metadata.objects[COMMON_STATE].file}: {COMMON_STATE}"
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the files that are read."""
+        return [".metadata", *([] if self.in_shard else [COMMON]), *self.shards]
+
+    def _open_common(self) -> TorchFile:
+        beside = (self.folder / COMMON).is_file()
+        if self.in_shard and beside:
+            raise BadCheckpointError(
+                f"{self.folder}: has a {COMMON} and {COMMON_STATE} in a shard, wanted one of them",
+                f"two saves are mixed; if {COMMON} is the older one, remove it",
+            )
+        if self.in_shard:
+            return self.items.open_object(self.metadata.objects[COMMON_STATE])
+        if not beside:
+            raise BadCheckpointError(
+                f"{self.folder}: has no {COMMON}, and no {COMMON_STATE} in its shards",
+                "the checkpoint is not complete: copy the file to it",
+            )
+        return TorchFile(self.folder / COMMON)
+
     def _look(self) -> dict[str, tuple[int, int, int]]:
         """Size, time of change and number of every file."""
-        paths = [self.folder / name for name in (".metadata", COMMON, *self.shards)]
+        paths = [self.folder / name for name in self.files]
         found = {path.name: path.stat() for path in paths}
         return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found.items()}
 
@@ -90,10 +124,13 @@ class DistFolder:
 
     @property
     def root(self) -> Mapping[object, object]:
-        """Return what ``common.pt`` holds."""
-        if not isinstance(self.common.root, dict):
-            raise BadCheckpointError(f"{self.folder / COMMON}: wanted a dict")
-        return self.common.root
+        """Return the common part."""
+        root = self.common.root
+        if self.in_shard and isinstance(root, list) and len(root) == 1:
+            (root,) = root
+        if not isinstance(root, dict):
+            raise BadCheckpointError(f"{self.where}: found {describe(root)}, wanted a dict")
+        return root
 
     @property
     def nbytes(self) -> int:
@@ -130,7 +167,7 @@ class DistFolder:
         """Return a digest of all bytes of all files."""
         if not self._digest:
             digest = xxhash.xxh3_128()
-            for name in (".metadata", COMMON, *self.shards):
+            for name in self.files:
                 with (self.folder / name).open("rb") as file:
                     while data := file.read(1 << 20):
                         digest.update(data)
@@ -138,14 +175,16 @@ class DistFolder:
         return self._digest
 
     def verify(self, progress: Callable[[int], object]) -> str:
-        """Check the CRC32 of every record of every item."""
-        self.common.verify(progress)
+        """Check the CRC32 of every record of every item, and the sums in ``integrity.json``."""
+        if not self.in_shard:
+            self.common.verify(progress)
         for name, tensor in self.metadata.tensors.items():
             for chunk in tensor.chunks:
                 self.items.open_item(name, tensor.dtype, chunk)[0].verify(progress)
         for item in self.metadata.objects.values():
             self.items.open_object(item).verify(progress)
-        return "CRC32"
+        check_integrity(self.folder, self.integrity)
+        return "CRC32 and SHA-256" if self.integrity else "CRC32"
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

@@ -3,7 +3,7 @@ their own.
 
 ``optimizer.state.exp_avg.KEY`` and so on have the shape and the chunks of parameter ``KEY``:
 megatron-core writes a non-distributed optimizer so, and a distributed one if it is told to be fully
-reshardable; param groups and steps then lie in ``common.pt``. Its default for the latter are flat
+reshardable; param groups and steps then lie in the common part. Its default for the latter are flat
 buffers bound to one layout: see :mod:`flmgrow.formats.torch_dist_buckets`.
 """
 
@@ -18,7 +18,7 @@ from flmgrow.formats.megatron_adam import MOMENTS
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_dist import find_pieces
 from flmgrow.formats.torch_dist_buckets import has_buckets, read_buckets
-from flmgrow.formats.torch_dist_contents import COMMON, DistFolder, param_groups
+from flmgrow.formats.torch_dist_contents import DistFolder, param_groups
 from flmgrow.model.states import State
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
@@ -65,8 +65,8 @@ def _check_names(contents: DistFolder) -> None:
 
 
 def _state(contents: DistFolder, weights: str) -> OptimizerState:
-    """Return what ``common.pt`` says of the optimizer of a model with such ``weights``."""
-    where = str(contents.folder / COMMON)
+    """Return what the common part says of the optimizer of a model with such ``weights``."""
+    where = contents.where
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
         raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", BELONG)

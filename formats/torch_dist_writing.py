@@ -1,9 +1,10 @@
 """Describing a distributed checkpoint (``torch_dist``) before any weight is touched.
 
 Every target rank gets a shard with its own chunks, so that a run in the target layout reads few
-bytes that are not its own; what ranks share is written once. ``common.pt`` carries what is no
+bytes that are not its own; what ranks share is written once. A common part carries what is no
 tensor of the model, and ``.metadata``, which makes the folder a checkpoint, follows from the
-shards' plans. The form is that of megatron-core 0.16 to 0.18.
+shards' plans. The form is that of megatron-core 0.16 to 0.18, or that of 0.19; ``integrity.json``
+is 0.19's in either, as older ones pass over it.
 """
 
 import json
@@ -11,17 +12,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import ClassVar
 
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.chunks import chunks_of, whole_placement
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpObject, DcpTensor
 from flmgrow.formats.dcp_writing import DcpFilePlan, NewChunk, NewObject, metadata_bytes
+from flmgrow.formats.dist_integrity import INTEGRITY, encode_integrity
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.layout import Placement, placements
 from flmgrow.formats.megatron_writing import carried_content, extra_states, folder_name
 from flmgrow.formats.tables.gpt import ROWS, Home
-from flmgrow.formats.targets import Fill, TargetArray, TargetBytes, TargetFile
-from flmgrow.formats.torch_dist_contents import COMMON, LAYERS
+from flmgrow.formats.targets import (
+    Fill,
+    NewFile,
+    Sums,
+    TargetArray,
+    TargetBytes,
+    TargetFile,
+    TargetSums,
+)
+from flmgrow.formats.torch_dist_contents import COMMON, COMMON_STATE, LAYERS
 from flmgrow.formats.torch_dist_optimizer import common_entry, content_entry, state_prefixes
 from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis, Sizes
@@ -34,12 +45,14 @@ CONTENT: dict[object, object] = {
 }
 """What megatron-core's loader is told about the sharded content: its own values."""
 
-BACKEND = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
+_SHARDED: dict[str, object] = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+BACKENDS: dict[str, dict[str, object]] = {
+    "0.16": {**_SHARDED, "common_backend": "torch", "common_backend_version": 1},
+    "0.19": _SHARDED,
 }
+"""What ``metadata.json`` says, by the first megatron-core that writes it so."""
+
+VERSIONS = tuple(BACKENDS)
 
 Item = NewChunk | NewObject
 
@@ -51,6 +64,7 @@ class TargetShard:
     path: str
     items: tuple[Item, ...]
     behind: tuple[TargetArray | None, ...]
+    sums_of: ClassVar[Sequence[str]] = ()
 
     @property
     def arrays(self) -> tuple[TargetArray, ...]:
@@ -67,7 +81,7 @@ class TargetShard:
         """Its size in bytes."""
         return self.plan.total_size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
         """Write it from front to back."""
         writer = self.plan.writer(write)
         for item, array in zip(self.items, self.behind, strict=True):
@@ -125,12 +139,28 @@ def _kept(source: Checkpoint, target: TargetModel) -> list[_Kept]:
     return [weights, *(_Kept(s, prefixes[s], dtype) for s, dtype in optimizer.dtypes.items())]
 
 
+def _backend(target: TargetModel) -> Mapping[str, object]:
+    return BACKENDS[target.torch_dist_version or VERSIONS[0]]
+
+
+def _common(source: Checkpoint, target: TargetModel) -> tuple[list[NewObject], list[TargetFile]]:
+    """Return the common part, as an object for the first shard or as a file beside it."""
+    optimizer = target.optimizer
+    rebuilt = {} if optimizer is None else {"optimizer": common_entry(optimizer)}
+    carried = carried_content(source, target, rebuilt)
+    content = {**carried, "content_metadata": {**CONTENT, **content_entry(optimizer)}}
+    if "common_backend" in _backend(target):
+        return [], [TargetFile(f"{folder_name(source.iteration)}/{COMMON}", content, ())]
+    return [NewObject(COMMON_STATE, [content])], []
+
+
 def _shards(
     source: Checkpoint,
     target: TargetModel,
     kept: Sequence[_Kept],
     wanted: Sequence[Placement],
     sizes: Sizes,
+    common: Sequence[NewObject],
 ) -> list[TargetShard]:
     """Return one shard per target rank; the first has the objects as well."""
     folder = folder_name(source.iteration)
@@ -143,7 +173,7 @@ def _shards(
             storage = new_tensor(own.dtype, extents).storage
             items[rank].append(NewChunk(name, own.dtype, offsets, extents))
             behind[rank].append(TargetArray(chunk, own.dtype, storage, own.state))
-    for item in _objects(source, target):
+    for item in (*_objects(source, target), *common):
         items[0, 0].append(item)
         behind[0, 0].append(None)
     return [
@@ -169,9 +199,7 @@ def _metadata(shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...
     return metadata_bytes(tensors, objects)
 
 
-def torch_dist_files(
-    source: Checkpoint, target: TargetModel
-) -> list[TargetFile | TargetShard | TargetBytes]:
+def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     """Return every file of the target checkpoint, described but not produced.
 
     Raises UsageError for a layout the model cannot take.
@@ -180,16 +208,15 @@ def torch_dist_files(
     everything = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)
     wanted = list(_without_copies(everything))
     kept = _kept(source, target)
-    shards = _shards(source, target, kept, wanted, sizes)
+    objects, beside = _common(source, target)
+    shards = _shards(source, target, kept, wanted, sizes, objects)
     shapes = {k.prefix + _name(p): _global_shape(p, sizes) for k, p in product(kept, wanted)}
-    optimizer = target.optimizer
-    rebuilt = {} if optimizer is None else {"optimizer": common_entry(optimizer)}
-    content = {**CONTENT, **content_entry(optimizer)}
-    common = {**carried_content(source, target, rebuilt), "content_metadata": content}
     folder = folder_name(source.iteration)
-    return [
+    files: list[NewFile] = [
         *shards,
-        TargetFile(f"{folder}/{COMMON}", common, ()),
-        TargetBytes(f"{folder}/metadata.json", json.dumps(BACKEND).encode()),
+        *beside,
+        TargetBytes(f"{folder}/metadata.json", json.dumps(_backend(target)).encode()),
         TargetBytes(f"{folder}/.metadata", _metadata(shards, shapes)),
     ]
+    listed = tuple(file.path for file in files)
+    return [*files, TargetSums(f"{folder}/{INTEGRITY}", listed, encode_integrity)]

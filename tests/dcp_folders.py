@@ -55,8 +55,10 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 class _Save(DefaultSavePlanner):
+    """Save tensors in the boxes given for them; collections as one item each, unless flattened."""
+
     def __init__(self, boxes: Mapping[str, list[Box]], flatten: bool) -> None:
-        super().__init__(flatten_state_dict=flatten)
+        super().__init__(flatten_state_dict=flatten, flatten_sharded_tensors=flatten)
         self.boxes = boxes
 
     def create_local_plan(self) -> planner.SavePlan:

@@ -55,11 +55,17 @@ def grow_checkpoint(
     execution: Execution | None = None,
     dtype: str | None = None,
     file_format: str | None = None,
+    version: str | None = None,
 ) -> Plan:
     """Grow or reshard the checkpoint at ``source`` into ``out`` and return the plan that was."""
     with open_checkpoint(source) as opened:
         plan = make_plan(
-            opened, target or Target(), wish or LayoutWish(), dtype=dtype, file_format=file_format
+            opened,
+            target or Target(),
+            wish or LayoutWish(),
+            dtype=dtype,
+            file_format=file_format,
+            torch_dist_version=version,
         )
         with _no_waiting_for_the_disk():
             Executor(plan, execution or Execution()).run(out)

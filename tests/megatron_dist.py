@@ -8,10 +8,13 @@
 ``save-all`` and ``load-all`` mean the optimizer, too; a distributed one is saved in the given
 sharding (fully reshardable if none is given). Loading lets megatron-core read the checkpoint in its
 own layout, and saves what it got in the legacy format, so that a test can compare weights and
-states bit for bit.
+states bit for bit. A megatron-core that knows ``integrity.json`` is told to write it, and to check
+it where there is one.
 """
 
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,12 @@ from flmgrow.trainer.model import (
 )
 
 CONTENT = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+
+
+def with_integrity(function: Callable[..., Any]) -> dict[str, bool]:
+    """Return the option that asks for ``integrity.json``, if ``function`` has it."""
+    known = "verify_integrity" in inspect.signature(function).parameters
+    return {"verify_integrity": True} if known else {}
 
 
 def build(
@@ -99,7 +108,8 @@ def save(source: Path, out: Path, sharding: str | None) -> None:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
     torch.distributed.barrier()
     common = {"args": args, "checkpoint_version": 3.0, "iteration": args.iteration}
-    dist_checkpointing.save({**common, **state}, str(folder), content_metadata=content)
+    options = {"content_metadata": content, **with_integrity(dist_checkpointing.save)}
+    dist_checkpointing.save({**common, **state}, str(folder), **options)
     stop_parallel()
 
 
@@ -120,7 +130,10 @@ def load(source: Path, tp: int, pp: int, vpp: int | None, out: Path, everything:
         content = dist_checkpointing.load_content_metadata(str(folder))
         state = optimizer.sharded_state_dict(dict(wanted), is_loading=True, metadata=content)
         wanted["optimizer"] = state
-    loaded = dist_checkpointing.load(wanted, str(folder), strict=StrictHandling.RAISE_ALL)
+    options: dict[str, Any] = {"strict": StrictHandling.RAISE_ALL}
+    if (folder / "integrity.json").exists():
+        options |= with_integrity(dist_checkpointing.load)
+    loaded = dist_checkpointing.load(wanted, str(folder), **options)
     for name, model in zip(names, models, strict=True):
         model.load_state_dict(loaded[name], strict=True)
     if everything:

@@ -61,23 +61,40 @@ def dist_state(legacy: Path, tp: int) -> tuple[dict[str, Any], Boxes]:
     return state, boxes
 
 
-def save_dist(root: Path, args: Any, state: dict[str, Any], boxes: Boxes, **common: Any) -> Path:
-    """Let torch write ``state`` as ``torch_dist`` at ``root`` and return that."""
+def save_dist(
+    root: Path,
+    args: Any,
+    state: dict[str, Any],
+    boxes: Boxes,
+    in_shard: bool = False,
+    **common: Any,
+) -> Path:
+    """Let torch write ``state`` as ``torch_dist`` at ``root`` and return that.
+
+    The common part lies ``in_shard``, as megatron-core 0.19 has it, or in ``common.pt``.
+    """
     folder = root / f"iter_{ITERATION:07d}"
     folder.mkdir(parents=True)
-    dcp_folders.save(folder, state, boxes, files=2, flatten=False)
     common |= {"args": args, "checkpoint_version": 3.0, "iteration": ITERATION}
-    torch.save(
-        {**common, "content_metadata": {"singleton_local_shards": False}}, folder / "common.pt"
-    )
+    common["content_metadata"] = {"singleton_local_shards": False}
+    if in_shard:
+        state["common_state/shard_0_1"] = [common]
+    else:
+        torch.save(common, folder / "common.pt")
+    dcp_folders.save(folder, state, boxes, files=2, flatten=False)
     (root / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
     return root
 
 
-def make_dist_checkpoint(path: Path, model: str | ModelConfig, tp: int = 1, **options: Any) -> Path:
-    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it."""
+def make_dist_checkpoint(
+    path: Path, model: str | ModelConfig, tp: int = 1, in_shard: bool = False, **options: Any
+) -> Path:
+    """Write a pico model as ``torch_dist`` of ``tp`` tensor ranks at ``path`` and return it.
+
+    The common part lies ``in_shard`` or not: see :func:`save_dist`.
+    """
     legacy = make_checkpoint(path / "legacy", model, naming="fused", **options)
     (file,) = legacy.rglob("*.pt")
     args = torch.load(file, weights_only=False)["args"]
     args.transformer_impl = "transformer_engine"
-    return save_dist(path / "dist", args, *dist_state(legacy, tp))
+    return save_dist(path / "dist", args, *dist_state(legacy, tp), in_shard=in_shard)

@@ -226,6 +226,16 @@ Format = Annotated[
         rich_help_panel=_LAYOUT,
     ),
 ]
+TorchDistVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--torch-dist-version",
+        metavar="0.16|0.19",
+        help="Write torch_dist as megatron-core 0.16 to 0.18 do (default; 0.19 reads it, too), or "
+        "as 0.19 does.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ def reshard(
     no_optimizer: options.NoOptimizer = False,
     allow_nonfinite: options.AllowNonfinite = False,
     file_format: options.Format = None,
+    torch_dist_version: options.TorchDistVersion = None,
     dtype: options.Dtype = None,
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
@@ -51,6 +52,7 @@ def reshard(
             wish,
             dtype=dtype,
             file_format=file_format,
+            torch_dist_version=torch_dist_version,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
         )

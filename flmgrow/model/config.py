@@ -137,7 +137,7 @@ class ModelConfig:
         """
         output = self.multipliers.output
         if self.multipliers.mup_base_width is not None:
-            output = output * sizes[Axis.HIDDEN] / self.hidden
+            output = output * (sizes[Axis.HIDDEN] / self.hidden)  # the same bits if nothing grows
         return replace(
             self,
             vocab=sizes[Axis.VOCAB],

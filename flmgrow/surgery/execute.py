@@ -111,6 +111,7 @@ class Executor:
         self.plan = plan
         self.execution = execution
         self.values = ModelValues(plan.growth, plan.source, execution.init_std)
+        self.summed = {path for file in plan.files for path in file.sums_of}
 
     def _block(self, array: TargetArray, name: str, box: Box) -> Array:
         with np.errstate(all="ignore"):  # what is not finite is found below, in any thread
@@ -161,13 +162,15 @@ class Executor:
         def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
             return map(as_bytes, self.blocks(pool, storage, arrays))
 
-        with folder.file(file.path, self.plan.file_sizes[file.path]) as output:
+        sums = {path: folder.finished[path].sha256 for path in file.sums_of}
+        summed = file.path in self.summed
+        with folder.file(file.path, self.plan.file_sizes[file.path], sha256=summed) as output:
 
             def write(data: Bytes) -> None:
                 output.write(data)
                 self.execution.progress(memoryview(data).nbytes)
 
-            file.produce(write, fill)
+            file.produce(write, fill, sums)
 
     def run(self, destination: Path) -> dict[str, object]:
         """Write the checkpoint to ``destination`` and return its manifest.

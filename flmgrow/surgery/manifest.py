@@ -46,6 +46,7 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
         "layout": asdict(plan.target.layout),
         "dtype": plan.target.dtype,
         "format": plan.target.format,
+        "torch_dist_version": plan.target.torch_dist_version,
         "methods": dict(growth.methods),
         "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
         "seed": growth.seed,
@@ -99,7 +100,7 @@ def describe(
         "optimizer": _optimizer(plan),
         "drift": list(drift),
         "notes": list(growth.notes),
-        "files": [asdict(record) for record in files],
+        "files": [{"path": f.path, "size": f.size, "xxh3_128": f.xxh3_128} for f in files],
         "receipt": None,
     }
 

@@ -9,13 +9,14 @@ when the same command is given again. For the output ``NAME`` there is a hidden 
    without a plan holds nothing of worth and is emptied.
 3. Journal. Files it lists are finished; all others in ``data/`` are removed.
 4. Each file is written as ``NAME.part``, fsynced, renamed, its folder fsynced; only then does the
-   journal get its line, with size and checksum.
+   journal get its line, with size and checksums.
 5. Commit. The manifest is written, strays are removed, all folders are fsynced; one rename turns
    ``data/`` into the output, and refuses to replace anything; the parent folder is fsynced.
 6. The hidden folder is removed. If the run dies before that, the next one removes it.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import threading
@@ -32,17 +33,18 @@ from flmgrow.surgery.integrity import FileRecord, is_safe, verify_files
 
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
 
-PROTOCOL = 1
+PROTOCOL = 2
 SHOWN_DIFFERENCES = 5
 
 
 class OutputFile:
     """One file being written in sequence; made by :meth:`OutputFolder.file`."""
 
-    def __init__(self, file: durable.NewFile, size: int) -> None:
+    def __init__(self, file: durable.NewFile, size: int, sha256: bool) -> None:
         self._file = file
         self._size = size
         self._hash = xxhash.xxh3_128()
+        self._sha256 = hashlib.sha256() if sha256 else None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append all of ``data`` (C-contiguous). Raises StorageError."""
@@ -53,12 +55,15 @@ class OutputFile:
         if self._file.position + view.nbytes > self._size:
             raise ValueError(f"more than the planned {self._size} bytes were written")
         self._hash.update(view)
+        if self._sha256 is not None:
+            self._sha256.update(view)
         self._file.write(view)
 
-    def _checksum(self) -> str:
+    def _record(self, relative: str) -> FileRecord:
         if self._file.position != self._size:
             raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
-        return self._hash.hexdigest()
+        sha256 = "" if self._sha256 is None else self._sha256.hexdigest()
+        return FileRecord(relative, self._size, self._hash.hexdigest(), sha256)
 
 
 class OutputFolder:
@@ -115,19 +120,20 @@ class OutputFolder:
             )
 
     @contextlib.contextmanager
-    def file(self, relative: str, size: int) -> Iterator[OutputFile]:
+    def file(self, relative: str, size: int, *, sha256: bool = False) -> Iterator[OutputFile]:
         """Give a file to write; after the block it is finished. Threads may write several at once.
 
         ``relative`` is below the output folder, not finished, not being written; all of its
-        ``size`` bytes must be written, else ValueError. Raises StorageError.
+        ``size`` bytes must be written, else ValueError. With ``sha256``, its record has that sum,
+        too, after a resume as well. Raises StorageError.
         """
         target = self._claim(relative)
         try:
             durable.make_folders(self._data, target.parent)
             with durable.new_file(target, size) as raw:
-                output = OutputFile(raw, size)
+                output = OutputFile(raw, size, sha256)
                 yield output
-                record = FileRecord(relative, size, output._checksum())
+                record = output._record(relative)
             self._journal.append(asdict(record))
             self._finished[relative] = record
         finally:

@@ -92,6 +92,7 @@ def make_plan(
     *,
     dtype: str | None = None,
     file_format: str | None = None,
+    torch_dist_version: str | None = None,
     drop_optimizer: bool = False,
     pending: Mapping[Dimension, Mask] | None = None,
     bake: Mapping[Dimension, float] | None = None,
@@ -114,7 +115,7 @@ def make_plan(
     growth = _with_pending(growth, pending)
     if bake is not None:
         growth = baked(growth, bake)
-    return plan_growth(source, growth, layout, padded, dtype, file_format)
+    return plan_growth(source, growth, layout, padded, dtype, file_format, torch_dist_version)
 
 
 def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
@@ -143,6 +144,7 @@ def plan_growth(
     padded_vocab: int,
     dtype: str | None = None,
     file_format: str | None = None,
+    torch_dist_version: str | None = None,
 ) -> Plan:
     """Return the plan that carries out ``growth`` into ``layout``; the source's format unless
     told.
@@ -158,6 +160,7 @@ def plan_growth(
         donors=tuple(donors),
         optimizer=_reset(source.optimizer) if growth.moments == "reset" else source.optimizer,
         format=file_format or source.format,
+        torch_dist_version=torch_dist_version,
     )
     files = tuple(described_files(source, model))
     tensors = logical_tensors(growth.new)

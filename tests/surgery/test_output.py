@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import subprocess
@@ -96,6 +97,16 @@ class TestWriting:
             "iter_0000004",
             "latest_checkpointed_iteration.txt",
         ]
+
+    def test_sha256_is_taken_on_request_and_outlives_the_run(self, out: Path) -> None:
+        with OutputFolder(out, PLAN) as folder:
+            for name in ("plain", "summed"):
+                with folder.file(name, 6, sha256=name == "summed") as file:
+                    file.write(b"abc")
+                    file.write(b"def")
+        with OutputFolder(out, PLAN) as folder:
+            assert folder.finished["plain"].sha256 == ""
+            assert folder.finished["summed"].sha256 == hashlib.sha256(b"abcdef").hexdigest()
 
     def test_wider_numbers_are_written_as_bytes(self, out: Path) -> None:
         with OutputFolder(out, PLAN) as folder:
