@@ -43,14 +43,16 @@ def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> 
     return AdamRank(file, pieces)
 
 
+def _value(optimizer: RankOptimizer, value: object) -> object:
+    """Return a setting as something that can be compared: the bytes of one kept as a tensor."""
+    if isinstance(value, TensorRecord):
+        return bytes(optimizer.file.read(value.storage, value.offset, value.nbytes))
+    return value
+
+
 def _step_value(optimizer: RankOptimizer) -> object:
     """Return the one step count of a rank. Raises BadCheckpointError if parameters differ in it."""
-    values = set()
-    for step in optimizer.steps():
-        if isinstance(step, TensorRecord):
-            values.add(bytes(optimizer.file.read(step.storage, step.offset, step.nbytes)))
-        else:
-            values.add(repr(step).encode())
+    values = {repr(_value(optimizer, step)) for step in optimizer.steps()}
     if len(values) > 1:
         raise BadCheckpointError(
             f"{optimizer.where}: parameters have {len(values)} different step counts",
@@ -59,14 +61,14 @@ def _step_value(optimizer: RankOptimizer) -> object:
     return next(iter(values), None)
 
 
-def _settings(group: Group) -> dict[object, object]:
-    """Return what a param group says, but for its parameters and for numbers kept as tensors."""
-    return {k: v for k, v in group.items() if k != "params" and not isinstance(v, TensorRecord)}
+def _settings(optimizer: RankOptimizer, group: Group) -> dict[object, object]:
+    """Return what a param group says, but for its parameters."""
+    return {key: _value(optimizer, value) for key, value in group.items() if key != "params"}
 
 
 def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
     """All ranks must have the same groups and have counted alike; one without layers has none."""
-    groups = [[_settings(group) for group in o.groups] for o in (optimizer, first)]
+    groups = [[_settings(o, group) for group in o.groups] for o in (optimizer, first)]
     kinds = [(o.half, o.gradients) for o in (optimizer, first)]
     if groups[0] != groups[1] or kinds[0] != kinds[1]:
         raise BadCheckpointError(

@@ -8,6 +8,7 @@ counted without a tensor in sight, and executed piece by piece.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatAr
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.masks import Dimension, Mask
+
+FreshSecondMoment = Literal["zero", "mean"]
+"""The exp_avg_sq of fresh entries: a fill, by its name (``operators/moments.py``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,7 @@ class Growth:
     seed: int = 0
     request: Mapping[str, object] = field(default_factory=dict)
     moments: str = "keep"
+    fresh_second_moment: FreshSecondMoment = "zero"
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""
@@ -78,14 +83,14 @@ class Growth:
 class Move:
     """One uniform part of a grown box.
 
-    ``old`` is the box to copy (``fill`` None), or to average over its axis ``mean_axis`` (``fill``
+    ``old`` is the box to copy (``fill`` None), or to average over its axes ``mean_axes`` (``fill``
     MEAN); other fills need no old values. ``box`` is in new indices.
     """
 
     box: Box
     fill: Fill | None
     old: Box | None = None
-    mean_axis: int | None = None
+    mean_axes: tuple[int, ...] = ()
 
 
 def _fill(axis_map: AxisMap, roles: frozenset[Role]) -> Fill:
@@ -103,25 +108,23 @@ def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
     ]
     for combination in product(*runs):
         target = Box(tuple((run.start, run.stop) for run in combination))
-        fills: dict[Fill, int] = {}
+        fills: dict[Fill, list[int]] = {}
         for place, (run, axis_map, roles) in enumerate(
             zip(combination, maps, tensor.roles, strict=True)
         ):
             if run.old == PADDING:
-                fills[Fill.ZERO] = place
+                fills.setdefault(Fill.ZERO, []).append(place)
             elif run.old == FRESH and axis_map is not None:
-                fills[_fill(axis_map, roles)] = place
+                fills.setdefault(_fill(axis_map, roles), []).append(place)
         fill = next((fill for fill in Fill if fill in fills), None)
-        mean_axis = fills[fill] if fill is Fill.MEAN else None
+        mean_axes = tuple(fills[fill]) if fill is Fill.MEAN else ()
         old = None
         if fill in (None, Fill.MEAN):
             spans = [(run.old, run.old + run.stop - run.start) for run in combination]
-            if mean_axis is not None:
-                axis_map = maps[mean_axis]
-                assert axis_map is not None
-                spans[mean_axis] = (0, axis_map.old_size)
+            for place in mean_axes:  # of the true vocabulary: padding depends on the layout
+                spans[place] = (0, growth.old.sizes[tensor.axes[place]])
             old = Box(tuple(spans))
-        yield Move(target, fill, old, mean_axis)
+        yield Move(target, fill, old, mean_axes)
 
 
 def factors(

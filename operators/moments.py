@@ -22,6 +22,17 @@ scores multiplied by s. In one table:
 zero. With asymmetric moments, so do all copies but the first: copies that differ in their moments
 part by themselves (SPARKLING).
 
+An ``exp_avg_sq`` of zero beside the step count of a long run makes the first updates of fresh
+entries too large. Asked for the mean, ``exp_avg_sq`` (and it alone) starts elsewhere:
+
+- Where there is something old behind an entry, it has that one's: a copied layer, or a drawn one,
+  that of the old layer it is put behind, copies without moments that of what they are copies of.
+- Any other entry has the mean over the axes it is fresh on, at its other indices: a fresh column
+  of a matrix the mean of each row, a fresh row of a table the mean of each column (over the true
+  vocabulary), an entry that is fresh on several axes the mean over all of these together.
+- Behind a closed gate nothing is known of the gradient, and the factor is 1 instead of 0.
+- All other factors apply, so that it is the mean of the grown entries beside it.
+
 The rule is exact but for three things. Noise on the readers of copied channels (``width=copy``)
 adds its own share to each copy's gradient. Under LayerNorm a zero or averaged width lets the
 readers of fresh channels shift the old channels' gradient, as the norm's backward subtracts a mean
@@ -38,15 +49,13 @@ import numpy as np
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, Role
 from flmgrow.operators.growth import Growth
 
-_NOTHING: Mapping[Role, Fill] = dict.fromkeys(Role, Fill.ZERO)
 
-
-def _gate_factors(gate: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
-    """Return the gradients' factors for a gate.
-
-    Behind a closed one there is no gradient to keep.
-    """
-    return {role: np.divide(1.0, g, out=np.zeros_like(g), where=g != 0) for role, g in gate.items()}
+def _gate_factors(gate: Mapping[Role, FloatArray], closed: float) -> dict[Role, FloatArray]:
+    """Return the gradients' factors for a gate; where it is closed, ``closed``."""
+    return {
+        role: np.divide(1.0, g, out=np.full_like(g, closed), where=g != 0)
+        for role, g in gate.items()
+    }
 
 
 def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray]:
@@ -69,15 +78,30 @@ def _without_repeats(axis_map: AxisMap) -> AxisMap:
     return replace(axis_map, source=np.where(axis_map.copy_number > 0, FRESH, axis_map.source))
 
 
+def _with_donors(axis_map: AxisMap) -> AxisMap:
+    """Let fresh entries that borrow from an old one come from it."""
+    fresh = axis_map.source == FRESH
+    return replace(axis_map, source=np.where(fresh, axis_map.donors, axis_map.source))
+
+
 def moment_growth(growth: Growth, power: int) -> Growth:
     """Return the growth of a moment made of gradients to the ``power`` (1 for exp_avg, 2 for
     exp_avg_sq).
     """
+    fill = Fill(growth.fresh_second_moment) if power == 2 else Fill.ZERO
+    known = fill is Fill.MEAN
     lone = growth.moments == "asymmetric"
     maps = {}
     for axis, axis_map in growth.maps.items():
         scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}
-        gate = {role: f**power for role, f in _gate_factors(axis_map.gate).items()}
+        gate = _gate_factors(axis_map.gate, closed=1.0 if known else 0.0)
         moved = _without_repeats(axis_map) if lone or axis is Axis.LAYER else axis_map
-        maps[axis] = replace(moved, scale=scale, gate=gate, fill=_NOTHING, centre=False, noise=0.0)
+        maps[axis] = replace(
+            _with_donors(axis_map) if known else moved,
+            scale=scale,
+            gate={role: f**power for role, f in gate.items()},
+            fill=dict.fromkeys(Role, fill),
+            centre=False,
+            noise=0.0,
+        )
     return replace(growth, maps=maps)

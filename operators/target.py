@@ -14,7 +14,7 @@ from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.growth import Growth
+from flmgrow.operators.growth import FreshSecondMoment, Growth
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
@@ -75,6 +75,7 @@ class Target:
     ramp_steps: int | None = None
     copy_noise: float = NOISE
     moments: str = "keep"
+    fresh_second_moment: FreshSecondMoment = "zero"
     seed: int = 0
 
     def to_json(self) -> dict[str, object]:
@@ -217,4 +218,5 @@ def grow(
         seed=target.seed,
         request=target.to_json(),
         moments=target.moments,
+        fresh_second_moment=target.fresh_second_moment,
     )

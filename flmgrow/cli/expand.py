@@ -33,6 +33,7 @@ def expand(
     ramp_steps: options.RampSteps = None,
     bake: options.BakeMasks = False,
     optimizer: options.Optimizer = None,
+    fresh_second_moment: options.FreshSecondMoment = None,
     seed: options.Seed = None,
     init_std: options.InitStd = None,
     tp: options.TensorParallel = None,
@@ -78,6 +79,7 @@ def expand(
         untie=untie or None,
         ramp_steps=ramp_steps,
         optimizer=optimizer,
+        fresh_second_moment=fresh_second_moment,
         seed=seed,
         tp=tp,
         pp=pp,
@@ -89,6 +91,7 @@ def expand(
     )
     with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
         target, wish = wanted.target(), wanted.layout()
+        _check_moments(target, no_optimizer)
         _check_head_size(source, wanted.kv_channels)
         if to_params is not None:
             target = _solved(source, target, wish, to_params)
@@ -104,6 +107,15 @@ def expand(
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)
+
+
+def _check_moments(target: Target, dropped: bool) -> None:
+    if dropped and target.fresh_second_moment != "zero":
+        raise UsageError(
+            f"--fresh-second-moment {target.fresh_second_moment}: --no-optimizer leaves all "
+            "moments out",
+            "leave out one of the two",
+        )
 
 
 def _check_head_size(source: Checkpoint, wanted: int | None) -> None:

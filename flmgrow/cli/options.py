@@ -57,6 +57,15 @@ Optimizer = Annotated[
         rich_help_panel=_GROWTH,
     ),
 ]
+FreshSecondMoment = Annotated[
+    str | None,
+    typer.Option(
+        metavar="zero|mean",
+        help="exp_avg_sq of fresh entries: zero (default), or the mean of the old ones beside "
+        "them, so that their first steps are no larger than usual.",
+        rich_help_panel=_GROWTH,
+    ),
+]
 NoOptimizer = Annotated[
     bool,
     typer.Option(

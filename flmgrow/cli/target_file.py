@@ -4,13 +4,14 @@ names.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
+from flmgrow.operators.growth import FreshSecondMoment
 from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
@@ -42,6 +43,7 @@ class TargetFile(BaseModel):
     copy_noise: float | None = Field(None, ge=0, le=10)
     untie: bool | None = None
     optimizer: str | None = None
+    fresh_second_moment: str | None = None
     ramp_steps: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=0)
     tp: int | None = Field(None, ge=1)
@@ -71,9 +73,22 @@ class TargetFile(BaseModel):
             copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),
             moments=self.optimizer or "keep",
+            fresh_second_moment=self._fresh_second_moment(),
             ramp_steps=self.ramp_steps,
             seed=self.seed or 0,
         )
+
+    def _fresh_second_moment(self) -> FreshSecondMoment:
+        known: dict[str, FreshSecondMoment] = {name: name for name in get_args(FreshSecondMoment)}
+        wanted = self.fresh_second_moment or "zero"
+        if wanted not in known:
+            raise UsageError(f"--fresh-second-moment {wanted}: wanted {' or '.join(known)}")
+        if wanted != "zero" and self.optimizer == "reset":
+            raise UsageError(
+                f"--fresh-second-moment {wanted}: --optimizer reset makes every moment zero",
+                "leave out one of the two",
+            )
+        return known[wanted]
 
     def layout(self) -> LayoutWish:
         """Return the layout asked for."""

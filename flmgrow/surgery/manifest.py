@@ -51,6 +51,7 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
         "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
         "seed": growth.seed,
         "optimizer": _optimizer(plan),
+        "fresh_second_moment": growth.fresh_second_moment,
         "options": dict(options),
     }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.megatron_writing import dropped
@@ -24,6 +24,7 @@ from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.operators.target import Target, grow
 from flmgrow.operators.vocab import padded_size
+from flmgrow.surgery.counted import carried
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def plan_growth(
         padded_vocab=padded_vocab,
         dtype=None if dtype == source.dtype else dtype,
         donors=tuple(donors),
-        optimizer=_reset(source.optimizer) if growth.moments == "reset" else source.optimizer,
+        optimizer=carried(source.optimizer, growth.moments),
         format=file_format or source.format,
         torch_dist_version=torch_dist_version,
     )
@@ -209,14 +210,6 @@ def _unused(source: Checkpoint, growth: Growth) -> list[str]:
         if lost:
             unused.append(f"{lost} of {axis_map.old_size} {axis} rows (padding)")
     return unused
-
-
-def _reset(state: OptimizerState | None) -> OptimizerState | None:
-    """Return an optimizer state that has not counted a step."""
-    if state is None:
-        return None
-    groups = tuple({**group, "step": 0} if "step" in group else group for group in state.groups)
-    return replace(state, groups=groups, step=None if state.step is None else 0.0)
 
 
 def _prove_cover(plan: Plan) -> None:

@@ -20,16 +20,25 @@ SAMPLE = 1 << 22
 BLOCK = 1 << 20
 """Elements read at once."""
 
+SPAN = 128
+"""Entries of an axis that are summed before their sum is added to those before them.
 
-def _with_range(box: Box, axis: int, span: tuple[int, int]) -> Box:
-    return Box((*box.ranges[:axis], span, *box.ranges[axis + 1 :]))
+It decides on the rounding of a mean, which is why it depends on nothing.
+"""
 
 
-def _mean(values: Array, axis: int) -> FloatArray:
-    """Average in float64 over ``axis``, each vector summed alone: its neighbours do not matter."""
-    last = np.ascontiguousarray(np.moveaxis(values.astype(np.float64), axis, -1))
-    mean = np.add.reduce(last, -1, keepdims=True) / values.shape[axis]
-    return np.moveaxis(mean, -1, axis)
+def _with_ranges(box: Box, axes: tuple[int, ...], span: tuple[int, int]) -> Box:
+    return Box(tuple(span if i in axes else old for i, old in enumerate(box.ranges)))
+
+
+def _sum(values: Array, axis: int) -> FloatArray:
+    """Sum in float64 over ``axis``, each vector alone: its neighbours do not matter."""
+    last = np.moveaxis(values.astype(np.float64), axis, -1)
+    total = np.zeros((*last.shape[:-1], 1))
+    for start in range(0, last.shape[-1], SPAN):
+        span = np.ascontiguousarray(last[..., start : start + SPAN])
+        total += np.add.reduce(span, -1, keepdims=True)
+    return np.moveaxis(total, -1, axis)
 
 
 class Statistics:
@@ -58,7 +67,7 @@ class Statistics:
         axis = next(i for i, extent in enumerate(box.shape) if extent > 1)
         start, stop = box.ranges[axis]
         step = min(-(-box.count // SAMPLE), stop - start)
-        return [_with_range(box, axis, (row, row + 1)) for row in range(start, stop, step)]
+        return [_with_ranges(box, (axis,), (row, row + 1)) for row in range(start, stop, step)]
 
     def _std(self, name: str, box: Box) -> float:
         count, total, square = 0, 0.0, 0.0
@@ -71,31 +80,42 @@ class Statistics:
         variance = max(0.0, square / count - (total / count) ** 2)
         return float(np.float32(np.sqrt(variance)))
 
-    def mean(self, name: str, box: Box, axis: int) -> FloatArray:
-        """Return the mean over the whole of ``axis`` at the other indices of ``box``.
+    def mean(self, name: str, box: Box, *axes: int) -> FloatArray:
+        """Return the mean over ``axes`` of the values in ``box``, the axes kept with size 1.
 
-        The axis is kept, with size 1. ``box`` must lie in one layer.
+        ``box`` must lie in one layer. At the other indices of the layer it is computed as well.
         """
-        if box.shape[axis] == self._reader.shape(name)[axis]:
-            return _mean(self._reader.read(name, box), axis)
-        whole = self._whole_box(name, box)
-        means = self._once(("mean", name, axis, whole), lambda: self._means(name, whole, axis))
-        cut: FloatArray = means[_with_range(box, axis, whole.ranges[axis]).relative_to(whole)]
+        whole = self._whole_box(name, box, axes)
+        means = self._once(("mean", name, axes, whole), lambda: self._means(name, whole, axes))
+        wanted, known = (_with_ranges(each, axes, (0, 1)) for each in (box, whole))
+        cut: FloatArray = means[wanted.relative_to(known)]
         return cut
 
-    def _whole_box(self, name: str, box: Box) -> Box:
-        """The box of the whole tensor, or of the one layer that ``box`` lies in."""
-        ranges = [(0, size) for size in self._reader.shape(name)]
-        if self._reader.tensors[name].layered:
-            ranges[0] = box.ranges[0]
-        return Box(tuple(ranges))
+    def _whole_box(self, name: str, box: Box, axes: tuple[int, ...]) -> Box:
+        """What ``box`` has on ``axes``, in the whole of the tensor, or of the layer it lies in."""
+        layer = (0,) if self._reader.tensors[name].layered else ()
+        stored = enumerate(self._reader.shape(name))
+        kept = {*axes, *layer}
+        return Box(tuple(box.ranges[i] if i in kept else (0, size) for i, size in stored))
 
-    def _means(self, name: str, whole: Box, axis: int) -> FloatArray:
-        """The mean over ``axis`` at every other index of ``whole``, block by block."""
-        size = whole.shape[axis]
-        others = _with_range(whole, axis, (0, 1))
-        parts = [
-            _mean(self._reader.read(name, _with_range(block, axis, (0, size))), axis).reshape(-1)
-            for block in split(others, max(1, BLOCK // size))
-        ]
+    def _means(self, name: str, whole: Box, axes: tuple[int, ...]) -> FloatArray:
+        """The mean over ``axes`` at every other index of ``whole``: first over the last of them."""
+        *rest, last = axes
+        means = self._sums(name, whole, last) / whole.shape[last]
+        for axis in reversed(rest):
+            means = _sum(means, axis) / whole.shape[axis]
+        return means
+
+    def _sums(self, name: str, whole: Box, axis: int) -> FloatArray:
+        """The sum over ``axis`` at every other index of ``whole``, reading in storage order."""
+        start, stop = whole.ranges[axis]
+        step = stop - start if axis == len(whole.ranges) - 1 else min(SPAN, stop - start)
+        others = _with_ranges(whole, (axis,), (0, 1))
+        parts = []
+        for block in split(others, max(1, BLOCK // step)):
+            total = np.zeros(block.shape)
+            for low in range(start, stop, step):
+                rows = _with_ranges(block, (axis,), (low, min(low + step, stop)))
+                total += _sum(self._reader.read(name, rows), axis)
+            parts.append(total.reshape(-1))
         return np.concatenate(parts).reshape(others.shape)

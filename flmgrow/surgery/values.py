@@ -56,8 +56,7 @@ class GrownValues:
             return (self._drawn(tensor, name, move.box) - tensor.shift).astype(dtype)
         assert move.old is not None
         if move.fill is Fill.MEAN:
-            assert move.mean_axis is not None
-            mean = self._statistics.mean(name, move.old, move.mean_axis)
+            mean = self._statistics.mean(name, move.old, *move.mean_axes)
             for factor in factors(self._growth, tensor, move.box):
                 mean = mean * factor
             return np.broadcast_to(mean, move.box.shape).astype(dtype)
@@ -70,7 +69,8 @@ class GrownValues:
         values: FloatArray = self._reader.read(name, old).astype(np.float64) + tensor.shift
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
-                values -= self._statistics.mean(name, old, place)
+                across = (*old.ranges[:place], (0, axis_map.old_size), *old.ranges[place + 1 :])
+                values -= self._statistics.mean(name, Box(across), place)
         for factor in factors(self._growth, tensor, move.box):
             values *= factor
         for place, axis_map, roles in self._mapped(tensor):

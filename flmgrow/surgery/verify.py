@@ -1,10 +1,10 @@
 """Proving that two checkpoints are what they say: intact, and the same function.
 
-Four kinds of evidence, each able to fail on its own. *Checksums*: every CRC32 in both, and every
-file against the manifest. *Elements*: growth is deterministic, so every stored value is derived
-again from the source and compared bit for bit. *Function*: both models run through one reference
-forward on the same tokens. *Gradients* (on request): which fresh parameters are alive, and whether
-old ones get the gradients they got.
+Each kind of evidence can fail on its own. *Checksums*: every CRC32 in both, and every file against
+the manifest. *Optimizer*: step counts and param groups are the source's. *Elements*: growth is
+deterministic, so every stored value is derived again from the source and compared bit for bit.
+*Function*: both models run through one reference forward on the same tokens. *Gradients* (on
+request): which fresh parameters are alive, and whether old ones get the gradients they got.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
+from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.durable import write_small
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.gradients import compare_gradients
@@ -281,10 +282,12 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     if manifest is not None and manifest["source"]["digest"] == source.contents.digest():
         growth = growth_from_manifest(source, manifest)
         checks.append(_model(result, growth))
+        if manifest["optimizer"] not in ("none", "dropped"):
+            source, result = with_optimizer(source), with_optimizer(result)
+            same, detail = compare_counted(source.optimizer, result.optimizer, growth.moments)
+            checks.append(Check("optimizer", same, detail))
         if how.elements:
             init_std = manifest["options"].get("init_std")
-            if manifest["optimizer"] not in ("none", "dropped"):
-                source, result = with_optimizer(source), with_optimizer(result)
             checks.append(_elements(source, result, growth, init_std, how.workers))
     else:
         detail = "its manifest names another source" if manifest else "it has no manifest"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import refused
-from damage import edit, rank_files
+from commands import accepted, flmgrow, refused
+from damage import edit, edit_all, rank_files
 from growing import SmallBlocks, all_files, grow_checkpoint
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from pico_buckets import BUCKETS, LAYOUTS, MADE
@@ -187,3 +187,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     rank_files(source)[2].with_name(FLAT).unlink()
     where = f"mp_rank_01_000/model_optim_rng.pt: .*{FLAT}.*--no-optimizer"
     refused(3, where, "reshard", source, tmp_path / "out", "--tp", "1", place=tmp_path)
+
+
+@pytest.mark.parametrize("how", ["keep", "reset"])
+def test_verify_looks_at_the_step_in_its_groups(how: str, tmp_path: Path) -> None:
+    """In both ranks it is one ahead, and all sums are right: no other check can tell."""
+    source = make(tmp_path / "a", "llama", even(CONFIGS["llama"], 2))
+    options = ("--ffn-hidden-size", 24, "--method", "zero", "--optimizer", how)
+    accepted("expand", source, tmp_path / "b", *options)
+    step = 30 if how == "keep" else 0
+    says = f"step {step}, 2 param groups as in the source"
+    assert says in accepted("verify", source, tmp_path / "b").out
+
+    def count_on(content: Content) -> None:
+        for group in content["optimizer"]["optimizer"]["param_groups"]:
+            group["step"] += 1
+
+    edit_all(tmp_path / "b", count_on)
+    outcome = flmgrow("verify", source, tmp_path / "b")
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("DIFFERENT")]
+    assert f"step of param group 0 is {step + 1}, wanted {step}; " in line

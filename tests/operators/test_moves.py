@@ -65,7 +65,7 @@ def test_moves_tile_any_box_once_and_agree_with_the_axis_maps(data: DataObject) 
             if move.fill is None:
                 assert move.old is not None
                 assert np.array_equal(source, np.arange(*move.old.ranges[place]))
-            elif place == move.mean_axis:
+            elif place in move.mean_axes:
                 assert move.fill is Fill.MEAN
                 assert move.old is not None
                 assert move.old.ranges[place] == (0, config.sizes[axis])

@@ -1,0 +1,111 @@
+"""What an optimizer holds beside the states of its parameters: kept, or counting anew.
+
+Moments that are right to the last bit are wrong beside another step count, and a weight decay that
+was lost shows after thousands of steps. Neither is an element of a tensor that growth maps. Both
+are therefore compared as numbers, wherever and however they are stored: Adam's count is a tensor, a
+number, or a setting of the param groups.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from flmgrow.formats.checkpoint import OptimizerState
+from flmgrow.formats.inert_values import Opaque, TensorRecord
+from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.torch_zip import source_chunks
+
+_NUMBERS: Mapping[str, np.dtype[Any]] = {
+    **DTYPES,
+    **{name: np.dtype(name) for name in ("int64", "int32", "bool")},
+}
+_SMALL = 4096
+_LONGEST = 200
+_SHOWN = 3
+_STEP = "step"
+
+
+def carried(state: OptimizerState | None, moments: str) -> OptimizerState | None:
+    """Return what a grown model's optimizer holds: the source's, not having counted if moments are
+    reset.
+    """
+    if state is None or moments != "reset":
+        return state
+    groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in state.groups)
+    return replace(state, groups=groups, step=None if state.step is None else 0.0)
+
+
+def _stored(record: TensorRecord) -> str:
+    """Return a stored tensor as text: the number that it is, or a digest of several."""
+    dtype = _NUMBERS.get(record.dtype)
+    if dtype is not None and record.count == 1 and record.storage.nbytes <= _SMALL:
+        data = b"".join(bytes(chunk) for chunk in source_chunks(record.storage))
+        return repr(np.frombuffer(data, dtype, 1, record.offset)[0].item())
+    digest = xxhash.xxh3_128()
+    for chunk in source_chunks(record.storage):
+        digest.update(chunk)
+    place = (record.dtype, record.shape, record.stride, record.start)
+    return f"{place} {digest.hexdigest()}"
+
+
+def _members(value: object) -> Iterator[object]:
+    """Yield what a value is made of; nothing if it has no parts."""
+    if isinstance(value, Mapping):
+        for pair in value.items():
+            yield from pair
+    elif isinstance(value, list | tuple):
+        yield from value
+    elif isinstance(value, Opaque):
+        yield from (str(value.function), value.arguments, value.state, value.items, value.pairs)
+
+
+def _text(value: object, known: dict[int, str]) -> str:
+    """Return a text that two values share if and only if they are the same; ``known`` by id."""
+    if isinstance(value, TensorRecord):
+        return _stored(value)
+    if not isinstance(value, Mapping | list | tuple | Opaque):
+        return repr(value)
+    if id(value) not in known:
+        known[id(value)] = "..."  # where it holds itself
+        text = f"[{', '.join(_text(member, known) for member in _members(value))}]"
+        short = len(text) <= _LONGEST
+        known[id(value)] = text if short else xxhash.xxh3_128_hexdigest(text.encode())
+    return known[id(value)]
+
+
+def _settings(state: OptimizerState) -> dict[str, str]:
+    """Return everything an optimizer holds beside the states, by a name for people."""
+    known: dict[int, str] = {}
+    settings = {} if state.step is None else {_STEP: _text(state.step, known)}
+    for number, group in enumerate(state.groups):
+        for key, value in group.items():
+            settings[f"{key} of param group {number}"] = _text(value, known)
+    return settings | {str(key): _text(value, known) for key, value in state.other.items()}
+
+
+def compare_counted(
+    source: OptimizerState | None, result: OptimizerState | None, moments: str
+) -> tuple[bool, str]:
+    """Return whether a result's optimizer holds what it must beside the states, and a sentence.
+
+    ``moments`` says how the result's came about: keep, reset or asymmetric.
+    """
+    expected = carried(source, moments)
+    if expected is None or result is None:
+        return False, f"the {'source' if expected is None else 'result'} has no optimizer state"
+    wanted, found = _settings(expected), _settings(result)
+    if len(expected.groups) != len(result.groups):
+        return False, f"{len(result.groups)} param groups, wanted {len(expected.groups)}"
+    wrong = [
+        f"{name} is {found.get(name, 'not there')}, wanted {wanted.get(name, 'not there')}"
+        for name in {**wanted, **found}
+        if found.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
+        return False, "; ".join(wrong[:_SHOWN]) + more
+    steps = sorted({value for name, value in found.items() if name.split()[0] == _STEP})
+    return True, f"step {', '.join(steps)}, {len(result.groups)} param groups as in the source"
