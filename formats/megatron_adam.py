@@ -4,7 +4,8 @@ It knows parameters by number only. Numbers run through the param groups,
 and inside a group through the rank's parameters in the order of its modules, which is the order of
 its state dict. Which group a parameter is in is not written down either: Megatron-LM puts biases
 and one-dimensional parameters into groups without weight decay and, if asked to, embedding and head
-into groups with a learning rate of their own. With 16-bit weights, float32 masters lie beside.
+into groups with a learning rate of their own; groups made for muP name the kind of parameter they
+are for (``flmgrow/model/mup.py``). With 16-bit weights, float32 masters lie beside.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from flmgrow.formats.layout import Placement
 from flmgrow.formats.megatron import DISTRIBUTED
 from flmgrow.formats.reading import Piece, StoredArray
 from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.model.mup import KIND, kind_of
 from flmgrow.model.states import State
 
 Group = Mapping[object, object]
@@ -46,15 +48,19 @@ def _without_decay(placement: Placement) -> bool:
 
 
 def _group_of(groups: Sequence[Group], placement: Placement) -> int:
-    """Return the number of the group a parameter belongs to, by Megatron-LM's own rule."""
+    """Return the number of the group a parameter belongs to: by Megatron-LM's own rule, and by the
+    kind that a group made for muP names.
+    """
     if len(groups) == 1:
         return 0
+    kind = kind_of(placement.parts[0])
     decoupled = any(group.get("is_decoupled_lr") for group in groups)
     fitting = [
         number
         for number, group in enumerate(groups)
         if (group.get("wd_mult", 1.0) == 0.0) == _without_decay(placement)
         and bool(group.get("is_decoupled_lr")) == (decoupled and _has_own_rate(placement))
+        and group.get(KIND, kind) == kind
     ]
     if len(fitting) != 1:
         raise BadCheckpointError(

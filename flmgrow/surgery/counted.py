@@ -17,6 +17,8 @@ from flmgrow.formats.checkpoint import OptimizerState
 from flmgrow.formats.inert_values import Opaque, TensorRecord
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_zip import source_chunks
+from flmgrow.model.mup import KIND, grown_group
+from flmgrow.operators.growth import Growth
 
 _NUMBERS: Mapping[str, np.dtype[Any]] = {
     **DTYPES,
@@ -28,14 +30,30 @@ _SHOWN = 3
 _STEP = "step"
 
 
-def carried(state: OptimizerState | None, moments: str) -> OptimizerState | None:
-    """Return what a grown model's optimizer holds: the source's, not having counted if moments are
-    reset.
+def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | None:
+    """Return what a grown model's optimizer holds: the source's, with muP's settings for the new
+    width, and not having counted if moments are reset.
     """
-    if state is None or moments != "reset":
-        return state
-    groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in state.groups)
+    if state is None:
+        return None
+    ratio = growth.new.hidden / growth.old.hidden
+    groups = tuple(grown_group(group, ratio) for group in state.groups)
+    if growth.moments != "reset":
+        return replace(state, groups=groups)
+    groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
     return replace(state, groups=groups, step=None if state.step is None else 0.0)
+
+
+def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
+    """Return a note if settings should follow a wider muP model, and no param group says which."""
+    wider = growth.new.hidden != growth.old.hidden
+    declared = growth.old.multipliers.mup_base_width is not None
+    if state is None or not (wider and declared) or any(KIND in group for group in state.groups):
+        return ()
+    return (
+        "muP: the param groups do not tell hidden matrices from the rest, so learning rates, "
+        "epsilon and weight decay stay those of the old width",
+    )
 
 
 def _stored(record: TensorRecord) -> str:
@@ -87,13 +105,13 @@ def _settings(state: OptimizerState) -> dict[str, str]:
 
 
 def compare_counted(
-    source: OptimizerState | None, result: OptimizerState | None, moments: str
+    source: OptimizerState | None, result: OptimizerState | None, growth: Growth
 ) -> tuple[bool, str]:
     """Return whether a result's optimizer holds what it must beside the states, and a sentence.
 
-    ``moments`` says how the result's came about: keep, reset or asymmetric.
+    ``growth`` says how the result's came about.
     """
-    expected = carried(source, moments)
+    expected = carried(source, growth)
     if expected is None or result is None:
         return False, f"the {'source' if expected is None else 'result'} has no optimizer state"
     wanted, found = _settings(expected), _settings(result)
@@ -108,4 +126,6 @@ def compare_counted(
         more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
         return False, "; ".join(wrong[:_SHOWN]) + more
     steps = sorted({value for name, value in found.items() if name.split()[0] == _STEP})
-    return True, f"step {', '.join(steps)}, {len(result.groups)} param groups as in the source"
+    moved = source is not None and expected.groups != source.groups and growth.moments != "reset"
+    like = "with muP's settings for the new width" if moved else "as in the source"
+    return True, f"step {', '.join(steps)}, {len(result.groups)} param groups {like}"

@@ -24,7 +24,7 @@ from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.operators.target import Target, grow
 from flmgrow.operators.vocab import padded_size
-from flmgrow.surgery.counted import carried
+from flmgrow.surgery.counted import carried, unfollowed
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def plan_growth(
     told.
     """
     _check_masters(source, dtype)
+    growth = replace(growth, notes=(*growth.notes, *unfollowed(source.optimizer, growth)))
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
     model = TargetModel(
@@ -159,7 +160,7 @@ def plan_growth(
         padded_vocab=padded_vocab,
         dtype=None if dtype == source.dtype else dtype,
         donors=tuple(donors),
-        optimizer=carried(source.optimizer, growth.moments),
+        optimizer=carried(source.optimizer, growth),
         format=file_format or source.format,
         torch_dist_version=torch_dist_version,
     )

@@ -284,7 +284,7 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
         checks.append(_model(result, growth))
         if manifest["optimizer"] not in ("none", "dropped"):
             source, result = with_optimizer(source), with_optimizer(result)
-            same, detail = compare_counted(source.optimizer, result.optimizer, growth.moments)
+            same, detail = compare_counted(source.optimizer, result.optimizer, growth)
             checks.append(Check("optimizer", same, detail))
         if how.elements:
             init_std = manifest["options"].get("init_std")

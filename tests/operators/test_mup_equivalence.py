@@ -26,6 +26,7 @@ from torch.nn import functional
 from flmgrow.model.axes import Axis, Role
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits
+from flmgrow.model.mup import KIND, grown_group, kind_of
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.moments import moment_growth
@@ -209,6 +210,32 @@ def mup_gap(
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_a_grown_model_follows_the_small_one(ratio: int) -> None:
     assert mup_gap(ratio) <= EQUAL
+
+
+def grouped(config: ModelConfig, ratio: int) -> dict[str, Setting]:
+    """The settings that param groups have once their model grew."""
+    result: dict[str, Setting] = {}
+    for name, tensor in logical_tensors(config).items():
+        lr, eps, decay = Rules().settings(config, 1)[name]
+        group: dict[object, object] = {
+            KIND: kind_of(tensor),
+            "lr": lr,
+            "eps": eps,
+            "weight_decay": decay,
+        }
+        moved = grown_group(group, ratio)
+        result[name] = tuple(moved[key] for key in ("lr", "eps", "weight_decay"))  # type: ignore[assignment]
+    return result
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_param_groups_follow(ratio: int, tied: bool) -> None:
+    config = mup_model(tied)
+    growth = everything_copied(config, ratio)
+    small = start(config, grouped(config, 1))
+    small.train(BEFORE)
+    assert gap(small, continued(small, growth, grouped(config, ratio))) <= EQUAL
 
 
 def unscaled(growth: Growth, power: int) -> Growth:

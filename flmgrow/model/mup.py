@@ -1,0 +1,98 @@
+"""muP gives parameters settings by their kind, and a growth of the width moves these settings.
+
+Yang and Hu et al. (Tensor Programs V, table 8) divide AdamW's learning rate of *hidden* matrices,
+which go from width to width, by the width over a base width. A model that grew by r needs a
+learning rate of 1/r of what it had, and to take exactly the steps the small one would have taken,
+epsilon and weight decay must follow as well, for every kind of its own:
+
+    ======  ===================================  =============  =======  ============
+    kind    which                                learning rate  epsilon  weight decay
+    ======  ===================================  =============  =======  ============
+    hidden  matrices inside layers               1/r            1/r      r
+    head    the head; of a tied model the final  1/r            1        r
+            norm, which carries its scale
+    vector  embeddings, norms, biases            1              1/r      1
+    ======  ===================================  =============  =======  ============
+
+The head's row is that of a model whose logits keep their effective multiplier. Derived and tested
+in ``tests/operators/test_mup_equivalence.py``. Param groups do not say which parameters are in
+them, so a trainer that makes such groups puts the kind into each, under :data:`KIND`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flmgrow.errors import UsageError
+from flmgrow.model.axes import Role
+from flmgrow.model.tensors import LogicalTensor
+
+KIND = "flmgrow_mup"
+"""The key of a param group under which the kind of its parameters stands."""
+
+
+class Kind(StrEnum):
+    """What a parameter is to muP."""
+
+    HIDDEN = "hidden"
+    HEAD = "head"
+    VECTOR = "vector"
+
+
+def kind_of(tensor: LogicalTensor) -> Kind:
+    """Return a tensor's kind; it follows from the roles of its axes."""
+    roles = frozenset[Role]().union(*tensor.roles)
+    if Role.READS in roles:
+        return Kind.HIDDEN if tensor.layered else Kind.HEAD
+    return Kind.HEAD if Role.CARRIES in roles else Kind.VECTOR
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """To which power of the ratio of widths a setting is multiplied."""
+
+    rate: int
+    epsilon: int
+    decay: int
+
+
+EXPONENTS: Mapping[Kind, Exponents] = {
+    Kind.HIDDEN: Exponents(-1, -1, 1),
+    Kind.HEAD: Exponents(-1, 0, 1),
+    Kind.VECTOR: Exponents(0, -1, 0),
+}
+
+_SETTINGS = {
+    "lr": "rate",
+    "max_lr": "rate",
+    "min_lr": "rate",
+    "eps": "epsilon",
+    "weight_decay": "decay",
+    "wd_mult": "decay",
+}
+
+
+def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object, object]:
+    """Return a param group with settings for ``ratio`` times the width.
+
+    A group that does not say its kind, and settings it does not have, stay as they are. Raises
+    UsageError for a setting that is no number.
+    """
+    kind = group.get(KIND)
+    if kind not in list(Kind):
+        return group
+    if ratio == 1:
+        return group
+    exponents = EXPONENTS[Kind(str(kind))]
+    moved = dict(group)
+    for name, column in _SETTINGS.items():
+        value = moved.get(name)
+        if isinstance(value, int | float):
+            moved[name] = value * ratio ** getattr(exponents, column)
+        elif value is not None:
+            raise UsageError(
+                f"optimizer: {name} of the param group of {kind} parameters is {value!r:.60}, "
+                "wanted a number",
+                "save it from a run that keeps its settings as numbers, or pass --no-optimizer",
+            )
+    return moved
