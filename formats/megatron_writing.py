@@ -25,7 +25,8 @@ from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_
 from flmgrow.formats.megatron_adam import MASTERS, MOMENTS, by_group
 from flmgrow.formats.megatron_distributed import Cut, distributed_entry, flat_content
 from flmgrow.formats.pipeline_arguments import written_layout
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import TargetArray, TargetFile
 from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis

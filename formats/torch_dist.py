@@ -17,7 +17,8 @@ from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron import arguments_in, chunk_key
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.torch_dist_contents import COMMON, LAYERS, DistFolder, ItemPiece
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor

@@ -19,7 +19,8 @@ from flmgrow.formats.dcp_writing import DcpFilePlan, NewChunk, NewObject, metada
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.layout import Placement, placements
 from flmgrow.formats.megatron_writing import carried_content, extra_states, folder_name
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import Fill, TargetArray, TargetBytes, TargetFile
 from flmgrow.formats.torch_dist_contents import COMMON, LAYERS
 from flmgrow.formats.torch_zip import new_tensor

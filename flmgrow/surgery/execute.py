@@ -21,8 +21,9 @@ from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
 from flmgrow.formats.megatron_writing import tracker
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
+from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
-from flmgrow.model.axes import Box, split
+from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
 from flmgrow.surgery.output import OutputFolder
@@ -117,7 +118,11 @@ class Executor:
             values = self.values.box(array.state, name, box, DTYPES[array.dtype])
         if not self.execution.allow_nonfinite and (count := non_finite(values)):
             raise self._not_finite(name, box, values, count)
-        return np.ascontiguousarray(values)
+        return values
+
+    def _strip(self, array: TargetArray, strip: Strip) -> Array:
+        parts = zip(strip.segments, strip.boxes, strict=True)
+        return strip.arrange([self._block(array, part.tensor, box) for part, box in parts])
 
     def _not_finite(self, name: str, box: Box, values: Array, count: int) -> BadCheckpointError:
         inside = np.argwhere(~np.isfinite(values.astype(np.float64)))[0].tolist()
@@ -149,9 +154,8 @@ class Executor:
             position = 0
             for array in arrays:
                 yield from gap(position, array.start)
-                for segment in array.placement.segments():
-                    for box in split(segment.box, limit):
-                        yield partial(self._block, array, segment.tensor, box)
+                for strip in array.placement.strips(limit):
+                    yield partial(self._strip, array, strip)
                 position = array.stop
             yield from gap(position, storage.nbytes // dtype.itemsize)
 
