@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flmgrow.cli import options
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
+from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -46,6 +46,7 @@ def expand(
     no_optimizer: options.NoOptimizer = False,
     allow_nonfinite: options.AllowNonfinite = False,
     file_format: options.Format = None,
+    shard_size: options.ShardSize = "5G",
     dtype: options.Dtype = None,
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
@@ -99,6 +100,7 @@ def expand(
             file_format=file_format,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
+            huggingface=huggingface_options(shard_size),
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)

@@ -19,10 +19,10 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
-from flmgrow.formats.megatron_writing import tracker
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
 from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
+from flmgrow.formats.writing import pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
@@ -221,6 +221,5 @@ class Executor:
             spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
         manifest = describe(plan, options, records, spreads, drift)
-        name, content = tracker(plan.source.iteration)
-        folder.commit({name: content, MANIFEST: encode(manifest)})
+        folder.commit({**pointers(plan.source, plan.target), MANIFEST: encode(manifest)})
         return manifest
