@@ -128,7 +128,7 @@ def written_fields(
         if not reasons[each]:
             architecture = {"architectures": [FAMILIES[each].architecture]}
             return FAMILIES[each], {**fields, **architecture}
-    listed = "; ".join(f"{each} not {reason}" for each, reason in reasons.items())
+    listed = "; ".join(f"{each} cannot say {reason}" for each, reason in reasons.items())
     raise UsageError(
         f"this model cannot be said in Hugging Face's terms: {listed}",
         "keep it as a Megatron checkpoint (--format megatron), or grow it to sizes that a family "

@@ -59,7 +59,9 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
             data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=refuse
         )
     except RecursionError:
-        raise BadCheckpointError(f"{where}: is nested too deeply") from None
+        raise BadCheckpointError(
+            f"{where}: is nested too deeply", "use another copy of the file"
+        ) from None
     except ValueError as error:
         raise BadCheckpointError(
             f"{where}: is not JSON: {error}", "copy the file again from where it was complete"
