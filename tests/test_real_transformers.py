@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import accepted, flmgrow
 from growing import tokens_for
+from megatron_runs import torchrun_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers_models import (
@@ -189,6 +190,28 @@ def test_a_bare_model_is_read_as_well(name: str, tmp_path: Path) -> None:
     assert worst(found, exact_logits(tmp_path / "whole", TOKENS)) <= EXACT
     accepted("export", tmp_path / "bare", tmp_path / "out")
     assert worst(exact_logits(tmp_path / "out", TOKENS), found) <= EXACT
+
+
+# --- From transformers to megatron-core, with nothing of flmgrow's own in between
+
+MEGATRON = ("llama", "llama 3", "llama tied with biases", "qwen2", "qwen3", "gpt2", "gpt_neox")
+
+
+@pytest.mark.slow
+def test_megatron_computes_what_transformers_computes(tmp_path: Path) -> None:
+    """Loaded strictly, on 2 x 2 ranks, in float32."""
+    torch.save(TOKENS, tmp_path / "tokens.pt")
+    wanted, commands = {}, []
+    for name in MEGATRON:
+        place = tmp_path / name.replace(" ", "-")
+        wanted[place] = model_logits(save_model(name, place / "hf", torch.float32), TOKENS)
+        accepted("import", place / "hf", place / "m", *LAYOUT, "--transformer-impl", "local")
+        tokens = ["--tokens", str(tmp_path / "tokens.pt")]
+        commands.append(["logits", str(place / "m"), str(place / "logits.pt"), *tokens])
+    torchrun_batch(4, commands)
+    for place, expected in wanted.items():
+        found = torch.load(place / "logits.pt", weights_only=True)["logits"]
+        assert worst(found, expected) <= SINGLE, place.name
 
 
 # --- What would go unseen if these tests were blind
