@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from megatron_runs import torchrun_batch
 from test_real_megatron import ALL, GROUPS
 
 from flmgrow.cli.app import run
