@@ -109,9 +109,9 @@ class ArgumentReader:
         """Return one of ``choices``."""
         value = self.arguments.get(name)
         value = default if value is None else value
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self._bad(name, " or ".join(choices))
-        return cast(str, value)
+        return value
 
 
 def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = ()) -> None:

@@ -78,9 +78,15 @@ def read_rotary(
             f"{reader.where}: {name}.partial_rotary_factor: found {rotated:g}, wanted 1",
             "models of this type rotate whole heads",
         )
+    angle = _agreed(reader, field, (base, "rope_theta"), 10000.0)
     factor = field.number("factor") if kind != "default" else None
+    for label, value in (("rope_theta", angle), ("factor", factor), ("rotated share", rotated)):
+        if value is not None and value <= 0:
+            raise BadCheckpointError(
+                f"{reader.where}: {label}: found {value:g}, wanted a positive number"
+            )
     return RotarySettings(
-        base=_agreed(reader, field, (base, "rope_theta"), 10000.0),
+        base=angle,
         percent=rotated,
         scaling_factor=factor if kind == "llama3" else None,
         interpolation=factor if kind == "linear" else None,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
@@ -123,24 +124,42 @@ def _kinds(target: TargetModel) -> tuple[str, ...]:
     return ("generation", "tokenizer", *code)
 
 
+def _own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file to be copied, which must belong to the folder.
+
+    A link into the cache of huggingface_hub does. Any other link out of the folder might put a file
+    of the user's own into what is then published.
+    """
+    root, path = folder.resolve(), (folder / name).resolve()
+    cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in path.parents
+    if root not in path.parents and not cached:
+        raise BadCheckpointError(
+            f"{folder / name}: is a symbolic link out of the folder",
+            "put the file itself there if it belongs to the model, or remove the link",
+        )
+    return path
+
+
 def _carried(source: Checkpoint, target: TargetModel) -> Iterator[CarriedFile]:
     contents = source.contents
     if isinstance(contents, HuggingFaceFolder):
         beside = contents.beside()
         for name in (name for kind in _kinds(target) for name in beside[kind]):
-            file = ReadOnlyFile(contents.folder / name)
+            file = ReadOnlyFile(_own_file(contents.folder, name))
             if file.size > MAX_CARRIED_BYTES:
                 raise BadCheckpointError(
-                    f"{file.path}: has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
+                    f"{contents.folder / name}: has {file.size} bytes, "
+                    f"wanted at most {MAX_CARRIED_BYTES}",
                     "such a file is no tokenizer; move it elsewhere",
                 )
             yield CarriedFile(name, file)
 
 
 def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
-    """Return the keys of carried content that has no place in the target and is left out."""
-    kept = _kinds(target) if source.format == "huggingface" else ()
-    return [key for key in source.carried if key not in kept]
+    """Name the carried content that has no place in the target and is left out."""
+    if source.format != "huggingface":
+        return list(source.carried)
+    return [text for kind, text in source.carried.items() if kind not in _kinds(target)]
 
 
 def huggingface_files(

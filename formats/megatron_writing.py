@@ -167,7 +167,7 @@ def _in_module_order(
 def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return the keys of carried content that has no meaning in the target and is left out."""
     if source.format == "huggingface":
-        return list(source.carried)
+        return list(source.carried.values())
     moved = (source.layout.tp, source.layout.pp, source.layout.vpp) != (
         target.layout.tp,
         target.layout.pp,

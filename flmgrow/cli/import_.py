@@ -3,6 +3,7 @@
 from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
 from flmgrow.errors import UsageError
+from flmgrow.formats.writing import written_format
 from flmgrow.operators.target import Target
 from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
@@ -36,6 +37,8 @@ def import_(
     Example: flmgrow import llama-hf ckpt-llama --tp 4 --pp 2
     """
     check_dtype(dtype)
+    if not written_format(file_format or "megatron").ranks:
+        raise UsageError(f"--format {file_format}: import writes Megatron's", "use flmgrow export")
     if transformer_impl not in _IMPLEMENTATIONS:
         raise UsageError(
             f"--transformer-impl {transformer_impl}: unknown", f"{' or '.join(_IMPLEMENTATIONS)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flmgrow.cli import report
 from flmgrow.cli.options import parse_size
-from flmgrow.errors import UsageError
+from flmgrow.errors import UsageError, printable
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
@@ -131,7 +131,7 @@ def carry_out(plan: Plan, destination: Path, running: Running) -> None:
     for note in plan.growth.notes:
         print(f"note: {note}", file=sys.stderr)
     for item in plan.dropped:
-        print(f"note: left out: {item}", file=sys.stderr)
+        print(f"note: left out: {printable(item)}", file=sys.stderr)
     with progress_bar(plan.total_bytes, "writing") as progress:
         manifest = Executor(plan, running.execution(progress)).run(destination)
     if running.as_json:

@@ -179,6 +179,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(clip_qkv=8.0), "clip_qkv: found 8.0"),
     (fields(some_new_switch=False), "some_new_switch: found False"),
     (fields(partial_rotary_factor=0.5), "partial_rotary_factor: found 0.5"),
+    (fields(rope_theta=0.0), "rope_theta: found 0, wanted a positive number"),
+    (fields(rope_scaling={"type": "linear", "factor": -2.0}), "factor: found -2, wanted a pos"),
     (fields(rope_scaling="linear"), "rope_scaling: found 'linear', wanted an object"),
     (fields(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_scaling.rope_type: .*dynamic|"
      "rope_scaling.rope_type: found .*wanted default or linear or llama3"),
@@ -242,6 +244,26 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
     ({**GPT2, "scale_attn_weights": False}, {"multipliers": Multipliers(attention=1.0)}),
     (NEOX, {"rotary": RotarySettings(percent=0.25), "activation": "gelu", "tied": False}),
 ]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@examples(400)
+@given(data=st.data())
+def test_any_field_may_hold_anything(data: DataObject) -> None:
+    given = dict(data.draw(st.sampled_from([CONFIG, GPT2, NEOX])))
+    name = data.draw(st.sampled_from([*given, "rope_parameters", "layer_types", "sliding_window"]))
+    given[name] = data.draw(_JSON)
+    try:
+        config = read_fields(family_of(given, "x"), given, "x")
+    except BadCheckpointError:
+        return
+    assert config.layers > 0
 
 
 @pytest.mark.parametrize(("given", "wanted"), ACCEPTED)
@@ -422,8 +444,8 @@ def test_tokenizer_files_come_along_and_programs_do_not(tmp_path: Path) -> None:
         "generation_config.json", "modeling_evil.py", "README.md",
     )  # fmt: skip
     outcome = accepted("export", source, tmp_path / "out", "--dtype", "bfloat16")
-    assert "note: left out: code" in outcome.err
-    assert "note: left out: other" in outcome.err
+    assert "note: left out: programs (*.py): modeling_evil.py" in outcome.err
+    assert "note: left out: other files: README.md" in outcome.err
     files = set(all_files(tmp_path / "out"))
     assert files == {
         "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja",
@@ -436,7 +458,33 @@ def test_tokenizer_files_come_along_and_programs_do_not(tmp_path: Path) -> None:
 
 def test_what_no_megatron_checkpoint_holds_is_named(tmp_path: Path) -> None:
     source = with_files(make_folder(tmp_path / "hf"), "tokenizer.json")
-    assert accepted("import", source, tmp_path / "out").err == "note: left out: tokenizer\n"
+    err = accepted("import", source, tmp_path / "out").err
+    assert err == "note: left out: tokenizer files: tokenizer.json\n"
+
+
+def test_names_of_files_cannot_drive_a_terminal(tmp_path: Path) -> None:
+    source = with_files(make_folder(tmp_path / "hf"), "\x1b[2J.txt")
+    err = accepted("import", source, tmp_path / "out").err
+    assert "other files" in err
+    assert "\x1b" not in err
+
+
+def test_a_link_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+    """The cache of huggingface_hub consists of links; a link elsewhere may show a secret."""
+    (tmp_path / "secret").write_text("secret")
+    source = make_folder(tmp_path / "hf")
+    (source / "tokenizer.json").symlink_to(tmp_path / "secret")
+    refused(3, "tokenizer.json: is a symbolic link out", "export", source, tmp_path / "out",
+            place=tmp_path)  # fmt: skip
+    cache = tmp_path / "cache"
+    for folder in ("snapshots", "blobs"):
+        (cache / folder).mkdir(parents=True)
+    snapshot = make_folder(cache / "snapshots" / "1a2b")
+    (cache / "blobs" / "77").write_text("{}")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/77")
+    accepted("export", snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+    assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
 
 
 def test_unknown_harmless_fields_are_carried_and_private_ones_are_not(tmp_path: Path) -> None:
@@ -459,7 +507,9 @@ def test_buffers_are_left_out_and_named(tmp_path: Path) -> None:
     arrays["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(1, np.float32)
     arrays["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(1, np.uint8)
     source = make_folder(tmp_path / "hf", arrays=arrays)
-    assert "note: left out: buffers" in accepted("import", source, tmp_path / "out").err
+    assert (
+        "note: left out: 2 buffers that follow" in accepted("import", source, tmp_path / "out").err
+    )
 
 
 def test_a_stored_copy_of_the_shared_table_must_agree(tmp_path: Path) -> None:
@@ -562,6 +612,7 @@ def test_masks_are_refused_with_the_ways_out(tmp_path: Path) -> None:
         (2, "--shard-size big: not a size", "export HF OUT --shard-size big"),
         (2, "--transformer-impl x: unknown", "import HF OUT --transformer-impl x"),
         (2, "--format bin: wanted megatron or torch_dist or hugg", "import HF OUT --format bin"),
+        (2, "--format huggingface: import writes", "import HF OUT --format huggingface"),
         (2, "llama cannot say hidden_size: found 9", "expand HF OUT --hidden-size 9 --method copy"),
         (2, "TP4 cannot split kv_group 2", "import HF OUT --tp 4"),
     ],
