@@ -47,16 +47,20 @@ def shown(value: object) -> str:
 
 
 class ArgumentReader:
-    """Reads typed values from arguments, with the file's name in every refusal."""
+    """Reads typed values from arguments, with the file's name in every refusal.
 
-    def __init__(self, arguments: Arguments, where: str) -> None:
+    ``prefix`` is put before an argument's name there.
+    """
+
+    def __init__(self, arguments: Arguments, where: str, prefix: str = "args.") -> None:
         self.arguments = arguments
         self.where = where
+        self.prefix = prefix
 
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
         return BadCheckpointError(
-            f"{self.where}: args.{name}: found {shown(found)}, wanted {wanted}"
+            f"{self.where}: {self.prefix}{name}: found {shown(found)}, wanted {wanted}"
         )
 
     def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:
@@ -105,9 +109,9 @@ class ArgumentReader:
         """Return one of ``choices``."""
         value = self.arguments.get(name)
         value = default if value is None else value
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self._bad(name, " or ".join(choices))
-        return cast(str, value)
+        return value
 
 
 def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = ()) -> None:

@@ -33,6 +33,19 @@ class OptimizerState:
 
 
 @dataclass(frozen=True)
+class HuggingFaceOptions:
+    """What is chosen about a Hugging Face folder to be written.
+
+    ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
+    the model. ``keep_code`` carries the source's programs along.
+    """
+
+    shard_size: int = 5 << 30
+    family: str | None = None
+    keep_code: bool = False
+
+
+@dataclass(frozen=True)
 class TargetModel:
     """What a written checkpoint shall hold: model, layout, stored vocabulary, dtype.
 
@@ -50,6 +63,7 @@ class TargetModel:
     optimizer: OptimizerState | None = None
     format: str = "megatron"
     torch_dist_version: str | None = None
+    huggingface: HuggingFaceOptions = HuggingFaceOptions()
 
 
 class Contents(Protocol):
@@ -74,7 +88,10 @@ class Contents(Protocol):
         """Return a digest of all content."""
 
     def verify(self, progress: Callable[[int], object]) -> str:
-        """Check all sums and return which they are. Raises BadCheckpointError, naming the file."""
+        """Check all sums and return which they are, an empty string where the format has none.
+
+        Raises BadCheckpointError, naming the file.
+        """
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

@@ -11,7 +11,7 @@ from math import prod
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout import Placement
-from flmgrow.formats.tables.gpt import Home, Row
+from flmgrow.formats.tables.row import Home, Row
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
 

@@ -11,8 +11,9 @@ from itertools import accumulate, product
 from math import gcd, prod
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.tables.gpt import Home, Row
-from flmgrow.model.axes import Axis, Box, Sizes
+from flmgrow.formats.segments import Segment, Strip, segments_of, strips_of
+from flmgrow.formats.tables.row import Home, Row
+from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
 
 Ranges = Mapping[Axis, tuple[int, int]]
@@ -125,14 +126,6 @@ def check_divisible(layout: Layout, sizes: Sizes) -> None:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A box of one logical tensor that lies contiguously inside a stored array."""
-
-    tensor: str
-    box: Box
-
-
-@dataclass(frozen=True)
 class Placement:
     """One stored array: the row, the rank and chunk that hold it, its key there, and the ranges it
     covers.
@@ -149,20 +142,25 @@ class Placement:
     @property
     def shape(self) -> tuple[int, ...]:
         """The stored shape: (rows,) or (rows, columns)."""
+        total = sum(prod(part.box(self.ranges).shape) for part in self.parts)
+        if self.row.inputs:
+            rows = self._extent(self.row.inputs)
+            return rows, total // rows
         columns = self._extent(self.row.columns)
-        rows = sum(prod(part.box(self.ranges).shape) for part in self.parts) // columns
-        return (rows, columns) if self.row.columns else (rows,)
+        return (total // columns, columns) if self.row.columns else (total,)
 
     def _extent(self, axes: tuple[Axis, ...]) -> int:
         return prod(self.ranges[axis][1] - self.ranges[axis][0] for axis in axes)
 
-    def segments(self) -> Iterator[Segment]:
-        """Yield the boxes of the parts in the order in which they are stored."""
+    def segments(self) -> list[Segment]:
+        """Return where each part lies in the array."""
+        boxes = [part.box(self.ranges) for part in self.parts]
         outer = self.row.outer if len(self.parts) > 1 else ()
-        for indices in product(*(range(*self.ranges[axis]) for axis in outer)):
-            fixed = {axis: (index, index + 1) for axis, index in zip(outer, indices, strict=True)}
-            for part in self.parts:
-                yield Segment(part.name, part.box({**self.ranges, **fixed}))
+        return segments_of(self.parts, boxes, (*self.row.inputs, *outer))
+
+    def strips(self, limit: int) -> Iterator[Strip]:
+        """Cut the array, from front to back, into strips of at most ``limit`` elements."""
+        return strips_of(self.segments(), limit)
 
 
 def _rows_of(

@@ -26,7 +26,8 @@ from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_
 from flmgrow.formats.megatron_adam import MASTERS, MOMENTS, by_group
 from flmgrow.formats.megatron_distributed import distributed_entry, flat_content
 from flmgrow.formats.pipeline_arguments import written_layout
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import TargetArray, TargetFile
 from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis
@@ -166,6 +167,8 @@ def _in_module_order(
 
 def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return the keys of carried content that has no meaning in the target and is left out."""
+    if source.format == "huggingface":
+        return list(source.carried.values())
     moved = (source.layout.tp, source.layout.pp, source.layout.vpp) != (
         target.layout.tp,
         target.layout.pp,

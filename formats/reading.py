@@ -1,8 +1,8 @@
 """Reading boxes of logical tensors, wherever their pieces lie.
 
-A logical tensor is scattered over files in segments, each a box that lies contiguously in some
-stored array. The reader indexes the segments by tensor and layer, and puts any wanted box together
-from the segments that intersect it. Nothing but the wanted rows is read, in pieces of a few MiB.
+A logical tensor is scattered over files in segments, each a box inside some stored array. The
+reader indexes the segments by tensor and layer, and puts any wanted box together from the segments
+that intersect it. Little but the wanted rows is read, in pieces of a few MiB.
 """
 
 from collections import defaultdict
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.layout import Placement
+from flmgrow.formats.segments import Segment
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.axes import Box, Sizes, intersect
 from flmgrow.model.tensors import LogicalTensor
@@ -33,6 +34,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 """The dtypes of weights, by torch's name."""
 
 PIECE_BYTES = 4 << 20
+
+LONG_RUN = 256 << 10
+"""Bytes from which on a run is read alone, and not together with what lies before the next one."""
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -97,30 +101,69 @@ def read_whole(piece: Piece) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Located:
-    """A segment's box, and where its bytes begin inside the piece."""
+    """A segment, and the piece that it lies in."""
 
-    box: Box
+    segment: Segment
     piece: Piece
-    offset: int
 
 
-def _read_rows(located: _Located, wanted: Box) -> Iterator[tuple[tuple[slice, ...], Array]]:
-    """Yield (where inside ``wanted``, values) in blocks of rows along the segment's first long
-    axis.
+Block = tuple[tuple[slice, ...], Array]
+"""Where inside the wanted box, and the values there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """An array of ``shape`` inside a piece, from element ``start`` on, in row-major order.
+
+    Only the rows of its first long axis may lie apart, each ``stride`` elements from the next.
     """
-    piece, shape = located.piece, located.box.shape
-    dtype = DTYPES[piece.dtype]
-    cuts = wanted.relative_to(located.box)
-    lead = next((i for i, extent in enumerate(shape) if extent > 1), len(shape) - 1)
-    row = prod(shape[lead + 1 :])
-    step = max(1, PIECE_BYTES // (row * dtype.itemsize))
-    for low in range(cuts[lead].start, cuts[lead].stop, step):
-        high = min(low + step, cuts[lead].stop)
-        values = np.empty((high - low, *shape[lead + 1 :]), dtype)
-        piece.read_into(located.offset + low * row * dtype.itemsize, as_bytes(values))
-        inside = values[(slice(None), *cuts[lead + 1 :])]
-        rows = slice(low - cuts[lead].start, high - cuts[lead].start)
-        yield (*(slice(None),) * lead, rows), inside.reshape((*(1,) * lead, *inside.shape))
+
+    piece: Piece
+    shape: tuple[int, ...]
+    start: int
+    stride: int | None = None
+
+    def read(self, cuts: tuple[slice, ...]) -> Iterator[Block]:
+        """Yield what ``cuts`` cut out, in blocks of rows."""
+        dtype = DTYPES[self.piece.dtype]
+        lead = next((i for i, extent in enumerate(self.shape) if extent > 1), len(self.shape) - 1)
+        row = prod(self.shape[lead + 1 :])
+        stride = row if self.stride is None else self.stride
+        if stride > row and row * dtype.itemsize >= LONG_RUN:
+            yield from self._one_by_one(lead, stride, cuts)
+            return
+        step = max(1, PIECE_BYTES // (stride * dtype.itemsize))
+        for low in range(cuts[lead].start, cuts[lead].stop, step):
+            high = min(low + step, cuts[lead].stop)
+            values = np.empty((high - low) * stride, dtype)
+            count = (high - low - 1) * stride + row
+            begin = (self.start + low * stride) * dtype.itemsize
+            self.piece.read_into(begin, as_bytes(values[:count]))
+            rows = values.reshape(high - low, stride)[:, :row]
+            inside = rows.reshape(high - low, *self.shape[lead + 1 :])
+            cut = inside[(slice(None), *cuts[lead + 1 :])]
+            place = slice(low - cuts[lead].start, high - cuts[lead].start)
+            yield (*(slice(None),) * lead, place), cut.reshape((*(1,) * lead, *cut.shape))
+
+    def _one_by_one(self, lead: int, stride: int, cuts: tuple[slice, ...]) -> Iterator[Block]:
+        """Long runs far apart: what lies between them is not read."""
+        for index in range(cuts[lead].start, cuts[lead].stop):
+            shape = (*self.shape[:lead], 1, *self.shape[lead + 1 :])
+            one = _Rows(self.piece, shape, self.start + index * stride)
+            place = index - cuts[lead].start
+            for where, values in one.read((*cuts[:lead], slice(0, 1), *cuts[lead + 1 :])):
+                inner = where[lead + 1 :]
+                yield (*where[:lead], slice(place, place + 1), *inner), values
+
+
+def _read_into(target: Array, located: _Located, wanted: Box) -> None:
+    """Fill ``target`` with the box ``wanted`` of a segment."""
+    segment = located.segment
+    cuts = segment.stored(wanted).relative_to(segment.stored(segment.box))
+    stride = None if segment.contiguous else segment.stride
+    stored = target.transpose(segment.order)
+    for where, values in _Rows(located.piece, segment.shape, segment.start, stride).read(cuts):
+        stored[where] = values
 
 
 class LogicalReader:
@@ -148,7 +191,6 @@ class LogicalReader:
             raise BadCheckpointError(
                 f"{array}: dtype {array.dtype}, wanted one of {', '.join(DTYPES)}"
             )
-        offset = 0
         for number, segment in enumerate(array.placement.segments()):
             if number == 0:
                 same = self._replicas.setdefault((segment.tensor, segment.box), [])
@@ -161,8 +203,7 @@ class LogicalReader:
                     "ranks of one checkpoint must agree; this looks like two runs mixed up",
                 )
             layer = self._layer(segment.tensor, segment.box)
-            self._located[segment.tensor, layer].append(_Located(segment.box, array, offset))
-            offset += segment.box.count * dtype.itemsize
+            self._located[segment.tensor, layer].append(_Located(segment, array))
 
     def _layer(self, name: str, box: Box) -> int:
         return box.ranges[0][0] if self.tensors[name].layered else -1
@@ -183,7 +224,7 @@ class LogicalReader:
         """Return how many elements of each tensor the checkpoint holds, replicas counted once."""
         totals = dict.fromkeys(self.tensors, 0)
         for (name, _), segments in self._located.items():
-            totals[name] += sum(located.box.count for located in segments)
+            totals[name] += sum(located.segment.box.count for located in segments)
         return totals
 
     def read(self, name: str, box: Box) -> Array:
@@ -196,13 +237,10 @@ class LogicalReader:
         layers = range(*box.ranges[0]) if self.tensors[name].layered else (-1,)
         for layer in layers:
             for located in self._located.get((name, layer), ()):
-                common = intersect(located.box, box)
-                if common is None:
-                    continue
-                target = result[common.relative_to(box)]
-                for where, values in _read_rows(located, common):
-                    target[where] = values
-                missing -= common.count
+                common = intersect(located.segment.box, box)
+                if common is not None:
+                    _read_into(result[common.relative_to(box)], located, common)
+                    missing -= common.count
         if missing:
             raise BadCheckpointError(f"{name}: {missing} of {box.count} elements are not stored")
         return result

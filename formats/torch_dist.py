@@ -15,9 +15,11 @@ from flmgrow.formats.chunks import chunk_placement, whole_placement
 from flmgrow.formats.dcp_metadata import DcpTensor
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron import arguments_in, chunk_key
+from flmgrow.formats.module_order import module_keys
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.torch_dist_contents import COMMON_STATE, LAYERS, DistFolder, ItemPiece
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
@@ -97,22 +99,6 @@ def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece]) -> None:
         )
 
 
-def _module_keys(keys: Sequence[str]) -> list[str]:
-    """Sort one chunk's keys by module; a norm that is fused into a linear layer comes first in
-    it.
-    """
-    modules: dict[str, int] = {}
-    for key in keys:
-        if "layer_norm_" not in key:
-            modules.setdefault(key.rpartition(".")[0], len(modules))
-
-    def place(key: str) -> tuple[int, bool]:
-        module, _, name = key.rpartition(".")
-        return modules[module], not name.startswith("layer_norm_")
-
-    return sorted(keys, key=place)
-
-
 def _rank_keys(
     contents: DistFolder, expected: Sequence[Placement], layout: Layout
 ) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
@@ -131,7 +117,7 @@ def _rank_keys(
             ]  # fmt: skip
             first, _ = layout.chunk_range(rank[1], chunk)
             origin: dict[str, str] = {}
-            for key in _module_keys([placement.key for placement in own]):
+            for key in module_keys([placement.key for placement in own]):
                 origin[key] = _global(key, first)
                 for state in extra.get(_global(key, first).rpartition(".")[0], ()):
                     origin[f"{key.rpartition('.')[0]}.{state.rpartition('.')[2]}"] = state

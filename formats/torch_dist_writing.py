@@ -22,7 +22,8 @@ from flmgrow.formats.dist_integrity import INTEGRITY, encode_integrity
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.layout import Placement, placements
 from flmgrow.formats.megatron_writing import carried_content, extra_states, folder_name
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import (
     Fill,
     NewFile,

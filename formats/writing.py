@@ -1,14 +1,42 @@
 """Describing the files of a new checkpoint, in whatever format it shall have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
-from flmgrow.formats.megatron_writing import target_files
+from flmgrow.formats.huggingface_writing import huggingface_dropped, huggingface_files
+from flmgrow.formats.megatron_writing import dropped, target_files, tracker
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.torch_dist_writing import VERSIONS, torch_dist_files
 
-FORMATS = ("megatron", "torch_dist")
+
+@dataclass(frozen=True)
+class Format:
+    """A format that can be written.
+
+    ``describe`` gives its files, ``dropped`` the kinds of carried content that it leaves out.
+    ``ranks`` says that it knows tensor and pipeline ranks (and so pads the vocabulary, and counts
+    iterations in folders of its own).
+    """
+
+    describe: Callable[[Checkpoint, TargetModel], Sequence[NewFile]]
+    dropped: Callable[[Checkpoint, TargetModel], list[str]] = dropped
+    ranks: bool = True
+
+
+FORMATS: Mapping[str, Format] = {
+    "megatron": Format(target_files),
+    "torch_dist": Format(torch_dist_files),
+    "huggingface": Format(huggingface_files, huggingface_dropped, ranks=False),
+}
+
+
+def written_format(name: str) -> Format:
+    """Return the format called ``name``. Raises UsageError if there is none."""
+    if name not in FORMATS:
+        raise UsageError(f"--format {name}: wanted {' or '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile]:
@@ -16,8 +44,6 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
 
     Raises UsageError for a layout that the model cannot take, or content the format cannot hold.
     """
-    if target.format not in FORMATS:
-        raise UsageError(f"--format {target.format}: wanted {' or '.join(FORMATS)}")
     if (version := target.torch_dist_version) not in (None, *VERSIONS):
         raise UsageError(f"--torch-dist-version {version}: wanted {' or '.join(VERSIONS)}")
     if version is not None and target.format != "torch_dist":
@@ -25,5 +51,21 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
             f"--torch-dist-version {version}: the result has format {target.format}",
             "add --format torch_dist, or leave the version out",
         )
-    write = target_files if target.format == "megatron" else torch_dist_files
-    return write(source, target)
+    return written_format(target.format).describe(source, target)
+
+
+def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return the keys of the source's carried content that the target will not have."""
+    return written_format(target.format).dropped(source, target)
+
+
+def written_iteration(source: Checkpoint, target: TargetModel) -> int | None:
+    """Return the iteration that the target will be of; None for a release, or without a count."""
+    return source.iteration if written_format(target.format).ranks else None
+
+
+def pointers(source: Checkpoint, target: TargetModel) -> dict[str, bytes]:
+    """Return the small files that are written last and make the folder a checkpoint."""
+    if not written_format(target.format).ranks:
+        return {}
+    return dict([tracker(source.iteration)])

@@ -4,6 +4,7 @@ Both come from ``examples/tiny_megatron.py``, run under torchrun in processes of
 megatron-core run on a CPU changes torch itself, and must not leak into the tests.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "tiny_megatron.py"
+BATCH = Path(__file__).with_name("megatron_batch.py")
 TIMEOUT = 300
 
 
@@ -32,6 +34,20 @@ def torchrun(ranks: int, *arguments: str | Path) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{SCRIPT.name} {arguments[0]} failed:\n{done.stderr[-4000:]}")
     return done.stdout
+
+
+def torchrun_batch(ranks: int, commands: list[list[str]]) -> None:
+    """Run several of the script's commands in one start of ``ranks`` processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launch, f"--nproc-per-node={ranks}", str(BATCH), json.dumps(commands)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def train_tiny(

@@ -20,7 +20,9 @@ from pico import CONFIGS, even, make_checkpoint
 from test_structure import FOLDERS, ROOT, find_modules
 
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-GUIDES = [ROOT / "docs" / "guides" / f"{name}.md" for name in ("grow", "reshard", "verify")]
+GUIDES = [
+    ROOT / "docs" / "guides" / f"{name}.md" for name in ("grow", "reshard", "verify", "huggingface")
+]
 CONCEPTS = [
     ROOT / "docs" / "concepts" / f"{name}.md"
     for name in ("axes-and-roles", "masks", "optimizer-state")

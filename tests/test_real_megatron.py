@@ -10,8 +10,6 @@ float64, must then agree to 1e-10.
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_runs import model_ranks
+from megatron_runs import model_ranks, torchrun_batch
 from torch import Tensor
 
 from flmgrow.cli.app import run
@@ -29,7 +27,6 @@ from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.surgery.weights import CheckpointWeights
 
-BATCH = Path(__file__).with_name("megatron_batch.py")
 VOCAB = 300
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 LAYOUTS = {"tp4": "--tp 4 --pp 1", "vpp": "--tp 1 --pp 2 --vpp 2"}
@@ -82,19 +79,6 @@ VERDICTS = [(name, dtype) for name, case in CASES.items() for dtype in case.dtyp
 Logits = Mapping[tuple[str, str], Tensor]
 
 
-def megatron(ranks: int, commands: list[list[str]]) -> None:
-    """Run commands of ``tiny_megatron.py``, each on ``ranks`` processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, f"--nproc-per-node={ranks}", str(BATCH), json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def rank_contents(checkpoint: Path) -> dict[str, Any]:
     """Every rank's file, as stock torch reads it. It imports the classes that are named there."""
     with warnings.catch_warnings():
@@ -116,7 +100,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("real")
     made = {arch: root / arch for arch in ("llama", "gpt")}
     options = ["--tp", "2", "--pp", "2", "--steps", "20"]
-    megatron(4, [["train", str(out), "--arch", arch, *options] for arch, out in made.items()])
+    torchrun_batch(4, [["train", str(out), "--arch", arch, *options] for arch, out in made.items()])
     for number, (name, case) in enumerate(CASES.items()):
         made[name] = root / f"{number}"
         command, *rest = case.command.split()
@@ -155,7 +139,7 @@ def logits(
         command = ["logits", str(checkpoint), str(file), *given, "--dtype", dtype]
         commands.setdefault(model_ranks(checkpoint), []).append(command)
     for ranks, group in commands.items():
-        megatron(ranks, group)
+        torchrun_batch(ranks, group)
     return {
         key: torch.load(file, weights_only=True)["logits"][..., :VOCAB]
         for key, file in files.items()

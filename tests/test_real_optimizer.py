@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_real_megatron import ALL, GROUPS, megatron
+from megatron_runs import torchrun_batch
+from test_real_megatron import ALL, GROUPS
 
 from flmgrow.cli.app import run
 
@@ -98,7 +99,7 @@ def whole(root: Path) -> Mapping[str, Log]:
         commands.append(["train", str(root / f"{kind}, whole"), *common, *log])
         stopped = ["--optimizer", "--stop", str(STOP)]
         commands.append(["train", str(root / kind), *common, *stopped])
-    megatron(4, commands)
+    torchrun_batch(4, commands)
     return {kind: read(log_of(root, kind)) for kind in KINDS}
 
 
@@ -112,7 +113,7 @@ def resume(root: Path, cases: Mapping[str, Case]) -> Mapping[str, Log]:
         arguments = ["train", str(root / f"{name}, resumed"), "--steps", str(STEPS), *given]
         commands.setdefault(case.ranks, []).append(arguments)
     for ranks, group in commands.items():
-        megatron(ranks, group)
+        torchrun_batch(ranks, group)
     return {name: read(log_of(root, name)) for name in cases}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from hf_folders import make_folder
 from pico import make_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ LAYERS = (
 STRANGERS = {"flmgrow.trainer": "flmgrow.operators"}
 
 LONGEST = 400
-HEAVY = {"torch", "megatron"}
+HEAVY = {"torch", "megatron", "transformers", "safetensors"}
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.
 UNSAFE_CALLS = {
@@ -140,10 +141,18 @@ def test_files_stay_short() -> None:
         "inspect SRC",
         "expand SRC DST --hidden-size 16 --num-layers 6 --method zero --dry-run",
         "reshard SRC DST --tp 2 --dry-run",
+        "export SRC DST --dry-run",
+        "inspect HF",
+        "import HF DST --tp 2 --dry-run",
+        "expand HF DST --ffn-hidden-size 40 --method zero --dry-run",
     ],
 )
 def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Path) -> None:
-    places = {"SRC": str(make_checkpoint(tmp_path / "a", "llama")), "DST": str(tmp_path / "b")}
+    places = {
+        "SRC": str(make_checkpoint(tmp_path / "a", "llama")),
+        "HF": str(make_folder(tmp_path / "hf")),
+        "DST": str(tmp_path / "b"),
+    }
     arguments = [places.get(word, word) for word in command.split()]
     program = (
         "import sys; from flmgrow.cli.app import run; code = run(sys.argv[1:]);"

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 import typer
 
 from flmgrow import __version__
-from flmgrow.cli import bake, expand, inspect, reshard, verify
+from flmgrow.cli import bake, expand, export, import_, inspect, reshard, verify
 from flmgrow.errors import FlmgrowError, printable
 
 INTERRUPTED = 130
 
 app = typer.Typer(
     name="flmgrow",
-    help="Grow and reshard Megatron checkpoints, and prove that the function did not change.",
+    help="Grow and reshard model checkpoints, and prove that the function did not change.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (expand, reshard, verify, inspect, bake):
-    app.command()(getattr(command, command.__name__.rpartition(".")[2]))
+for command in (expand, reshard, import_, export, verify, inspect, bake):
+    function = command.__name__.rpartition(".")[2]
+    app.command(function.rstrip("_"))(getattr(command, function))
 
 
 def _version(value: bool) -> None:
@@ -34,7 +35,7 @@ def _options(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
-    """Grow and reshard Megatron checkpoints, and prove that the function did not change."""
+    """Grow and reshard model checkpoints, and prove that the function did not change."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flmgrow.cli import options
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
+from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -48,6 +48,7 @@ def expand(
     allow_nonfinite: options.AllowNonfinite = False,
     file_format: options.Format = None,
     torch_dist_version: options.TorchDistVersion = None,
+    shard_size: options.ShardSize = "5G",
     dtype: options.Dtype = None,
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
@@ -104,6 +105,7 @@ def expand(
             torch_dist_version=torch_dist_version,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
+            huggingface=huggingface_options(shard_size),
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)

@@ -13,7 +13,9 @@ _LAYOUT = "Layout of the result"
 _RUN = "Running"
 _SOURCE_PANEL = "Reading the source"
 
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="A Megatron checkpoint folder.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="SRC", help="A checkpoint folder: Megatron's or Hugging Face's.")
+]
 Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="Folder to create; must not exist yet.")
 ]
@@ -230,7 +232,7 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="megatron|torch_dist",
+        metavar="megatron|torch_dist|huggingface",
         help="Format of the result; the source's if not given.",
         rich_help_panel=_LAYOUT,
     ),
@@ -242,6 +244,38 @@ TorchDistVersion = Annotated[
         metavar="0.16|0.19",
         help="Write torch_dist as megatron-core 0.16 to 0.18 do (default; 0.19 reads it, too), or "
         "as 0.19 does.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+ShardSize = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="Largest size of a safetensors shard, such as 500M or 5G.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral",
+        help="Family of transformers to write; the first that can say the model if not given.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+KeepCode = Annotated[
+    bool,
+    typer.Option(
+        "--keep-code",
+        help="Carry *.py files of a Hugging Face source along; they are never run.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+TransformerImpl = Annotated[
+    str,
+    typer.Option(
+        metavar="transformer_engine|local",
+        help="Whose parameter names the result has.",
         rich_help_panel=_LAYOUT,
     ),
 ]
@@ -296,15 +330,18 @@ def read_small_file(option: str, path: Path, most: int) -> bytes:
         raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def parse_size(text: str) -> int:
-    """Return the bytes that ``800M`` or ``4G`` mean. Raises UsageError for anything else."""
+def parse_size(text: str, option: str = "--max-memory") -> int:
+    """Return the bytes that ``800M`` or ``4G`` mean, given to ``option``.
+
+    Raises UsageError for anything else.
+    """
     body = text.strip().upper().removesuffix("IB").removesuffix("B")
     unit = body[-1:] if body[-1:] in _UNITS and body[-1:] else ""
     try:
         value = float(body.removesuffix(unit)) if unit else float(body)
         return int(value * _UNITS[unit])
     except (ValueError, OverflowError):
-        raise UsageError(f"--max-memory {text}: not a size", "such as 800M or 4G") from None
+        raise UsageError(f"{option} {text}: not a size", "such as 800M or 4G") from None
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

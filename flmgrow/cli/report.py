@@ -143,12 +143,16 @@ def result_lines(plan: Plan, destination: Path) -> list[str]:
 def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Return what a checkpoint is, as name and value."""
     iteration = "release" if checkpoint.iteration is None else str(checkpoint.iteration)
-    naming = "Transformer Engine names" if checkpoint.fused else "local names"
-    kind = {"megatron": "Megatron (torch)", "torch_dist": "Megatron (torch_dist)"}
+    naming = ", Transformer Engine names" if checkpoint.fused else ", local names"
+    kind = {
+        "megatron": f"Megatron (torch){naming}",
+        "torch_dist": f"Megatron (torch_dist){naming}",
+        "huggingface": "Hugging Face (safetensors)",
+    }
     return [
         ("path", str(checkpoint.folder)),
-        ("format", f"{kind[checkpoint.format]}, {naming}"),
-        ("iteration", iteration),
+        ("format", kind[checkpoint.format]),
+        *([("iteration", iteration)] if checkpoint.format != "huggingface" else []),
         ("model", model_text(checkpoint.config)),
         ("kind", kind_text(checkpoint.config)),
         ("parameters", f"{parameter_count(checkpoint.config):,}"),

@@ -1,7 +1,7 @@
 """``flmgrow reshard``: the identity growth to another layout."""
 
 from flmgrow.cli import options
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
+from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.operators.target import Target
 from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
@@ -22,6 +22,7 @@ def reshard(
     allow_nonfinite: options.AllowNonfinite = False,
     file_format: options.Format = None,
     torch_dist_version: options.TorchDistVersion = None,
+    shard_size: options.ShardSize = "5G",
     dtype: options.Dtype = None,
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
@@ -55,5 +56,6 @@ def reshard(
             torch_dist_version=torch_dist_version,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
+            huggingface=huggingface_options(shard_size),
         )
         carry_out(plan, dst, running)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flmgrow.cli import report
 from flmgrow.cli.options import parse_size
-from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.errors import UsageError, printable
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
 from flmgrow.surgery.execute import Execution, Executor
@@ -25,10 +25,12 @@ class Reading:
     iteration: int | None = None
     ignore_arg: list[str] | None = None
     true_vocab_size: int | None = None
+    fused: bool = True
 
     def open(self, path: Path) -> Checkpoint:
         """Open the checkpoint at ``path``; the caller closes it."""
-        return open_checkpoint(path, self.iteration, self.ignore_arg or (), self.true_vocab_size)
+        ignored = self.ignore_arg or ()
+        return open_checkpoint(path, self.iteration, ignored, self.true_vocab_size, self.fused)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Running:
 def default_workers(wanted: int | None) -> int:
     """Return the number of threads to use: what was asked for, or one per core up to 16."""
     return wanted or min(16, os.cpu_count() or 1)
+
+
+def huggingface_options(
+    shard_size: str, family: str | None = None, keep_code: bool = False
+) -> HuggingFaceOptions:
+    """Return how a Hugging Face folder shall be written. Raises UsageError for no size."""
+    size = parse_size(shard_size, "--shard-size")
+    if size < 1:
+        raise UsageError(f"--shard-size {shard_size}: wanted at least one byte", "such as 5G")
+    return HuggingFaceOptions(size, family, keep_code)
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -119,7 +131,7 @@ def carry_out(plan: Plan, destination: Path, running: Running) -> None:
     for note in plan.growth.notes:
         print(f"note: {note}", file=sys.stderr)
     for item in plan.dropped:
-        print(f"note: left out: {item}", file=sys.stderr)
+        print(f"note: left out: {printable(item)}", file=sys.stderr)
     with progress_bar(plan.total_bytes, "writing") as progress:
         manifest = Executor(plan, running.execution(progress)).run(destination)
     if running.as_json:

@@ -89,6 +89,8 @@ class ModelConfig:
             raise UsageError(f"norm epsilon is {self.norm_eps}, wanted at least 0")
         if self.multipliers.mup_base_width is not None and self.multipliers.mup_base_width < 1:
             raise UsageError("the muP base width must be at least 1")
+        if self.positions not in ("rope", "xpos"):  # what has no effect must not tell models apart
+            object.__setattr__(self, "rotary", RotarySettings())
 
     @property
     def sizes(self) -> dict[Axis, int]:

@@ -19,10 +19,11 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
-from flmgrow.formats.megatron_writing import tracker
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
+from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
-from flmgrow.model.axes import Box, split
+from flmgrow.formats.writing import pointers
+from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
 from flmgrow.surgery.output import OutputFolder
@@ -118,7 +119,11 @@ class Executor:
             values = self.values.box(array.state, name, box, DTYPES[array.dtype])
         if not self.execution.allow_nonfinite and (count := non_finite(values)):
             raise self._not_finite(name, box, values, count)
-        return np.ascontiguousarray(values)
+        return values
+
+    def _strip(self, array: TargetArray, strip: Strip) -> Array:
+        parts = zip(strip.segments, strip.boxes, strict=True)
+        return strip.arrange([self._block(array, part.tensor, box) for part, box in parts])
 
     def _not_finite(self, name: str, box: Box, values: Array, count: int) -> BadCheckpointError:
         inside = np.argwhere(~np.isfinite(values.astype(np.float64)))[0].tolist()
@@ -150,9 +155,8 @@ class Executor:
             position = 0
             for array in arrays:
                 yield from gap(position, array.start)
-                for segment in array.placement.segments():
-                    for box in split(segment.box, limit):
-                        yield partial(self._block, array, segment.tensor, box)
+                for strip in array.placement.strips(limit):
+                    yield partial(self._strip, array, strip)
                 position = array.stop
             yield from gap(position, storage.nbytes // dtype.itemsize)
 
@@ -220,6 +224,5 @@ class Executor:
             spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
         manifest = describe(plan, options, records, spreads, drift)
-        name, content = tracker(plan.source.iteration)
-        folder.commit({name: content, MANIFEST: encode(manifest)})
+        folder.commit({**pointers(plan.source, plan.target), MANIFEST: encode(manifest)})
         return manifest

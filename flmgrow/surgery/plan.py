@@ -11,12 +11,16 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
 from flmgrow.formats.megatron_optimizer import with_optimizer
-from flmgrow.formats.megatron_writing import dropped
 from flmgrow.formats.targets import NewFile
-from flmgrow.formats.writing import described_files
+from flmgrow.formats.writing import (
+    described_files,
+    left_out,
+    written_format,
+    written_iteration,
+)
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
@@ -50,6 +54,20 @@ class LayoutWish:
             return Layout(tp, pp, vpp, source.chunk_layers)
         return make_layout(layers, tp, pp, vpp, self.pipeline_layers)
 
+    def single(self, layers: int) -> Layout:
+        """Return the layout of a format without ranks.
+
+        Raises UsageError if ranks were asked for.
+        """
+        asked = {"--tp": self.tp, "--pp": self.pp, "--vpp": self.vpp}
+        for option, size in asked.items():
+            if size not in (None, 1):
+                raise UsageError(
+                    f"{option} {size}: a Hugging Face folder has no ranks",
+                    "leave out the layout, or write --format megatron",
+                )
+        return make_layout(layers, pipeline_layers=self.pipeline_layers)
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -81,6 +99,11 @@ class Plan:
         return parameter_count(self.source.config), parameter_count(self.target.config)
 
     @property
+    def iteration(self) -> int | None:
+        """The iteration of the result; None for a release, or where the format counts none."""
+        return written_iteration(self.source, self.target)
+
+    @property
     def stored_sizes(self) -> dict[Axis, int]:
         """The new model's sizes as stored: the vocabulary with its padding."""
         return {**self.target.config.sizes, Axis.VOCAB: self.target.padded_vocab}
@@ -97,6 +120,7 @@ def make_plan(
     drop_optimizer: bool = False,
     pending: Mapping[Dimension, Mask] | None = None,
     bake: Mapping[Dimension, float] | None = None,
+    huggingface: HuggingFaceOptions | None = None,
 ) -> Plan:
     """Return the plan that takes ``source`` to ``target`` in the wished layout.
 
@@ -104,19 +128,33 @@ def make_plan(
     into the weights, at these values instead of their own where given. Raises UsageError for a
     target that cannot be reached and for content that would be lost unasked.
     """
-    if not drop_optimizer:
+    ranks = written_format(file_format or source.format).ranks
+    if ranks and not drop_optimizer:
         source = with_optimizer(source)
     pending = pending or {}
     _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
-    layout = wish.resolve(source.layout, layers)
+    layout = wish.resolve(source.layout, layers) if ranks else wish.single(layers)
     vocab = source.config.vocab if target.vocab is None else target.vocab
-    padded = padded_size(vocab, source.vocab_multiple, layout.tp)
+    padded = padded_size(vocab, source.vocab_multiple, layout.tp) if ranks else vocab
     growth = grow(source.config, target, source.padded_vocab, padded)
     growth = _with_pending(growth, pending)
     if bake is not None:
         growth = baked(growth, bake)
-    return plan_growth(source, growth, layout, padded, dtype, file_format, torch_dist_version)
+    return plan_growth(
+        source, growth, layout, padded, dtype, file_format, torch_dist_version, huggingface
+    )
+
+
+def _check_open(growth: Growth, file_format: str) -> None:
+    """A format that is read by others alone holds no masks: they must be open or baked."""
+    closed = [f"{name} at {mask.value:g}" for name, mask in growth.masks.items() if mask.value != 1]
+    if closed and not written_format(file_format).ranks:
+        raise UsageError(
+            f"--format {file_format}: cannot hold masks ({', '.join(closed)})",
+            "finish the ramp first; or grow with --method zero or copy, or with --bake (not for "
+            "width)",
+        )
 
 
 def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
@@ -146,12 +184,14 @@ def plan_growth(
     dtype: str | None = None,
     file_format: str | None = None,
     torch_dist_version: str | None = None,
+    huggingface: HuggingFaceOptions | None = None,
 ) -> Plan:
     """Return the plan that carries out ``growth`` into ``layout``; the source's format unless
     told.
     """
     _check_masters(source, dtype)
     growth = replace(growth, notes=(*growth.notes, *unfollowed(source.optimizer, growth)))
+    _check_open(growth, file_format or source.format)
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
     model = TargetModel(
@@ -163,6 +203,7 @@ def plan_growth(
         optimizer=carried(source.optimizer, growth),
         format=file_format or source.format,
         torch_dist_version=torch_dist_version,
+        huggingface=huggingface or HuggingFaceOptions(),
     )
     files = tuple(described_files(source, model))
     tensors = logical_tensors(growth.new)
@@ -179,7 +220,7 @@ def plan_growth(
         files=files,
         file_sizes={file.path: file.total_size for file in files},
         counts=counts,
-        dropped=(*dropped(source, model), *_unused(source, growth)),
+        dropped=(*left_out(source, model), *_unused(source, growth)),
     )
     _prove_cover(plan)
     return plan

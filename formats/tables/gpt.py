@@ -1,54 +1,11 @@
 """Where megatron-core's GPT decoder keeps each logical tensor: rows only.
 
-A row holds every fact about one stored parameter. Parts a model does not have (a gate, a bias) are
-left out, and a row with no part left does not exist; so one table serves every variant. Two naming
-schemes exist: the local layer spec, and the Transformer Engine spec, which fuses each norm into the
-linear layer behind it.
+Two naming schemes exist: the local layer spec, and the Transformer Engine spec, which fuses each
+norm into the linear layer behind it.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
-
+from flmgrow.formats.tables.row import Home, Row
 from flmgrow.model.axes import Axis
-
-
-class Home(StrEnum):
-    """Which pipeline ranks own a row."""
-
-    FIRST = "first"
-    LAYER = "layer"
-    LAST = "last"
-    LAST_COPY = "last copy"
-    """On the last pipeline rank, and only if that is not also the first (the shared embedding
-    table).
-    """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A stored parameter of the local spec (``key``) or the Transformer Engine spec
-    (``fused_key``).
-
-    ``parts`` are the logical tensors in it, one behind the other along the stored rows. ``outer``
-    axes lie in front of that concatenation: all parts of one index, then all parts of the next.
-    ``columns`` are the axes of the array's second dimension, if it has one. ``shard`` is the axis
-    tensor parallelism splits; a row without one is replicated on every tensor rank.
-    """
-
-    key: str
-    parts: tuple[str, ...]
-    home: Home
-    shard: Axis | None = None
-    outer: tuple[Axis, ...] = ()
-    columns: tuple[Axis, ...] = ()
-    fused_key: str = ""
-
-    def name(self, fused: bool) -> str:
-        """Return the key under the Transformer Engine naming if ``fused``, else under the local
-        one.
-        """
-        return self.fused_key if fused and self.fused_key else self.key
-
 
 _LAYER = "decoder.layers.{layer}."
 _ATTENTION = _LAYER + "self_attention."

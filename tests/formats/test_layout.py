@@ -10,7 +10,8 @@ from strategies import any_config, examples, layouts_of
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, check_divisible, make_layout, placements
-from flmgrow.formats.tables.gpt import ROWS, Home
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.tensors import logical_tensors
 

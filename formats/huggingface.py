@@ -1,0 +1,197 @@
+"""Opening a Hugging Face folder: the same rows as any checkpoint, under other names, on one rank.
+
+So that a Megatron checkpoint can be written from it, its contents can also say what a rank of
+Megatron's would hold: arguments for the model, and the keys of its modules.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.huggingface_config import family_of, read_fields
+from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
+from flmgrow.formats.huggingface_families import Family
+from flmgrow.formats.inert_values import OrderedMap, make_namespace
+from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.module_order import module_keys
+from flmgrow.formats.new_arguments import VOCAB_MULTIPLE, new_arguments
+from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
+from flmgrow.formats.stored_model import weights_dtype
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
+from flmgrow.model.axes import Axis, Sizes
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import LogicalTensor, logical_tensors
+
+_LINEAR = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPiece:
+    """A piece that is one tensor of a safetensors file."""
+
+    placement: Placement
+    file: SafetensorsFile
+    tensor: StoredTensor
+
+    def __str__(self) -> str:
+        return f"{self.file.file.path}: {self.tensor.name}"
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype, by torch's name."""
+        return self.tensor.dtype
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the tensor's bytes from byte ``offset`` on."""
+        self.file.read_into(self.tensor, offset, target)
+
+    def checksum(self) -> int | None:
+        """The format keeps no sums."""
+        return None
+
+
+def family_placements(
+    family: Family, config: ModelConfig, sizes: Sizes, shared: bool = False
+) -> list[Placement]:
+    """Return every array of a model of ``family``.
+
+    ``shared``: a copy of a tied embedding lies in the head's place.
+    """
+    layout = Layout(1, 1, 1, (config.layers,))
+    tensors = logical_tensors(config)
+    result = placements(family.rows, tensors, sizes, layout)
+    if shared:
+        row = next(row for row in family.rows if row.home is Home.LAST_COPY)
+        table = next(p for p in result if p.parts == (tensors["embedding"],))
+        result.append(replace(table, row=row, key=row.key))
+    return result
+
+
+def _shares_table(family: Family, config: ModelConfig, names: Collection[str]) -> bool:
+    keys = [row.key for row in family.rows if row.home is Home.LAST_COPY]
+    return config.tied and any(key in names for key in keys)
+
+
+def _found(
+    contents: HuggingFaceFolder, family: Family, expected: list[Placement]
+) -> Iterator[TensorPiece]:
+    """Find every placement; refuse one of another shape, and every tensor that is none."""
+    stored = dict(contents.tensors)
+    bare = not any(name.startswith(family.prefix) for name in stored)
+    for placement in expected:
+        key = placement.key.removeprefix(family.prefix) if bare else placement.key
+        if key not in stored:
+            raise BadCheckpointError(
+                f"{contents.folder}: {key}: not there", f"{CONFIG} and the weights do not agree"
+            )
+        file, tensor = stored.pop(key)
+        piece = TensorPiece(replace(placement, key=key), file, tensor)
+        if tensor.shape != placement.shape:
+            raise BadCheckpointError(
+                f"{piece}: shape {tensor.shape}, wanted {placement.shape}",
+                f"{CONFIG} and the weights do not agree",
+            )
+        yield piece
+    for name, (file, _) in stored.items():
+        if not family.buffers.fullmatch(name):
+            raise BadCheckpointError(
+                f"{file.file.path}: {name}: no such parameter in the model that {CONFIG} describes",
+                "flmgrow drops nothing in silence; this model has a part it does not know",
+            )
+
+
+def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
+    """Name what the folder holds beside weights and configuration."""
+    beside = contents.beside()
+    texts = {
+        "generation": "generation settings",
+        "tokenizer": "tokenizer files",
+        "code": "programs (*.py)",
+        "other": "other files",
+    }
+    found = {kind: f"{text}: {', '.join(beside[kind])}" for kind, text in texts.items()
+             if beside[kind]}  # fmt: skip
+    buffers = sum(bool(family.buffers.fullmatch(name)) for name in contents.tensors)
+    return {**found, **({"buffers": f"{buffers} buffers that follow from it"} if buffers else {})}
+
+
+def _rank_content(
+    config: ModelConfig, padded_vocab: int, dtype: str, fused: bool
+) -> dict[object, object]:
+    """Return what one rank of Megatron's would save, with the keys of its modules in order."""
+    impl = "transformer_engine" if fused else "local"
+    sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
+    own = placements(ROWS, logical_tensors(config), sizes, Layout(1, 1, 1, (config.layers,)), fused)
+    model = OrderedMap()
+    for key in module_keys([placement.key for placement in own]):
+        model[key] = None
+        module = key.rpartition(".")[0]
+        if module.endswith(_LINEAR):
+            model[f"{module}._extra_state"] = None
+    model.setdefault("output_layer._extra_state", None)
+    return {
+        "args": make_namespace(new_arguments(config, padded_vocab, dtype, impl)),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        "model": model,
+        "num_floating_point_operations_so_far": 0,
+    }
+
+
+def open_huggingface(
+    folder: Path,
+    ignored: Collection[str] = (),
+    true_vocab: int | None = None,
+    fused: bool = True,
+) -> Checkpoint:
+    """Open the Hugging Face model in ``folder``; the caller closes it.
+
+    ``true_vocab`` says how many rows of the embedding are real. ``fused`` chooses the names that a
+    Megatron checkpoint written from it has. Raises BadCheckpointError, naming file and tensor, for
+    anything missing, extra, contradictory or not understood.
+    """
+    contents = HuggingFaceFolder(folder)
+    try:
+        return _assemble(contents, ignored, true_vocab, fused)
+    except BaseException:
+        contents.close()
+        raise
+
+
+def _assemble(
+    contents: HuggingFaceFolder, ignored: Collection[str], true_vocab: int | None, fused: bool
+) -> Checkpoint:
+    where = str(contents.folder / CONFIG)
+    family = family_of(contents.fields, where)
+    config = read_fields(family, contents.fields, where, ignored)
+    padded = config.vocab
+    if true_vocab is not None:
+        if true_vocab > padded:
+            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
+        config = replace(config, vocab=true_vocab)
+    sizes = {**config.sizes, Axis.VOCAB: padded}
+    shared = _shares_table(family, config, contents.tensors)
+    pieces = list(_found(contents, family, family_placements(family, config, sizes, shared)))
+    tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
+    reader = LogicalReader(tensors, sizes, pieces)
+    dtype = weights_dtype({}, reader)
+    contents.root = _rank_content(config, padded, dtype, fused)
+    return Checkpoint(
+        path=contents.folder,
+        folder=contents.folder,
+        iteration=None,
+        config=config,
+        layout=Layout(1, 1, 1, (config.layers,)),
+        padded_vocab=padded,
+        vocab_multiple=VOCAB_MULTIPLE,
+        dtype=dtype,
+        reader=reader,
+        contents=contents,
+        fused=fused,
+        carried=_carried(contents, family),
+        format="huggingface",
+    )

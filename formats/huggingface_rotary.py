@@ -1,0 +1,117 @@
+"""Rotary positions in ``config.json``, where they have been written in three ways.
+
+At the top level (``rope_theta``, in GPT-NeoX ``rotary_emb_base`` and ``rotary_pct``) with a
+``rope_scaling`` beside it; or, since transformers 5, all in ``rope_parameters``. What is written
+here is the first way, which every version reads.
+"""
+
+from collections.abc import Mapping
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.arguments import ArgumentReader, shown
+from flmgrow.model.config import RotarySettings
+
+_LLAMA3: Mapping[str, float] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Llama 3's constants: Megatron-LM has no argument for them."""
+
+_NAMES = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_PARAMETERS: Mapping[str, frozenset[str]] = {
+    "default": _NAMES,
+    "linear": _NAMES | {"factor"},
+    "llama3": _NAMES | {"factor", *_LLAMA3},
+}
+
+
+def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
+    """Return the field that holds the parameters, and them; nothing if there is none."""
+    given = [n for n in ("rope_parameters", "rope_scaling") if reader.arguments.get(n) is not None]
+    if len(given) > 1 and reader.arguments[given[0]] != reader.arguments[given[1]]:
+        raise BadCheckpointError(f"{reader.where}: {' and '.join(given)} differ")
+    if not given:
+        return "rope_scaling", {}
+    value = reader.arguments[given[0]]
+    if not isinstance(value, dict):
+        raise BadCheckpointError(
+            f"{reader.where}: {given[0]}: found {shown(value)}, wanted an object"
+        )
+    return given[0], value
+
+
+def _agreed(
+    reader: ArgumentReader, field: ArgumentReader, names: tuple[str, str], default: float
+) -> float:
+    """Return a number that stands at the top level, inside the parameters, or nowhere."""
+    top, inside = reader.optional_number(names[0]), field.optional_number(names[1])
+    if top is not None and inside is not None and top != inside:
+        raise BadCheckpointError(
+            f"{reader.where}: {names[0]} is {top}, {names[1]} in it is {inside}"
+        )
+    found = top if inside is None else inside
+    return default if found is None else found
+
+
+def read_rotary(
+    reader: ArgumentReader, base: str = "rope_theta", percent: str = "", share: float = 1.0
+) -> RotarySettings:
+    """Return the settings; ``base`` and ``percent`` are the names at the top level, ``share`` is
+    the rotated share where none is given.
+
+    Raises BadCheckpointError for scaling that the model description has no words for.
+    """
+    name, parameters = _parameters(reader)
+    field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")
+    kind = field.choice("rope_type", _PARAMETERS, str(parameters.get("type", "default")))
+    if odd := sorted(parameters.keys() - _PARAMETERS[kind]):
+        raise BadCheckpointError(
+            f"{reader.where}: {name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
+            f"does not understand with rope_type {kind}"
+        )
+    if kind == "llama3":
+        _check_llama3(reader, field)
+    rotated = _agreed(reader, field, (percent, "partial_rotary_factor"), share)
+    if not percent and rotated != 1.0:
+        raise BadCheckpointError(
+            f"{reader.where}: {name}.partial_rotary_factor: found {rotated:g}, wanted 1",
+            "models of this type rotate whole heads",
+        )
+    angle = _agreed(reader, field, (base, "rope_theta"), 10000.0)
+    factor = field.number("factor") if kind != "default" else None
+    for label, value in (("rope_theta", angle), ("factor", factor), ("rotated share", rotated)):
+        if value is not None and value <= 0:
+            raise BadCheckpointError(
+                f"{reader.where}: {label}: found {value:g}, wanted a positive number"
+            )
+    return RotarySettings(
+        base=angle,
+        percent=rotated,
+        scaling_factor=factor if kind == "llama3" else None,
+        interpolation=factor if kind == "linear" else None,
+    )
+
+
+def _check_llama3(reader: ArgumentReader, field: ArgumentReader) -> None:
+    context = reader.integer("max_position_embeddings")
+    for name, wanted in _LLAMA3.items():
+        default = float(context) if name == "original_max_position_embeddings" else None
+        if (found := field.number(name, default)) != wanted:
+            raise BadCheckpointError(
+                f"{reader.where}: {field.prefix}{name}: found {found:g}, wanted {wanted:g}",
+                "Megatron-LM scales by Llama 3's own constants, and no others",
+            )
+
+
+def written_rotary(
+    rotary: RotarySettings, base: str = "rope_theta", percent: str = ""
+) -> dict[str, object]:
+    """Return the fields for ``rotary``; what has no field is left out."""
+    scaling: dict[str, object] | None = None
+    if rotary.scaling_factor is not None:
+        scaling = {"rope_type": "llama3", "factor": rotary.scaling_factor, **_LLAMA3}
+    elif rotary.interpolation is not None:
+        scaling = {"rope_type": "linear", "factor": rotary.interpolation}
+    share = {percent: rotary.percent} if percent else {}
+    return {base: rotary.base, "rope_scaling": scaling, **share}

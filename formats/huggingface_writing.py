@@ -1,0 +1,190 @@
+"""Describing a Hugging Face folder before any weight is touched.
+
+Tensors go into shards in the order of the table, as many as fit. The true vocabulary is written,
+without Megatron's padding. What lies beside the weights of a Hugging Face source comes along if it
+is known to be data; programs stay behind unless asked for.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from flmgrow import __version__
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.files import Bytes, ReadOnlyFile
+from flmgrow.formats.huggingface import family_placements
+from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
+from flmgrow.formats.huggingface_contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
+from flmgrow.formats.layout import Placement
+from flmgrow.formats.safetensors_file import NewTensor, SafetensorsPlan
+from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.torch_zip import new_tensor
+
+MAX_CARRIED_BYTES = 256 << 20
+_METADATA = (("format", "pt"), ("flmgrow", __version__))
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetShard:
+    """A safetensors file to be written: its path, and its arrays in order."""
+
+    path: str
+    arrays: tuple[TargetArray, ...]
+    sums_of: ClassVar[Sequence[str]] = ()
+
+    @cached_property
+    def plan(self) -> SafetensorsPlan:
+        """Where each array will lie."""
+        tensors = (NewTensor(a.placement.key, a.dtype, a.placement.shape) for a in self.arrays)
+        return SafetensorsPlan(tuple(tensors), _METADATA)
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return self.plan.total_size
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Write it from front to back."""
+        write(self.plan.header)
+        for array in self.arrays:
+            for chunk in fill(array.storage, [array]):
+                write(chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedFile:
+    """A file that comes along as it is."""
+
+    path: str
+    file: ReadOnlyFile
+    arrays: tuple[TargetArray, ...] = ()
+    sums_of: ClassVar[Sequence[str]] = ()
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return self.file.size
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Copy it."""
+        for piece in self.file.chunks(0, self.file.size):
+            write(piece)
+
+
+def _array(placement: Placement, dtype: str) -> TargetArray:
+    return TargetArray(placement, dtype, new_tensor(dtype, placement.shape).storage)
+
+
+def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetArray, ...]]:
+    """Yield arrays that together have at most ``limit`` bytes (but at least one array)."""
+    group: list[TargetArray] = []
+    size = 0
+    for array in arrays:
+        if group and size + array.storage.nbytes > limit:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(array)
+        size += array.storage.nbytes
+    yield tuple(group)
+
+
+def _shards(arrays: Sequence[TargetArray], limit: int) -> list[TargetShard]:
+    groups = list(_groups(arrays, limit))
+    if len(groups) == 1:
+        return [TargetShard(SINGLE, groups[0])]
+    return [
+        TargetShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _index(shards: Sequence[TargetShard]) -> TargetBytes:
+    placed = {a.placement.key: shard.path for shard in shards for a in shard.arrays}
+    total = sum(a.storage.nbytes for shard in shards for a in shard.arrays)
+    data = {"metadata": {"total_size": total}, "weight_map": placed}
+    return TargetBytes(INDEX, json.dumps(data, indent=2).encode() + b"\n")
+
+
+def _own_fields(source: Checkpoint) -> Mapping[str, object] | None:
+    contents = source.contents
+    return contents.fields if isinstance(contents, HuggingFaceFolder) else None
+
+
+def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
+    """Let the configuration name the dtype of the weights, under each name that it has for it."""
+    names = [name for name in _DTYPE_FIELDS if name in fields] or ["torch_dtype"]
+    return {**fields, **dict.fromkeys(names, dtype)}
+
+
+def _kinds(target: TargetModel) -> tuple[str, ...]:
+    """Return which kinds of files that lie beside the weights come along."""
+    code = ("code",) if target.huggingface.keep_code else ()
+    return ("generation", "tokenizer", *code)
+
+
+def _own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file to be copied, which must belong to the folder.
+
+    A link into the cache of huggingface_hub does. Any other link out of the folder might put a file
+    of the user's own into what is then published.
+    """
+    root, path = folder.resolve(), (folder / name).resolve()
+    cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in path.parents
+    if root not in path.parents and not cached:
+        raise BadCheckpointError(
+            f"{folder / name}: is a symbolic link out of the folder",
+            "put the file itself there if it belongs to the model, or remove the link",
+        )
+    return path
+
+
+def _carried(source: Checkpoint, target: TargetModel) -> Iterator[CarriedFile]:
+    contents = source.contents
+    if isinstance(contents, HuggingFaceFolder):
+        beside = contents.beside()
+        for name in (name for kind in _kinds(target) for name in beside[kind]):
+            file = ReadOnlyFile(_own_file(contents.folder, name))
+            if file.size > MAX_CARRIED_BYTES:
+                raise BadCheckpointError(
+                    f"{contents.folder / name}: has {file.size} bytes, "
+                    f"wanted at most {MAX_CARRIED_BYTES}",
+                    "such a file is no tokenizer; move it elsewhere",
+                )
+            yield CarriedFile(name, file)
+
+
+def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Name the carried content that has no place in the target and is left out."""
+    if source.format != "huggingface":
+        return list(source.carried)
+    return [text for kind, text in source.carried.items() if kind not in _kinds(target)]
+
+
+def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+    """Return every file of the target folder, described but not produced.
+
+    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    """
+    own = _own_fields(source)
+    told = None
+    if own is not None:
+        where = str(source.folder / CONFIG)
+        told = (own, read_fields(family_of(own, where), own, where, own))
+    family, fields = written_fields(target.config, target.huggingface.family, told)
+    if not target.huggingface.keep_code:
+        fields.pop("auto_map", None)
+    dtype = target.dtype or source.dtype
+    wanted = family_placements(family, target.config, target.config.sizes)
+    shards = _shards([_array(p, dtype) for p in wanted], target.huggingface.shard_size)
+    config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
+    return [
+        *shards,
+        *([_index(shards)] if len(shards) > 1 else []),
+        *_carried(source, target),
+        TargetBytes(CONFIG, config),
+    ]

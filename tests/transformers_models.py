@@ -1,0 +1,123 @@
+"""Tiny models of transformers, with values that matter in every parameter, and their logits."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import transformers
+
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call, unused-ignore]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
+
+VOCAB = 70
+_IDS = {"bos_token_id": None, "eos_token_id": None}
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "vocab_size": VOCAB, "max_position_embeddings": 64, **_IDS,
+}  # fmt: skip
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_GPT2 = {"n_embd": 32, "n_layer": 4, "n_head": 4, "vocab_size": VOCAB, "n_positions": 64, **_IDS}
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
+    {
+        "llama": ("LlamaConfig", {**_GROUPED, "rms_norm_eps": 1e-3}),
+        "llama tied with biases": (
+            "LlamaConfig",
+            {**_SIZES, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        ),
+        "llama 3": (
+            "LlamaConfig",
+            {**_GROUPED, "max_position_embeddings": 16384, "rope_parameters": _LLAMA3},
+        ),
+        "llama interpolated": (
+            "LlamaConfig",
+            {**_GROUPED, "rope_parameters": {"rope_type": "linear", "factor": 4.0,
+                                             "rope_theta": 100.0}},
+        ),
+        "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None, "head_dim": 16}),
+        "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),
+        "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
+        "gpt2": ("GPT2Config", _GPT2),
+        "gpt2 by layer": (
+            "GPT2Config",
+            {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False,
+             "n_inner": 40, "activation_function": "gelu", "tie_word_embeddings": False},
+        ),
+        "gpt_neox": (
+            "GPTNeoXConfig",
+            {**_SIZES, "use_parallel_residual": False,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
+                                 "partial_rotary_factor": 0.5}},
+        ),
+    }
+)  # fmt: skip
+
+
+def make_model(name: str, dtype: torch.dtype) -> Any:
+    """Return the model, each parameter drawn: no gain is one, no bias zero."""
+    kind, options = CONFIGS[name]
+    torch.manual_seed(len(name))
+    config = getattr(transformers, kind)(**options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = model.to(dtype).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            gain = parameter.ndim == 1 and key.endswith("weight")
+            parameter.normal_(1.0 if gain else 0.0, 0.3)
+    return model
+
+
+def save_model(name: str, folder: Path, dtype: torch.dtype, shard: str = "5GB") -> Any:
+    """Save the model as transformers does and return it."""
+    model = make_model(name, dtype)
+    model.save_pretrained(folder, max_shard_size=shard)
+    return model
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """Load a folder with transformers; return the model, and what was missing or unexpected."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
+    )
+    return model.eval(), info
+
+
+@contextlib.contextmanager
+def no_single_precision() -> Iterator[None]:
+    """transformers computes norms, rotary tables and softmax in float32 whatever the dtype of the
+    model: here it finds float64 under that name.
+    """
+    with (
+        mock.patch.object(torch, "float32", torch.float64),
+        mock.patch.object(torch, "float", torch.float64),
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield
+
+
+def model_logits(model: Any, tokens: Tensor) -> Tensor:
+    """Return a model's logits, (b, s, v)."""
+    with torch.no_grad():
+        result: Tensor = model(tokens, use_cache=False).logits
+    return result
+
+
+def exact_logits(folder: Path, tokens: Tensor) -> Tensor:
+    """Return the logits of a folder's model, computed by transformers in float64 throughout."""
+    with no_single_precision():
+        model, info = load_model(folder, torch.float64)
+        assert not any(info.values()), info
+        return model_logits(model, tokens)
