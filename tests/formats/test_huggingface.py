@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import accepted, flmgrow, refused
-from growing import all_files, grow_checkpoint, same_bits, stored_arrays, tokens_for
+from growing import SmallBlocks, all_files, grow_checkpoint, same_bits, stored_arrays, tokens_for
 from hf_folders import CONFIG, llama_arrays, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +31,7 @@ from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 from flmgrow.model.forward import logits
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.weights import CheckpointWeights
 
@@ -402,6 +403,19 @@ def test_any_growth_is_the_same_from_either_format(
     wanted, found = stored_arrays(place / "grown"), stored_arrays(place / "grown-hf")
     assert wanted.keys() == found.keys()
     assert all(same_bits(wanted[key], found[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("elements", [5, 60])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_blocks_and_workers_do_not_change_a_byte(name: str, elements: int, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", MODELS[name], even(MODELS[name], 2))
+    target = Target(hidden=32, heads=8, layers=3, methods=parse_methods("copy"))
+    for out, execution in (
+        ("whole", Execution()),
+        ("small", SmallBlocks(elements=elements, workers=3)),
+    ):
+        grow_checkpoint(source, tmp_path / out, target, None, execution, None, "huggingface")
+    assert all_files(tmp_path / "whole") == all_files(tmp_path / "small")
 
 
 def test_every_row_is_used_by_some_model() -> None:
