@@ -113,10 +113,12 @@ def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
         "code": "programs (*.py)",
         "other": "other files",
     }
-    found = {kind: f"{text}: {', '.join(beside[kind])}" for kind, text in texts.items()
-             if beside[kind]}  # fmt: skip
-    buffers = sum(bool(family.buffers.fullmatch(name)) for name in contents.tensors)
-    return {**found, **({"buffers": f"{buffers} buffers that follow from it"} if buffers else {})}
+    found = {
+        kind: f"{text}: {', '.join(beside[kind])}" for kind, text in texts.items() if beside[kind]
+    }
+    if buffers := sum(bool(family.buffers.fullmatch(name)) for name in contents.tensors):
+        found["buffers"] = f"{buffers} buffers that follow from {CONFIG}"
+    return found
 
 
 def _rank_content(

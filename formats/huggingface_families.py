@@ -23,6 +23,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 """By transformers' name; the first of several is the one that is written."""
 
+_NEOX_BASE = ("rotary_emb_base", "rope_theta")
+_NEOX_SHARE = ("rotary_pct", "partial_rotary_factor")
+
 FULL_ATTENTION = "full_attention"
 """The one kind of layer there may be among ``layer_types``."""
 
@@ -46,10 +49,10 @@ class Family:
     understood: frozenset[str]
 
 
-def _heads(reader: ArgumentReader, name: str, groups: str = "") -> tuple[int, int]:
-    """Return (groups, queries per group)."""
+def _grouped_heads(reader: ArgumentReader, name: str, groups: str) -> tuple[int, int]:
+    """Return (groups, queries per group); without a number of groups, there is one per head."""
     heads = reader.integer(name)
-    count = reader.integer(groups, heads) if groups else heads
+    count = reader.integer(groups, heads)
     if heads % count:
         raise BadCheckpointError(
             f"{reader.where}: {groups}: found {count}, which does not divide {name} {heads}"
@@ -93,7 +96,7 @@ def _llama(
     reader: ArgumentReader, *, qkv_bias: bool = False, linear_bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelConfig:  # fmt: skip
-    groups, queries = _heads(reader, "num_attention_heads", "num_key_value_heads")
+    groups, queries = _grouped_heads(reader, "num_attention_heads", "num_key_value_heads")
     hidden = reader.integer("hidden_size")
     reader.choice("hidden_act", ("silu", "swish"), "silu")
     return ModelConfig(
@@ -188,7 +191,7 @@ def _read_neox(reader: ArgumentReader) -> ModelConfig:
         activation=_activation(reader, "hidden_act", "gelu"),
         tied=reader.flag("tie_word_embeddings"),
         positions="rope",
-        rotary=read_rotary(reader, "rotary_emb_base", "rotary_pct", 0.25),
+        rotary=read_rotary(reader, _NEOX_BASE, _NEOX_SHARE, 0.25),
     )
 
 
@@ -256,7 +259,7 @@ def _write_neox(config: ModelConfig) -> dict[str, object]:
         "tie_word_embeddings": config.tied,
         "use_parallel_residual": False,
         "attention_bias": True,
-        **written_rotary(config.rotary, "rotary_emb_base", "rotary_pct"),
+        **written_rotary(config.rotary, _NEOX_BASE[0], _NEOX_SHARE[0]),
     }
 
 
@@ -286,9 +289,9 @@ _NEOX_FIELDS = frozenset(
     """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_act
     max_position_embeddings layer_norm_eps tie_word_embeddings use_parallel_residual
-    attention_bias rotary_emb_base rotary_pct rope_scaling rope_parameters
+    attention_bias rope_scaling rope_parameters
     """.split()
-)
+).union(_NEOX_BASE, _NEOX_SHARE)
 
 
 def _llama_family(

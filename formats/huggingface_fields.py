@@ -59,7 +59,9 @@ HARMLESS = frozenset(
 PRIVATE = frozenset({"_name_or_path", "_commit_hash"})
 """Fields that tell of the machine or the repository a file was made on: not passed on."""
 
-ROTARY = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "rotary_pct"}) | {
-    "rotary_emb_base"
-}
+ROTARY = frozenset(
+    """
+    rope_theta rope_scaling rope_parameters rotary_pct rotary_emb_base partial_rotary_factor
+    """.split()
+)
 """Fields that speak of rotary positions, which growth leaves alone."""

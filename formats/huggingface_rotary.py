@@ -5,7 +5,7 @@ At the top level (``rope_theta``, in GPT-NeoX ``rotary_emb_base`` and ``rotary_p
 here is the first way, which every version reads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import ArgumentReader, shown
@@ -42,23 +42,28 @@ def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
 
 
 def _agreed(
-    reader: ArgumentReader, field: ArgumentReader, names: tuple[str, str], default: float
+    reader: ArgumentReader, field: ArgumentReader, names: Sequence[str], inside: str, default: float
 ) -> float:
-    """Return a number that stands at the top level, inside the parameters, or nowhere."""
-    top, inside = reader.optional_number(names[0]), field.optional_number(names[1])
-    if top is not None and inside is not None and top != inside:
-        raise BadCheckpointError(
-            f"{reader.where}: {names[0]} is {top}, {names[1]} in it is {inside}"
-        )
-    found = top if inside is None else inside
-    return default if found is None else found
+    """Return a number that stands at the top level under ``names``, inside the parameters under
+    ``inside``, or nowhere; where it stands more than once, it must be the same.
+    """
+    found = {name: reader.optional_number(name) for name in names}
+    found[f"{field.prefix}{inside}"] = field.optional_number(inside)
+    told = {name: value for name, value in found.items() if value is not None}
+    if len(set(told.values())) > 1:
+        listed = ", ".join(f"{name} is {value:g}" for name, value in told.items())
+        raise BadCheckpointError(f"{reader.where}: {listed}: wanted one value")
+    return next(iter(told.values()), default)
 
 
 def read_rotary(
-    reader: ArgumentReader, base: str = "rope_theta", percent: str = "", share: float = 1.0
+    reader: ArgumentReader,
+    base: Sequence[str] = ("rope_theta",),
+    percent: Sequence[str] = (),
+    share: float = 1.0,
 ) -> RotarySettings:
     """Return the settings; ``base`` and ``percent`` are the names at the top level, ``share`` is
-    the rotated share where none is given.
+    the rotated share where none is given. Without names for it, heads are rotated whole.
 
     Raises BadCheckpointError for scaling that the model description has no words for.
     """
@@ -72,13 +77,13 @@ def read_rotary(
         )
     if kind == "llama3":
         _check_llama3(reader, field)
-    rotated = _agreed(reader, field, (percent, "partial_rotary_factor"), share)
+    rotated = _agreed(reader, field, percent, "partial_rotary_factor", share)
     if not percent and rotated != 1.0:
         raise BadCheckpointError(
             f"{reader.where}: {name}.partial_rotary_factor: found {rotated:g}, wanted 1",
             "models of this type rotate whole heads",
         )
-    angle = _agreed(reader, field, (base, "rope_theta"), 10000.0)
+    angle = _agreed(reader, field, base, "rope_theta", 10000.0)
     factor = field.number("factor") if kind != "default" else None
     for label, value in (("rope_theta", angle), ("factor", factor), ("rotated share", rotated)):
         if value is not None and value <= 0:

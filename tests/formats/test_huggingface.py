@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import accepted, flmgrow, refused
-from growing import all_files, grow_checkpoint, same_bits, stored_arrays, tokens_for
+from growing import SmallBlocks, all_files, grow_checkpoint, same_bits, stored_arrays, tokens_for
 from hf_folders import CONFIG, llama_arrays, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +31,7 @@ from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 from flmgrow.model.forward import logits
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.target import Target, parse_methods
+from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.weights import CheckpointWeights
 
@@ -191,7 +192,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(rope_scaling={**LLAMA3, "original_max_position_embeddings": 4096}), "found 4096"),
     (fields(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                           "high_freq_factor": 4.0}), "original_max_position_embeddings: found 32"),
-    (fields(rope_parameters={"rope_theta": 5.0}), "rope_theta is 10000.0, rope_theta in it is 5.0"),
+    (fields(rope_parameters={"rope_theta": 5.0}), "rope_theta is 10000, rope_parameters.rope_t"),
     (fields(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: found 0.5"),
     (fields(rope_parameters={"rope_type": "default"}, rope_scaling={"factor": 2.0}), "differ"),
     (fields(model_type="mistral", max_position_embeddings=32768),
@@ -207,6 +208,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**GPT2, "n_head": 3}, "n_embd: found 8, wanted a multiple of n_head 3"),
     ({**NEOX, "use_parallel_residual": True}, "use_parallel_residual: found True, wanted False"),
     ({k: v for k, v in NEOX.items() if k != "use_parallel_residual"}, "use_parallel_residual: fou"),
+    ({**NEOX, "partial_rotary_factor": 0.5}, "rotary_pct is 0.25, partial_rotary_factor is 0.5"),
     ({**NEOX, "attention_bias": False}, "attention_bias: found False, wanted True"),
 ]  # fmt: skip
 
@@ -242,6 +244,10 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
     (GPT2, {"ffn": 32, "activation": "gelu_tanh", "positions": "learned", "tied": True}),
     ({**GPT2, "n_inner": 12}, {"ffn": 12}),
     ({**GPT2, "scale_attn_weights": False}, {"multipliers": Multipliers(attention=1.0)}),
+    (
+        {**NEOX, "partial_rotary_factor": 0.25, "rope_theta": 10000.0},  # as transformers 4.57 does
+        {"rotary": RotarySettings(percent=0.25)},
+    ),
     (NEOX, {"rotary": RotarySettings(percent=0.25), "activation": "gelu", "tied": False}),
 ]
 
@@ -399,6 +405,19 @@ def test_any_growth_is_the_same_from_either_format(
     assert all(same_bits(wanted[key], found[key]) for key in wanted)
 
 
+@pytest.mark.parametrize("elements", [5, 60])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_blocks_and_workers_do_not_change_a_byte(name: str, elements: int, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", MODELS[name], even(MODELS[name], 2))
+    target = Target(hidden=32, heads=8, layers=3, methods=parse_methods("copy"))
+    for out, execution in (
+        ("whole", Execution()),
+        ("small", SmallBlocks(elements=elements, workers=3)),
+    ):
+        grow_checkpoint(source, tmp_path / out, target, None, execution, None, "huggingface")
+    assert all_files(tmp_path / "whole") == all_files(tmp_path / "small")
+
+
 def test_every_row_is_used_by_some_model() -> None:
     used: dict[object, set[object]] = {family.rows: set() for family in FAMILIES.values()}
     for name, config in MODELS.items():
@@ -508,7 +527,8 @@ def test_buffers_are_left_out_and_named(tmp_path: Path) -> None:
     arrays["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(1, np.uint8)
     source = make_folder(tmp_path / "hf", arrays=arrays)
     assert (
-        "note: left out: 2 buffers that follow" in accepted("import", source, tmp_path / "out").err
+        "note: left out: 2 buffers that follow from config.json"
+        in accepted("import", source, tmp_path / "out").err
     )
 
 
