@@ -35,6 +35,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 PIECE_BYTES = 4 << 20
 
+_STRIP = 1 << 14
+"""Elements that are put together at once."""
+
 LONG_RUN = 256 << 10
 """Bytes from which on a run is read alone, and not together with what lies before the next one."""
 
@@ -246,22 +249,6 @@ class LogicalReader:
         return result
 
 
-def _covering(box: Box, start: int, stop: int) -> tuple[Box, int]:
-    """Return the smallest contiguous box that holds elements ``start`` to ``stop`` of ``box``.
-
-    Also return which element of it ``start`` is.
-    """
-    ranges = list(box.ranges)
-    for axis, (base, _) in enumerate(box.ranges):
-        row = prod(box.shape[axis + 1 :])
-        low, high = start // row, -(-stop // row)
-        ranges[axis] = (base + low, base + high)
-        start, stop = start - low * row, stop - low * row
-        if high - low > 1:
-            break
-    return Box(tuple(ranges)), start
-
-
 @dataclass(frozen=True, eq=False)
 class AssembledArray:
     """A piece of another layout than the stored one: ``reader`` puts its bytes together."""
@@ -282,14 +269,17 @@ class AssembledArray:
         width = DTYPES[self.dtype].itemsize
         begin, end = offset // width, (offset + len(target)) // width
         at = 0
-        for segment in self.placement.segments():
-            low, high = max(begin, at), min(end, at + segment.box.count)
+        for strip in self.placement.strips(_STRIP):
+            stop = at + sum(box.count for box in strip.boxes)
+            low, high = max(begin, at), min(end, stop)
             if low < high:
-                box, skipped = _covering(segment.box, low - at, high - at)
-                values = self.reader.read(segment.tensor, box).reshape(-1)
-                data = as_bytes(values[skipped : skipped + high - low])
+                pairs = zip(strip.segments, strip.boxes, strict=True)
+                values = strip.arrange([self.reader.read(s.tensor, box) for s, box in pairs])
+                data = as_bytes(values.reshape(-1)[low - at : high - at])
                 target[(low - begin) * width : (high - begin) * width] = data
-            at += segment.box.count
+            if stop >= end:
+                break
+            at = stop
 
     def checksum(self) -> int | None:
         """None: it lies in no file as it is."""
