@@ -59,6 +59,17 @@ def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
     return written_format(target.format).dropped(source, target)
 
 
+def notes(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return what one must know to go on from the target's files."""
+    eps = target.config.norm_eps
+    if eps == source.config.norm_eps or not written_format(target.format).ranks:
+        return []
+    return [
+        f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
+        f"so pass --norm-epsilon {eps!r}"
+    ]
+
+
 def written_iteration(source: Checkpoint, target: TargetModel) -> int | None:
     """Return the iteration that the target will be of; None for a release, or without a count."""
     return source.iteration if written_format(target.format).ranks else None

@@ -164,7 +164,7 @@ def _grown_dimensions(
     return grown
 
 
-def _notes(grown: Mapping[Dimension, DimensionGrowth], eps_factor: float, eps: float) -> list[str]:
+def _notes(grown: Mapping[Dimension, DimensionGrowth]) -> list[str]:
     notes = []
     if any(part.mask for part in grown.values()):
         notes.append(
@@ -173,11 +173,6 @@ def _notes(grown: Mapping[Dimension, DimensionGrowth], eps_factor: float, eps: f
         )
     if changed := [name for name, part in grown.items() if not part.preserves]:
         notes.append(f"{', '.join(changed)}: not function-preserving")
-    if eps_factor != 1.0:
-        notes.append(
-            f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
-            f"so pass --norm-epsilon {eps!r}"
-        )
     return notes
 
 
@@ -213,7 +208,7 @@ def grow(
         masks=masks,
         methods={dimension: target.methods[dimension] for dimension in grown},
         renamed={"head": "embedding"} if target.untie else {},
-        notes=tuple(_notes(grown, eps_factor, new.norm_eps)),
+        notes=tuple(_notes(grown)),
         preserves=all(part.preserves for part in grown.values()),
         seed=target.seed,
         request=target.to_json(),

@@ -18,6 +18,7 @@ from flmgrow.formats.targets import NewFile
 from flmgrow.formats.writing import (
     described_files,
     left_out,
+    notes,
     written_format,
     written_iteration,
 )
@@ -190,7 +191,6 @@ def plan_growth(
     told.
     """
     _check_masters(source, dtype)
-    growth = replace(growth, notes=(*growth.notes, *unfollowed(source.optimizer, growth)))
     _check_open(growth, file_format or source.format)
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
@@ -205,6 +205,8 @@ def plan_growth(
         torch_dist_version=torch_dist_version,
         huggingface=huggingface or HuggingFaceOptions(),
     )
+    told = (*growth.notes, *unfollowed(source.optimizer, growth), *notes(source, model))
+    growth = replace(growth, notes=told)
     files = tuple(described_files(source, model))
     tensors = logical_tensors(growth.new)
     sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}

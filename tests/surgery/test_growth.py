@@ -85,6 +85,19 @@ def test_any_growth_of_any_model_between_any_layouts(case: Case) -> None:
         assert distance(case.config, out) <= EXACT
 
 
+@pytest.mark.parametrize("file_format", ["megatron", "torch_dist", "huggingface"])
+@pytest.mark.parametrize("method", ["zero", "copy"])
+def test_a_new_epsilon_is_told_where_a_trainer_must_be(
+    method: str, file_format: str, tmp_path: Path
+) -> None:
+    """Copied to twice the width, the mean of squares stays; filled with zeros, it does not."""
+    source = make_checkpoint(tmp_path / "a", "llama", dtype="float32")
+    target = Target(hidden=24, methods=parse_methods(method))
+    plan = grow_checkpoint(source, tmp_path / "b", target, file_format=file_format)
+    told = any("--norm-epsilon 0.005" in note for note in plan.growth.notes)
+    assert told == (method == "zero" and file_format != "huggingface")
+
+
 @pytest.mark.parametrize("method", ["zero", "copy"])
 @pytest.mark.parametrize("name", ["flm", "qwen"])
 def test_untying_opens_the_way_for_layernorm(name: str, method: str, tmp_path: Path) -> None:
