@@ -27,9 +27,8 @@ class LiveMask:
     def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype) -> None:
         self._mask, self._sizes = mask, sizes
         wide = torch.promote_types(dtype, torch.float32)
-        self.units = torch.as_tensor(
-            mask.values(sizes).reshape(-1), dtype=wide, device=torch.cuda.current_device()
-        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.units = torch.as_tensor(mask.values(sizes).reshape(-1), dtype=wide, device=device)
 
     @property
     def value(self) -> float:

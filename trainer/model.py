@@ -66,13 +66,14 @@ def transformer_config(
     pipeline_layers: PipelineLayers | None = None,
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float32,
+    init_std: float = 0.02,
 ) -> Any:
     """Return megatron-core's TransformerConfig for ``config`` in a layout.
 
     ``pipeline_layers`` makes the pipeline uneven: either the layer counts of the first and the last
     stage (None: an equal share), or a layout such as ``"Et|tt|ttL"`` with an entry per pipeline
     chunk, chunk v of stage p at v * pp + p. Dropout is off: growth is proved on the function, not
-    on its noise.
+    on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one.
     """
     _refuse_what_megatron_cannot_express(config)
     first, last, layout = None, None, None
@@ -96,6 +97,8 @@ def transformer_config(
         qk_layernorm=config.qk_norm,
         rotary_interleaved=config.rotary.interleaved,
         softmax_scale=config.multipliers.attention,
+        init_method_std=init_std / config.width_multiplier**0.5,
+        embedding_init_method_std=init_std,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -159,6 +162,7 @@ def build_model_chunks(
             vp_stage=virtual,
         )
         _multiply_embedding_and_logits(model, config)
+        _widen_head(model, config)
         # Norms and position tables are made in float32 whatever the requested dtype.
         models.append(model.to(torch.cuda.current_device(), transformer_config.params_dtype))
         if rotates and transformer_config.params_dtype == torch.float64:
@@ -214,6 +218,13 @@ def _multiply_embedding_and_logits(model: GPTModel, config: ModelConfig) -> None
         model.embedding.word_embeddings.register_forward_hook(behind)
     if model.post_process and logits != 1.0:
         model.output_layer.register_forward_pre_hook(in_front)
+
+
+@torch.no_grad()
+def _widen_head(model: GPTModel, config: ModelConfig) -> None:
+    """Undo muP's factor in a head of its own, which megatron-core starts like a hidden matrix."""
+    if model.post_process and not config.tied:
+        model.output_layer.weight *= config.width_multiplier**0.5
 
 
 def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
