@@ -131,7 +131,7 @@ def train(chunks: list[Any], job: Mapping[str, Any], vocab: int) -> dict[str, li
     tp, pp, world = job["tp"], job["pp"], torch.distributed.get_world_size()
     run = Run(
         Path(), tp, pp, job["vpp"], None, world, 10, seed=1, optimizer=True, stop=0, length=16,
-        warmup=1, learning_rate=1e-4,
+        micro_batches=2, warmup=1, learning_rate=1e-4,
     )  # fmt: skip
     models = replicated(chunks, run)
     optimizer, scheduler = optimizer_and_schedule(models, run)

@@ -10,24 +10,29 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from megatron.core.distributed import (
+
+from flmgrow.trainer import cpu
+
+cpu.install()
+
+from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 
-from flmgrow.model.config import ModelConfig, Multipliers
-from flmgrow.trainer.model import (
+from flmgrow.model.config import ModelConfig, Multipliers  # noqa: E402
+from flmgrow.trainer.model import (  # noqa: E402
     build_model_chunks,
     full_logits,
     start_parallel,
     stop_parallel,
     transformer_config,
 )
-from flmgrow.trainer.optimizer import mup_overrides
+from flmgrow.trainer.optimizer import mup_overrides  # noqa: E402
 
 BASE = 32
 WIDTHS = (32, 64, 128, 256)
