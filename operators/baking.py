@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from flmgrow.model.axes import Axis, AxisMap, FloatArray, Role
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension, baking_maps
+from flmgrow.operators.masks import baking_maps
 
 
 def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:

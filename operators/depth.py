@@ -19,8 +19,8 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, FloatArray, IntArray, Role
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.masks import Dimension, Mask
 
 
 def _parse_pattern(pattern: str, old: int, new: int) -> list[int]:

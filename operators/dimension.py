@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flmgrow.model.axes import Axis, AxisMap
-from flmgrow.operators.masks import Mask
+from flmgrow.model.masks import Mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ import numpy as np
 
 from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role, Run
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
-from flmgrow.operators.masks import Dimension, Mask
 
 FreshSecondMoment = Literal["zero", "mean"]
 """The exp_avg_sq of fresh entries: a fill, by its name (``operators/moments.py``)."""

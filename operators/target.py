@@ -12,10 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.growth import FreshSecondMoment, Growth
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width

@@ -16,9 +16,9 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis, AxisMap, Fill, Role, appended
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.draws import split_weights
-from flmgrow.operators.masks import Dimension, Mask
 
 
 def _unit_map(axis: Axis, old: int, new: int, method: str, seed: int) -> AxisMap:

@@ -26,8 +26,8 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.masks import Dimension, Mask
 
 NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""

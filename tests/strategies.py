@@ -11,7 +11,7 @@ from pico import CONFIGS
 
 from flmgrow.formats.layout import Layout
 from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
-from flmgrow.operators.masks import Dimension
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import LayoutWish
 

@@ -3,7 +3,9 @@
 megatron-core spreads the description over a TransformerConfig, a layer spec and GPTModel's own
 arguments, with defaults that differ from one another and between versions. The functions here set
 every value that changes the function explicitly, from one :class:`ModelConfig`, and refuse by name
-what megatron-core's local spec (plain torch, no Transformer Engine) cannot express.
+what megatron-core's local spec (plain torch, no Transformer Engine) cannot express. Masks, xPos and
+scores damped by depth come in through the layer specs (``spec.py``), multipliers of the embedding
+and the logits through hooks: parameters and their names stay those of an ordinary model.
 """
 
 from functools import partial
@@ -15,12 +17,13 @@ from torch.nn import functional
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer import cpu
+from flmgrow.trainer.masks import LiveMasks
+from flmgrow.trainer.spec import block_spec
 
 cpu.install()
 
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.activations import squared_relu  # noqa: E402
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
@@ -30,7 +33,7 @@ cpu.patch_megatron()
 PipelineLayers = str | tuple[int | None, int | None]
 
 NORMS = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}
-POSITIONS = {"learned": "learned_absolute", "rope": "rope", "none": "none"}
+POSITIONS = {"learned": "learned_absolute", "rope": "rope", "xpos": "rope", "none": "none"}
 ACTIVATIONS = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
@@ -63,13 +66,14 @@ def transformer_config(
     pipeline_layers: PipelineLayers | None = None,
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float32,
+    init_std: float = 0.02,
 ) -> Any:
     """Return megatron-core's TransformerConfig for ``config`` in a layout.
 
     ``pipeline_layers`` makes the pipeline uneven: either the layer counts of the first and the last
     stage (None: an equal share), or a layout such as ``"Et|tt|ttL"`` with an entry per pipeline
     chunk, chunk v of stage p at v * pp + p. Dropout is off: growth is proved on the function, not
-    on its noise.
+    on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one.
     """
     _refuse_what_megatron_cannot_express(config)
     first, last, layout = None, None, None
@@ -93,6 +97,8 @@ def transformer_config(
         qk_layernorm=config.qk_norm,
         rotary_interleaved=config.rotary.interleaved,
         softmax_scale=config.multipliers.attention,
+        init_method_std=init_std / config.width_multiplier**0.5,
+        embedding_init_method_std=init_std,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -118,24 +124,30 @@ def transformer_config(
 
 
 def build_model_chunks(
-    config: ModelConfig, transformer_config: Any, padded_vocab: int
+    config: ModelConfig,
+    transformer_config: Any,
+    padded_vocab: int,
+    masks: LiveMasks | None = None,
 ) -> list[GPTModel]:
-    """Build this rank's part of the model: one GPTModel per pipeline chunk it holds."""
+    """Build this rank's part of the model: one GPTModel per pipeline chunk it holds.
+
+    The model reads ``masks`` in every forward pass. It has the state keys of an ordinary model, and
+    if no mask is below 1 it is one.
+    """
     chunks = transformer_config.virtual_pipeline_model_parallel_size or 1
     first_stage = parallel_state.get_pipeline_model_parallel_rank() == 0
     last_stage = (
         parallel_state.get_pipeline_model_parallel_rank()
         == transformer_config.pipeline_model_parallel_size - 1
     )
-    rotary = config.rotary
-    spec = get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_norm, normalization=transformer_config.normalization
-    )
+    rotary, rotates = config.rotary, POSITIONS[config.positions] == "rope"
+    masks = masks or LiveMasks({}, config, transformer_config.params_dtype)
     models = []
     for chunk in range(chunks):
+        virtual = chunk if chunks > 1 else None
         model = GPTModel(
             config=transformer_config,
-            transformer_layer_spec=spec,
+            transformer_layer_spec=block_spec(config, masks, transformer_config, virtual),
             vocab_size=padded_vocab,
             max_sequence_length=config.max_positions,
             pre_process=first_stage and chunk == 0,
@@ -147,11 +159,13 @@ def build_model_chunks(
             rope_scaling=rotary.scaling_factor is not None,
             rope_scaling_factor=rotary.scaling_factor or 1.0,
             seq_len_interpolation_factor=rotary.interpolation,
-            vp_stage=chunk if chunks > 1 else None,
+            vp_stage=virtual,
         )
+        _multiply_embedding_and_logits(model, config)
+        _widen_head(model, config)
         # Norms and position tables are made in float32 whatever the requested dtype.
         models.append(model.to(torch.cuda.current_device(), transformer_config.params_dtype))
-        if transformer_config.params_dtype == torch.float64 and config.positions == "rope":
+        if rotates and transformer_config.params_dtype == torch.float64:
             _rotate_in_float64(model, config)
     return models
 
@@ -190,6 +204,29 @@ def full_logits(models: list[GPTModel], tokens: torch.Tensor) -> torch.Tensor | 
     return gathered
 
 
+def _multiply_embedding_and_logits(model: GPTModel, config: ModelConfig) -> None:
+    """Put the model's multipliers behind its embedding and in front of its head, if any."""
+    embedding, logits = config.multipliers.embedding, config.logit_factor
+
+    def behind(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * embedding
+
+    def in_front(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return arguments[0] * logits, *arguments[1:]
+
+    if model.pre_process and embedding != 1.0:
+        model.embedding.word_embeddings.register_forward_hook(behind)
+    if model.post_process and logits != 1.0:
+        model.output_layer.register_forward_pre_hook(in_front)
+
+
+@torch.no_grad()
+def _widen_head(model: GPTModel, config: ModelConfig) -> None:
+    """Undo muP's factor in a head of its own, which megatron-core starts like a hidden matrix."""
+    if model.post_process and not config.tied:
+        model.output_layer.weight *= config.width_multiplier**0.5
+
+
 def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
     """Compute rotary frequencies in float64: megatron-core always does so in float32."""
     rotary = model.rotary_pos_emb
@@ -202,21 +239,13 @@ def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
 
 
 def _refuse_what_megatron_cannot_express(config: ModelConfig) -> None:
-    multipliers = config.multipliers
     unsupported = {
-        "positions": config.positions == "xpos",
         "zero_centred_gain": config.zero_centred_gain,
         "qkv_bias": config.linear_bias and not config.qkv_bias,
-        "multipliers.embedding": multipliers.embedding != 1.0,
-        "multipliers.output": multipliers.output != 1.0,
-        "multipliers.mup_base_width": config.logit_factor != multipliers.output,
-        "multipliers.attention_by_inverse_layer": multipliers.attention_by_inverse_layer,
     }
     for field, asked in unsupported.items():
         if asked:
-            value: Any = config
-            for name in field.split("."):
-                value = getattr(value, name)
+            value = getattr(config, field)
             raise UsageError(
                 f"{field}: megatron-core's local layer spec cannot express {value!r}",
                 "use flmgrow's own forward for this model",

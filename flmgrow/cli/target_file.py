@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import FreshSecondMoment
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.surgery.plan import LayoutWish

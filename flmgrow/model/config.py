@@ -117,12 +117,15 @@ class ModelConfig:
         return self.activation == "swiglu"
 
     @property
+    def width_multiplier(self) -> float:
+        """The width over muP's base width; 1 without a base width."""
+        base = self.multipliers.mup_base_width
+        return 1.0 if base is None else self.hidden / base
+
+    @property
     def logit_factor(self) -> float:
         """What the head's product is multiplied by: the effective value, with muP's width in it."""
-        width = 1.0
-        if self.multipliers.mup_base_width is not None:
-            width = self.hidden / self.multipliers.mup_base_width
-        return self.multipliers.output / width
+        return self.multipliers.output / self.width_multiplier
 
     def attention_factor(self, layer: int) -> float:
         """What the scores of ``layer`` (counted from 0) are multiplied by before the softmax."""

@@ -2,7 +2,7 @@
 
 Verification compares two checkpoints through this function, so it must not depend on Megatron, and
 it must run models larger than memory: weights are asked for one tensor at a time, and nothing holds
-on to them. It applies masks as ``operators/masks.py`` defines them. Shapes are written in einops'
+on to them. It applies masks as ``model/masks.py`` defines them. Shapes are written in einops'
 notation: b batch, s and t positions, g groups, q query heads per group, d head_dim, h hidden, f FFN
 units, v vocabulary.
 """

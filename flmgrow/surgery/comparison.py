@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.forward import UnitMasks, logit_blocks, residuals
-from flmgrow.operators.masks import Dimension, Mask
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 VOCAB_BLOCK = 4096

@@ -16,9 +16,9 @@ from torch.nn import functional
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import Axis, Box, full_box
 from flmgrow.model.forward import logits
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.growth import Growth, moves
-from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 

@@ -15,7 +15,7 @@ from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import AxisMap
-from flmgrow.operators.masks import Dimension, Mask, mask_from_json
+from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.surgery.integrity import FileRecord
 from flmgrow.surgery.manifest_form import check_form
 from flmgrow.surgery.plan import Plan

@@ -23,10 +23,10 @@ from flmgrow.formats.writing import (
     written_iteration,
 )
 from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
-from flmgrow.operators.masks import Dimension, Mask
 from flmgrow.operators.target import Target, grow
 from flmgrow.operators.vocab import padded_size
 from flmgrow.surgery.counted import carried, unfollowed

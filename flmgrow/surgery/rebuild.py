@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.manifest import Json, masks_of, source_runs
 

@@ -10,7 +10,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import Box, full_box, split
 from flmgrow.model.forward import UnitMasks
-from flmgrow.operators.masks import Dimension, Mask
+from flmgrow.model.masks import Dimension, Mask
 
 BLOCK = 1 << 24
 """Elements of a table read at once."""

@@ -15,8 +15,9 @@ from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.model.masks import Dimension, Mask, mask_from_json, ranges
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension, Mask, baking_maps, mask_from_json, ranges
+from flmgrow.operators.masks import baking_maps
 from flmgrow.operators.target import Target
 
 CONFIG = CONFIGS["gpt"]

@@ -10,8 +10,8 @@ from pico import CONFIGS
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, PADDING, Axis, Fill, Role
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.operators.units import head_target
 from flmgrow.operators.vocab import padded_size, vocab_map

@@ -25,9 +25,9 @@ from torch.nn import functional
 from flmgrow.model.axes import Axis, IntArray
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import NO_MASKS, UnitMasks, logits
+from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.operators.growth import Growth
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 

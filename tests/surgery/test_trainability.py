@@ -15,9 +15,9 @@ from torch.nn import functional
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.operators.growth import Growth, moves
-from flmgrow.operators.masks import Dimension
 from flmgrow.operators.target import Target, parse_methods
 
 ALIVE = 1e-12

@@ -33,6 +33,16 @@ BASE = ModelConfig(
     max_positions=16,
 )
 
+XPOS = RotarySettings(xpos_scale_base=8.0, xpos_centre=5)
+PAPER: dict[str, Any] = {
+    "positions": "xpos",
+    "rotary": XPOS,
+    "activation": "gelu_tanh",
+    "multipliers": Multipliers(
+        embedding=1.5, output=2.0, mup_base_width=16, attention_by_inverse_layer=True
+    ),
+}
+
 # What changes, and the tensors that must be there, or gone, because of it.
 BUILDS: dict[str, tuple[dict[str, Any], str]] = {
     "as is": ({}, "layers.0.mlp.linear_fc1.bias"),
@@ -55,18 +65,27 @@ BUILDS: dict[str, tuple[dict[str, Any], str]] = {
     "scaling": ({"rotary": RotarySettings(base=5e5, scaling_factor=8.0)}, ""),
     "interpolation": ({"rotary": RotarySettings(interpolation=2.0)}, ""),
     "attention": ({"multipliers": Multipliers(attention=1.0)}, ""),
+    "xpos": ({"positions": "xpos"}, ""),
+    "xpos partly": ({"positions": "xpos", "rotary": RotarySettings(percent=0.5)}, ""),
+    "xpos centre": ({"positions": "xpos", "rotary": XPOS}, ""),
+    "xpos interleaved": ({"positions": "xpos", "rotary": replace(XPOS, interleaved=True)}, ""),
+    "xpos qk norm": ({"positions": "xpos", "rotary": XPOS, "qk_norm": True}, ""),
+    "embedding": ({"multipliers": Multipliers(embedding=2.0)}, ""),
+    "embedding only": ({"positions": "learned", "multipliers": Multipliers(embedding=2.0)}, ""),
+    "output": ({"multipliers": Multipliers(output=0.5)}, ""),
+    "output untied": ({"tied": False, "multipliers": Multipliers(output=0.5)}, ""),
+    "mup": ({"multipliers": Multipliers(output=2.0, mup_base_width=16)}, ""),
+    "damped": ({"multipliers": Multipliers(attention_by_inverse_layer=True)}, ""),
+    "damped attention": (
+        {"multipliers": Multipliers(attention=1.0, attention_by_inverse_layer=True)},
+        "",
+    ),
+    "the paper's": (PAPER, "layers.0.self_attention.linear_qkv.bias"),
 }
 
 REFUSALS: dict[str, dict[str, Any]] = {
-    "positions": {"positions": "xpos"},
     "zero_centred_gain": {"zero_centred_gain": True},
     "qkv_bias": {"qkv_bias": False},
-    "multipliers.embedding": {"multipliers": Multipliers(embedding=2.0)},
-    "multipliers.output": {"multipliers": Multipliers(output=0.5)},
-    "multipliers.mup_base_width": {"multipliers": Multipliers(mup_base_width=16)},
-    "multipliers.attention_by_inverse_layer": {
-        "multipliers": Multipliers(attention_by_inverse_layer=True)
-    },
 }
 
 

@@ -1,0 +1,102 @@
+"""megatron-core knows no masks: four small modules bring them in through its layer specs.
+
+Each derives from the stock module it replaces, adds no parameter, and does what that module does
+once its mask is 1. A norm weighs its statistics; a row-parallel projection masks what it reads,
+which is heads in attention and units in the FFN; a branch is scaled before it joins the residual.
+
+Tensor parallelism cuts heads and units, and a projection takes the part of the mask that belongs to
+its rank. Hidden channels are never cut, not even by sequence parallelism, which cuts positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flmgrow.trainer import cpu
+from flmgrow.trainer.masks import LiveMask
+
+cpu.install()
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
+from megatron.core.tensor_parallel import RowParallelLinear  # noqa: E402
+from megatron.core.utils import get_pg_rank, get_pg_size  # noqa: E402
+
+
+class MaskedLayerNorm(torch.nn.LayerNorm):
+    """LayerNorm over hidden channels of which some are masked."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
+        super().__init__(hidden_size, eps=eps)
+        _mark_for_sequence_parallelism(self, config)
+        self._mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (positions, batch, hidden)."""
+        if self._mask.value == 1.0:
+            return super().forward(x)
+        mask = self._mask.units
+        y = _normalise(x.to(mask.dtype), mask, self.eps, centred=True) * self.weight + self.bias
+        return (y * mask).to(x.dtype)
+
+
+class MaskedRMSNorm(torch.nn.RMSNorm):
+    """RMSNorm over hidden channels of which some are masked."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
+        super().__init__(hidden_size, eps=eps)
+        _mark_for_sequence_parallelism(self, config)
+        self._mask, self._eps = mask, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (positions, batch, hidden)."""
+        if self._mask.value == 1.0:
+            return super().forward(x)
+        mask = self._mask.units
+        y = _normalise(x.to(mask.dtype), mask, self._eps, centred=False) * self.weight
+        return (y * mask).to(x.dtype)
+
+
+class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
+    """The projection that reads heads or FFN units, of which some are masked."""
+
+    def __init__(self, *sizes: int, mask: LiveMask, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self._mask = mask
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the stock projection does for ``x`` (..., this rank's entries), masked."""
+        part, parts = get_pg_rank(self.tp_group), get_pg_size(self.tp_group)
+        return super().forward(self._mask.multiply(x, part, parts))
+
+
+def masked_branch(mask: LiveMask) -> Callable[..., Any]:
+    """Return what adds the branches of a fresh layer to the residual stream."""
+
+    def bias_dropout_add(training: bool, fused: bool) -> Callable[..., Any]:
+        add = get_bias_dropout_add(training, fused)
+
+        def masked(branch: tuple[Tensor, Tensor | None], residual: Tensor, prob: float) -> Any:
+            if mask.value < 1.0:
+                output, bias = branch
+                branch = (output * mask.value, None if bias is None else bias * mask.value)
+            return add(branch, residual, prob)
+
+        return masked
+
+    return bias_dropout_add
+
+
+def _normalise(x: Tensor, mask: Tensor, eps: float, *, centred: bool) -> Tensor:
+    """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``."""
+    share = mask / mask.sum()
+    if centred:
+        x = x - (x @ share).unsqueeze(-1)
+    return x * torch.rsqrt(x.square() @ share + eps).unsqueeze(-1)
+
+
+def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:
+    # By this flag finalize_model_grads sums what each tensor rank saw of the positions.
+    for parameter in norm.parameters():
+        setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010
