@@ -12,11 +12,13 @@ epsilon and weight decay must follow as well, for every kind of its own:
     head    the head; of a tied model the final  1/r            1        r
             norm, which carries its scale
     vector  embeddings, norms, biases            1              1/r      1
+    shared  norms over a head's entries          1              1        1
     ======  ===================================  =============  =======  ============
 
-The head's row is that of a model whose logits keep their effective multiplier. Derived and tested
-in ``tests/operators/test_mup_equivalence.py``. Param groups do not say which parameters are in
-them, so a trainer that makes such groups puts the kind into each, under :data:`KIND`.
+All heads share a norm over their entries, so it does not see the width. The head's row is that of a
+model whose logits keep their effective multiplier. Derived and tested in
+``tests/operators/test_mup_equivalence.py``. Param groups do not say which parameters are in them,
+so a trainer that makes such groups puts the kind into each, under :data:`KIND`.
 """
 
 from collections.abc import Mapping
@@ -37,6 +39,7 @@ class Kind(StrEnum):
     HIDDEN = "hidden"
     HEAD = "head"
     VECTOR = "vector"
+    SHARED = "shared"
 
 
 def kind_of(tensor: LogicalTensor) -> Kind:
@@ -44,7 +47,9 @@ def kind_of(tensor: LogicalTensor) -> Kind:
     roles = frozenset[Role]().union(*tensor.roles)
     if Role.READS in roles:
         return Kind.HIDDEN if tensor.layered else Kind.HEAD
-    return Kind.HEAD if Role.CARRIES in roles else Kind.VECTOR
+    if Role.CARRIES in roles:
+        return Kind.HEAD
+    return Kind.VECTOR if roles & _WIDE else Kind.SHARED
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ EXPONENTS: Mapping[Kind, Exponents] = {
     Kind.HIDDEN: Exponents(-1, -1, 1),
     Kind.HEAD: Exponents(-1, 0, 1),
     Kind.VECTOR: Exponents(0, -1, 0),
+    Kind.SHARED: Exponents(0, 0, 0),
 }
+
+_WIDE = frozenset({Role.WRITES, Role.GAINS, Role.NORM_BIAS})
 
 _SETTINGS = {
     "lr": "rate",

@@ -135,3 +135,5 @@ def test_kinds_follow_from_roles(name: str, tmp_path: Path) -> None:
     assert {n for n, kind in kinds.items() if kind is Kind.HIDDEN} == matrices
     head = {"final_norm.gain", "final_norm.bias"} & kinds.keys() if config.tied else {"head"}
     assert {n for n, kind in kinds.items() if kind is Kind.HEAD} == head
+    shared = {n for n in kinds if n.startswith(("query_norm", "key_norm"))}
+    assert {n for n, kind in kinds.items() if kind is Kind.SHARED} == shared
