@@ -151,6 +151,11 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     }
     return [
         ("path", str(checkpoint.folder)),
+        *(
+            [("hub", f"{checkpoint.hub.repository} at {checkpoint.hub.commit}")]
+            if checkpoint.hub
+            else []
+        ),
         ("format", kind[checkpoint.format]),
         *([("iteration", iteration)] if checkpoint.format != "huggingface" else []),
         ("model", model_text(checkpoint.config)),

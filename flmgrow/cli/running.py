@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flmgrow.cli import report
@@ -14,6 +14,8 @@ from flmgrow.errors import UsageError, printable
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
+from flmgrow.hub.names import hub_name, is_on_hub
+from flmgrow.hub.reading import fetch
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
 
@@ -28,9 +30,13 @@ class Reading:
     fused: bool = True
 
     def open(self, path: Path) -> Checkpoint:
-        """Open the checkpoint at ``path``; the caller closes it."""
+        """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
+        it.
+        """
+        folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
         ignored = self.ignore_arg or ()
-        return open_checkpoint(path, self.iteration, ignored, self.true_vocab_size, self.fused)
+        opened = open_checkpoint(folder, self.iteration, ignored, self.true_vocab_size, self.fused)
+        return replace(opened, hub=origin)
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,11 @@ def _check_apart(source: Path, destination: Path) -> None:
 
 def carry_out(plan: Plan, destination: Path, running: Running) -> None:
     """Print the plan; carry it out unless this is a dry run."""
+    if is_on_hub(destination):
+        raise UsageError(
+            f"{hub_name(destination)}: is on the Hub, wanted a folder",
+            "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
+        )
     execution = running.execution(lambda _: None)
     _check_apart(plan.source.path, destination)
     if running.dry_run:

@@ -79,7 +79,8 @@ def describe(
         "padded_vocab": plan.target.padded_vocab,
         "dtype": plan.target.dtype or source.dtype,
         "source": {
-            "name": source.path.resolve().name,
+            "name": source.name,
+            "hub": None if source.hub is None else asdict(source.hub),
             "digest": source.contents.digest(),
             "parameters": old,
             "model": asdict(source.config),
@@ -173,7 +174,7 @@ def family(checkpoint: Checkpoint) -> list[Json]:
     return [
         *ancestors,
         {
-            "name": checkpoint.path.resolve().name,
+            "name": checkpoint.name,
             "parameters": manifest["parameters"],
             "iteration": manifest["iteration"],
             "methods": manifest["growth"]["methods"],

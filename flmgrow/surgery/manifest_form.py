@@ -27,8 +27,14 @@ class _Receipt(BaseModel):
     source: str
 
 
+class _Hub(BaseModel):
+    repository: str
+    commit: str
+
+
 class _Source(BaseModel):
     name: str
+    hub: _Hub | None = None
     digest: str
     parameters: _Count
     iteration: _Count | None

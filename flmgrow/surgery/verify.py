@@ -116,7 +116,7 @@ def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
 
 
 def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress) -> Check:
-    name = f"checksums of {checkpoint.path.name}"
+    name = f"checksums of {checkpoint.name}"
     try:
         sums = checkpoint.contents.verify(progress)
         records = [FileRecord(**record) for record in (manifest or {}).get("files", [])]
@@ -308,7 +308,7 @@ def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
     """Return what verification found, as plain data for the result's manifest."""
     return {
         "flmgrow": __version__,
-        "source": source.path.resolve().name,
+        "source": source.name,
         "source_digest": source.contents.digest(),
         "equal": all(check.passed is not False for check in checks),
         "checks": [
