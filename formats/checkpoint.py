@@ -45,12 +45,14 @@ class HuggingFaceOptions:
     """What is chosen about a Hugging Face folder to be written.
 
     ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
-    the model. ``keep_code`` carries the source's programs along.
+    the model. ``keep_code`` carries the source's programs along. ``provenance`` are
+    short named texts, written into every shard, that say where the weights come from.
     """
 
     shard_size: int = 5 << 30
     family: str | None = None
     keep_code: bool = False
+    provenance: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from flmgrow import __version__
-from flmgrow.errors import FlmgrowError, HubError, OutputExistsError, StorageError, UsageError
+from flmgrow.errors import FlmgrowError, HubError, StorageError, UsageError
 from flmgrow.hub.redaction import Redactor
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def _redacted_output(redact: Redactor) -> Iterator[None]:
     logger = logging.getLogger("huggingface_hub")
     before, had_bars = (logger.handlers, logger.propagate), not are_progress_bars_disabled()
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the library
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show  # type: ignore[assignment]  # takes less than it may be given
         logger.handlers, logger.propagate = [_Notes(redact)], False
@@ -89,7 +90,7 @@ def _redacted_output(redact: Redactor) -> Iterator[None]:
 def session(name: object) -> "Iterator[HfApi]":
     """Give the library's API, to speak of ``name``; whatever fails in it becomes an error of ours.
 
-    Raises UsageError without the library, HubError, OutputExistsError (a conflict) or StorageError.
+    Raises UsageError without the library, HubError or StorageError.
     """
     try:
         from huggingface_hub import HfApi, get_token
@@ -106,14 +107,6 @@ def session(name: object) -> "Iterator[HfApi]":
         raise
     except Exception as error:  # of any kind: the text and the frames of each may hold the token
         raise _told(str(name), error, redact) from None
-
-
-def check_logged_in(name: object) -> None:
-    """Raise HubError if there is no token."""
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        raise HubError(f"{name}: there is no token, and pushing needs one", LOGIN)
 
 
 def _answer(error: BaseException) -> "HfHubHTTPError | None":
@@ -141,7 +134,8 @@ def _told(name: str, error: Exception, redact: Redactor) -> FlmgrowError:
         return HubError(f"{name}: {_MISSING}", "unset it where there is a network")
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StorageError(f"{redact(str(error.filename))}: {redact(error.strerror or '')}", AGAIN)
-    said = redact(f"{type(error).__name__}: {error}")
+    cause = error if error.__cause__ is None else error.__cause__
+    said = redact(f"{type(cause).__name__}: {cause}")
     return HubError(f"{name}: the exchange with the Hub broke off: {said}", AGAIN)
 
 
@@ -163,8 +157,3 @@ def patiently(call: Callable[[], T]) -> T:
                 raise
             time.sleep(seconds)
     return call()
-
-
-def conflict(name: object, what: str, hint: str) -> OutputExistsError:
-    """Return the error for a repository that is not as it was asked for."""
-    return OutputExistsError(f"{name}: {what}", hint)

@@ -31,7 +31,7 @@ from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.durable import write_small
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.gradients import compare_gradients
-from flmgrow.surgery.integrity import FileRecord, verify_files
+from flmgrow.surgery.integrity import verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
     Json,
@@ -39,6 +39,7 @@ from flmgrow.surgery.manifest import (
     manifest_of,
     masks_of,
     read_manifest,
+    records_of,
 )
 from flmgrow.surgery.rebuild import growth_from_manifest
 from flmgrow.surgery.states import ModelValues
@@ -119,7 +120,7 @@ def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress
     name = f"checksums of {checkpoint.name}"
     try:
         sums = checkpoint.contents.verify(progress)
-        records = [FileRecord(**record) for record in (manifest or {}).get("files", [])]
+        records = [] if manifest is None else records_of(manifest)
         verify_files(checkpoint.path, records)
     except BadCheckpointError as error:
         return Check(name, False, error.message)

@@ -119,7 +119,6 @@ def test_the_cache_serves_offline(hub: Hub, folder: Path, monkeypatch: pytest.Mo
         (503, {}, "503: the Hub failed.*same command again"),
     ],
 )
-@pytest.mark.parametrize("path", ["/api/models/org/model", "/resolve/"], ids=["info", "file"])
 def test_a_refusal_is_one_line_without_secrets(
     hub: Hub,
     folder: Path,
@@ -127,11 +126,9 @@ def test_a_refusal_is_one_line_without_secrets(
     status: int,
     headers: dict[str, str],
     says: str,
-    path: str,
 ) -> None:
     upload(hub, folder)
-    method = "GET" if path.startswith("/api") else "HEAD"
-    hub.faults = [Fault(method, path, status, headers, times=99)]
+    hub.faults = [Fault("GET", "/api/models/org/model", status, headers, times=99)]
     outcome = flmgrow("inspect", "hf://org/model")
     assert outcome.code == 6, outcome
     assert outcome.out == ""
@@ -139,6 +136,21 @@ def test_a_refusal_is_one_line_without_secrets(
     assert "secret" not in outcome.err
     assert "sig=abc" not in outcome.err
     assert any(TOKEN in sent for sent in hub.tokens)
+    assert not leaks(outcome, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("HEAD", "/resolve/"), ("GET", "/resolve/"), ("GET", "/tree/")]
+)
+def test_a_refused_file_is_one_line_without_secrets(
+    hub: Hub, folder: Path, tmp_path: Path, method: str, path: str
+) -> None:
+    upload(hub, folder)
+    hub.faults = [Fault(method, path, 403, times=99)]
+    outcome = flmgrow("inspect", "hf://org/model")
+    assert outcome.code == 6, outcome
+    check_lines(outcome.err, "hf://org/model: 403: the token does not allow this")
+    assert "secret" not in outcome.err
     assert not leaks(outcome, tmp_path)
 
 
