@@ -4,6 +4,7 @@ What the manifest does not say is left out, and nothing is made up. The last lin
 all before it: a page that was edited since, or written by somebody, is theirs and is left alone.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,14 +57,14 @@ def card(manifest: Json, facts: CardFacts) -> bytes:
     """Return the card of the model that ``manifest`` describes, sealed."""
     members = lineage(manifest, facts.name)
     sections = [
-        _front_matter(manifest, facts),
+        _front_matter(members, facts),
         _summary(manifest, facts),
         _tree(members),
         _growth(manifest),
         _receipts(members),
         _loading(facts),
         _evaluation(facts.scores),
-        _origin(manifest),
+        _origin(manifest, members),
     ]
     page = "\n".join(section for section in sections if section).encode()
     seal = xxhash.xxh3_128_hexdigest(page)
@@ -88,17 +89,19 @@ def _section(title: str, *lines: str) -> str:
     return "\n".join([f"## {title}", "", *lines, ""])
 
 
-def _front_matter(manifest: Json, facts: CardFacts) -> str:
+def _on_hub(members: Sequence[Json]) -> Json | None:
+    """Return where on the Hub the nearest ancestor that came from it stood."""
+    return next((member["hub"] for member in reversed(members) if member.get("hub")), None)
+
+
+def _front_matter(members: Sequence[Json], facts: CardFacts) -> str:
     fields: Json = {"license": facts.license} if facts.license else {}
-    if manifest["source"].get("hub"):
-        fields["base_model"] = manifest["source"]["hub"]["repository"]
+    if base := _on_hub(members):
+        fields["base_model"] = base["repository"]
     fields |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields["tags"] = ["flmgrow", *(["model-growth"] if _grown(manifest, facts) else [])]
+    grown = any(member.get("methods") for member in members)
+    fields["tags"] = ["flmgrow", *(["model-growth"] if grown else [])]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
-
-
-def _grown(manifest: Json, facts: CardFacts) -> bool:
-    return any(member.get("methods") for member in lineage(manifest, facts.name))
 
 
 def _summary(manifest: Json, facts: CardFacts) -> str:
@@ -183,8 +186,8 @@ def _receipts(members: Sequence[Json]) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    place = repr(facts.name)
-    revision = "" if facts.revision == "main" else f", revision={facts.revision!r}"
+    place = json.dumps(facts.name)
+    revision = "" if facts.revision == "main" else f", revision={json.dumps(facts.revision)}"
     code = _LOADING.format(
         tokenizer=", AutoTokenizer" if facts.tokenizer else "", place=f"{place}{revision}"
     )
@@ -201,13 +204,12 @@ def _evaluation(scores: Sequence[Score]) -> str:
     return _section("Evaluation", *_table(heads, rows))
 
 
-def _origin(manifest: Json) -> str:
-    hub = manifest["source"].get("hub")
+def _origin(manifest: Json, members: Sequence[Json]) -> str:
     lines = [
         f"Written by flmgrow {_cell(manifest.get('flmgrow', __version__))}; `flmgrow.json` has "
         "sizes, checksums of all files, and how each index came about."
     ]
-    if hub:
-        commit = _cell(hub["commit"])
-        lines.append(f"The source was {_cell(hub['repository'])} at commit {commit}.")
+    if base := _on_hub(members):
+        commit = _cell(base["commit"])
+        lines.append(f"It goes back to {_cell(base['repository'])} at commit {commit}.")
     return _section("Provenance", *lines)

@@ -209,6 +209,8 @@ def lineage(manifest: Json, name: str) -> list[Json]:
             "iteration": source["iteration"],
         }
     ]
+    if source.get("hub"):
+        ancestors[-1] = {**ancestors[-1], "hub": source["hub"]}
     return [
         *ancestors,
         {

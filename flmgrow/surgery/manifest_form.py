@@ -21,17 +21,18 @@ class _Receipt(BaseModel):
     checks: list[dict[str, Any]] = []
 
 
+class _Hub(BaseModel):
+    repository: str
+    commit: str
+
+
 class _Member(BaseModel):
     name: str
     parameters: _Count
     iteration: _Count | None
     methods: dict[str, str] = {}
     receipt: _Receipt | None = None
-
-
-class _Hub(BaseModel):
-    repository: str
-    commit: str
+    hub: _Hub | None = None
 
 
 class _Source(BaseModel):

@@ -1,6 +1,9 @@
 """A push brings a whole model or nothing, goes on where it stopped, and tells nobody the token."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,8 @@ from hf_folders import make_folder
 from hub_places import hub_at, leaks, manifest
 from hub_server import TOKEN, Fault, Hub, Repository
 from pico import make_checkpoint
+
+from flmgrow.hub.redaction import Redactor
 
 NAME = "org/model"
 
@@ -66,7 +71,7 @@ def test_a_branch_is_made(hub: Hub, source: Path, tmp_path: Path) -> None:
     assert push(source, "--revision", "run-2").code == 0
     check_whole(hub, tmp_path / "out", "run-2")
     assert hub.repositories[NAME].files().keys() == {".gitattributes"}
-    assert 'revision="run-2"' in (tmp_path / "out/README.md").read_text().replace("'", '"')
+    assert f'("{NAME}", revision="run-2")' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_json_is_one_document(hub: Hub, source: Path) -> None:
@@ -207,8 +212,10 @@ def test_a_refusal_leaves_the_branch_and_tells_no_secret(
     check_whole(hub, tmp_path / "out")
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize(("method", "path"), STEPS)
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [*((method, path, 503) for method, path in STEPS), ("PUT", "/lfs/", 429)],
+)
 def test_a_passing_failure_passes(
     hub: Hub, source: Path, tmp_path: Path, method: str, path: str, status: int
 ) -> None:
@@ -322,3 +329,51 @@ def test_the_manifest_names_no_hub_for_a_folder(source: Path, tmp_path: Path) ->
     found = manifest(tmp_path / "out")["source"]
     assert isinstance(found, dict)
     assert found["hub"] is None
+
+
+# --- the whole program, as people run it
+
+
+def test_the_program_speaks_to_the_endpoint_it_is_told(
+    hub: Hub, source: Path, tmp_path: Path
+) -> None:
+    """HF_ENDPOINT and HF_HOME as the library reads them, at its import, with all it logs."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_VERBOSITY": "debug",
+        "HF_DEBUG": "1",
+    }
+
+    def program(*words: object) -> Outcome:
+        command = [sys.executable, "-m", "flmgrow", *map(str, words)]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    pushed = program("export", source, tmp_path / "out", "--push-to", NAME)
+    assert pushed.code == 0, pushed.err
+    check_whole(hub, tmp_path / "out")
+    grow = ("--ffn-hidden-size", "32", "--method", "zero")
+    grown = program("expand", f"hf://{NAME}", tmp_path / "grown", *grow)
+    assert grown.code == 0, grown.err
+    hub.faults = [Fault("GET", "/api/models", 403, times=9)]
+    refused = program("inspect", f"hf://{NAME}")
+    assert refused.code == 6
+    assert "error: hf://org/model: 403: the token does not allow this" in refused.err
+    for outcome in (pushed, grown, refused):
+        assert "Traceback" not in outcome.err
+        assert not leaks(outcome, tmp_path)
+
+
+def test_the_server_does_echo_the_token(
+    hub: Hub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: were it not for the redaction, the token would be seen."""
+    monkeypatch.setattr(Redactor, "__call__", lambda self, text: text)
+    hub.faults = [Fault("GET", "/api/models", 403, times=9)]
+    assert leaks(push(source), tmp_path) == ["err"]
