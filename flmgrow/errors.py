@@ -58,3 +58,9 @@ class OutputExistsError(FlmgrowError):
     """The output exists, is being written by another run, or holds a different half-done run."""
 
     exit_code = 5
+
+
+class HubError(FlmgrowError):
+    """The Hub refused or the network failed; what was transferred stays."""
+
+    exit_code = 6

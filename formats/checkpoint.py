@@ -33,16 +33,26 @@ class OptimizerState:
 
 
 @dataclass(frozen=True)
+class HubOrigin:
+    """Where on the Hub a checkpoint was fetched from: repository, and the commit it stood at."""
+
+    repository: str
+    commit: str
+
+
+@dataclass(frozen=True)
 class HuggingFaceOptions:
     """What is chosen about a Hugging Face folder to be written.
 
     ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
-    the model. ``keep_code`` carries the source's programs along.
+    the model. ``keep_code`` carries the source's programs along. ``provenance`` are
+    short named texts, written into every shard, that say where the weights come from.
     """
 
     shard_size: int = 5 << 30
     family: str | None = None
     keep_code: bool = False
+    provenance: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ class Checkpoint:
 
     ``path`` is its root, ``folder`` the iteration's own folder. ``iteration`` is None
     for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
-    ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for.
+    ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for. ``hub`` is
+    where on the Hub it comes from, None for a folder of the user's own.
     """
 
     path: Path
@@ -124,6 +135,12 @@ class Checkpoint:
     optimizer: OptimizerState | None = None
     state_readers: Mapping[State, LogicalReader] = field(default_factory=dict)
     format: str = "megatron"
+    hub: HubOrigin | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in manifests: its folder's name, or its repository's."""
+        return self.path.resolve().name if self.hub is None else self.hub.repository
 
     @property
     def readers(self) -> dict[State, LogicalReader]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.files import Bytes, ReadOnlyFile
 from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
@@ -31,17 +31,18 @@ _DTYPE_FIELDS = ("dtype", "torch_dtype")
 
 @dataclass(frozen=True, eq=False)
 class TargetShard:
-    """A safetensors file to be written: its path, and its arrays in order."""
+    """A safetensors file to be written: path, arrays in order, and where they come from."""
 
     path: str
     arrays: tuple[TargetArray, ...]
+    provenance: tuple[tuple[str, str], ...] = ()
     sums_of: ClassVar[Sequence[str]] = ()
 
     @cached_property
     def plan(self) -> SafetensorsPlan:
         """Where each array will lie."""
         tensors = (NewTensor(a.placement.key, a.dtype, a.placement.shape) for a in self.arrays)
-        return SafetensorsPlan(tuple(tensors), _METADATA)
+        return SafetensorsPlan(tuple(tensors), (*_METADATA, *self.provenance))
 
     @property
     def total_size(self) -> int:
@@ -93,12 +94,13 @@ def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetA
     yield tuple(group)
 
 
-def _shards(arrays: Sequence[TargetArray], limit: int) -> list[TargetShard]:
-    groups = list(_groups(arrays, limit))
+def _shards(arrays: Sequence[TargetArray], options: HuggingFaceOptions) -> list[TargetShard]:
+    groups = list(_groups(arrays, options.shard_size))
+    told = options.provenance
     if len(groups) == 1:
-        return [TargetShard(SINGLE, groups[0])]
+        return [TargetShard(SINGLE, groups[0], told)]
     return [
-        TargetShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group)
+        TargetShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, told)
         for number, group in enumerate(groups, 1)
     ]
 
@@ -180,7 +182,7 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
         fields.pop("auto_map", None)
     dtype = target.dtype or source.dtype
     wanted = family_placements(family, target.config, target.config.sizes)
-    shards = _shards([_array(p, dtype) for p in wanted], target.huggingface.shard_size)
+    shards = _shards([_array(p, dtype) for p in wanted], target.huggingface)
     config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
     return [
         *shards,

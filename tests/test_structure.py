@@ -26,6 +26,7 @@ FOLDERS: dict[str, str] = SETUP["package-dir"]
 LAYERS = (
     "flmgrow.__main__",
     "flmgrow.cli",
+    "flmgrow.hub",
     "flmgrow.surgery",
     "flmgrow.trainer",
     "flmgrow.operators",
@@ -38,7 +39,7 @@ LAYERS = (
 STRANGERS = {"flmgrow.trainer": "flmgrow.operators"}
 
 LONGEST = 400
-HEAVY = {"torch", "megatron", "transformers", "safetensors"}
+HEAVY = {"torch", "megatron", "transformers", "safetensors", "huggingface_hub"}
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.
 UNSAFE_CALLS = {

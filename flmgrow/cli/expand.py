@@ -105,7 +105,7 @@ def expand(
             torch_dist_version=torch_dist_version,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
-            huggingface=huggingface_options(shard_size),
+            huggingface=huggingface_options(source, shard_size),
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)

@@ -10,6 +10,7 @@ from flmgrow.cli import options, report
 from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.tensors import parameter_count
+from flmgrow.model.wording import amount
 from flmgrow.surgery.health import Health, examine
 from flmgrow.surgery.manifest import Json, family, manifest_of, masks_of
 
@@ -56,9 +57,7 @@ def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         )
         text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
         rows.append((f"{dimension} mask", text))
-    line = [
-        f"{member['name']} ({report.amount(member['parameters'])})" for member in family(checkpoint)
-    ]
+    line = [f"{member['name']} ({amount(member['parameters'])})" for member in family(checkpoint)]
     rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
     manifest = manifest_of(checkpoint)
     if manifest is not None:

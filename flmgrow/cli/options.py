@@ -14,7 +14,11 @@ _RUN = "Running"
 _SOURCE_PANEL = "Reading the source"
 
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="A checkpoint folder: Megatron's or Hugging Face's.")
+    Path,
+    typer.Argument(
+        metavar="SRC",
+        help="A checkpoint folder: Megatron's or Hugging Face's; or hf://ORG/NAME[@REVISION].",
+    ),
 ]
 Destination = Annotated[
     Path, typer.Argument(metavar="DST", help="Folder to create; must not exist yet.")

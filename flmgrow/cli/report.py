@@ -7,8 +7,8 @@ from pathlib import Path
 from flmgrow.errors import printable
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import Axis
-from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors, parameter_count
+from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.manifest import Json, source_runs
 from flmgrow.surgery.plan import Plan
@@ -24,40 +24,11 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
 
 
-def amount(count: int) -> str:
-    """Return a number of parameters as people read it, with the exact one for small models."""
-    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if count >= limit:
-            return f"{count / limit:.2f}{unit}"
-    return f"{count:,}"
-
-
 def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Return ``name  value`` lines with the values in one column."""
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"{name:<{width}}  {printable(value)}".rstrip() for name, value in pairs]
-
-
-def model_text(config: ModelConfig) -> str:
-    """Return the sizes of a model on one line."""
-    groups = "" if config.queries_per_group == 1 else f" in {config.kv_groups} groups"
-    return (
-        f"{config.layers} layers, hidden {config.hidden}, ffn {config.ffn}, "
-        f"{config.heads} heads of {config.head_dim}{groups}, vocab {config.vocab}"
-    )
-
-
-def kind_text(config: ModelConfig) -> str:
-    """Return the choices of a model on one line."""
-    parts: list[str] = [config.norm, config.activation, config.positions]
-    parts.append("tied embeddings" if config.tied else "separate head")
-    if config.qkv_bias:
-        parts.append("biases" if config.linear_bias else "biases on query, key and value")
-    if config.qk_norm:
-        parts.append("query and key norms")
-    parts.append(f"eps {config.norm_eps:.6g}")
-    return ", ".join(parts)
 
 
 def _changes(plan: Plan) -> list[tuple[str, str]]:
@@ -126,14 +97,14 @@ def plan_data(plan: Plan, execution: Execution) -> Json:
     }
 
 
-def result_lines(plan: Plan, destination: Path) -> list[str]:
-    """Return what was written, as lines."""
+def result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str]:
+    """Return what was written, or found written, as lines."""
     old, new = plan.parameters
     grown = (
         f"{amount(old)} -> {amount(new)} parameters" if old != new else f"{amount(new)} parameters"
     )
     rows = [
-        ("wrote", f"{destination}  ({size(plan.total_bytes)}, {len(plan.files)} files)"),
+        (did, f"{destination}  ({size(plan.total_bytes)}, {len(plan.files)} files)"),
         ("model", f"{grown}: {model_text(plan.target.config)}"),
         ("layout", f"{plan.source.layout} -> {plan.target.layout}"),
     ]
@@ -151,6 +122,11 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     }
     return [
         ("path", str(checkpoint.folder)),
+        *(
+            [("hub", f"{checkpoint.hub.repository} at {checkpoint.hub.commit}")]
+            if checkpoint.hub
+            else []
+        ),
         ("format", kind[checkpoint.format]),
         *([("iteration", iteration)] if checkpoint.format != "huggingface" else []),
         ("model", model_text(checkpoint.config)),

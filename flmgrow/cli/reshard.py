@@ -56,6 +56,6 @@ def reshard(
             torch_dist_version=torch_dist_version,
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
-            huggingface=huggingface_options(shard_size),
+            huggingface=huggingface_options(source, shard_size),
         )
         carry_out(plan, dst, running)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flmgrow.cli import report
@@ -14,7 +14,11 @@ from flmgrow.errors import UsageError, printable
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
+from flmgrow.hub.names import hub_name, is_on_hub
+from flmgrow.hub.publication import Publication
+from flmgrow.hub.reading import fetch
 from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.manifest import provenance_of
 from flmgrow.surgery.plan import Plan
 
 
@@ -28,9 +32,13 @@ class Reading:
     fused: bool = True
 
     def open(self, path: Path) -> Checkpoint:
-        """Open the checkpoint at ``path``; the caller closes it."""
+        """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
+        it.
+        """
+        folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
         ignored = self.ignore_arg or ()
-        return open_checkpoint(path, self.iteration, ignored, self.true_vocab_size, self.fused)
+        opened = open_checkpoint(folder, self.iteration, ignored, self.true_vocab_size, self.fused)
+        return replace(opened, hub=origin)
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,16 @@ def default_workers(wanted: int | None) -> int:
 
 
 def huggingface_options(
-    shard_size: str, family: str | None = None, keep_code: bool = False
+    source: Checkpoint, shard_size: str, family: str | None = None, keep_code: bool = False
 ) -> HuggingFaceOptions:
-    """Return how a Hugging Face folder shall be written. Raises UsageError for no size."""
+    """Return how a Hugging Face folder shall be written of ``source``.
+
+    Raises UsageError for no size.
+    """
     size = parse_size(shard_size, "--shard-size")
     if size < 1:
         raise UsageError(f"--shard-size {shard_size}: wanted at least one byte", "such as 5G")
-    return HuggingFaceOptions(size, family, keep_code)
+    return HuggingFaceOptions(size, family, keep_code, provenance_of(source))
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -118,8 +129,18 @@ def _check_apart(source: Path, destination: Path) -> None:
         )
 
 
-def carry_out(plan: Plan, destination: Path, running: Running) -> None:
-    """Print the plan; carry it out unless this is a dry run."""
+def carry_out(
+    plan: Plan, destination: Path, running: Running, publication: Publication | None = None
+) -> None:
+    """Print the plan; carry it out, and publish it, unless this is a dry run.
+
+    What is to be pushed may have been written by an earlier run of the same plan.
+    """
+    if is_on_hub(destination):
+        raise UsageError(
+            f"{hub_name(destination)}: is on the Hub, wanted a folder",
+            "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
+        )
     execution = running.execution(lambda _: None)
     _check_apart(plan.source.path, destination)
     if running.dry_run:
@@ -132,9 +153,21 @@ def carry_out(plan: Plan, destination: Path, running: Running) -> None:
         print(f"note: {note}", file=sys.stderr)
     for item in plan.dropped:
         print(f"note: left out: {printable(item)}", file=sys.stderr)
+    pushing = publication is not None and publication.push is not None
     with progress_bar(plan.total_bytes, "writing") as progress:
-        manifest = Executor(plan, running.execution(progress)).run(destination)
+        execution = running.execution(progress)
+        if publication is not None:
+            execution = replace(execution, beside=publication.beside)
+        executor = Executor(plan, execution)
+        there = executor.written(destination) if pushing else None
+        manifest = executor.run(destination) if there is None else there
+    if not running.as_json:
+        did = "wrote" if there is None else "found"
+        print("\n".join(report.result_lines(plan, destination, did)), flush=True)
+    if publication is not None and pushing:
+        commit = publication.publish(destination, manifest)
+        manifest = {**manifest, "pushed": commit}
+        if not running.as_json:
+            print(commit)
     if running.as_json:
         print(json.dumps(manifest, indent=1))
-    else:
-        print("\n".join(report.result_lines(plan, destination)))

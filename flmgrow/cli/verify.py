@@ -46,7 +46,10 @@ _MOST_TOKEN_BYTES = 64 << 20
 
 def verify(
     src: options.Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="The checkpoint to compare with it.")],
+    dst: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="The checkpoint to compare with it; on the Hub, too."),
+    ],
     dtype: Dtype = None,
     tokens: Tokens = None,
     gradients: Gradients = False,
@@ -97,7 +100,7 @@ def verify(
             )
             checks = run(source, result, how)
         content = receipt(source, checks)
-        if not no_receipt:
+        if not no_receipt and result.hub is None:
             content["written"] = write_receipt(result.path, content)
     print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(checks)))
     if not content["equal"]:

@@ -7,7 +7,7 @@ last.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,17 @@ from flmgrow.formats.targets import NewFile, TargetArray
 from flmgrow.formats.writing import pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
-from flmgrow.surgery.manifest import MANIFEST, describe, encode, identity_of
+from flmgrow.surgery.integrity import verify_files
+from flmgrow.surgery.manifest import (
+    MANIFEST,
+    Json,
+    describe,
+    encode,
+    identity_of,
+    read_manifest,
+    records_of,
+    tells_of,
+)
 from flmgrow.surgery.output import OutputFolder
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import check_replicas
@@ -51,7 +61,8 @@ class Execution:
     """How to carry out a plan; none of it changes the result, but for ``init_std``.
 
     ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a
-    half-done run of another plan. ``progress`` is told bytes as they are written.
+    half-done run of another plan. ``progress`` is told bytes as they are written. ``beside`` makes
+    small files out of the manifest, which are written with it and have no checksum in it.
     """
 
     max_memory: int = 1 << 30
@@ -61,6 +72,7 @@ class Execution:
     replicated: str = "check"
     init_std: float | None = None
     progress: Progress = lambda _: None
+    beside: Callable[[Json], Mapping[str, bytes]] = lambda _: {}
 
     @property
     def block_elements(self) -> int:
@@ -176,7 +188,25 @@ class Executor:
 
             file.produce(write, fill, sums)
 
-    def run(self, destination: Path) -> dict[str, object]:
+    @property
+    def _options(self) -> dict[str, object]:
+        """The options that decide on content."""
+        execution = self.execution
+        own = {"replicated": execution.replicated, "init_std": execution.init_std}
+        return {**self.plan.options, **own}
+
+    def written(self, destination: Path) -> Json | None:
+        """Return the manifest of ``destination`` if this plan's result is there already, whole.
+
+        Raises BadCheckpointError for a result that was damaged.
+        """
+        manifest = read_manifest(destination)
+        if manifest is None or not tells_of(manifest, self.plan, self._options):
+            return None
+        verify_files(destination, records_of(manifest), self.execution.progress)
+        return manifest
+
+    def run(self, destination: Path) -> Json:
         """Write the checkpoint to ``destination`` and return its manifest.
 
         Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a
@@ -191,24 +221,16 @@ class Executor:
                 reader, execution.replicated, "" if state is State.WEIGHT else state
             )
         ]
-        options = {
-            **plan.options,
-            "replicated": execution.replicated,
-            "init_std": execution.init_std,
-        }
-        with OutputFolder(
-            destination, identity_of(plan, options), restart=execution.restart
-        ) as folder:
+        identity = identity_of(plan, self._options)
+        with OutputFolder(destination, identity, restart=execution.restart) as folder:
             try:
-                return self._fill(folder, options, drift)
+                return self._fill(folder, drift)
             except BaseException as error:
                 if isinstance(error, BadCheckpointError) or not folder.finished:
                     folder.discard()
                 raise
 
-    def _fill(
-        self, folder: OutputFolder, options: dict[str, object], drift: list[str]
-    ) -> dict[str, object]:
+    def _fill(self, folder: OutputFolder, drift: list[str]) -> Json:
         """Write what is not finished yet, and let the output appear."""
         plan, execution = self.plan, self.execution
         remaining = [file for file in plan.files if file.path not in folder.finished]
@@ -223,6 +245,7 @@ class Executor:
         with np.errstate(all="ignore"):
             spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
-        manifest = describe(plan, options, records, spreads, drift)
-        folder.commit({**pointers(plan.source, plan.target), MANIFEST: encode(manifest)})
+        manifest = describe(plan, self._options, records, spreads, drift)
+        last = {**execution.beside(manifest), **pointers(plan.source, plan.target)}
+        folder.commit({**last, MANIFEST: encode(manifest)})
         return manifest

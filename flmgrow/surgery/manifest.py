@@ -18,11 +18,14 @@ from flmgrow.model.axes import AxisMap
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.surgery.integrity import FileRecord
 from flmgrow.surgery.manifest_form import check_form
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import Plan, methods_text
 
 MANIFEST = "flmgrow.json"
 VERSION = 1
 MAX_BYTES = 64 << 20
+_SHORT = 200
+_LATER = ("drift", "files", "growth", "receipt", "source")
+"""Parts that a plan does not fix, or that are compared in their own way."""
 
 Json = dict[str, Any]
 
@@ -79,7 +82,8 @@ def describe(
         "padded_vocab": plan.target.padded_vocab,
         "dtype": plan.target.dtype or source.dtype,
         "source": {
-            "name": source.path.resolve().name,
+            "name": source.name,
+            "hub": None if source.hub is None else asdict(source.hub),
             "digest": source.contents.digest(),
             "parameters": old,
             "model": asdict(source.config),
@@ -113,6 +117,19 @@ def _optimizer(plan: Plan) -> str:
     return "dropped" if "optimizer" in plan.source.carried else "none"
 
 
+def tells_of(manifest: Json, plan: Plan, options: Mapping[str, object]) -> bool:
+    """Whether ``manifest`` is that of a finished run of ``plan``, whatever was learnt since."""
+    wanted = json.loads(encode(describe(plan, options, [], {}, [])))
+    growth = {key: value for key, value in wanted["growth"].items() if key != "spreads"}
+    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    return (
+        manifest["source"]["digest"] == wanted["source"]["digest"]
+        and all(manifest["growth"].get(key) == value for key, value in growth.items())
+        and all(manifest.get(key) == wanted[key] for key in wanted.keys() - set(_LATER))
+        and sizes == dict(plan.file_sizes)
+    )
+
+
 def encode(manifest: Json) -> bytes:
     """Return the manifest as the bytes of its file."""
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
@@ -138,6 +155,11 @@ def read_manifest(folder: Path) -> Json | None:
     return data
 
 
+def records_of(manifest: Json) -> list[FileRecord]:
+    """Return what a manifest says of each file."""
+    return [FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in manifest["files"]]
+
+
 def manifest_of(checkpoint: Checkpoint) -> Json | None:
     """Return the manifest of an opened checkpoint.
 
@@ -157,11 +179,28 @@ def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
         raise BadCheckpointError(f"{checkpoint.path / MANIFEST}: {error}") from None
 
 
+def provenance_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
+    """Return, from a checkpoint's manifest, what it grew from and how, as short named texts."""
+    manifest = manifest_of(checkpoint)
+    if manifest is None or not manifest["growth"]["methods"]:
+        return ()
+    return (
+        ("source", manifest["source"]["digest"][:_SHORT]),
+        ("growth", methods_text(manifest["growth"]["methods"])[:_SHORT]),
+    )
+
+
 def family(checkpoint: Checkpoint) -> list[Json]:
     """Return a checkpoint's ancestry, oldest first and itself last, as far as manifests tell."""
     manifest = manifest_of(checkpoint)
-    if manifest is None:
-        return []
+    return [] if manifest is None else lineage(manifest, checkpoint.name)
+
+
+def lineage(manifest: Json, name: str) -> list[Json]:
+    """Return the ancestry of what a manifest describes, itself last under ``name``.
+
+    Each member that grew has its methods, and what verification found if it ran.
+    """
     source = manifest["source"]
     ancestors: list[Json] = list(source["family"]) or [
         {
@@ -170,12 +209,26 @@ def family(checkpoint: Checkpoint) -> list[Json]:
             "iteration": source["iteration"],
         }
     ]
+    if source.get("hub"):
+        ancestors[-1] = {**ancestors[-1], "hub": source["hub"]}
     return [
         *ancestors,
         {
-            "name": checkpoint.path.resolve().name,
+            "name": name,
             "parameters": manifest["parameters"],
             "iteration": manifest["iteration"],
             "methods": manifest["growth"]["methods"],
+            "receipt": _short(manifest["receipt"]),
         },
     ]
+
+
+def _short(receipt: Json | None) -> Json | None:
+    """Return the verdict of a receipt, with the numbers of the function."""
+    if receipt is None:
+        return None
+    checks = receipt.get("checks", [])
+    function: Json = next((check for check in checks if check.get("name") == "function"), {})
+    kept = ("max_logit", "largest_logit", "tolerance", "dtype", "stored_dtypes", "tokens")
+    verdict = {key: receipt[key] for key in ("source", "equal")}
+    return {**verdict, **{key: function[key] for key in kept if key in function}}

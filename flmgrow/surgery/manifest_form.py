@@ -15,20 +15,29 @@ _Count = Annotated[int, Field(ge=0, le=1 << 50)]
 _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
+class _Receipt(BaseModel):
+    equal: bool
+    source: str
+    checks: list[dict[str, Any]] = []
+
+
+class _Hub(BaseModel):
+    repository: str
+    commit: str
+
+
 class _Member(BaseModel):
     name: str
     parameters: _Count
     iteration: _Count | None
     methods: dict[str, str] = {}
-
-
-class _Receipt(BaseModel):
-    equal: bool
-    source: str
+    receipt: _Receipt | None = None
+    hub: _Hub | None = None
 
 
 class _Source(BaseModel):
     name: str
+    hub: _Hub | None = None
     digest: str
     parameters: _Count
     iteration: _Count | None

@@ -203,7 +203,7 @@ def plan_growth(
         optimizer=carried(source.optimizer, growth),
         format=file_format or source.format,
         torch_dist_version=torch_dist_version,
-        huggingface=huggingface or HuggingFaceOptions(),
+        huggingface=_with_growth(huggingface or HuggingFaceOptions(), growth),
     )
     told = (*growth.notes, *unfollowed(source.optimizer, growth), *notes(source, model))
     growth = replace(growth, notes=told)
@@ -226,6 +226,19 @@ def plan_growth(
     )
     _prove_cover(plan)
     return plan
+
+
+def _with_growth(options: HuggingFaceOptions, growth: Growth) -> HuggingFaceOptions:
+    """Let the shards of a grown model name its own growth, in place of its source's."""
+    if not growth.methods:
+        return options
+    methods = {str(dimension): method for dimension, method in growth.methods.items()}
+    return replace(options, provenance=(("growth", methods_text(methods)),))
+
+
+def methods_text(methods: Mapping[str, str]) -> str:
+    """Return the method of each dimension on one line."""
+    return ", ".join(f"{dimension}={method}" for dimension, method in methods.items())
 
 
 def _check_masters(source: Checkpoint, dtype: str | None) -> None:

@@ -31,7 +31,7 @@ from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.durable import write_small
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.gradients import compare_gradients
-from flmgrow.surgery.integrity import FileRecord, verify_files
+from flmgrow.surgery.integrity import verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
     Json,
@@ -39,6 +39,7 @@ from flmgrow.surgery.manifest import (
     manifest_of,
     masks_of,
     read_manifest,
+    records_of,
 )
 from flmgrow.surgery.rebuild import growth_from_manifest
 from flmgrow.surgery.states import ModelValues
@@ -116,10 +117,10 @@ def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
 
 
 def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress) -> Check:
-    name = f"checksums of {checkpoint.path.name}"
+    name = f"checksums of {checkpoint.name}"
     try:
         sums = checkpoint.contents.verify(progress)
-        records = [FileRecord(**record) for record in (manifest or {}).get("files", [])]
+        records = [] if manifest is None else records_of(manifest)
         verify_files(checkpoint.path, records)
     except BadCheckpointError as error:
         return Check(name, False, error.message)
@@ -308,7 +309,7 @@ def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
     """Return what verification found, as plain data for the result's manifest."""
     return {
         "flmgrow": __version__,
-        "source": source.path.resolve().name,
+        "source": source.name,
         "source_digest": source.contents.digest(),
         "equal": all(check.passed is not False for check in checks),
         "checks": [

@@ -1,0 +1,62 @@
+"""Scores come from other programs, in a file; a card shows them as a table and adds nothing.
+
+Two forms are read: what lm-evaluation-harness writes (``results``, by task, with names such as
+``acc,none``), and plain JSON of tasks with a number or several named ones each.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.strict_json import parse_object
+
+MOST_SCORES = 500
+_FORM = 'wanted {"results": {TASK: {METRIC: NUMBER}}}, as lm-evaluation-harness writes it'
+_ERROR = "_stderr"
+LARGEST = 1e300
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of an evaluation; ``error`` is its standard error, None where not given."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None = None
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < LARGEST else None
+
+
+def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[Score]:
+    for name, value in numbers.items():
+        metric, comma, variant = name.partition(",")
+        number = _number(value)
+        if number is None or metric.endswith(_ERROR):
+            continue
+        error = _number(numbers.get(f"{metric}{_ERROR}{comma}{variant}"))
+        shown = metric if variant in ("", "none") else f"{metric} ({variant})"
+        yield Score(task, shown, number, error)
+
+
+def read_scores(content: bytes, where: str) -> tuple[Score, ...]:
+    """Return the scores in the bytes of an evaluation file, in its order.
+
+    ``where`` names it in messages. Raises BadCheckpointError for what is no JSON, UsageError for
+    JSON without scores.
+    """
+    data = parse_object(content, where)
+    results = data.get("results", data)
+    if not isinstance(results, dict):
+        raise UsageError(f"{where}: results is no object", _FORM)
+    scores: list[Score] = []
+    for task, found in results.items():
+        scores += _of_task(task, found if isinstance(found, dict) else {"": found})
+    if not 0 < len(scores) <= MOST_SCORES:
+        raise UsageError(f"{where}: holds {len(scores)} scores", f"1 to {MOST_SCORES}: {_FORM}")
+    return tuple(scores)

@@ -1,0 +1,35 @@
+"""What an export makes for others: a card beside the weights, and a push if one is wanted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flmgrow.hub.card import CARD, CardFacts, card, is_own
+from flmgrow.hub.push import Push
+from flmgrow.surgery.durable import write_small
+from flmgrow.surgery.manifest import Json
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The facts of the card, and the push; None to write the folder only."""
+
+    facts: CardFacts
+    push: Push | None = None
+
+    def beside(self, manifest: Json) -> Mapping[str, bytes]:
+        """Return the card as a small file beside the weights."""
+        return {CARD: card(manifest, self.facts)}
+
+    def publish(self, folder: Path, manifest: Json) -> str:
+        """Push ``folder`` and return the commit's address, with the card brought up to date.
+
+        A card that somebody edited is pushed as it is. Raises HubError, OutputExistsError,
+        UsageError, StorageError.
+        """
+        assert self.push is not None, "there is nowhere to push to"
+        page, wanted = folder / CARD, card(manifest, self.facts)
+        found = page.read_bytes() if page.exists() else None
+        if found != wanted and (found is None or is_own(found)):
+            write_small(page, wanted)
+        return self.push.run(folder, manifest, f"Upload {folder.name} with flmgrow")

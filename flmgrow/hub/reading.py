@@ -1,0 +1,63 @@
+"""A model on the Hub is a Hugging Face folder once it lies in the cache.
+
+Only files that can be read are fetched: no pickles, no programs, nothing in subfolders. A branch is
+resolved to the commit it stood at, which the manifest of what is made from it names.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flmgrow.errors import HubError
+from flmgrow.formats.checkpoint import HubOrigin
+from flmgrow.formats.huggingface_contents import CONFIG, GENERATION, INDEX
+from flmgrow.hub.client import AGAIN, patiently, session
+from flmgrow.hub.names import HubName
+from flmgrow.surgery.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+FETCHED = (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    MANIFEST,
+    "*.safetensors",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "vocab.*",
+    "merges.txt",
+)
+LEFT = ("*/*", "*.py", "*.bin", "consolidated*.safetensors")
+"""Subfolders, programs, pickles, and Mistral's second copy of the same weights."""
+
+
+def fetch(name: HubName) -> tuple[Path, HubOrigin]:
+    """Return the folder in the cache that holds ``name``, fetched if need be, and its origin.
+
+    Offline (``HF_HUB_OFFLINE``), what the cache holds is taken. Raises HubError.
+    """
+    with session(name) as api:
+        from huggingface_hub.constants import is_offline_mode
+
+        commit = None if is_offline_mode() else _commit(api, name)
+        folder = Path(
+            api.snapshot_download(
+                name.repository,
+                revision=name.revision,
+                allow_patterns=list(FETCHED),
+                ignore_patterns=list(LEFT),
+                local_files_only=commit is None,
+            )
+        )
+        if commit not in (None, folder.name):
+            raise HubError(f"{name}: changed while it was read", AGAIN)
+    return folder, HubOrigin(name.repository, folder.name)
+
+
+def _commit(api: "HfApi", name: HubName) -> str | None:
+    """Return the commit that ``name`` is at; the library alone would pass over a refusal here."""
+    info = patiently(lambda: api.model_info(name.repository, revision=name.revision))
+    return info.sha

@@ -1,0 +1,32 @@
+"""A model in words: one line of its sizes, one of its choices, and numbers as people read them."""
+
+from flmgrow.model.config import ModelConfig
+
+
+def amount(count: int) -> str:
+    """Return a number of parameters as people read it, with the exact one for small models."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= limit:
+            return f"{count / limit:.2f}{unit}"
+    return f"{count:,}"
+
+
+def model_text(config: ModelConfig) -> str:
+    """Return the sizes of a model on one line."""
+    groups = "" if config.queries_per_group == 1 else f" in {config.kv_groups} groups"
+    return (
+        f"{config.layers} layers, hidden {config.hidden}, ffn {config.ffn}, "
+        f"{config.heads} heads of {config.head_dim}{groups}, vocab {config.vocab}"
+    )
+
+
+def kind_text(config: ModelConfig) -> str:
+    """Return the choices of a model on one line."""
+    parts: list[str] = [config.norm, config.activation, config.positions]
+    parts.append("tied embeddings" if config.tied else "separate head")
+    if config.qkv_bias:
+        parts.append("biases" if config.linear_bias else "biases on query, key and value")
+    if config.qk_norm:
+        parts.append("query and key norms")
+    parts.append(f"eps {config.norm_eps:.6g}")
+    return ", ".join(parts)
