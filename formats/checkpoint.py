@@ -97,8 +97,8 @@ class Contents(Protocol):
     def digest(self) -> str:
         """Return a digest of all content."""
 
-    def verify(self, progress: Callable[[int], object]) -> str:
-        """Check all sums and return which they are, an empty string where the format has none.
+    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
+        """Check all sums and return the names of their kinds; the format may have none.
 
         Raises BadCheckpointError, naming the file.
         """

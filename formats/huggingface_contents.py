@@ -193,9 +193,9 @@ class HuggingFaceFolder:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def verify(self, progress: Callable[[int], object]) -> str:
+    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """There is nothing to check: safetensors files hold no sums."""
-        return ""
+        return ()
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

@@ -69,11 +69,11 @@ class RankFiles:
     def _opened(self) -> list[TorchFile]:
         return [*self.files.values(), *self.beside.values()]
 
-    def verify(self, progress: Callable[[int], object]) -> str:
+    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """Check every CRC32. Raises BadCheckpointError, naming file and record."""
         for file in self._opened():
             file.verify(progress)
-        return "CRC32"
+        return ("CRC32",)
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

@@ -174,7 +174,7 @@ class DistFolder:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def verify(self, progress: Callable[[int], object]) -> str:
+    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """Check the CRC32 of every record of every item, and the sums in ``integrity.json``."""
         if not self.in_shard:
             self.common.verify(progress)
@@ -184,7 +184,7 @@ class DistFolder:
         for item in self.metadata.objects.values():
             self.items.open_object(item).verify(progress)
         check_integrity(self.folder, self.integrity)
-        return "CRC32 and SHA-256" if self.integrity else "CRC32"
+        return ("CRC32", "SHA-256") if self.integrity else ("CRC32",)
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

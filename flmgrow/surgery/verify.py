@@ -124,10 +124,14 @@ def _checksums(checkpoint: Checkpoint, manifest: Json | None, progress: Progress
         verify_files(checkpoint.path, records)
     except BadCheckpointError as error:
         return Check(name, False, error.message)
-    kinds = [kind for kind in (sums, "xxh3" if records else "") if kind]
-    if not kinds:
+    *kinds, last = (*sums, "xxh3") if records else sums or ("",)
+    if not last:
         return Check(name, None, "it keeps none")
-    return Check(name, True, f"{' and '.join(kinds)} of {checkpoint.contents.count} files match")
+    named = f"{', '.join(kinds)} and {last}" if kinds else last
+    count = checkpoint.contents.count
+    return Check(
+        name, True, f"{named} of {count} {'file matches' if count == 1 else 'files match'}"
+    )
 
 
 def _elements(

@@ -57,7 +57,7 @@ def test_it_is_written_as_megatron_would(tmp_path: Path, version: str) -> None:
     folder = folder_of(tmp_path / "out")
     assert (folder / INTEGRITY).read_text() == manifest_of(folder)
     with open_checkpoint(tmp_path / "out") as opened:
-        assert opened.contents.verify(lambda _: None) == "CRC32 and SHA-256"
+        assert opened.contents.verify(lambda _: None) == ("CRC32", "SHA-256")
 
 
 def test_workers_do_not_change_a_byte(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_verify_names_the_damaged_file(tmp_path: Path) -> None:
     folder = add_manifest(source)
     grow_checkpoint(source, tmp_path / "out")
     good = flmgrow("verify", source, tmp_path / "out")
-    assert (good.code, "CRC32 and SHA-256 of" in good.out) == (0, True)
+    assert (good.code, "CRC32, SHA-256 and xxh3 of" in good.out) == (0, True)
     (folder / "metadata.json").write_text("{}")
     sums = json.loads((folder / INTEGRITY).read_text())
     sums["files"]["metadata.json"] = "0" * 64
