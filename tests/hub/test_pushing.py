@@ -246,6 +246,24 @@ def test_an_interrupted_upload_goes_on(hub: Hub, source: Path, tmp_path: Path) -
     assert hub.count("PUT", "/lfs/") - before == len(hub.objects) - sent
 
 
+def test_an_interruption_is_no_failure(
+    hub: Hub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            push(source)
+    assert hub.repositories[NAME].files().keys() == {".gitattributes"}
+    assert push(source).code == 0
+    assert hub.count("PUT", "/lfs/") == 1
+    check_whole(hub, tmp_path / "out")
+
+
 def test_a_commit_whose_answer_was_lost_is_found(hub: Hub, source: Path, tmp_path: Path) -> None:
     hub.faults = [Fault("POST", "/commit/", late=True)]
     outcome = push(source)
