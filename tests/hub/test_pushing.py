@@ -67,6 +67,20 @@ def test_a_public_repository_stays_what_it_is(hub: Hub, source: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_public_repository_that_appears_meanwhile_is_noticed(
+    hub: Hub, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def overtaken(*_: object, **__: object) -> None:
+        hub.repositories[NAME] = Repository()
+
+    monkeypatch.setattr(HfApi, "create_repo", overtaken)
+    outcome = push(source, "--private")
+    assert outcome.code == 5
+    assert hub.repositories[NAME].files().keys() == {".gitattributes"}
+
+
 def test_a_branch_is_made(hub: Hub, source: Path, tmp_path: Path) -> None:
     assert push(source, "--revision", "run-2").code == 0
     check_whole(hub, tmp_path / "out", "run-2")
