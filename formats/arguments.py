@@ -30,6 +30,7 @@ Arguments = Mapping[str, object]
 OWN_PREFIX = "flmgrow_"
 MAX_LAYERS = 10_000
 """More are taken for damage, before memory is spent on them."""
+MAX_TOKENS = 1 << 60
 MAX = sys.float_info.max
 _MODEL_WORDS = frozenset(
     """
@@ -192,6 +193,18 @@ def true_vocabulary(reader: ArgumentReader, padded: int) -> int:
     given = reader.optional_integer("vocab_size")
     size = own or (given + _added_ids(reader.arguments) if given else padded)
     return min(size, padded)
+
+
+def tokens_seen(arguments: Arguments) -> int | None:
+    """Return how many tokens training says it has consumed; None where it does not say.
+
+    The count goes on through growth, as Megatron-LM's own does.
+    """
+    samples, length = (arguments.get(name) for name in ("consumed_train_samples", "seq_length"))
+    if not isinstance(samples, int) or not isinstance(length, int):
+        return None
+    tokens = samples * length
+    return tokens if 0 < tokens < MAX_TOKENS else None
 
 
 def _added_ids(arguments: Arguments) -> int:

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 from commands import flmgrow
+from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
 from test_structure import FOLDERS, ROOT, find_modules
 
@@ -121,7 +122,9 @@ def test_shown_commands_have_such_options(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*GUIDES, *CONCEPTS], ids=name_of)
 def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All commands of a page, one after the other, on a tiny checkpoint of the same kind."""
+    """All commands of a page, one after the other, on a tiny checkpoint of the same kind; the Hub
+    is one on loopback.
+    """
     monkeypatch.chdir(tmp_path)
     layout = even(CONFIGS["llama"], tp=2, pp=2)
     make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
@@ -130,10 +133,11 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / "target.yaml").write_text(text, encoding="utf-8")
         assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0
     ran = 0
-    for words, code in shown_commands(page):
-        outcome = flmgrow(*words)
-        assert outcome.code == code, f"{' '.join(words)}: {outcome.out}{outcome.err}"
-        ran += 1
+    with hub_at(tmp_path, monkeypatch):
+        for words, code in shown_commands(page):
+            outcome = flmgrow(*words)
+            assert outcome.code == code, f"{' '.join(words)}: {outcome.out}{outcome.err}"
+            ran += 1
     assert ran
 
 

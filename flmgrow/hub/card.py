@@ -96,7 +96,7 @@ def _on_hub(members: Sequence[Json]) -> Json | None:
 
 def _front_matter(members: Sequence[Json], facts: CardFacts) -> str:
     fields: Json = {"license": facts.license} if facts.license else {}
-    if base := _on_hub(members):
+    if (base := _on_hub(members)) and base["repository"] != facts.name:
         fields["base_model"] = base["repository"]
     fields |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     grown = any(member.get("methods") for member in members)
@@ -127,13 +127,13 @@ def _tree(members: Sequence[Json]) -> str:
             member["name"],
             amount(member["parameters"]),
             "" if member.get("iteration") is None else member["iteration"],
-            member.get("tokens", ""),
+            amount(member["tokens"]) if member.get("tokens") else "",
             member.get("date", ""),
             _how(member),
         )
         for member in members
     ]
-    heads = ("model", "parameters", "iteration", "tokens", "date", "grown by")
+    heads = ("model", "parameters", "iteration", "tokens seen", "date", "grown by")
     lines = list(_table(heads, rows))
     if len(steps) > 1:
         lines = [" -> ".join(map(amount, steps)), "", *lines]

@@ -17,11 +17,12 @@ from flmgrow.errors import HubError, OutputExistsError, UsageError
 from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
 from flmgrow.hub.names import HubName
+from flmgrow.hub.redaction import Redactor
 from flmgrow.surgery.manifest import MANIFEST, Json, records_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 _STALE = re.compile(r"(?!\.)[\w.-]+\.safetensors(?:\.index\.json)?")
 """Weights, which would contradict new ones if they stayed."""
@@ -55,12 +56,15 @@ class Push:
             if error.response.status_code != 404:
                 raise
             return False
-        if self.private and info.private is False:
+        self._check_private(info)
+        return True
+
+    def _check_private(self, info: "ModelInfo") -> None:
+        if self.private and not info.private:
             raise OutputExistsError(
                 f"{self.name}: exists and is public, wanted a private one",
                 "choose another name, or leave out --private; flmgrow changes no visibility",
             )
-        return True
 
     def run(self, folder: Path, manifest: Json, message: str) -> str:
         """Push ``folder``, whose content ``manifest`` describes, and return the commit's address.
@@ -77,7 +81,7 @@ class Push:
             commit = self._commit(api, parent, additions, there, message)
             arrived = patiently(lambda: _files_there(api, self.name, commit))
             _check_arrived(self.name, arrived, additions)
-            return f"{api.endpoint}/{self.name.repository}/commit/{commit}"
+            return Redactor(None)(f"{api.endpoint}/{self.name.repository}/commit/{commit}")
 
     def _prepare(self, api: "HfApi") -> str:
         """Make repository and branch if they are not there; return the commit to build on."""
@@ -90,6 +94,7 @@ class Push:
                 lambda: api.create_branch(name.repository, branch=name.revision, exist_ok=True)
             )
         info = patiently(lambda: api.model_info(name.repository, revision=name.revision))
+        self._check_private(info)  # somebody else may have made it meanwhile
         return _commit_id(name, info.sha)
 
     def _leave_edited_card(self, api: "HfApi", parent: str, paths: dict[str, Path]) -> None:

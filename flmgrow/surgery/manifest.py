@@ -13,7 +13,9 @@ from typing import Any
 
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.inert_values import namespace
 from flmgrow.model.axes import AxisMap
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.surgery.integrity import FileRecord
@@ -89,6 +91,7 @@ def describe(
             "model": asdict(source.config),
             "layout": asdict(source.layout),
             "iteration": source.iteration,
+            "tokens": _tokens(source),
             "family": family(source),
             "receipt": parent.get("receipt") if parent else None,
         },
@@ -109,6 +112,11 @@ def describe(
         "files": [{"path": f.path, "size": f.size, "xxh3_128": f.xxh3_128} for f in files],
         "receipt": None,
     }
+
+
+def _tokens(source: Checkpoint) -> int | None:
+    arguments = source.contents.content((0, 0)).get("args")
+    return None if arguments is None else tokens_seen(namespace(arguments))
 
 
 def _optimizer(plan: Plan) -> str:
@@ -209,8 +217,8 @@ def lineage(manifest: Json, name: str) -> list[Json]:
             "iteration": source["iteration"],
         }
     ]
-    if source.get("hub"):
-        ancestors[-1] = {**ancestors[-1], "hub": source["hub"]}
+    known = {key: source[key] for key in ("hub", "tokens") if source.get(key)}
+    ancestors[-1] = {**ancestors[-1], **known}
     return [
         *ancestors,
         {

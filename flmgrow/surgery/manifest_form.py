@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from flmgrow.errors import BadCheckpointError
 
 _Count = Annotated[int, Field(ge=0, le=1 << 50)]
+_Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
 _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
@@ -33,11 +34,13 @@ class _Member(BaseModel):
     methods: dict[str, str] = {}
     receipt: _Receipt | None = None
     hub: _Hub | None = None
+    tokens: _Tokens | None = None
 
 
 class _Source(BaseModel):
     name: str
     hub: _Hub | None = None
+    tokens: _Tokens | None = None
     digest: str
     parameters: _Count
     iteration: _Count | None

@@ -371,8 +371,9 @@ def test_there_and_back_is_bit_equal(name: str, tmp_path: Path) -> None:
         rows = config.vocab if key in ("embedding", "head") else None
         assert same_bits(values[:rows], after[key][:rows]), key
     accepted("export", tmp_path / "c", tmp_path / "d", "--shard-size", 3000)
+    histories = {"flmgrow.json", "README.md"}
     shards = [
-        {n: c for n, c in all_files(tmp_path / x).items() if n != "flmgrow.json"} for x in "bd"
+        {n: c for n, c in all_files(tmp_path / x).items() if n not in histories} for x in "bd"
     ]
     assert len(shards[0]) > 5
     assert shards[0] == shards[1]
@@ -469,7 +470,9 @@ def test_tokenizer_files_come_along_and_programs_do_not(tmp_path: Path) -> None:
     assert files == {
         "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja",
         "generation_config.json", "config.json", "model.safetensors", "flmgrow.json",
+        "README.md",
     }  # fmt: skip
+    assert (tmp_path / "out" / "README.md").read_bytes() != b"README.md"
     assert (tmp_path / "out" / "merges.txt").read_bytes() == b"merges.txt"
     accepted("export", source, tmp_path / "code", "--keep-code")
     assert (tmp_path / "code" / "modeling_evil.py").exists()

@@ -65,6 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_family_and_every_receipt_are_told(exported: Path) -> None:
     page = (exported / "README.md").read_text()
     b, c = (manifest(exported.parent / name) for name in ("ckpt-b", "ckpt-c"))
+    assert "| ckpt-a | 8,208 | 30 | 3,840 |" in page  # 240 samples of 16 tokens
     assert re.search(r"\| ckpt-a \|.*\n\| ckpt-b \|.*width=zero.*\n\| ckpt-c \|.*depth=zero", page)
     for name, old, found in (("ckpt-b", "ckpt-a", b), ("ckpt-c", "ckpt-b", c)):
         receipt: Any = found["receipt"]
@@ -103,12 +104,14 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_what_is_known_is_told() -> None:
     source = {**made()["source"], "hub": {"repository": "org/old", "commit": "c" * 40}}
-    source["family"] = [{"name": "old", "parameters": 10, "tokens": "1.2T", "date": "2026-01-02"}]
+    source["family"] = [
+        {"name": "old", "parameters": 10, "tokens": 12 * 10**11, "date": "2026-01-02"}
+    ]
     page = text_of(
         made(source=source), tokenizer=True, revision="v2", scores=(Score("t", "acc", 0.5, 0.01),)
     )
     assert head_of(page)["base_model"] == "org/old"
-    assert "| 1.2T | 2026-01-02 |" in page
+    assert "| 1.20T | 2026-01-02 |" in page
     assert 'AutoTokenizer.from_pretrained("org/new", revision="v2")' in page
     assert "| t | acc | 0.5 | 0.01 |" in page
     assert f"goes back to org/old at commit {'c' * 40}" in page

@@ -67,6 +67,20 @@ def test_a_public_repository_stays_what_it_is(hub: Hub, source: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_public_repository_that_appears_meanwhile_is_noticed(
+    hub: Hub, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def overtaken(*_: object, **__: object) -> None:
+        hub.repositories[NAME] = Repository()
+
+    monkeypatch.setattr(HfApi, "create_repo", overtaken)
+    outcome = push(source, "--private")
+    assert outcome.code == 5
+    assert hub.repositories[NAME].files().keys() == {".gitattributes"}
+
+
 def test_a_branch_is_made(hub: Hub, source: Path, tmp_path: Path) -> None:
     assert push(source, "--revision", "run-2").code == 0
     check_whole(hub, tmp_path / "out", "run-2")
@@ -244,6 +258,24 @@ def test_an_interrupted_upload_goes_on(hub: Hub, source: Path, tmp_path: Path) -
     assert outcome.code == 0, outcome.err
     check_whole(hub, tmp_path / "out")
     assert hub.count("PUT", "/lfs/") - before == len(hub.objects) - sent
+
+
+def test_an_interruption_is_no_failure(
+    hub: Hub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            push(source)
+    assert hub.repositories[NAME].files().keys() == {".gitattributes"}
+    assert push(source).code == 0
+    assert hub.count("PUT", "/lfs/") == 1
+    check_whole(hub, tmp_path / "out")
 
 
 def test_a_commit_whose_answer_was_lost_is_found(hub: Hub, source: Path, tmp_path: Path) -> None:
