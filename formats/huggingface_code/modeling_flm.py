@@ -196,16 +196,16 @@ class FLMModel(FLMPreTrainedModel):
             position_ids = torch.arange(past, past + x.shape[1], device=x.device)[None]
         tables = rotary_tables(self.config, position_ids, x.dtype)
         bias = attention_bias(x, past, attention_mask)
-        states = [x]
+        states = []
         for block in self.h:
+            if output_hidden_states:
+                states.append(x)
             x = block(x, tables, bias, past_key_values)
-            states.append(x)
         x = self.ln_f(x)
-        states[-1] = x
         result = BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=(*states, x) if output_hidden_states else None,
         )
         return result.to_tuple() if return_dict is False else result
 
