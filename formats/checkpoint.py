@@ -1,5 +1,6 @@
 """What every opened checkpoint offers, whatever its format."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +38,25 @@ class HuggingFaceOptions:
     """What is chosen about a Hugging Face folder to be written.
 
     ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
-    the model. ``keep_code`` carries the source's programs along.
+    the model. ``keep_code`` carries the source's programs along. ``tokenizer`` holds files, by
+    name, that stand in the place of the source's own.
     """
 
     shard_size: int = 5 << 30
     family: str | None = None
     keep_code: bool = False
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All of it as JSON can say it: files by their sums."""
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer.items()}
+        return {
+            "shard_size": self.shard_size,
+            "family": self.family,
+            "keep_code": self.keep_code,
+            "tokenizer": sums,
+        }
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class TargetModel:
     optimizer: OptimizerState | None = None
     format: str = "megatron"
     torch_dist_version: str | None = None
-    huggingface: HuggingFaceOptions = HuggingFaceOptions()
+    huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
 
 
 class Contents(Protocol):

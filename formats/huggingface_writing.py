@@ -125,8 +125,9 @@ def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
 
 def _kinds(target: TargetModel) -> tuple[str, ...]:
     """Return which kinds of files that lie beside the weights come along."""
+    tokenizer = () if target.huggingface.tokenizer else ("tokenizer",)
     code = ("code",) if target.huggingface.keep_code else ()
-    return ("generation", "tokenizer", *code)
+    return ("generation", *tokenizer, *code)
 
 
 def _own_file(folder: Path, name: str) -> Path:
@@ -201,6 +202,7 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
         *shards,
         *([_index(shards)] if len(shards) > 1 else []),
         *carried,
+        *(TargetBytes(*file) for file in target.huggingface.tokenizer.items()),
         *_shipped(family, carried),
         TargetBytes(CONFIG, config),
     ]

@@ -2,6 +2,7 @@
 
 from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
+from flmgrow.formats.tokenizer_files import tokenizer_files
 from flmgrow.operators.target import Target
 from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
@@ -12,6 +13,7 @@ def export(
     dst: options.Destination,
     family: options.Family = None,
     shard_size: options.ShardSize = "5G",
+    tokenizer: options.Tokenizer = None,
     keep_code: options.KeepCode = False,
     iteration: options.Iteration = None,
     ignore_arg: options.IgnoreArgument = None,
@@ -43,6 +45,7 @@ def export(
         as_json=as_json,
     )
     with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+        files = None if tokenizer is None else tokenizer_files(tokenizer, source.config)
         plan = make_plan(
             source,
             Target(),
@@ -50,6 +53,6 @@ def export(
             dtype=dtype,
             file_format="huggingface",
             pending=masks_of(source),
-            huggingface=huggingface_options(shard_size, family, keep_code),
+            huggingface=huggingface_options(shard_size, family, keep_code, files),
         )
         carry_out(plan, dst, running)
