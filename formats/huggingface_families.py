@@ -60,7 +60,8 @@ class Family:
 
     def is_plain(self, name: str, value: object) -> bool:
         """Whether a field that is not understood has a value that does not matter."""
-        values = [*NEUTRAL.get(name, (None,)), self.fixed.get(name)]
+        own = [self.fixed[name]] if name in self.fixed else []
+        values = [*NEUTRAL.get(name, (None,)), *own]
         return any(value == plain and type(value) is type(plain) for plain in values)
 
 

@@ -6,6 +6,7 @@ scale factor is the width over the base width. ``head_dim``, ``rotary_interleave
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import MAX_LAYERS, ArgumentReader
@@ -52,12 +53,12 @@ def _scale_factor(hidden: int, base: int | None) -> float:
 
 
 def _multipliers(reader: ArgumentReader, hidden: int) -> Multipliers:
-    attention = Multipliers(
+    scores = Multipliers(
         attention=None if reader.flag("scale_attn_weights", default=True) else 1.0,
         attention_by_inverse_layer=reader.flag("scale_attn_by_inverse_layer_idx"),
     )
     if not reader.flag("use_mup"):
-        return attention
+        return scores
     base = None
     if reader.arguments.get("mup_base_width") is not None:
         base = reader.integer("mup_base_width")
@@ -68,12 +69,11 @@ def _multipliers(reader: ArgumentReader, hidden: int) -> Multipliers:
             f"({wanted:g})",
             "only such a factor can follow the width when the model grows",
         )
-    return Multipliers(
+    return replace(
+        scores,
         embedding=reader.number("input_mult", 1.0),
         output=reader.number("output_mult", 1.0),
         mup_base_width=base,
-        attention=attention.attention,
-        attention_by_inverse_layer=attention.attention_by_inverse_layer,
     )
 
 

@@ -148,6 +148,20 @@ def test_what_transformers_saves_is_read_again(place: Path, tmp_path: Path) -> N
                  reference(place / "hf", torch.float64)) == 0  # fmt: skip
 
 
+def test_the_bare_model_loads_and_is_read_again(tmp_path: Path) -> None:
+    folder = export(_PAPER, tmp_path)
+    bare = transformers.AutoModel.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float64
+    )
+    assert type(bare).__name__ == "FLMModel"
+    with torch.no_grad():
+        states = bare.eval()(TOKENS).last_hidden_state
+        found = states @ bare.wte.weight.T * _PAPER.logit_factor
+    assert worst(found, reference(folder, torch.float64)) <= EXACT
+    bare.save_pretrained(tmp_path / "bare")
+    assert worst(reference(tmp_path / "bare", torch.float64), found) <= EXACT
+
+
 HEADS = ("--hidden-size", 24, "--num-attention-heads", 8, "--num-layers", 6)
 GROWTHS = [
     ("paper", (*HEADS, "--ffn-hidden-size", 40, "--method", "copy")),
