@@ -110,6 +110,16 @@ def grow(hf: Path, place: Path, method: str, tokens: Path, wanted: list[str]) ->
     print(f"=> the text is the same to the letter, after {method}", flush=True)
 
 
+def control(hf: Path, place: Path, wanted: list[str]) -> None:
+    """Grow by stacking layers, which changes the function: the comparison of texts must see it."""
+    stacked = place / "stacked"
+    flmgrow("expand", str(hf), str(stacked), "--num-layers", "36", "--method", "depth=stack")
+    found = speak(stacked)
+    show(found)
+    require(found != wanted, "another function speaks the same: the comparison is blind")
+    print("=> it speaks differently, as it must", flush=True)
+
+
 def run(place: Path) -> None:
     """Do all of it in the folder ``place``."""
     hf = place / "smollm2-hf"
@@ -122,6 +132,7 @@ def run(place: Path) -> None:
     lay_out(hf, place)
     for method in ("zero", "copy"):
         grow(hf, place, method, tokens, texts)
+    control(hf, place, texts)
     print("all as it should be")
 
 
