@@ -1,5 +1,6 @@
 """What every opened checkpoint offers, whatever its format."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,13 +47,27 @@ class HuggingFaceOptions:
 
     ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
     the model. ``keep_code`` carries the source's programs along. ``provenance`` are
-    short named texts, written into every shard, that say where the weights come from.
+    short named texts, written into every shard, that say where the weights come from. ``tokenizer``
+    holds files, by name, that stand in the place of the source's own.
     """
 
     shard_size: int = 5 << 30
     family: str | None = None
     keep_code: bool = False
     provenance: tuple[tuple[str, str], ...] = ()
+    tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """All of it as JSON can say it: files by their sums."""
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer.items()}
+        return {
+            "shard_size": self.shard_size,
+            "family": self.family,
+            "keep_code": self.keep_code,
+            "provenance": dict(self.provenance),
+            "tokenizer": sums,
+        }
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class TargetModel:
     optimizer: OptimizerState | None = None
     format: str = "megatron"
     torch_dist_version: str | None = None
-    huggingface: HuggingFaceOptions = HuggingFaceOptions()
+    huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
 
 
 class Contents(Protocol):

@@ -11,8 +11,9 @@ from typing import cast
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.arguments import ArgumentReader, shown
-from flmgrow.formats.huggingface_families import FAMILIES, FULL_ATTENTION, Family
-from flmgrow.formats.huggingface_fields import HARMLESS, NEUTRAL, PRIVATE, ROTARY
+from flmgrow.formats.huggingface_families import FAMILIES, Family
+from flmgrow.formats.huggingface_fields import HARMLESS, PRIVATE, ROTARY
+from flmgrow.formats.huggingface_parts import FULL_ATTENTION
 from flmgrow.model.config import ModelConfig
 
 Fields = Mapping[str, object]
@@ -42,8 +43,7 @@ def read_fields(
     for name, value in fields.items():
         if name in family.understood or name in HARMLESS or name in ignored:
             continue
-        neutral = NEUTRAL.get(name, (None,))
-        if not any(value == plain and type(value) is type(plain) for plain in neutral):
+        if not family.is_plain(name, value):
             raise BadCheckpointError(
                 f"{where}: {name}: found {shown(value)}, which flmgrow does not understand in a "
                 f"model of type {family.name}",
@@ -99,6 +99,7 @@ def _new(family: Family, config: ModelConfig) -> Fields:
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
+        **family.fixed,
         **family.write(config),
         **ids,
     }

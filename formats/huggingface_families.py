@@ -6,28 +6,26 @@ leaves it to its caller to find out whether that is all.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.arguments import MAX_LAYERS, ArgumentReader, shown
+from flmgrow.formats import huggingface_flm as flm
+from flmgrow.formats.arguments import MAX_LAYERS, ArgumentReader
+from flmgrow.formats.huggingface_fields import NEUTRAL
+from flmgrow.formats.huggingface_parts import (
+    activation_name,
+    exact_heads,
+    grouped_heads,
+    read_activation,
+    refuse_window,
+)
 from flmgrow.formats.huggingface_rotary import read_rotary, written_rotary
 from flmgrow.formats.tables.huggingface import GPT2, GPT_NEOX, LLAMA
 from flmgrow.formats.tables.row import Row
-from flmgrow.model.config import Activation, ModelConfig, Multipliers
-
-ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
-"""By transformers' name; the first of several is the one that is written."""
+from flmgrow.model.config import ModelConfig, Multipliers
 
 _NEOX_BASE = ("rotary_emb_base", "rope_theta")
 _NEOX_SHARE = ("rotary_pct", "partial_rotary_factor")
-
-FULL_ATTENTION = "full_attention"
-"""The one kind of layer there may be among ``layer_types``."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Family:
 
     ``rows`` say where its tensors are, ``prefix`` is what all keys but the head's begin with (and
     lack where the bare model was saved), ``buffers`` match what is stored and no parameter.
-    ``read`` and ``write`` translate its fields, which are ``understood``.
+    ``read`` and ``write`` translate its fields, which are ``understood``. ``code`` says which class
+    of which shipped file stands for each of transformers' automatic classes, where it has none.
     """
 
     name: str
@@ -47,56 +46,30 @@ class Family:
     read: Callable[[ArgumentReader], ModelConfig]
     write: Callable[[ModelConfig], dict[str, object]]
     understood: frozenset[str]
+    code: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def fixed(self) -> dict[str, object]:
+        """Fields that say the same of each of its models."""
+        return {"auto_map": dict(self.code)} if self.code else {}
 
-def _grouped_heads(reader: ArgumentReader, name: str, groups: str) -> tuple[int, int]:
-    """Return (groups, queries per group); without a number of groups, there is one per head."""
-    heads = reader.integer(name)
-    count = reader.integer(groups, heads)
-    if heads % count:
-        raise BadCheckpointError(
-            f"{reader.where}: {groups}: found {count}, which does not divide {name} {heads}"
-        )
-    return count, heads // count
+    @property
+    def code_files(self) -> list[str]:
+        """The names of the shipped files, sorted."""
+        return sorted({f"{place.partition('.')[0]}.py" for place in self.code.values()})
 
-
-def _exact_heads(reader: ArgumentReader, hidden: str, heads: str) -> int:
-    """Return the size of a head where the heads together are as wide as the model."""
-    width, count = reader.integer(hidden), reader.integer(heads)
-    if width % count:
-        raise BadCheckpointError(
-            f"{reader.where}: {hidden}: found {width}, wanted a multiple of {heads} {count}"
-        )
-    return width // count
-
-
-def _window(reader: ArgumentReader, default: int | None) -> None:
-    """Refuse attention that does not reach as far as the model's positions."""
-    types = reader.arguments.get("layer_types")
-    if types is not None and (
-        not isinstance(types, list) or any(t != FULL_ATTENTION for t in types)
-    ):
-        raise BadCheckpointError(
-            f"{reader.where}: layer_types: found {shown(types)}, wanted full_attention only",
-            "attention in windows is not supported",
-        )
-    used = reader.flag("use_sliding_window", default=default is not None)
-    window = reader.arguments.get("sliding_window", default)
-    if used and window is not None:
-        length = reader.integer("max_position_embeddings")
-        if not isinstance(window, int) or window < length:
-            raise BadCheckpointError(
-                f"{reader.where}: sliding_window: found {shown(window)}, wanted null or at least "
-                f"max_position_embeddings ({length})",
-                "attention in windows is not supported",
-            )
+    def is_plain(self, name: str, value: object) -> bool:
+        """Whether a field that is not understood has a value that does not matter."""
+        own = [self.fixed[name]] if name in self.fixed else []
+        values = [*NEUTRAL.get(name, (None,)), *own]
+        return any(value == plain and type(value) is type(plain) for plain in values)
 
 
 def _llama(
     reader: ArgumentReader, *, qkv_bias: bool = False, linear_bias: bool = False,
     qk_norm: bool = False,
 ) -> ModelConfig:  # fmt: skip
-    groups, queries = _grouped_heads(reader, "num_attention_heads", "num_key_value_heads")
+    groups, queries = grouped_heads(reader, "num_attention_heads", "num_key_value_heads")
     hidden = reader.integer("hidden_size")
     reader.choice("hidden_act", ("silu", "swish"), "silu")
     return ModelConfig(
@@ -121,7 +94,7 @@ def _llama(
 
 
 def _read_llama(reader: ArgumentReader) -> ModelConfig:
-    _exact_heads(reader, "hidden_size", "num_attention_heads")  # transformers 5 insists on it
+    exact_heads(reader, "hidden_size", "num_attention_heads")  # transformers 5 insists on it
     biases = [reader.flag("attention_bias"), reader.flag("mlp_bias")]
     if biases[0] != biases[1]:
         raise BadCheckpointError(
@@ -133,17 +106,17 @@ def _read_llama(reader: ArgumentReader) -> ModelConfig:
 
 
 def _read_mistral(reader: ArgumentReader) -> ModelConfig:
-    _window(reader, default=4096)
+    refuse_window(reader, default=4096)
     return _llama(reader)
 
 
 def _read_qwen2(reader: ArgumentReader) -> ModelConfig:
-    _window(reader, default=None)
+    refuse_window(reader, default=None)
     return _llama(reader, qkv_bias=True)
 
 
 def _read_qwen3(reader: ArgumentReader) -> ModelConfig:
-    _window(reader, default=None)
+    refuse_window(reader, default=None)
     return _llama(reader, qk_norm=True)
 
 
@@ -157,11 +130,11 @@ def _read_gpt2(reader: ArgumentReader) -> ModelConfig:
         ffn=reader.integer("n_inner", 4 * hidden),
         kv_groups=reader.integer("n_head"),
         queries_per_group=1,
-        head_dim=_exact_heads(reader, "n_embd", "n_head"),
+        head_dim=exact_heads(reader, "n_embd", "n_head"),
         vocab=reader.integer("vocab_size"),
         max_positions=reader.integer("n_positions"),
         norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        activation=_activation(reader, "activation_function", "gelu_new"),
+        activation=read_activation(reader, "activation_function", "gelu_new"),
         tied=reader.flag("tie_word_embeddings", default=True),
         positions="learned",
         multipliers=Multipliers(
@@ -184,24 +157,15 @@ def _read_neox(reader: ArgumentReader) -> ModelConfig:
         ffn=reader.integer("intermediate_size"),
         kv_groups=reader.integer("num_attention_heads"),
         queries_per_group=1,
-        head_dim=_exact_heads(reader, "hidden_size", "num_attention_heads"),
+        head_dim=exact_heads(reader, "hidden_size", "num_attention_heads"),
         vocab=reader.integer("vocab_size"),
         max_positions=reader.integer("max_position_embeddings"),
         norm_eps=reader.number("layer_norm_eps", 1e-5),
-        activation=_activation(reader, "hidden_act", "gelu"),
+        activation=read_activation(reader, "hidden_act", "gelu"),
         tied=reader.flag("tie_word_embeddings"),
         positions="rope",
         rotary=read_rotary(reader, _NEOX_BASE, _NEOX_SHARE, 0.25),
     )
-
-
-def _activation(reader: ArgumentReader, name: str, default: str) -> Activation:
-    return ACTIVATIONS[reader.choice(name, ACTIVATIONS, default)]
-
-
-def _activation_name(config: ModelConfig) -> str:
-    names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation]
-    return names[0] if names else "gelu"
 
 
 def _write_llama(config: ModelConfig) -> dict[str, object]:
@@ -238,7 +202,7 @@ def _write_gpt2(config: ModelConfig) -> dict[str, object]:
         "n_layer": config.layers,
         "n_head": config.heads,
         "n_positions": config.max_positions,
-        "activation_function": _activation_name(config),
+        "activation_function": activation_name(config),
         "layer_norm_epsilon": config.norm_eps,
         "scale_attn_weights": config.multipliers.attention != 1.0,
         "scale_attn_by_inverse_layer_idx": config.multipliers.attention_by_inverse_layer,
@@ -253,7 +217,7 @@ def _write_neox(config: ModelConfig) -> dict[str, object]:
         "intermediate_size": config.ffn,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
-        "hidden_act": _activation_name(config),
+        "hidden_act": activation_name(config),
         "max_position_embeddings": config.max_positions,
         "layer_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,
@@ -324,6 +288,10 @@ FAMILIES: Mapping[str, Family] = {
             _write_neox, _NEOX_FIELDS,
         ),
         _llama_family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, _WINDOW),
+        Family(
+            "flm", "FLMForCausalLM", GPT2, "transformer.", _GPT2_BUFFERS, flm.read_flm,
+            flm.write_flm, flm.FIELDS, flm.CODE,
+        ),
     )
 }  # fmt: skip
 """By ``model_type``, in the order in which they are tried for a model that came from elsewhere."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +20,13 @@ from flmgrow.formats.files import Bytes, ReadOnlyFile
 from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface_contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
+from flmgrow.formats.huggingface_families import Family
 from flmgrow.formats.layout import Placement
 from flmgrow.formats.safetensors_file import NewTensor, SafetensorsPlan
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.torch_zip import new_tensor
 
+_CODE = "flmgrow.formats.huggingface_code"
 MAX_CARRIED_BYTES = 256 << 20
 _METADATA = (("format", "pt"), ("flmgrow", __version__))
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
@@ -125,8 +128,9 @@ def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
 
 def _kinds(target: TargetModel) -> tuple[str, ...]:
     """Return which kinds of files that lie beside the weights come along."""
+    tokenizer = () if target.huggingface.tokenizer else ("tokenizer",)
     code = ("code",) if target.huggingface.keep_code else ()
-    return ("generation", "tokenizer", *code)
+    return ("generation", *tokenizer, *code)
 
 
 def _own_file(folder: Path, name: str) -> Path:
@@ -160,6 +164,23 @@ def _carried(source: Checkpoint, target: TargetModel) -> Iterator[CarriedFile]:
             yield CarriedFile(name, file)
 
 
+def is_shipped(file: Path) -> bool:
+    """Whether a file is code of flmgrow's own, byte for byte."""
+    own = resources.files(_CODE).joinpath(file.name)
+    return file.name != "__init__.py" and own.is_file() and own.read_bytes() == file.read_bytes()
+
+
+def _shipped(family: Family, carried: Sequence[CarriedFile]) -> Iterator[TargetBytes]:
+    """Yield flmgrow's own code for a family that has no class in transformers.
+
+    Code of the source's own, where it is kept, stands in its place.
+    """
+    folder = resources.files(_CODE)
+    kept = {file.path for file in carried}
+    for name in (name for name in family.code_files if name not in kept):
+        yield TargetBytes(name, folder.joinpath(name).read_bytes())
+
+
 def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     """Name the carried content that has no place in the target and is left out."""
     if source.format != "huggingface":
@@ -180,13 +201,17 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     family, fields = written_fields(target.config, target.huggingface.family, told)
     if not target.huggingface.keep_code:
         fields.pop("auto_map", None)
+        fields.update(family.fixed)
     dtype = target.dtype or source.dtype
     wanted = family_placements(family, target.config, target.config.sizes)
     shards = _shards([_array(p, dtype) for p in wanted], target.huggingface)
     config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
+    carried = list(_carried(source, target))
     return [
         *shards,
         *([_index(shards)] if len(shards) > 1 else []),
-        *_carried(source, target),
+        *carried,
+        *(TargetBytes(*file) for file in target.huggingface.tokenizer.items()),
+        *_shipped(family, carried),
         TargetBytes(CONFIG, config),
     ]

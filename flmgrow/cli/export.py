@@ -10,6 +10,7 @@ from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.huggingface_contents import TOKENIZER
+from flmgrow.formats.tokenizer_files import tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.hub.names import push_name
@@ -68,6 +69,7 @@ def export(
     dst: options.Destination,
     family: options.Family = None,
     shard_size: options.ShardSize = "5G",
+    tokenizer: options.Tokenizer = None,
     keep_code: options.KeepCode = False,
     push_to: PushTo = None,
     private: Private = False,
@@ -111,6 +113,7 @@ def export(
     if push is not None and not dry_run:
         push.check()
     with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+        files = None if tokenizer is None else tokenizer_files(tokenizer, source.config)
         plan = make_plan(
             source,
             Target(),
@@ -118,7 +121,7 @@ def export(
             dtype=dtype,
             file_format="huggingface",
             pending=masks_of(source),
-            huggingface=huggingface_options(source, shard_size, family, keep_code),
+            huggingface=huggingface_options(source, shard_size, family, keep_code, files),
         )
         facts = CardFacts(
             name=dst.name if push is None else push.name.repository,

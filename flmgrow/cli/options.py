@@ -262,8 +262,16 @@ ShardSize = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral",
+        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm",
         help="Family of transformers to write; the first that can say the model if not given.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER|FILE",
+        help="Tokenizer files to carry: those in a folder, or made from a file of tiktoken ranks.",
         rich_help_panel=_LAYOUT,
     ),
 ]

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +73,11 @@ def default_workers(wanted: int | None) -> int:
 
 
 def huggingface_options(
-    source: Checkpoint, shard_size: str, family: str | None = None, keep_code: bool = False
+    source: Checkpoint,
+    shard_size: str,
+    family: str | None = None,
+    keep_code: bool = False,
+    tokenizer: Mapping[str, bytes] | None = None,
 ) -> HuggingFaceOptions:
     """Return how a Hugging Face folder shall be written of ``source``.
 
@@ -82,7 +86,7 @@ def huggingface_options(
     size = parse_size(shard_size, "--shard-size")
     if size < 1:
         raise UsageError(f"--shard-size {shard_size}: wanted at least one byte", "such as 5G")
-    return HuggingFaceOptions(size, family, keep_code, provenance_of(source))
+    return HuggingFaceOptions(size, family, keep_code, provenance_of(source), tokenizer or {})
 
 
 def check_dtype(dtype: str | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmgrow.errors import HubError, OutputExistsError, UsageError
+from flmgrow.formats.huggingface_writing import is_shipped
 from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
 from flmgrow.hub.names import HubName
@@ -149,12 +150,13 @@ def _commit_id(name: HubName, found: object) -> str:
 def _files_to_push(folder: Path, manifest: Json, keep_code: bool) -> dict[str, Path]:
     """Return the files of the model by their path in the repository.
 
-    Raises UsageError for programs, which whoever loads the model might run.
+    Raises UsageError for programs, which whoever loads the model might run, but for flmgrow's own.
     """
     code = sorted(path.name for path in folder.glob("*.py"))
-    if code and not keep_code:
+    foreign = [name for name in code if not is_shipped(folder / name)]
+    if foreign and not keep_code:
         raise UsageError(
-            f"{folder}: holds programs ({', '.join(code)}), which are not published unasked",
+            f"{folder}: holds programs ({', '.join(foreign)}), which are not published unasked",
             "remove them, or pass --keep-code",
         )
     listed = [record.path for record in records_of(manifest)]

@@ -52,7 +52,7 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
         "dtype": plan.target.dtype,
         "format": plan.target.format,
         "torch_dist_version": plan.target.torch_dist_version,
-        "huggingface": asdict(plan.target.huggingface),
+        "huggingface": plan.target.huggingface.identity,
         "methods": dict(growth.methods),
         "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
         "seed": growth.seed,

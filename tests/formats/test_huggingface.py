@@ -48,10 +48,43 @@ MODELS: dict[str, ModelConfig] = {
     "qwen3": ModelConfig(**{**_LLAMA, "qk_norm": True, "head_dim": 8}),
     "gpt2": ModelConfig(**_BASE, positions="learned", activation="gelu_tanh"),
     "gpt_neox": ModelConfig(**_BASE, tied=False, rotary=RotarySettings(percent=0.5)),
-}
+    "flm": ModelConfig(
+        **_BASE, positions="xpos", rotary=RotarySettings(xpos_scale_base=16.0, xpos_centre=4),
+        multipliers=Multipliers(
+            embedding=2.5, output=1.7, mup_base_width=8, attention_by_inverse_layer=True
+        ),
+    ),
+}  # fmt: skip
+OWN_HEADS = ("gpt2", "gpt_neox", "flm")
+"""Families whose heads are as many as their groups."""
 
 
 # --- config.json
+
+
+@st.composite
+def flm(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model of these sizes, and with any of FLM's constants."""
+    number = st.floats(1e-3, 1e3)
+    xpos = draw(st.booleans())
+    return replace(
+        config,
+        activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
+        positions="xpos" if xpos else "rope",
+        rotary=RotarySettings(
+            base=config.rotary.base,
+            interleaved=draw(st.booleans()),
+            xpos_scale_base=draw(number) if xpos else 512.0,
+            xpos_centre=draw(st.integers(0, 99)) if xpos else 0,
+        ),
+        multipliers=Multipliers(
+            embedding=draw(st.sampled_from([1.0, 2.5])),
+            output=draw(st.one_of(st.just(1.0), number)),
+            mup_base_width=draw(st.one_of(st.none(), st.integers(1, 99))),
+            attention=draw(st.sampled_from([None, 1.0])),
+            attention_by_inverse_layer=draw(st.booleans()),
+        ),
+    )
 
 
 @st.composite
@@ -85,6 +118,8 @@ def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
         )
         config = replace(config, activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
                          multipliers=scores)  # fmt: skip
+    if name == "flm":
+        config = draw(flm(config))
     return name, config
 
 
@@ -392,11 +427,11 @@ def test_any_growth_is_the_same_from_either_format(
         layers=config.layers + data.draw(st.integers(0, 2)),
         ffn=config.ffn + data.draw(st.sampled_from([0, 4, 20])),
         hidden=config.hidden * data.draw(st.sampled_from([1, 2])),
-        heads=config.heads * 2 if name in ("gpt2", "gpt_neox") else None,
+        heads=config.heads * 2 if name in OWN_HEADS else None,
         methods=parse_methods("copy"),
         seed=data.draw(st.integers(0, 2)),
     )
-    if name in ("gpt2", "gpt_neox"):
+    if name in OWN_HEADS:
         target = replace(target, hidden=2 * config.hidden)
     grow_checkpoint(source, place / "hf", file_format="huggingface")
     grow_checkpoint(source, place / "grown", target)
@@ -407,7 +442,7 @@ def test_any_growth_is_the_same_from_either_format(
 
 
 @pytest.mark.parametrize("elements", [5, 60])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "flm"])
 def test_blocks_and_workers_do_not_change_a_byte(name: str, elements: int, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", MODELS[name], even(MODELS[name], 2))
     target = Target(hidden=32, heads=8, layers=3, methods=parse_methods("copy"))

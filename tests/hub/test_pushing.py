@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,20 @@ def test_only_what_belongs_to_the_model_is_pushed(hub: Hub, source: Path, tmp_pa
     (tmp_path / "out" / "notes.txt").write_text("mine\n")
     assert push(source).code == 0
     assert not {".env", "notes.txt"} & hub.repositories[NAME].files().keys()
+
+
+def test_the_code_that_loads_flm_is_published_as_it_is_shipped(hub: Hub, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "flm", "flm", dtype="float32")
+    accepted("export", source, tmp_path / "out")
+    with (tmp_path / "out" / "modeling_flm.py").open("a") as file:
+        file.write("raise SystemExit\n")
+    outcome = push(source)
+    assert outcome.code != 0
+    assert "modeling_flm.py" in outcome.err
+    assert not hub.repositories
+    shutil.rmtree(tmp_path / "out")
+    assert push(source).code == 0
+    assert {"modeling_flm.py", "configuration_flm.py"} <= hub.repositories[NAME].files().keys()
 
 
 def test_programs_are_not_published_unasked(hub: Hub, source: Path, tmp_path: Path) -> None:
