@@ -21,6 +21,8 @@ def hub_at(place: Path, patch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
     with serving() as hub:
         patch.setenv("HF_TOKEN", TOKEN)
+        patch.delenv("HF_HUB_OFFLINE", raising=False)  # other tests must not reach the Hub
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", hub.endpoint)
         patch.setattr(constants, "HF_HUB_CACHE", str(place / "cache"))
         patch.setattr(constants, "HF_TOKEN_PATH", str(place / "token"))
