@@ -1,7 +1,7 @@
 """A real model there and back: SmolLM2-135M imported, laid out, grown, proved, and made to speak.
 
 ``python benchmarks/real_model.py [FOLDER]`` needs the packages ``gguf``, ``tokenizers``,
-``safetensors`` and ``transformers``, 5 GB of disk, and takes some minutes. It stops with exit
+``safetensors`` and ``transformers``, 9 GB of disk, and takes some minutes. It stops with exit
 code 1 at the first thing that is not as it should be. Weights are bfloat16. Growth multiplies, so
 the grown models are float32 where text must come out the same to the letter; in bfloat16, flmgrow
 itself judges.

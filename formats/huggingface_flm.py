@@ -20,6 +20,9 @@ CODE: Mapping[str, str] = {
 }
 """Which class of which shipped file each of transformers' automatic classes stands for."""
 
+MAX_WIDTH = 1 << 30
+"""More is taken for damage, before it is divided by."""
+
 FIELDS = frozenset(
     """
     vocab_size n_embd n_inner n_layer n_head n_positions head_dim activation_function
@@ -61,7 +64,7 @@ def _multipliers(reader: ArgumentReader, hidden: int) -> Multipliers:
         return scores
     base = None
     if reader.arguments.get("mup_base_width") is not None:
-        base = reader.integer("mup_base_width")
+        base = reader.integer("mup_base_width", most=MAX_WIDTH)
     wanted = _scale_factor(hidden, base)
     if (found := reader.number("mup_scale_factor", wanted)) != wanted:
         raise BadCheckpointError(
@@ -82,7 +85,7 @@ def read_flm(reader: ArgumentReader) -> ModelConfig:
 
     Fields that are not there have the defaults of the shipped ``FLMConfig``.
     """
-    hidden, heads = reader.integer("n_embd"), reader.integer("n_head")
+    hidden, heads = reader.integer("n_embd", most=MAX_WIDTH), reader.integer("n_head")
     given = reader.arguments.get("head_dim") is not None
     reader.choice("relative_encoding", ("rotary",), "rotary")
     return ModelConfig(

@@ -190,6 +190,15 @@ NEOX: dict[str, object] = {
     "intermediate_size": 16, "vocab_size": 9, "max_position_embeddings": 16, "hidden_act": "gelu",
     "use_parallel_residual": False, "rotary_pct": 0.25, "rotary_emb_base": 10000,
 }  # fmt: skip
+FLM = {  # of the published fields, those that describe FLM-101B; sizes are tiny
+    "model_type": "flm", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 64,
+    "n_positions": 2048, "vocab_size": 24, "activation_function": "gelu_fast",
+    "layer_norm_epsilon": 1e-5, "relative_encoding": "rotary", "rotary_theta": 10000,
+    "rotary_use_xpos": True, "rotary_xpos_scale_base": 512, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "use_mup": True,
+    "mup_base_width": 4, "mup_scale_factor": 4.0, "input_mult": 1.0, "output_mult": 2.0,
+    "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "bos_token_id": 23,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -211,6 +220,12 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(mlp_bias=True), "attention_bias is False, mlp_bias is True"),
     (fields(sliding_window=16), "sliding_window: found 16, which flmgrow does not understand"),
     (fields(quantization_config={"bits": 4}), "quantization_config: found"),
+    ({**FLM, "n_embd": 10**400}, "n_embd: found .*, wanted at most"),
+    ({**FLM, "mup_base_width": 10**400}, "mup_base_width: found .*, wanted at most"),
+    ({**FLM, "rotary_theta": 0}, "rotary_theta: found 0, wanted a positive number"),
+    ({**FLM, "relative_encoding": "alibi"}, "relative_encoding: found 'alibi', wanted rotary"),
+    ({**FLM, "n_head": 5}, "n_embd: found 16, wanted a multiple of n_head 5"),
+    ({**FLM, "mup_base_width": None}, "mup_scale_factor: found 4, wanted n_embd"),
     (fields(auto_map={"AutoModel": "x.py"}), "auto_map: found .*hint: .*--ignore-arg auto_map"),
     (fields(clip_qkv=8.0), "clip_qkv: found 8.0"),
     (fields(some_new_switch=False), "some_new_switch: found False"),
@@ -284,6 +299,21 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
         {"rotary": RotarySettings(percent=0.25)},
     ),
     (NEOX, {"rotary": RotarySettings(percent=0.25), "activation": "gelu", "tied": False}),
+    (
+        FLM,
+        {
+            "positions": "xpos",
+            "head_dim": 4,
+            "tied": True,
+            "activation": "gelu_tanh",
+            "rotary": RotarySettings(base=10000.0, xpos_scale_base=512.0),
+            "logit_factor": 0.5,
+            "multipliers": Multipliers(
+                output=2.0, mup_base_width=4, attention_by_inverse_layer=True
+            ),
+        },
+    ),
+    ({**FLM, "use_mup": False}, {"multipliers": Multipliers(attention_by_inverse_layer=True)}),
 ]
 
 
@@ -297,7 +327,7 @@ _JSON = st.recursive(
 @examples(400)
 @given(data=st.data())
 def test_any_field_may_hold_anything(data: DataObject) -> None:
-    given = dict(data.draw(st.sampled_from([CONFIG, GPT2, NEOX])))
+    given = dict(data.draw(st.sampled_from([CONFIG, GPT2, NEOX, FLM])))
     name = data.draw(st.sampled_from([*given, "rope_parameters", "layer_types", "sliding_window"]))
     given[name] = data.draw(_JSON)
     try:
@@ -305,6 +335,7 @@ def test_any_field_may_hold_anything(data: DataObject) -> None:
     except BadCheckpointError:
         return
     assert config.layers > 0
+    assert isinstance(config.logit_factor, float)  # nothing is divided by zero
 
 
 @pytest.mark.parametrize(("given", "wanted"), ACCEPTED)
