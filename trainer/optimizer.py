@@ -7,7 +7,8 @@ learning rate and divides the weight decay, ``g`` multiplies epsilon):
 tensors                                               f           g
 ====================================================  ==========  ==========
 hidden matrices                                       1 / m       1 / m
-embedding, positions, norms over hidden, biases       1           1 / m
+embedding (its own head's too), positions, biases,    1           1 / m
+norms over hidden channels
 norms over a head's entries, which all heads share    1           1
 a head of its own, with logits times output / m       a           1 / (a m)
 ====================================================  ==========  ==========
