@@ -92,8 +92,8 @@ def _normalise(x: Tensor, mask: Tensor, eps: float, *, centred: bool) -> Tensor:
     """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``."""
     share = mask / mask.sum()
     if centred:
-        x = x - (x @ share).unsqueeze(-1)
-    return x * torch.rsqrt(x.square() @ share + eps).unsqueeze(-1)
+        x = x - (x * share).sum(-1, keepdim=True)
+    return x * torch.rsqrt((x.square() * share).sum(-1, keepdim=True) + eps)
 
 
 def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:

@@ -17,7 +17,7 @@ from flmgrow.trainer.masked import (
     MaskedRowParallelLinear,
     masked_branch,
 )
-from flmgrow.trainer.masks import LiveMasks
+from flmgrow.trainer.masks import LiveMask, LiveMasks
 
 cpu.install()
 
@@ -39,26 +39,24 @@ def block_spec(
     """Return the modules of a pipeline chunk of this rank (``chunk`` is None if it has one)."""
     first = get_transformer_layer_offset(transformer_config, chunk)
     count = get_num_layers_to_build(transformer_config, chunk)
+    norm = transformer_config.normalization
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(config, masks, layer) for layer in range(first, first + count)],
+        layer_specs=[_layer_spec(config, masks, norm, first + layer) for layer in range(count)],
         layer_norm=_masked_norm(config, masks) or LayerNormImpl,
     )
 
 
-def _layer_spec(config: ModelConfig, masks: LiveMasks, layer: int) -> Any:
+def _layer_spec(config: ModelConfig, masks: LiveMasks, norm: str, layer: int) -> Any:
     """Return the modules of a layer, counted from 0 through the whole model."""
-    spec = get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_norm,
-        normalization="RMSNorm" if config.norm == "rmsnorm" else "LayerNorm",
-    )
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_norm, normalization=norm)
     places = spec.submodules
     attention = places.self_attention
     if config.positions == "xpos":
         attention.module, attention.params["model"] = XposSelfAttention, config
     if config.multipliers.attention_by_inverse_layer:
         attention.submodules.core_attention = DepthScaledAttention
-    if norm := _masked_norm(config, masks):
-        places.input_layernorm = places.pre_mlp_layernorm = norm
+    if masked_norm := _masked_norm(config, masks):
+        places.input_layernorm = places.pre_mlp_layernorm = masked_norm
     if mask := masks.of(Dimension.HEADS):
         attention.submodules.linear_proj = _with_mask(MaskedRowParallelLinear, mask)
     if mask := masks.of(Dimension.FFN):
@@ -73,7 +71,7 @@ def _masked_norm(config: ModelConfig, masks: LiveMasks) -> Any:
     return _with_mask(MASKED_NORMS[config.norm], mask) if mask else None
 
 
-def _with_mask(module: type, mask: Any) -> Any:
+def _with_mask(module: type, mask: LiveMask) -> Any:
     return ModuleSpec(module=module, params={"mask": mask})
 
 

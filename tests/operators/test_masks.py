@@ -1,4 +1,4 @@
-"""Masks: their values, their JSON, and putting them into weights."""
+"""Putting masks into weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from growing import EXACT, carry_out, checkpoint_logits, grow_checkpoint, stored
 from pico import CONFIGS, DictWeights, even, make_checkpoint
 from torch import Tensor
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import UsageError
 from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import UnitMasks, logits
-from flmgrow.model.masks import Dimension, Mask, mask_from_json, ranges
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import baking_maps
 from flmgrow.operators.target import Target
@@ -30,42 +30,6 @@ def fresh(axis: Axis, *indices: int) -> dict[Axis, np.ndarray[tuple[int], np.dty
 def heads(groups: list[int], queries: list[int], value: float = 0.0) -> Mask:
     indices = {**fresh(Axis.KV_GROUP, *groups), **fresh(Axis.QUERY_PER_GROUP, *queries)}
     return Mask(Dimension.HEADS, indices, value)
-
-
-def test_a_head_is_fresh_if_its_group_or_its_place_is() -> None:
-    sizes = {**CONFIG.sizes, Axis.KV_GROUP: 3, Axis.QUERY_PER_GROUP: 2}
-    assert heads([2], [1], 0.25).values(sizes).tolist() == [[1, 0.25], [1, 0.25], [0.25, 0.25]]
-
-
-def test_json_and_back() -> None:
-    mask = Mask(Dimension.FFN, fresh(Axis.FFN, 3, 4, 5, 9), 0.5, 700)
-    data = mask.to_json()
-    assert data == {"value": 0.5, "ramp_steps": 700, "fresh": {"ffn": [[3, 6], [9, 10]]}}
-    back = mask_from_json("ffn", data)
-    assert back.fresh[Axis.FFN].tolist() == [3, 4, 5, 9]
-    assert (back.value, back.ramp_steps, back.dimension) == (0.5, 700, Dimension.FFN)
-    assert ranges(np.zeros(0, np.int64)) == []
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {},
-        {"value": 2.0, "ramp_steps": 1, "fresh": {"ffn": []}},
-        {"value": 0.0, "ramp_steps": 1, "fresh": {"hidden": []}},
-        {"value": "0", "ramp_steps": 1, "fresh": {"ffn": []}},
-        {"value": 0.0, "ramp_steps": 1, "fresh": {"ffn": [[1, 2, 3]]}},
-        {"value": 0.0, "ramp_steps": 1, "fresh": [1]},
-    ],
-)
-def test_malformed_json_is_refused(data: dict[str, object]) -> None:
-    with pytest.raises(BadCheckpointError, match="ffn mask"):
-        mask_from_json("ffn", data)
-
-
-def test_an_index_outside_the_model_is_refused() -> None:
-    with pytest.raises(BadCheckpointError, match="index 99 is too large"):
-        Mask(Dimension.FFN, fresh(Axis.FFN, 99)).values(CONFIG.sizes)
 
 
 def grown(tmp_path: Path, target: Target) -> tuple[Growth, dict[str, Tensor]]:
