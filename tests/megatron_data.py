@@ -1,4 +1,7 @@
-"""What megatron-core makes of corpora, in a process of its own: see ``trainer/test_data_megatron.py``."""
+"""What megatron-core makes of corpora, in a process of its own.
+
+The tests are in ``trainer/test_data_megatron.py``.
+"""
 
 import hashlib
 import json
