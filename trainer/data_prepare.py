@@ -1,23 +1,32 @@
 """Making tokens of a corpus takes hours on many cores, and must not depend on how many.
 
 The corpus is read once, from front to back, and cut at bounds of documents into parts of a few
-megabytes. Threads make tokens of parts (the tokenizers compute without Python's lock); each part is
-a finished file of its own, named by its number and a checksum of its text. A run that was killed
-reads the corpus again, which is quick, and finds the parts it has made; text that changed meanwhile
-has another name and is made anew. In the end the parts become ``data.bin`` and ``data.idx``.
+megabytes. Processes make tokens of parts (threads would wait for Python's lock at each document);
+each part becomes a finished file, named by its number and a checksum of its text. A run that was
+killed reads the corpus again, which is quick, and finds the parts it has made; text that changed
+meanwhile has another name and is made anew. In the end the parts become ``data.bin`` and
+``data.idx``.
 
-Memory holds the text and tokens of ``workers`` + 2 parts, whatever the corpus; on the disk parts
-and result lie side by side until the end, twice the result's size.
+Memory holds the text and tokens of ``workers`` + 2 parts, whatever the corpus, and a tokenizer in
+each process; on the disk parts and result lie side by side until the end, twice the result's size.
 """
 
 import contextlib
+import ctypes
 import json
+import os
+import signal
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,7 +34,7 @@ import numpy as np
 import xxhash
 
 from flmgrow import __version__
-from flmgrow.errors import BadDataError
+from flmgrow.errors import BadDataError, UsageError
 from flmgrow.trainer.documents import Document, Reading, Source, read_documents, text_of
 from flmgrow.trainer.indexed import Lengths, index_bytes, index_size, token_dtype
 from flmgrow.trainer.tokenizers import Tokenizer
@@ -37,6 +46,8 @@ PARTS = "parts"
 PART_BYTES = 4 << 20
 PART_DOCUMENTS = 1 << 16
 PART_HEAD = struct.Struct("<qqq")  # documents, documents without text, tokens
+SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
+AGAIN = "run the same command again: it resumes"
 
 Json = dict[str, Any]
 
@@ -101,6 +112,14 @@ class _Part:
     documents: int
     empty: int
     tokens: int
+
+
+class _Made(NamedTuple):
+    """The blocks of a part's file."""
+
+    head: bytes = b""
+    lengths: bytes = b""
+    tokens: bytes = b""
 
 
 class _Text(NamedTuple):
@@ -170,36 +189,75 @@ def _texts(
 def _make_parts(texts: Iterable[_Text], recipe: Recipe, place: Place, workers: int) -> list[_Part]:
     """Make tokens of all parts, a few at a time; what is wrong first in the corpus is raised."""
     parts: list[_Part] = []
-    waiting: deque[Future[_Part]] = deque()
-    with ThreadPoolExecutor(workers) as pool, contextlib.ExitStack() as stack:
-        stack.callback(lambda: [future.cancel() for future in waiting])
-        for text in texts:
-            waiting.append(pool.submit(_make_part, text, recipe, place))
+    waiting: deque[tuple[str, Callable[[], _Made] | None]] = deque()
+
+    def take() -> None:
+        name, made = waiting.popleft()
+        parts.append(_write_part(name, made(), place) if made else _read_part(name, place))
+
+    texts = iter(texts)
+    first = list(islice(texts, 2))
+    with _making(recipe, workers if len(first) > 1 else 1) as make:
+        for text in chain(first, texts):
+            name = text.name
+            waiting.append((name, None if name in place.finished else make(text)))
             if len(waiting) > workers + 1:
-                parts.append(waiting.popleft().result())
+                take()
         while waiting:
-            parts.append(waiting.popleft().result())
+            take()
     return parts
 
 
-def _make_part(text: _Text, recipe: Recipe, place: Place) -> _Part:
-    """Write the tokens of a part, unless an earlier run has done so."""
-    name = text.name
-    if name in place.finished:
-        with place.finished_path(name).open("rb") as file:
-            return _Part(name, *PART_HEAD.unpack(file.read(PART_HEAD.size)))
+@contextlib.contextmanager
+def _making(recipe: Recipe, workers: int) -> Iterator[Callable[[_Text], Callable[[], _Made]]]:
+    """Give a function that begins to make a part's tokens, and returns one that waits for them."""
+    if workers == 1:
+        yield lambda text: partial(_make, text, recipe)
+        return
+    # Not forked: other threads' locks would be copied as they are.
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), initializer=_begin_worker, initargs=(os.getpid(),)
+    )
+    try:
+        yield lambda text: pool.submit(_make, text, recipe).result
+    except BrokenProcessPool:
+        raise UsageError(
+            "a worker process died, perhaps for lack of memory", f"fewer --workers, then {AGAIN}"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Let a worker leave an interrupt to its parent, and die with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _make(text: _Text, recipe: Recipe) -> _Made:
+    """Make the tokens of a part."""
     dtype = token_dtype(recipe.tokenizer.vocab_size).newbyteorder("<")
     made = [_tokens_of(document, recipe) for document in text.documents]
     full = [tokens for tokens in made if len(tokens)]
     lengths = np.array([len(tokens) for tokens in full], dtype="<i4")
     body = np.concatenate([*full, np.zeros(0, np.int32)]).astype(dtype)
-    part = _Part(name, len(full), len(made) - len(full), len(body))
-    size = PART_HEAD.size + lengths.nbytes + body.nbytes
-    with place.file(name, size) as file:
-        file.write(PART_HEAD.pack(part.documents, part.empty, part.tokens))
-        file.write(lengths.tobytes())
-        file.write(body.tobytes())
-    return part
+    head = PART_HEAD.pack(len(full), len(made) - len(full), len(body))
+    return _Made(head, lengths.tobytes(), body.tobytes())
+
+
+def _write_part(name: str, made: _Made, place: Place) -> _Part:
+    with place.file(name, sum(map(len, made))) as file:
+        for block in made:
+            file.write(block)
+    return _Part(name, *PART_HEAD.unpack(made.head))
+
+
+def _read_part(name: str, place: Place) -> _Part:
+    with place.finished_path(name).open("rb") as file:
+        return _Part(name, *PART_HEAD.unpack(file.read(PART_HEAD.size)))
 
 
 def _tokens_of(document: Document, recipe: Recipe) -> Any:

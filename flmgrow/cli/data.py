@@ -41,6 +41,11 @@ AppendEod = Annotated[
     bool, typer.Option("--append-eod/--no-append-eod", help="End each document with that token.")
 ]
 
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Processes; one per core, up to 16, if not given."),
+]
+
 
 @app.callback()
 def _group() -> None:
@@ -55,7 +60,7 @@ def prepare(
     eod: EndOfDocument = None,
     jsonl_key: Key = "text",
     append_eod: AppendEod = True,
-    workers: options.Workers = None,
+    workers: Workers = None,
     restart: options.Restart = False,
     as_json: options.AsJson = False,
 ) -> None:
