@@ -19,7 +19,7 @@ import signal
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -171,23 +171,32 @@ def _texts(
     readings: Sequence[Reading],
     part_bytes: int,
     progress: Callable[[int], None],
-) -> Iterator[_Text]:
-    """Cut the corpus into parts, each of whole documents and, but for the last, large enough."""
+) -> Iterator[_Text | BadDataError]:
+    """Cut the corpus into parts, each of whole documents and, but for the last, large enough.
+
+    A source that cannot be read on is the last thing given: parts before it may have errors, too.
+    """
     gathered: list[Document] = []
     size = number = 0
-    for source, reading in zip(sources, readings, strict=True):
-        for document in read_documents(source, reading, progress):
-            gathered.append(document)
-            size += len(document.data)
-            if size >= part_bytes or len(gathered) >= PART_DOCUMENTS:
-                yield _Text(number, gathered)
-                gathered, size, number = [], 0, number + 1
+    try:
+        for source, reading in zip(sources, readings, strict=True):
+            for document in read_documents(source, reading, progress):
+                gathered.append(document)
+                size += len(document.data)
+                if size >= part_bytes or len(gathered) >= PART_DOCUMENTS:
+                    yield _Text(number, gathered)
+                    gathered, size, number = [], 0, number + 1
+    except BadDataError as error:
+        yield error
+        return
     if gathered:
         yield _Text(number, gathered)
 
 
-def _make_parts(texts: Iterable[_Text], recipe: Recipe, place: Place, workers: int) -> list[_Part]:
-    """Make tokens of all parts, a few at a time; what is wrong first in the corpus is raised."""
+def _make_parts(
+    texts: Iterator[_Text | BadDataError], recipe: Recipe, place: Place, workers: int
+) -> list[_Part]:
+    """Make tokens of all parts, a few at a time; of several errors the first in order is raised."""
     parts: list[_Part] = []
     waiting: deque[tuple[str, Callable[[], _Made] | None]] = deque()
 
@@ -195,12 +204,15 @@ def _make_parts(texts: Iterable[_Text], recipe: Recipe, place: Place, workers: i
         name, made = waiting.popleft()
         parts.append(_write_part(name, made(), place) if made else _read_part(name, place))
 
-    texts = iter(texts)
     first = list(islice(texts, 2))
     with _making(recipe, workers if len(first) > 1 else 1) as make:
         for text in chain(first, texts):
-            name = text.name
-            waiting.append((name, None if name in place.finished else make(text)))
+            if isinstance(text, BadDataError):
+                waiting.append(("", partial(_fail, text)))
+            elif (name := text.name) in place.finished:
+                waiting.append((name, None))
+            else:
+                waiting.append((name, make(text)))
             if len(waiting) > workers + 1:
                 take()
         while waiting:
@@ -246,6 +258,10 @@ def _make(text: _Text, recipe: Recipe) -> _Made:
     body = np.concatenate([*full, np.zeros(0, np.int32)]).astype(dtype)
     head = PART_HEAD.pack(len(full), len(made) - len(full), len(body))
     return _Made(head, lengths.tobytes(), body.tobytes())
+
+
+def _fail(error: BadDataError) -> _Made:
+    raise error
 
 
 def _write_part(name: str, made: _Made, place: Place) -> _Part:

@@ -162,3 +162,23 @@ def test_propositions_in_a_packed_row_do_not_see_each_other(found: dict[str, Any
     """In megatron-core's model, with the mask; without it, as a control, they do."""
     assert found["attention"]["masked"] < 1e-5
     assert found["attention"]["crossing"] > 1e-2
+
+
+def test_the_guides_example_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (lines,) = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "propositions.jsonl").write_text(lines)
+    ranks = make_ranks(tmp_path / "cl100k_base.tiktoken")
+    for name in ("corpus-en", "corpus-zh"):
+        texts = make_jsonl(tmp_path / f"{name}.jsonl", TEXTS)
+        words = ["data", "prepare", str(texts), str(tmp_path / name), "--tokenizer", str(ranks)]
+        assert run(words) == 0
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["160", "160"], done.stderr

@@ -1,5 +1,6 @@
 """The tokens of a corpus depend on nothing but the corpus: not on threads, nor on being killed."""
 
+import gzip
 import json
 import os
 import signal
@@ -180,6 +181,16 @@ def test_the_first_error_in_the_corpus_is_told(workers: int, tmp_path: Path) -> 
     rest = CountingTokenizer()
     make(find_sources([path]), tmp_path / "out", rest)
     assert len(rest.seen) < 40  # what came before the mistake was kept
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_reading_does_not_overtake(workers: int, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text * 500}) for text in TEXTS]
+    lines[30] = "{"
+    packed = gzip.compress("\n".join(lines).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed[:-4])
+    with pytest.raises(BadDataError, match=r"a\.jsonl\.gz:31: not JSON"):
+        make(find_sources([tmp_path / "a.jsonl.gz"]), tmp_path / "out", ByteTokenizer(), workers)
 
 
 def test_memory_does_not_follow_the_corpus(sources: list[Source], tmp_path: Path) -> None:
