@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -227,22 +227,45 @@ def _making(recipe: Recipe, workers: int) -> Iterator[Callable[[_Text], Callable
         yield lambda text: partial(_make, text, recipe)
         return
     # Not forked: other threads' locks would be copied as they are.
+    context = get_context("spawn")
+    others = context.active_children()
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), initializer=_begin_worker, initargs=(os.getpid(),)
+        workers, context, initializer=_die_with_parent, initargs=(os.getpid(),)
     )
+
+    def make(text: _Text) -> Callable[[], _Made]:
+        with _interrupts_held():
+            return pool.submit(_make, text, recipe).result
+
     try:
-        yield lambda text: pool.submit(_make, text, recipe).result
+        yield make
     except BrokenProcessPool:
         raise UsageError(
             "a worker process died, perhaps for lack of memory", f"fewer --workers, then {AGAIN}"
         ) from None
+    except BaseException:
+        for process in set(context.active_children()) - set(others):
+            process.terminate()  # what it is making takes seconds, and nobody wants it now
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin_worker(parent: int) -> None:
-    """Let a worker leave an interrupt to its parent, and die with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let an interrupt wait, and let processes that start now never see one: theirs is the parent's
+    to answer.
+    """
+    resource_tracker.ensure_running()  # begun later, it would let interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Let a worker end when its parent is killed; it would wait for work for ever."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked

@@ -1,5 +1,6 @@
 """The tokens of a corpus depend on nothing but the corpus: not on threads, nor on being killed."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -293,6 +294,16 @@ def children(process: int) -> list[int]:
     return [child.pid for child in psutil.Process(process).children(recursive=True)]
 
 
+def wait_for_end(processes: list[int]) -> None:
+    """Return when all have ended; where nobody asks for their codes they stay as zombies."""
+    deadline = time.monotonic() + 30
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
 def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
     path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
     command = [
@@ -321,7 +332,42 @@ def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
     subprocess.run([*command, str(out), "--workers", "2"], check=True, capture_output=True)
     subprocess.run([*command, str(whole), "--workers", "1"], check=True, capture_output=True)
     assert contents(out) == contents(whole)
-    assert not any(psutil.pid_exists(worker) for worker in workers)
+    wait_for_end(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_in_two_lines(kind: int, code: int, tmp_path: Path) -> None:
+    """The whole group gets the signal, as from a keyboard, while workers start."""
+    path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
+    command = [
+        sys.executable,
+        "-m",
+        "flmgrow",
+        "data",
+        "prepare",
+        str(path),
+        "--tokenizer",
+        "bytes",
+    ]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "out"), "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(workers := children(process.pid)) < 2:  # the first is Python's own helper
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.2)
+    (os.killpg if kind == signal.SIGINT else os.kill)(process.pid, kind)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == code
+    assert told.splitlines() == ["error: interrupted", "hint: the same command resumes"]
+    wait_for_end(workers)
 
 
 def test_an_index_that_is_none_is_refused(tmp_path: Path) -> None:
