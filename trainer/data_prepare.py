@@ -11,22 +11,14 @@ Memory holds the text and tokens of ``workers`` + 2 parts, whatever the corpus, 
 each process; on the disk parts and result lie side by side until the end, twice the result's size.
 """
 
-import contextlib
-import ctypes
 import json
-import os
-import signal
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -34,9 +26,10 @@ import numpy as np
 import xxhash
 
 from flmgrow import __version__
-from flmgrow.errors import BadDataError, UsageError
+from flmgrow.errors import BadDataError
 from flmgrow.trainer.documents import Document, Reading, Source, read_documents, text_of
 from flmgrow.trainer.indexed import Lengths, index_bytes, index_size, token_dtype
+from flmgrow.trainer.processes import working
 from flmgrow.trainer.tokenizers import Tokenizer
 
 MANIFEST = "flmgrow-data.json"
@@ -46,8 +39,6 @@ PARTS = "parts"
 PART_BYTES = 4 << 20
 PART_DOCUMENTS = 1 << 16
 PART_HEAD = struct.Struct("<qqq")  # documents, documents without text, tokens
-SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
-AGAIN = "run the same command again: it resumes"
 
 Json = dict[str, Any]
 
@@ -205,7 +196,7 @@ def _make_parts(
         parts.append(_write_part(name, made(), place) if made else _read_part(name, place))
 
     first = list(islice(texts, 2))
-    with _making(recipe, workers if len(first) > 1 else 1) as make:
+    with working(partial(_make, recipe), workers if len(first) > 1 else 1) as make:
         for text in chain(first, texts):
             if isinstance(text, BadDataError):
                 waiting.append(("", partial(_fail, text)))
@@ -220,59 +211,7 @@ def _make_parts(
     return parts
 
 
-@contextlib.contextmanager
-def _making(recipe: Recipe, workers: int) -> Iterator[Callable[[_Text], Callable[[], _Made]]]:
-    """Give a function that begins to make a part's tokens, and returns one that waits for them."""
-    if workers == 1:
-        yield lambda text: partial(_make, text, recipe)
-        return
-    # Not forked: other threads' locks would be copied as they are.
-    context = get_context("spawn")
-    others = context.active_children()
-    pool = ProcessPoolExecutor(
-        workers, context, initializer=_die_with_parent, initargs=(os.getpid(),)
-    )
-
-    def make(text: _Text) -> Callable[[], _Made]:
-        with _interrupts_held():
-            return pool.submit(_make, text, recipe).result
-
-    try:
-        yield make
-    except BrokenProcessPool:
-        raise UsageError(
-            "a worker process died, perhaps for lack of memory", f"fewer --workers, then {AGAIN}"
-        ) from None
-    except BaseException:
-        for process in set(context.active_children()) - set(others):
-            process.terminate()  # what it is making takes seconds, and nobody wants it now
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let an interrupt wait, and let processes that start now never see one: theirs is the parent's
-    to answer.
-    """
-    resource_tracker.ensure_running()  # begun later, it would let interrupts in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Let a worker end when its parent is killed; it would wait for work for ever."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
-
-
-def _make(text: _Text, recipe: Recipe) -> _Made:
+def _make(recipe: Recipe, text: _Text) -> _Made:
     """Make the tokens of a part."""
     dtype = token_dtype(recipe.tokenizer.vocab_size).newbyteorder("<")
     made = [_tokens_of(document, recipe) for document in text.documents]
