@@ -25,11 +25,16 @@ Exit codes are explained in [When things go wrong](../guides/when-things-go-wron
 
 
 def commands() -> list[str]:
-    """Return the name of every command."""
-    names = (
-        item.name or getattr(item.callback, "__name__", "") for item in app.registered_commands
-    )
-    return list(names)
+    """Return the name of every command, ``GROUP NAME`` for one in a group."""
+    groups = [
+        ("", app),
+        *((f"{item.name} ", item.typer_instance) for item in app.registered_groups),
+    ]
+    return [
+        group + (item.name or getattr(item.callback, "__name__", ""))
+        for group, members in groups
+        for item in (members.registered_commands if members else ())
+    ]
 
 
 def help_of(*words: str) -> str:
@@ -43,7 +48,7 @@ def help_of(*words: str) -> str:
 def reference() -> str:
     """Return the whole page."""
     sections = [("flmgrow", help_of())]
-    sections += [(f"flmgrow {name}", help_of(name)) for name in commands()]
+    sections += [(f"flmgrow {name}", help_of(*name.split())) for name in commands()]
     parts = [f"## {title}\n\n```text\n$ {title} --help\n{text}\n```\n" for title, text in sections]
     return "\n".join([HEAD, *parts])
 

@@ -48,6 +48,12 @@ class BadCheckpointError(FlmgrowError):
     exit_code = 3
 
 
+class BadDataError(FlmgrowError):
+    """A text, a corpus or a tokenizer's file is damaged, incomplete or not understood."""
+
+    exit_code = 3
+
+
 class StorageError(FlmgrowError):
     """The file system failed (full, read-only, input/output error); the same command resumes."""
 

@@ -6,6 +6,7 @@ manifest is compared with the real ones.
 """
 
 import ast
+import gzip
 import importlib.util
 import json
 import re
@@ -19,10 +20,12 @@ from commands import flmgrow
 from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
 from test_structure import FOLDERS, ROOT, find_modules
+from tiny_tokenizers import make_jsonl, make_ranks
 
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [
-    ROOT / "docs" / "guides" / f"{name}.md" for name in ("grow", "reshard", "verify", "huggingface")
+    ROOT / "docs" / "guides" / f"{name}.md"
+    for name in ("grow", "reshard", "verify", "huggingface", "data")
 ]
 CONCEPTS = [
     ROOT / "docs" / "concepts" / f"{name}.md"
@@ -67,6 +70,15 @@ def shown_commands(page: Path, *more: str) -> Iterator[tuple[list[str], int]]:
                 shlex.split(lines[start].removeprefix("$ "))[1:],
                 int(lines[after + 1]) if told else 0,
             )
+
+
+def make_texts(folder: Path) -> None:
+    """The texts that the guide to data names, and a small vocabulary under the large one's name."""
+    make_ranks(folder / "cl100k_base.tiktoken")
+    lines = make_jsonl(folder / "english.jsonl", [f"the thing {i}" for i in range(99)]).read_bytes()
+    (folder / "english.jsonl.gz").write_bytes(gzip.compress(lines))
+    (folder / "chinese.txt").write_text("床前明月光 疑是地上霜 " * 9, encoding="utf-8")
+    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"txt": "not fine"}\n')
 
 
 def generator() -> ModuleType:
@@ -132,6 +144,7 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     layout = even(CONFIGS["llama"], tp=2, pp=2)
     make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
     make_checkpoint(tmp_path / "ckpt-adam", "llama", layout, dtype="bfloat16", optimizer=True)
+    make_texts(tmp_path)
     for text in blocks(page, "yaml"):
         (tmp_path / "target.yaml").write_text(text, encoding="utf-8")
         assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0

@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import pytest
 from hf_folders import make_folder
 from pico import make_checkpoint
+from tiny_tokenizers import make_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
@@ -146,12 +147,15 @@ def test_files_stay_short() -> None:
         "inspect HF",
         "import HF DST --tp 2 --dry-run",
         "expand HF DST --ffn-hidden-size 40 --method zero --dry-run",
+        "data prepare --help",
+        "data prepare TEXT DST --tokenizer bytes",
     ],
 )
 def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Path) -> None:
     places = {
         "SRC": str(make_checkpoint(tmp_path / "a", "llama")),
         "HF": str(make_folder(tmp_path / "hf")),
+        "TEXT": str(make_jsonl(tmp_path / "text.jsonl", ["text"])),
         "DST": str(tmp_path / "b"),
     }
     arguments = [places.get(word, word) for word in command.split()]

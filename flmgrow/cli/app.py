@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from flmgrow import __version__
-from flmgrow.cli import bake, expand, export, import_, inspect, reshard, verify
+from flmgrow.cli import bake, data, expand, export, import_, inspect, reshard, verify
 from flmgrow.errors import FlmgrowError, printable
 
 INTERRUPTED = 130
@@ -21,6 +21,7 @@ app = typer.Typer(
 for command in (expand, reshard, import_, export, verify, inspect, bake):
     function = command.__name__.rpartition(".")[2]
     app.command(function.rstrip("_"))(getattr(command, function))
+app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:

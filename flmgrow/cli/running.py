@@ -123,7 +123,7 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def _check_apart(source: Path, destination: Path) -> None:
+def check_apart(source: Path, destination: Path) -> None:
     """Raise UsageError if one folder lies in the other: the source is never written to."""
     read, written = (Path(os.path.realpath(path)) for path in (source, destination))
     if read in written.parents or written in read.parents:
@@ -146,7 +146,7 @@ def carry_out(
             "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
         )
     execution = running.execution(lambda _: None)
-    _check_apart(plan.source.path, destination)
+    check_apart(plan.source.path, destination)
     if running.dry_run:
         if running.as_json:
             print(json.dumps(report.plan_data(plan, execution), indent=1))

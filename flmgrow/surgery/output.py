@@ -149,6 +149,23 @@ class OutputFolder:
         with self.file(relative, len(data)) as output:
             output.write(data)
 
+    def finished_path(self, relative: str) -> Path:
+        """Return where a finished file lies until the commit, to be read again."""
+        if relative not in self._finished:
+            raise ValueError(f"{relative}: not finished")
+        return self._target(relative)
+
+    def drop(self, relative: str) -> None:
+        """Remove a finished file, if there is one, which the output shall not have.
+
+        A run that is killed afterwards may find a new file of that name and size finished although
+        only the dropped one was: drop it again, or never write the name anew. Raises StorageError.
+        """
+        target = self._target(relative)
+        if self._finished.pop(relative, None) is not None:
+            with durable.storage_errors(target, "removing"):
+                target.unlink()
+
     def commit(self, last: Mapping[str, bytes]) -> None:
         """Write the small files ``last`` and make the output folder appear.
 

@@ -1,0 +1,225 @@
+"""What megatron-core makes of corpora, in a process of its own.
+
+The tests are in ``trainer/test_data_megatron.py``; this is a script, given the corpora's folder.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flmgrow.errors import FlmgrowError
+from flmgrow.model.config import ModelConfig
+from flmgrow.trainer import cpu
+from flmgrow.trainer.data import Batches, Batching, Blend, attention_mask, stacked
+from flmgrow.trainer.freelm import Proposition, Teacher
+from flmgrow.trainer.tokenizers import ByteTokenizer, open_tokenizer
+
+cpu.install()
+
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: E402
+from megatron.core.datasets.indexed_dataset import (  # noqa: E402
+    DType,
+    IndexedDataset,
+    IndexedDatasetBuilder,
+)
+from megatron.core.datasets.utils import Split  # noqa: E402
+
+from flmgrow.trainer.corpora import Corpus  # noqa: E402
+
+LENGTH = 16
+WEIGHTS = (Fraction(107, 200), Fraction(93, 200))
+
+
+def built(folder: Path, name: str) -> dict[str, Any]:
+    """Read a corpus, and build it again with megatron-core."""
+    dataset = IndexedDataset(str(folder / name / "data"))
+    documents = [dataset[i].tolist() for i in range(len(dataset))]
+    again = folder / f"{name}-again"
+    builder = IndexedDatasetBuilder(f"{again}.bin", dtype=dataset.index.dtype)
+    for document in documents:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{again}.idx")
+    sums = {
+        ending: hashlib.sha256(Path(f"{again}.{ending}").read_bytes()).hexdigest()
+        for ending in ("bin", "idx")
+    }
+    return {"documents": documents, "built": sums, "dtype": dataset.index.dtype.__name__}
+
+
+def rows(corpus: Any, indices: range) -> list[list[int]]:
+    """Return whole samples: the tokens, and the label of the last."""
+    samples = [corpus[index] for index in indices]
+    for sample in samples:
+        assert (sample.tokens[1:] == sample.labels[:-1]).all()
+        assert (sample.loss_mask == 1).all()
+        assert (sample.positions == np.arange(LENGTH)).all()
+    return [[*sample.tokens.tolist(), int(sample.labels[-1])] for sample in samples]
+
+
+def epochs(folder: Path) -> dict[str, Any]:
+    """Return the samples of three epochs, of two seeds, and of half of the documents."""
+    path = folder / "bytes"
+    corpora = [Corpus(path, ByteTokenizer(), LENGTH, seed) for seed in (5, 5, 6)]
+    size = corpora[0].per_epoch
+    held = Corpus(path, ByteTokenizer(), LENGTH, 5, range(25))
+    return {
+        "epochs": [rows(corpora[0], range(e * size, (e + 1) * size)) for e in range(3)],
+        "again": rows(corpora[1], range(size, 2 * size)),  # without having seen the first
+        "other seed": rows(corpora[2], range(size)),
+        "held": rows(held, range(held.per_epoch)),
+    }
+
+
+def orders_of_megatron(folder: Path) -> list[list[list[int]]]:
+    """Return the first epoch as one GPTDataset gives it, asked for ever more samples."""
+    stored = IndexedDataset(str(folder / "bytes" / "data"))
+    config = GPTDatasetConfig(
+        random_seed=5,
+        sequence_length=LENGTH,
+        tokenizer=ByteTokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+    )
+    documents = np.arange(len(stored), dtype=np.int32)
+    one_epoch = len(GPTDataset(stored, "", documents, None, Split.train, config))
+    datasets = [
+        GPTDataset(stored, "", documents, samples * one_epoch, Split.train, config)
+        for samples in (2, 3)
+    ]
+    return [[dataset[i]["tokens"].tolist() for i in range(one_epoch)] for dataset in datasets]
+
+
+def stages(folder: Path) -> dict[str, Any]:
+    """Return what a run of three stages saw, and what one that knows no stages sees."""
+
+    def blend() -> Blend:
+        return Blend(
+            [
+                Corpus(folder / "bytes", ByteTokenizer(), LENGTH, 5),
+                Corpus(folder / "more", ByteTokenizer(), LENGTH, 5),
+            ],
+            WEIGHTS,
+        )
+
+    seen: list[list[list[int]]] = []
+    position: Any = None
+    for batch, micro_batch, replicas, steps in (
+        (8, 2, 2, 7),
+        (8, 2, 2, 3),
+        (12, 2, 3, 9),
+        (6, 6, 1, 20),
+    ):
+        runs = [
+            Batches(blend(), Batching(batch, micro_batch, replicas, replica), position)
+            for replica in range(replicas)
+        ]
+        iterators = [iter(run) for run in runs]
+        for _ in range(steps):
+            parts = [next(iterator) for iterator in iterators]
+            seen.append(sorted(row.tolist() for part in parts for m in part for row in m["tokens"]))
+        position = json.loads(json.dumps(runs[0].position.to_json()))
+    whole = blend()
+    sizes = [8] * 10 + [12] * 9 + [6] * 20
+    starts = np.cumsum([0, *sizes]).tolist()
+    wanted = [
+        sorted(whole[index].tokens.tolist() for index in range(start, start + size))
+        for start, size in zip(starts[:-1], sizes, strict=True)
+    ]
+    return {
+        "seen": seen,
+        "wanted": wanted,
+        "consumed": position["consumed_samples"],
+        "windows": Corpus(folder / "more", ByteTokenizer(), LENGTH, 5).per_epoch,
+    }
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    """Return what is said of corpora that cannot be."""
+
+    def damaged(name: str, file: str, content: bytes) -> Path:
+        copy = folder / name
+        copy.mkdir()
+        for path in (folder / "bytes").iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        (copy / file).write_bytes(content)
+        return copy
+
+    cases: dict[str, tuple[Path, Any, int]] = {
+        "missing": (folder / "nothing", ByteTokenizer(), LENGTH),
+        "tokenizer": (folder / "bytes", open_tokenizer("bytes", "0"), LENGTH),
+        "short": (folder / "bytes", ByteTokenizer(), 10**6),
+        "cut": (damaged("cut", "data.bin", b"12"), ByteTokenizer(), LENGTH),
+        "index": (damaged("index", "data.idx", b"12"), ByteTokenizer(), LENGTH),
+        "manifest": (damaged("manifest", "flmgrow-data.json", b"[]"), ByteTokenizer(), LENGTH),
+    }
+    said = {}
+    for name, (path, tokenizer, length) in cases.items():
+        try:
+            Corpus(path, tokenizer, length, 1)
+        except FlmgrowError as error:
+            said[name] = error.message
+    return said
+
+
+def attention() -> dict[str, float]:
+    """Return how far logits in a packed row are from those of a proposition alone, in float64."""
+    from flmgrow.trainer import model
+
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+    model.start_parallel(tp=1, pp=1)
+    config = ModelConfig(
+        layers=2,
+        hidden=32,
+        ffn=48,
+        kv_groups=2,
+        queries_per_group=2,
+        head_dim=8,
+        vocab=257,
+        max_positions=64,
+    )
+    (gpt,) = model.build_model_chunks(config, model.transformer_config(config, tp=1, pp=1), 384)
+    gpt = gpt.eval()
+    propositions = [Proposition(text, True, "") for text in ("one", "two!", "three")]
+    packed = Teacher(propositions, ByteTokenizer(), 40, 0)[0]
+    batch = {name: torch.from_numpy(array) for name, array in stacked([packed]).items()}
+    mask = torch.from_numpy(attention_mask(packed.positions[None]))
+    with torch.no_grad():
+        masked = gpt(batch["tokens"], batch["positions"], mask)[0]
+        crossing = gpt(batch["tokens"], batch["positions"], None)[0]
+        starts = [*np.flatnonzero(packed.positions == 0).tolist(), 40]
+        differences, control = [], []
+        for begin, end in list(pairwise(starts))[:3]:
+            alone = batch["tokens"][:, begin:end]
+            logits = gpt(alone, torch.arange(end - begin)[None], None)[0]
+            differences.append(float((logits - masked[begin:end]).abs().max()))
+            control.append(float((logits - crossing[begin:end]).abs().max()))
+    model.stop_parallel()
+    return {"masked": max(differences), "crossing": max(control)}
+
+
+def main(folder: Path) -> dict[str, Any]:
+    """Return all that the tests ask for."""
+    sizes = (257, 65_499, 65_500, 100_256)
+    return {
+        "optimal": {str(size): DType.optimal_dtype(size).__name__ for size in sizes},
+        **{name: built(folder, name) for name in ("bytes", "ranks", "wide")},
+        "epochs": epochs(folder),
+        "orders": orders_of_megatron(folder),
+        "stages": stages(folder),
+        "refusals": refusals(folder),
+        "attention": attention(),
+        "left": sorted(path.name for path in (folder / "bytes").iterdir()),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))

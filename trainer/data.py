@@ -1,0 +1,209 @@
+"""A run may be resumed, or go on as a larger model with other batches, and must repeat no sample.
+
+So the order of samples is a function of their number alone. A run's data is one endless sequence of
+samples; sample n is always the same, whatever the batch size, the replicas, or how long a stage is.
+All that a checkpoint must remember is how many were consumed, and of which sequence
+(:class:`Position`). megatron-core's own blends do not have that property: the length of a run is an
+input of their shuffle, so a stage that is made longer starts another order.
+
+**Blends.** Of the first n samples of a blend, source one has floor(n * w), computed in fractions;
+of the rest, source two has its share of the remaining weights in the same way; and so on. Sample n
+comes from the source whose count rises there. Hence any k samples in a row hold floor(k * w) or
+ceil(k * w) of source one, every source is taken from its start without a gap, and nothing has to be
+stored.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flmgrow.errors import UsageError
+
+Json = dict[str, Any]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a batch: four arrays of the sequence length.
+
+    ``labels[i]`` is the token after ``tokens[i]``, and counts in the loss ``loss_mask[i]`` times.
+    ``positions`` restart at 0 where attention must not look back further (:func:`attention_mask`).
+    """
+
+    tokens: Integers
+    labels: Integers
+    loss_mask: npt.NDArray[np.float32]
+    positions: Integers
+
+
+class Samples(Protocol):
+    """An endless sequence of samples; ``identity`` is all, as JSON, that decides on them."""
+
+    @property
+    def identity(self) -> Json:
+        """Equal for equal sequences."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index``, counted from 0."""
+
+
+def weights_of(texts: Sequence[str]) -> tuple[Fraction, ...]:
+    """Return the weights that ``texts`` such as "53.5" say, exactly, scaled to a sum of 1.
+
+    Raises UsageError unless all are numbers above 0.
+    """
+    try:
+        weights = [Fraction(text) for text in texts]
+    except (ValueError, ZeroDivisionError):
+        weights = []
+    if not weights or min(weights) <= 0:
+        raise UsageError(f"weights {' '.join(texts)}: wanted numbers above 0", "such as 53.5 46.5")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def blended(index: int, weights: Sequence[Fraction]) -> tuple[int, int]:
+    """Return the source of a blend's sample ``index``, and its own index in that source."""
+    rest = Fraction(1)
+    for source, weight in enumerate(weights[:-1]):
+        share = weight / rest
+        before, after = floor(index * share), floor((index + 1) * share)
+        if after > before:
+            return source, before
+        index -= before
+        rest -= weight
+    return len(weights) - 1, index
+
+
+class Blend:
+    """Several sequences as one, in proportion to ``weights``, which sum to 1."""
+
+    def __init__(self, sources: Sequence[Samples], weights: Sequence[Fraction]) -> None:
+        if len(sources) != len(weights):
+            raise UsageError(f"{len(sources)} corpora and {len(weights)} weights, wanted as many")
+        self._sources = list(sources)
+        self._weights = list(weights)
+
+    @property
+    def identity(self) -> Json:
+        """The sources' own, and their weights."""
+        sources = [source.identity for source in self._sources]
+        return {"blend": sources, "weights": [str(weight) for weight in self._weights]}
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index`` of the blend."""
+        source, place = blended(index, self._weights)
+        return self._sources[source][place]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a stage takes samples: ``batch`` per step, of which a replica computes its own.
+
+    A replica computes ``micro_batch`` samples at once. Raises UsageError if that does not divide.
+    """
+
+    batch: int
+    micro_batch: int
+    replicas: int = 1
+    replica: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.micro_batch, self.replicas) < 1:
+            raise UsageError("batch, micro-batch and replicas: wanted at least 1 of each")
+        if self.batch % (self.micro_batch * self.replicas):
+            raise UsageError(
+                f"a batch of {self.batch} does not divide into micro-batches of "
+                f"{self.micro_batch} on {self.replicas} replicas"
+            )
+        if not 0 <= self.replica < self.replicas:
+            raise UsageError(f"replica {self.replica} of {self.replicas}: counted from 0")
+
+    def micro_batches(self, consumed: int) -> Iterator[range]:
+        """Yield the samples of each of the replica's micro-batches, after ``consumed`` samples."""
+        stride = self.micro_batch * self.replicas
+        first = consumed + self.replica * self.micro_batch
+        for start in range(first, consumed + self.batch, stride):
+            yield range(start, start + self.micro_batch)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: samples ``consumed``, of the sequence with the digest ``data``."""
+
+    consumed: int
+    data: str
+
+    def to_json(self) -> Json:
+        """Return what a checkpoint remembers."""
+        return {"consumed_samples": self.consumed, "data": self.data}
+
+
+class Batches:
+    """The batches of a stage, as micro-batches of one replica; its state is one number.
+
+    ``begin`` is what the checkpoint before remembers (:meth:`position`), or None. Raises UsageError
+    if that speaks of another sequence: its number would mean other samples.
+    """
+
+    def __init__(self, samples: Samples, batching: Batching, begin: Json | None = None) -> None:
+        self._samples = samples
+        self._batching = batching
+        self._digest = digest_of(samples)
+        self.consumed = 0 if begin is None else int(begin["consumed_samples"])
+        if begin is not None and begin["data"] != self._digest:
+            raise UsageError(
+                f"the checkpoint consumed {self.consumed} samples of other data ({begin['data']}), "
+                f"this is {self._digest}",
+                "give the corpora, weights, seed and sequence length of the stage before",
+            )
+
+    @property
+    def position(self) -> Position:
+        """Where the next batch begins."""
+        return Position(self.consumed, self._digest)
+
+    def __iter__(self) -> Iterator[list[dict[str, npt.NDArray[Any]]]]:
+        """Yield the micro-batches of one step after the other, for ever."""
+        while True:
+            ranges = self._batching.micro_batches(self.consumed)
+            step = [stacked([self._samples[index] for index in indices]) for indices in ranges]
+            self.consumed += self._batching.batch  # before the step is seen: a save comes after it
+            yield step
+
+
+def digest_of(samples: Samples) -> str:
+    """Return a short digest of what decides on a sequence of samples."""
+    text = json.dumps(samples.identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:
+    """Return a micro-batch: the four arrays of :class:`Sample`, each (samples, sequence length)."""
+    names = ("tokens", "labels", "loss_mask", "positions")
+    return {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
+
+
+def attention_mask(positions: Integers) -> npt.NDArray[np.bool_]:
+    """Return (samples, 1, length, length): True where a token (row) must not see another (column).
+
+    It sees what is not after it, back to the last place where ``positions`` (samples, length)
+    restarted. This is the sense of megatron-core's masks.
+    """
+    segments = np.cumsum(positions == 0, axis=1)
+    apart = segments[:, :, None] != segments[:, None, :]
+    after = np.triu(np.ones((positions.shape[1],) * 2, dtype=bool), k=1)
+    masked: npt.NDArray[np.bool_] = (apart | after)[:, None]
+    return masked
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's shuffle: 32 bits, unlike those of its neighbours."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -1,0 +1,88 @@
+"""Work is shared among processes, and each of them must end when the run does, however it ends.
+
+A pool's workers wait for work for ever when their parent is killed, print tracebacks when an
+interrupt reaches them, and are waited for when nobody wants their results any more. The pool given
+here has none of these habits.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, resource_tracker
+from typing import Any, TypeVar
+
+from flmgrow.errors import UsageError
+
+SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_function: Callable[[Any], Any]
+
+
+@contextlib.contextmanager
+def working(
+    function: Callable[[Item], Result], workers: int
+) -> Iterator[Callable[[Item], Callable[[], Result]]]:
+    """Give what begins to compute ``function`` of an item, and returns what waits for the result.
+
+    With one worker it is computed here, when it is waited for. ``function`` goes to each worker
+    once; it, items and results must be picklable. Raises UsageError if a worker dies.
+    """
+    if workers == 1:
+        yield lambda item: lambda: function(item)
+        return
+    # Not forked: other threads' locks would be copied as they are.
+    context = get_context("spawn")
+    others = context.active_children()
+    begin = (os.getpid(), function)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=begin)
+
+    def submit(item: Item) -> Callable[[], Result]:
+        with _interrupts_held():
+            return pool.submit(_call, item).result
+
+    try:
+        yield submit
+    except BrokenProcessPool:
+        raise UsageError(
+            "a worker process died, perhaps for lack of memory",
+            "fewer --workers, then run the same command again: it resumes",
+        ) from None
+    except BaseException:
+        for process in set(context.active_children()) - set(others):
+            process.terminate()  # what it is making takes seconds, and nobody wants it now
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let an interrupt wait; processes that start now never see one: their parent answers it."""
+    resource_tracker.ensure_running()  # begun later, it would let interrupts in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(parent: int, function: Callable[[Any], Any]) -> None:
+    """Remember a worker's function, and let it end when its parent is killed."""
+    global _function
+    _function = function
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
