@@ -178,6 +178,38 @@ class TestWriting:
                 write(folder, "a", b"abc")
 
 
+class TestDropping:
+    """Files that a run needs on the way, and the output must not have."""
+
+    def test_a_dropped_file_is_not_in_the_output(self, out: Path) -> None:
+        with OutputFolder(out, PLAN) as folder:
+            write(folder, "parts/1", b"part")
+            assert folder.finished_path("parts/1").read_bytes() == b"part"
+            write(folder, "whole", folder.finished_path("parts/1").read_bytes())
+            folder.drop("parts/1")
+            folder.drop("never written")
+            assert list(folder.finished) == ["whole"]
+            folder.commit({})
+        assert names(out) == ["whole"]
+
+    def test_a_dropped_file_may_be_written_anew(self, out: Path) -> None:
+        with OutputFolder(out, PLAN) as folder:
+            write(folder, "file", b"first")
+            folder.drop("file")
+            write(folder, "file", b"second")
+        with OutputFolder(out, PLAN) as folder:
+            assert folder.finished["file"] == record_of("file", b"second")
+
+    def test_a_dropped_file_stays_away_after_a_resume(self, out: Path) -> None:
+        with OutputFolder(out, PLAN) as folder:
+            write(folder, "file", b"first")
+            folder.drop("file")
+        with OutputFolder(out, PLAN) as folder:
+            assert not folder.finished
+            with pytest.raises(ValueError, match="not finished"):
+                folder.finished_path("file")
+
+
 class TestOurOwnMistakes:
     @pytest.mark.parametrize(
         "name", ["../a", "a/../../b", "/etc/a", "", ".", "a//b", "./a", "a/", "a\0", "a.part"]
