@@ -167,6 +167,7 @@ def _receipts(members: Sequence[Json]) -> str:
                 member["name"],
                 found["source"],
                 "equal" if found["equal"] else "DIFFERENT",
+                found.get("date", ""),
                 _short(found.get("max_logit")),
                 _short(found.get("largest_logit")),
                 _short(found.get("tolerance")),
@@ -178,8 +179,8 @@ def _receipts(members: Sequence[Json]) -> str:
     if not rows:
         return ""
     heads = (
-        "model", "compared with", "verdict", "largest difference of logits", "largest logit",
-        "allowed", "computed in", "stored in", "tokens",
+        "model", "compared with", "verdict", "date", "largest difference of logits",
+        "largest logit", "allowed", "computed in", "stored in", "tokens",
     )  # fmt: skip
     note = "`flmgrow verify` ran both models through one reference forward:"
     return _section("Verification", note, "", *_table(heads, rows))

@@ -238,5 +238,6 @@ def _short(receipt: Json | None) -> Json | None:
     checks = receipt.get("checks", [])
     function: Json = next((check for check in checks if check.get("name") == "function"), {})
     kept = ("max_logit", "largest_logit", "tolerance", "dtype", "stored_dtypes", "tokens")
-    verdict = {key: receipt[key] for key in ("source", "equal")}
+    said = ("date", "source", "equal")
+    verdict: Json = {key: receipt[key] for key in said if key in receipt}
     return {**verdict, **{key: function[key] for key in kept if key in function}}

@@ -19,6 +19,7 @@ _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 class _Receipt(BaseModel):
     equal: bool
     source: str
+    date: str = ""
     checks: list[dict[str, Any]] = []
 
 

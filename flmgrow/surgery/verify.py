@@ -10,6 +10,7 @@ request): which fresh parameters are alive, and whether old ones get the gradien
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -313,6 +314,7 @@ def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
     """Return what verification found, as plain data for the result's manifest."""
     return {
         "flmgrow": __version__,
+        "date": datetime.now(UTC).date().isoformat(),
         "source": source.name,
         "source_digest": source.contents.digest(),
         "equal": all(check.passed is not False for check in checks),
