@@ -182,12 +182,10 @@ BUCKETS = {
     "odd, bf16, DP2 x VPP2": "--pp 2 --vpp 2 --arch odd --bf16 --bucket-size 20000",
     "uneven, DP2 x PP2": "--pp 2 --pipeline-layers 1,3 --bf16",
 }
-DEFAULT = "odd, bf16, TP2 x PP2"
 
 
-@pytest.mark.parametrize(
-    "kind", [DEFAULT, *(pytest.param(k, marks=pytest.mark.slow) for k in BUCKETS if k != DEFAULT)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BUCKETS)
 def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
     options = ["--steps", "2", "--optimizer", "--distributed-optimizer", *BUCKETS[kind].split()]
     torchrun(4, "train", tmp_path / "legacy", *options)

@@ -200,7 +200,8 @@ def test_a_folders_files_come_along_as_they_are(tmp_path: Path) -> None:
     accepted(*command)
     found = all_files(out)
     assert {name: found[name] for name in names} == {name: name.encode() for name in names}
-    assert found.keys() == {*names, "config.json", "model.safetensors", "flmgrow.json"}
+    own = {"config.json", "model.safetensors", "flmgrow.json", "README.md"}
+    assert found.keys() == {*names, *own}
 
 
 def test_the_sources_own_stay_behind_then(tmp_path: Path) -> None:
