@@ -8,6 +8,7 @@ was written on.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def describe(
             "layout": asdict(source.layout),
             "iteration": source.iteration,
             "tokens": _tokens(source),
+            "date": _saved_on(source),
             "family": family(source),
             "receipt": parent.get("receipt") if parent else None,
         },
@@ -117,6 +119,16 @@ def describe(
 def _tokens(source: Checkpoint) -> int | None:
     arguments = source.contents.content((0, 0)).get("args")
     return None if arguments is None else tokens_seen(namespace(arguments))
+
+
+def _saved_on(source: Checkpoint) -> str | None:
+    """Return the day (UTC) on which the last file was written; a download's own day says
+    nothing.
+    """
+    if source.hub is not None:
+        return None
+    last = max(file.stat().st_mtime for file in source.folder.rglob("*") if file.is_file())
+    return datetime.fromtimestamp(last, UTC).date().isoformat()
 
 
 def _optimizer(plan: Plan) -> str:
@@ -217,7 +229,7 @@ def lineage(manifest: Json, name: str) -> list[Json]:
             "iteration": source["iteration"],
         }
     ]
-    known = {key: source[key] for key in ("hub", "tokens") if source.get(key)}
+    known = {key: source[key] for key in ("hub", "tokens", "date") if source.get(key)}
     ancestors[-1] = {**ancestors[-1], **known}
     return [
         *ancestors,

@@ -36,12 +36,14 @@ class _Member(BaseModel):
     receipt: _Receipt | None = None
     hub: _Hub | None = None
     tokens: _Tokens | None = None
+    date: str | None = None
 
 
 class _Source(BaseModel):
     name: str
     hub: _Hub | None = None
     tokens: _Tokens | None = None
+    date: str | None = None
     digest: str
     parameters: _Count
     iteration: _Count | None
