@@ -33,7 +33,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 test: setup
-	@$(PY) -m pytest --numprocesses auto -m "not slow"
+	@$(PY) -m pytest --numprocesses auto --dist loadgroup -m "not slow"
 
 test-slow: setup
 	@$(PY) -m pytest -m slow

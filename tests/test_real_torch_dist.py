@@ -25,6 +25,8 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.torch_dist_contents import DistFolder
 from flmgrow.model.axes import full_box
 
+pytestmark = pytest.mark.xdist_group("real torch_dist")  # one process: what is trained is shared
+
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
 NEWER = os.environ.get("FLMGROW_MEGATRON_019", "")
 
@@ -79,6 +81,7 @@ def test_flmgrow_writes_and_megatron_loads_elsewhere(trained: Path, tmp_path: Pa
     assert_same_weights(trained, tmp_path / "loaded")
 
 
+@pytest.mark.slow
 def test_a_grown_checkpoint_is_loaded_and_computes_the_same(trained: Path, tmp_path: Path) -> None:
     sizes = ["--hidden-size", "96", "--num-layers", "8", "--ffn-hidden-size", "264"]
     options = ["--method", "zero", "--tp", "2", "--pp", "1", "--format", "torch_dist"]
@@ -137,7 +140,8 @@ def but_for(usual: str) -> list[Any]:
     return [k if k == usual else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
 
 
-@pytest.mark.parametrize("kind", but_for("distributed bf16"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_optimizer_state_megatron_saves_is_read(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:

@@ -30,6 +30,8 @@ from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
+pytestmark = pytest.mark.xdist_group("masked")  # one process: what is trained is shared
+
 SCRIPT = Path(__file__).with_name("masked_runs.py")
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 SIX_DIGITS = 1e-6
@@ -285,6 +287,7 @@ def layouts(ranks: int) -> list[str]:
     return [name for name, layout in LAYOUTS.items() if layout.ranks == ranks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", layouts(2))
 def test_two_ranks_train_as_one(bench: Bench, name: str) -> None:
     check_layout(bench, "flm", name)
