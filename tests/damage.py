@@ -12,8 +12,8 @@ import torch
 import xxhash
 
 from flmgrow.formats.inert_values import TensorRecord
+from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.torch_zip import TorchFile
-from flmgrow.surgery.integrity import FileRecord
 
 State = dict[str, Any]
 Change = Callable[[State], object]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flmgrow.formats.durable import write_small
 from flmgrow.hub.card import CARD, CardFacts, card, is_own
 from flmgrow.hub.push import Push
-from flmgrow.surgery.durable import write_small
 from flmgrow.surgery.manifest import Json
 
 

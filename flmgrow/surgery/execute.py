@@ -19,13 +19,13 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
+from flmgrow.formats.integrity import verify_files
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
 from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
 from flmgrow.formats.writing import pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
-from flmgrow.surgery.integrity import verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
     Json,

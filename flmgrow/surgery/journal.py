@@ -16,7 +16,7 @@ import time
 import zlib
 from pathlib import Path
 
-from flmgrow.surgery.durable import close_quietly, storage_errors, sync_folder, write_all
+from flmgrow.formats.durable import close_quietly, storage_errors, sync_folder, write_all
 
 OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 JUST_FINISHING = "just finishing"  # it has removed the lock, the last thing but one that it does

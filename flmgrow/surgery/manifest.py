@@ -17,9 +17,9 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import namespace
+from flmgrow.formats.integrity import FileRecord
 from flmgrow.model.axes import AxisMap
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
-from flmgrow.surgery.integrity import FileRecord
 from flmgrow.surgery.manifest_form import check_form
 from flmgrow.surgery.plan import Plan, methods_text
 

@@ -28,8 +28,9 @@ from types import MappingProxyType
 import xxhash
 
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
-from flmgrow.surgery import durable, journal
-from flmgrow.surgery.integrity import FileRecord, is_safe, verify_files
+from flmgrow.formats import durable
+from flmgrow.formats.integrity import FileRecord, is_safe, verify_files
+from flmgrow.surgery import journal
 
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
 

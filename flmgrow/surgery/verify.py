@@ -21,6 +21,8 @@ from torch import Tensor
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.durable import write_small
+from flmgrow.formats.integrity import verify_files
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.reading import Array, Piece, as_bytes
 from flmgrow.model.axes import Axis, Box, split
@@ -29,10 +31,8 @@ from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.counted import compare_counted
-from flmgrow.surgery.durable import write_small
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.gradients import compare_gradients
-from flmgrow.surgery.integrity import verify_files
 from flmgrow.surgery.manifest import (
     MANIFEST,
     Json,

@@ -15,7 +15,7 @@ from commands import accepted, check_lines, flmgrow, refused
 from damage import contents, rank_files
 from pico import CONFIGS, even, make_checkpoint
 
-from flmgrow.surgery import durable
+from flmgrow.formats import durable
 from flmgrow.surgery.execute import Executor
 from flmgrow.surgery.output import OutputFolder
 

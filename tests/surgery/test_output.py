@@ -21,7 +21,7 @@ from flmgrow.errors import (
     StorageError,
     UsageError,
 )
-from flmgrow.surgery import durable
+from flmgrow.formats import durable
 from flmgrow.surgery.output import FileRecord, OutputFolder, verify_files
 
 PLAN = {"source": "d41d", "options": {"tp": 4, "pp": 2}}

@@ -24,7 +24,7 @@ from typing import Any
 import xxhash
 
 from flmgrow.errors import FlmgrowError
-from flmgrow.surgery import durable
+from flmgrow.formats import durable
 from flmgrow.surgery.output import FileRecord, OutputFolder
 
 CHUNK = 10_000

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.surgery.durable import storage_errors
+from flmgrow.formats.durable import storage_errors
 
 READ_SIZE = 1 << 20  # stays in the cache between reading and hashing
 

@@ -1,0 +1,147 @@
+"""One file says all that decides on a stage of training, so that it can be read, kept and repeated.
+
+A stage file is YAML. A key that nobody knows is an error and not a default, because a misspelt
+learning rate costs weeks. Relative paths are relative to the file's own folder.
+
+Importing this module loads neither torch nor megatron-core: ``flmgrow run`` plans with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from flmgrow.errors import UsageError
+from flmgrow.trainer.stage_sections import (
+    CheckpointSection,
+    DataSection,
+    GuardSection,
+    LayoutSection,
+    LearningRateSection,
+    LogSection,
+    MaskSection,
+    ModelSection,
+    OptimizerSection,
+    Section,
+    TrainingSection,
+)
+
+MOST_BYTES = 1 << 20
+_SHOWN = 5
+
+
+class StageFile(Section):
+    """One stage of training. ``name`` tells it from the others of a schedule."""
+
+    name: str = "stage"
+    model: ModelSection
+    layout: LayoutSection = LayoutSection()
+    data: DataSection
+    training: TrainingSection
+    learning_rate: LearningRateSection
+    optimizer: OptimizerSection = OptimizerSection()
+    masks: MaskSection = MaskSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    guard: GuardSection = GuardSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        training, replicas = self.training, self.layout.dp
+        if training.batch % (training.micro_batch * replicas):
+            raise ValueError(
+                f"a batch of {training.batch} does not divide into micro-batches of "
+                f"{training.micro_batch} on {replicas} replicas"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps."""
+        return self.training.step_count(self.data.sequence_length)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens in a batch."""
+        return self.training.batch * self.data.sequence_length
+
+    @property
+    def warmup_steps(self) -> int:
+        """The steps until the learning rate has its peak, rounded."""
+        return round(Fraction(self.learning_rate.warmup_samples, self.training.batch))
+
+    @property
+    def decay_steps(self) -> int:
+        """The steps, counted from the stage's begin, until it has its floor."""
+        if self.learning_rate.decay_tokens is None:
+            return self.steps
+        return max(1, round(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
+
+
+def read_stage(path: Path) -> StageFile:
+    """Return the stage in a YAML file, its paths made absolute.
+
+    Raises UsageError, naming file and key of each problem.
+    """
+    return stage_of(read_yaml(path), path)
+
+
+def stage_of(data: object, path: Path) -> StageFile:
+    """Return the stage that ``data`` from the file ``path`` describes, its paths made absolute.
+
+    Raises UsageError.
+    """
+    try:
+        stage = StageFile.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(
+            f"{path}: {problems(error.errors())}", "see docs/guides/train.md"
+        ) from None
+    return _located(stage, path.absolute().parent)
+
+
+def _located(stage: StageFile, folder: Path) -> StageFile:
+    """Return the stage with its paths seen from ``folder``."""
+
+    def seen(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value
+        if isinstance(value, list):
+            return [seen(item) for item in value]
+        if not isinstance(value, Section):
+            return value
+        moved = {name: seen(part) for name, part in value}
+        changed = {name: part for name, part in moved.items() if part != getattr(value, name)}
+        return value.model_copy(update=changed) if changed else value
+
+    result: StageFile = seen(stage)
+    if (file := folder / stage.data.tokenizer).is_file():
+        data = result.data.model_copy(update={"tokenizer": str(file)})
+        result = result.model_copy(update={"data": data})
+    return result
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a small YAML file holds. Raises UsageError."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UsageError(f"{path}: has {size} bytes, wanted at most {MOST_BYTES}")
+        return yaml.safe_load(path.read_bytes().decode())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: is not YAML that can be read: {reason}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def problems(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return pydantic's findings on one line, the first few of them."""
+    parts = [
+        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg'].lower()}"
+        for error in errors[:_SHOWN]
+    ]
+    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")

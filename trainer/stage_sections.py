@@ -1,0 +1,322 @@
+"""The parts of a stage file: what can be said, in which units, and what holds if nothing is said.
+
+Sizes have Megatron-LM's names, as everywhere in flmgrow. Amounts of text are in tokens, and may be
+written ``245.37B``.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.layout import Layout, make_layout
+from flmgrow.model.config import (
+    Activation,
+    ModelConfig,
+    Multipliers,
+    Norm,
+    Positions,
+    RotarySettings,
+)
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def amount(value: object) -> object:
+    """Return the number that a text such as ``245.37B`` means; what is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().upper().replace(",", "")
+    unit = text[-1:] if text[-1:].isalpha() else ""
+    try:
+        number = Fraction(text.removesuffix(unit)) * _UNITS[unit]
+    except (ValueError, KeyError, ZeroDivisionError):
+        raise ValueError(f"{value!r} is no amount, such as 245.37B") from None
+    return round(number)
+
+
+Amount = Annotated[int, BeforeValidator(amount), Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(allow_inf_nan=False)]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A part of a stage file: nothing unknown, nothing converted by guesswork."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RotarySection(Section):
+    """How rotary positions are computed: see :class:`RotarySettings`."""
+
+    base: Positive = 10000.0
+    percent: Positive = 1.0
+    interleaved: bool = False
+    scaling_factor: Positive | None = None
+    interpolation: Positive | None = None
+    xpos_scale_base: Positive = 512.0
+    xpos_centre: Annotated[int, Field(ge=0)] = 0
+
+
+class MultiplierSection(Section):
+    """Constant factors: see :class:`Multipliers`.
+
+    ``base_output`` is the output multiplier of the model that this one grew from, where growth
+    changed it: muP's learning rate of the head follows from both.
+    """
+
+    embedding: Factor = 1.0
+    output: Factor = 1.0
+    mup_base_width: Count | None = None
+    attention: Factor | None = None
+    attention_by_inverse_layer: bool = False
+    base_output: Factor | None = None
+
+
+class ModelSection(Section):
+    """The model. What is not given follows: FFN 4 x hidden, groups = heads, heads of equal size."""
+
+    num_layers: Count
+    hidden_size: Count
+    ffn_hidden_size: Count | None = None
+    num_attention_heads: Count
+    num_query_groups: Count | None = None
+    kv_channels: Count | None = None
+    vocab_size: Count | None = None
+    make_vocab_size_divisible_by: Count = 128
+    max_position_embeddings: Count | None = None
+    normalization: Norm = "layernorm"
+    norm_epsilon: Annotated[float, Field(ge=0, lt=1)] = 1e-5
+    activation: Activation = "gelu"
+    linear_bias: bool = True
+    qkv_bias: bool | None = None
+    qk_norm: bool = False
+    tied: bool = True
+    positions: Positions = "rope"
+    rotary: RotarySection = RotarySection()
+    multipliers: MultiplierSection = MultiplierSection()
+
+    def config(self, vocab: int, length: int) -> ModelConfig:
+        """Return the model; ``vocab`` and ``length`` stand for sizes that are not given.
+
+        Raises UsageError for sizes that do not fit together.
+        """
+        groups = self.num_query_groups or self.num_attention_heads
+        if self.num_attention_heads % groups:
+            raise UsageError(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_query_groups {groups}"
+            )
+        if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
+            raise UsageError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"{self.num_attention_heads}",
+                "give kv_channels, the size of a head",
+            )
+        return ModelConfig(
+            layers=self.num_layers,
+            hidden=self.hidden_size,
+            ffn=self.ffn_hidden_size or 4 * self.hidden_size,
+            kv_groups=groups,
+            queries_per_group=self.num_attention_heads // groups,
+            head_dim=self.kv_channels or self.hidden_size // self.num_attention_heads,
+            vocab=self.vocab_size or vocab,
+            max_positions=self.max_position_embeddings or length,
+            norm=self.normalization,
+            norm_eps=self.norm_epsilon,
+            activation=self.activation,
+            linear_bias=self.linear_bias,
+            qkv_bias=self.linear_bias if self.qkv_bias is None else self.qkv_bias,
+            qk_norm=self.qk_norm,
+            tied=self.tied,
+            positions=self.positions,
+            rotary=RotarySettings(**self.rotary.model_dump()),
+            multipliers=Multipliers(**self.multipliers.model_dump(exclude={"base_output"})),
+        )
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, base_output: float | None = None, vocab_multiple: int = 128
+    ) -> "ModelSection":
+        """Return the section that describes ``config`` in full."""
+        return cls(
+            num_layers=config.layers,
+            hidden_size=config.hidden,
+            ffn_hidden_size=config.ffn,
+            num_attention_heads=config.heads,
+            num_query_groups=config.kv_groups,
+            kv_channels=config.head_dim,
+            vocab_size=config.vocab,
+            make_vocab_size_divisible_by=vocab_multiple,
+            max_position_embeddings=config.max_positions,
+            normalization=config.norm,
+            norm_epsilon=config.norm_eps,
+            activation=config.activation,
+            linear_bias=config.linear_bias,
+            qkv_bias=config.qkv_bias,
+            qk_norm=config.qk_norm,
+            tied=config.tied,
+            positions=config.positions,
+            rotary=RotarySection(**vars(config.rotary)),
+            multipliers=MultiplierSection(**vars(config.multipliers), base_output=base_output),
+        )
+
+
+class LayoutSection(Section):
+    """Ranks: tensor x pipeline x data-parallel, and how layers lie on the pipeline.
+
+    ``pipeline_layers`` has a count for each pipeline rank, or each of their chunks.
+    """
+
+    tp: Count = 1
+    pp: Count = 1
+    vpp: Count = 1
+    dp: Count = 1
+    pipeline_layers: list[int] | None = None
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.tp * self.pp * self.dp
+
+    def layout(self, layers: int) -> Layout:
+        """Return the layout of a model. Raises UsageError where layers do not fit."""
+        return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
+
+
+class CorpusSection(Section):
+    """A corpus that ``flmgrow data prepare`` made (or Megatron's prefix), and its weight."""
+
+    path: FilePath
+    weight: Positive = 1.0
+
+
+class TeacherSection(Section):
+    """Propositions with their truth (.jsonl), and their share of the samples."""
+
+    files: list[FilePath] = Field(min_length=1)
+    share: Annotated[float, Field(gt=0, lt=1)]
+    packed: bool = True
+
+
+class DataSection(Section):
+    """What is read. ``validation_share`` of each corpus' documents, the last, is held out."""
+
+    tokenizer: str = "bytes"
+    eod: str | None = None
+    sequence_length: Count
+    corpora: list[CorpusSection] = Field(min_length=1)
+    teacher: TeacherSection | None = None
+    validation_share: Share = 0.0
+    seed: Annotated[int, Field(ge=0)] = 1234
+
+
+class TrainingSection(Section):
+    """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
+
+    ``batch`` and ``micro_batch`` count sequences; ``init_std`` is the spread of fresh weights, at
+    muP's base width if there is one.
+    """
+
+    steps: Amount | None = None
+    tokens: Amount | None = None
+    batch: Count
+    micro_batch: Count = 1
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    recompute: Literal["none", "selective", "full"] = "none"
+    init_std: Positive = 0.02
+    seed: Annotated[int, Field(ge=0)] = 1234
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens")
+        return self
+
+    def step_count(self, sequence_length: int) -> int:
+        """Return the number of optimizer steps, at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return max(1, round(Fraction(self.tokens, self.batch * sequence_length)))
+
+
+class LearningRateSection(Section):
+    """The stage's own schedule: warm-up to ``peak``, then down to ``floor``.
+
+    ``decay_tokens`` is where the floor is reached, counted from the stage's begin; by default where
+    the stage ends.
+    """
+
+    peak: Positive
+    floor: Annotated[float, Field(ge=0)] = 0.0
+    warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0)] = 0
+    decay_tokens: Amount | None = None
+    style: Literal["cosine", "linear", "constant"] = "cosine"
+
+
+class OptimizerSection(Section):
+    """AdamW."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+
+
+class MaskSection(Section):
+    """How masks rise, from where the checkpoint has them.
+
+    ``ramp_steps`` is the time from 0 to 1, by default what the growth asked for; ``in_turn`` lets
+    one dimension rise after the other instead of all together.
+    """
+
+    ramp_steps: Count | None = None
+    in_turn: bool = False
+
+
+class CheckpointSection(Section):
+    """Where checkpoints lie, and what the stage begins with.
+
+    The stage goes on from the newest checkpoint in ``folder``; if there is none, it begins with
+    ``load`` (a checkpoint of any format and layout); without that, with fresh weights. ``every``
+    counts steps; ``keep`` is how many are kept (None: all).
+    """
+
+    folder: FilePath = Path("checkpoints")
+    load: FilePath | None = None
+    every: Count | None = None
+    keep: Count | None = None
+    format: Literal["megatron", "torch_dist"] = "torch_dist"
+
+
+class LogSection(Section):
+    """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
+
+    ``peak_tflops`` is that of one device, for the utilisation.
+    """
+
+    every: Count = 10
+    metrics: FilePath = Path("metrics.jsonl")
+    tensorboard: FilePath | None = None
+    validation_every: Count | None = None
+    validation_batches: Count = 8
+    peak_tflops: Positive | None = None
+
+
+class GuardSection(Section):
+    """When to stop: a loss ``spike`` nats above the mean of the last ``window`` steps.
+
+    None lets spikes pass. A loss or gradient that is not finite always stops the run.
+    """
+
+    spike: Positive | None = None
+    window: Count = 50
