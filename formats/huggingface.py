@@ -13,20 +13,16 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.huggingface_config import family_of, read_fields
 from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
-from flmgrow.formats.inert_values import OrderedMap, make_namespace
 from flmgrow.formats.layout import Layout, Placement, placements
-from flmgrow.formats.module_order import module_keys
-from flmgrow.formats.new_arguments import VOCAB_MULTIPLE, new_arguments
+from flmgrow.formats.new_arguments import IMPLEMENTATIONS, VOCAB_MULTIPLE, new_arguments
+from flmgrow.formats.new_model import rank_content
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.stored_model import weights_dtype
-from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
-
-_LINEAR = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,29 +117,6 @@ def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
     return found
 
 
-def _rank_content(
-    config: ModelConfig, padded_vocab: int, dtype: str, fused: bool
-) -> dict[object, object]:
-    """Return what one rank of Megatron's would save, with the keys of its modules in order."""
-    impl = "transformer_engine" if fused else "local"
-    sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
-    own = placements(ROWS, logical_tensors(config), sizes, Layout(1, 1, 1, (config.layers,)), fused)
-    model = OrderedMap()
-    for key in module_keys([placement.key for placement in own]):
-        model[key] = None
-        module = key.rpartition(".")[0]
-        if module.endswith(_LINEAR):
-            model[f"{module}._extra_state"] = None
-    model.setdefault("output_layer._extra_state", None)
-    return {
-        "args": make_namespace(new_arguments(config, padded_vocab, dtype, impl)),
-        "checkpoint_version": 3.0,
-        "iteration": 0,
-        "model": model,
-        "num_floating_point_operations_so_far": 0,
-    }
-
-
 def open_huggingface(
     folder: Path,
     ignored: Collection[str] = (),
@@ -181,7 +154,8 @@ def _assemble(
     tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
     reader = LogicalReader(tensors, sizes, pieces)
     dtype = weights_dtype({}, reader)
-    contents.root = _rank_content(config, padded, dtype, fused)
+    arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[fused])
+    contents.root = rank_content(arguments, config, padded, fused)
     return Checkpoint(
         path=contents.folder,
         folder=contents.folder,

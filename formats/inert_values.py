@@ -153,7 +153,8 @@ class Storage:
     """A run of ``count`` elements in memory or in a file; several tensors may share it.
 
     ``kind`` is torch's name, ``location`` the device it was on. ``file``, ``name``, ``offset`` and
-    ``crc`` are as in :class:`StoredBytes`; ``file`` is None for one that is to be written.
+    ``crc`` are as in :class:`StoredBytes`; ``file`` is None for one that is to be written, and
+    ``data`` its bytes where they are few and known.
     """
 
     kind: str
@@ -163,6 +164,7 @@ class Storage:
     name: str = ""
     offset: int = 0
     crc: int | None = None
+    data: bytes | None = None
 
     @property
     def nbytes(self) -> int:

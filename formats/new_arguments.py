@@ -11,6 +11,9 @@ from flmgrow.model.config import ModelConfig
 VOCAB_MULTIPLE = 128
 """Megatron-LM's own default of ``make_vocab_size_divisible_by``."""
 
+IMPLEMENTATIONS = {False: "local", True: "transformer_engine"}
+"""The layer spec that has the plain names of parameters, and the one that fuses norms."""
+
 _POSITIONS = {"learned": "learned_absolute", "xpos": "rope"}
 
 

@@ -9,6 +9,7 @@ front to back, holding one piece of one tensor at a time.
 
 import math
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -214,7 +215,9 @@ def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
 
 
 def source_chunks(storage: Storage) -> Iterator[memoryview]:
-    """Stream the bytes of a storage out of its file; as :func:`checked_chunks`."""
+    """Stream the bytes of a storage out of its file, or what it has; as :func:`checked_chunks`."""
+    if storage.data is not None:
+        return iter([memoryview(storage.data)])
     if storage.file is None:
         raise ValueError("the storage is new: its bytes are in no file yet")
     return checked_chunks(
@@ -238,6 +241,22 @@ def new_tensor(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
     inner_axes = (shape[axis + 1 :] for axis in range(len(shape)))
     stride = tuple(math.prod(max(size, 1) for size in sizes) for sizes in inner_axes)
     return TensorRecord(storage, dtype, shape, stride)
+
+
+def new_scalar(value: float) -> TensorRecord:
+    """Return a float32 tensor of no dimensions that holds ``value``, to be written to a file."""
+    return TensorRecord(
+        Storage("FloatStorage", 1, data=struct.pack("<f", value)), "float32", (), ()
+    )
+
+
+def scalar(record: TensorRecord) -> float:
+    """Return the value of a float32 tensor of one element; any other is a BadCheckpointError."""
+    if record.dtype != "float32" or record.count != 1:
+        raise BadCheckpointError(f"a tensor {record.dtype} {list(record.shape)}, wanted one number")
+    data = b"".join(bytes(piece) for piece in source_chunks(record.storage))
+    value: float = struct.unpack_from("<f", data, record.offset)[0]
+    return value
 
 
 class TorchFileWriter:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.layout import Layout
+from flmgrow.formats.manifest_file import masks_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import Array, read_whole
 from flmgrow.model.axes import full_box
@@ -19,7 +20,6 @@ from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, Plan, make_plan, plan_growth
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 

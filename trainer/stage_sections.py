@@ -229,7 +229,7 @@ class TrainingSection(Section):
     tokens: Amount | None = None
     batch: Count
     micro_batch: Count = 1
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "selective", "full"] = "none"
     init_std: Positive = 0.02
     seed: Annotated[int, Field(ge=0)] = 1234

@@ -10,6 +10,7 @@ from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.huggingface_contents import TOKENIZER
+from flmgrow.formats.manifest_file import masks_of
 from flmgrow.formats.tokenizer_files import tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
@@ -17,7 +18,6 @@ from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
 from flmgrow.operators.target import Target
-from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
 
 _HUB = "Model card and Hub"

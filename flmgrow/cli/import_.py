@@ -3,9 +3,9 @@
 from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
 from flmgrow.errors import UsageError
+from flmgrow.formats.manifest_file import masks_of
 from flmgrow.formats.writing import written_format
 from flmgrow.operators.target import Target
-from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
 
 _IMPLEMENTATIONS = ("transformer_engine", "local")

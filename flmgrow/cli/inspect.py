@@ -9,10 +9,10 @@ import typer
 from flmgrow.cli import options, report
 from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.surgery.health import Health, examine
-from flmgrow.surgery.manifest import Json, family, manifest_of, masks_of
 
 Tensors = Annotated[bool, typer.Option("--tensors", help="List the logical tensors.")]
 HealthOption = Annotated[

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from flmgrow.errors import printable
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import Json
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import logical_tensors, parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.manifest import Json, source_runs
+from flmgrow.surgery.manifest import source_runs
 from flmgrow.surgery.plan import Plan
 
 

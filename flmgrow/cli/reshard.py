@@ -2,8 +2,8 @@
 
 from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
+from flmgrow.formats.manifest_file import masks_of
 from flmgrow.operators.target import Target
-from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish, make_plan
 
 

@@ -12,13 +12,13 @@ from flmgrow.cli import report
 from flmgrow.cli.options import parse_size
 from flmgrow.errors import UsageError, printable
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
+from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.reading import fetch
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.manifest import provenance_of
 from flmgrow.surgery.plan import Plan
 
 

@@ -14,11 +14,10 @@ import yaml
 
 from flmgrow import __version__
 from flmgrow.errors import printable
+from flmgrow.formats.manifest_file import Json, lineage, methods_text
 from flmgrow.hub.evaluation import Score
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import amount, kind_text, model_text
-from flmgrow.surgery.manifest import Json, lineage
-from flmgrow.surgery.plan import methods_text
 
 CARD = "README.md"
 _SEAL = re.compile(rb"<!-- written by flmgrow, and left alone once edited: (\w{32}) -->\n\Z")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.formats.durable import write_small
+from flmgrow.formats.manifest_file import Json
 from flmgrow.hub.card import CARD, CardFacts, card, is_own
 from flmgrow.hub.push import Push
-from flmgrow.surgery.manifest import Json
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from flmgrow.errors import HubError, OutputExistsError, UsageError
 from flmgrow.formats.huggingface_writing import is_shipped
+from flmgrow.formats.manifest_file import MANIFEST, Json, records_of
 from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
 from flmgrow.hub.names import HubName
 from flmgrow.hub.redaction import Redactor
-from flmgrow.surgery.manifest import MANIFEST, Json, records_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from flmgrow.errors import HubError
 from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.huggingface_contents import CONFIG, GENERATION, INDEX
+from flmgrow.formats.manifest_file import MANIFEST
 from flmgrow.hub.client import AGAIN, patiently, session
 from flmgrow.hub.names import HubName
-from flmgrow.surgery.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -1,36 +1,26 @@
 """``flmgrow.json``: what a checkpoint is, where it came from, how it grew, and what it must equal.
 
-It lies in every output folder and is written last. Later commands read it: the trainer for masks,
-``verify`` for what to compare, ``inspect`` for the family tree. It names no path of the machine it
-was written on.
+It lies in every output folder and is written last. Later commands read it
+(:mod:`flmgrow.formats.manifest_file`): the trainer for masks, ``verify`` for what to compare,
+``inspect`` for the family tree. It names no path of the machine it was written on.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 from flmgrow import __version__
-from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.integrity import FileRecord
+from flmgrow.formats.manifest_file import VERSION, Json, family, manifest_of, training_of
 from flmgrow.model.axes import AxisMap
-from flmgrow.model.masks import Dimension, Mask, mask_from_json
-from flmgrow.surgery.manifest_form import check_form
-from flmgrow.surgery.plan import Plan, methods_text
+from flmgrow.surgery.plan import Plan
 
-MANIFEST = "flmgrow.json"
-VERSION = 1
-MAX_BYTES = 64 << 20
-_SHORT = 200
 _LATER = ("drift", "files", "growth", "receipt", "source")
 """Parts that a plan does not fix, or that are compared in their own way."""
-
-Json = dict[str, Any]
 
 
 def source_runs(axis_map: AxisMap) -> list[Json]:
@@ -109,6 +99,7 @@ def describe(
         "options": dict(options),
         "dropped": list(plan.dropped),
         "optimizer": _optimizer(plan),
+        "training": _training(source),
         "drift": list(drift),
         "notes": list(growth.notes),
         "files": [{"path": f.path, "size": f.size, "xxh3_128": f.xxh3_128} for f in files],
@@ -116,7 +107,15 @@ def describe(
     }
 
 
+def _training(source: Checkpoint) -> Json | None:
+    carried = training_of(source)
+    return None if carried is None else carried.model_dump()
+
+
 def _tokens(source: Checkpoint) -> int | None:
+    carried = training_of(source)
+    if carried is not None:
+        return carried.tokens
     arguments = source.contents.content((0, 0)).get("args")
     return None if arguments is None else tokens_seen(namespace(arguments))
 
@@ -153,103 +152,3 @@ def tells_of(manifest: Json, plan: Plan, options: Mapping[str, object]) -> bool:
 def encode(manifest: Json) -> bytes:
     """Return the manifest as the bytes of its file."""
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
-
-
-def read_manifest(folder: Path) -> Json | None:
-    """Return the manifest in a checkpoint's folder, or None if it has none.
-
-    Raises BadCheckpointError if there is one that cannot be read.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpointError(f"{path}: not readable: {error}") from None
-    if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
-        raise BadCheckpointError(f"{path}: not a manifest of version {VERSION}")
-    check_form(data, str(path))
-    return data
-
-
-def records_of(manifest: Json) -> list[FileRecord]:
-    """Return what a manifest says of each file."""
-    return [FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in manifest["files"]]
-
-
-def manifest_of(checkpoint: Checkpoint) -> Json | None:
-    """Return the manifest of an opened checkpoint.
-
-    None if it has none, or if that describes another iteration (training went on in the folder).
-    """
-    manifest = read_manifest(checkpoint.path)
-    return manifest if manifest and manifest["iteration"] == checkpoint.iteration else None
-
-
-def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
-    """Return the masks that a checkpoint's manifest declares; none without a manifest."""
-    manifest = manifest_of(checkpoint) or {}
-    try:
-        masks = manifest.get("masks", {}).items()
-        return {Dimension(name): mask_from_json(name, data) for name, data in masks}
-    except (BadCheckpointError, ValueError) as error:
-        raise BadCheckpointError(f"{checkpoint.path / MANIFEST}: {error}") from None
-
-
-def provenance_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
-    """Return, from a checkpoint's manifest, what it grew from and how, as short named texts."""
-    manifest = manifest_of(checkpoint)
-    if manifest is None or not manifest["growth"]["methods"]:
-        return ()
-    return (
-        ("source", manifest["source"]["digest"][:_SHORT]),
-        ("growth", methods_text(manifest["growth"]["methods"])[:_SHORT]),
-    )
-
-
-def family(checkpoint: Checkpoint) -> list[Json]:
-    """Return a checkpoint's ancestry, oldest first and itself last, as far as manifests tell."""
-    manifest = manifest_of(checkpoint)
-    return [] if manifest is None else lineage(manifest, checkpoint.name)
-
-
-def lineage(manifest: Json, name: str) -> list[Json]:
-    """Return the ancestry of what a manifest describes, itself last under ``name``.
-
-    Each member that grew has its methods, and what verification found if it ran.
-    """
-    source = manifest["source"]
-    ancestors: list[Json] = list(source["family"]) or [
-        {
-            "name": source["name"],
-            "parameters": source["parameters"],
-            "iteration": source["iteration"],
-        }
-    ]
-    known = {key: source[key] for key in ("hub", "tokens", "date") if source.get(key)}
-    ancestors[-1] = {**ancestors[-1], **known}
-    return [
-        *ancestors,
-        {
-            "name": name,
-            "parameters": manifest["parameters"],
-            "iteration": manifest["iteration"],
-            "methods": manifest["growth"]["methods"],
-            "receipt": _short(manifest["receipt"]),
-        },
-    ]
-
-
-def _short(receipt: Json | None) -> Json | None:
-    """Return the verdict of a receipt, with the numbers of the function."""
-    if receipt is None:
-        return None
-    checks = receipt.get("checks", [])
-    function: Json = next((check for check in checks if check.get("name") == "function"), {})
-    kept = ("max_logit", "largest_logit", "tolerance", "dtype", "stored_dtypes", "tokens")
-    said = ("date", "source", "equal")
-    verdict: Json = {key: receipt[key] for key in said if key in receipt}
-    return {**verdict, **{key: function[key] for key in kept if key in function}}

@@ -13,6 +13,7 @@ from math import prod
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.layout import Layout, make_layout
+from flmgrow.formats.manifest_file import methods_text
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.writing import (
@@ -234,11 +235,6 @@ def _with_growth(options: HuggingFaceOptions, growth: Growth) -> HuggingFaceOpti
         return options
     methods = {str(dimension): method for dimension, method in growth.methods.items()}
     return replace(options, provenance=(("growth", methods_text(methods)),))
-
-
-def methods_text(methods: Mapping[str, str]) -> str:
-    """Return the method of each dimension on one line."""
-    return ", ".join(f"{dimension}={method}" for dimension, method in methods.items())
 
 
 def _check_masters(source: Checkpoint, dtype: str | None) -> None:

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import Json, masks_of
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow
-from flmgrow.surgery.manifest import Json, masks_of, source_runs
+from flmgrow.surgery.manifest import source_runs
 
 
 def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:

@@ -23,6 +23,14 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.durable import write_small
 from flmgrow.formats.integrity import verify_files
+from flmgrow.formats.manifest_file import (
+    MANIFEST,
+    Json,
+    manifest_of,
+    masks_of,
+    read_manifest,
+    records_of,
+)
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.reading import Array, Piece, as_bytes
 from flmgrow.model.axes import Axis, Box, split
@@ -33,15 +41,7 @@ from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.gradients import compare_gradients
-from flmgrow.surgery.manifest import (
-    MANIFEST,
-    Json,
-    encode,
-    manifest_of,
-    masks_of,
-    read_manifest,
-    records_of,
-)
+from flmgrow.surgery.manifest import encode
 from flmgrow.surgery.rebuild import growth_from_manifest
 from flmgrow.surgery.states import ModelValues
 

@@ -18,6 +18,7 @@ from optimizer_states import optimizers, states
 from pico import CONFIGS, even, make_checkpoint
 from strategies import Case, as_wish, cases, examples
 
+from flmgrow.formats.manifest_file import read_manifest
 from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.axes import Box
 from flmgrow.model.tensors import logical_tensors
@@ -25,7 +26,6 @@ from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.manifest import read_manifest
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.statistics import Statistics
 from flmgrow.surgery.verify import Verification, verify

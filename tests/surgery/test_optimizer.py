@@ -20,10 +20,10 @@ from strategies import Case, any_config, as_wish, cases, examples, layouts_of
 
 from flmgrow.errors import StorageError
 from flmgrow.formats.layout import Layout
+from flmgrow.formats.manifest_file import read_manifest
 from flmgrow.formats.megatron import open_megatron
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.manifest import read_manifest
 from flmgrow.surgery.plan import LayoutWish, make_plan
 from flmgrow.surgery.verify import Verification, verify
 

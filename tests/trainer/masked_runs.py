@@ -32,9 +32,9 @@ from tiny_steps import (  # noqa: E402
     replicated,
 )
 
+from flmgrow.formats.manifest_file import masks_of  # noqa: E402
 from flmgrow.formats.opening import open_checkpoint  # noqa: E402
 from flmgrow.model.masks import Dimension  # noqa: E402
-from flmgrow.surgery.manifest import masks_of  # noqa: E402
 from flmgrow.trainer import attention, masked, masks, model, spec  # noqa: E402
 
 Fault = Callable[[], AbstractContextManager[Any]]

@@ -21,12 +21,12 @@ from growing import checkpoint_logits, grow_checkpoint, tokens_for
 from pico import CONFIGS, make_checkpoint, stored_weights
 from torch import Tensor
 
+from flmgrow.formats.manifest_file import masks_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
-from flmgrow.surgery.manifest import masks_of
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 

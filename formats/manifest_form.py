@@ -75,6 +75,7 @@ class _Manifest(BaseModel):
     growth: _Growth
     masks: dict[str, dict[str, Any]]
     optimizer: str
+    training: dict[str, Any] | None = None
     options: _Options
     files: list[_File]
     receipt: _Receipt | None

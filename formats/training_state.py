@@ -1,0 +1,119 @@
+"""What a run must know of its past, and no weight says: ``flmgrow_training.json``.
+
+It lies in an iteration's folder, beside the weights that flmgrow's trainer saved there: how much
+was read and of which data, how far masks are open, which stage this is and when it began, and what
+the model grew from. The part that goes on through growth (:attr:`TrainingState.carried`) is handed
+on by ``expand`` and ``reshard`` in ``flmgrow.json``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.model.masks import Dimension, Mask, mask_from_json
+
+TRAINING = "flmgrow_training.json"
+VERSION = 1
+MAX_BYTES = 64 << 20
+
+Json = dict[str, Any]
+
+_Number = Annotated[int, Field(ge=0, le=1 << 62)]
+
+
+class Carried(BaseModel):
+    """What goes on through growth: samples ``consumed`` of the data with a digest, tokens, FLOPs.
+
+    ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    consumed_samples: _Number = 0
+    data: str = ""
+    tokens: _Number = 0
+    flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @property
+    def position(self) -> Json | None:
+        """Where the data goes on, as the trainer's batches take it; None at the beginning."""
+        return {"consumed_samples": self.consumed_samples, "data": self.data} if self.data else None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """A run at one iteration. ``stage_begin`` is the iteration at which its stage began.
+
+    ``losses`` are what the guard against spikes compares the next one with. ``family`` is the
+    ancestry of the checkpoint that the stage began with, that one last.
+    """
+
+    iteration: int
+    stage: str
+    stage_begin: int
+    carried: Carried = field(default_factory=Carried)
+    masks: Mapping[Dimension, Mask] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    family: tuple[Json, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the bytes of its file."""
+        content = {
+            "training_version": VERSION,
+            "iteration": self.iteration,
+            "stage": self.stage,
+            "stage_begin": self.stage_begin,
+            "carried": self.carried.model_dump(),
+            "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
+            "losses": list(self.losses),
+            "family": list(self.family),
+        }
+        return json.dumps(content, indent=1).encode() + b"\n"
+
+
+class _Form(BaseModel):
+    training_version: int
+    iteration: _Number
+    stage: str
+    stage_begin: _Number
+    carried: Carried
+    masks: dict[str, dict[str, Any]]
+    losses: list[float]
+    family: list[dict[str, Any]]
+
+
+def read_training_state(folder: Path) -> TrainingState | None:
+    """Return the state in an iteration's folder, or None if flmgrow's trainer did not save it.
+
+    Raises BadCheckpointError if there is one that cannot be read.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        found = _Form.model_validate(json.loads(path.read_bytes()), strict=True)
+        if found.training_version != VERSION:
+            raise ValueError(f"version {found.training_version}, wanted {VERSION}")
+        masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BadCheckpointError(f"{path}: {key}: {first['msg'].lower()}") from None
+    except (ValueError, RecursionError, BadCheckpointError) as error:
+        raise BadCheckpointError(f"{path}: not readable: {error}") from None
+    return TrainingState(
+        iteration=found.iteration,
+        stage=found.stage,
+        stage_begin=found.stage_begin,
+        carried=found.carried,
+        masks=masks,
+        losses=tuple(found.losses),
+        family=tuple(found.family),
+    )
