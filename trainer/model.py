@@ -8,9 +8,12 @@ scores damped by depth come in through the layer specs (``spec.py``), multiplier
 and the logits through hooks: parameters and their names stay those of an ordinary model.
 """
 
+import os
+import random
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -44,11 +47,14 @@ ACTIVATIONS = {
 
 def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234) -> None:
     """Join the process group torchrun describes and split it into tensor and pipeline ranks."""
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     parallel_state.initialize_model_parallel(tp, pp, vpp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     # Pipeline stages must start from different weights; tensor-parallel ranks cut the same ones.
     torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def stop_parallel() -> None:

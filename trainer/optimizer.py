@@ -28,6 +28,8 @@ cpu.install()
 from megatron.core.optimizer import get_standard_config_overrides  # noqa: E402
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate  # noqa: E402
 
+Matches = Callable[[torch.Tensor, str], bool]
+
 _NAME = re.compile(r"(?:^|\.)((?:embedding|decoder|output_layer)\..+)")
 _LAYER = re.compile(r"layers\.\d+\.")
 
@@ -72,20 +74,32 @@ def mup_overrides(
     They come on top of megatron-core's own, which spare norms and biases weight decay.
     """
     overrides: dict[ParamKey, dict[str, float | str]] = get_standard_config_overrides(settings)
-    for kind, scale in mup_scales(config, base_output).items():
-        changed: dict[str, float | str] = {KIND: str(kind)}
-        if scale.learning_rate != 1.0:
-            changed["max_lr"] = settings.lr * scale.learning_rate
-            changed["min_lr"] = (settings.min_lr or 0.0) * scale.learning_rate
-            changed["wd_mult"] = scale.weight_decay
-        if scale.epsilon != 1.0:
-            changed["eps"] = settings.adam_eps * scale.epsilon
-        of_kind = ParamWithNamePredicate(name=f"muP {kind}", fn=_is(kind, config))
+
+    def override(kind: Kind, matches: Matches, what: str, **changed: float | str) -> None:
+        of_kind = ParamWithNamePredicate(name=f"muP {what} of {kind}", fn=matches)
         overrides[ParamKey(with_name_predicate=of_kind)] = changed
+
+    for kind, scale in mup_scales(config, base_output).items():
+        of_kind = _is(kind, config)
+        override(kind, of_kind, "kind", **{KIND: str(kind)})
+        if scale.learning_rate != 1.0:
+            floor = (settings.min_lr or 0.0) * scale.learning_rate
+            override(kind, of_kind, "rate", max_lr=settings.lr * scale.learning_rate, min_lr=floor)
+            override(kind, _decaying(of_kind), "decay", wd_mult=scale.weight_decay)
+        if scale.epsilon != 1.0:
+            override(kind, of_kind, "epsilon", eps=settings.adam_eps * scale.epsilon)
     return overrides
 
 
-def _is(kind: Kind, config: ModelConfig) -> Callable[[torch.Tensor, str], bool]:
+def _decaying(matches: Matches) -> Matches:
+    # A tied model's final norm is of the head's kind, and norms are spared weight decay.
+    def both(parameter: torch.Tensor, name: str) -> bool:
+        return parameter.ndim > 1 and not name.endswith(".bias") and matches(parameter, name)
+
+    return both
+
+
+def _is(kind: Kind, config: ModelConfig) -> Matches:
     kinds = kinds_by_key(config)
 
     def matches(_: torch.Tensor, name: str) -> bool:

@@ -74,14 +74,19 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(parent: int, function: Callable[[Any], Any]) -> None:
-    """Remember a worker's function, and let it end when its parent is killed."""
-    global _function
-    _function = function
+def end_with_parent(parent: int) -> None:
+    """Let this process be killed when its ``parent`` dies, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def _begin(parent: int, function: Callable[[Any], Any]) -> None:
+    """Remember a worker's function, and let it end when its parent is killed."""
+    global _function
+    _function = function
+    end_with_parent(parent)
 
 
 def _call(item: Any) -> Any:

@@ -58,6 +58,12 @@ class StageFile(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _validation_has_data(self) -> Self:
+        if self.log.validation_every is not None and not self.data.validation_share:
+            raise ValueError("log.validation_every needs a data.validation_share above 0")
+        return self
+
     @property
     def steps(self) -> int:
         """The number of optimizer steps."""

@@ -1,0 +1,101 @@
+"""Stages of training for tests: small files, and the commands that run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import yaml
+
+from flmgrow.cli.app import run
+
+MODEL: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "positions": "xpos",
+    "multipliers": {
+        "mup_base_width": 16,
+        "output": 2.0,
+        "attention_by_inverse_layer": True,
+    },
+}
+LARGE = "--hidden-size 48 --ffn-hidden-size 176 --num-attention-heads 6 --num-layers 4".split()
+STEPS = 6
+
+
+def make_data(folder: Path) -> Path:
+    """Prepare a corpus and a teacher's file in ``folder``, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = (json.dumps({"text": text}) for text in topics.values())
+    (folder / "text.jsonl").write_text("\n".join(texts))
+    sums = ((i, i + 1, 2 * i + 1 + i % 2) for i in range(60))
+    facts = ({"text": f"{a} + {b} = {c}", "label": a + b == c} for a, b, c in sums)
+    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, facts)))
+    words = ["data", "prepare", str(folder / "text.jsonl"), str(folder / "corpus")]
+    assert run([*words, "--tokenizer", "bytes", "--workers", "1"]) == 0
+    return folder
+
+
+def stage_data(data: Path, **changes: Any) -> dict[str, Any]:
+    """Return the content of a stage file; ``changes`` are merged into its sections."""
+    content: dict[str, Any] = {
+        "name": "small",
+        "model": MODEL,
+        "data": {
+            "sequence_length": 32,
+            "corpora": [{"path": str(data / "corpus")}],
+            "teacher": {"files": [str(data / "facts.jsonl")], "share": 0.25},
+            "validation_share": 0.05,
+        },
+        "training": {"steps": STEPS, "batch": 8, "micro_batch": 2},
+        "learning_rate": {"peak": 3e-3, "warmup_samples": 8, "decay_tokens": "4K"},
+        "checkpoint": {"every": 3},
+    }
+    for name, value in changes.items():
+        merged = isinstance(value, dict) and name != "model"
+        content[name] = {**content.get(name, {}), **value} if merged else value
+    return content
+
+
+def write_stage(folder: Path, content: dict[str, Any]) -> Path:
+    """Write a stage file into a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "stage.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(stage: Path) -> list[str]:
+    """Return what trains a stage."""
+    return [sys.executable, "-m", "flmgrow", "train", str(stage)]
+
+
+def environment() -> dict[str, str]:
+    """Return that of a command: one thread per rank, so that sums have one order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def train(stage: Path, expect: int = 0) -> str:
+    """Train a stage, insist on its exit code, and return what it told."""
+    done = subprocess.run(
+        command(stage), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == expect, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def metrics(stage: Path) -> list[dict[str, Any]]:
+    """Return what a stage's metrics say of its steps."""
+    lines = (stage.parent / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
+def saved(stage: Path, iteration: int) -> dict[str, bytes]:
+    """Return all files of a checkpoint of a stage."""
+    folder = stage.parent / "checkpoints" / f"iter_{iteration:07d}"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,251 @@
+"""A stage that is stopped and started again takes the very same steps, and one that grew the same
+first one.
+"""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from stage_runs import (
+    LARGE,
+    MODEL,
+    STEPS,
+    command,
+    environment,
+    make_data,
+    metrics,
+    saved,
+    stage_data,
+    train,
+    write_stage,
+)
+
+from flmgrow.cli.app import run
+from flmgrow.formats.manifest_file import family, masks_of, training_of
+from flmgrow.formats.opening import open_checkpoint
+
+pytestmark = pytest.mark.xdist_group("stages")  # one process: what is trained is shared
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2 sp": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "uneven": {"pp": 2, "pipeline_layers": [3, 1]},
+    "vpp2": {"pp": 2, "vpp": 2},
+    "dp2": {"dp": 2},
+    "dp2 distributed": {"dp": 2, "distributed_optimizer": True},
+    "tp2 pp2": {"tp": 2, "pp": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage that ran undisturbed."""
+    stage = write_stage(tmp_path_factory.mktemp("whole"), stage_data(data))
+    train(stage)
+    return stage
+
+
+def losses(stage: Path) -> list[float]:
+    return [record["loss"] for record in metrics(stage)]
+
+
+def test_it_learns(whole: Path) -> None:
+    found = losses(whole)
+    assert len(found) == STEPS
+    assert found[-1] < found[0] - 0.3
+    last = metrics(whole)[-1]
+    assert last["tokens"] == STEPS * 8 * 32
+    assert last["samples"] == STEPS * 8
+    assert last["teacher_loss"] > 0
+
+
+def test_resuming_is_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
+    half = write_stage(tmp_path / "parts", stage_data(data, training={"steps": 3}))
+    train(half)
+    stage = write_stage(tmp_path / "parts", stage_data(data))
+    train(stage)
+    assert losses(stage) == losses(whole)
+    assert saved(stage, STEPS) == saved(whole, STEPS)
+
+
+def test_another_seed_is_told_apart(data: Path, whole: Path, tmp_path: Path) -> None:
+    stage = write_stage(tmp_path, stage_data(data, training={"seed": 5}))
+    train(stage)
+    assert losses(stage) != losses(whole)
+    assert saved(stage, STEPS).keys() == saved(whole, STEPS).keys()
+    assert saved(stage, STEPS) != saved(whole, STEPS)
+
+
+def test_a_stage_that_is_done_stays_as_it_is(whole: Path) -> None:
+    before = saved(whole, STEPS), losses(whole)
+    train(whole)
+    assert (saved(whole, STEPS), losses(whole)) == before
+
+
+def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
+    content = stage_data(data, training={"steps": 400}, learning_rate={"peak": 1e-3})
+    stage = write_stage(tmp_path, {**content, "checkpoint": {}})
+    process = subprocess.Popen(command(stage), env=environment(), stderr=subprocess.DEVNULL)
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 5:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    stopped = metrics(stage)[-1]["step"]
+    assert stopped < 400
+    with open_checkpoint(tmp_path / "checkpoints") as checkpoint:
+        assert checkpoint.iteration == stopped
+    more = write_stage(
+        tmp_path, {**content, "training": {**content["training"], "steps": stopped + 2}}
+    )
+    train(more)
+    assert [record["step"] for record in metrics(more)] == list(range(1, stopped + 3))
+
+
+def grown(whole: Path, folder: Path, data: Path, *options: str, **changes: Any) -> Path:
+    """Grow what ``whole`` trained, by masks if not told otherwise, and return the next stage."""
+    words = ["expand", str(whole.parent / "checkpoints"), str(folder / "start"), *LARGE]
+    assert run([*words, *options]) == 0
+    assert run(["verify", str(whole.parent / "checkpoints"), str(folder / "start")]) == 0
+    model = {**MODEL, "num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 176}
+    model |= {"num_attention_heads": 6, "multipliers": {"mup_base_width": 16, "base_output": 2.0}}
+    content = stage_data(data, name="large", model=model, checkpoint={"load": "start"}, **changes)
+    return write_stage(folder, content)
+
+
+def next_loss(whole: Path, folder: Path, data: Path) -> float:
+    """Return the loss that the small model would have had on its next batch."""
+    content = stage_data(data, training={"steps": STEPS + 1})
+    content["checkpoint"] = {"folder": str(whole.parent / "checkpoints"), "every": 1000}
+    content["checkpoint"] = {"load": str(whole.parent / "checkpoints"), "every": 1000}
+    stage = write_stage(
+        folder, {**content, "name": "next", "training": {**content["training"], "steps": 1}}
+    )
+    train(stage)
+    return losses(stage)[0]
+
+
+@pytest.mark.parametrize("layout", [{"tp": 2}], ids=["tp2"])
+def test_growth_does_not_change_the_loss(
+    data: Path, whole: Path, tmp_path: Path, layout: dict[str, int]
+) -> None:
+    stage = grown(whole, tmp_path, data, "--ramp-steps", "4", "--tp", "2", layout=layout)
+    train(stage)
+    found = metrics(stage)
+    expected = next_loss(whole, tmp_path / "next", data)
+    assert found[0]["loss"] == pytest.approx(expected, abs=1e-5)
+    assert found[0]["step"] == STEPS + 1
+    assert found[0]["samples"] == (STEPS + 1) * 8  # no sample is repeated, none is skipped
+    assert found[0]["tokens"] == (STEPS + 1) * 8 * 32
+    assert [record["masks"].get("ffn") for record in found] == [0, 0.25, 0.5, 0.75, None, None]
+    with open_checkpoint(tmp_path / "checkpoints") as checkpoint:
+        assert masks_of(checkpoint) == {}
+        names = [member["name"] for member in family(checkpoint)]
+        assert names == ["small", "start", "large"]
+        training = training_of(checkpoint)
+        assert training is not None
+        assert training.consumed_samples == 2 * STEPS * 8
+
+
+def test_masks_go_on_where_they_were(data: Path, whole: Path, tmp_path: Path) -> None:
+    options = ("--ramp-steps", "10")
+    one = grown(whole, tmp_path / "one", data, *options, masks={"in_turn": True})
+    train(one)
+    two = grown(whole, tmp_path / "two", data, *options, masks={"in_turn": True})
+    text = two.read_text()
+    two.write_text(
+        yaml.safe_dump(
+            {**yaml.safe_load(text), "training": {"steps": 3, "batch": 8, "micro_batch": 2}}
+        )
+    )
+    train(two)
+    with open_checkpoint(tmp_path / "two" / "checkpoints") as checkpoint:
+        assert {str(name): mask.value for name, mask in masks_of(checkpoint).items()} == {
+            "depth": 0.3, "ffn": 0.0, "heads": 0.0, "width": 0.0,
+        }  # fmt: skip
+    two.write_text(text)
+    train(two)
+    assert losses(one) == losses(two)
+    assert saved(one, 2 * STEPS) == saved(two, 2 * STEPS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
+    wild = {"peak": 1e30, "warmup_samples": 0}
+    stage = write_stage(tmp_path, stage_data(data, learning_rate=wild, checkpoint={"every": 1}))
+    told = train(stage, expect=7)
+    assert "the last good checkpoint in" in told
+    assert "Traceback" not in told
+
+
+REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+    "other model": ({"model": {**MODEL, "num_layers": 3}}, 2, "layers is 2, the stage file says 3"),
+    "other multiplier": (
+        {"model": {**MODEL, "multipliers": {**MODEL["multipliers"], "output": 1.0}}},
+        2,
+        "multipliers.output is 2.0, the stage file says 1.0",
+    ),
+    "other data": ({"data": {"seed": 7}}, 2, "consumed 48 samples of other data"),
+    "other stage": ({"name": "large"}, 2, "is of the stage 'small'"),
+    "too many ranks": ({"layout": {"tp": 3}}, 2, "TP3 cannot split"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_contradicts_the_checkpoint_is_refused(
+    data: Path, whole: Path, tmp_path: Path, case: str
+) -> None:
+    changes, code, message = REFUSED[case]
+    if case != "other stage":
+        checkpoint: dict[str, Any] = {"load": str(whole.parent / "checkpoints")}
+    else:
+        checkpoint = {"folder": str(whole.parent / "checkpoints")}
+    stage = write_stage(tmp_path, stage_data(data, **changes, checkpoint=checkpoint))
+    told = train(stage, expect=code)
+    assert message in told
+    assert told.count("error: ") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["megatron", "torch_dist"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_resuming_is_bit_equal_in_every_layout(
+    data: Path, tmp_path: Path, name: str, precision: str, file_format: str
+) -> None:
+    def stage(folder: str, steps: int) -> Path:
+        content = stage_data(
+            data,
+            model={**MODEL, "num_layers": 4},
+            layout=LAYOUTS[name],
+            training={"steps": steps, "precision": precision},
+            checkpoint={"every": 2, "keep": 2, "format": file_format},
+        )
+        return write_stage(tmp_path / folder, content)
+
+    whole, half = stage("whole", 4), stage("parts", 2)
+    train(whole)
+    train(half)
+    parts = stage("parts", 4)
+    train(parts)
+    assert losses(parts) == losses(whole)
+    assert saved(parts, 4) == saved(whole, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_checkpoint_goes_on_in_any_layout(
+    data: Path, whole: Path, tmp_path: Path, name: str
+) -> None:
+    stage = grown(whole, tmp_path, data, "--ramp-steps", "4", layout=LAYOUTS[name])
+    train(stage)
+    expected = next_loss(whole, tmp_path / "next", data)
+    assert losses(stage)[0] == pytest.approx(expected, abs=1e-5)

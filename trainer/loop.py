@@ -1,0 +1,325 @@
+"""Training one stage: steps, masks that rise, what is told of them, and checkpoints.
+
+Every rank runs this. What they must agree on (the loss, whether a signal asks to stop) is summed
+over all of them once per step, so all stop, save or fail together. A run that was stopped, or
+killed, and started again takes the very same steps: batches are a function of their number, masks
+of their value, and everything else lies in the checkpoint.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from types import FrameType
+from typing import Any
+
+import torch
+
+from flmgrow.errors import DivergenceError, UsageError
+from flmgrow.formats.layout import Layout
+from flmgrow.formats.training_state import Carried, TrainingState
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.flops import training_flops
+from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer import cpu
+from flmgrow.trainer.data import Batches, Batching
+from flmgrow.trainer.guard import LossGuard
+from flmgrow.trainer.loading import Begin, check_model, find_begin, load, restore_random_states
+from flmgrow.trainer.masks import LiveMasks
+from flmgrow.trainer.metrics import StepRecord, ValidationRecord
+from flmgrow.trainer.model import start_parallel, stop_parallel
+from flmgrow.trainer.reporting import Reporter
+from flmgrow.trainer.saving import Saving
+from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage_data import StageData, open_data
+from flmgrow.trainer.steps import MicroBatches, losses_of, run_batch
+from flmgrow.trainer.trainee import arguments_of, build, check_layout
+
+cpu.install()
+
+from megatron.core import parallel_state  # noqa: E402
+
+
+class Stop:
+    """Whether a signal asked the run to stop; a second one takes its usual effect."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before = {
+            number: signal.signal(number, self._asked) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def _asked(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        self.restore()
+
+    def restore(self) -> None:
+        """Let signals do what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """All that does not change while a stage runs."""
+
+    stage: StageFile
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    data: StageData
+    begin: Begin
+
+    @property
+    def last(self) -> int:
+        """The iteration at which the stage ends."""
+        return self.begin.stage_begin + self.stage.steps
+
+    @property
+    def batching(self) -> Batching:
+        """How this rank takes samples."""
+        training = self.stage.training
+        return Batching(
+            training.batch,
+            training.micro_batch,
+            parallel_state.get_data_parallel_world_size(),
+            parallel_state.get_data_parallel_rank(),
+        )
+
+
+def train(stage: StageFile) -> int:
+    """Train ``stage`` until its end, or until a signal; return the exit code.
+
+    Raises a FlmgrowError, on all ranks, for anything that keeps it from going on.
+    """
+    stop = Stop()
+    layout = stage.layout
+    start_parallel(
+        tp=layout.tp,
+        pp=layout.pp,
+        vpp=layout.vpp if layout.vpp > 1 else None,
+        seed=stage.training.seed,
+    )
+    try:
+        if torch.distributed.get_world_size() != layout.world:
+            raise UsageError(
+                f"{torch.distributed.get_world_size()} processes, the layout of stage "
+                f"{stage.name} needs {layout.world}",
+                f"torchrun --nproc-per-node {layout.world}, or on several nodes that many in all",
+            )
+        begin = find_begin(stage)
+        try:
+            return Run(_setting(stage, begin)).until_done(stop)
+        finally:
+            if begin.checkpoint is not None:
+                begin.checkpoint.close()
+    finally:
+        stop.restore()
+        stop_parallel()
+
+
+def _setting(stage: StageFile, begin: Begin) -> Setting:
+    data = open_data(stage.data)
+    if begin.checkpoint is None:
+        config = stage.model.config(data.tokenizer.vocab_size, stage.data.sequence_length)
+        multiple = stage.model.make_vocab_size_divisible_by * stage.layout.tp
+        padded = math.ceil(config.vocab / multiple) * multiple
+    else:
+        check_model(stage.model, begin.checkpoint)
+        config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab
+    if data.tokenizer.vocab_size > config.vocab:
+        raise UsageError(
+            f"the tokenizer has {data.tokenizer.vocab_size} ids, the model {config.vocab}",
+            "make vocab_size larger, or name another tokenizer",
+        )
+    if config.positions == "learned" and stage.data.sequence_length > config.max_positions:
+        raise UsageError(
+            f"sequence_length {stage.data.sequence_length}: the model has "
+            f"{config.max_positions} positions"
+        )
+    layout = check_layout(stage, config, padded)
+    return Setting(stage, config, layout, padded, data, begin)
+
+
+class Run:
+    """One rank's part of a run of a stage."""
+
+    def __init__(self, setting: Setting) -> None:
+        stage, begin, config = setting.stage, setting.begin, setting.config
+        self._setting = setting
+        self._masks: Mapping[Dimension, Mask] = begin.masks
+        dtype = getattr(torch, stage.training.precision)
+        self._live = LiveMasks(begin.masks, config, dtype)
+        self._trainee = build(stage, config, setting.padded_vocab, setting.layout, self._live)
+        self._carried = begin.carried
+        self._iteration = begin.iteration
+        self._saved = begin.iteration if begin.resumed else None
+        self._batches = Batches(setting.data.training, setting.batching, begin.carried.position)
+        self._guard = LossGuard(stage.guard.spike, stage.guard.window, begin.losses)
+        if begin.checkpoint is not None:
+            load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
+            if begin.resumed:
+                restore_random_states(begin.checkpoint.folder)
+        self._trainee.schedule.num_steps = begin.iteration - begin.stage_begin
+        self._trainee.schedule.step(0)
+        multiple = begin.checkpoint.vocab_multiple if begin.checkpoint else None
+        self._saving = Saving(
+            folder=stage.checkpoint.folder,
+            format=stage.checkpoint.format,
+            keep=stage.checkpoint.keep,
+            config=config,
+            layout=setting.layout,
+            padded_vocab=setting.padded_vocab,
+            dtype=stage.training.precision,
+            arguments=arguments_of(
+                stage,
+                config,
+                setting.padded_vocab,
+                multiple or stage.model.make_vocab_size_divisible_by,
+            ),
+        )
+
+    def until_done(self, stop: Stop) -> int:
+        """Take all steps that are left; return 0, or 128 and the number of the signal."""
+        setting, stage = self._setting, self._setting.stage
+        if self._iteration >= setting.last:
+            return 0
+        resumed = setting.begin.iteration if setting.begin.resumed else None
+        with Reporter(stage, setting.last, resumed) as reporter:
+            for micro_batches in self._batches:
+                record, asked = self._step(micro_batches, stop)
+                self._check(record)
+                reporter.step(record)
+                ends = self._iteration == setting.last
+                if self._due(stage.log.validation_every, ends):
+                    reporter.validation(self._validate())
+                if asked or self._due(stage.checkpoint.every, ends) or ends:
+                    self._save()
+                if ends:
+                    return 0
+                if asked:
+                    reporter.note(f"stopped at step {self._iteration}; the same command resumes")
+                    return 128 + asked
+        raise AssertionError("batches never end")
+
+    def _due(self, every: int | None, ends: bool) -> bool:
+        return every is not None and (ends or self._iteration % every == 0)
+
+    def _step(self, micro_batches: MicroBatches, stop: Stop) -> tuple[StepRecord, int]:
+        """Take one optimizer step; return what is told of it, and the signal to stop, if any."""
+        stage, trainee = self._setting.stage, self._trainee
+        begin, rate = time.perf_counter(), trainee.learning_rate
+        masks = {str(dimension): mask.value for dimension, mask in self._masks.items()}
+        trainee.zero_gradients()
+        length = stage.data.sequence_length
+        sums = run_batch(trainee.models, micro_batches, sequence_length=length)
+        _, norm, _ = trainee.optimizer.step()
+        trainee.schedule.step(increment=1)
+        self._iteration += 1
+        self._raise_masks()
+        totals = _summed([*sums.tolist(), float(stop.number)])
+        self._advance()
+        losses = losses_of(totals[:-1])
+        seconds = time.perf_counter() - begin
+        tflops = self._flops_per_step / seconds / stage.layout.world / 1e12
+        peak = stage.log.peak_tflops
+        record = StepRecord(
+            step=self._iteration,
+            stage=stage.name,
+            samples=self._carried.consumed_samples,
+            tokens=self._carried.tokens,
+            flops=self._carried.flops,
+            loss=losses.mean,
+            language_loss=losses.language if losses.teacher is not None else None,
+            teacher_loss=losses.teacher,
+            grad_norm=float(norm),
+            learning_rate=rate,
+            seconds=seconds,
+            tokens_per_second=stage.tokens_per_step / seconds,
+            model_tflops=tflops,
+            utilisation=None if peak is None else tflops / peak,
+            masks={name: value for name, value in masks.items() if value < 1},
+        )
+        return record, _signal_of(totals[-1], stop)
+
+    @property
+    def _flops_per_step(self) -> float:
+        stage = self._setting.stage
+        per_token = training_flops(self._setting.config, stage.data.sequence_length)
+        return float(per_token * stage.tokens_per_step)
+
+    def _raise_masks(self) -> None:
+        self._masks = ramped(self._masks, 1, in_turn=self._setting.stage.masks.in_turn)
+        self._live.move_to(self._masks)
+
+    def _advance(self) -> None:
+        position = self._batches.position
+        self._carried = Carried(
+            consumed_samples=position.consumed,
+            data=position.data,
+            tokens=self._carried.tokens + self._setting.stage.tokens_per_step,
+            flops=self._carried.flops + self._flops_per_step,
+        )
+
+    def _check(self, record: StepRecord) -> None:
+        try:
+            self._guard.check(record.step, record.loss, record.grad_norm)
+        except DivergenceError as error:
+            good = "none was saved" if self._saved is None else f"is that of step {self._saved}"
+            raise DivergenceError(
+                error.message,
+                f"the last good checkpoint in {self._saving.folder} {good}; lower the learning "
+                "rate, or look at the data of this step",
+            ) from None
+
+    def _validate(self) -> ValidationRecord:
+        """Return the mean loss of batches that are never trained on."""
+        setting, stage = self._setting, self._setting.stage
+        assert setting.data.held_out is not None
+        sums = torch.zeros(4, dtype=torch.float64)
+        for micro_batches in _first(setting, stage.log.validation_batches):
+            length = stage.data.sequence_length
+            models = self._trainee.models
+            sums += run_batch(
+                models, micro_batches, sequence_length=length, forward_only=True
+            ).cpu()
+        loss = losses_of(_summed(sums.tolist())).mean
+        carried = self._carried
+        return ValidationRecord(self._iteration, carried.tokens, carried.flops, loss, stage.name)
+
+    def _save(self) -> None:
+        begin = self._setting.begin
+        state = TrainingState(
+            iteration=self._iteration,
+            stage=self._setting.stage.name,
+            stage_begin=begin.stage_begin,
+            carried=self._carried,
+            masks={name: mask for name, mask in self._masks.items() if mask.value < 1},
+            losses=tuple(self._guard.state()),
+            family=begin.family,
+        )
+        trainee = self._trainee
+        schedule = trainee.schedule.state_dict()
+        self._saving.save(state, trainee.parameters, trainee.view, schedule)
+        self._saved = self._iteration
+
+
+def _first(setting: Setting, count: int) -> Iterator[MicroBatches]:
+    assert setting.data.held_out is not None
+    return islice(Batches(setting.data.held_out, setting.batching), count)
+
+
+def _summed(numbers: list[float]) -> list[float]:
+    """Return the sums over all ranks."""
+    device: Any = torch.cuda.current_device()
+    values = torch.tensor(numbers, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(values)
+    result: list[float] = values.tolist()
+    return result
+
+
+def _signal_of(total: float, stop: Stop) -> int:
+    """Return the signal to stop for; ranks that got none stop as if terminated."""
+    return (stop.number or int(signal.SIGTERM)) if total else 0

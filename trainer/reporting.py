@@ -1,0 +1,72 @@
+"""What is told of a run while it runs: on the terminal, as JSON lines, and for TensorBoard.
+
+Every rank has a reporter, and the first one's speaks. Lines for people go to stderr; nothing goes
+to stdout.
+"""
+
+import sys
+from contextlib import ExitStack
+from types import TracebackType
+
+import torch
+
+from flmgrow.trainer.metrics import (
+    MetricsLog,
+    StepRecord,
+    TensorBoard,
+    ValidationRecord,
+    progress_line,
+)
+from flmgrow.trainer.stage import StageFile
+
+
+class Reporter:
+    """Tells of the steps of ``stage`` up to step ``last``.
+
+    ``resumed`` is the step that the run went on from, None for a new one. A context manager.
+    """
+
+    def __init__(self, stage: StageFile, last: int, resumed: int | None) -> None:
+        self._stage, self._last = stage, last
+        self._speaks = torch.distributed.get_rank() == 0
+        self._open = ExitStack()
+        self._sinks: list[MetricsLog | TensorBoard] = []
+        self._told: int | None = None
+        if self._speaks:
+            self._sinks.append(self._open.enter_context(MetricsLog(stage.log.metrics, resumed)))
+            if stage.log.tensorboard is not None:
+                board = TensorBoard(stage.log.tensorboard, resumed)
+                self._sinks.append(self._open.enter_context(board))
+
+    def step(self, record: StepRecord) -> None:
+        """Tell of a step: always as a metric, and now and then on the terminal."""
+        for sink in self._sinks:
+            sink.write(record)
+        often = record.step % self._stage.log.every == 0
+        if self._told is None or often or record.step == self._last:
+            self._told = record.step
+            self.note(progress_line(record, self._last))
+
+    def validation(self, record: ValidationRecord) -> None:
+        """Tell of a validation."""
+        for sink in self._sinks:
+            sink.write(record)
+        self.note(
+            f"{record.stage}  step {record.step}  validation loss {record.validation_loss:.4f}"
+        )
+
+    def note(self, text: str) -> None:
+        """Tell people something."""
+        if self._speaks:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()

@@ -1,0 +1,269 @@
+"""Saving a run: whole or not at all, in a format that any tool can read, without losing a step.
+
+Each model rank writes its own file, its first replica that is, straight from memory through the
+formats' own writers. All files go into a hidden folder beside the iteration's; when every rank has
+its file on the disk, one rename makes the iteration appear, and only then the tracker points to it.
+So a kill at any moment leaves the checkpoint before, and at worst a hidden folder, which the next
+save removes.
+"""
+
+import base64
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flmgrow.errors import StorageError
+from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.durable import (
+    make_folders,
+    new_file,
+    prune,
+    storage_errors,
+    sync_folder,
+    sync_tree,
+    write_small,
+)
+from flmgrow.formats.files import Bytes
+from flmgrow.formats.inert_values import Storage
+from flmgrow.formats.layout import Layout
+from flmgrow.formats.megatron_writing import folder_name, tracker
+from flmgrow.formats.new_model import new_model
+from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
+from flmgrow.formats.targets import NewFile, TargetArray
+from flmgrow.formats.torch_zip import new_scalar
+from flmgrow.formats.training_state import TRAINING, TrainingState
+from flmgrow.formats.writing import described_files
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.trainer import cpu
+from flmgrow.trainer.parameters import MOMENTS, OptimizerView, Parameter, live_states
+
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+
+RANDOM = "random_states"
+BLOCK = 1 << 22
+_PLAIN = (bool, int, float, str, type(None), tuple)
+
+
+@dataclass(frozen=True, eq=False)
+class Saving:
+    """How and where a run is saved. ``arguments`` are Megatron-LM's, of this run."""
+
+    folder: Path
+    format: str
+    keep: int | None
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    dtype: str
+    arguments: Mapping[str, object]
+
+    def save(
+        self,
+        state: TrainingState,
+        parameters: Sequence[Parameter],
+        optimizer: OptimizerView,
+        schedule: Mapping[str, object],
+    ) -> Path:
+        """Save the run as it is now, on all ranks at once, and return the iteration's folder.
+
+        ``schedule`` is that of the learning rate. Raises StorageError, on every rank.
+        """
+        name = folder_name(state.iteration)
+        hidden = self.folder / f".{name}.flmgrow"
+        first = torch.distributed.get_rank() == 0
+        if first:
+            self._begin(hidden, name)
+        torch.distributed.barrier()
+        _together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
+        if first:
+            write_small(hidden / name / TRAINING, state.encode())
+            self._appear(hidden, name, state.iteration)
+        torch.distributed.barrier()
+        return self.folder / name
+
+    def _begin(self, hidden: Path, name: str) -> None:
+        make_folders(Path(self.folder.anchor), self.folder)
+        for left in self.folder.glob(".iter_*.flmgrow"):
+            prune(left, ())
+            left.rmdir()
+        with storage_errors(hidden, "creating"):
+            (hidden / name).mkdir(parents=True)
+
+    def _write(
+        self,
+        hidden: Path,
+        state: TrainingState,
+        parameters: Sequence[Parameter],
+        optimizer: OptimizerView,
+        schedule: Mapping[str, object],
+    ) -> None:
+        """Write this rank's files."""
+        described = _optimizer_state(optimizer, self.dtype)
+        states = [State.WEIGHT, *described.dtypes]
+        # On every replica, since some of it may have to be brought together from all of them.
+        live = list(live_states(parameters, optimizer, states))
+        source = self._source(state, schedule)
+        target = TargetModel(
+            config=self.config,
+            layout=self.layout,
+            padded_vocab=self.padded_vocab,
+            donors=tuple(range(self.config.layers)),
+            optimizer=described,
+            format=self.format,
+        )
+        sizes = {**self.config.sizes, Axis.VOCAB: self.padded_vocab}
+        tensors = logical_tensors(self.config)
+        readers = {
+            kind: LogicalReader(tensors, sizes, [piece for of, piece in live if of is kind])
+            for kind in states
+        }
+        rank = torch.distributed.get_rank()
+        folder = hidden / folder_name(state.iteration)
+        make_folders(hidden, folder / RANDOM)
+        write_small(folder / RANDOM / f"rank_{rank:05d}.json", random_states())
+        if parallel_state.get_data_parallel_rank() != 0:
+            return
+        for file in described_files(source, target):
+            if _owner(file) == _own_rank() and not file.sums_of:
+                _write_file(file, hidden, readers)
+
+    def _source(self, state: TrainingState, schedule: Mapping[str, object]) -> Checkpoint:
+        arguments = {
+            **self.arguments,
+            "iteration": state.iteration,
+            "consumed_train_samples": state.carried.consumed_samples,
+        }
+        extra = {"optimizer": None, "opt_param_scheduler": dict(schedule)}
+        return new_model(
+            state.stage,
+            self.config,
+            arguments,
+            self.padded_vocab,
+            self.dtype,
+            state.iteration,
+            extra,
+        )
+
+    def _appear(self, hidden: Path, name: str, iteration: int) -> None:
+        """Let a finished iteration appear, point to it, and remove what need not be kept."""
+        sync_tree(hidden)
+        target = self.folder / name
+        if target.exists():  # of a run that went on from further back
+            prune(target, ())
+            target.rmdir()
+        with storage_errors(target, "renaming"):
+            (hidden / name).rename(target)
+            hidden.rmdir()
+        sync_folder(self.folder)
+        pointer, content = tracker(iteration)
+        write_small(self.folder / pointer, content)
+        if self.keep is not None:
+            for old in iterations(self.folder)[: -self.keep]:
+                shutil.rmtree(self.folder / folder_name(old))
+
+
+def iterations(folder: Path) -> list[int]:
+    """Return the iterations in a folder of checkpoints, in rising order."""
+    names = (path.name.removeprefix("iter_") for path in folder.glob("iter_*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def random_states() -> bytes:
+    """Return, as JSON, the state of every source of chance of this rank."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    trackers = tensor_parallel.get_cuda_rng_tracker().get_states()
+    found = {
+        "python": json.loads(json.dumps(random.getstate())),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": _text(torch.get_rng_state()),
+        "device": _text(torch.cuda.get_rng_state()),
+        "trackers": {name: _text(state) for name, state in trackers.items()},
+    }
+    return json.dumps(found).encode() + b"\n"
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(bytes(state.cpu().numpy())).decode()
+
+
+def _together(write: Any) -> None:
+    """Run ``write`` on every rank; if it fails on one, it fails on all, in the same way."""
+    failure: StorageError | None = None
+    try:
+        write()
+    except StorageError as error:
+        failure = error
+    texts: list[Any] = [None] * torch.distributed.get_world_size()
+    own = None if failure is None else (failure.message, failure.hint)
+    torch.distributed.all_gather_object(texts, own)
+    if failed := next((text for text in texts if text is not None), None):
+        raise StorageError(*failed)
+
+
+def _own_rank() -> tuple[int, int]:
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+
+
+def _owner(file: NewFile) -> tuple[int, int]:
+    """Return the rank whose values are in a file; the first writes what has none."""
+    if not file.arrays:
+        return (0, 0)
+    placement = file.arrays[0].placement
+    return (placement.tensor_rank, placement.pipeline_rank)
+
+
+def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
+    """Describe the optimizer as a checkpoint keeps it."""
+    half = dtype != "float32"
+    count = optimizer.step_count()
+    in_groups = optimizer.distributed or optimizer.counts_by_group
+    groups = tuple(
+        {
+            **{k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)},
+            **({"step": count} if in_groups else {}),
+        }
+        for group in optimizer.groups
+    )
+    kinds = (State.MASTER, *MOMENTS) if half or optimizer.distributed else MOMENTS
+    return OptimizerState(
+        groups=groups,
+        step=None if in_groups else new_scalar(count),
+        half=half,
+        dtypes=dict.fromkeys(kinds, "float32"),
+        gradient_dtype="float32" if optimizer.distributed else None,
+    )
+
+
+def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> None:
+    path = root / file.path
+    make_folders(root, path.parent)
+
+    def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[Bytes]:
+        dtype = DTYPES[arrays[0].dtype]
+        position = 0
+        for array in arrays:
+            yield bytes((array.start - position) * dtype.itemsize)
+            for strip in array.placement.strips(BLOCK):
+                pairs = zip(strip.segments, strip.boxes, strict=True)
+                reader = readers[array.state]
+                yield as_bytes(strip.arrange([reader.read(s.tensor, box) for s, box in pairs]))
+            position = array.stop
+        yield bytes(storage.nbytes - position * dtype.itemsize)
+
+    with new_file(path, file.total_size) as output:
+        file.produce(lambda data: output.write(memoryview(data).cast("B")), fill, {})

@@ -1,0 +1,76 @@
+"""The data section of a stage as samples: what is trained on, and what is held out of it.
+
+All ranks build the same samples. Of every corpus the last documents are held out, as many as the
+validation share says; they are validated on one after the other, always the same.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from flmgrow.errors import UsageError
+from flmgrow.trainer.corpora import Corpus
+from flmgrow.trainer.data import Blend, Samples, weights_of
+from flmgrow.trainer.data_prepare import PREFIX
+from flmgrow.trainer.freelm import Teacher, mixed, read_propositions
+from flmgrow.trainer.indexed import read_index
+from flmgrow.trainer.stage_sections import CorpusSection, DataSection
+from flmgrow.trainer.tokenizers import Tokenizer, open_tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class StageData:
+    """``training`` samples, and those held out for validation, if any."""
+
+    tokenizer: Tokenizer
+    training: Samples
+    held_out: Samples | None
+
+
+def open_data(data: DataSection) -> StageData:
+    """Return the samples that a data section describes.
+
+    Raises UsageError or BadDataError for what cannot be read or is too short.
+    """
+    tokenizer = open_tokenizer(data.tokenizer, data.eod)
+    weights = weights_of([str(corpus.weight) for corpus in data.corpora])
+    spans = [_split(corpus, data) for corpus in data.corpora]
+    used = [
+        _corpus(c, tokenizer, data, span) for c, (span, _) in zip(data.corpora, spans, strict=True)
+    ]
+    training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
+    if data.teacher is not None:
+        propositions = list(read_propositions(data.teacher.files))
+        teacher = Teacher(
+            propositions,
+            tokenizer,
+            data.sequence_length,
+            data.seed,
+            packed=data.teacher.packed,
+        )
+        training = mixed(training, teacher, Fraction(str(data.teacher.share)))
+    if not data.validation_share:
+        return StageData(tokenizer, training, None)
+    rest = [
+        _corpus(c, tokenizer, data, span) for c, (_, span) in zip(data.corpora, spans, strict=True)
+    ]
+    return StageData(tokenizer, training, rest[0] if len(rest) == 1 else Blend(rest, weights))
+
+
+def _split(corpus: CorpusSection, data: DataSection) -> tuple[range, range]:
+    """Return which documents are trained on, and which are held out."""
+    prefix = corpus.path / PREFIX if corpus.path.is_dir() else corpus.path
+    count = len(read_index(prefix.with_name(prefix.name + ".idx")).lengths)
+    held = ceil(count * data.validation_share)
+    if held >= count:
+        raise UsageError(
+            f"{corpus.path}: {count} documents, of which {held} would be held out",
+            "make validation_share smaller, or prepare more documents",
+        )
+    return range(count - held), range(count - held, count)
+
+
+def _corpus(
+    corpus: CorpusSection, tokenizer: Tokenizer, data: DataSection, documents: range
+) -> Corpus:
+    return Corpus(corpus.path, tokenizer, data.sequence_length, data.seed, documents)

@@ -1,0 +1,103 @@
+"""One optimizer step: the batch forward and backward through megatron-core's pipeline schedules.
+
+The loss of a batch is the mean over all tokens that count, whatever micro-batch, replica or signal
+they are in: sums and counts are divided once, at the end. So it does not depend on the layout, and
+neither do the gradients.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flmgrow.trainer import cpu
+from flmgrow.trainer.data import attention_mask
+
+cpu.install()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+
+MicroBatches = Sequence[Mapping[str, Any]]
+_SIGNALS = ("language", "teacher")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses of a batch, in nats per token that counts; a signal without tokens has None."""
+
+    mean: float
+    language: float | None
+    teacher: float | None
+
+
+def run_batch(
+    models: Sequence[Any],
+    micro_batches: MicroBatches,
+    *,
+    sequence_length: int,
+    forward_only: bool = False,
+) -> Tensor:
+    """Run a replica's ``micro_batches``, and add up gradients unless ``forward_only``.
+
+    Returns this rank's share of what :func:`losses_of` makes losses of: for each signal the sum of
+    losses and the number of tokens that count (float64).
+    """
+    device = torch.cuda.current_device()
+    results = get_forward_backward_func()(
+        forward_step_func=_forward,
+        data_iterator=[_on_device(micro_batches, device) for _ in models],
+        model=list(models),
+        num_microbatches=len(micro_batches),
+        seq_length=sequence_length,
+        micro_batch_size=len(micro_batches[0]["tokens"]),
+        forward_only=forward_only,
+    )
+    sums = torch.zeros(2 * len(_SIGNALS), dtype=torch.float64, device=device)
+    # Tensor ranks of the last stage have the same losses: one of them tells.
+    if parallel_state.get_tensor_model_parallel_rank() == 0:
+        for result in results:
+            sums += result["sums"]
+    return sums
+
+
+def losses_of(sums: Sequence[float]) -> Losses:
+    """Return the losses behind sums over all ranks."""
+    totals, counts = sums[::2], sums[1::2]
+    means = [total / count if count else None for total, count in zip(totals, counts, strict=True)]
+    return Losses(sum(totals) / max(1.0, sum(counts)), *means)
+
+
+def _on_device(micro_batches: MicroBatches, device: Any) -> Iterator[dict[str, Tensor]]:
+    for batch in micro_batches:
+        yield {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+
+
+def _forward(batches: Iterator[dict[str, Tensor]], model: Any) -> Any:
+    """Run one micro-batch, as megatron-core's schedules ask for it."""
+    batch = next(batches)
+    counts = batch["loss_mask"].float()
+
+    def loss_of(losses: Tensor) -> Any:
+        counted = losses.float() * counts
+        return counted.sum(), counts.sum().to(torch.int), {"sums": _by_signal(counted, counts)}
+
+    mask = _attention_mask(batch["positions"])
+    return model(batch["tokens"], batch["positions"], mask, labels=batch["labels"]), loss_of
+
+
+def _attention_mask(positions: Tensor) -> Tensor | None:
+    """Return the mask of rows that hold several texts; None, for the causal one, if none does."""
+    if not bool((positions[:, 1:] == 0).any()):
+        return None
+    return torch.from_numpy(attention_mask(positions.cpu().numpy())).to(positions.device)
+
+
+@torch.no_grad()
+def _by_signal(losses: Tensor, counts: Tensor) -> Tensor:
+    """Return loss and tokens of each signal; in a teacher's row some tokens do not count."""
+    teacher = (counts == 0).any(dim=1)
+    rows = torch.stack([losses.double().sum(1), counts.double().sum(1)], dim=1)
+    return torch.cat([rows[~teacher].sum(0), rows[teacher].sum(0)])

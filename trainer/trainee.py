@@ -1,0 +1,215 @@
+"""What is trained, put together from a stage: model, optimizer and learning-rate schedule.
+
+Everything is megatron-core's; this file only says with which settings. Param groups come from the
+stage file alone, never from a checkpoint: megatron-core would match a checkpoint's groups by a few
+of their settings, and could take muP's head for its embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.layout import Layout, check_divisible
+from flmgrow.formats.new_arguments import new_arguments
+from flmgrow.formats.pipeline_arguments import layout_text
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.trainer import cpu
+from flmgrow.trainer.masks import LiveMasks
+from flmgrow.trainer.model import build_model_chunks, transformer_config
+from flmgrow.trainer.optimizer import mup_overrides
+from flmgrow.trainer.parameters import OptimizerView, Parameter, parameters_of
+from flmgrow.trainer.stage import StageFile
+
+cpu.install()
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.distributed import (  # noqa: E402
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
+
+NEVER = 1e30
+"""A norm of gradients that is never reached: megatron-core computes none without a limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """This rank's part of what is trained."""
+
+    models: list[Any]
+    optimizer: Any
+    view: OptimizerView
+    schedule: Any
+    parameters: list[Parameter]
+
+    def zero_gradients(self) -> None:
+        """Begin a new sum of gradients."""
+        for model in self.models:
+            model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step, for parameters without a rate of their own."""
+        rate: float = self.schedule.get_lr({})
+        return rate
+
+
+def check_layout(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
+    """Return the stage's layout. Raises UsageError if the model cannot take it."""
+    layout = stage.layout.layout(config.layers)
+    check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
+    if padded_vocab % layout.tp:
+        raise UsageError(
+            f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
+            "reshard the checkpoint for this layout first",
+        )
+    training = stage.training
+    micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
+    if layout.vpp > 1 and micro_batches % layout.pp:
+        raise UsageError(
+            f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual pipeline "
+            "needs it"
+        )
+    return layout
+
+
+def build(
+    stage: StageFile, config: ModelConfig, padded_vocab: int, layout: Layout, masks: LiveMasks
+) -> Trainee:
+    """Return the model, with fresh weights, and an optimizer that has taken no step."""
+    dtype = getattr(torch, stage.training.precision)
+    settings = transformer_config(
+        config,
+        tp=layout.tp,
+        pp=layout.pp,
+        vpp=layout.vpp if layout.vpp > 1 else None,
+        pipeline_layers=None if layout.even else layout_text(layout),
+        sequence_parallel=stage.layout.sequence_parallel,
+        dtype=dtype,
+        init_std=stage.training.init_std,
+    )
+    settings.finalize_model_grads_func = finalize_model_grads
+    settings.calculate_per_token_loss = True
+    _recompute(settings, stage.training.recompute)
+    plain = build_model_chunks(config, settings, padded_vocab, masks)
+    for model in plain:
+        _leave_padding_out(model, config.vocab)
+    reduction = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=dtype != torch.float32,
+        use_distributed_optimizer=stage.layout.distributed_optimizer,
+    )
+    models = [
+        DistributedDataParallel(settings, reduction, model, disable_bucketing=chunk > 0)
+        for chunk, model in enumerate(plain)
+    ]
+    optimizer = _optimizer(stage, config, models)
+    settings.grad_scale_func = optimizer.scale_loss
+    parameters = parameters_of(plain, config, layout, padded_vocab)
+    view = OptimizerView(optimizer)
+    return Trainee(models, optimizer, view, _schedule(stage, optimizer), parameters)
+
+
+def _leave_padding_out(model: Any, vocab: int) -> None:
+    """Let the rows that pad the vocabulary take no part in the softmax.
+
+    How many there are depends on the layout, and the loss must not.
+    """
+    if not model.post_process:
+        return
+    rows = model.output_layer.output_size_per_partition
+    real = vocab - rows * parallel_state.get_tensor_model_parallel_rank()
+    if real >= rows:
+        return
+
+    def behind(_: Any, __: Any, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
+        logits = output[0]
+        padding = logits.narrow(-1, max(0, real), rows - max(0, real))
+        padding.fill_(torch.finfo(logits.dtype).min)
+        return logits, output[1]
+
+    model.output_layer.register_forward_hook(behind)
+
+
+def _recompute(settings: Any, kind: str) -> None:
+    if kind == "full":
+        settings.recompute_granularity = "full"
+        settings.recompute_method, settings.recompute_num_layers = "uniform", 1
+    elif kind == "selective":
+        settings.recompute_granularity = "selective"
+        settings.recompute_modules = ["core_attn"]
+
+
+def _optimizer(stage: StageFile, config: ModelConfig, models: list[Any]) -> Any:
+    rate, chosen = stage.learning_rate, stage.optimizer
+    dtype = getattr(torch, stage.training.precision)
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=rate.peak,
+        min_lr=rate.floor,
+        weight_decay=chosen.weight_decay,
+        adam_beta1=chosen.beta1,
+        adam_beta2=chosen.beta2,
+        adam_eps=chosen.epsilon,
+        clip_grad=chosen.clip_grad or NEVER,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=stage.layout.distributed_optimizer,
+    )
+    overrides = None
+    if config.multipliers.mup_base_width is not None:
+        overrides = mup_overrides(config, settings, stage.model.multipliers.base_output)
+    return get_megatron_optimizer(settings, models, config_overrides=overrides)
+
+
+def _schedule(stage: StageFile, optimizer: Any) -> Any:
+    rate, decay = stage.learning_rate, stage.optimizer.weight_decay
+    steps = max(stage.decay_steps, stage.warmup_steps + 1)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=rate.peak,
+        min_lr=rate.floor,
+        lr_warmup_steps=stage.warmup_steps,
+        lr_decay_steps=steps,
+        lr_decay_style=rate.style,
+        start_wd=decay,
+        end_wd=decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )
+
+
+def arguments_of(
+    stage: StageFile, config: ModelConfig, padded_vocab: int, vocab_multiple: int
+) -> dict[str, object]:
+    """Return what Megatron-LM would hold in ``args`` for this run, as far as others need it."""
+    half = stage.training.precision == "bfloat16"
+    return {
+        **new_arguments(config, padded_vocab, stage.training.precision, "local"),
+        "make_vocab_size_divisible_by": vocab_multiple,
+        "seq_length": stage.data.sequence_length,
+        "micro_batch_size": stage.training.micro_batch,
+        "global_batch_size": stage.training.batch,
+        "data_parallel_size": stage.layout.dp,
+        "sequence_parallel": stage.layout.sequence_parallel,
+        "train_iters": stage.steps,
+        "optimizer": "adam",
+        "lr": stage.learning_rate.peak,
+        "min_lr": stage.learning_rate.floor,
+        "weight_decay": stage.optimizer.weight_decay,
+        "adam_beta1": stage.optimizer.beta1,
+        "adam_beta2": stage.optimizer.beta2,
+        "adam_eps": stage.optimizer.epsilon,
+        "clip_grad": stage.optimizer.clip_grad,
+        "use_distributed_optimizer": stage.layout.distributed_optimizer,
+        "accumulate_allreduce_grads_in_fp32": half,
+        "overlap_grad_reduce": False,
+        "init_method_std": stage.training.init_std,
+    }
