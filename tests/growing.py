@@ -20,7 +20,7 @@ from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutWish, Plan, make_plan, plan_growth
+from flmgrow.surgery.plan import FileWish, LayoutWish, Plan, make_plan, plan_growth
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
@@ -63,9 +63,7 @@ def grow_checkpoint(
             opened,
             target or Target(),
             wish or LayoutWish(),
-            dtype=dtype,
-            file_format=file_format,
-            torch_dist_version=version,
+            FileWish(dtype, file_format, version),
         )
         with _no_waiting_for_the_disk():
             Executor(plan, execution or Execution()).run(out)

@@ -1,4 +1,7 @@
-"""Hugging Face folders written by hand, so that they can be wrong in any way."""
+"""Hugging Face folders written by hand, so that they can be wrong in any way.
+
+With the fields of ``config.json`` of several families, and a model that each family can say.
+"""
 
 import json
 import struct
@@ -9,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 
 Array = NDArray[Any]
 Header = dict[str, Any]
@@ -21,7 +26,55 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "float32",
 }  # fmt: skip
 
+GPT2: dict[str, object] = {
+    "model_type": "gpt2", "n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 9,
+    "n_positions": 16, "activation_function": "gelu_new", "n_ctx": 16, "summary_type": "cls_index",
+    "task_specific_params": {"text-generation": {"do_sample": True}}, "resid_pdrop": 0.1,
+}  # fmt: skip
+NEOX: dict[str, object] = {
+    "model_type": "gpt_neox", "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 16, "vocab_size": 9, "max_position_embeddings": 16, "hidden_act": "gelu",
+    "use_parallel_residual": False, "rotary_pct": 0.25, "rotary_emb_base": 10000,
+}  # fmt: skip
+FLM = {  # of the published fields, those that describe FLM-101B; sizes are tiny
+    "model_type": "flm", "n_embd": 16, "n_layer": 2, "n_head": 4, "n_inner": 64,
+    "n_positions": 2048, "vocab_size": 24, "activation_function": "gelu_fast",
+    "layer_norm_epsilon": 1e-5, "relative_encoding": "rotary", "rotary_theta": 10000,
+    "rotary_use_xpos": True, "rotary_xpos_scale_base": 512, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "use_mup": True,
+    "mup_base_width": 4, "mup_scale_factor": 4.0, "input_mult": 1.0, "output_mult": 2.0,
+    "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "bos_token_id": 23,
+}  # fmt: skip
+
+_BASE: dict[str, Any] = {
+    "layers": 2, "hidden": 16, "ffn": 20, "kv_groups": 4, "queries_per_group": 1, "head_dim": 4,
+    "vocab": 24, "max_positions": 32,
+}  # fmt: skip
+_LLAMA: dict[str, Any] = {
+    **_BASE, "norm": "rmsnorm", "activation": "swiglu", "linear_bias": False, "qkv_bias": False,
+}  # fmt: skip
+MODELS: dict[str, ModelConfig] = {
+    "llama": ModelConfig(**{**_LLAMA, "kv_groups": 2, "queries_per_group": 2, "tied": False}),
+    "qwen2": ModelConfig(**{**_LLAMA, "qkv_bias": True}),
+    "qwen3": ModelConfig(**{**_LLAMA, "qk_norm": True, "head_dim": 8}),
+    "gpt2": ModelConfig(**_BASE, positions="learned", activation="gelu_tanh"),
+    "gpt_neox": ModelConfig(**_BASE, tied=False, rotary=RotarySettings(percent=0.5)),
+    "flm": ModelConfig(
+        **_BASE, positions="xpos", rotary=RotarySettings(xpos_scale_base=16.0, xpos_centre=4),
+        multipliers=Multipliers(
+            embedding=2.5, output=1.7, mup_base_width=8, attention_by_inverse_layer=True
+        ),
+    ),
+}  # fmt: skip
+OWN_HEADS = ("gpt2", "gpt_neox", "flm")
+"""Families whose heads are as many as their groups."""
+
 _KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
+
+
+def fields(**changed: object) -> dict[str, object]:
+    """CONFIG with some fields changed or added."""
+    return {**CONFIG, **changed}
 
 
 def llama_arrays(dtype: str = "float32") -> dict[str, Array]:
@@ -96,3 +149,10 @@ def make_folder(
     index = {"metadata": {"total_size": total}, "weight_map": placed}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path
+
+
+def with_files(folder: Path, *names: str) -> Path:
+    """Lay files into a folder, each holding its own name."""
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    return folder

@@ -10,7 +10,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.manifest_file import masks_of
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 
 
 def expand(
@@ -100,12 +100,11 @@ def expand(
             source,
             target,
             wish,
-            dtype=dtype,
-            file_format=file_format,
-            torch_dist_version=torch_dist_version,
+            FileWish(
+                dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
+            ),
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
-            huggingface=huggingface_options(source, shard_size),
             bake={} if bake else None,
         )
         carry_out(plan, dst, running)

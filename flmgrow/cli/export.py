@@ -18,7 +18,7 @@ from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 
 _HUB = "Model card and Hub"
 PushTo = Annotated[
@@ -118,10 +118,12 @@ def export(
             source,
             Target(),
             LayoutWish(),
-            dtype=dtype,
-            file_format="huggingface",
+            FileWish(
+                dtype,
+                "huggingface",
+                huggingface=huggingface_options(source, shard_size, family, keep_code, files),
+            ),
             pending=masks_of(source),
-            huggingface=huggingface_options(source, shard_size, family, keep_code, files),
         )
         facts = CardFacts(
             name=dst.name if push is None else push.name.repository,

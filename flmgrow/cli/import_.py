@@ -6,7 +6,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.manifest_file import masks_of
 from flmgrow.formats.writing import written_format
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 
 _IMPLEMENTATIONS = ("transformer_engine", "local")
 
@@ -64,8 +64,7 @@ def import_(
             source,
             Target(),
             wish,
-            dtype=dtype,
-            file_format=file_format or "megatron",
+            FileWish(dtype, file_format or "megatron"),
             pending=masks_of(source),
         )
         carry_out(plan, dst, running)

@@ -4,7 +4,7 @@ from flmgrow.cli import options
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.formats.manifest_file import masks_of
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 
 
 def reshard(
@@ -51,11 +51,10 @@ def reshard(
             source,
             Target(),
             wish,
-            dtype=dtype,
-            file_format=file_format,
-            torch_dist_version=torch_dist_version,
+            FileWish(
+                dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
+            ),
             drop_optimizer=no_optimizer,
             pending=masks_of(source),
-            huggingface=huggingface_options(source, shard_size),
         )
         carry_out(plan, dst, running)

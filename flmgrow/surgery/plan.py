@@ -71,6 +71,19 @@ class LayoutWish:
         return make_layout(layers, pipeline_layers=self.pipeline_layers)
 
 
+@dataclass(frozen=True)
+class FileWish:
+    """What a user asks of the files; None keeps the source's.
+
+    ``torch_dist_version`` and ``huggingface`` matter to those formats alone.
+    """
+
+    dtype: str | None = None
+    format: str | None = None
+    torch_dist_version: str | None = None
+    huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What will be done. ``counts`` is by logical tensor, ``dropped`` names what is left out."""
@@ -115,22 +128,19 @@ def make_plan(
     source: Checkpoint,
     target: Target,
     wish: LayoutWish,
+    files: FileWish = FileWish(),
     *,
-    dtype: str | None = None,
-    file_format: str | None = None,
-    torch_dist_version: str | None = None,
     drop_optimizer: bool = False,
     pending: Mapping[Dimension, Mask] | None = None,
     bake: Mapping[Dimension, float] | None = None,
-    huggingface: HuggingFaceOptions | None = None,
 ) -> Plan:
-    """Return the plan that takes ``source`` to ``target`` in the wished layout.
+    """Return the plan that takes ``source`` to ``target`` in the wished layout and files.
 
     ``pending`` are the source's own masks, which resharding carries along; ``bake`` puts all masks
     into the weights, at these values instead of their own where given. Raises UsageError for a
     target that cannot be reached and for content that would be lost unasked.
     """
-    ranks = written_format(file_format or source.format).ranks
+    ranks = written_format(files.format or source.format).ranks
     if ranks and not drop_optimizer:
         source = with_optimizer(source)
     pending = pending or {}
@@ -143,9 +153,7 @@ def make_plan(
     growth = _with_pending(growth, pending)
     if bake is not None:
         growth = baked(growth, bake)
-    return plan_growth(
-        source, growth, layout, padded, dtype, file_format, torch_dist_version, huggingface
-    )
+    return plan_growth(source, growth, layout, padded, files)
 
 
 def _check_open(growth: Growth, file_format: str) -> None:
@@ -183,28 +191,24 @@ def plan_growth(
     growth: Growth,
     layout: Layout,
     padded_vocab: int,
-    dtype: str | None = None,
-    file_format: str | None = None,
-    torch_dist_version: str | None = None,
-    huggingface: HuggingFaceOptions | None = None,
+    wish: FileWish = FileWish(),
 ) -> Plan:
-    """Return the plan that carries out ``growth`` into ``layout``; the source's format unless
-    told.
-    """
-    _check_masters(source, dtype)
-    _check_open(growth, file_format or source.format)
+    """Return the plan that carries out ``growth`` into ``layout`` and the wished files."""
+    file_format = wish.format or source.format
+    _check_masters(source, wish.dtype)
+    _check_open(growth, file_format)
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
     model = TargetModel(
         config=growth.new,
         layout=layout,
         padded_vocab=padded_vocab,
-        dtype=None if dtype == source.dtype else dtype,
+        dtype=None if wish.dtype == source.dtype else wish.dtype,
         donors=tuple(donors),
         optimizer=carried(source.optimizer, growth),
-        format=file_format or source.format,
-        torch_dist_version=torch_dist_version,
-        huggingface=_with_growth(huggingface or HuggingFaceOptions(), growth),
+        format=file_format,
+        torch_dist_version=wish.torch_dist_version,
+        huggingface=_with_growth(wish.huggingface, growth),
     )
     told = (*growth.notes, *unfollowed(source.optimizer, growth), *notes(source, model))
     growth = replace(growth, notes=told)
