@@ -29,7 +29,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "setting up .venv"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,fast,hub]'
+	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,fast,hub,plot,tensorboard]'
 	@touch $@
 
 test: setup

@@ -70,3 +70,9 @@ class HubError(FlmgrowError):
     """The Hub refused or the network failed; what was transferred stays."""
 
     exit_code = 6
+
+
+class DivergenceError(FlmgrowError):
+    """Training was stopped: the loss or the gradient is not finite, or the loss has jumped."""
+
+    exit_code = 7

@@ -2,8 +2,9 @@
 
 Every failure a user can act on is one ``error:`` line and one ``hint:`` line on stderr, and an exit
 code by class: 0 done; 1 verification found a difference; 2 wrong request; 3 bad or unsafe input; 4
-the file system failed; 5 the output exists or is taken; 6 the Hub refused or the network failed;
-130 and 143 interrupted. After 4, 130 and 143 the same command resumes.
+the file system failed; 5 the output exists or is taken; 6 the Hub refused or the network failed; 7
+training diverged and was stopped; 130 and 143 interrupted. After 4, 130 and 143 the same command
+resumes.
 """
 
 import signal
