@@ -37,7 +37,7 @@ class Carried(BaseModel):
     consumed_samples: _Number = 0
     data: str = ""
     tokens: _Number = 0
-    flops: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0
 
     @property
     def position(self) -> Json | None:

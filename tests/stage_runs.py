@@ -40,15 +40,15 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def stage_data(data: Path, **changes: Any) -> dict[str, Any]:
+def stage_data(corpora: Path, /, **changes: Any) -> dict[str, Any]:
     """Return the content of a stage file; ``changes`` are merged into its sections."""
     content: dict[str, Any] = {
         "name": "small",
         "model": MODEL,
         "data": {
             "sequence_length": 32,
-            "corpora": [{"path": str(data / "corpus")}],
-            "teacher": {"files": [str(data / "facts.jsonl")], "share": 0.25},
+            "corpora": [{"path": str(corpora / "corpus")}],
+            "teacher": {"files": [str(corpora / "facts.jsonl")], "share": 0.25},
             "validation_share": 0.05,
         },
         "training": {"steps": STEPS, "batch": 8, "micro_batch": 2},

@@ -27,6 +27,7 @@ FOLDERS: dict[str, str] = SETUP["package-dir"]
 LAYERS = (
     "flmgrow.__main__",
     "flmgrow.cli",
+    "flmgrow.stages",
     "flmgrow.hub",
     "flmgrow.surgery",
     "flmgrow.trainer",

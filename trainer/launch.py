@@ -76,8 +76,8 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         if failed := next((code for code in codes if code), 0):
-            end = time.monotonic() + GRACE
-            while time.monotonic() < end and any(rank.poll() is None for rank in ranks):
+            end = time.monotonic() + GRACE  # the first rank has told of what all have met
+            while ranks[0].poll() is None and time.monotonic() < end:
                 time.sleep(_POLL)
             return failed if failed > 0 else 128 - failed
         if all(code == 0 for code in codes):

@@ -211,7 +211,7 @@ class Run:
         """Take one optimizer step; return what is told of it, and the signal to stop, if any."""
         stage, trainee = self._setting.stage, self._trainee
         begin, rate = time.perf_counter(), trainee.learning_rate
-        masks = {str(dimension): mask.value for dimension, mask in self._masks.items()}
+        masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
         trainee.zero_gradients()
         length = stage.data.sequence_length
         sums = run_batch(trainee.models, micro_batches, sequence_length=length)
@@ -240,15 +240,15 @@ class Run:
             tokens_per_second=stage.tokens_per_step / seconds,
             model_tflops=tflops,
             utilisation=None if peak is None else tflops / peak,
-            masks={name: value for name, value in masks.items() if value < 1},
+            masks=masks,
         )
         return record, _signal_of(totals[-1], stop)
 
     @property
-    def _flops_per_step(self) -> float:
+    def _flops_per_step(self) -> int:
         stage = self._setting.stage
         per_token = training_flops(self._setting.config, stage.data.sequence_length)
-        return float(per_token * stage.tokens_per_step)
+        return per_token * stage.tokens_per_step
 
     def _raise_masks(self) -> None:
         self._masks = ramped(self._masks, 1, in_turn=self._setting.stage.masks.in_turn)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.reading import as_bytes
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -141,7 +142,7 @@ def live_piece(placement: Placement, values: Tensor) -> LivePiece:
     """Return ``values`` (of any shape, on any device) as a piece; on the CPU nothing is copied."""
     flat = values.detach().contiguous().view(-1).cpu()
     dtype = str(flat.dtype).removeprefix("torch.")
-    return LivePiece(placement, memoryview(flat.view(torch.uint8).numpy()), dtype)
+    return LivePiece(placement, _bytes_of(flat), dtype)
 
 
 def live_states(
@@ -203,4 +204,8 @@ def fill(
 def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:
     """Return a flat tensor on the CPU and its bytes, to be filled."""
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
-    return tensor, memoryview(tensor.view(torch.uint8).numpy())
+    return tensor, _bytes_of(tensor)
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    return as_bytes(flat.view(torch.uint8).numpy())

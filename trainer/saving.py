@@ -232,13 +232,8 @@ def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
     half = dtype != "float32"
     count = optimizer.step_count()
     in_groups = optimizer.distributed or optimizer.counts_by_group
-    groups = tuple(
-        {
-            **{k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)},
-            **({"step": count} if in_groups else {}),
-        }
-        for group in optimizer.groups
-    )
+    counted: dict[object, object] = {"step": count} if in_groups else {}
+    groups = tuple({**_settings(group), **counted} for group in optimizer.groups)
     kinds = (State.MASTER, *MOMENTS) if half or optimizer.distributed else MOMENTS
     return OptimizerState(
         groups=groups,
@@ -247,6 +242,10 @@ def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
         dtypes=dict.fromkeys(kinds, "float32"),
         gradient_dtype="float32" if optimizer.distributed else None,
     )
+
+
+def _settings(group: Mapping[str, object]) -> dict[object, object]:
+    return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
 
 
 def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> None:

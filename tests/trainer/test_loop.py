@@ -113,6 +113,7 @@ def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
 
 def grown(whole: Path, folder: Path, data: Path, *options: str, **changes: Any) -> Path:
     """Grow what ``whole`` trained, by masks if not told otherwise, and return the next stage."""
+    folder.mkdir(exist_ok=True)
     words = ["expand", str(whole.parent / "checkpoints"), str(folder / "start"), *LARGE]
     assert run([*words, *options]) == 0
     assert run(["verify", str(whole.parent / "checkpoints"), str(folder / "start")]) == 0

@@ -1,0 +1,1 @@
+"""All stages: the schedule end to end."""
