@@ -26,14 +26,16 @@ ALONE = {
 }
 """What torchrun would say to a single process."""
 
+SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+"""Where srun says what torchrun would; MASTER_ADDR and MASTER_PORT are the user's to say."""
+
 
 def main() -> int:
     """Run one rank and return its exit code."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: torchrun [...] -m flmgrow.trainer STAGE.yaml", file=sys.stderr)
         return 2
-    if "RANK" not in os.environ:
-        os.environ.update(ALONE)
+    _know_place()
     try:
         stage = read_stage(Path(sys.argv[1]))
         warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
@@ -49,6 +51,15 @@ def main() -> int:
         return error.exit_code
 
 
+def _know_place() -> None:
+    """Learn from srun, if it started this rank and not torchrun, which one it is."""
+    if "RANK" in os.environ:
+        return
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        os.environ.update({name: os.environ[source] for name, source in SLURM.items()})
+    else:
+        os.environ.update(ALONE)
+
+
 if __name__ == "__main__":
-    sys.stdout.flush()
     sys.exit(main())

@@ -1,110 +1,16 @@
-"""A target model as a file: the sizes, methods and layout of ``expand``, under the options' own
-names.
-"""
+"""Reading a target model from the YAML file that ``--to`` names."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
-from flmgrow.model.masks import Dimension
-from flmgrow.operators.growth import FreshSecondMoment
-from flmgrow.operators.target import Target, parse_methods
-from flmgrow.operators.width import NOISE
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.target_file import TargetFile
+from flmgrow.trainer.stage import problems
 
 _MOST_BYTES = 1 << 16
-_SHOWN = 5
-
-
-class TargetFile(BaseModel):
-    """What a file or the command line asks of ``expand``. Unknown keys are refused.
-
-    Sizes are in Megatron-LM's terms; ``None`` keeps the source's. ``method`` is one word,
-    ``width=copy,...``, or a mapping from dimension to method.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    num_layers: int | None = Field(None, ge=1)
-    hidden_size: int | None = Field(None, ge=1)
-    ffn_hidden_size: int | None = Field(None, ge=1)
-    num_attention_heads: int | None = Field(None, ge=1)
-    num_query_groups: int | None = Field(None, ge=1)
-    kv_channels: int | None = Field(None, ge=1)
-    vocab_size: int | None = Field(None, ge=1)
-    method: str | dict[Dimension, str] | None = None
-    depth_placement: str | None = None
-    new_layers: str | None = None
-    copy_noise: float | None = Field(None, ge=0, le=10)
-    untie: bool | None = None
-    optimizer: str | None = None
-    fresh_second_moment: str | None = None
-    ramp_steps: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=0)
-    tp: int | None = Field(None, ge=1)
-    pp: int | None = Field(None, ge=1)
-    vpp: int | None = Field(None, ge=1)
-    pipeline_layers: list[int] | None = None
-
-    def target(self) -> Target:
-        """Return the growth asked for."""
-        method = self.method or "mask"
-        if not isinstance(method, str):
-            method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
-        if self.new_layers not in (None, "copy", "random"):
-            raise UsageError(f"--new-layers {self.new_layers}: wanted copy or random")
-        if self.optimizer not in (None, "keep", "reset", "asymmetric"):
-            raise UsageError(f"--optimizer {self.optimizer}: wanted keep, reset or asymmetric")
-        return Target(
-            layers=self.num_layers,
-            hidden=self.hidden_size,
-            ffn=self.ffn_hidden_size,
-            heads=self.num_attention_heads,
-            kv_groups=self.num_query_groups,
-            vocab=self.vocab_size,
-            methods=parse_methods(method),
-            depth_placement=self.depth_placement or "end",
-            new_layers=self.new_layers or "copy",
-            copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
-            untie=bool(self.untie),
-            moments=self.optimizer or "keep",
-            fresh_second_moment=self._fresh_second_moment(),
-            ramp_steps=self.ramp_steps,
-            seed=self.seed or 0,
-        )
-
-    def _fresh_second_moment(self) -> FreshSecondMoment:
-        known: dict[str, FreshSecondMoment] = {name: name for name in get_args(FreshSecondMoment)}
-        wanted = self.fresh_second_moment or "zero"
-        if wanted not in known:
-            raise UsageError(f"--fresh-second-moment {wanted}: wanted {' or '.join(known)}")
-        if wanted != "zero" and self.optimizer == "reset":
-            raise UsageError(
-                f"--fresh-second-moment {wanted}: --optimizer reset makes every moment zero",
-                "leave out one of the two",
-            )
-        return known[wanted]
-
-    def layout(self) -> LayoutWish:
-        """Return the layout asked for."""
-        return LayoutWish(self.tp, self.pp, self.vpp, self.pipeline_layers)
-
-    def overridden(self, **given: Any) -> "TargetFile":
-        """Return this with every option that was given (is not None) in place of the file's."""
-        return self.model_copy(update={k: v for k, v in given.items() if v is not None})
-
-
-def _problems(errors: Sequence[Any]) -> str:
-    parts = [
-        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg'].lower()}"
-        for error in errors[:_SHOWN]
-    ]
-    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")
 
 
 def read_target_file(path: Path | None) -> TargetFile:
@@ -120,7 +26,7 @@ def read_target_file(path: Path | None) -> TargetFile:
         return TargetFile.model_validate_strings({}) if data is None else _validated(data)
     except ValidationError as error:
         raise UsageError(
-            f"{path}: {_problems(error.errors())}", "see flmgrow expand --help"
+            f"{path}: {problems(error.errors())}", "see flmgrow expand --help"
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())

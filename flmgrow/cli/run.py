@@ -1,0 +1,97 @@
+"""``flmgrow run``: train, grow, verify, and train on, from one file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flmgrow.cli import options, report
+from flmgrow.errors import UsageError
+from flmgrow.stages import overview
+from flmgrow.stages.run_folder import RunFolder
+from flmgrow.stages.runner import launch, run_steps
+from flmgrow.stages.schedule import read_schedule
+from flmgrow.stages.steps import Step, steps_of, submitted
+
+SchedulePath = Annotated[Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML).")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder; runs/NAME after the schedule's name if not given."),
+]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")]
+PrintCommands = Annotated[
+    bool,
+    typer.Option(
+        "--print-commands",
+        help="Write the files, and print each step as a command to submit instead of running it.",
+    ),
+]
+Launcher = Annotated[
+    str, typer.Option(metavar="torchrun|srun", help="What those commands start ranks with.")
+]
+Devices = Annotated[
+    int, typer.Option("--gpus-per-node", min=1, help="Ranks per node in those commands.")
+]
+
+
+def run(
+    schedule: SchedulePath,
+    out: Out = None,
+    until: Until = None,
+    print_commands: PrintCommands = False,
+    launcher: Launcher = "torchrun",
+    gpus_per_node: Devices = 8,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run a schedule: each stage is trained, then grown, laid out and verified for the next.
+
+    Growth that changes the function stops the run. Everything lies in one folder, and the same
+    command goes on there after an interruption at any point. --dry-run needs neither data nor
+    checkpoints.
+
+    \b
+    Example: flmgrow run configs/tiny.yaml --out runs/tiny
+    """
+    stages = read_schedule(schedule)
+    names = [planned.stage.name for planned in stages]
+    if until is not None and until not in names:
+        raise UsageError(f"--until {until}: no such stage", f"one of {', '.join(names)}")
+    if launcher not in ("torchrun", "srun"):
+        raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
+    folder = RunFolder((out or Path("runs") / schedule.stem).absolute(), stages)
+    shown = RunFolder(out or Path("runs") / schedule.stem, stages)
+    if dry_run:
+        _show(shown, list(steps_of(shown, until)), as_json)
+        return
+    folder.prepare(schedule)
+    steps = steps_of(folder, until)
+    if print_commands:
+        for step in steps:
+            done = "# done: " if step.done() else ""
+            print(f"{done}{submitted(step, launcher, gpus_per_node)}")
+        return
+    code = run_steps(steps, launch, lambda line: print(line, file=sys.stderr, flush=True))
+    if code:
+        raise typer.Exit(code)
+    last = stages[-1] if until is None else stages[names.index(until)]
+    print(shown.of(last, "checkpoints"))
+
+
+def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
+    stages = [step.stage for step in steps if step.trains]
+    if as_json:
+        commands = [["flmgrow", *step.words] for step in steps]
+        data = [overview.stage_data(planned) for planned in stages]
+        print(json.dumps({"stages": data, "commands": commands}, indent=1))
+        return
+    for number, planned in enumerate(stages):
+        before = stages[number - 1] if number else None
+        print("\n".join(report.aligned(overview.stage_rows(planned, before))))
+        for step in steps:
+            if step.stage is planned:
+                print(f"$ {' '.join(('flmgrow', *step.words))}")
+        print()
+    print("\n".join(report.aligned([overview.total_row(stages)])))

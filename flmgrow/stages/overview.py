@@ -1,0 +1,95 @@
+"""What a run will do and cost, before it does anything: for people, and as data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flmgrow.model.flops import training_flops
+from flmgrow.model.tensors import parameter_count
+from flmgrow.model.wording import amount, kind_text, model_text
+from flmgrow.stages.schedule import PlannedStage
+
+ADAM_BYTES = 8
+"""Bytes per parameter of both moments."""
+
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2 + 4}
+"""Bytes per parameter of a weight, and of the float32 master beside a 16-bit one."""
+
+Json = dict[str, Any]
+Rows = list[tuple[str, str]]
+
+
+def stage_data(planned: PlannedStage) -> Json:
+    """Return the numbers of a stage."""
+    stage, layout = planned.stage, planned.stage.layout
+    parameters = parameter_count(planned.config)
+    tokens = stage.steps * stage.tokens_per_step
+    per_parameter = WEIGHT_BYTES[stage.training.precision] + ADAM_BYTES
+    return {
+        "name": stage.name,
+        "parameters": parameters,
+        "layout": str(planned.layout),
+        "replicas": layout.dp,
+        "processes": layout.world,
+        "first_iteration": planned.first,
+        "steps": stage.steps,
+        "tokens": tokens,
+        "batch": stage.training.batch,
+        "batch_tokens": stage.tokens_per_step,
+        "warmup_steps": stage.warmup_steps,
+        "peak": stage.learning_rate.peak,
+        "floor": stage.learning_rate.floor,
+        "flops": tokens * training_flops(planned.config, stage.data.sequence_length),
+        "checkpoint_bytes": parameters * per_parameter,
+        "precision": stage.training.precision,
+        "growth": {} if planned.growth is None else _methods(planned),
+    }
+
+
+def _methods(planned: PlannedStage) -> dict[str, str]:
+    assert planned.growth is not None
+    return {str(dimension): method for dimension, method in planned.growth.methods.items()}
+
+
+def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
+    """Return what a person wants to know of a stage, by name."""
+    data, stage = stage_data(planned), planned.stage
+    rows = [("stage", f"{stage.name}, {planned.folder}")]
+    if before is not None:
+        rows += _growth_rows(planned, before)
+    batch = f"{data['batch']:,} sequences of {stage.data.sequence_length:,}"
+    rate = stage.learning_rate
+    return [
+        *rows,
+        ("model", f"{amount(data['parameters'])} parameters: {model_text(planned.config)}"),
+        ("kind", kind_text(planned.config)),
+        ("layout", f"{data['layout']} x DP{data['replicas']}: {data['processes']:,} processes"),
+        ("steps", f"{data['steps']:,}, iterations {planned.first:,} to {planned.last:,}"),
+        ("tokens", f"{amount(data['tokens'])} in batches of {batch}"),
+        ("learning", f"{rate.style} from {rate.peak:g}, {data['warmup_steps']:,} steps of warm-up"),
+        ("cost", f"{data['flops']:.3e} FLOPs in {data['precision']}"),
+        ("checkpoint", f"{_bytes(data['checkpoint_bytes'])} each, optimizer state included"),
+    ]
+
+
+def _growth_rows(planned: PlannedStage, before: PlannedStage) -> Rows:
+    assert planned.growth is not None
+    methods = ", ".join(f"{name} by {method}" for name, method in _methods(planned).items())
+    ramps = {mask.ramp_steps for mask in planned.growth.masks.values()}
+    ramp = f", open after {max(ramps):,} steps" if ramps else ""
+    moved = f"{before.layout} -> {planned.layout}"
+    return [("growth", f"{methods or 'none'}{ramp}; {moved}")]
+
+
+def total_row(stages: Sequence[PlannedStage]) -> tuple[str, str]:
+    """Return tokens and cost of all stages together."""
+    data = [stage_data(planned) for planned in stages]
+    tokens = sum(each["tokens"] for each in data)
+    flops = sum(each["flops"] for each in data)
+    return ("all stages", f"{amount(tokens)} tokens, {flops:.3e} FLOPs")
+
+
+def _bytes(count: int) -> str:
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:,} B"

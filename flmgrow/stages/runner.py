@@ -1,0 +1,67 @@
+"""Running the steps of a run one after the other, in processes of their own.
+
+A step's own command says what went wrong, and its exit code ends the run. A signal is handed on to
+it, and the run ends when it has: the trainer saves first.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import FrameType
+
+from flmgrow.errors import FlmgrowError
+from flmgrow.stages.steps import Step
+from flmgrow.trainer.processes import end_with_parent
+
+Launch = Callable[[tuple[str, ...]], int]
+
+
+class StepNotDoneError(FlmgrowError):
+    """A step's command ended well, and what it was to make is not there."""
+
+
+def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None]) -> int:
+    """Carry out the steps that are not done yet; return 0, or the exit code of the first to fail.
+
+    Raises StepNotDoneError, or BadCheckpointError for a step whose result cannot be read.
+    """
+    for step in steps:
+        if step.done():
+            continue
+        say(f"$ {' '.join(('flmgrow', *step.words))}")
+        if code := launch(step.words):
+            return code
+        if not step.done():
+            raise StepNotDoneError(
+                f"stage {step.stage.stage.name}: {step.words[0]} ended, but is not done",
+                "run the same command again; if that does not help, look at the stage's folder",
+            )
+    return 0
+
+
+def launch(words: tuple[str, ...]) -> int:
+    """Run a command of flmgrow's in a process of its own and return its exit code.
+
+    What it has to show goes to stderr, and it ends when this process does.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flmgrow", *words],
+        stdout=sys.stderr,
+        start_new_session=True,  # a terminal's interrupt is handed on once, here
+        preexec_fn=partial(end_with_parent, os.getpid()),
+    )
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        process.send_signal(number)
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, hand_on) for number in handled}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
