@@ -29,10 +29,8 @@ def english() -> Iterator[str]:
     size = sum(len(text) for text in topics.values())
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        found = [
-            ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)
-        ]
-        text = "\n\n".join(filter(None, found))
+        documented = (node for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+        text = "\n\n".join(filter(None, map(ast.get_docstring, documented)))
         if text and size < ENGLISH_BYTES:
             size += len(text)
             yield text
