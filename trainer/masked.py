@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flmgrow.trainer import cpu
 from flmgrow.trainer.masks import LiveMask
@@ -37,8 +38,8 @@ class MaskedLayerNorm(torch.nn.LayerNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x.to(mask.dtype), mask, self.eps, centred=True) * self.weight + self.bias
-        return (y * mask).to(x.dtype)
+        y = _normalise(x.to(mask.dtype), mask, self.eps, centred=True)
+        return torch.addcmul(self.bias * mask, y, self.weight * mask).to(x.dtype)
 
 
 class MaskedRMSNorm(torch.nn.RMSNorm):
@@ -54,8 +55,8 @@ class MaskedRMSNorm(torch.nn.RMSNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x.to(mask.dtype), mask, self._eps, centred=False) * self.weight
-        return (y * mask).to(x.dtype)
+        y = _normalise(x.to(mask.dtype), mask, self._eps, centred=False)
+        return (y * (self.weight * mask)).to(x.dtype)
 
 
 class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
@@ -90,10 +91,37 @@ def masked_branch(mask: LiveMask) -> Callable[..., Any]:
 
 def _normalise(x: Tensor, mask: Tensor, eps: float, *, centred: bool) -> Tensor:
     """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``."""
-    share = mask / mask.sum()
-    if centred:
-        x = x - (x * share).sum(-1, keepdim=True)
-    return x * torch.rsqrt((x.square() * share).sum(-1, keepdim=True) + eps)
+    normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+        x, mask / mask.sum(), eps, centred
+    )
+    return normalised
+
+
+class _Normalise(torch.autograd.Function):
+    """``_normalise`` with its gradient written out: autograd's own takes three times as long.
+
+    With shares s, y = (x - sum(s x)) / r and r^2 = sum(s (x - sum(s x))^2) + eps, the gradient is
+    g -> (g - s (sum(g) + y sum(g y))) / r, where ``sum(g)`` is there only if y is centred.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: Tensor, eps: float, centred: bool) -> Tensor:
+        if centred:
+            x = x - (x @ share)[..., None]
+        inverse = torch.rsqrt((x.square() @ share)[..., None] + eps)
+        y = x * inverse
+        ctx.save_for_backward(y, inverse, share)
+        ctx.centred = centred
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        y, inverse, share = ctx.saved_tensors
+        common = y * (gradient * y).sum(-1, keepdim=True)
+        if ctx.centred:
+            common += gradient.sum(-1, keepdim=True)
+        return torch.addcmul(gradient, common, share, value=-1) * inverse, None, None, None
 
 
 def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:

@@ -6,9 +6,6 @@ megatron-core runs in a process of its own (see ``megatron_runs``): this file, r
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from megatron_runs import megatron_logits, torchrun
+from megatron_runs import megatron_logits, told_by, torchrun
 
 from flmgrow.errors import UsageError
 from flmgrow.model import forward
@@ -179,24 +176,7 @@ def run_as_script() -> None:
 
 @pytest.fixture(scope="module")
 def outcome() -> dict[str, Any]:
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env={
-            **os.environ,
-            **alone,
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return told_by(__file__)
 
 
 @pytest.mark.parametrize("option", BUILDS)
