@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from growth_step import METHODS, measure  # noqa: E402
+from growth_step import METHODS, measure
 
 SPIKE = 0.05
 """In nats per token, above the loss of the model that did not grow."""
