@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from flmgrow import __version__
-from flmgrow.cli import bake, data, expand, export, import_, inspect, reshard, train, verify
+from flmgrow.cli import bake, data, expand, export, import_, inspect, plot, reshard, train, verify
 from flmgrow.cli import run as run_
 from flmgrow.errors import FlmgrowError, printable
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run_, train, expand, reshard, import_, export, verify, inspect, bake):
+for command in (run_, train, plot, expand, reshard, import_, export, verify, inspect, bake):
     function = command.__name__.rpartition(".")[2]
     app.command(function.rstrip("_"))(getattr(command, function))
 app.add_typer(data.app, name="data")

@@ -1,0 +1,186 @@
+"""A run is a record per step in several files; a picture of it is one curve per stage.
+
+Stages are kept apart, because a curve that is smoothed across a growth would hide whether the loss
+jumped there. Nothing here draws: what a picture shows can be computed, and tested, without one.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmgrow.errors import BadDataError, UsageError
+from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord, read_metrics
+
+METRICS = "metrics.jsonl"
+SMOOTHED_OVER = 50
+"""A smoothed value comes from this part of a run's steps: one in fifty."""
+
+FloatArray = NDArray[np.float64]
+
+_STAGE_FOLDER = re.compile(r"([0-9]+)-.+")
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Losses in nats per token, and what was spent until each: tokens, and FLOPs."""
+
+    tokens: FloatArray
+    flops: FloatArray
+    loss: FloatArray
+
+
+@dataclass(frozen=True)
+class Spent:
+    """A place in a run: the tokens and FLOPs until there."""
+
+    tokens: float
+    flops: float
+
+
+@dataclass(frozen=True, eq=False)
+class StageCurve:
+    """A stage: where it begins, its losses, and where masks were below 1.
+
+    ``smoothed`` has a value for each of ``training``. Losses that are not finite are left out.
+    """
+
+    name: str
+    begin: Spent
+    training: Points
+    smoothed: FloatArray
+    validation: Points
+    ramps: tuple[tuple[Spent, Spent], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's stages in order, at least one; ``name`` tells it from others in a picture."""
+
+    name: str
+    stages: tuple[StageCurve, ...]
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Return the runs at ``paths``: run folders, stage folders or files of metrics.
+
+    Raises UsageError if one of them is none of these; BadDataError if one is damaged or empty.
+    """
+    folders = [folder_of(path).resolve().name for path in paths]
+    names = folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
+    return [
+        Run(name, curves(map(read_metrics, find_metrics(path)), str(path)))
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder that a run's pictures lie in."""
+    return path if path.is_dir() else path.parent
+
+
+def find_metrics(path: Path) -> list[Path]:
+    """Return the files of metrics of a run, a stage, or the file itself, in order.
+
+    Raises UsageError if there is none.
+    """
+    if path.is_file():
+        return [path]
+    if (path / METRICS).is_file():
+        return [path / METRICS]
+    numbered = [
+        (int(match[1]), file)
+        for file in path.glob(f"*/{METRICS}")
+        if (match := _STAGE_FOLDER.fullmatch(file.parent.name))
+    ]
+    if not numbered:
+        raise UsageError(
+            f"{path}: no metrics in it, wanted {METRICS} or folders NN-NAME with one each",
+            "give the folder of a run, of one of its stages, or the file",
+        )
+    return [file for _, file in sorted(numbered)]
+
+
+def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, ...]:
+    """Return the curve of each stage in the records of ``files``.
+
+    Raises BadDataError, naming ``where``, if no loss is among them.
+    """
+    stages = [list(stage) for records in files for stage in _stages(records)]
+    steps = [
+        [record for record in stage if isinstance(record, StepRecord) and np.isfinite(record.loss)]
+        for stage in stages
+    ]
+    half = sum(map(len, steps)) // (2 * SMOOTHED_OVER)
+    found: list[StageCurve] = []
+    for stage, training in zip(stages, steps, strict=True):
+        if not training:
+            continue
+        last = found[-1].training if found else None
+        points = _points(training, [record.loss for record in training])
+        checks = [record for record in stage if isinstance(record, ValidationRecord)]
+        found.append(
+            StageCurve(
+                training[0].stage,
+                _spent(training[0]) if last is None else Spent(last.tokens[-1], last.flops[-1]),
+                points,
+                smooth(points.loss, half),
+                _points(checks, [record.validation_loss for record in checks]),
+                tuple(_ramps(training)),
+            )
+        )
+    if not found:
+        raise BadDataError(f"{where}: holds no loss of any step", "has the run begun?")
+    return tuple(found)
+
+
+def smooth(values: FloatArray, half: int) -> FloatArray:
+    """Return the value of a straight line fitted to each value and ``half`` neighbours each way.
+
+    Where there are fewer on one side the line still passes through the middle of the trend, which
+    a mean would not: the ends of a falling curve are neither lifted nor flattened.
+    """
+    places = np.arange(len(values))
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    count = (high - low).astype(np.float64)
+    middle = (low + high - 1) / 2
+    mean = _window_sums(values, low, high) / count
+    cross = _window_sums(values * places, low, high) - middle * mean * count
+    spread = count * (count * count - 1) / 12
+    slope = np.divide(cross, spread, out=np.zeros(len(values)), where=count > 1)
+    result: FloatArray = mean + slope * (places - middle)
+    return result
+
+
+def _window_sums(values: FloatArray, low: NDArray[np.int_], high: NDArray[np.int_]) -> FloatArray:
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    result: FloatArray = sums[high] - sums[low]
+    return result
+
+
+def _stages(records: Sequence[Record]) -> Iterator[Iterator[Record]]:
+    return (stage for _, stage in groupby(records, key=lambda record: record.stage))
+
+
+def _ramps(records: Sequence[StepRecord]) -> Iterator[tuple[Spent, Spent]]:
+    """Yield the first and last place of each stretch of steps with a mask below 1."""
+    for masked, stretch in groupby(records, key=lambda record: bool(record.masks)):
+        if masked:
+            steps = list(stretch)
+            yield _spent(steps[0]), _spent(steps[-1])
+
+
+def _spent(record: Record) -> Spent:
+    return Spent(float(record.tokens), float(record.flops))
+
+
+def _points(records: Sequence[Record], losses: Sequence[float]) -> Points:
+    return Points(
+        np.array([record.tokens for record in records], np.float64),
+        np.array([record.flops for record in records], np.float64),
+        np.array(losses, np.float64),
+    )
