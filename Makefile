@@ -16,7 +16,7 @@ help:
 	@echo "make test       the tests, without those that take minutes"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make check      lint, formatting, types, structure"
-	@echo "make demo       train a tiny Megatron model, grow it, and prove that nothing changed"
+	@echo "make demo       train a tiny model in three stages, growing it between them"
 	@echo "make docs       write docs/reference/cli.md from the commands' own help"
 	@echo "make bench      run the benchmarks"
 	@echo "make clean      remove what these commands made, .venv included"

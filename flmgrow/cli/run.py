@@ -61,10 +61,9 @@ def run(
         raise UsageError(f"--until {until}: no such stage", f"one of {', '.join(names)}")
     if launcher not in ("torchrun", "srun"):
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
-    folder = RunFolder((out or Path("runs") / schedule.stem).absolute(), stages)
-    shown = RunFolder(out or Path("runs") / schedule.stem, stages)
+    folder = RunFolder(out or Path("runs") / schedule.stem, stages)
     if dry_run:
-        _show(shown, list(steps_of(shown, until)), as_json)
+        _show(folder, list(steps_of(shown, until)), as_json)
         return
     folder.prepare(schedule)
     steps = steps_of(folder, until)
@@ -77,7 +76,7 @@ def run(
     if code:
         raise typer.Exit(code)
     last = stages[-1] if until is None else stages[names.index(until)]
-    print(shown.of(last, "checkpoints"))
+    print(folder.of(last, "checkpoints"))
 
 
 def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -89,7 +90,8 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
             "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
         ) from None
     file = io.BytesIO()
-    with rc_context(dict(_STYLE)):
+    style: Any = dict(_STYLE)
+    with rc_context(style):
         figure = Figure(figsize=SIZE, layout="constrained")
         _draw(figure, runs, look)
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -154,7 +156,7 @@ def _part_names(figure: "Figure", rows: Sequence[Sequence["Text"]]) -> None:
     """Turn all names of stages upwards if two of one row would overlap."""
     figure.draw_without_rendering()
     boxes = [[name.get_window_extent() for name in row] for row in rows]
-    if any(a.x1 >= b.x0 for row in boxes for a, b in zip(row, row[1:], strict=False)):
+    if any(a.x1 >= b.x0 for row in boxes for a, b in pairwise(row)):
         for name in (name for row in rows for name in row):
             name.set(rotation=40, rotation_mode="anchor")
 
