@@ -63,7 +63,7 @@ def run(
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
     folder = RunFolder(out or Path("runs") / schedule.stem, stages)
     if dry_run:
-        _show(folder, list(steps_of(shown, until)), as_json)
+        _show(folder, list(steps_of(folder, until)), as_json)
         return
     folder.prepare(schedule)
     steps = steps_of(folder, until)
