@@ -1,4 +1,4 @@
-"""One process of the trainer, for ``bench_training.py``: its model in megatron-core's own loop."""
+"""One process of the trainer, for ``bench_training.py``: what ``flmgrow train`` does in a step."""
 
 import os
 from pathlib import Path
@@ -6,75 +6,63 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from training_work import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Step, Work
 
+from flmgrow.formats.layout import make_layout
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import AXES, Dimension, Mask
 from flmgrow.trainer.masks import LiveMasks
-from flmgrow.trainer.model import build_model_chunks, start_parallel, transformer_config
-
-# The trainer comes first: it prepares torch for megatron-core on a CPU.
-from megatron.core.distributed import (  # isort: skip
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # isort: skip
-from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
+from flmgrow.trainer.model import start_parallel
+from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage_sections import ModelSection
+from flmgrow.trainer.steps import losses_of, run_batch
+from flmgrow.trainer.trainee import build
 
 MASKED_AT = 0.37
 ALONE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
 
 
 def megatron_side(work: Work, *, masked: bool) -> Step:
-    """Build the trainer's model and the loop; ``masked`` in all dimensions, between 0 and 1."""
+    """Build what the trainer trains; ``masked`` in all dimensions, between 0 and 1."""
     os.environ |= ALONE
     start_parallel(tp=1, pp=1)
-    settings = transformer_config(work.config, tp=1, pp=1)
-    settings.finalize_model_grads_func = finalize_model_grads
-    live = LiveMasks(half_fresh(work.config) if masked else {}, work.config, torch.float32)
-    (model,) = build_model_chunks(work.config, settings, work.config.vocab, live)
-    _share_weights(model, work.weights)
-    wrapped = DistributedDataParallel(settings, DistributedDataParallelConfig(), model)
-    adam = OptimizerConfig(
-        optimizer="adam",
-        lr=LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
-        clip_grad=CLIP,
-        adam_beta1=BETAS[0],
-        adam_beta2=BETAS[1],
-        adam_eps=EPSILON,
-        params_dtype=torch.float32,
-    )
-    optimizer = get_megatron_optimizer(adam, [wrapped])
-    tokens, labels = work.tokens_and_labels()
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-
-    def forward(_: Any, model: Any) -> Any:
-        def mean(losses: Tensor) -> Any:
-            loss = losses.mean()
-            return loss, {"loss": loss.detach()}
-
-        return model(tokens, positions, None, labels=labels), mean
+    stage, config = stage_of(work), work.config
+    live = LiveMasks(half_fresh(config) if masked else {}, config, torch.float32)
+    trainee = build(stage, config, config.vocab, make_layout(config.layers, 1, 1), live)
+    _share_weights(trainee.models[0].module, work.weights)
+    tokens, labels = (values.numpy() for values in work.tokens_and_labels())
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
+    counts = np.ones(tokens.shape, np.float32)
+    batch = {"tokens": tokens, "labels": labels, "positions": positions, "loss_mask": counts}
 
     def step() -> float:
-        wrapped.zero_grad_buffer()
-        optimizer.zero_grad()
-        (found,) = get_forward_backward_func()(
-            forward_step_func=forward,
-            data_iterator=[None],
-            model=[wrapped],
-            num_microbatches=1,
-            seq_length=tokens.shape[1],
-            micro_batch_size=work.batch,
-            forward_only=False,
-        )
-        optimizer.step()
-        return float(found["loss"])
+        trainee.zero_gradients()
+        sums = run_batch(trainee.models, [batch], sequence_length=tokens.shape[1])
+        trainee.optimizer.step()
+        trainee.schedule.step(increment=1)
+        return losses_of(sums.tolist()).mean
 
     return step
+
+
+def stage_of(work: Work) -> StageFile:
+    """Return the stage that says what the plain loop does."""
+    length = work.config.max_positions
+    content: dict[str, Any] = {
+        "model": ModelSection.of(work.config),
+        "data": {"sequence_length": length, "corpora": [{"path": "unread"}]},
+        "training": {"steps": 1, "batch": work.batch, "micro_batch": work.batch},
+        "learning_rate": {"peak": LEARNING_RATE, "floor": LEARNING_RATE, "style": "constant"},
+        "optimizer": {
+            "beta1": BETAS[0],
+            "beta2": BETAS[1],
+            "epsilon": EPSILON,
+            "weight_decay": WEIGHT_DECAY,
+            "clip_grad": CLIP,
+        },
+    }
+    return StageFile.model_validate(content)
 
 
 def half_fresh(config: ModelConfig) -> dict[Dimension, Mask]:

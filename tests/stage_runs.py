@@ -69,6 +69,33 @@ def write_stage(folder: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+def schedule_data(corpora: Path, **common: Any) -> dict[str, Any]:
+    """Return a schedule of two stages, all dimensions grown, for one rank and for two."""
+    content = stage_data(corpora, **common)
+    del content["name"], content["training"]["steps"]
+    content["model"] = {**MODEL, "vocab_size": 257}
+    growth = {"method": "mask", "ramp_steps": 4, "seed": 1}
+    sizes = {"num_layers": 4, "hidden_size": 48, "num_attention_heads": 6}
+    content["stages"] = [
+        {"name": "small", "training": {"steps": STEPS}},
+        {
+            "name": "large",
+            "model": sizes,
+            "growth": growth,
+            "layout": {"tp": 2},
+            "training": {"steps": STEPS},
+        },
+    ]
+    return content
+
+
+def write_schedule(folder: Path, content: dict[str, Any]) -> Path:
+    """Write a schedule file."""
+    path = folder / "schedule.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 def command(stage: Path) -> list[str]:
     """Return what trains a stage."""
     return [sys.executable, "-m", "flmgrow", "train", str(stage)]

@@ -50,7 +50,6 @@ def patch_megatron() -> None:
     _count_steps_of_each_parameter()
     _begin_state_before_the_first_step()
     _load_shards_into_torchs_adam()
-    _attend_without_writing_scores()
 
 
 def _replace(owner: Any, name: str, new: Any) -> Any:
@@ -242,50 +241,3 @@ def _load_shards_into_torchs_adam() -> None:
                 value.copy_(tensors[name])
 
     _replace(DistributedOptimizer, "_set_main_param_and_optimizer_states", copy)
-
-
-def _attend_without_writing_scores() -> None:
-    # Without fused kernels DotProductAttention writes length x length scores a dozen times over,
-    # which takes a third of a step at hidden 512. Torch's own attention is equal within rounding.
-    # What it has no words for is left to the stock code, and so are 16-bit types: with torch's,
-    # runs of one model in two layouts drift apart three times as far.
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
-    from megatron.core.transformer.enums import AttnMaskType
-
-    def attend(
-        attention: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **others: Any,
-    ) -> torch.Tensor:
-        softmax = attention.scale_mask_softmax
-        asks_for_more = (
-            attention.attention_dropout.p > 0.0
-            or attention.softmax_offset is not None
-            or softmax.window_size is not None
-            or softmax.scale is not None
-            or softmax.attn_mask_type is not AttnMaskType.causal
-            or len(query) != len(key)
-            or query.dtype in (torch.bfloat16, torch.float16)
-            or any(others.get(name) is not None for name in ("attention_bias", "packed_seq_params"))
-        )
-        if asks_for_more:
-            output: torch.Tensor = stock(attention, query, key, value, attention_mask, **others)
-            return output
-        queries_per_group = query.shape[2] // key.shape[2]
-        if queries_per_group > 1:
-            key = key.repeat_interleave(queries_per_group, 2)
-            value = value.repeat_interleave(queries_per_group, 2)
-        context = torch.nn.functional.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None,
-            scale=attention.softmax_scale,
-        )
-        return context.permute(2, 0, 1, 3).flatten(2)
-
-    stock = _replace(DotProductAttention, "forward", attend)

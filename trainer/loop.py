@@ -32,10 +32,10 @@ from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
 from flmgrow.trainer.reporting import Reporter
 from flmgrow.trainer.saving import Saving
-from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage import StageFile, layout_of
 from flmgrow.trainer.stage_data import StageData, open_data
 from flmgrow.trainer.steps import MicroBatches, losses_of, run_batch
-from flmgrow.trainer.trainee import arguments_of, build, check_layout
+from flmgrow.trainer.trainee import arguments_of, build
 
 cpu.install()
 
@@ -139,7 +139,7 @@ def _setting(stage: StageFile, begin: Begin) -> Setting:
             f"sequence_length {stage.data.sequence_length}: the model has "
             f"{config.max_positions} positions"
         )
-    layout = check_layout(stage, config, padded)
+    layout = layout_of(stage, config, padded)
     return Setting(stage, config, layout, padded, data, begin)
 
 
@@ -188,8 +188,10 @@ class Run:
             return 0
         resumed = setting.begin.iteration if setting.begin.resumed else None
         with Reporter(stage, setting.last, resumed) as reporter:
-            for micro_batches in self._batches:
-                record, asked = self._step(micro_batches, stop)
+            batches = iter(self._batches)
+            while True:
+                begin = time.perf_counter()
+                record, asked = self._step(next(batches), begin, stop)
                 self._check(record)
                 reporter.step(record)
                 ends = self._iteration == setting.last
@@ -202,15 +204,19 @@ class Run:
                 if asked:
                     reporter.note(f"stopped at step {self._iteration}; the same command resumes")
                     return 128 + asked
-        raise AssertionError("batches never end")
 
     def _due(self, every: int | None, ends: bool) -> bool:
         return every is not None and (ends or self._iteration % every == 0)
 
-    def _step(self, micro_batches: MicroBatches, stop: Stop) -> tuple[StepRecord, int]:
-        """Take one optimizer step; return what is told of it, and the signal to stop, if any."""
+    def _step(
+        self, micro_batches: MicroBatches, begin: float, stop: Stop
+    ) -> tuple[StepRecord, int]:
+        """Take one optimizer step; return what is told of it, and the signal to stop, if any.
+
+        ``begin`` is when its batch was asked for.
+        """
         stage, trainee = self._setting.stage, self._trainee
-        begin, rate = time.perf_counter(), trainee.learning_rate
+        rate = trainee.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
         trainee.zero_gradients()
         length = stage.data.sequence_length

@@ -2,7 +2,7 @@
 
 This file is the only one that says which places take another module than the stock one, and when.
 Where nothing is masked and nothing is asked for that megatron-core lacks, the table is the stock
-one.
+one but for the attention's kernel, which has no parameters.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer import cpu
-from flmgrow.trainer.attention import DepthScaledAttention, XposSelfAttention
+from flmgrow.trainer.attention import DepthScaledAttention, FusedAttention, XposSelfAttention
 from flmgrow.trainer.masked import (
     MaskedLayerNorm,
     MaskedRMSNorm,
@@ -53,8 +53,8 @@ def _layer_spec(config: ModelConfig, masks: LiveMasks, norm: str, layer: int) ->
     attention = places.self_attention
     if config.positions == "xpos":
         attention.module, attention.params["model"] = XposSelfAttention, config
-    if config.multipliers.attention_by_inverse_layer:
-        attention.submodules.core_attention = DepthScaledAttention
+    damped = config.multipliers.attention_by_inverse_layer
+    attention.submodules.core_attention = DepthScaledAttention if damped else FusedAttention
     if masked_norm := _masked_norm(config, masks):
         places.input_layernorm = places.pre_mlp_layernorm = masked_norm
     if mask := masks.of(Dimension.HEADS):

@@ -15,6 +15,9 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.layout import Layout, check_divisible
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.stage_sections import (
     CheckpointSection,
     DataSection,
@@ -107,6 +110,25 @@ def stage_of(data: object, path: Path) -> StageFile:
             f"{path}: {problems(error.errors())}", "see docs/guides/train.md"
         ) from None
     return _located(stage, path.absolute().parent)
+
+
+def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
+    """Return a stage's layout. Raises UsageError if ``config`` cannot be laid out so."""
+    layout = stage.layout.layout(config.layers)
+    check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
+    if padded_vocab % layout.tp:
+        raise UsageError(
+            f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
+            "reshard the checkpoint for this layout first",
+        )
+    training = stage.training
+    micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
+    if layout.vpp > 1 and micro_batches % layout.pp:
+        raise UsageError(
+            f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual pipeline "
+            "needs it"
+        )
+    return layout
 
 
 def _located(stage: StageFile, folder: Path) -> StageFile:

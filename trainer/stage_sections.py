@@ -4,6 +4,7 @@ Sizes have Megatron-LM's names, as everywhere in flmgrow. Amounts of text are in
 written ``245.37B``.
 """
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,6 +22,7 @@ from flmgrow.model.config import (
     RotarySettings,
 )
 
+_AMOUNT = re.compile(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMBT]?)\s*", re.ASCII)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -28,13 +30,10 @@ def amount(value: object) -> object:
     """Return the number that a text such as ``245.37B`` means; what is no text stays as it is."""
     if not isinstance(value, str):
         return value
-    text = value.strip().upper().replace(",", "")
-    unit = text[-1:] if text[-1:].isalpha() else ""
-    try:
-        number = Fraction(text.removesuffix(unit)) * _UNITS[unit]
-    except (ValueError, KeyError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is no amount, such as 245.37B") from None
-    return round(number)
+    match = _AMOUNT.fullmatch(value.upper().replace(",", ""))
+    if match is None:
+        raise ValueError(f"{value!r:.40} is no amount, such as 245.37B")
+    return round(Fraction(match[1]) * _UNITS[match[2]])
 
 
 Amount = Annotated[int, BeforeValidator(amount), Field(ge=1)]

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from flmgrow.errors import UsageError
-from flmgrow.formats.layout import Layout, check_divisible
+from flmgrow.formats.layout import Layout
 from flmgrow.formats.new_arguments import new_arguments
 from flmgrow.formats.pipeline_arguments import layout_text
-from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer import cpu
 from flmgrow.trainer.masks import LiveMasks
@@ -59,25 +57,6 @@ class Trainee:
         """That of the next step, for parameters without a rate of their own."""
         rate: float = self.schedule.get_lr({})
         return rate
-
-
-def check_layout(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
-    """Return the stage's layout. Raises UsageError if the model cannot take it."""
-    layout = stage.layout.layout(config.layers)
-    check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
-    if padded_vocab % layout.tp:
-        raise UsageError(
-            f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
-            "reshard the checkpoint for this layout first",
-        )
-    training = stage.training
-    micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
-    if layout.vpp > 1 and micro_batches % layout.pp:
-        raise UsageError(
-            f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual pipeline "
-            "needs it"
-        )
-    return layout
 
 
 def build(

@@ -21,11 +21,20 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import grow
 from flmgrow.operators.vocab import padded_size
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.trainer.stage import StageFile, problems, read_yaml, stage_of
+from flmgrow.trainer.stage import StageFile, layout_of, problems, read_yaml, stage_of
 from flmgrow.trainer.stage_sections import Count, ModelSection, Section
 
 HINT = "see docs/guides/run.md"
 _LENGTHS = ("steps", "tokens")
+_SIZES = {
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "vocab_size",
+}
 Json = dict[str, Any]
 
 
@@ -114,12 +123,13 @@ def _planned(
     if before is None:
         if own.get("growth") is not None:
             raise UsageError("growth: the first stage has nothing to grow from")
-        layout = stage.layout.layout(asked.layers)
+        layout = layout_of(stage, asked, padded)
         return PlannedStage(stage, asked, layout, padded, 0, folder)
+    _check_only_sizes(own.get("model"))
     _check_same_data(before.stage, stage)
     target = _target(own.get("growth") or {}, stage, before.config, asked)
     growth = grow(before.config, target.target(), before.padded_vocab, padded)
-    layout = stage.layout.layout(growth.new.layers)
+    layout = layout_of(stage, growth.new, padded)
     section = ModelSection.of(growth.new, _base_output(before), multiple)
     stage = stage.model_copy(update={"model": section})
     return PlannedStage(
@@ -159,6 +169,15 @@ def _sizes_after(old: ModelConfig, changes: object) -> Json:
         "num_query_groups": None if adds_heads else old.kv_groups,
         "kv_channels": old.head_dim,
     }
+
+
+def _check_only_sizes(changes: object) -> None:
+    names = changes.keys() if isinstance(changes, dict) else ()
+    if other := sorted(map(str, names - _SIZES)):
+        raise UsageError(
+            f"model.{other[0]}: growth changes sizes only",
+            f"say it once, for all stages; a later one may say {', '.join(sorted(_SIZES))}",
+        )
 
 
 def _check_same_data(before: StageFile, stage: StageFile) -> None:

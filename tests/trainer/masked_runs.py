@@ -110,9 +110,12 @@ def compared_with_stock(config: Any, settings: Any, plain: list[Any], live: list
     """Return modules and state keys: of megatron-core's own spec, all masks at 1, and masked."""
 
     def stock_spec(*_: Any) -> Any:
-        return get_gpt_layer_local_spec(
+        spec = get_gpt_layer_local_spec(
             qk_layernorm=config.qk_norm, normalization=settings.normalization
         )
+        # The one exception, in masked and other models alike: test_attention.py.
+        spec.submodules.self_attention.submodules.core_attention = attention.FusedAttention
+        return spec
 
     with mock.patch.object(model, "block_spec", stock_spec):
         stock = model.build_model_chunks(config, settings, plain[0].vocab_size)

@@ -1,8 +1,8 @@
-"""On a CPU torch's attention stands in for megatron-core's, and must be it within rounding.
+"""Torch's fused attention stands in for megatron-core's, and must be it within rounding.
 
 Outputs and gradients of both are compared, and torch's must be the one that ran. Where it has no
-words for what is asked, and for 16-bit types, megatron-core's own must be. As in ``test_model.py``,
-megatron-core runs in a process of its own: this file, run as a script.
+words for what is asked, and for 16-bit types on a CPU, megatron-core's own must be. As in
+``test_model.py``, megatron-core runs in a process of its own: this file, run as a script.
 """
 
 import json
@@ -82,10 +82,9 @@ def run_as_script() -> None:
 
 def built(case: Case, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
     """Return a case's attention, and its mask."""
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.enums import AttnMaskType
 
-    from flmgrow.trainer.attention import DepthScaledAttention
+    from flmgrow.trainer.attention import DepthScaledAttention, FusedAttention
     from flmgrow.trainer.model import transformer_config
 
     groups, rows, multiplier, damped, others = case
@@ -96,7 +95,7 @@ def built(case: Case, dtype: torch.dtype) -> tuple[Any, Tensor | None]:
     settings = transformer_config(config, tp=1, pp=1, dtype=dtype)
     for name, value in others.items():
         setattr(settings, name, value)
-    kind = DepthScaledAttention if damped else DotProductAttention
+    kind = DepthScaledAttention if damped else FusedAttention
     attention = kind(
         settings, layer_number=3, attn_mask_type=AttnMaskType.causal, attention_type="self",
         softmax_scale=settings.softmax_scale,

@@ -1,0 +1,154 @@
+"""What a run knows of its past comes back from its file to the last bit, or is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.training_state import (
+    MAX_BYTES,
+    TRAINING,
+    Carried,
+    TrainingState,
+    read_training_state,
+)
+from flmgrow.model.masks import AXES, Dimension, Mask
+
+COUNTS = st.integers(0, 1 << 62)
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> dict[Dimension, Mask]:
+    """Masks of some dimensions, of any indices, anywhere on their ramps."""
+    indices = st.sets(st.integers(0, 200)).map(lambda found: np.array(sorted(found), np.int64))
+    return {
+        dimension: Mask(
+            dimension,
+            {axis: draw(indices) for axis in AXES[dimension]},
+            draw(st.floats(0, 1)),
+            draw(st.integers(1, 1 << 40)),
+        )
+        for dimension in draw(st.permutations(sorted(Dimension)).map(lambda all_: all_[:3]))
+    }
+
+
+STATES = st.builds(
+    TrainingState,
+    iteration=COUNTS,
+    stage=st.text(max_size=20),
+    stage_begin=COUNTS,
+    carried=st.builds(
+        Carried,
+        consumed_samples=COUNTS,
+        data=st.text(max_size=20),
+        tokens=COUNTS,
+        flops=st.integers(0, 1 << 120),
+    ),
+    masks=masks(),
+    losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(tuple),
+    family=st.lists(st.fixed_dictionaries({"name": st.text(), "parameters": COUNTS})).map(tuple),
+)
+
+
+@given(STATES)
+def test_it_comes_back_to_the_last_bit(
+    tmp_path_factory: pytest.TempPathFactory, state: TrainingState
+) -> None:
+    folder = tmp_path_factory.mktemp("state")
+    (folder / TRAINING).write_bytes(state.encode())
+    found = read_training_state(folder)
+    assert found is not None
+    assert found.encode() == state.encode()
+    assert (found.iteration, found.stage, found.stage_begin) == (
+        state.iteration, state.stage, state.stage_begin,
+    )  # fmt: skip
+    assert found.carried == state.carried
+    assert found.losses == state.losses
+    assert list(found.masks) == list(state.masks)  # masks that rise in turn rise in this order
+    for name, mask in state.masks.items():
+        assert (found.masks[name].value, found.masks[name].ramp_steps) == (
+            mask.value, mask.ramp_steps,
+        )  # fmt: skip
+        for axis, indices in mask.fresh.items():
+            assert found.masks[name].fresh[axis].tolist() == indices.tolist()
+
+
+def test_other_checkpoints_have_none(tmp_path: Path) -> None:
+    assert read_training_state(tmp_path) is None
+
+
+def good() -> dict[str, Any]:
+    fresh = {axis: np.arange(2, 4) for axis in AXES[Dimension.FFN]}
+    state = TrainingState(
+        iteration=7,
+        stage="small",
+        stage_begin=3,
+        carried=Carried(consumed_samples=56, data="abc", tokens=1792, flops=10**30),
+        masks={Dimension.FFN: Mask(Dimension.FFN, fresh, 0.25, 8)},
+        losses=(3.5,),
+        family=({"name": "start"},),
+    )
+    content: dict[str, Any] = json.loads(state.encode())
+    return content
+
+
+DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
+    "of a later version": ({"training_version": 2}, "version 2, wanted 1"),
+    "no iteration": ({"iteration": None}, "iteration: "),
+    "an iteration as text": ({"iteration": "7"}, "iteration: "),
+    "an iteration below 0": ({"iteration": -1}, "iteration: "),
+    "samples below 0": ({"carried": {"consumed_samples": -5}}, "carried.consumed_samples"),
+    "too many samples": ({"carried": {"consumed_samples": 1 << 63}}, "carried.consumed_samples"),
+    "half a token": ({"carried": {"tokens": 0.5}}, "carried.tokens"),
+    "an unknown dimension": ({"masks": {"height": {}}}, "height"),
+    "a mask without ramp": ({"masks": {"ffn": {"value": 0.1, "fresh": {}}}}, "ffn mask"),
+    "a mask above 1": (
+        {"masks": {"ffn": {"value": 1.5, "ramp_steps": 4, "fresh": {"ffn": [[0, 1]]}}}},
+        "ffn mask: value 1.5",
+    ),
+    "losses as text": ({"losses": ["low"]}, "losses.0"),
+    "a family of names": ({"family": ["start"]}, "family.0"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_what_is_wrong_is_named(case: str, tmp_path: Path) -> None:
+    changes, message = DAMAGED[case]
+    (tmp_path / TRAINING).write_text(json.dumps(good() | changes))
+    with pytest.raises(BadCheckpointError) as caught:
+        read_training_state(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / TRAINING}: ")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_what_is_no_such_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / TRAINING).write_bytes(content)
+    with pytest.raises(BadCheckpointError, match=TRAINING):
+        read_training_state(tmp_path)
+
+
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / TRAINING).open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(BadCheckpointError, match="larger than"):
+        read_training_state(tmp_path)
+
+
+@pytest.mark.parametrize("key", sorted(good()))
+def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
+    content = good()
+    del content[key]
+    (tmp_path / TRAINING).write_text(json.dumps(content))
+    with pytest.raises(BadCheckpointError, match=f"{key}: field required"):
+        read_training_state(tmp_path)
+
+
+def test_a_position_needs_data() -> None:
+    assert Carried().position is None
+    assert Carried(consumed_samples=3, data="d").position == {"consumed_samples": 3, "data": "d"}

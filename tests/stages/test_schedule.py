@@ -1,0 +1,219 @@
+"""A schedule is planned as a whole: what it leaves out follows, and what cannot be carried out is
+refused before the first token is read.
+"""
+
+import copy
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import accepted, flmgrow
+from hypothesis import given
+from hypothesis import strategies as st
+from test_structure import ROOT
+
+from flmgrow.model.tensors import parameter_count
+from flmgrow.stages.schedule import PlannedStage, merge, read_schedule
+
+PAPER = ROOT / "configs" / "flm-101b.yaml"
+TINY = ROOT / "configs" / "tiny.yaml"
+GUIDE = ROOT / "docs" / "guides" / "run.md"
+
+BASE: dict[str, Any] = {
+    "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257},
+    "data": {"sequence_length": 32, "corpora": [{"path": "corpus"}]},
+    "training": {"batch": 8, "micro_batch": 2},
+    "stages": [
+        {"name": "small", "training": {"steps": 6}, "learning_rate": {"peak": 3e-3}},
+        {
+            "name": "large",
+            "model": {"num_layers": 3, "hidden_size": 48, "num_attention_heads": 6},
+            "training": {"steps": 4},
+            "learning_rate": {"peak": 2e-3},
+        },
+    ],
+}
+
+
+def planned(
+    folder: Path, model: Any = None, large: Any = None, **common: Any
+) -> list[PlannedStage]:
+    """Plan the schedule above, with changes to the model, the second stage, and all stages."""
+    return read_schedule(written(folder, model=model, large=large, **common))
+
+
+def written(folder: Path, model: Any = None, large: Any = None, **common: Any) -> Path:
+    content = copy.deepcopy(BASE) | common
+    content["model"] |= model or {}
+    content["stages"][1] |= large or {}
+    path = folder / "schedule.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_papers_schedule_is_the_papers() -> None:
+    """Li et al. (2023), table 1 and section 3: steps, tokens, batches, warm-up, layouts, GPUs."""
+    found = json.loads(accepted("run", PAPER, "--dry-run", "--json").out)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+
+    def column(key: str) -> list[Any]:
+        return [stages[name][key] for name in ("16b", "51b", "101b")]
+
+    assert column("steps") == [52_000, 8_400, 6_000]
+    assert column("warmup_steps") == [2_000, 100, 107]
+    assert column("peak") == [4e-4, 3.4e-4, 2e-4]
+    assert column("layout") == ["TP2 x PP1", "TP4 x PP2", "TP4 x PP4"]
+    assert column("processes") == [192, 192, 192]
+    assert column("first_iteration") == [0, 52_000, 60_400]
+    for key, wanted, within in (
+        ("tokens", (245.37e9, 39.64e9, 26.54e9), 1e-3),
+        ("parameters", (16e9, 51e9, 101e9), 0.04),
+        ("batch_tokens", (4.72e6, 4.72e6, 4.42e6), 1e-2),
+    ):
+        for number, size in zip(column(key), wanted, strict=True):
+            assert number == pytest.approx(size, rel=within), key
+    assert column("growth")[0] == {}
+    assert set(column("growth")[2].values()) == {"mask"}
+    commands = [command[1] for command in found["commands"]]
+    assert commands == ["train", "expand", "verify", "train", "expand", "verify", "train"]
+
+
+def test_each_stages_rate_ends_where_the_next_begins() -> None:
+    """ "Approximately inherits": by cosine, from one peak to the next, and to 6e-6 in the end."""
+    stages = read_schedule(PAPER)
+    for each, wanted in zip(stages, (3.4e-4, 2.0e-4, 6e-6), strict=True):
+        stage, rate = each.stage, each.stage.learning_rate
+        done = (stage.steps - stage.warmup_steps) / (stage.decay_steps - stage.warmup_steps)
+        last = rate.floor + (rate.peak - rate.floor) * (1 + math.cos(math.pi * done)) / 2
+        assert last == pytest.approx(wanted, rel=5e-3)
+
+
+def test_the_tiny_schedule_has_the_papers_form() -> None:
+    stages = read_schedule(TINY)
+    layouts = [str(each.layout) for each in stages]
+    assert layouts == ["TP1 x PP1", "TP2 x PP1", "TP2 x PP2"]
+    grown = {str(name) for each in stages[1:] if each.growth for name in each.growth.methods}
+    assert grown == {"width", "heads", "ffn", "depth"}
+    sizes = [parameter_count(each.config) for each in stages]
+    assert sizes == sorted(sizes)
+
+
+def test_the_guides_example_is_a_schedule(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "schedule.yaml"
+    path.write_text(text, encoding="utf-8")
+    small, large = read_schedule(path)
+    assert (small.last, large.first, large.last) == (200, 200, 300)
+    assert large.config.ffn == 4 * 96
+
+
+def test_what_a_stage_leaves_out_follows(tmp_path: Path) -> None:
+    small, large = planned(tmp_path)
+    assert (small.config.ffn, large.config.ffn) == (128, 192)
+    assert (small.config.kv_groups, large.config.kv_groups) == (4, 6)
+    assert small.config.head_dim == large.config.head_dim == 8
+    assert large.stage.training.batch == 8
+    assert large.first == small.last == 6
+
+
+def test_sizes_that_were_said_stay(tmp_path: Path) -> None:
+    _, large = planned(tmp_path, model={"ffn_hidden_size": 80, "num_query_groups": 2})
+    assert large.config.ffn == 80
+    assert large.config.kv_groups == 2
+    assert large.config.queries_per_group == 3
+
+
+def test_the_model_is_what_growth_leads_to(tmp_path: Path) -> None:
+    """Zero width changes epsilon; muP's output multiplier grows with the width."""
+    rmsnorm = {
+        "normalization": "rmsnorm",
+        "multipliers": {"mup_base_width": 16, "output": 2.0},
+    }
+    small, large = planned(tmp_path, model=rmsnorm, large={"growth": {"method": "zero"}})
+    assert large.config.norm_eps == pytest.approx(small.config.norm_eps * 32 / 48)
+    assert large.config.multipliers.output == pytest.approx(3.0)
+    assert large.stage.model.multipliers.base_output == 2.0
+    assert large.stage.model.config(1, 1) == large.config
+
+
+def test_a_chain_of_growths_remembers_the_first_model(tmp_path: Path) -> None:
+    path = written(tmp_path, model={"multipliers": {"mup_base_width": 16, "output": 2.0}})
+    content = yaml.safe_load(path.read_text())
+    largest = {"name": "largest", "model": {"hidden_size": 64, "num_attention_heads": 8}}
+    content["stages"].append(content["stages"][0] | largest)
+    path.write_text(yaml.safe_dump(content))
+    *_, last = read_schedule(path)
+    assert last.config.layers == 3  # as the stage before has it
+    assert last.config.multipliers.output == pytest.approx(4.0)
+    assert last.stage.model.multipliers.base_output == 2.0
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.booleans())
+def test_a_length_takes_the_place_of_the_other_kind(one: int, two: int, steps: bool) -> None:
+    kinds = ("steps", "tokens") if steps else ("tokens", "steps")
+    common = {"training": {kinds[0]: one, "batch": 4}}
+    assert merge(common, {"training": {kinds[1]: two}}) == {"training": {kinds[1]: two, "batch": 4}}
+    assert merge(common, {}) == common
+
+
+def test_merging_leaves_what_is_merged(tmp_path: Path) -> None:
+    common = {"a": {"b": 1, "c": [1, 2]}}
+    assert merge(common, {"a": {"c": [3]}, "d": None}) == {"a": {"b": 1, "c": [3]}, "d": None}
+    assert common == {"a": {"b": 1, "c": [1, 2]}}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "smaller": ({"large": {"model": {"hidden_size": 16}}}, "stage large: .*16"),
+    "fewer layers": ({"large": {"model": {"num_layers": 1}}}, "stage large: layer: wanted 1"),
+    "larger heads": ({"large": {"model": {"kv_channels": 16}}}, "the head size cannot grow"),
+    "other norm": (
+        {"large": {"model": {"normalization": "rmsnorm"}}},
+        "model.normalization: growth changes sizes only",
+    ),
+    "misspelt": ({"large": {"growth": {"methods": "mask"}}}, "growth: methods: extra inputs"),
+    "unknown method": ({"large": {"growth": {"method": "magic"}}}, "magic"),
+    "zero with tied LayerNorm": (
+        {"large": {"growth": {"method": "zero"}}}, "stage large: .*tied",
+    ),
+    "other data": ({"large": {"data": {"seed": 3}}}, "data.seed: is another"),
+    "no vocabulary": ({"model": {"vocab_size": None}}, "model.vocab_size: is not given"),
+    "one name twice": ({"large": {"name": "small"}}, "two stages are called small"),
+    "a path for a name": ({"large": {"name": "../x"}}, "wanted letters, digits"),
+    "no name": ({"large": {"name": None}}, "stage 2: has no name"),
+    "uneven layers": (
+        {"large": {"layout": {"pp": 2, "pipeline_layers": [1, 1]}}}, "stage large: ",
+    ),
+    "too many ranks": ({"large": {"layout": {"tp": 4}}}, "stage large: .*TP4"),
+    "no stages": ({"stages": []}, "has no stages"),
+    "stages by name": ({"stages": {"small": {}}}, "has no list of stages"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_carried_out_is_refused(case: str, tmp_path: Path) -> None:
+    changes, message = WRONG[case]
+    if case in ("no stages", "stages by name"):
+        path = tmp_path / "schedule.yaml"
+        path.write_text(yaml.safe_dump(BASE | changes))
+    else:
+        path = written(tmp_path, **changes)
+    outcome = flmgrow("run", path, "--out", tmp_path / "out", "--dry-run")
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith(f"error: {path}: ")
+    assert re.search(message, outcome.err), outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_stage_grows_from_nothing(tmp_path: Path) -> None:
+    content = copy.deepcopy(BASE)
+    content["stages"][0]["growth"] = {"method": "mask"}
+    path = tmp_path / "schedule.yaml"
+    path.write_text(yaml.safe_dump(content))
+    outcome = flmgrow("run", path, "--dry-run")
+    assert outcome.code == 2
+    assert "stage small: growth: the first stage has nothing to grow from" in outcome.err
