@@ -198,7 +198,7 @@ def fill(
         moment = values[state][inside].to(kept.master.device, torch.float32)
         kept.entry[str(state)] = moment.clone().view_as(kept.master)
     if not optimizer.counts_by_group:
-        kept.entry["step"] = torch.tensor(float(step))
+        kept.entry["step"] = torch.tensor(float(step), device=kept.master.device)
 
 
 def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:

@@ -144,7 +144,12 @@ def _optimizer(stage: StageFile, config: ModelConfig, models: list[Any]) -> Any:
     overrides = None
     if config.multipliers.mup_base_width is not None:
         overrides = mup_overrides(config, settings, stage.model.multipliers.base_output)
-    return get_megatron_optimizer(settings, models, config_overrides=overrides)
+    optimizer = get_megatron_optimizer(settings, models, config_overrides=overrides)
+    # Torch's AdamW goes over all its memory a dozen times, unless its kernel is the fused one.
+    for group in OptimizerView(optimizer).groups:
+        if "fused" in group:
+            group["fused"], group["foreach"] = True, False
+    return optimizer
 
 
 def _schedule(stage: StageFile, optimizer: Any) -> Any:
