@@ -41,7 +41,10 @@ LAYERS = (
 STRANGERS = {"flmgrow.trainer": "flmgrow.operators"}
 
 LONGEST = 400
-HEAVY = {"torch", "megatron", "transformers", "safetensors", "huggingface_hub"}
+HEAVY = {
+    "torch", "megatron", "transformers", "safetensors", "huggingface_hub", "matplotlib",
+    "tensorboard",
+}  # fmt: skip
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.
 UNSAFE_CALLS = {
@@ -150,6 +153,10 @@ def test_files_stay_short() -> None:
         "expand HF DST --ffn-hidden-size 40 --method zero --dry-run",
         "data prepare --help",
         "data prepare TEXT DST --tokenizer bytes",
+        "train --help",
+        "run PAPER --dry-run",
+        "run PAPER --print-commands",
+        "plot --help",
     ],
 )
 def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Path) -> None:
@@ -158,6 +165,7 @@ def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Pat
         "HF": str(make_folder(tmp_path / "hf")),
         "TEXT": str(make_jsonl(tmp_path / "text.jsonl", ["text"])),
         "DST": str(tmp_path / "b"),
+        "PAPER": str(ROOT / "configs" / "flm-101b.yaml"),
     }
     arguments = [places.get(word, word) for word in command.split()]
     program = (

@@ -10,7 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
-from flmgrow.errors import FlmgrowError
+from flmgrow.errors import FlmgrowError, UsageError
 from flmgrow.trainer.stage import read_stage
 
 PATIENCE = 3.0
@@ -39,8 +39,13 @@ def main() -> int:
     try:
         stage = read_stage(Path(sys.argv[1]))
         warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
-        from flmgrow.trainer.loop import train
-
+        try:
+            from flmgrow.trainer.loop import train
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            raise UsageError(
+                f"the package {package} is not installed", "pip install 'flmgrow[train]'"
+            ) from None
         return train(stage)
     except FlmgrowError as error:
         if os.environ["RANK"] != "0":

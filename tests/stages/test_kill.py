@@ -1,0 +1,137 @@
+"""A run that is killed again and again ends with the very bytes of one that nobody touched."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stage_runs import environment, make_data, schedule_data, write_schedule
+
+from flmgrow.trainer.metrics import StepRecord, read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+
+KILLS = 20
+PATIENCE = 120.0
+FINAL = Path("02-large", "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints after every step: a kill then meets a save more often than anywhere else."""
+    folder = tmp_path_factory.mktemp("schedule")
+    data = make_data(folder / "data")
+    return write_schedule(folder, schedule_data(data, checkpoint={"every": 1, "keep": 2}))
+
+
+def begun(schedule: Path, out: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "flmgrow", "run", str(schedule), "--out", str(out)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(words, env=environment(), stdout=quiet, stderr=quiet)
+
+
+def saved(out: Path) -> dict[str, bytes]:
+    folder = out / FINAL
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def losses(out: Path) -> list[tuple[int, float, float]]:
+    records = [
+        record
+        for name in ("01-small", "02-large")
+        for record in read_metrics(out / name / "metrics.jsonl")
+        if isinstance(record, StepRecord)
+    ]
+    return [(record.step, record.loss, record.grad_norm) for record in records]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(schedule: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A run that nobody touched, and the seconds it took."""
+    out, begin = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    assert begun(schedule, out).wait(PATIENCE) == 0
+    return out, time.monotonic() - begin
+
+
+def processes_of(out: Path) -> list[str]:
+    """What still runs on behalf of a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if bytes(out) in command:
+                found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+def check_all_ended(out: Path) -> None:
+    end = time.monotonic() + 10
+    while left := processes_of(out):
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
+
+
+def place_of(out: Path) -> str:
+    """How far a run has come: what a kill met."""
+    if (out / FINAL).exists():
+        return "second stage"
+    if (out / "02-large" / "start").exists():
+        return "start"
+    if list(out.glob("02-large/.start*")):
+        return "growing"
+    return "first stage" if (out / "01-small" / "checkpoints").exists() else "beginning"
+
+
+def test_killed_at_random_moments(
+    schedule: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    """The moments of each run lie anywhere between its begin and its end."""
+    whole, seconds = undisturbed
+    chance = random.Random(20)
+    kills, run, met = 0, 0, set()
+    while kills < KILLS:
+        out = tmp_path / f"run-{run}"
+        while kills < KILLS:
+            process = begun(schedule, out)
+            try:
+                code = process.wait(chance.uniform(0.2, 0.6) * seconds)
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                met.add(place_of(out))
+                check_all_ended(out)
+                continue
+            assert code == 0
+            break
+        run += 1
+    assert begun(schedule, out).wait(PATIENCE) == 0
+    for number in range(run + 1):
+        out = tmp_path / f"run-{number}"
+        assert saved(out) == saved(whole)
+        assert losses(out) == losses(whole)
+    assert {"first stage", "second stage"} <= met
+
+
+def test_asked_to_stop_it_saves_and_goes_on(
+    schedule: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    whole, _ = undisturbed
+    out = tmp_path / "run"
+    process = begun(schedule, out)
+    log = out / "02-large" / "metrics.jsonl"
+    while not log.exists() or b"\n" not in log.read_bytes():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 143
+    check_all_ended(out)
+    assert begun(schedule, out).wait(PATIENCE) == 0
+    assert saved(out) == saved(whole)
+    assert losses(out) == losses(whole)
