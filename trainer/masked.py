@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flmgrow.trainer import cpu
-from flmgrow.trainer.masks import LiveMask
+from flmgrow.trainer.masks import LiveMask, multiplied
 
 cpu.install()
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
+from megatron.core.jit import jit_fuser  # noqa: E402
 from megatron.core.tensor_parallel import RowParallelLinear  # noqa: E402
 from megatron.core.utils import get_pg_rank, get_pg_size  # noqa: E402
 
@@ -38,8 +39,8 @@ class MaskedLayerNorm(torch.nn.LayerNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x.to(mask.dtype), mask, self.eps, centred=True)
-        return torch.addcmul(self.bias * mask, y, self.weight * mask).to(x.dtype)
+        y = _normalise(x, mask, self.eps, centred=True)
+        return _affine(y, self.weight * mask, self.bias * mask, x.dtype)
 
 
 class MaskedRMSNorm(torch.nn.RMSNorm):
@@ -55,8 +56,8 @@ class MaskedRMSNorm(torch.nn.RMSNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x.to(mask.dtype), mask, self._eps, centred=False)
-        return (y * (self.weight * mask)).to(x.dtype)
+        y = _normalise(x, mask, self._eps, centred=False)
+        return _affine(y, self.weight * mask, None, x.dtype)
 
 
 class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
@@ -69,7 +70,9 @@ class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Any:
         """Return what the stock projection does for ``x`` (..., this rank's entries), masked."""
         part, parts = get_pg_rank(self.tp_group), get_pg_size(self.tp_group)
-        return super().forward(self._mask.multiply(x, part, parts))
+        if self._mask.value < 1.0:
+            x = _multiplied(x, self._mask.part(part, parts))
+        return super().forward(x)
 
 
 def masked_branch(mask: LiveMask) -> Callable[..., Any]:
@@ -90,7 +93,10 @@ def masked_branch(mask: LiveMask) -> Callable[..., Any]:
 
 
 def _normalise(x: Tensor, mask: Tensor, eps: float, *, centred: bool) -> Tensor:
-    """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``."""
+    """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``.
+
+    The result has the mask's precision, which is at least float32's.
+    """
     normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
         x, mask / mask.sum(), eps, centred
     )
@@ -106,22 +112,56 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: Tensor, eps: float, centred: bool) -> Tensor:
-        if centred:
-            x = x - (x @ share)[..., None]
-        inverse = torch.rsqrt((x.square() @ share)[..., None] + eps)
-        y = x * inverse
+        y, inverse = _normalised(x, share, eps, centred)
         ctx.save_for_backward(y, inverse, share)
-        ctx.centred = centred
+        ctx.centred, ctx.dtype = centred, x.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        y, inverse, share = ctx.saved_tensors
-        common = y * (gradient * y).sum(-1, keepdim=True)
-        if ctx.centred:
-            common += gradient.sum(-1, keepdim=True)
-        return torch.addcmul(gradient, common, share, value=-1) * inverse, None, None, None
+        return _gradient(gradient, *ctx.saved_tensors, ctx.centred, ctx.dtype), None, None, None
+
+
+# What follows becomes one kernel each where there is a compiler for the device, as megatron-core's
+# own elementwise functions do; on a CPU it stays as it is.
+
+
+_multiplied = jit_fuser(multiplied)
+
+
+@jit_fuser
+def _normalised(x: Tensor, share: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
+    x = x.to(share.dtype)
+    if centred:
+        x = x - _weighted(x, share)
+    inverse = torch.rsqrt(_weighted(x.square(), share) + eps)
+    return x * inverse, inverse
+
+
+@jit_fuser
+def _gradient(
+    gradient: Tensor,
+    y: Tensor,
+    inverse: Tensor,
+    share: Tensor,
+    centred: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    common = y * (gradient * y).sum(-1, keepdim=True)
+    if centred:
+        common += gradient.sum(-1, keepdim=True)
+    return (torch.addcmul(gradient, common, share, value=-1) * inverse).to(dtype)
+
+
+@jit_fuser
+def _affine(y: Tensor, gain: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(dtype)
+
+
+def _weighted(x: Tensor, share: Tensor) -> Tensor:
+    """Return the sum over channels with weights; on a CPU a product with a vector is quicker."""
+    return (x * share).sum(-1, keepdim=True) if x.is_cuda else (x @ share)[..., None]
 
 
 def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:

@@ -44,15 +44,17 @@ class LiveMask:
         """Whether the mask multiplies this unit by its value."""
         return bool(self._mask.at(0.0).values(self._sizes).reshape(-1)[unit] == 0.0)
 
-    def multiply(self, x: Tensor, part: int, parts: int) -> Tensor:
-        """Return ``x``, whose last axis is units ``part`` of ``parts``, with the mask applied.
+    def part(self, part: int, parts: int) -> Tensor:
+        """Return the multipliers of the units that a tensor rank holds."""
+        return self.units.chunk(parts)[part]
 
-        A unit may have several entries, which lie side by side, as a head's do.
-        """
-        if self.value == 1.0:
-            return x
-        units = self.units.chunk(parts)[part]
-        return (torch.unflatten(x, -1, (len(units), -1)) * units[:, None]).flatten(-2).to(x.dtype)
+
+def multiplied(x: Tensor, units: Tensor) -> Tensor:
+    """Return ``x`` times what ``units`` say of its last axis, in the precision of ``x``.
+
+    A unit may have several entries, which lie side by side, as a head's do.
+    """
+    return (torch.unflatten(x, -1, (len(units), -1)) * units[:, None]).flatten(-2).to(x.dtype)
 
 
 class LiveMasks:

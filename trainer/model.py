@@ -108,7 +108,7 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
-        bias_dropout_fusion=False,
+        bias_dropout_fusion=True,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         use_cpu_initialization=True,

@@ -30,8 +30,8 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def begun(schedule: Path, out: Path) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "flmgrow", "run", str(schedule), "--out", str(out)]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(words, env=environment(), stdout=quiet, stderr=quiet)
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(words, env=environment(), stdout=log, stderr=log)
 
 
 def saved(out: Path) -> dict[str, bytes]:
@@ -109,7 +109,7 @@ def test_killed_at_random_moments(
                 met.add(place_of(out))
                 check_all_ended(out)
                 continue
-            assert code == 0
+            assert code == 0, out.with_suffix(".log").read_text()[-3000:]
             break
         run += 1
     assert begun(schedule, out).wait(PATIENCE) == 0

@@ -52,10 +52,8 @@ def plain_norms() -> AbstractContextManager[Any]:
 
 def first_part_on_every_rank() -> AbstractContextManager[Any]:
     """Tensor ranks that all take the first rank's part of a mask."""
-    honest = masks.LiveMask.multiply
-    return mock.patch.object(
-        masks.LiveMask, "multiply", lambda mask, x, _, parts: honest(mask, x, 0, parts)
-    )
+    honest = masks.LiveMask.part
+    return mock.patch.object(masks.LiveMask, "part", lambda mask, _, parts: honest(mask, 0, parts))
 
 
 FAULTS: Mapping[str, Fault] = {

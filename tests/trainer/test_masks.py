@@ -7,7 +7,7 @@ from pico import CONFIGS
 
 from flmgrow.model.axes import Axis
 from flmgrow.model.masks import Dimension, Mask
-from flmgrow.trainer.masks import LiveMask, LiveMasks
+from flmgrow.trainer.masks import LiveMask, LiveMasks, multiplied
 
 CONFIG = CONFIGS["llama"]  # four groups of two queries
 HEADS = Mask(
@@ -27,8 +27,8 @@ def test_units_are_in_megatrons_order() -> None:
 
 def test_a_rank_takes_its_part_of_every_units_entries() -> None:
     x = torch.ones(2, 1, 2 * 3)  # two heads of three entries
-    assert live(HEADS).multiply(x, 3, 4)[0, 0].tolist() == [0.25] * 6
-    assert live(HEADS).multiply(x, 0, 4)[1, 0].tolist() == [1] * 3 + [0.25] * 3
+    assert multiplied(x, live(HEADS).part(3, 4))[0, 0].tolist() == [0.25] * 6
+    assert multiplied(x, live(HEADS).part(0, 4))[1, 0].tolist() == [1] * 3 + [0.25] * 3
 
 
 def test_moving_changes_what_modules_read_and_no_value_is_rounded() -> None:
@@ -38,15 +38,13 @@ def test_moving_changes_what_modules_read_and_no_value_is_rounded() -> None:
     assert units is mask.units
     assert units[-1].item() == pytest.approx(0.999, rel=1e-6)
     x = torch.full((20,), 1024.0, dtype=torch.bfloat16)
-    assert mask.multiply(x, 0, 1)[-1] == torch.tensor(1024 * 0.999, dtype=torch.bfloat16)
-    mask.move_to(1.0)
-    assert mask.multiply(x, 0, 1) is x
+    assert multiplied(x, units)[-1] == torch.tensor(1024 * 0.999, dtype=torch.bfloat16)
 
 
 def test_moving_before_the_backward_pass_is_an_error() -> None:
     mask = live(FFN, torch.float32)
     x = torch.ones(20, requires_grad=True)
-    y = mask.multiply(x, 0, 1).sum()
+    y = multiplied(x, mask.part(0, 1)).sum()
     mask.move_to(0.75)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(y, x)
