@@ -1,6 +1,7 @@
 """One process of the trainer, for ``bench_training.py``: what ``flmgrow train`` does in a step."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,27 @@ MASKED_AT = 0.37
 ALONE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
 
 
-def megatron_side(work: Work, *, masked: bool) -> Step:
-    """Build what the trainer trains; ``masked`` in all dimensions, between 0 and 1."""
+def megatron_side(
+    work: Work, *, masked: bool, precision: str = "float32", micro_batch: int | None = None
+) -> Step:
+    """Build what the trainer trains; ``masked`` in all dimensions, between 0 and 1.
+
+    Without ``micro_batch`` the whole batch is one.
+    """
     os.environ |= ALONE
     start_parallel(tp=1, pp=1)
-    stage, config = stage_of(work), work.config
-    live = LiveMasks(half_fresh(config) if masked else {}, config, torch.float32)
+    rows = work.batch if micro_batch is None else micro_batch
+    stage, config = stage_of(work, precision, rows), work.config
+    dtype = getattr(torch, precision)
+    live = LiveMasks(half_fresh(config) if masked else {}, config, dtype)
     trainee = build(stage, config, config.vocab, make_layout(config.layers, 1, 1), live)
     _share_weights(trainee.models[0].module, work.weights)
-    tokens, labels = (values.numpy() for values in work.tokens_and_labels())
-    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape).copy()
-    counts = np.ones(tokens.shape, np.float32)
-    batch = {"tokens": tokens, "labels": labels, "positions": positions, "loss_mask": counts}
+    micro_batches = list(_micro_batches(work, rows))
 
     def step() -> float:
         trainee.zero_gradients()
-        sums = run_batch(trainee.models, [batch], sequence_length=tokens.shape[1])
+        length = config.max_positions
+        sums = run_batch(trainee.models, micro_batches, sequence_length=length)
         trainee.optimizer.step()
         trainee.schedule.step(increment=1)
         return losses_of(sums.tolist()).mean
@@ -46,13 +52,32 @@ def megatron_side(work: Work, *, masked: bool) -> Step:
     return step
 
 
-def stage_of(work: Work) -> StageFile:
+def _micro_batches(work: Work, rows: int) -> Iterator[dict[str, Any]]:
+    tokens, labels = (values.numpy() for values in work.tokens_and_labels())
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), (rows, tokens.shape[1])).copy()
+    counts = np.ones(positions.shape, np.float32)
+    for first in range(0, work.batch, rows):
+        taken = slice(first, first + rows)
+        yield {
+            "tokens": tokens[taken],
+            "labels": labels[taken],
+            "positions": positions,
+            "loss_mask": counts,
+        }
+
+
+def stage_of(work: Work, precision: str, micro_batch: int) -> StageFile:
     """Return the stage that says what the plain loop does."""
     length = work.config.max_positions
     content: dict[str, Any] = {
         "model": ModelSection.of(work.config),
         "data": {"sequence_length": length, "corpora": [{"path": "unread"}]},
-        "training": {"steps": 1, "batch": work.batch, "micro_batch": work.batch},
+        "training": {
+            "steps": 1,
+            "batch": work.batch,
+            "micro_batch": micro_batch,
+            "precision": precision,
+        },
         "learning_rate": {"peak": LEARNING_RATE, "floor": LEARNING_RATE, "style": "constant"},
         "optimizer": {
             "beta1": BETAS[0],

@@ -25,6 +25,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer import cpu
 from flmgrow.trainer.data import Batches, Batching
+from flmgrow.trainer.folder import own_folder
 from flmgrow.trainer.guard import LossGuard
 from flmgrow.trainer.loading import Begin, check_model, find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
@@ -109,12 +110,13 @@ def train(stage: StageFile) -> int:
                 f"{stage.name} needs {layout.world}",
                 f"torchrun --nproc-per-node {layout.world}, or on several nodes that many in all",
             )
-        begin = find_begin(stage)
-        try:
-            return Run(_setting(stage, begin)).until_done(stop)
-        finally:
-            if begin.checkpoint is not None:
-                begin.checkpoint.close()
+        with own_folder(stage.checkpoint.folder):
+            begin = find_begin(stage)
+            try:
+                return Run(_setting(stage, begin)).until_done(stop)
+            finally:
+                if begin.checkpoint is not None:
+                    begin.checkpoint.close()
     finally:
         stop.restore()
         stop_parallel()

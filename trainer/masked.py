@@ -9,7 +9,7 @@ its rank. Hidden channels are never cut, not even by sequence parallelism, which
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noq
 from megatron.core.jit import jit_fuser  # noqa: E402
 from megatron.core.tensor_parallel import RowParallelLinear  # noqa: E402
 from megatron.core.utils import get_pg_rank, get_pg_size  # noqa: E402
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _compiled(function: Function) -> Function:
+    """Let a function become one kernel where there is a compiler for the device.
+
+    megatron-core does so with its own elementwise functions. On a CPU it stays as it is.
+    """
+    compiled: Function = jit_fuser(function)
+    return compiled
 
 
 class MaskedLayerNorm(torch.nn.LayerNorm):
@@ -120,17 +131,15 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _gradient(gradient, *ctx.saved_tensors, ctx.centred, ctx.dtype), None, None, None
+        y, inverse, share = ctx.saved_tensors
+        result = _gradient(gradient, y, inverse, share, ctx.centred, ctx.dtype)
+        return result, None, None, None
 
 
-# What follows becomes one kernel each where there is a compiler for the device, as megatron-core's
-# own elementwise functions do; on a CPU it stays as it is.
+_multiplied = _compiled(multiplied)
 
 
-_multiplied = jit_fuser(multiplied)
-
-
-@jit_fuser
+@_compiled
 def _normalised(x: Tensor, share: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
     x = x.to(share.dtype)
     if centred:
@@ -139,7 +148,7 @@ def _normalised(x: Tensor, share: Tensor, eps: float, centred: bool) -> tuple[Te
     return x * inverse, inverse
 
 
-@jit_fuser
+@_compiled
 def _gradient(
     gradient: Tensor,
     y: Tensor,
@@ -154,7 +163,7 @@ def _gradient(
     return (torch.addcmul(gradient, common, share, value=-1) * inverse).to(dtype)
 
 
-@jit_fuser
+@_compiled
 def _affine(y: Tensor, gain: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     return (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(dtype)
 

@@ -14,12 +14,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from flmgrow.errors import StorageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.durable import (
     make_folders,
@@ -45,6 +43,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer import cpu
+from flmgrow.trainer.agreement import together
 from flmgrow.trainer.parameters import MOMENTS, OptimizerView, Parameter, live_states
 
 cpu.install()
@@ -86,7 +85,7 @@ class Saving:
         if first:
             self._begin(hidden, name)
         torch.distributed.barrier()
-        _together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
+        together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
         if first:
             write_small(hidden / name / TRAINING, state.encode())
             self._appear(hidden, name, state.iteration)
@@ -196,20 +195,6 @@ def random_states() -> bytes:
 
 def _text(state: torch.Tensor) -> str:
     return base64.b64encode(bytes(state.cpu().numpy())).decode()
-
-
-def _together(write: Any) -> None:
-    """Run ``write`` on every rank; if it fails on one, it fails on all, in the same way."""
-    failure: StorageError | None = None
-    try:
-        write()
-    except StorageError as error:
-        failure = error
-    texts: list[Any] = [None] * torch.distributed.get_world_size()
-    own = None if failure is None else (failure.message, failure.hint)
-    torch.distributed.all_gather_object(texts, own)
-    if failed := next((text for text in texts if text is not None), None):
-        raise StorageError(*failed)
 
 
 def _own_rank() -> tuple[int, int]:

@@ -172,8 +172,8 @@ def _sizes_after(old: ModelConfig, changes: object) -> Json:
 
 
 def _check_only_sizes(changes: object) -> None:
-    names = changes.keys() if isinstance(changes, dict) else ()
-    if other := sorted(map(str, names - _SIZES)):
+    names = set(map(str, changes)) if isinstance(changes, dict) else set()
+    if other := sorted(names - _SIZES):
         raise UsageError(
             f"model.{other[0]}: growth changes sizes only",
             f"say it once, for all stages; a later one may say {', '.join(sorted(_SIZES))}",

@@ -30,6 +30,7 @@ import xxhash
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
 from flmgrow.formats import durable
 from flmgrow.formats.integrity import FileRecord, is_safe, verify_files
+from flmgrow.formats.lock import LockHeldError, take_lock
 from flmgrow.surgery import journal
 
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
@@ -216,8 +217,8 @@ class OutputFolder:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            descriptor = journal.take_lock(self._temp / "lock")
-        except journal.LockHeldError as held:
+            descriptor = take_lock(self._temp / "lock")
+        except LockHeldError as held:
             raise OutputExistsError(
                 f"{self.path}: another run ({held}) is writing it",
                 hint="wait for it to finish or stop it, or choose another output folder",

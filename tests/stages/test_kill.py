@@ -34,6 +34,11 @@ def begun(schedule: Path, out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, env=environment(), stdout=log, stderr=log)
 
 
+def told(out: Path) -> str:
+    """The end of what a run had to say."""
+    return out.with_suffix(".log").read_text()[-3000:]
+
+
 def saved(out: Path) -> dict[str, bytes]:
     folder = out / FINAL
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -95,26 +100,24 @@ def test_killed_at_random_moments(
     """The moments of each run lie anywhere between its begin and its end."""
     whole, seconds = undisturbed
     chance = random.Random(20)
-    kills, run, met = 0, 0, set()
+    kills, met, outs = 0, set[str](), list[Path]()
     while kills < KILLS:
-        out = tmp_path / f"run-{run}"
+        outs.append(tmp_path / f"run-{len(outs)}")
         while kills < KILLS:
-            process = begun(schedule, out)
+            process = begun(schedule, outs[-1])
             try:
                 code = process.wait(chance.uniform(0.2, 0.6) * seconds)
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
                 kills += 1
-                met.add(place_of(out))
-                check_all_ended(out)
+                met.add(place_of(outs[-1]))
+                check_all_ended(outs[-1])
                 continue
-            assert code == 0, out.with_suffix(".log").read_text()[-3000:]
+            assert code == 0, told(outs[-1])
             break
-        run += 1
-    assert begun(schedule, out).wait(PATIENCE) == 0
-    for number in range(run + 1):
-        out = tmp_path / f"run-{number}"
+    assert begun(schedule, outs[-1]).wait(PATIENCE) == 0, told(outs[-1])
+    for out in outs:
         assert saved(out) == saved(whole)
         assert losses(out) == losses(whole)
     assert {"first stage", "second stage"} <= met

@@ -2,6 +2,7 @@
 first one.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -25,6 +26,7 @@ from stage_runs import (
 )
 
 from flmgrow.cli.app import run
+from flmgrow.formats.lock import take_lock
 from flmgrow.formats.manifest_file import family, masks_of, training_of
 from flmgrow.formats.opening import open_checkpoint
 
@@ -109,6 +111,21 @@ def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
     )
     train(more)
     assert [record["step"] for record in metrics(more)] == list(range(1, stopped + 3))
+
+
+def test_only_one_run_saves_in_a_folder(data: Path, whole: Path, tmp_path: Path) -> None:
+    """All ranks of the second one hear of it, and the first goes on."""
+    content = stage_data(data, layout={"tp": 2}, checkpoint={"folder": str(tmp_path / "saved")})
+    stage = write_stage(tmp_path, content)
+    (tmp_path / "saved").mkdir()
+    descriptor = take_lock(tmp_path / "saved" / ".lock")
+    told = train(stage, expect=5)
+    assert told.count("error: ") == 1
+    assert f"{tmp_path / 'saved'}: another run saves there (pid {os.getpid()} on " in told
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == [".lock"]
+    os.close(descriptor)
+    train(stage)
+    assert not (tmp_path / "saved" / ".lock").exists()
 
 
 def grown(whole: Path, folder: Path, data: Path, *options: str, **changes: Any) -> Path:

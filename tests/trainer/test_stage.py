@@ -194,9 +194,8 @@ def test_a_section_describes_a_model_in_full(config: ModelConfig) -> None:
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:
-    section = ModelSection(
-        **{"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4} | changes
-    )
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    section = ModelSection.model_validate(sizes | changes)
     with pytest.raises(UsageError, match=message):
         section.config(10, 10)
 
