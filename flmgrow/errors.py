@@ -5,6 +5,7 @@ Every refusal in flmgrow is a :class:`FlmgrowError`: what was found and what was
 the error's exit code; nothing else decides on exit codes.
 """
 
+import sys
 from typing import ClassVar
 
 MAX_LENGTH = 900
@@ -76,3 +77,16 @@ class DivergenceError(FlmgrowError):
     """Training was stopped: the loss or the gradient is not finite, or the loss has jumped."""
 
     exit_code = 7
+
+
+class LostRankError(FlmgrowError):
+    """Another rank of a run has ended, or cannot be reached; the same command resumes."""
+
+    exit_code = 8
+
+
+def tell(error: FlmgrowError) -> None:
+    """Print the two lines of an error on stderr."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr, flush=True)

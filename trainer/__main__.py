@@ -1,7 +1,8 @@
 """``torchrun ... -m flmgrow.trainer STAGE.yaml``: one rank of a stage.
 
-All ranks meet the same errors, so the first one tells of them. One that another rank meets alone
-is told by that rank, if the first has not ended the run before.
+Before they have met, all ranks meet the same errors as a rule, and the first one tells of them; one
+that another rank meets alone is told by that rank, if nobody has ended the run before. That another
+rank has ended is told last: that one knows why.
 """
 
 import os
@@ -10,11 +11,13 @@ import time
 import warnings
 from pathlib import Path
 
-from flmgrow.errors import FlmgrowError, UsageError
+from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
 from flmgrow.trainer.stage import read_stage
 
-PATIENCE = 3.0
-"""Seconds that other ranks leave to the first one to tell of an error."""
+PATIENCE = 10.0
+"""Seconds that a rank leaves to those who know better to tell of an error; a launcher takes less to
+end the ranks once one has failed.
+"""
 
 ALONE = {
     "RANK": "0",
@@ -36,24 +39,37 @@ def main() -> int:
         print("usage: torchrun [...] -m flmgrow.trainer STAGE.yaml", file=sys.stderr)
         return 2
     _know_place()
+    first = os.environ["RANK"] == "0"
     try:
-        stage = read_stage(Path(sys.argv[1]))
-        warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
-        try:
-            from flmgrow.trainer.loop import train
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            raise UsageError(
-                f"the package {package} is not installed", "pip install 'flmgrow[train]'"
-            ) from None
-        return train(stage)
+        return _run(Path(sys.argv[1]))
     except FlmgrowError as error:
-        if os.environ["RANK"] != "0":
+        if not first or isinstance(error, LostRankError):
             time.sleep(PATIENCE)
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr, flush=True)
+        tell(error)
         return error.exit_code
+
+
+def _run(path: Path) -> int:
+    stage = read_stage(path)
+    warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
+    try:
+        from flmgrow.trainer.agreement import is_lost_rank
+        from flmgrow.trainer.loop import train
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise UsageError(
+            f"the package {package} is not installed", "pip install 'flmgrow[train]'"
+        ) from None
+    try:
+        return train(stage)
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise LostRankError(
+            f"rank {os.environ['RANK']}: another rank has ended or cannot be reached: {reason}",
+            "see what that rank says; the same command resumes",
+        ) from None
 
 
 def _know_place() -> None:

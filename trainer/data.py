@@ -15,7 +15,7 @@ stored.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -24,10 +24,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import BadDataError, UsageError
 
 Json = dict[str, Any]
 Integers = npt.NDArray[np.int64]
+MicroBatches = Sequence[Mapping[str, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Batches:
         """Where the next batch begins."""
         return Position(self.consumed, self._digest)
 
-    def __iter__(self) -> Iterator[list[dict[str, npt.NDArray[Any]]]]:
+    def __iter__(self) -> Iterator[MicroBatches]:
         """Yield the micro-batches of one step after the other, for ever."""
         while True:
             ranges = self._batching.micro_batches(self.consumed)
@@ -189,6 +190,29 @@ def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:
     """Return a micro-batch: the four arrays of :class:`Sample`, each (samples, sequence length)."""
     names = ("tokens", "labels", "loss_mask", "positions")
     return {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
+
+
+def blank(batching: Batching, length: int) -> MicroBatches:
+    """Return micro-batches of the right shapes, as :class:`Batches` has them, that hold nothing."""
+    row = np.zeros(length, np.int64)
+    sample = Sample(row, row, np.ones(length, np.float32), np.arange(length))
+    return [stacked([sample] * len(indices)) for indices in batching.micro_batches(0)]
+
+
+def checked(micro_batches: MicroBatches, vocab: int) -> MicroBatches:
+    """Return ``micro_batches``. Raises BadDataError for ids that a model of ``vocab`` ids has not.
+
+    Tensor ranks would look none of them up, and train on something else without a word.
+    """
+    for batch in micro_batches:
+        for ids in (batch["tokens"], batch["labels"]):
+            if ids.min() < 0 or ids.max() >= vocab:
+                wrong = int(ids.min() if ids.min() < 0 else ids.max())
+                raise BadDataError(
+                    f"the corpora hold token {wrong}, the model has 0 to {vocab - 1}",
+                    "prepare them with the tokenizer of the model, or make vocab_size larger",
+                )
+    return micro_batches
 
 
 def attention_mask(positions: Integers) -> npt.NDArray[np.bool_]:

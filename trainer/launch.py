@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from flmgrow.errors import LostRankError, tell
 from flmgrow.trainer.processes import end_with_parent
 
 GRACE = 5.0
@@ -33,16 +34,19 @@ def launch(stage: Path, world: int) -> int:
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     ranks = [_start(stage, rank, world, environment) for rank in range(world)]
+    signals = _HandedOn(ranks)
     handlers = {
-        number: signal.signal(number, _handing_on(ranks))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, signals.hand_on) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        return _wait(ranks)
+        code, rank = _first_failure(ranks)
+        if code < 0 and not signals.killed:
+            _tell_of_signal(rank, -code)
+        return code if code >= 0 else 128 - code
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        for process in ranks:
+            process.kill()
+            process.wait()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -59,30 +63,45 @@ def _start(
     )
 
 
-def _handing_on(ranks: Sequence[subprocess.Popen[bytes]]) -> "signal._HANDLER":
-    asked = False
+class _HandedOn:
+    """Signals that the launcher hands on to its ranks; the second one as SIGKILL."""
 
-    def handle(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        for rank in ranks:
-            rank.send_signal(signal.SIGKILL if asked else number)
-        asked = True
+    def __init__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+        self.asked = self.killed = False
+        self._ranks = ranks
 
-    return handle
+    def hand_on(self, number: int, _: FrameType | None) -> None:
+        """Send every rank what the launcher got."""
+        self.killed = self.asked
+        for rank in self._ranks:
+            rank.send_signal(signal.SIGKILL if self.killed else number)
+        self.asked = True
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Return the first exit code that is not 0, or 0 when all ranks have ended."""
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Wait for the ranks; return the code of the first that failed, and its number; or zeros.
+
+    A rank that has only lost another is not the first.
+    """
     while True:
         codes = [rank.poll() for rank in ranks]
-        if failed := next((code for code in codes if code), 0):
-            end = time.monotonic() + GRACE  # the first rank has told of what all have met
-            while ranks[0].poll() is None and time.monotonic() < end:
-                time.sleep(_POLL)
-            return failed if failed > 0 else 128 - failed
+        if any(codes):
+            break
         if all(code == 0 for code in codes):
-            return 0
+            return 0, 0
         time.sleep(_POLL)
+    end = time.monotonic() + GRACE  # the first rank may be telling of what all have met
+    while ranks[0].poll() is None and time.monotonic() < end:
+        time.sleep(_POLL)
+    failed = [(code, rank) for rank, process in enumerate(ranks) if (code := process.poll())]
+    return next((each for each in failed if each[0] != LostRankError.exit_code), failed[0])
+
+
+def _tell_of_signal(rank: int, number: int) -> None:
+    hint = "the same command resumes"
+    if number == signal.SIGKILL:
+        hint = f"the kernel does so when memory runs out (see dmesg); {hint}"
+    tell(LostRankError(f"rank {rank}: was ended by {signal.Signals(number).name}", hint))
 
 
 def _free_port() -> int:

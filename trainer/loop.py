@@ -1,46 +1,40 @@
 """Training one stage: steps, masks that rise, what is told of them, and checkpoints.
 
-Every rank runs this. What they must agree on (the loss, whether a signal asks to stop) is summed
-over all of them once per step, so all stop, save or fail together. A run that was stopped, or
+Every rank runs this. What they must agree on (the loss, whether a signal asks to stop, whether one
+of them has met an error) is summed over all of them once per step, so all stop, save or fail
+together. A run that was stopped, or
 killed, and started again takes the very same steps: batches are a function of their number, masks
 of their value, and everything else lies in the checkpoint.
 """
 
-import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from types import FrameType
 from typing import Any
 
 import torch
 
-from flmgrow.errors import DivergenceError, UsageError
-from flmgrow.formats.layout import Layout
+from flmgrow.errors import DivergenceError, FlmgrowError, UsageError, tell
 from flmgrow.formats.training_state import Carried, TrainingState
-from flmgrow.model.config import ModelConfig
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
-from flmgrow.trainer import cpu
-from flmgrow.trainer.data import Batches, Batching
+from flmgrow.trainer.agreement import Postponed, together
+from flmgrow.trainer.data import Batches, MicroBatches, blank, checked
 from flmgrow.trainer.folder import own_folder
 from flmgrow.trainer.guard import LossGuard
-from flmgrow.trainer.loading import Begin, check_model, find_begin, load, restore_random_states
+from flmgrow.trainer.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
 from flmgrow.trainer.reporting import Reporter
 from flmgrow.trainer.saving import Saving
-from flmgrow.trainer.stage import StageFile, layout_of
-from flmgrow.trainer.stage_data import StageData, open_data
-from flmgrow.trainer.steps import MicroBatches, losses_of, run_batch
+from flmgrow.trainer.setting import Setting, setting_of
+from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import arguments_of, build
-
-cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
 
 
 class Stop:
@@ -62,38 +56,11 @@ class Stop:
             signal.signal(number, handler)
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """All that does not change while a stage runs."""
-
-    stage: StageFile
-    config: ModelConfig
-    layout: Layout
-    padded_vocab: int
-    data: StageData
-    begin: Begin
-
-    @property
-    def last(self) -> int:
-        """The iteration at which the stage ends."""
-        return self.begin.stage_begin + self.stage.steps
-
-    @property
-    def batching(self) -> Batching:
-        """How this rank takes samples."""
-        training = self.stage.training
-        return Batching(
-            training.batch,
-            training.micro_batch,
-            parallel_state.get_data_parallel_world_size(),
-            parallel_state.get_data_parallel_rank(),
-        )
-
-
 def train(stage: StageFile) -> int:
     """Train ``stage`` until its end, or until a signal; return the exit code.
 
-    Raises a FlmgrowError, on all ranks, for anything that keeps it from going on.
+    Once the ranks have met, all of them meet the same errors, and the first one tells. Raises a
+    FlmgrowError for one that this rank meets before.
     """
     stop = Stop()
     layout = stage.layout
@@ -104,45 +71,31 @@ def train(stage: StageFile) -> int:
         seed=stage.training.seed,
     )
     try:
-        if torch.distributed.get_world_size() != layout.world:
-            raise UsageError(
-                f"{torch.distributed.get_world_size()} processes, the layout of stage "
-                f"{stage.name} needs {layout.world}",
-                f"torchrun --nproc-per-node {layout.world}, or on several nodes that many in all",
-            )
-        with own_folder(stage.checkpoint.folder):
-            begin = find_begin(stage)
-            try:
-                return Run(_setting(stage, begin)).until_done(stop)
-            finally:
-                if begin.checkpoint is not None:
-                    begin.checkpoint.close()
-    finally:
-        stop.restore()
-        stop_parallel()
+        code = _train(stage, stop)
+    except FlmgrowError as error:
+        if torch.distributed.get_rank() == 0:
+            tell(error)
+        code = error.exit_code
+    stop.restore()
+    stop_parallel()
+    return code
 
 
-def _setting(stage: StageFile, begin: Begin) -> Setting:
-    data = open_data(stage.data)
-    if begin.checkpoint is None:
-        config = stage.model.config(data.tokenizer.vocab_size, stage.data.sequence_length)
-        multiple = stage.model.make_vocab_size_divisible_by * stage.layout.tp
-        padded = math.ceil(config.vocab / multiple) * multiple
-    else:
-        check_model(stage.model, begin.checkpoint)
-        config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab
-    if data.tokenizer.vocab_size > config.vocab:
+def _train(stage: StageFile, stop: Stop) -> int:
+    world, wanted = torch.distributed.get_world_size(), stage.layout.world
+    if world != wanted:
         raise UsageError(
-            f"the tokenizer has {data.tokenizer.vocab_size} ids, the model {config.vocab}",
-            "make vocab_size larger, or name another tokenizer",
+            f"{world} processes, the layout of stage {stage.name} needs {wanted}",
+            f"torchrun --nproc-per-node {wanted}, or on several nodes that many in all",
         )
-    if config.positions == "learned" and stage.data.sequence_length > config.max_positions:
-        raise UsageError(
-            f"sequence_length {stage.data.sequence_length}: the model has "
-            f"{config.max_positions} positions"
-        )
-    layout = layout_of(stage, config, padded)
-    return Setting(stage, config, layout, padded, data, begin)
+    with own_folder(stage.checkpoint.folder):
+        begin = together(lambda: find_begin(stage))
+        try:
+            setting = together(lambda: setting_of(stage, begin))
+            return Run(setting).until_done(stop)
+        finally:
+            if begin.checkpoint is not None:
+                begin.checkpoint.close()
 
 
 class Run:
@@ -158,12 +111,13 @@ class Run:
         self._carried = begin.carried
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
-        self._batches = Batches(setting.data.training, setting.batching, begin.carried.position)
+        self._failure = Postponed()
+        self._batches = together(
+            lambda: Batches(setting.data.training, setting.batching, begin.carried.position)
+        )
+        self._micro_batches: MicroBatches = blank(setting.batching, stage.data.sequence_length)
         self._guard = LossGuard(stage.guard.spike, stage.guard.window, begin.losses)
-        if begin.checkpoint is not None:
-            load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
-            if begin.resumed:
-                restore_random_states(begin.checkpoint.folder)
+        together(self._load)
         self._trainee.schedule.num_steps = begin.iteration - begin.stage_begin
         self._trainee.schedule.step(0)
         multiple = begin.checkpoint.vocab_multiple if begin.checkpoint else None
@@ -183,22 +137,30 @@ class Run:
             ),
         )
 
+    def _load(self) -> None:
+        begin = self._setting.begin
+        if begin.checkpoint is not None:
+            load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
+            if begin.resumed:
+                restore_random_states(begin.checkpoint.folder)
+
     def until_done(self, stop: Stop) -> int:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
         setting, stage = self._setting, self._setting.stage
         if self._iteration >= setting.last:
             return 0
         resumed = setting.begin.iteration if setting.begin.resumed else None
-        with Reporter(stage, setting.last, resumed) as reporter:
+        with together(lambda: Reporter(stage, setting.last, resumed)) as reporter:
             batches = iter(self._batches)
             while True:
                 begin = time.perf_counter()
-                record, asked = self._step(next(batches), begin, stop)
+                self._take(batches)
+                record, asked = self._step(begin, stop)
                 self._check(record)
-                reporter.step(record)
+                self._failure.attempt(partial(reporter.step, record), None)
                 ends = self._iteration == setting.last
                 if self._due(stage.log.validation_every, ends):
-                    reporter.validation(self._validate())
+                    self._failure.attempt(partial(reporter.validation, self._validate()), None)
                 if asked or self._due(stage.checkpoint.every, ends) or ends:
                     self._save()
                 if ends:
@@ -210,26 +172,34 @@ class Run:
     def _due(self, every: int | None, ends: bool) -> bool:
         return every is not None and (ends or self._iteration % every == 0)
 
-    def _step(
-        self, micro_batches: MicroBatches, begin: float, stop: Stop
-    ) -> tuple[StepRecord, int]:
+    def _take(self, batches: Iterator[MicroBatches]) -> None:
+        """Take the next batch; if there is none to be had, keep the last one and the error."""
+        vocab = self._setting.config.vocab
+        self._micro_batches = self._failure.attempt(
+            lambda: checked(next(batches), vocab), self._micro_batches
+        )
+
+    def _step(self, begin: float, stop: Stop) -> tuple[StepRecord, int]:
         """Take one optimizer step; return what is told of it, and the signal to stop, if any.
 
-        ``begin`` is when its batch was asked for.
+        ``begin`` is when its batch was asked for. Raises what a rank has met since the last step.
         """
         stage, trainee = self._setting.stage, self._trainee
         rate = trainee.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
         trainee.zero_gradients()
         length = stage.data.sequence_length
-        sums = run_batch(trainee.models, micro_batches, sequence_length=length)
+        sums = run_batch(trainee.models, self._micro_batches, sequence_length=length)
         _, norm, _ = trainee.optimizer.step()
         trainee.schedule.step(increment=1)
         self._iteration += 1
         self._raise_masks()
-        totals = _summed([*sums.tolist(), float(stop.number)])
+        failed = self._failure.error is not None
+        *totals, failures, signals = _summed([*sums.tolist(), float(failed), float(stop.number)])
+        if failures:
+            self._failure.raise_together()
         self._advance()
-        losses = losses_of(totals[:-1])
+        losses = losses_of(totals)
         seconds = time.perf_counter() - begin
         tflops = self._flops_per_step / seconds / stage.layout.world / 1e12
         peak = stage.log.peak_tflops
@@ -250,7 +220,7 @@ class Run:
             utilisation=None if peak is None else tflops / peak,
             masks=masks,
         )
-        return record, _signal_of(totals[-1], stop)
+        return record, _signal_of(signals, stop)
 
     @property
     def _flops_per_step(self) -> int:
@@ -287,17 +257,16 @@ class Run:
         setting, stage = self._setting, self._setting.stage
         assert setting.data.held_out is not None
         sums = torch.zeros(4, dtype=torch.float64)
-        for micro_batches in _first(setting, stage.log.validation_batches):
-            length = stage.data.sequence_length
-            models = self._trainee.models
-            sums += run_batch(
-                models, micro_batches, sequence_length=length, forward_only=True
-            ).cpu()
+        models, length = self._trainee.models, stage.data.sequence_length
+        for micro_batches in together(lambda: _held_out(setting)):
+            found = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
+            sums += found.cpu()
         loss = losses_of(_summed(sums.tolist())).mean
         carried = self._carried
         return ValidationRecord(self._iteration, carried.tokens, carried.flops, loss, stage.name)
 
     def _save(self) -> None:
+        self._failure.raise_together()
         begin = self._setting.begin
         state = TrainingState(
             iteration=self._iteration,
@@ -314,9 +283,11 @@ class Run:
         self._saved = self._iteration
 
 
-def _first(setting: Setting, count: int) -> Iterator[MicroBatches]:
+def _held_out(setting: Setting) -> list[MicroBatches]:
     assert setting.data.held_out is not None
-    return islice(Batches(setting.data.held_out, setting.batching), count)
+    batches = Batches(setting.data.held_out, setting.batching)
+    count = setting.stage.log.validation_batches
+    return [checked(each, setting.config.vocab) for each in islice(batches, count)]
 
 
 def _summed(numbers: list[float]) -> list[float]:

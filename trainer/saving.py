@@ -81,18 +81,15 @@ class Saving:
         """
         name = folder_name(state.iteration)
         hidden = self.folder / f".{name}.flmgrow"
-        first = torch.distributed.get_rank() == 0
-        if first:
-            self._begin(hidden, name)
-        torch.distributed.barrier()
+        together(lambda: self._begin(hidden, name))
         together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
-        if first:
-            write_small(hidden / name / TRAINING, state.encode())
-            self._appear(hidden, name, state.iteration)
-        torch.distributed.barrier()
+        together(lambda: self._appear(hidden, name, state))
         return self.folder / name
 
     def _begin(self, hidden: Path, name: str) -> None:
+        """Make the hidden folder, on the first rank, and remove those that are left over."""
+        if torch.distributed.get_rank() != 0:
+            return
         make_folders(Path(self.folder.anchor), self.folder)
         for left in self.folder.glob(".iter_*.flmgrow"):
             prune(left, ())
@@ -155,8 +152,14 @@ class Saving:
             extra,
         )
 
-    def _appear(self, hidden: Path, name: str, iteration: int) -> None:
-        """Let a finished iteration appear, point to it, and remove what need not be kept."""
+    def _appear(self, hidden: Path, name: str, state: TrainingState) -> None:
+        """Let a finished iteration appear, point to it, and remove what need not be kept.
+
+        All on the first rank.
+        """
+        if torch.distributed.get_rank() != 0:
+            return
+        write_small(hidden / name / TRAINING, state.encode())
         sync_tree(hidden)
         target = self.folder / name
         if target.exists():  # of a run that went on from further back
@@ -166,7 +169,7 @@ class Saving:
             (hidden / name).rename(target)
             hidden.rmdir()
         sync_folder(self.folder)
-        pointer, content = tracker(iteration)
+        pointer, content = tracker(state.iteration)
         write_small(self.folder / pointer, content)
         if self.keep is not None:
             for old in iterations(self.folder)[: -self.keep]:

@@ -5,7 +5,7 @@ they are in: sums and counts are divided once, at the end. So it does not depend
 neither do the gradients.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from flmgrow.trainer import cpu
-from flmgrow.trainer.data import attention_mask
+from flmgrow.trainer.data import MicroBatches, attention_mask
 
 cpu.install()
 
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
 
-MicroBatches = Sequence[Mapping[str, Any]]
 _SIGNALS = ("language", "teacher")
 
 

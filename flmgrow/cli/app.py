@@ -8,7 +8,7 @@ import typer
 from flmgrow import __version__
 from flmgrow.cli import bake, data, expand, export, import_, inspect, plot, reshard, train, verify
 from flmgrow.cli import run as run_
-from flmgrow.errors import FlmgrowError, printable
+from flmgrow.errors import FlmgrowError, printable, tell
 
 INTERRUPTED = 130
 
@@ -45,9 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments) or ["--help"], standalone_mode=False, prog_name="flmgrow")
     except FlmgrowError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        tell(error)
         return error.exit_code
     except typer.TyperException as error:
         print(f"error: {printable(error.format_message())}", file=sys.stderr)

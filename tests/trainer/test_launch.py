@@ -55,7 +55,8 @@ def launched(place: Path, world: int, body: str) -> subprocess.Popen[bytes]:
     rank.write_text(RANK.format(python=sys.executable, body=body))
     rank.chmod(0o755)
     words = [sys.executable, "-c", LAUNCHER, str(place), str(world), str(rank)]
-    return subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    with (place / "told").open("wb") as told:
+        return subprocess.Popen(words, stderr=told)
 
 
 def wait_for(place: Path, names: list[str]) -> None:
@@ -84,6 +85,16 @@ def test_a_rank_that_fails_ends_all(place: Path) -> None:
 def test_a_rank_that_is_killed_ends_all(place: Path) -> None:
     body = "os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(600)"
     assert launched(place, 3, body).wait(60) == 128 + signal.SIGKILL
+    told = (place / "told").read_text().splitlines()
+    assert told == [
+        "error: rank 2: was ended by SIGKILL",
+        "hint: the kernel does so when memory runs out (see dmesg); the same command resumes",
+    ]
+
+
+def test_a_rank_that_lost_another_is_not_the_one_that_failed(place: Path) -> None:
+    assert launched(place, 3, "sys.exit(8 if rank != 1 else 4)").wait(60) == 4
+    assert launched(place, 3, "sys.exit(8)").wait(60) == 8
 
 
 HANDLER = """
@@ -114,6 +125,7 @@ def test_a_second_signal_kills(place: Path) -> None:
     wait_for(place, ["asked-0", "asked-1"])
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGKILL
+    assert (place / "told").read_text() == ""
 
 
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(place: Path) -> None:
