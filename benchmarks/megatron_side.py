@@ -10,11 +10,14 @@ import torch
 from training_work import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Step, Work
 
 from flmgrow.formats.layout import make_layout
+from flmgrow.formats.training_state import Carried
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import AXES, Dimension, Mask
+from flmgrow.trainer.loading import Begin
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.model import start_parallel
+from flmgrow.trainer.setting import Setting
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_sections import ModelSection
 from flmgrow.trainer.steps import losses_of, run_batch
@@ -37,7 +40,8 @@ def megatron_side(
     stage, config = stage_of(work, precision, rows), work.config
     dtype = getattr(torch, precision)
     live = LiveMasks(half_fresh(config) if masked else {}, config, dtype)
-    trainee = build(stage, config, config.vocab, make_layout(config.layers, 1, 1), live)
+    layout, begin = make_layout(config.layers, 1, 1), Begin(None, False, 0, 0, Carried(), {})
+    trainee = build(Setting(stage, config, layout, config.vocab, begin, 1.0), live)
     _share_weights(trainee.models[0].module, work.weights)
     micro_batches = list(_micro_batches(work, rows))
 

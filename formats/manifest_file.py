@@ -1,7 +1,8 @@
 """Reading ``flmgrow.json``: what a checkpoint says of itself, its masks and its ancestors.
 
-The manifest lies in the folder of everything that flmgrow's surgery wrote; what its trainer saved
-has its training state instead (:mod:`flmgrow.formats.training_state`). Whoever wants to know masks
+The manifest lies in the folder of everything that flmgrow's surgery wrote, and once more in that of
+the iteration, which may be moved alone; what its trainer saved has its training state instead
+(:mod:`flmgrow.formats.training_state`). Whoever wants to know masks
 or ancestry asks here, and need not know which of the two there is.
 """
 
@@ -58,8 +59,11 @@ def manifest_of(checkpoint: Checkpoint) -> Json | None:
 
     None if it has none, or if that describes another iteration (training went on in the folder).
     """
-    manifest = read_manifest(checkpoint.path)
-    return manifest if manifest and manifest["iteration"] == checkpoint.iteration else None
+    for folder in dict.fromkeys((checkpoint.path, checkpoint.folder)):
+        manifest = read_manifest(folder)
+        if manifest is not None and manifest["iteration"] == checkpoint.iteration:
+            return manifest
+    return None
 
 
 def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
@@ -90,6 +94,17 @@ def training_of(checkpoint: Checkpoint) -> Carried | None:
         first = error.errors(include_url=False, include_input=False)[0]
         where = f"{checkpoint.path / MANIFEST}: training"
         raise BadCheckpointError(f"{where}: {first['loc'][0]}: {first['msg'].lower()}") from None
+
+
+def base_output(checkpoint: Checkpoint) -> float | None:
+    """Return the output multiplier of the model that all growth began with; None if nothing says
+    it.
+    """
+    carried = training_of(checkpoint)
+    if carried is not None and carried.base_output is not None:
+        return carried.base_output
+    manifest = manifest_of(checkpoint)
+    return None if manifest is None else manifest["source"].get("base_output")
 
 
 def provenance_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:

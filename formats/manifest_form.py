@@ -46,6 +46,7 @@ class _Source(BaseModel):
     date: str | None = None
     digest: str
     parameters: _Count
+    base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
     iteration: _Count | None
     family: list[_Member]
     receipt: _Receipt | None

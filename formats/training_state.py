@@ -30,6 +30,8 @@ class Carried(BaseModel):
     """What goes on through growth: samples ``consumed`` of the data with a digest, tokens, FLOPs.
 
     ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
+    ``base_output`` is the output multiplier of the first model, before growth changed it: muP's
+    settings of the head follow from both. None if nothing says it.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -38,6 +40,7 @@ class Carried(BaseModel):
     data: str = ""
     tokens: _Number = 0
     flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0
+    base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @property
     def position(self) -> Json | None:

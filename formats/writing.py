@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.huggingface_writing import huggingface_dropped, huggingface_files
-from flmgrow.formats.megatron_writing import dropped, target_files, tracker
+from flmgrow.formats.megatron_writing import dropped, folder_name, target_files, tracker
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.torch_dist_writing import VERSIONS, torch_dist_files
 
@@ -80,3 +80,13 @@ def pointers(source: Checkpoint, target: TargetModel) -> dict[str, bytes]:
     if not written_format(target.format).ranks:
         return {}
     return dict([tracker(source.iteration)])
+
+
+def manifest_folders(source: Checkpoint, target: TargetModel) -> tuple[str, ...]:
+    """Return where the target's manifest lies: in its folder, and in that of its iteration.
+
+    An iteration is often moved alone, and masks that nobody knows of any more would be open.
+    """
+    if not written_format(target.format).ranks:
+        return ("",)
+    return ("", folder_name(source.iteration))

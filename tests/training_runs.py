@@ -87,7 +87,7 @@ def make_run(folder: Path, stages: Sequence[Stage] = STAGES, seed: int = 0) -> P
 
 
 def write_records(path: Path, records: Sequence[Record]) -> Path:
-    with MetricsLog(path, None) as log:
+    with MetricsLog(path, records[0].stage if records else "", 0, resumed=False) as log:
         for record in records:
             log.write(record)
     return path

@@ -3,9 +3,13 @@
 Where ranks only compute or look at the disk, :func:`together` lets all of them hear of an error.
 In the middle of a step they cannot stop to listen: there a :class:`Postponed` keeps the error, and
 the step's own sum over all ranks carries the news that there is one.
+
+News takes a channel of its own, which is patient: while a few ranks write a large checkpoint the
+others wait there, longer than a sum of gradients may take before something must be wrong.
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +18,20 @@ from flmgrow.errors import FlmgrowError
 
 Result = TypeVar("Result")
 
+PATIENCE = timedelta(days=1)
+
+_channel: list[Any] = []
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def open_channel() -> None:
+    """Open the channel for news, on all ranks at once, after they have met."""
+    _channel[:] = [torch.distributed.new_group(backend="gloo", timeout=PATIENCE)]
+
+
+def close_channel() -> None:
+    """Forget the channel; it ends with torch's process groups."""
+    _channel.clear()
 
 
 def together(do: Callable[[], Result]) -> Result:
@@ -29,7 +46,7 @@ def together(do: Callable[[], Result]) -> Result:
     except FlmgrowError as error:
         own = type(error), error.message, error.hint
     met: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(met, own)
+    torch.distributed.all_gather_object(met, own, group=_channel[0])
     if failed := next((each for each in met if each is not None), None):
         kind, message, hint = failed
         raise kind(message, hint)

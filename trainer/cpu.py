@@ -45,7 +45,6 @@ def patch_megatron() -> None:
         return
     _megatron_random_state()
     _keep_outputs_being_sent()
-    _norms_under_sequence_parallelism()
     _expect_one_generator()
     _count_steps_of_each_parameter()
     _begin_state_before_the_first_step()
@@ -169,23 +168,6 @@ def _keep_outputs_being_sent() -> None:
         config.deallocate_pipeline_outputs = False
 
     checked = _replace(TransformerConfig, "__post_init__", keep_outputs)
-
-
-def _norms_under_sequence_parallelism() -> None:
-    # Megatron's plain-torch norm refuses sequence parallelism, though its arithmetic is unaffected:
-    # it only needs the flag by which finalize_model_grads sums gradients over tensor ranks.
-    from megatron.core.transformer.torch_norm import WrappedTorchNorm
-
-    def make(_: type, config: Any, hidden_size: int, eps: float = 1e-5, **__: Any) -> Any:
-        if config.layernorm_zero_centered_gamma:
-            raise ValueError("zero-centred norm gains need Transformer Engine")
-        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
-        norm = kind(hidden_size, eps=eps)
-        for parameter in norm.parameters():
-            _replace(parameter, "sequence_parallel", config.sequence_parallel)
-        return norm
-
-    _replace(WrappedTorchNorm, "__new__", make)
 
 
 def _expect_one_generator() -> None:

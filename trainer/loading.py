@@ -25,7 +25,7 @@ from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_zip import scalar
-from flmgrow.formats.training_state import Carried, TrainingState, read_training_state
+from flmgrow.formats.training_state import Carried, read_training_state
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer import cpu
@@ -69,10 +69,7 @@ def find_begin(stage: StageFile) -> Begin:
         return Begin(None, False, 0, 0, Carried(), {})
     checkpoint = with_optimizer(open_checkpoint(stage.checkpoint.load))
     iteration = checkpoint.iteration or 0
-    masks = {name: mask for name, mask in masks_of(checkpoint).items() if mask.value < 1}
-    if stage.masks.ramp_steps is not None:
-        steps = stage.masks.ramp_steps
-        masks = {name: replace(mask, ramp_steps=steps) for name, mask in masks.items()}
+    masks = _rising(masks_of(checkpoint), stage)
     carried = training_of(checkpoint) or Carried()
     ancestors = tuple(family(checkpoint))
     return Begin(checkpoint, False, iteration, iteration, carried, masks, family=ancestors)
@@ -86,20 +83,26 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
             f"{checkpoint.folder}: is of {found}, this is the stage {stage.name!r}",
             "give the stage a checkpoint folder of its own, and name this one as checkpoint.load",
         )
-    return _begin_of(checkpoint, state)
-
-
-def _begin_of(checkpoint: Checkpoint, state: TrainingState) -> Begin:
     return Begin(
         checkpoint,
         True,
         state.iteration,
         state.stage_begin,
         state.carried,
-        state.masks,
+        _rising(state.masks, stage),
         state.losses,
         state.family,
     )
+
+
+def _rising(masks: Mapping[Dimension, Mask], stage: StageFile) -> dict[Dimension, Mask]:
+    """Return the masks that are not open yet, each as steep as the stage wants it from here on."""
+    steps = stage.masks.ramp_steps
+    return {
+        name: mask if steps is None else replace(mask, ramp_steps=steps)
+        for name, mask in masks.items()
+        if mask.value < 1
+    }
 
 
 def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:

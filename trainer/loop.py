@@ -33,6 +33,7 @@ from flmgrow.trainer.reporting import Reporter
 from flmgrow.trainer.saving import Saving
 from flmgrow.trainer.setting import Setting, setting_of
 from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage_data import StageData, open_data
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import arguments_of, build
 
@@ -91,8 +92,10 @@ def _train(stage: StageFile, stop: Stop) -> int:
     with own_folder(stage.checkpoint.folder):
         begin = together(lambda: find_begin(stage))
         try:
-            setting = together(lambda: setting_of(stage, begin))
-            return Run(setting).until_done(stop)
+            data = together(lambda: open_data(stage.data))
+            ids = data.tokenizer.vocab_size
+            setting = together(lambda: setting_of(stage, begin, ids))
+            return Run(setting, data).until_done(stop)
         finally:
             if begin.checkpoint is not None:
                 begin.checkpoint.close()
@@ -101,26 +104,25 @@ def _train(stage: StageFile, stop: Stop) -> int:
 class Run:
     """One rank's part of a run of a stage."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, data: StageData) -> None:
         stage, begin, config = setting.stage, setting.begin, setting.config
-        self._setting = setting
+        self._setting, self._data = setting, data
         self._masks: Mapping[Dimension, Mask] = begin.masks
         dtype = getattr(torch, stage.training.precision)
         self._live = LiveMasks(begin.masks, config, dtype)
-        self._trainee = build(stage, config, setting.padded_vocab, setting.layout, self._live)
+        self._trainee = build(setting, self._live)
         self._carried = begin.carried
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
         self._batches = together(
-            lambda: Batches(setting.data.training, setting.batching, begin.carried.position)
+            lambda: Batches(data.training, setting.batching, begin.carried.position)
         )
         self._micro_batches: MicroBatches = blank(setting.batching, stage.data.sequence_length)
         self._guard = LossGuard(stage.guard.spike, stage.guard.window, begin.losses)
         together(self._load)
         self._trainee.schedule.num_steps = begin.iteration - begin.stage_begin
         self._trainee.schedule.step(0)
-        multiple = begin.checkpoint.vocab_multiple if begin.checkpoint else None
         self._saving = Saving(
             folder=stage.checkpoint.folder,
             format=stage.checkpoint.format,
@@ -129,12 +131,7 @@ class Run:
             layout=setting.layout,
             padded_vocab=setting.padded_vocab,
             dtype=stage.training.precision,
-            arguments=arguments_of(
-                stage,
-                config,
-                setting.padded_vocab,
-                multiple or stage.model.make_vocab_size_divisible_by,
-            ),
+            arguments=arguments_of(setting),
         )
 
     def _load(self) -> None:
@@ -149,13 +146,14 @@ class Run:
         setting, stage = self._setting, self._setting.stage
         if self._iteration >= setting.last:
             return 0
-        resumed = setting.begin.iteration if setting.begin.resumed else None
-        with together(lambda: Reporter(stage, setting.last, resumed)) as reporter:
+        begin, resumed = setting.begin.iteration, setting.begin.resumed
+        make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
+        with together(make) as reporter:
             batches = iter(self._batches)
             while True:
-                begin = time.perf_counter()
+                moment = time.perf_counter()
                 self._take(batches)
-                record, asked = self._step(begin, stop)
+                record, asked = self._step(moment, stop)
                 self._check(record)
                 self._failure.attempt(partial(reporter.step, record), None)
                 ends = self._iteration == setting.last
@@ -239,6 +237,7 @@ class Run:
             data=position.data,
             tokens=self._carried.tokens + self._setting.stage.tokens_per_step,
             flops=self._carried.flops + self._flops_per_step,
+            base_output=self._setting.base_output,
         )
 
     def _check(self, record: StepRecord) -> None:
@@ -252,18 +251,24 @@ class Run:
                 "rate, or look at the data of this step",
             ) from None
 
+    @torch.no_grad()
     def _validate(self) -> ValidationRecord:
         """Return the mean loss of batches that are never trained on."""
-        setting, stage = self._setting, self._setting.stage
-        assert setting.data.held_out is not None
+        stage = self._setting.stage
         sums = torch.zeros(4, dtype=torch.float64)
         models, length = self._trainee.models, stage.data.sequence_length
-        for micro_batches in together(lambda: _held_out(setting)):
+        for micro_batches in together(self._held_out):
             found = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
             sums += found.cpu()
         loss = losses_of(_summed(sums.tolist())).mean
         carried = self._carried
         return ValidationRecord(self._iteration, carried.tokens, carried.flops, loss, stage.name)
+
+    def _held_out(self) -> list[MicroBatches]:
+        assert self._data.held_out is not None
+        batches = Batches(self._data.held_out, self._setting.batching)
+        count, vocab = self._setting.stage.log.validation_batches, self._setting.config.vocab
+        return [checked(each, vocab) for each in islice(batches, count)]
 
     def _save(self) -> None:
         self._failure.raise_together()
@@ -281,13 +286,6 @@ class Run:
         schedule = trainee.schedule.state_dict()
         self._saving.save(state, trainee.parameters, trainee.view, schedule)
         self._saved = self._iteration
-
-
-def _held_out(setting: Setting) -> list[MicroBatches]:
-    assert setting.data.held_out is not None
-    batches = Batches(setting.data.held_out, setting.batching)
-    count = setting.stage.log.validation_batches
-    return [checked(each, setting.config.vocab) for each in islice(batches, count)]
 
 
 def _summed(numbers: list[float]) -> list[float]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from flmgrow.errors import BadDataError, UsageError
+from flmgrow.errors import BadDataError, OutputExistsError, UsageError
 from flmgrow.formats.durable import close_quietly, storage_errors, write_all, write_small
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer.stage import problems
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Json = dict[str, Any]
+OLD = ".old"
 COUNTS = ("step", "samples", "tokens", "flops")
 
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -104,20 +105,21 @@ class MetricsLog:
     as a context.
     """
 
-    def __init__(self, path: Path, resumed_from: int | None) -> None:
-        """Open the file for the steps after ``resumed_from``, dropping later ones it has.
+    def __init__(self, path: Path, stage: str, begin: int, *, resumed: bool) -> None:
+        """Open the file for the steps of ``stage`` after ``begin``, dropping those it has.
 
-        None means that nothing is resumed: what an earlier attempt left is dropped. Raises
-        StorageError; BadDataError if a line in the middle is damaged.
+        If nothing is ``resumed``, they are an earlier attempt's, and kept beside it under
+        ``.old``. Raises StorageError; OutputExistsError if they are another stage's; BadDataError
+        if a line in the middle is damaged.
         """
         self._path = path
         with storage_errors(path.parent, "creating"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        kept = b""
-        if resumed_from is not None and path.exists():
-            kept = b"".join(line for line, record in _lines(path) if record.step <= resumed_from)
+        kept = b"".join(_kept_lines(path, stage, begin)) if path.exists() else b""
         with storage_errors(path, "opening"):
             unchanged = path.exists() and path.stat().st_size == len(kept)
+            if not unchanged and not resumed and path.exists():
+                path.replace(path.with_name(path.name + OLD))
         if not unchanged:
             write_small(path, kept)
         with storage_errors(path, "opening"):
@@ -266,6 +268,18 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
                     f"{path}:{number}: holds no record: {problems(error.errors())}",
                     "remove the line if the file was edited, or the disk lost it",
                 ) from None
+
+
+def _kept_lines(path: Path, stage: str, begin: int) -> Iterator[bytes]:
+    for line, record in _lines(path):
+        if record.step <= begin:
+            yield line
+        elif record.stage != stage:
+            raise OutputExistsError(
+                f"{path}: holds step {record.step} of the stage {record.stage!r}, "
+                f"{stage!r} begins after step {begin}",
+                "give this stage a log.metrics of its own",
+            )
 
 
 def _plain(record: Record) -> Json:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer import cpu
+from flmgrow.trainer.agreement import close_channel, open_channel
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.spec import block_spec
 
@@ -49,6 +50,7 @@ def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234
     """Join the process group torchrun describes and split it into tensor and pipeline ranks."""
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    open_channel()
     parallel_state.initialize_model_parallel(tp, pp, vpp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     # Pipeline stages must start from different weights; tensor-parallel ranks cut the same ones.
@@ -59,6 +61,7 @@ def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234
 
 def stop_parallel() -> None:
     """Leave what :func:`start_parallel` joined."""
+    close_channel()
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
 
@@ -72,14 +75,15 @@ def transformer_config(
     pipeline_layers: PipelineLayers | None = None,
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float32,
-    init_std: float = 0.02,
+    init_std: float | None = 0.02,
 ) -> Any:
     """Return megatron-core's TransformerConfig for ``config`` in a layout.
 
     ``pipeline_layers`` makes the pipeline uneven: either the layer counts of the first and the last
     stage (None: an equal share), or a layout such as ``"Et|tt|ttL"`` with an entry per pipeline
     chunk, chunk v of stage p at v * pp + p. Dropout is off: growth is proved on the function, not
-    on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one.
+    on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one;
+    None leaves weights as they are found in memory, to be filled.
     """
     _refuse_what_megatron_cannot_express(config)
     first, last, layout = None, None, None
@@ -87,6 +91,9 @@ def transformer_config(
         layout = pipeline_layers
     elif pipeline_layers is not None:
         first, last = pipeline_layers
+    std = init_std or 0.0
+    # Not perform_initialization=False: with it, parameters lack the marks of tensor parallelism.
+    fill = None if init_std is not None else _leave
     return TransformerConfig(
         num_layers=config.layers,
         hidden_size=config.hidden,
@@ -103,8 +110,11 @@ def transformer_config(
         qk_layernorm=config.qk_norm,
         rotary_interleaved=config.rotary.interleaved,
         softmax_scale=config.multipliers.attention,
-        init_method_std=init_std / config.width_multiplier**0.5,
-        embedding_init_method_std=init_std,
+        init_method_std=std / config.width_multiplier**0.5,
+        embedding_init_method_std=std,
+        init_method=fill,
+        output_layer_init_method=fill,
+        embedding_init_method=fill,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bias_activation_fusion=False,
@@ -127,6 +137,10 @@ def transformer_config(
         batch_p2p_comm=False,
         overlap_p2p_comm=vpp is not None,
     )
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def build_model_chunks(

@@ -23,19 +23,21 @@ from flmgrow.trainer.stage import StageFile
 class Reporter:
     """Tells of the steps of ``stage`` up to step ``last``.
 
-    ``resumed`` is the step that the run went on from, None for a new one. A context manager.
+    ``begin`` is the step that it goes on from, ``resumed`` says that it was there before. A context
+    manager.
     """
 
-    def __init__(self, stage: StageFile, last: int, resumed: int | None) -> None:
+    def __init__(self, stage: StageFile, last: int, begin: int, *, resumed: bool) -> None:
         self._stage, self._last = stage, last
         self._speaks = torch.distributed.get_rank() == 0
         self._open = ExitStack()
         self._sinks: list[MetricsLog | TensorBoard] = []
         self._told: int | None = None
         if self._speaks:
-            self._sinks.append(self._open.enter_context(MetricsLog(stage.log.metrics, resumed)))
+            log = MetricsLog(stage.log.metrics, stage.name, begin, resumed=resumed)
+            self._sinks.append(self._open.enter_context(log))
             if stage.log.tensorboard is not None:
-                board = TensorBoard(stage.log.tensorboard, resumed)
+                board = TensorBoard(stage.log.tensorboard, begin if resumed else None)
                 self._sinks.append(self._open.enter_context(board))
 
     def step(self, record: StepRecord) -> None:

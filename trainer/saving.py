@@ -108,8 +108,10 @@ class Saving:
         """Write this rank's files."""
         described = _optimizer_state(optimizer, self.dtype)
         states = [State.WEIGHT, *described.dtypes]
-        # On every replica, since some of it may have to be brought together from all of them.
-        live = list(live_states(parameters, optimizer, states))
+        writes = parallel_state.get_data_parallel_rank() == 0
+        # On every replica, since some of it may have to be brought together from all of them; only
+        # the one that writes keeps it.
+        live = [each for each in live_states(parameters, optimizer, states) if writes]
         source = self._source(state, schedule)
         target = TargetModel(
             config=self.config,
@@ -129,7 +131,7 @@ class Saving:
         folder = hidden / folder_name(state.iteration)
         make_folders(hidden, folder / RANDOM)
         write_small(folder / RANDOM / f"rank_{rank:05d}.json", random_states())
-        if parallel_state.get_data_parallel_rank() != 0:
+        if not writes:
             return
         for file in described_files(source, target):
             if _owner(file) == _own_rank() and not file.sums_of:
@@ -172,7 +174,9 @@ class Saving:
         pointer, content = tracker(state.iteration)
         write_small(self.folder / pointer, content)
         if self.keep is not None:
-            for old in iterations(self.folder)[: -self.keep]:
+            # Later ones are of a run that was taken up again from further back: not this one's.
+            own = [found for found in iterations(self.folder) if found <= state.iteration]
+            for old in own[: -self.keep]:
                 shutil.rmtree(self.folder / folder_name(old))
 
 

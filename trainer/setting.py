@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout
+from flmgrow.formats.manifest_file import base_output
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer import cpu
 from flmgrow.trainer.data import Batching
 from flmgrow.trainer.loading import Begin, check_model
 from flmgrow.trainer.stage import StageFile, layout_of
-from flmgrow.trainer.stage_data import StageData, open_data
 
 cpu.install()
 
@@ -28,8 +28,14 @@ class Setting:
     config: ModelConfig
     layout: Layout
     padded_vocab: int
-    data: StageData
     begin: Begin
+    base_output: float
+
+    @property
+    def vocab_multiple(self) -> int:
+        """What Megatron-LM pads a multiple of, times TP, to."""
+        stored = self.begin.checkpoint and self.begin.checkpoint.vocab_multiple
+        return stored or self.stage.model.make_vocab_size_divisible_by
 
     @property
     def last(self) -> int:
@@ -48,19 +54,21 @@ class Setting:
         )
 
 
-def setting_of(stage: StageFile, begin: Begin) -> Setting:
-    """Return the setting of ``stage``. Raises a FlmgrowError where its parts do not fit."""
-    data = open_data(stage.data)
+def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
+    """Return the setting of ``stage``, whose tokenizer has so many ``ids``.
+
+    Raises a FlmgrowError where its parts do not fit.
+    """
     if begin.checkpoint is None:
-        config = stage.model.config(data.tokenizer.vocab_size, stage.data.sequence_length)
+        config = stage.model.config(ids, stage.data.sequence_length)
         multiple = stage.model.make_vocab_size_divisible_by * stage.layout.tp
         padded = math.ceil(config.vocab / multiple) * multiple
     else:
         check_model(stage.model, begin.checkpoint)
         config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab
-    if data.tokenizer.vocab_size > config.vocab:
+    if ids > config.vocab:
         raise UsageError(
-            f"the tokenizer has {data.tokenizer.vocab_size} ids, the model {config.vocab}",
+            f"the tokenizer has {ids} ids, the model {config.vocab}",
             "make vocab_size larger, or name another tokenizer",
         )
     if config.positions == "learned" and stage.data.sequence_length > config.max_positions:
@@ -69,4 +77,21 @@ def setting_of(stage: StageFile, begin: Begin) -> Setting:
             f"{config.max_positions} positions"
         )
     layout = layout_of(stage, config, padded)
-    return Setting(stage, config, layout, padded, data, begin)
+    return Setting(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
+
+
+def base_output_of(stage: StageFile, begin: Begin, config: ModelConfig) -> float:
+    """Return the output multiplier of the model that all growth began with.
+
+    The checkpoint knows, if flmgrow trained it or grew it. Raises UsageError if the stage file says
+    otherwise.
+    """
+    told = stage.model.multipliers.base_output
+    known = None if begin.checkpoint is None else base_output(begin.checkpoint)
+    if told is not None and known is not None and told != known:
+        raise UsageError(
+            f"multipliers.base_output is {known} in the checkpoint, the stage file says {told}",
+            "leave it out: the checkpoint knows",
+        )
+    found = told if known is None else known
+    return config.multipliers.output if found is None else found

@@ -2,7 +2,7 @@
 
 This file is the only one that says which places take another module than the stock one, and when.
 Where nothing is masked and nothing is asked for that megatron-core lacks, the table is the stock
-one but for the attention's kernel, which has no parameters.
+one but for kernels: attention and norms are torch's own, with the same parameters.
 """
 
 from typing import Any
@@ -11,20 +11,15 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer import cpu
 from flmgrow.trainer.attention import DepthScaledAttention, FusedAttention, XposSelfAttention
-from flmgrow.trainer.masked import (
-    MaskedLayerNorm,
-    MaskedRMSNorm,
-    MaskedRowParallelLinear,
-    masked_branch,
-)
+from flmgrow.trainer.masked import MaskedRowParallelLinear, masked_branch
 from flmgrow.trainer.masks import LiveMask, LiveMasks
+from flmgrow.trainer.norms import MaskedLayerNorm, MaskedRMSNorm, PlainNorm
 
 cpu.install()
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
 from megatron.core.transformer.transformer_block import (  # noqa: E402
-    LayerNormImpl,
     TransformerBlockSubmodules,
     get_num_layers_to_build,
 )
@@ -42,7 +37,7 @@ def block_spec(
     norm = transformer_config.normalization
     return TransformerBlockSubmodules(
         layer_specs=[_layer_spec(config, masks, norm, first + layer) for layer in range(count)],
-        layer_norm=_masked_norm(config, masks) or LayerNormImpl,
+        layer_norm=_norm(config, masks),
     )
 
 
@@ -55,8 +50,9 @@ def _layer_spec(config: ModelConfig, masks: LiveMasks, norm: str, layer: int) ->
         attention.module, attention.params["model"] = XposSelfAttention, config
     damped = config.multipliers.attention_by_inverse_layer
     attention.submodules.core_attention = DepthScaledAttention if damped else FusedAttention
-    if masked_norm := _masked_norm(config, masks):
-        places.input_layernorm = places.pre_mlp_layernorm = masked_norm
+    places.input_layernorm = places.pre_mlp_layernorm = _norm(config, masks)
+    if config.qk_norm:
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = PlainNorm
     if mask := masks.of(Dimension.HEADS):
         attention.submodules.linear_proj = _with_mask(MaskedRowParallelLinear, mask)
     if mask := masks.of(Dimension.FFN):
@@ -66,9 +62,10 @@ def _layer_spec(config: ModelConfig, masks: LiveMasks, norm: str, layer: int) ->
     return spec
 
 
-def _masked_norm(config: ModelConfig, masks: LiveMasks) -> Any:
+def _norm(config: ModelConfig, masks: LiveMasks) -> Any:
+    """Return the norm over hidden channels."""
     mask = masks.of(Dimension.WIDTH)
-    return _with_mask(MASKED_NORMS[config.norm], mask) if mask else None
+    return _with_mask(MASKED_NORMS[config.norm], mask) if mask else PlainNorm
 
 
 def _with_mask(module: type, mask: LiveMask) -> Any:

@@ -65,8 +65,8 @@ class RotarySection(Section):
 class MultiplierSection(Section):
     """Constant factors: see :class:`Multipliers`.
 
-    ``base_output`` is the output multiplier of the model that this one grew from, where growth
-    changed it: muP's learning rate of the head follows from both.
+    ``base_output`` is the output multiplier of the model that all growth began with: muP's learning
+    rate of the head follows from both. To be said where the checkpoint does not know it.
     """
 
     embedding: Factor = 1.0
@@ -139,9 +139,7 @@ class ModelSection(Section):
         )
 
     @classmethod
-    def of(
-        cls, config: ModelConfig, base_output: float | None = None, vocab_multiple: int = 128
-    ) -> "ModelSection":
+    def of(cls, config: ModelConfig, vocab_multiple: int = 128) -> "ModelSection":
         """Return the section that describes ``config`` in full."""
         return cls(
             num_layers=config.layers,
@@ -162,7 +160,7 @@ class ModelSection(Section):
             tied=config.tied,
             positions=config.positions,
             rotary=RotarySection(**vars(config.rotary)),
-            multipliers=MultiplierSection(**vars(config.multipliers), base_output=base_output),
+            multipliers=MultiplierSection(**vars(config.multipliers)),
         )
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from flmgrow.formats.layout import Layout
 from flmgrow.formats.new_arguments import new_arguments
 from flmgrow.formats.pipeline_arguments import layout_text
-from flmgrow.model.config import ModelConfig
 from flmgrow.trainer import cpu
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.model import build_model_chunks, transformer_config
 from flmgrow.trainer.optimizer import mup_overrides
 from flmgrow.trainer.parameters import OptimizerView, Parameter, parameters_of
+from flmgrow.trainer.setting import Setting
 from flmgrow.trainer.stage import StageFile
 
 cpu.install()
@@ -59,10 +58,12 @@ class Trainee:
         return rate
 
 
-def build(
-    stage: StageFile, config: ModelConfig, padded_vocab: int, layout: Layout, masks: LiveMasks
-) -> Trainee:
-    """Return the model, with fresh weights, and an optimizer that has taken no step."""
+def build(setting: Setting, masks: LiveMasks) -> Trainee:
+    """Return the model and an optimizer that has taken no step.
+
+    Weights are fresh, or any if the setting's checkpoint will fill them.
+    """
+    stage, config, layout = setting.stage, setting.config, setting.layout
     dtype = getattr(torch, stage.training.precision)
     settings = transformer_config(
         config,
@@ -72,12 +73,12 @@ def build(
         pipeline_layers=None if layout.even else layout_text(layout),
         sequence_parallel=stage.layout.sequence_parallel,
         dtype=dtype,
-        init_std=stage.training.init_std,
+        init_std=stage.training.init_std if setting.begin.checkpoint is None else None,
     )
     settings.finalize_model_grads_func = finalize_model_grads
     settings.calculate_per_token_loss = True
     _recompute(settings, stage.training.recompute)
-    plain = build_model_chunks(config, settings, padded_vocab, masks)
+    plain = build_model_chunks(config, settings, setting.padded_vocab, masks)
     for model in plain:
         _leave_padding_out(model, config.vocab)
     reduction = DistributedDataParallelConfig(
@@ -88,9 +89,9 @@ def build(
         DistributedDataParallel(settings, reduction, model, disable_bucketing=chunk > 0)
         for chunk, model in enumerate(plain)
     ]
-    optimizer = _optimizer(stage, config, models)
+    optimizer = _optimizer(setting, models)
     settings.grad_scale_func = optimizer.scale_loss
-    parameters = parameters_of(plain, config, layout, padded_vocab)
+    parameters = parameters_of(plain, config, layout, setting.padded_vocab)
     view = OptimizerView(optimizer)
     return Trainee(models, optimizer, view, _schedule(stage, optimizer), parameters)
 
@@ -125,7 +126,8 @@ def _recompute(settings: Any, kind: str) -> None:
         settings.recompute_modules = ["core_attn"]
 
 
-def _optimizer(stage: StageFile, config: ModelConfig, models: list[Any]) -> Any:
+def _optimizer(setting: Setting, models: list[Any]) -> Any:
+    stage, config = setting.stage, setting.config
     rate, chosen = stage.learning_rate, stage.optimizer
     dtype = getattr(torch, stage.training.precision)
     settings = OptimizerConfig(
@@ -143,7 +145,7 @@ def _optimizer(stage: StageFile, config: ModelConfig, models: list[Any]) -> Any:
     )
     overrides = None
     if config.multipliers.mup_base_width is not None:
-        overrides = mup_overrides(config, settings, stage.model.multipliers.base_output)
+        overrides = mup_overrides(config, settings, setting.base_output)
     optimizer = get_megatron_optimizer(settings, models, config_overrides=overrides)
     # Torch's AdamW goes over all its memory a dozen times, unless its kernel is the fused one.
     for group in OptimizerView(optimizer).groups:
@@ -170,14 +172,13 @@ def _schedule(stage: StageFile, optimizer: Any) -> Any:
     )
 
 
-def arguments_of(
-    stage: StageFile, config: ModelConfig, padded_vocab: int, vocab_multiple: int
-) -> dict[str, object]:
+def arguments_of(setting: Setting) -> dict[str, object]:
     """Return what Megatron-LM would hold in ``args`` for this run, as far as others need it."""
+    stage = setting.stage
     half = stage.training.precision == "bfloat16"
     return {
-        **new_arguments(config, padded_vocab, stage.training.precision, "local"),
-        "make_vocab_size_divisible_by": vocab_multiple,
+        **new_arguments(setting.config, setting.padded_vocab, stage.training.precision, "local"),
+        "make_vocab_size_divisible_by": setting.vocab_multiple,
         "seq_length": stage.data.sequence_length,
         "micro_batch_size": stage.training.micro_batch,
         "global_batch_size": stage.training.batch,

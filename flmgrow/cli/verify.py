@@ -101,7 +101,7 @@ def verify(
             checks = run(source, result, how)
         content = receipt(source, checks)
         if not no_receipt and result.hub is None:
-            content["written"] = write_receipt(result.path, content)
+            content["written"] = write_receipt(result, content)
     print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(checks)))
     if not content["equal"]:
         raise typer.Exit(1)

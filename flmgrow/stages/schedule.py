@@ -130,7 +130,7 @@ def _planned(
     target = _target(own.get("growth") or {}, stage, before.config, asked)
     growth = grow(before.config, target.target(), before.padded_vocab, padded)
     layout = layout_of(stage, growth.new, padded)
-    section = ModelSection.of(growth.new, _base_output(before), multiple)
+    section = ModelSection.of(growth.new, multiple)
     stage = stage.model_copy(update={"model": section})
     return PlannedStage(
         stage, growth.new, layout, padded, before.last, folder, target=target, growth=growth
@@ -226,11 +226,3 @@ def _target(growth: object, stage: StageFile, old: ModelConfig, new: ModelConfig
 
 def _methods_text(methods: Mapping[str, str]) -> str:
     return ",".join(f"{dimension}={method}" for dimension, method in methods.items())
-
-
-def _base_output(before: PlannedStage) -> float | None:
-    """Return the output multiplier of the first model, where muP needs to know it."""
-    multipliers = before.stage.model.multipliers
-    if multipliers.mup_base_width is None:
-        return None
-    return multipliers.output if multipliers.base_output is None else multipliers.base_output

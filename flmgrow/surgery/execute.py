@@ -24,7 +24,7 @@ from flmgrow.formats.manifest_file import MANIFEST, Json, read_manifest, records
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
 from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
-from flmgrow.formats.writing import pointers
+from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.surgery.manifest import describe, encode, identity_of, tells_of
@@ -239,5 +239,6 @@ class Executor:
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
         manifest = describe(plan, self._options, records, spreads, drift)
         last = {**execution.beside(manifest), **pointers(plan.source, plan.target)}
-        folder.commit({**last, MANIFEST: encode(manifest)})
+        places = [str(Path(at, MANIFEST)) for at in manifest_folders(plan.source, plan.target)]
+        folder.commit({**last, **dict.fromkeys(places, encode(manifest))})
         return manifest

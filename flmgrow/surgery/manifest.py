@@ -15,7 +15,14 @@ from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.integrity import FileRecord
-from flmgrow.formats.manifest_file import VERSION, Json, family, manifest_of, training_of
+from flmgrow.formats.manifest_file import (
+    VERSION,
+    Json,
+    base_output,
+    family,
+    manifest_of,
+    training_of,
+)
 from flmgrow.model.axes import AxisMap
 from flmgrow.surgery.plan import Plan
 
@@ -80,6 +87,7 @@ def describe(
             "digest": source.contents.digest(),
             "parameters": old,
             "model": asdict(source.config),
+            "base_output": _base_output(source),
             "layout": asdict(source.layout),
             "iteration": source.iteration,
             "tokens": _tokens(source),
@@ -110,6 +118,11 @@ def describe(
 def _training(source: Checkpoint) -> Json | None:
     carried = training_of(source)
     return None if carried is None else carried.model_dump()
+
+
+def _base_output(source: Checkpoint) -> float:
+    known = base_output(source)
+    return source.config.multipliers.output if known is None else known
 
 
 def _tokens(source: Checkpoint) -> int | None:

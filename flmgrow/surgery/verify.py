@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from flmgrow.formats.manifest_file import (
     Json,
     manifest_of,
     masks_of,
-    read_manifest,
     records_of,
 )
 from flmgrow.formats.megatron_optimizer import with_optimizer
@@ -324,10 +322,10 @@ def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
     }
 
 
-def write_receipt(folder: Path, content: Json) -> bool:
-    """Put the receipt into the manifest in ``folder``; return False if there is no manifest."""
-    manifest = read_manifest(folder)
+def write_receipt(result: Checkpoint, content: Json) -> bool:
+    """Put the receipt into the result's manifest; return False if there is no manifest."""
+    manifest = manifest_of(result)
     if manifest is None:
         return False
-    write_small(folder / MANIFEST, encode({**manifest, "receipt": content}))
+    write_small(result.path / MANIFEST, encode({**manifest, "receipt": content}))
     return True

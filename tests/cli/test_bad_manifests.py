@@ -1,11 +1,16 @@
 """flmgrow.json decides on masks and on what is verified: nothing in it is believed unchecked."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from commands import accepted, check_lines, flmgrow, refused
 from damage import Change, State, edit_manifest
 from pico import CONFIGS, even, make_checkpoint
+
+from flmgrow.formats.manifest_file import family, masks_of
+from flmgrow.formats.opening import open_checkpoint
 
 
 @pytest.fixture
@@ -148,6 +153,21 @@ def test_hostile_names_in_a_family_come_out_escaped(grown: Path) -> None:
     found = accepted("inspect", grown).out
     assert r"\x1b[31mmother\n" in found
     assert "\x1b" not in found
+
+
+def test_an_iteration_that_is_moved_alone_keeps_its_masks(grown: Path) -> None:
+    moved = grown.parent / "moved"
+    (folder,) = (path for path in grown.iterdir() if path.is_dir())
+    shutil.copytree(folder, moved / folder.name)
+    shutil.copy(grown / "latest_checkpointed_iteration.txt", moved)
+    with open_checkpoint(grown) as one, open_checkpoint(moved) as other:
+        assert masks_of(one)
+        assert json.dumps([m.to_json() for m in masks_of(other).values()]) == json.dumps(
+            [m.to_json() for m in masks_of(one).values()]
+        )
+        assert len(family(other)) == len(family(one)) == 2
+    accepted("verify", grown.parent / "source", moved)
+    assert json.loads((moved / "flmgrow.json").read_bytes())["receipt"]["equal"] is True
 
 
 def test_a_source_whose_masks_are_still_opening_grows_no_further(grown: Path) -> None:

@@ -35,7 +35,7 @@ from tiny_steps import (  # noqa: E402
 from flmgrow.formats.manifest_file import masks_of  # noqa: E402
 from flmgrow.formats.opening import open_checkpoint  # noqa: E402
 from flmgrow.model.masks import Dimension  # noqa: E402
-from flmgrow.trainer import attention, masked, masks, model, spec  # noqa: E402
+from flmgrow.trainer import attention, masks, model, norms, spec  # noqa: E402
 
 Fault = Callable[[], AbstractContextManager[Any]]
 
@@ -46,8 +46,8 @@ def plain_norms() -> AbstractContextManager[Any]:
     def normalise(x: Any, mask: Any, eps: float, *, centred: bool) -> Any:
         return honest(x, torch.ones_like(mask), eps, centred=centred)
 
-    honest = masked._normalise
-    return mock.patch.object(masked, "_normalise", normalise)
+    honest = norms._normalise
+    return mock.patch.object(norms, "_normalise", normalise)
 
 
 def first_part_on_every_rank() -> AbstractContextManager[Any]:
@@ -64,7 +64,7 @@ FAULTS: Mapping[str, Fault] = {
         spec, "get_transformer_layer_offset", return_value=0
     ),
     "gradients of norms not summed": lambda: mock.patch.object(
-        masked, "_mark_for_sequence_parallelism"
+        norms, "_mark_for_sequence_parallelism"
     ),
     "xpos left out": lambda: mock.patch.object(
         attention, "xpos_scale", lambda length, size, **_: torch.ones(length, size)
@@ -91,7 +91,7 @@ def run_job(job: Mapping[str, Any], tokens: torch.Tensor) -> list[dict[str, Any]
         live.move_to(moved)
         load_legacy(path, chunks)
         result: dict[str, Any] = {"logits": model.full_logits(chunks, tokens)}
-        if all(value == 1.0 for value in values.values()) and not job["steps"]:
+        if all(value == 1.0 for value in values.values()) and not (job["steps"] or job["sp"]):
             ready = masks.LiveMasks(moved, config, dtype)
             plain = model.build_model_chunks(config, settings, rows, ready)
             load_legacy(path, plain)

@@ -16,6 +16,7 @@ from flmgrow.trainer.data import (
     Batches,
     Batching,
     Blend,
+    MicroBatches,
     Sample,
     attention_mask,
     blended,
@@ -41,7 +42,7 @@ class Numbers:
         return Sample(tokens, tokens, np.ones(3, np.float32), np.arange(3))
 
 
-def seen(step: list[dict[str, Any]]) -> list[int]:
+def seen(step: MicroBatches) -> list[int]:
     return [int(row[1]) for micro_batch in step for row in micro_batch["tokens"]]
 
 

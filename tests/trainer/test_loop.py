@@ -3,6 +3,7 @@ first one.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -28,7 +29,9 @@ from stage_runs import (
 from flmgrow.cli.app import run
 from flmgrow.formats.lock import take_lock
 from flmgrow.formats.manifest_file import family, masks_of, training_of
+from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
+from flmgrow.model.mup import KIND
 
 pytestmark = pytest.mark.xdist_group("stages")  # one process: what is trained is shared
 
@@ -135,7 +138,7 @@ def grown(whole: Path, folder: Path, data: Path, *options: str, **changes: Any) 
     assert run([*words, *options]) == 0
     assert run(["verify", str(whole.parent / "checkpoints"), str(folder / "start")]) == 0
     model = {**MODEL, "num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 176}
-    model |= {"num_attention_heads": 6, "multipliers": {"mup_base_width": 16, "base_output": 2.0}}
+    model |= {"num_attention_heads": 6, "multipliers": {"mup_base_width": 16}}
     content = stage_data(data, name="large", model=model, checkpoint={"load": "start"}, **changes)
     return write_stage(folder, content)
 
@@ -143,7 +146,6 @@ def grown(whole: Path, folder: Path, data: Path, *options: str, **changes: Any) 
 def next_loss(whole: Path, folder: Path, data: Path) -> float:
     """Return the loss that the small model would have had on its next batch."""
     content = stage_data(data, training={"steps": STEPS + 1})
-    content["checkpoint"] = {"folder": str(whole.parent / "checkpoints"), "every": 1000}
     content["checkpoint"] = {"load": str(whole.parent / "checkpoints"), "every": 1000}
     stage = write_stage(
         folder, {**content, "name": "next", "training": {**content["training"], "steps": 1}}
@@ -172,6 +174,19 @@ def test_growth_does_not_change_the_loss(
         training = training_of(checkpoint)
         assert training is not None
         assert training.consumed_samples == 2 * STEPS * 8
+        assert training.base_output == 2.0
+    assert settings_of_kinds(tmp_path / "checkpoints") == settings_of_kinds(tmp_path / "start")
+
+
+def settings_of_kinds(folder: Path) -> dict[object, tuple[object, ...]]:
+    """Return what muP gives each kind of parameter, apart from rates that move with the step."""
+    with open_checkpoint(folder) as checkpoint:
+        optimizer = with_optimizer(checkpoint).optimizer
+        assert optimizer is not None
+        return {
+            (group[KIND], group["wd_mult"]): (group["max_lr"], group["eps"])
+            for group in optimizer.groups
+        }
 
 
 def test_masks_go_on_where_they_were(data: Path, whole: Path, tmp_path: Path) -> None:
@@ -190,10 +205,35 @@ def test_masks_go_on_where_they_were(data: Path, whole: Path, tmp_path: Path) ->
         assert {str(name): mask.value for name, mask in masks_of(checkpoint).items()} == {
             "depth": 0.3, "ffn": 0.0, "heads": 0.0, "width": 0.0,
         }  # fmt: skip
+    shutil.copytree(tmp_path / "two", tmp_path / "steeper")
     two.write_text(text)
     train(two)
+    steeper = write_stage(
+        tmp_path / "steeper", {**yaml.safe_load(text), "masks": {"in_turn": True, "ramp_steps": 5}}
+    )
+    train(steeper)
+    found = [record["masks"]["depth"] for record in metrics(steeper)[3:]]
+    assert found == pytest.approx([0.3, 0.5, 0.7])
     assert losses(one) == losses(two)
     assert saved(one, 2 * STEPS) == saved(two, 2 * STEPS)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_going_on_from_further_back_keeps_what_it_saves(
+    data: Path, whole: Path, tmp_path: Path, keep: int
+) -> None:
+    """Later iterations are of the run that was given up, and neither counted nor removed."""
+    shutil.copytree(whole.parent / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3")
+    stage = write_stage(
+        tmp_path, stage_data(data, training={"steps": 4}, checkpoint={"every": 1, "keep": keep})
+    )
+    train(stage)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("iter_*"))
+    kept = ["iter_0000003", "iter_0000004"][-keep:]
+    assert names == [*kept, "iter_0000006"]
+    with open_checkpoint(tmp_path / "checkpoints") as checkpoint:
+        assert checkpoint.iteration == 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:

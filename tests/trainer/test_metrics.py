@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_runs import RECORD, Stage, lines, make_records, same, write_records
 
-from flmgrow.errors import BadDataError, StorageError, UsageError
+from flmgrow.errors import BadDataError, OutputExistsError, StorageError, UsageError
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer.metrics import (
     MetricsLog,
@@ -81,7 +82,7 @@ def test_a_resumed_log_is_the_undisturbed_one(
     # A checkpoint is made after its step's records: the line that was cut is a later one.
     kept = sum(len(line) for line in whole.splitlines(True)[: _count(min(resumed, killed))])
     os.truncate(path, max(kept, path.stat().st_size - cut))
-    with MetricsLog(path, min(resumed, killed)) as log:
+    with MetricsLog(path, "a", min(resumed, killed), resumed=True) as log:
         for record in RECORDS[_count(min(resumed, killed)) :]:
             log.write(record)
     assert path.read_bytes() == whole
@@ -93,9 +94,25 @@ def _count(step: int) -> int:
 
 
 def test_a_run_that_begins_anew_has_a_new_log(tmp_path: Path) -> None:
+    """A folder of checkpoints may be misspelt: what was told before is not lost."""
     path = write_records(tmp_path / "metrics.jsonl", RECORDS)
-    with MetricsLog(path, None):
+    before = path.read_bytes()
+    with MetricsLog(path, "a", 0, resumed=False):
         assert path.read_bytes() == b""
+    assert path.with_name("metrics.jsonl.old").read_bytes() == before
+
+
+def test_stages_may_share_a_log(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "metrics.jsonl", RECORDS)
+    before = path.read_bytes()
+    for begin, resumed in ((29, False), (0, False), (12, True)):
+        with pytest.raises(OutputExistsError, match=r"holds step .* of the stage 'a', 'b' begins"):
+            MetricsLog(path, "b", begin, resumed=resumed)
+    with MetricsLog(path, "b", 30, resumed=False) as log:
+        log.write(replace(RECORD, step=31, stage="b"))
+    assert path.read_bytes().startswith(before)
+    with MetricsLog(path, "b", 30, resumed=True):
+        assert path.read_bytes() == before
 
 
 def test_lines_are_there_at_once_and_in_one_call(
@@ -108,7 +125,7 @@ def test_lines_are_there_at_once_and_in_one_call(
         return pwrite(descriptor, data, position)
 
     pwrite = os.pwrite
-    log = MetricsLog(tmp_path / "metrics.jsonl", None)
+    log = MetricsLog(tmp_path / "metrics.jsonl", "stage", 0, resumed=False)
     monkeypatch.setattr(os, "pwrite", counted)
     log.write(RECORD)
     assert read_metrics(tmp_path / "metrics.jsonl") == [RECORD]
@@ -129,7 +146,7 @@ def test_a_full_disk_costs_no_line_that_was_written(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, data[: data.nbytes - 50], position)
 
-    with MetricsLog(path, None) as log:
+    with MetricsLog(path, "stage", 0, resumed=False) as log:
         log.write(RECORD)
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", full)
@@ -160,7 +177,8 @@ def test_damaged_lines_are_named(line: str, message: str, tmp_path: Path) -> Non
     path = write_records(tmp_path / "metrics.jsonl", [RECORD])
     good = path.read_text(encoding="utf-8")
     path.write_text(good + line + "\n" + good, encoding="utf-8")
-    for attempt in (lambda: read_metrics(path), lambda: MetricsLog(path, 1)):
+    resumed = partial(MetricsLog, path, "stage", 1, resumed=True)
+    for attempt in (lambda: read_metrics(path), resumed):
         with pytest.raises(BadDataError) as caught:
             attempt()
         assert f"{path}:2: holds no record: " in caught.value.message
