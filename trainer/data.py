@@ -215,17 +215,23 @@ def checked(micro_batches: MicroBatches, vocab: int) -> MicroBatches:
     return micro_batches
 
 
-def attention_mask(positions: Integers) -> npt.NDArray[np.bool_]:
+def is_packed(positions: Integers) -> bool:
+    """Whether a row of ``positions`` (samples, length) holds several texts."""
+    return bool((positions[:, 1:] == 0).any())
+
+
+def attention_mask(positions: Any) -> Any:
     """Return (samples, 1, length, length): True where a token (row) must not see another (column).
 
     It sees what is not after it, back to the last place where ``positions`` (samples, length)
-    restarted. This is the sense of megatron-core's masks.
+    restarted. This is the sense of megatron-core's masks. ``positions`` may be numpy's or torch's,
+    and so is the result, on the same device.
     """
-    segments = np.cumsum(positions == 0, axis=1)
+    segments = (positions == 0).cumsum(1)
+    order = (segments >= 0).cumsum(1)
     apart = segments[:, :, None] != segments[:, None, :]
-    after = np.triu(np.ones((positions.shape[1],) * 2, dtype=bool), k=1)
-    masked: npt.NDArray[np.bool_] = (apart | after)[:, None]
-    return masked
+    after = order[:, :, None] < order[:, None, :]
+    return (apart | after)[:, None]
 
 
 def seed_of(seed: int, epoch: int) -> int:

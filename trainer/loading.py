@@ -197,7 +197,8 @@ def step_count(optimizer: OptimizerState) -> int:
 def restore_random_states(folder: Path) -> None:
     """Continue this rank's sources of chance where the checkpoint in ``folder`` left them.
 
-    A run with other ranks than before keeps those it was started with.
+    A run with other ranks than before, or on another kind of device, keeps those it was started
+    with.
     """
     files = sorted((folder / RANDOM).glob("rank_*.json"))
     if len(files) != torch.distributed.get_world_size():
@@ -210,9 +211,11 @@ def restore_random_states(folder: Path) -> None:
         kind, numbers, *rest = found["numpy"]
         np.random.set_state((kind, np.array(numbers, np.uint32), *rest))
         torch.set_rng_state(_state(found["torch"]))
-        torch.cuda.set_rng_state(_state(found["device"]))
-        trackers = {name: _state(text) for name, text in found["trackers"].items()}
-        tensor_parallel.get_cuda_rng_tracker().set_states(trackers)
+        device = _state(found["device"])
+        if len(device) == len(torch.cuda.get_rng_state()):
+            torch.cuda.set_rng_state(device)
+            trackers = {name: _state(text) for name, text in found["trackers"].items()}
+            tensor_parallel.get_cuda_rng_tracker().set_states(trackers)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BadCheckpointError(f"{path}: not as the trainer wrote it: {error}") from None
 

@@ -71,11 +71,6 @@ def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
             f"the tokenizer has {ids} ids, the model {config.vocab}",
             "make vocab_size larger, or name another tokenizer",
         )
-    if config.positions == "learned" and stage.data.sequence_length > config.max_positions:
-        raise UsageError(
-            f"sequence_length {stage.data.sequence_length}: the model has "
-            f"{config.max_positions} positions"
-        )
     layout = layout_of(stage, config, padded)
     return Setting(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
 

@@ -33,6 +33,9 @@ from flmgrow.trainer.stage_sections import (
 )
 
 MOST_BYTES = 1 << 20
+XPOS_REACH = 64
+"""Scale bases from the centre to the farthest position: (0.4 / 1.4) ** 64 is 1e-35."""
+
 _SHOWN = 5
 
 
@@ -113,7 +116,11 @@ def stage_of(data: object, path: Path) -> StageFile:
 
 
 def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
-    """Return a stage's layout. Raises UsageError if ``config`` cannot be laid out so."""
+    """Return a stage's layout.
+
+    Raises UsageError if ``config`` cannot be laid out so, or not be trained on such sequences.
+    """
+    _check_length(stage.data.sequence_length, config)
     layout = stage.layout.layout(config.layers)
     check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
     if padded_vocab % layout.tp:
@@ -129,6 +136,21 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
             "needs it"
         )
     return layout
+
+
+def _check_length(length: int, config: ModelConfig) -> None:
+    if config.positions == "learned" and length > config.max_positions:
+        raise UsageError(
+            f"sequence_length {length}: the model has {config.max_positions} positions"
+        )
+    rotary = config.rotary
+    farthest = max(abs(position - rotary.xpos_centre) for position in (0, length - 1))
+    if config.positions == "xpos" and farthest > XPOS_REACH * rotary.xpos_scale_base:
+        raise UsageError(
+            f"sequence_length {length}: xPos scales a position {farthest} from its centre by more "
+            f"than 32 bits hold, wanted at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
+            "make rotary.xpos_scale_base larger, or put rotary.xpos_centre into the middle",
+        )
 
 
 def _located(stage: StageFile, folder: Path) -> StageFile:

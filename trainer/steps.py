@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.trainer import cpu
-from flmgrow.trainer.data import MicroBatches, attention_mask
+from flmgrow.trainer.data import MicroBatches, attention_mask, is_packed
 
 cpu.install()
 
@@ -69,12 +69,18 @@ def losses_of(sums: Sequence[float]) -> Losses:
     return Losses(sum(totals) / max(1.0, sum(counts)), *means)
 
 
-def _on_device(micro_batches: MicroBatches, device: Any) -> Iterator[dict[str, Tensor]]:
+def _on_device(micro_batches: MicroBatches, device: Any) -> Iterator[dict[str, Any]]:
+    """Yield micro-batches as tensors, with the mask of rows that hold several texts, if any do.
+
+    That is asked of the arrays, since a device would have to be waited for.
+    """
     for batch in micro_batches:
-        yield {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+        moved = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+        packed = is_packed(batch["positions"])
+        yield {**moved, "mask": attention_mask(moved["positions"]) if packed else None}
 
 
-def _forward(batches: Iterator[dict[str, Tensor]], model: Any) -> Any:
+def _forward(batches: Iterator[dict[str, Any]], model: Any) -> Any:
     """Run one micro-batch, as megatron-core's schedules ask for it."""
     batch = next(batches)
     counts = batch["loss_mask"].float()
@@ -83,15 +89,8 @@ def _forward(batches: Iterator[dict[str, Tensor]], model: Any) -> Any:
         counted = losses.float() * counts
         return counted.sum(), counts.sum().to(torch.int), {"sums": _by_signal(counted, counts)}
 
-    mask = _attention_mask(batch["positions"])
-    return model(batch["tokens"], batch["positions"], mask, labels=batch["labels"]), loss_of
-
-
-def _attention_mask(positions: Tensor) -> Tensor | None:
-    """Return the mask of rows that hold several texts; None, for the causal one, if none does."""
-    if not bool((positions[:, 1:] == 0).any()):
-        return None
-    return torch.from_numpy(attention_mask(positions.cpu().numpy())).to(positions.device)
+    given = (batch["tokens"], batch["positions"], batch["mask"])
+    return model(*given, labels=batch["labels"]), loss_of
 
 
 @torch.no_grad()

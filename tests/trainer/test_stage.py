@@ -7,18 +7,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from commands import flmgrow
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from stage_runs import stage_data, write_stage
+from stage_runs import MODEL, stage_data, write_stage
 from test_structure import ROOT
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig, Multipliers
-from flmgrow.trainer.stage import MOST_BYTES, StageFile, read_stage
+from flmgrow.trainer.stage import MOST_BYTES, StageFile, layout_of, read_stage
 from flmgrow.trainer.stage_sections import ModelSection, Section, amount
 
 GUIDE = ROOT / "docs" / "guides" / "train.md"
@@ -235,3 +236,24 @@ def test_the_guides_example_is_a_stage(tmp_path: Path) -> None:
     path = tmp_path / "stage.yaml"
     path.write_text(example_text, encoding="utf-8")
     assert read_stage(path).steps == 98
+
+
+@pytest.mark.parametrize(
+    ("length", "rotary"),
+    [(32769, {}), (16385, {"xpos_scale_base": 256.0}), (65537, {"xpos_centre": 32768})],
+)
+def test_xpos_reaches_no_farther_than_numbers_do(length: int, rotary: dict[str, Any]) -> None:
+    """The last length that is taken has finite scales, and not much is refused needlessly."""
+
+    def laid_out(length: int) -> ModelConfig:
+        model = {**MODEL, "num_attention_heads": 1, "rotary": rotary}
+        found = stage(model=model, data={"sequence_length": length})
+        config = found.model.config(257, length)
+        layout_of(found, config, 384)
+        return config
+
+    config = laid_out(length)
+    reach = (length - 1 - config.rotary.xpos_centre) / config.rotary.xpos_scale_base
+    assert 1e34 < (2 / 7) ** -reach < float(np.finfo(np.float32).max)
+    with pytest.raises(UsageError, match=f"sequence_length {length + 1}: xPos scales a position"):
+        laid_out(length + 1)
