@@ -49,7 +49,10 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
         return path
     found = [child for child in path.iterdir() if _ITERATION.fullmatch(child.name)]
     complete = [int(child.name[5:]) for child in found if _looks_complete(child)]
-    hint = f"pass --iteration {max(complete)}" if complete else "is this a Megatron checkpoint?"
+    hint = "is this a Megatron checkpoint?"
+    if complete:
+        hint = f"the newest complete iteration is {max(complete)}: pass --iteration {max(complete)}"
+        hint += f", or write {max(complete)} into {TRACKER}"
     if iteration is not None:
         name = f"iter_{iteration:07d}"
     else:
@@ -68,9 +71,11 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
 
 
 def _looks_complete(folder: Path) -> bool:
-    """Whether a folder holds a file for every combination of the tensor and pipeline ranks in
-    it.
+    """Whether a folder holds a distributed checkpoint, or a file for every combination of the
+    tensor and pipeline ranks in it.
     """
+    if (folder / ".metadata").is_file():
+        return True
     try:
         ranks = _rank_files(folder)
     except BadCheckpointError:

@@ -86,7 +86,7 @@ class _Form(BaseModel):
     stage_begin: _Number
     carried: Carried
     masks: dict[str, dict[str, Any]]
-    losses: list[float]
+    losses: list[Annotated[float, Field(allow_inf_nan=False)]]
     family: list[dict[str, Any]]
 
 
@@ -104,6 +104,10 @@ def read_training_state(folder: Path) -> TrainingState | None:
         found = _Form.model_validate(json.loads(path.read_bytes()), strict=True)
         if found.training_version != VERSION:
             raise ValueError(f"version {found.training_version}, wanted {VERSION}")
+        if found.stage_begin > found.iteration:
+            raise ValueError(
+                f"the stage begins at {found.stage_begin}, after iteration {found.iteration}"
+            )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

@@ -6,6 +6,7 @@ rank has ended is told last: that one knows why.
 """
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -33,14 +34,18 @@ SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "S
 """Where srun says what torchrun would; MASTER_ADDR and MASTER_PORT are the user's to say."""
 
 
+STARTED = "start it by flmgrow train, torchrun, or srun with MASTER_ADDR and MASTER_PORT"
+
+
 def main() -> int:
     """Run one rank and return its exit code."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: torchrun [...] -m flmgrow.trainer STAGE.yaml", file=sys.stderr)
         return 2
-    _know_place()
-    first = os.environ["RANK"] == "0"
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save
+    first = True
     try:
+        first = _know_place() == 0
         return _run(Path(sys.argv[1]))
     except FlmgrowError as error:
         if not first or isinstance(error, LostRankError):
@@ -51,6 +56,12 @@ def main() -> int:
 
 def _run(path: Path) -> int:
     stage = read_stage(path)
+    world, wanted = int(os.environ["WORLD_SIZE"]), stage.layout.world
+    if world != wanted:
+        raise UsageError(
+            f"{world} processes, the layout of stage {stage.name} needs {wanted}",
+            f"torchrun --nproc-per-node {wanted}, or on several nodes that many in all",
+        )
     warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
     try:
         from flmgrow.trainer.agreement import is_lost_rank
@@ -72,14 +83,21 @@ def _run(path: Path) -> int:
         ) from None
 
 
-def _know_place() -> None:
-    """Learn from srun, if it started this rank and not torchrun, which one it is."""
-    if "RANK" in os.environ:
-        return
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        os.environ.update({name: os.environ[source] for name, source in SLURM.items()})
-    else:
-        os.environ.update(ALONE)
+def _know_place() -> int:
+    """Learn from srun, if it started this rank and not torchrun, which one it is.
+
+    Returns its number. Raises UsageError for an environment that neither of them makes.
+    """
+    if "RANK" not in os.environ:
+        started = {name: os.environ[n] for name, n in SLURM.items() if n in os.environ}
+        many = len(started) == len(SLURM) and started["WORLD_SIZE"] != "1"
+        os.environ.update(started if many else ALONE)
+    numbers = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if not all(number.isdecimal() for number in numbers) or int(numbers[0]) >= int(numbers[1]):
+        raise UsageError(f"RANK is {numbers[0]!r} and WORLD_SIZE {numbers[1]!r}", STARTED)
+    if lost := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(f"{lost[0]} is not set", STARTED)
+    return int(numbers[0])
 
 
 if __name__ == "__main__":

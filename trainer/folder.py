@@ -44,3 +44,5 @@ def own_folder(folder: Path) -> Iterator[None]:
         for descriptor in held:
             (folder / LOCK).unlink(missing_ok=True)
             close_quietly(descriptor)
+            with contextlib.suppress(OSError):  # only if nothing was saved there
+                folder.rmdir()

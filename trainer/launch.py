@@ -29,18 +29,20 @@ _POLL = 0.1
 def launch(stage: Path, world: int) -> int:
     """Run ``world`` ranks of a stage file on this machine and return their exit code.
 
-    SIGTERM and SIGINT are handed on, so that the ranks save and stop; a second one kills them.
+    SIGTERM, SIGINT and SIGHUP are handed on, so that the ranks save and stop; a second one kills
+    them.
     """
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     ranks = [_start(stage, rank, world, environment) for rank in range(world)]
     signals = _HandedOn(ranks)
     handlers = {
-        number: signal.signal(number, signals.hand_on) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, signals.hand_on)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
     try:
         code, rank = _first_failure(ranks)
-        if code < 0 and not signals.killed:
+        if code < 0 and not signals.asked:
             _tell_of_signal(rank, -code)
         return code if code >= 0 else 128 - code
     finally:
@@ -67,14 +69,13 @@ class _HandedOn:
     """Signals that the launcher hands on to its ranks; the second one as SIGKILL."""
 
     def __init__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-        self.asked = self.killed = False
+        self.asked = False
         self._ranks = ranks
 
     def hand_on(self, number: int, _: FrameType | None) -> None:
         """Send every rank what the launcher got."""
-        self.killed = self.asked
         for rank in self._ranks:
-            rank.send_signal(signal.SIGKILL if self.killed else number)
+            rank.send_signal(signal.SIGKILL if self.asked else number)
         self.asked = True
 
 

@@ -22,15 +22,16 @@ from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.manifest_file import Json, family, masks_of, training_of
 from flmgrow.formats.megatron import TRACKER
 from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.megatron_writing import folder_name
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_zip import scalar
-from flmgrow.formats.training_state import Carried, read_training_state
+from flmgrow.formats.training_state import TRAINING, Carried, read_training_state
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer import cpu
 from flmgrow.trainer.parameters import OptimizerView, Parameter, empty, fill
-from flmgrow.trainer.saving import RANDOM
+from flmgrow.trainer.saving import RANDOM, iterations
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_sections import ModelSection, Section
 
@@ -63,8 +64,11 @@ def find_begin(stage: StageFile) -> Begin:
     Raises BadCheckpointError, or UsageError if the checkpoint in its folder is of another stage.
     """
     folder = stage.checkpoint.folder
-    if (folder / TRACKER).is_file():
+    if (folder / TRACKER).exists():
         return _resumed(stage, with_optimizer(open_checkpoint(folder)))
+    # Killed between the first iteration and the tracker: it appeared whole.
+    if saved := [n for n in iterations(folder) if (folder / folder_name(n) / TRAINING).is_file()]:
+        return _resumed(stage, with_optimizer(open_checkpoint(folder, saved[-1])))
     if stage.checkpoint.load is None:
         return Begin(None, False, 0, 0, Carried(), {})
     checkpoint = with_optimizer(open_checkpoint(stage.checkpoint.load))
@@ -82,6 +86,12 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
         raise UsageError(
             f"{checkpoint.folder}: is of {found}, this is the stage {stage.name!r}",
             "give the stage a checkpoint folder of its own, and name this one as checkpoint.load",
+        )
+    if state.iteration != checkpoint.iteration:
+        raise BadCheckpointError(
+            f"{checkpoint.folder / TRAINING}: is of iteration {state.iteration}, the checkpoint of "
+            f"{checkpoint.iteration}",
+            "it was altered: restore it from a copy",
         )
     return Begin(
         checkpoint,
@@ -216,7 +226,14 @@ def restore_random_states(folder: Path) -> None:
             torch.cuda.set_rng_state(device)
             trackers = {name: _state(text) for name, text in found["trackers"].items()}
             tensor_parallel.get_cuda_rng_tracker().set_states(trackers)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise BadCheckpointError(f"{path}: not as the trainer wrote it: {error}") from None
 
 

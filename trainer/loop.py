@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flmgrow.errors import DivergenceError, FlmgrowError, UsageError, tell
+from flmgrow.errors import DivergenceError, FlmgrowError, tell
 from flmgrow.formats.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
@@ -29,7 +29,7 @@ from flmgrow.trainer.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
-from flmgrow.trainer.reporting import Reporter
+from flmgrow.trainer.reporting import Reporter, say
 from flmgrow.trainer.saving import Saving
 from flmgrow.trainer.setting import Setting, setting_of
 from flmgrow.trainer.stage import StageFile
@@ -37,15 +37,16 @@ from flmgrow.trainer.stage_data import StageData, open_data
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import arguments_of, build
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals after which a run saves and stops."""
+
 
 class Stop:
     """Whether a signal asked the run to stop; a second one takes its usual effect."""
 
     def __init__(self) -> None:
         self.number = 0
-        self._before = {
-            number: signal.signal(number, self._asked) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self._before = {number: signal.signal(number, self._asked) for number in STOPPING}
 
     def _asked(self, number: int, _: FrameType | None) -> None:
         self.number = number
@@ -83,12 +84,6 @@ def train(stage: StageFile) -> int:
 
 
 def _train(stage: StageFile, stop: Stop) -> int:
-    world, wanted = torch.distributed.get_world_size(), stage.layout.world
-    if world != wanted:
-        raise UsageError(
-            f"{world} processes, the layout of stage {stage.name} needs {wanted}",
-            f"torchrun --nproc-per-node {wanted}, or on several nodes that many in all",
-        )
     with own_folder(stage.checkpoint.folder):
         begin = together(lambda: find_begin(stage))
         try:
@@ -145,10 +140,13 @@ class Run:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
         setting, stage = self._setting, self._setting.stage
         if self._iteration >= setting.last:
+            say(f"{stage.name}  has taken its {stage.steps:,} steps: there is nothing to do")
             return 0
         begin, resumed = setting.begin.iteration, setting.begin.resumed
         make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
         with together(make) as reporter:
+            if (checkpoint := setting.begin.checkpoint) and checkpoint.optimizer is None:
+                reporter.note(f"note: {checkpoint.folder} has no optimizer state: Adam begins anew")
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()
@@ -244,11 +242,15 @@ class Run:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
-            good = "none was saved" if self._saved is None else f"is that of step {self._saved}"
+            good = (
+                f"the last good checkpoint in {self._saving.folder} is that of step {self._saved}"
+            )
+            if self._saved is None:
+                good = "no checkpoint was saved before"
             raise DivergenceError(
                 error.message,
-                f"the last good checkpoint in {self._saving.folder} {good}; lower the learning "
-                "rate, or look at the data of this step",
+                f"{good}; lower the learning rate, look at the data of this step, and at settings "
+                "far from their defaults",
             ) from None
 
     @torch.no_grad()

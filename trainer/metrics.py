@@ -22,8 +22,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from flmgrow.errors import BadDataError, OutputExistsError, UsageError
 from flmgrow.formats.durable import close_quietly, storage_errors, write_all, write_small
+from flmgrow.formats.strict_yaml import problems
 from flmgrow.model.masks import Dimension
-from flmgrow.trainer.stage import problems
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -115,6 +115,8 @@ class MetricsLog:
         self._path = path
         with storage_errors(path.parent, "creating"):
             path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is no ordinary file", "name another log.metrics")
         kept = b"".join(_kept_lines(path, stage, begin)) if path.exists() else b""
         with storage_errors(path, "opening"):
             unchanged = path.exists() and path.stat().st_size == len(kept)

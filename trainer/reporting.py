@@ -4,8 +4,10 @@ Every rank has a reporter, and the first one's speaks. Lines for people go to st
 to stdout.
 """
 
+import os
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -20,6 +22,16 @@ from flmgrow.trainer.metrics import (
 from flmgrow.trainer.stage import StageFile
 
 
+def say(text: str) -> None:
+    """Tell people something, from the first rank, as long as somebody listens."""
+    if torch.distributed.get_rank() != 0:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # a pipe that was closed, or a full disk: no reason to stop training
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+
+
 class Reporter:
     """Tells of the steps of ``stage`` up to step ``last``.
 
@@ -29,11 +41,10 @@ class Reporter:
 
     def __init__(self, stage: StageFile, last: int, begin: int, *, resumed: bool) -> None:
         self._stage, self._last = stage, last
-        self._speaks = torch.distributed.get_rank() == 0
         self._open = ExitStack()
         self._sinks: list[MetricsLog | TensorBoard] = []
         self._told: int | None = None
-        if self._speaks:
+        if torch.distributed.get_rank() == 0:
             log = MetricsLog(stage.log.metrics, stage.name, begin, resumed=resumed)
             self._sinks.append(self._open.enter_context(log))
             if stage.log.tensorboard is not None:
@@ -59,8 +70,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Tell people something."""
-        if self._speaks:
-            print(text, file=sys.stderr, flush=True)
+        say(text)
 
     def __enter__(self) -> "Reporter":
         return self

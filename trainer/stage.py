@@ -6,16 +6,16 @@ learning rate costs weeks. Relative paths are relative to the file's own folder.
 Importing this module loads neither torch nor megatron-core: ``flmgrow run`` plans with it.
 """
 
-from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, check_divisible
+from flmgrow.formats.strict_yaml import problems as problems
+from flmgrow.formats.strict_yaml import read_yaml as read_yaml
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.stage_sections import (
@@ -27,22 +27,20 @@ from flmgrow.trainer.stage_sections import (
     LogSection,
     MaskSection,
     ModelSection,
+    Name,
     OptimizerSection,
     Section,
     TrainingSection,
 )
 
-MOST_BYTES = 1 << 20
 XPOS_REACH = 64
 """Scale bases from the centre to the farthest position: (0.4 / 1.4) ** 64 is 1e-35."""
-
-_SHOWN = 5
 
 
 class StageFile(Section):
     """One stage of training. ``name`` tells it from the others of a schedule."""
 
-    name: str = "stage"
+    name: Name = "stage"
     model: ModelSection
     layout: LayoutSection = LayoutSection()
     data: DataSection
@@ -120,13 +118,18 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
 
     Raises UsageError if ``config`` cannot be laid out so, or not be trained on such sequences.
     """
-    _check_length(stage.data.sequence_length, config)
+    _check_positions(stage.data.sequence_length, config)
     layout = stage.layout.layout(config.layers)
     check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
     if padded_vocab % layout.tp:
         raise UsageError(
             f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
             "reshard the checkpoint for this layout first",
+        )
+    if stage.layout.sequence_parallel and stage.data.sequence_length % layout.tp:
+        raise UsageError(
+            f"sequence_length {stage.data.sequence_length} does not divide by TP{layout.tp}, as "
+            "sequence parallelism needs it"
         )
     training = stage.training
     micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
@@ -138,12 +141,18 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
     return layout
 
 
-def _check_length(length: int, config: ModelConfig) -> None:
+def _check_positions(length: int, config: ModelConfig) -> None:
     if config.positions == "learned" and length > config.max_positions:
         raise UsageError(
             f"sequence_length {length}: the model has {config.max_positions} positions"
         )
     rotary = config.rotary
+    if config.positions in ("rope", "xpos") and int(config.head_dim * rotary.percent) % 2:
+        raise UsageError(
+            f"heads of {config.head_dim}: {int(config.head_dim * rotary.percent)} channels cannot "
+            "be rotated in pairs",
+            "give an even kv_channels, or other rotary.percent",
+        )
     farthest = max(abs(position - rotary.xpos_centre) for position in (0, length - 1))
     if config.positions == "xpos" and farthest > XPOS_REACH * rotary.xpos_scale_base:
         raise UsageError(
@@ -172,26 +181,3 @@ def _located(stage: StageFile, folder: Path) -> StageFile:
         data = result.data.model_copy(update={"tokenizer": str(file)})
         result = result.model_copy(update={"data": data})
     return result
-
-
-def read_yaml(path: Path) -> object:
-    """Return what a small YAML file holds. Raises UsageError."""
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UsageError(f"{path}: has {size} bytes, wanted at most {MOST_BYTES}")
-        return yaml.safe_load(path.read_bytes().decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: is not YAML that can be read: {reason}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def problems(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Return pydantic's findings on one line, the first few of them."""
-    parts = [
-        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {error['msg'].lower()}"
-        for error in errors[:_SHOWN]
-    ]
-    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")

@@ -9,7 +9,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, make_layout
@@ -22,26 +29,42 @@ from flmgrow.model.config import (
     RotarySettings,
 )
 
-_AMOUNT = re.compile(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([KMBT]?)\s*", re.ASCII)
+_AMOUNT = re.compile(r"\s*(\d{1,3}(?:,\d{3})+|\d{1,20}(?:\.\d{1,20})?)\s*([KMBT]?)\s*", re.ASCII)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def amount(value: object) -> object:
-    """Return the number that a text such as ``245.37B`` means; what is no text stays as it is."""
+    """Return the number that a text such as ``245.37B`` or ``4,608,000`` means, or 1e9.
+
+    What is neither stays as it is. Raises ValueError for what is no whole number.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if not isinstance(value, str):
         return value
-    match = _AMOUNT.fullmatch(value.upper().replace(",", ""))
-    if match is None:
-        raise ValueError(f"{value!r:.40} is no amount, such as 245.37B")
-    return round(Fraction(match[1]) * _UNITS[match[2]])
+    match = _AMOUNT.fullmatch(value.upper())
+    number = Fraction(match[1].replace(",", "")) * _UNITS[match[2]] if match else Fraction(1, 2)
+    if number.denominator != 1:
+        raise ValueError(f"found {value!r:.40}, wanted an amount, such as 245.37B or 4,608,000")
+    return number.numerator
 
 
-Amount = Annotated[int, BeforeValidator(amount), Field(ge=1)]
+def token_text(value: object) -> object:
+    """Return a token's number as text; anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
+MOST = 10**18
+"""More tokens than anybody trains on."""
+
+Amount = Annotated[int, BeforeValidator(amount), Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Factor = Annotated[float, Field(allow_inf_nan=False)]
-FilePath = Annotated[Path, Field(strict=False)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+Name = Annotated[str, Field(pattern=r"^[\p{L}\p{N}_-][\p{L}\p{N}._-]{0,99}$")]
 
 
 class Section(BaseModel):
@@ -54,7 +77,7 @@ class RotarySection(Section):
     """How rotary positions are computed: see :class:`RotarySettings`."""
 
     base: Positive = 10000.0
-    percent: Positive = 1.0
+    percent: Annotated[float, Field(gt=0, le=1)] = 1.0
     interleaved: bool = False
     scaling_factor: Positive | None = None
     interpolation: Positive | None = None
@@ -69,12 +92,12 @@ class MultiplierSection(Section):
     rate of the head follows from both. To be said where the checkpoint does not know it.
     """
 
-    embedding: Factor = 1.0
-    output: Factor = 1.0
+    embedding: Positive = 1.0
+    output: Positive = 1.0
     mup_base_width: Count | None = None
-    attention: Factor | None = None
+    attention: Positive | None = None
     attention_by_inverse_layer: bool = False
-    base_output: Factor | None = None
+    base_output: Positive | None = None
 
 
 class ModelSection(Section):
@@ -207,12 +230,12 @@ class DataSection(Section):
     """What is read. ``validation_share`` of each corpus' documents, the last, is held out."""
 
     tokenizer: str = "bytes"
-    eod: str | None = None
+    eod: Annotated[str, BeforeValidator(token_text)] | None = None
     sequence_length: Count
     corpora: list[CorpusSection] = Field(min_length=1)
     teacher: TeacherSection | None = None
     validation_share: Share = 0.0
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Seed = 1234
 
 
 class TrainingSection(Section):
@@ -229,7 +252,7 @@ class TrainingSection(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "selective", "full"] = "none"
     init_std: Positive = 0.02
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Seed = 1234
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -253,10 +276,16 @@ class LearningRateSection(Section):
     """
 
     peak: Positive
-    floor: Annotated[float, Field(ge=0)] = 0.0
-    warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0)] = 0
+    floor: NotNegative = 0.0
+    warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0, le=MOST)] = 0
     decay_tokens: Amount | None = None
     style: Literal["cosine", "linear", "constant"] = "cosine"
+
+    @model_validator(mode="after")
+    def _floor_is_below(self) -> Self:
+        if self.floor > self.peak:
+            raise ValueError(f"the floor {self.floor:g} is above the peak {self.peak:g}")
+        return self
 
 
 class OptimizerSection(Section):
@@ -265,8 +294,8 @@ class OptimizerSection(Section):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: NotNegative = 0.1
+    clip_grad: NotNegative = 1.0
 
 
 class MaskSection(Section):

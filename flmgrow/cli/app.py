@@ -55,6 +55,10 @@ def run(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt from None
     except BrokenPipeError:
         raise
+    except SystemExit as stopped:  # click's answer to a pipe that was closed
+        if isinstance(stopped.__context__, BrokenPipeError):
+            raise stopped.__context__ from None
+        raise
     except OSError as error:
         where = error.filename or "standard output"
         print(f"error: {printable(f'{where}: {error.strerror}')}", file=sys.stderr)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
+from flmgrow.formats.strict_yaml import parse_yaml, problems
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.trainer.stage import problems
 
 _MOST_BYTES = 1 << 16
 
@@ -22,15 +21,12 @@ def read_target_file(path: Path | None) -> TargetFile:
         return TargetFile.model_validate({})
     text = read_small_file("--to", path, _MOST_BYTES)
     try:
-        data = yaml.safe_load(text.decode())
+        data = parse_yaml(text, str(path))
         return TargetFile.model_validate_strings({}) if data is None else _validated(data)
     except ValidationError as error:
         raise UsageError(
             f"{path}: {problems(error.errors())}", "see flmgrow expand --help"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: is not YAML that can be read: {reason}") from None
 
 
 def _validated(data: object) -> TargetFile:

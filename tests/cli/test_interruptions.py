@@ -14,6 +14,7 @@ import pytest
 from commands import accepted, check_lines, flmgrow, refused
 from damage import contents, rank_files
 from pico import CONFIGS, even, make_checkpoint
+from test_structure import ROOT
 
 from flmgrow.formats import durable
 from flmgrow.surgery.execute import Executor
@@ -279,3 +280,18 @@ def test_a_half_done_run_is_not_mixed_with_another_source(
     other = make_checkpoint(source.parent / "other", "llama", layout, seed=1)
     says = "half-done run of another plan: source: .* there, .* here"
     refused(5, says, "expand", other, out, *GROW, place=source)
+
+
+@pytest.mark.parametrize("command", ["run configs/flm-101b.yaml --dry-run", "--help"])
+def test_a_reader_that_has_enough_is_no_failure(command: str) -> None:
+    """As with ``| head -1``: the exit code says nothing was wrong, and stderr is silent."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flmgrow", *command.split()],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    told = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(60), told) == (0, b"")

@@ -79,7 +79,10 @@ def test_iterations_are_found_as_megatron_finds_them(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").unlink()
     with pytest.raises(BadCheckpointError) as refusal:
         open_megatron(tmp_path)
-    assert refusal.value.hint == "pass --iteration 1000"
+    assert refusal.value.hint == (
+        "the newest complete iteration is 1000: pass --iteration 1000, or write 1000 into "
+        "latest_checkpointed_iteration.txt"
+    )
 
 
 def test_a_release_has_no_iteration_and_stays_one(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_full_disk_costs_no_line_that_was_written(
         ("{", "json"),
         ("\0" * 40, "json"),
         ("[1]", "the whole: "),
-        ('{"kind": "step", "step": 2}', "loss: field required"),
+        ('{"kind": "step", "step": 2}', "loss: is not given"),
         ('{"kind": "lunch", "step": 2}', "lunch"),
         ('{"step": 2}', "kind"),
         (json.dumps(RECORD.to_json() | {"loss": "low"}), "step.loss: "),

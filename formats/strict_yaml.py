@@ -1,0 +1,133 @@
+"""A person writes YAML and means what it says: 3e-4 is a number, ``no`` is a word, 010 is ten.
+
+YAML 1.1, which PyYAML reads, disagrees on all three, and takes the last of two equal keys without a
+word. Here scalars are those of YAML 1.2's core schema, and a key may stand once. What pydantic then
+finds wrong is said in words for people: what was found, and what was wanted.
+"""
+
+import re
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flmgrow.errors import UsageError
+
+MOST_BYTES = 1 << 20
+_SHOWN = 5
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 3, 2, 60
+_CORE = {
+    "null": (r"~|null|Null|NULL", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+"""Of each kind, what its scalars look like, and the characters they begin with."""
+
+_WANTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+    "path_type": "a path",
+    "string_type": "a text; quote it",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with YAML 1.2's scalars, and without keys that stand twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[Hashable]()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # told by the loader itself
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                problem = f"the key {key!r:.60} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """Return the integer that a scalar's digits mean, a leading zero or not."""
+        return int(self.construct_scalar(node), 10)
+
+    def construct_plain(self, node: yaml.ScalarNode) -> str:
+        """Return the text of what would merge as a key, but is a value."""
+        return str(self.construct_scalar(node))
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes what the loader would take for another kind."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.yaml_implicit_resolvers = {}
+    for _kind, (_form, _first) in _CORE.items():
+        _form_of_all = re.compile(f"(?:{_form})\\Z")
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _form_of_all, list(_first))
+    _side.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"\Z"), [""])
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+_Loader.add_constructor("tag:yaml.org,2002:merge", _Loader.construct_plain)
+
+
+def parse_yaml(content: bytes, where: str) -> object:
+    """Return what ``content``, of the file ``where``, holds. Raises UsageError."""
+    try:
+        loader = _Loader(content.decode("utf-8-sig"))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{where}: is not YAML that can be read: {reason}") from None
+
+
+def dump_yaml(data: object) -> str:
+    """Return plain data as YAML that :func:`parse_yaml` reads back the same, keys in order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> object:
+    """Return what a small YAML file holds. Raises UsageError."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise UsageError(f"{path}: has {size} bytes, wanted at most {MOST_BYTES}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    return parse_yaml(content, str(path))
+
+
+def problems(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return pydantic's findings on one line, the first few of them."""
+    parts = [
+        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {_problem(error)}"
+        for error in errors[:_SHOWN]
+    ]
+    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    kind, message, found = error["type"], str(error["msg"]), error.get("input")
+    if kind == "missing":
+        return "is not given"
+    if kind == "extra_forbidden":
+        return "there is no such key"
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    shown = "nothing" if found is None else _SHORT.repr(found)
+    wanted = _WANTED.get(kind, message.removeprefix("Input should be "))
+    if wanted == message:
+        return f"found {shown}: {message[:1].lower()}{message[1:]}"
+    return f"found {shown}, wanted {wanted}"

@@ -1,0 +1,82 @@
+"""YAML means what a person takes it to mean, and comes back as it was written."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.strict_yaml import dump_yaml, parse_yaml
+
+MEANT: dict[str, object] = {
+    "3e-4": 3e-4,
+    "1E5": 1e5,
+    "+1.5": 1.5,
+    ".5": 0.5,
+    "-.inf": -math.inf,
+    "010": 10,
+    "-7": -7,
+    "no": "no",
+    "on": "on",
+    "1_000": "1_000",
+    "0x10": "0x10",
+    "1:30": "1:30",
+    "2030-01-01": "2030-01-01",
+    "true": True,
+    "~": None,
+    "": None,
+    "'3e-4'": "3e-4",
+    "245.37B": "245.37B",
+    "<<": "<<",
+}
+
+
+@pytest.mark.parametrize("text", MEANT)
+def test_scalars_are_what_they_look_like(text: str) -> None:
+    found = parse_yaml(f"key: {text}".encode(), "file")
+    assert found == {"key": MEANT[text]}
+    assert isinstance(found, dict)
+    assert type(found["key"]) is type(MEANT[text])
+
+
+def test_yaml_1_1_would_not_do() -> None:
+    """The negative control: what PyYAML makes of the same."""
+    assert yaml.safe_load("[3e-4, 010, no]") == ["3e-4", 8, False]
+
+
+TEXTS = st.sampled_from([*MEANT, "null", "NaN", ".nan", "1e", "é", "a: b", "#", "- x", "\x1b"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | TEXTS
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+def test_what_is_written_is_read(value: object) -> None:
+    found = parse_yaml(dump_yaml(value).encode(), "file")
+    assert found == value
+    assert repr(found) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 1\na: 2", "{a: 1, b: {c: 2, c: 2}}", "1: x\n1: y", "x: &b {k: 1}\nk: 2\nk: 3"]
+)
+def test_a_key_stands_once(text: str) -> None:
+    with pytest.raises(UsageError, match=r"file: is not YAML that can be read: the key .* twice"):
+        parse_yaml(text.encode(), "file")
+
+
+def test_a_mapping_may_be_merged_into_another() -> None:
+    text = b"base: &base {lr: 1, steps: 2}\nstage: {<<: *base, steps: 3}"
+    assert parse_yaml(text, "file") == {
+        "base": {"lr": 1, "steps": 2},
+        "stage": {"lr": 1, "steps": 3},
+    }

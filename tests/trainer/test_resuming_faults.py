@@ -1,0 +1,140 @@
+"""A run that is taken up again believes nothing that does not fit, and loses nothing that does."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_runs import (
+    command,
+    environment,
+    make_data,
+    metrics,
+    saved,
+    stage_data,
+    train,
+    write_stage,
+)
+
+pytestmark = pytest.mark.xdist_group("faults")  # one process: what is trained is shared
+TRACKER = "latest_checkpointed_iteration.txt"
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a stage that has come to iteration 2 of 3."""
+    stage = write_stage(
+        tmp_path_factory.mktemp("begun"),
+        stage_data(data, training={"steps": STEPS}, checkpoint={"every": 1, "keep": 2}),
+    )
+    train(stage)
+    return stage.parent
+
+
+def copied(begun: Path, data: Path, to: Path) -> Path:
+    shutil.copytree(begun, to)
+    content = stage_data(data, training={"steps": STEPS + 1}, checkpoint={"every": 1, "keep": 2})
+    return write_stage(to, content)
+
+
+def test_without_its_tracker_it_goes_on_from_the_newest(
+    data: Path, begun: Path, tmp_path: Path
+) -> None:
+    """It is killed between the first iteration and the tracker: the iteration is whole."""
+    stages = [copied(begun, data, tmp_path / name) for name in ("whole", "lost")]
+    (tmp_path / "lost" / "checkpoints" / TRACKER).unlink()
+    for stage in stages:
+        train(stage)
+    assert saved(stages[0], 3) == saved(stages[1], 3)
+    assert [record["step"] for record in metrics(stages[1])] == [1, 2, 3]
+
+
+def altered(key: str, value: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda state: {**state, key: value}
+
+
+TRAINING: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "begins later": (altered("stage_begin", 99), "the stage begins at 99, after iteration 2"),
+    "another iteration": (altered("iteration", 1), "is of iteration 1, the checkpoint of 2"),
+    "losses": (altered("losses", [float("nan")]), "losses.0: input should be a finite number"),
+}
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_a_training_state_that_cannot_be_is_refused(
+    data: Path, begun: Path, tmp_path: Path, case: str
+) -> None:
+    change, message = TRAINING[case]
+    stage = copied(begun, data, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "iter_0000002" / "flmgrow_training.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    told = train(stage, expect=3)
+    assert told.startswith(f"error: {file}: ")
+    assert message in told
+    assert len(metrics(stage)) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trackers", [1]),
+        ("numpy", ["MT19937", [-1], 0, 0, 0.0]),
+        ("python", [3, [2**70] * 625, None]),
+        ("torch", "AAAA"),
+    ],
+)
+def test_random_states_that_are_none_are_refused(
+    data: Path, begun: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    stage = copied(begun, data, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "iter_0000002" / "random_states"
+    file = folder / "rank_00000.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    told = train(stage, expect=3)
+    assert told.startswith(f"error: {file}: not as the trainer wrote it: ")
+    assert "Traceback" not in told
+
+
+def test_metrics_are_written_over_nothing_else(data: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "notes.txt"
+    victim.write_text("do not lose me\n")
+    stage = write_stage(tmp_path / "run", stage_data(data, log={"metrics": str(victim)}))
+    assert "notes.txt:1: holds no record" in train(stage, expect=3)
+    assert victim.read_text() == "do not lose me\n"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_closed_terminal_stops_it_as_a_request_does(
+    data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Nobody reads what it tells, either: that alone is no reason to stop."""
+    content = stage_data(data, training={"steps": 400}, log={"every": 1})
+    stage = write_stage(tmp_path, {**content, "checkpoint": {}})
+    reader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = subprocess.Popen(command(stage), env=environment(), stderr=reader.stdin)
+    assert reader.stdin is not None
+    reader.stdin.close()
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 4:
+        time.sleep(0.05)
+    assert reader.wait(60) == 0  # after one line
+    before = log.read_text().count("\n")
+    while log.read_text().count("\n") < before + 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert len(list((tmp_path / "checkpoints").glob("iter_*"))) == 1
