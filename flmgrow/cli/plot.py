@@ -1,13 +1,14 @@
 """``flmgrow plot``: how runs went, as a picture."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import UsageError, printable
 from flmgrow.formats.durable import write_small
-from flmgrow.stages.curves import folder_of, read_runs
+from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
 from flmgrow.stages.plots import KINDS, Look, picture
 
 Runs = Annotated[
@@ -35,10 +36,30 @@ def plot(runs: Runs, out: Out = None, log_x: LogX = False, title: Title = "") ->
     \b
     Example: flmgrow plot run-a run-b --out compared.pdf
     """
-    file = out or folder_of(runs[0]) / "loss.png"
+    file = folder_of(runs[0]) / "loss.png" if out is None else out
+    if file.is_dir():
+        raise UsageError(
+            f"{file}: is a folder, wanted the file of a picture",
+            f"name a picture in it, such as --out {file / 'loss.png'}",
+        )
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(
+            f"--out {out}: {out.parent} is no folder, wanted one to write the picture in",
+            "make the folder first, or name a place in another one",
+        )
     kind = file.suffix.removeprefix(".").lower()
     if kind not in KINDS:
         wanted = ", ".join(f".{each}" for each in KINDS)
         raise UsageError(f"--out {file}: unknown kind of picture, wanted one of {wanted}")
-    write_small(file, picture(read_runs(runs), kind, Look(log_x, title)))
+    found = read_runs(runs)
+    write_small(file, picture(found, kind, Look(log_x, title)))
+    _tell_left_out(runs, found)
     print(file)
+
+
+def _tell_left_out(paths: list[Path], found: list[Run]) -> None:
+    for path, run in zip(paths, found, strict=True):
+        if run.left_out:
+            losses = f"{run.left_out} {'loss' if run.left_out == 1 else 'losses'}"
+            note = f"{path}: left out {losses}, not finite or beyond {LARGEST_LOSS:g}"
+            print(f"note: {printable(note)}", file=sys.stderr)

@@ -19,6 +19,10 @@ from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord, read_m
 METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50
 """A smoothed value comes from this part of a run's steps: one in fifty."""
+LARGEST_LOSS = 1e9
+"""Nats per token, of either sign. A loss beyond would drown the others in every sum."""
+LARGEST_COUNT = 10**40
+"""Tokens or FLOPs that no run comes near."""
 
 FloatArray = NDArray[np.float64]
 
@@ -46,7 +50,8 @@ class Spent:
 class StageCurve:
     """A stage: where it begins, its losses, and where masks were below 1.
 
-    ``smoothed`` has a value for each of ``training``. Losses that are not finite are left out.
+    ``smoothed`` has a value for each of ``training``. Losses that are not finite, or beyond
+    ``LARGEST_LOSS``, are left out.
     """
 
     name: str
@@ -59,10 +64,14 @@ class StageCurve:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's stages in order, at least one; ``name`` tells it from others in a picture."""
+    """A run's stages in order, at least one; ``name`` tells it from others in a picture.
+
+    ``left_out`` is how many losses are in no curve.
+    """
 
     name: str
     stages: tuple[StageCurve, ...]
+    left_out: int = 0
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -72,10 +81,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     folders = [folder_of(path).resolve().name for path in paths]
     names = folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
-    return [
-        Run(name, curves(map(read_metrics, find_metrics(path)), str(path)))
-        for name, path in zip(names, paths, strict=True)
-    ]
+    return [_read_run(name, path) for name, path in zip(names, paths, strict=True)]
 
 
 def folder_of(path: Path) -> Path:
@@ -112,7 +118,7 @@ def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, .
     """
     stages = [list(stage) for records in files for stage in _stages(records)]
     steps = [
-        [record for record in stage if isinstance(record, StepRecord) and np.isfinite(record.loss)]
+        [record for record in stage if isinstance(record, StepRecord) and _is_drawn(record)]
         for stage in stages
     ]
     half = sum(map(len, steps)) // (2 * SMOOTHED_OVER)
@@ -122,7 +128,9 @@ def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, .
             continue
         last = found[-1].training if found else None
         points = _points(training, [record.loss for record in training])
-        checks = [record for record in stage if isinstance(record, ValidationRecord)]
+        checks = [
+            record for record in stage if isinstance(record, ValidationRecord) and _is_drawn(record)
+        ]
         found.append(
             StageCurve(
                 training[0].stage,
@@ -134,6 +142,12 @@ def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, .
             )
         )
     if not found:
+        if any(isinstance(record, StepRecord) for stage in stages for record in stage):
+            raise BadDataError(
+                f"{where}: holds no loss of any step that can be drawn, "
+                f"wanted finite ones up to {LARGEST_LOSS:g}",
+                "the run has diverged: lower the learning rate, or look at the data",
+            )
         raise BadDataError(f"{where}: holds no loss of any step", "has the run begun?")
     return tuple(found)
 
@@ -160,6 +174,31 @@ def _window_sums(values: FloatArray, low: NDArray[np.int_], high: NDArray[np.int
     sums = np.concatenate([[0.0], np.cumsum(values)])
     result: FloatArray = sums[high] - sums[low]
     return result
+
+
+def _read_run(name: str, path: Path) -> Run:
+    files = [_read(file) for file in find_metrics(path)]
+    left_out = sum(not _is_drawn(record) for records in files for record in records)
+    return Run(name, curves(files, str(path)), left_out)
+
+
+def _read(file: Path) -> list[Record]:
+    """Return the records in a file. Raises BadDataError if a count is none that a run has."""
+    records = read_metrics(file)
+    for number, record in enumerate(records, start=1):
+        for name, count in (("tokens", record.tokens), ("flops", record.flops)):
+            if not 0 <= count <= LARGEST_COUNT:
+                found = "fewer than 0" if count < 0 else f"more than {LARGEST_COUNT:.0e}"
+                raise BadDataError(
+                    f"{file}:{number}: {name}: found {found}, wanted 0 to {LARGEST_COUNT:.0e}",
+                    "remove the line if the file was edited, or the disk lost it",
+                )
+    return records
+
+
+def _is_drawn(record: Record) -> bool:
+    loss = record.loss if isinstance(record, StepRecord) else record.validation_loss
+    return abs(loss) <= LARGEST_LOSS  # which no NaN is
 
 
 def _stages(records: Sequence[Record]) -> Iterator[Iterator[Record]]:

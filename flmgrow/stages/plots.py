@@ -7,10 +7,14 @@ where masks were below 1. Colours are told apart by the colour-blind, too.
 
 On linear axes the first losses of a run, which fall from the logarithm of the vocabulary within a
 blink, may leave the frame at the top. matplotlib is imported when a picture is drawn.
+
+Names come from files and folders: they are drawn as they are, never as mathematics, and shortened
+in their middle where they would take the curves' place.
 """
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import UsageError, printable
 from flmgrow.stages.curves import FloatArray, Points, Run, StageCurve
 
 if TYPE_CHECKING:
@@ -38,6 +42,13 @@ BEGINNING = 1 / 50
 MOST_POINTS = 2000
 ROW = 0.065
 """From one run's names of stages to the next one's, in heights of the frame."""
+STAGE_WIDTH, RUN_WIDTH = 1.2, 2.0
+"""Inches that the name of a stage, and that of a run, may take."""
+TITLE_LINES = 3
+MOST_CHARACTERS = 90
+"""Characters of a line, before its width is measured."""
+ALIKE = 1e-6
+"""Values are drawn as one if they differ by no more than this part of them."""
 
 _STYLE: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -56,6 +67,7 @@ _STYLE: Mapping[str, Any] = {
     "xtick.major.width": 0.7,
     "ytick.major.width": 0.7,
     "text.color": INK,
+    "text.usetex": False,
     "legend.fontsize": 7.5,
     "legend.frameon": False,
     "savefig.dpi": 300,
@@ -76,27 +88,41 @@ class Look:
 def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
     """Return a picture of ``runs`` as a file of a kind in ``KINDS``, the same for the same runs.
 
-    Raises UsageError if matplotlib is missing, or there are more runs than colours.
+    Raises UsageError if matplotlib is missing or broken, there are more runs than colours, or the
+    title has too many lines.
     """
     if len(runs) > len(COLOURS):
         raise UsageError(
             f"{len(runs)} runs, wanted at most {len(COLOURS)}", "draw fewer runs in one picture"
         )
+    if (lines := len(look.title.splitlines())) > TITLE_LINES:
+        raise UsageError(f"the title has {lines} lines, wanted at most {TITLE_LINES}")
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError:
+    except Exception as error:  # it reads the user's settings, and loads compiled code
+        if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
+            raise UsageError(
+                "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
+            ) from None
         raise UsageError(
-            "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
-        ) from None
+            f"the package matplotlib cannot be imported: {type(error).__name__}: {error}",
+            "look at MPLBACKEND and matplotlibrc, or pip install --force-reinstall matplotlib",
+        ) from error
     file = io.BytesIO()
     style: Any = dict(_STYLE)
-    with rc_context(style):
+    with rc_context(style), warnings.catch_warnings():
+        for words in _UNKNOWN_SCRIPTS:
+            warnings.filterwarnings("ignore", words, UserWarning)
         figure = Figure(figsize=SIZE, layout="constrained")
         _draw(figure, runs, look)
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
         figure.savefig(file, format=kind, metadata=dates.get(kind))
     return file.getvalue()
+
+
+_UNKNOWN_SCRIPTS = ("Glyph .* missing from", "Matplotlib currently does not support")
+"""What matplotlib says of a name that its font cannot write: it draws boxes then, which do."""
 
 
 def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
@@ -114,20 +140,26 @@ def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
             if len(run.stages) > 1 or len(runs) == 1:
                 ink = colour if len(runs) > 1 else FAINT
                 names.append(list(_draw_names(panel, axis, run, ink, 1.02 + ROW * row)))
-    right.legend(handles=list(_legend(runs)), loc="upper right", handlelength=1.6)
+    _draw_legend(right, dict(_legend(runs)))
     if look.title:
-        figure.suptitle(look.title, fontsize=9.5)
+        lines = (shortened(line, MOST_CHARACTERS) for line in look.title.splitlines())
+        figure.suptitle("\n".join(lines), fontsize=9.5, parse_math=False)
     _part_names(figure, names)
 
 
 def _draw_stage(panel: "Axes", axis: AxisName, stage: StageCurve, colour: str, log: bool) -> None:
     for begin, end in stage.ramps:
-        edges = getattr(begin, axis), getattr(end, axis)
+        edges = (_inside(panel, getattr(spent, axis)) for spent in (begin, end))
         panel.axvspan(*edges, color=colour, alpha=0.10, linewidth=0)
-    x = along(stage.training, axis)
-    panel.plot(*thinned(x, stage.training.loss, log=log), color=colour, alpha=0.35, linewidth=0.4)
-    panel.plot(*thinned(x, stage.smoothed, log=log), color=colour, linewidth=1.3)
-    panel.plot(along(stage.validation, axis), stage.validation.loss, color=colour, **_DOTS)
+    x, checked = along(stage.training, axis), along(stage.validation, axis)
+    # A logarithmic axis has no place for 0; and a line has no length where there is one step.
+    steps, checks = (x > 0, checked > 0) if log else (x >= 0, checked >= 0)
+    curve = thinned(x[steps], stage.training.loss[steps], log=log)
+    smoothed = thinned(x[steps], stage.smoothed[steps], log=log)
+    dot = "." if len(stage.smoothed) == 1 else None
+    panel.plot(*curve, color=colour, alpha=0.35, linewidth=0.4)
+    panel.plot(*smoothed, color=colour, linewidth=1.3, marker=dot)
+    panel.plot(checked[checks], stage.validation.loss[checks], color=colour, **_DOTS)
 
 
 _DOTS: Mapping[str, Any] = {
@@ -145,11 +177,31 @@ def _draw_names(
 ) -> Iterator["Text"]:
     """Draw where stages begin, and yield their names."""
     for number, stage in enumerate(run.stages):
-        x = getattr(stage.begin, axis)
+        x = _inside(panel, getattr(stage.begin, axis))
         if number:
             panel.axvline(x, color=colour, linewidth=0.7, linestyle=(0, (4, 3)))
         place = panel.get_xaxis_transform()
-        yield panel.text(x, height, stage.name, transform=place, color=colour, fontsize=7.5)
+        name = panel.text(
+            x, height, "", transform=place, color=colour, fontsize=7.5, parse_math=False
+        )
+        _write(name, stage.name, STAGE_WIDTH * panel.figure.dpi)
+        yield name
+
+
+def _inside(panel: "Axes", x: float) -> float:
+    """Return the place nearest to ``x`` that the panel shows."""
+    low, high = panel.get_xlim()
+    return min(max(x, low), high)
+
+
+def _write(text: "Text", words: str, width: float) -> None:
+    """Let ``text`` be ``words``, shortened until they are no wider than so many pixels."""
+    text.set_text(shortened(words, MOST_CHARACTERS))
+    while (length := len(text.get_text())) > 1:
+        found = text.get_window_extent().width
+        if found <= width:
+            break
+        text.set_text(shortened(words, max(1, min(length - 1, int(length * width / found)))))
 
 
 def _part_names(figure: "Figure", rows: Sequence[Sequence["Text"]]) -> None:
@@ -164,27 +216,33 @@ def _part_names(figure: "Figure", rows: Sequence[Sequence["Text"]]) -> None:
 def _prepare_x(panel: "Axes", axis: AxisName, runs: Sequence[Run], log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    stages = [stage for run in runs for stage in run.stages]
-    low = min(along(stage.training, axis)[0] for stage in stages)
-    high = max(along(stage.training, axis)[-1] for stage in stages)
+    x = np.concatenate([along(stage.training, axis) for run in runs for stage in run.stages])
     label = "Tokens" if axis == "tokens" else "Training compute (FLOPs)"
     if log:
         panel.set_xscale("log")
-        panel.set_xlim(low, high * 1.1)
         panel.tick_params(which="minor", axis="x", length=0)
     else:
-        panel.set_xlim(low - 0.01 * (high - low), high + 0.02 * (high - low))
         panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if axis == "flops":
-            power = math.floor(math.log10(max(high, 1)))
+            power = math.floor(math.log10(max(x.max(), 1)))
             label = f"Training compute ($10^{{{power}}}$ FLOPs)"
             panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 10**power:g}"))
     if axis == "tokens":
         panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_text(x)))
+    panel.set_xlim(*x_range(x, log=log))
     panel.set_xlabel(label)
 
 
-def _legend(runs: Sequence[Run]) -> Iterator["Artist"]:
+def _draw_legend(panel: "Axes", entries: Mapping["Artist", str]) -> None:
+    # matplotlib would leave out a name that begins with "_": names are put in afterwards.
+    places = ["-"] * len(entries)
+    legend = panel.legend(list(entries), places, loc="upper right", handlelength=1.6)
+    for text, words in zip(legend.get_texts(), entries.values(), strict=True):
+        text.set_parse_math(False)
+        _write(text, words, RUN_WIDTH * panel.figure.dpi)
+
+
+def _legend(runs: Sequence[Run]) -> Iterator[tuple["Artist", str]]:
     """Yield what is explained: each run, if there are several, and each kind of mark."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -193,20 +251,34 @@ def _legend(runs: Sequence[Run]) -> Iterator["Artist"]:
     ink = FAINT if several else COLOURS[0]
     if several:
         for run, colour in zip(runs, COLOURS, strict=False):
-            yield Line2D([], [], color=colour, linewidth=1.3, label=run.name)
+            yield Line2D([], [], color=colour, linewidth=1.3), run.name
     else:
-        yield Line2D([], [], color=ink, linewidth=0.6, alpha=0.5, label="training")
-        yield Line2D([], [], color=ink, linewidth=1.3, label="training, smoothed")
+        yield Line2D([], [], color=ink, linewidth=0.6, alpha=0.5), "training"
+        yield Line2D([], [], color=ink, linewidth=1.3), "training, smoothed"
     stages = [stage for run in runs for stage in run.stages]
     if any(len(stage.validation.loss) for stage in stages):
-        yield Line2D([], [], color=ink, label="validation", **_DOTS)
+        yield Line2D([], [], color=ink, **_DOTS), "validation"
     if any(stage.ramps for stage in stages):
-        yield Patch(color=ink, alpha=0.2, linewidth=0, label="masks below 1")
+        yield Patch(color=ink, alpha=0.2, linewidth=0), "masks below 1"
 
 
 def along(points: Points, axis: AxisName) -> FloatArray:
     """Return where ``points`` lie on an axis."""
     return points.tokens if axis == "tokens" else points.flops
+
+
+def x_range(x: FloatArray, *, log: bool) -> tuple[float, float]:
+    """Return where an axis for ``x``, not negative, begins and ends.
+
+    A single value is in its middle; 0 has no place on one that is logarithmic.
+    """
+    shown = x[x > 0] if log else x
+    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1.0, 1.0)
+    if high - low <= ALIKE * high:
+        low, high = (low / 10, high * 10) if log else (low / 2, 1.5 * high or 1.0)
+    if log:
+        return low, high * 1.1
+    return low - 0.01 * (high - low), high + 0.02 * (high - low)
 
 
 def loss_range(runs: Sequence[Run], *, whole: bool) -> tuple[float, float]:
@@ -224,22 +296,33 @@ def loss_range(runs: Sequence[Run], *, whole: bool) -> tuple[float, float]:
             noisy.append(stage.training.loss[stage.training.tokens >= begin])
     values, steps = np.concatenate(shown), np.concatenate(noisy)
     low, high = min(values.min(), np.quantile(steps, 0.002)), values.max()
-    margin = 0.05 * (high - low) or 0.5
+    alike = high - low <= ALIKE * max(abs(high), abs(low))
+    margin = 0.5 if alike else 0.05 * (high - low)
     return float(low - margin), float(high + margin)
 
 
 def thinned(x: FloatArray, y: FloatArray, *, log: bool) -> tuple[FloatArray, FloatArray]:
     """Return at most ``MOST_POINTS`` points that look the same: lowest and highest of each stretch.
 
-    Stretches are equally long on the axis, which is logarithmic if ``log``. ``x`` must rise.
+    Stretches are equally long on the axis, which is logarithmic if ``log``. Where ``x`` does not
+    rise, as it does in every run, there are no stretches, and all points are returned.
     """
-    if len(x) <= MOST_POINTS:
+    if len(x) <= MOST_POINTS or (np.diff(x) < 0).any():
         return x, y
     scaled = np.log(x) if log else x
     edges = np.linspace(scaled[0], scaled[-1], MOST_POINTS // 2 + 1)[:-1]
     starts = np.unique(np.searchsorted(scaled, edges))
     low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
     return np.repeat(x[starts], 2), np.stack([low, high], axis=1).ravel()
+
+
+def shortened(text: str, most: int) -> str:
+    """Return ``text`` on one line, of at most so many characters, an ellipsis for what is left."""
+    text = printable(text)
+    if len(text) <= most:
+        return text
+    begin = most // 2
+    return f"{text[:begin]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (most - 1 - begin) :]}"
 
 
 def tokens_text(count: float) -> str:

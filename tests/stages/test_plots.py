@@ -1,20 +1,34 @@
 """A picture of runs: what it shows is computed apart from drawing, and drawn the same each time."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import accepted, flmgrow
+from commands import accepted, flmgrow, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
-from flmgrow.stages.curves import Spent, curves, read_runs, smooth
-from flmgrow.stages.plots import KINDS, MOST_POINTS, Look, loss_range, picture, thinned, tokens_text
+from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
+from flmgrow.stages.plots import (
+    COLOURS,
+    KINDS,
+    MOST_POINTS,
+    Look,
+    loss_range,
+    picture,
+    shortened,
+    thinned,
+    tokens_text,
+    x_range,
+)
 from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord
 
 pytest.importorskip("matplotlib")
@@ -203,3 +217,172 @@ def test_matplotlib_is_named_where_it_is_missing(
     outcome = flmgrow("plot", run)
     assert outcome.code == 2
     assert "hint: pip install 'flmgrow[plot]'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "error", ["RuntimeError('no luck')", "ImportError('no luck')", r"ValueError('no\nluck')"]
+)
+def test_an_import_that_fails_is_told(
+    error: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """matplotlib is there, and reading its settings, or loading its compiled parts, fails."""
+    for module in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    (tmp_path / "matplotlib.py").write_text(f"raise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = error.partition("(")[0] + r": no(\\n| )luck"
+    pattern = rf"^error: the package matplotlib cannot be imported: {found}\nhint: .*MPLBACKEND"
+    refused(2, pattern, "plot", run, place=run)
+
+
+@pytest.mark.parametrize("loss", [1e308, -1e308, float("nan"), float("inf")])
+def test_losses_that_nothing_can_be_compared_with_are_left_out(loss: float, tmp_path: Path) -> None:
+    clean = stage_of("a", 1, 9)
+    wild: list[Record] = [step(10, loss, "a", {}), ValidationRecord(10, 2560, 100_000, loss, "a")]
+    file = write_records(tmp_path / "metrics.jsonl", [*clean, *wild])
+    outcome = accepted("plot", file)
+    assert outcome.out == f"{tmp_path / 'loss.png'}\n"
+    assert outcome.err == f"note: {file}: left out 2 losses, not finite or beyond 1e+09\n"
+    (found,) = read_runs([file])
+    ((stage,), (undisturbed,)) = (found.stages, curves([clean], "here"))
+    assert stage.smoothed.tolist() == undisturbed.smoothed.tolist()
+    assert stage.validation.loss.tolist() == undisturbed.validation.loss.tolist()
+    only = write_records(tmp_path / "only.jsonl", wild)
+    refused(3, "only.jsonl: holds no loss of .* can be drawn", "plot", only, place=tmp_path)
+
+
+@pytest.mark.parametrize("count", ["tokens", "flops"])
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(10**400, r"more than 1e\+40"), (-1, "fewer than 0")],
+    ids=["too many", "negative"],
+)
+def test_counts_that_no_run_has_are_refused(
+    count: str, value: int, found: str, tmp_path: Path
+) -> None:
+    changed: dict[str, Any] = {count: value}
+    records = [step(1, 2.0, "a", {}), replace(step(2, 2.0, "a", {}), **changed)]
+    file = write_records(tmp_path / "metrics.jsonl", records)
+    pattern = f"metrics.jsonl:2: {count}: found {found}, wanted 0 to"
+    refused(3, pattern, "plot", file, place=tmp_path)
+
+
+NAMES = {
+    "mathematics": r"$\frac{$",
+    "more of it": r"$\badmacro{x$",
+    "other script": "\N{CJK UNIFIED IDEOGRAPH-4E2D}\N{CJK UNIFIED IDEOGRAPH-6587}",
+    "right to left": "\N{HEBREW LETTER ALEF}\N{ARABIC LETTER BEH}\N{DEVANAGARI LETTER KA}",
+    "picture": "\N{ROCKET}",
+    "hidden": "_hidden",
+    "control": "a\tb\x1b[31m",
+    "long": "W" * 120,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    """Of stages and runs, alone and compared; nothing is said about it, and nothing fails."""
+    stages = [stage_of(name, 1, 3), stage_of(f"{name}2", 4, 3)]
+    run = write_run(tmp_path / name, stages)
+    other = write_run(tmp_path / f"{name}2", stages)
+    for kind, runs in (("png", [run]), ("pdf", [run]), ("svg", [run, other])):
+        out = tmp_path / f"out.{kind}"
+        outcome = accepted("plot", *runs, "--title", name, "--out", out)
+        assert (outcome.out, outcome.err) == (f"{out}\n", "")
+    if len(name) < 20 and name.isprintable():
+        # Over two panels two stages of each of two runs, then both runs, and the title.
+        text = (tmp_path / "out.svg").read_text()
+        assert (text.count(f">{name}</text>"), text.count(f">{name}2</text>")) == (6, 5)
+    elif name.isprintable():
+        assert "\N{HORIZONTAL ELLIPSIS}" in (tmp_path / "out.svg").read_text()
+
+
+def test_a_picture_full_of_long_names_keeps_its_curves(tmp_path: Path) -> None:
+    """Else matplotlib warns that no place is left for them, which is an error here."""
+    names = ["W" * 100 + str(number) for number in range(6)]
+    stages = [stage_of(name, 1 + 3 * number, 3) for number, name in enumerate(names[:3])]
+    runs = [write_run(tmp_path / name, stages) for name in names]
+    title = "\n".join(names[:3])
+    assert accepted("plot", *runs, "--title", title).err == ""
+    refused(2, "the title has 4 lines", "plot", *runs, "--title", f"{title}\n4", place=tmp_path)
+
+
+@given(st.text(max_size=40), st.integers(1, 20))
+def test_shortened_text_has_an_ellipsis(text: str, most: int) -> None:
+    short = shortened(text, most)
+    assert len(short) <= most
+    assert short.isprintable()
+    assert short == text or "\N{HORIZONTAL ELLIPSIS}" in short or not text.isprintable()
+
+
+def test_the_ends_of_a_long_name_stay() -> None:
+    assert shortened("one-long-name", 7) == "one\N{HORIZONTAL ELLIPSIS}ame"
+    assert shortened("one-long-name", 13) == "one-long-name"
+
+
+BARE: dict[str, list[Record]] = {
+    "one step": [step(1, 3.0, "a", {})],
+    "one step with masks": [step(1, 3.0, "a", {Dimension.FFN: 0.5})],
+    "equal counts": [replace(step(n, 3.0 / n, "a", {}), tokens=7, flops=7) for n in range(1, 4)],
+    "equal losses": [step(n, 3.0, "a", {}) for n in range(1, 4)],
+    "losses almost equal": [step(1, 3.0, "a", {}), step(2, np.nextafter(3.0, 4), "a", {})],
+    "nothing spent": [replace(step(n, 3.0, "a", {}), tokens=0, flops=0) for n in range(1, 4)],
+    "begins at nothing": [
+        replace(step(1, 3.0, "a", {Dimension.FFN: 0.5}), tokens=0, flops=0),
+        ValidationRecord(1, 0, 0, 3.0, "a"),
+        *stage_of("b", 2, MOST_POINTS + 1),
+    ],
+    "much": [replace(step(n, 3.0, "a", {}), tokens=n * 10**39) for n in range(1, 10)],
+    "falls": [step(n, 3.0, "a", {}) for n in range(MOST_POINTS + 1, 0, -1)],
+}
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("records", BARE.values(), ids=BARE)
+def test_little_is_drawn_too(records: list[Record], log: bool, tmp_path: Path) -> None:
+    file = write_records(tmp_path / "metrics.jsonl", records[:1])
+    file.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
+    outcome = accepted("plot", file, *["--log-x"] * log)
+    assert (outcome.out, outcome.err) == (f"{tmp_path / 'loss.png'}\n", "")
+
+
+@given(st.lists(st.floats(0, 1e40), min_size=1, max_size=5), st.booleans())
+def test_an_axis_shows_all_it_can(values: list[float], log: bool) -> None:
+    low, high = x_range(np.array(values), log=log)
+    assert low < high
+    assert not log or low > 0
+    assert all(low <= value <= high for value in values if value or not log)
+
+
+def test_a_step_alone_is_seen() -> None:
+    """In the middle of the picture, as a dot: a line of one point has no length."""
+    assert x_range(np.array([100.0]), log=False) == pytest.approx((49, 152))
+    assert x_range(np.array([100.0]), log=True) == pytest.approx((10, 1100))
+    dots = []
+    for count in (1, 2):
+        records = [step(number, 3.0, "a", {}) for number in range(1, count + 1)]
+        drawn = picture([Run("a", curves([records], ""))], "svg", Look()).decode()
+        dots.append(drawn.lower().count(f'style="fill: {COLOURS[0].lower()}'))
+    assert dots == [2, 0]  # one in each panel
+
+
+def test_a_place_that_cannot_be_written_is_refused_beforehand(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    for out, pattern in {
+        tmp_path / "nosuch" / "dir" / "a.png": "nosuch/dir is no folder.*hint: make the folder",
+        run / "01-small" / "metrics.jsonl" / "a.png": "metrics.jsonl is no folder",
+        folder: "folder.png: is a folder.*hint: name a picture in it.*folder.png/loss.png",
+        tmp_path: "is a folder, wanted the file of a picture",
+    }.items():
+        refused(2, pattern, "plot", run, "--out", out, place=tmp_path)
+    (run / "loss.png").mkdir()
+    refused(2, "loss.png: is a folder", "plot", run, place=tmp_path)
+
+
+def test_nothing_is_on_stderr_of_a_process(tmp_path: Path) -> None:
+    """What pytest may have caught is printed there: warnings, and the log of matplotlib."""
+    run = write_run(tmp_path / NAMES["other script"], [[step(1, 3.0, NAMES["other script"], {})]])
+    words = [sys.executable, "-m", "flmgrow", "plot", str(run), "--log-x"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    assert (done.stdout, done.stderr) == (f"{run / 'loss.png'}\n", "")
