@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
+from flmgrow.stages.run_folder import RunFolder
+from flmgrow.stages.schedule import read_schedule
+from flmgrow.stages.steps import Step, steps_of
 
 MODEL: dict[str, Any] = {
     "num_layers": 2,
@@ -25,6 +30,9 @@ MODEL: dict[str, Any] = {
 }
 LARGE = "--hidden-size 48 --ffn-hidden-size 176 --num-attention-heads 6 --num-layers 4".split()
 STEPS = 6
+NEWER = os.environ.get("FLMGROW_MEGATRON_019", "")
+"""A folder with megatron-core 0.19 unpacked in it, if there is one."""
+MANIFEST = "flmgrow.json"
 
 
 def make_data(folder: Path) -> Path:
@@ -106,11 +114,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def train(stage: Path, expect: int = 0) -> str:
-    """Train a stage, insist on its exit code, and return what it told."""
+def train(stage: Path, expect: int = 0, **variables: str) -> str:
+    """Train a stage, insist on its exit code, and return what it told.
+
+    ``variables`` are set in its environment.
+    """
     done = subprocess.run(
-        command(stage), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+        command(stage), env={**environment(), **variables},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == expect, done.stderr
     assert done.stdout == ""
     return done.stderr
@@ -126,3 +138,41 @@ def saved(stage: Path, iteration: int) -> dict[str, bytes]:
     """Return all files of a checkpoint of a stage."""
     folder = stage.parent / "checkpoints" / f"iter_{iteration:07d}"
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def prepared(schedule: Path, path: Path) -> tuple[RunFolder, list[Step]]:
+    """Write a run's files into its folder, and return that and the steps."""
+    folder = RunFolder(path, read_schedule(schedule))
+    folder.prepare(schedule)
+    return folder, list(steps_of(folder))
+
+
+def stand_in(finished: Path, folder: RunFolder, ran: list[str]) -> Callable[[tuple[str, ...]], int]:
+    """What puts in place, for each command, what the finished run has there."""
+
+    def carry_out(words: tuple[str, ...]) -> int:
+        ran.append(words[0])
+        made = Path(words[2] if words[0] != "train" else Path(words[1]).parent / "checkpoints")
+        original = finished / made.relative_to(folder.path)
+        if words[0] == "verify":
+            shutil.copy(original / MANIFEST, made / MANIFEST)
+            return 0
+        shutil.copytree(original, made)
+        if words[0] == "expand":
+            manifest = json.loads((made / MANIFEST).read_text())
+            (made / MANIFEST).write_text(json.dumps({**manifest, "receipt": None}))
+        return 0
+
+    return carry_out
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change values of a file of JSON; ``a__b`` is the ``b`` in ``a``."""
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        inside = content
+        for key in above:
+            inside = inside[key]
+        inside[last] = value
+    path.write_text(json.dumps(content))

@@ -2,8 +2,8 @@
 
 Loading is strict: every key megatron-core asks for must be there, and no other. What it got is
 compared with the legacy checkpoint it all began with, bit for bit. megatron-core 0.19 cannot be
-installed beside the one the tests use, nor on Python 3.11: its part is run if FLMGROW_MEGATRON_019
-names a folder with its wheel unpacked.
+installed beside the one the tests use: its part is run if FLMGROW_MEGATRON_019 names a folder with
+its wheel unpacked, as ``make test-slow`` sees to.
 """
 
 import os
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from growing import same_bits
 from megatron_runs import ROOT, torchrun, train_tiny
+from stage_runs import NEWER
 
 from flmgrow.cli.app import run
 from flmgrow.formats.megatron_optimizer import with_optimizer
@@ -28,7 +29,6 @@ from flmgrow.model.axes import full_box
 pytestmark = pytest.mark.xdist_group("real torch_dist")  # one process: what is trained is shared
 
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
-NEWER = os.environ.get("FLMGROW_MEGATRON_019", "")
 
 
 def run_megatron(

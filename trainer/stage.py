@@ -14,8 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, check_divisible
-from flmgrow.formats.strict_yaml import problems as problems
-from flmgrow.formats.strict_yaml import read_yaml as read_yaml
+from flmgrow.formats.strict_yaml import problems, read_yaml
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.stage_sections import (

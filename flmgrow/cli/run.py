@@ -61,6 +61,8 @@ def run(
         raise UsageError(f"--until {until}: no such stage", f"one of {', '.join(names)}")
     if launcher not in ("torchrun", "srun"):
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
+    if as_json and not dry_run:
+        raise UsageError("--json: shows a plan as data, wanted with --dry-run", "add --dry-run")
     folder = RunFolder(out or Path("runs") / schedule.stem, stages)
     if dry_run:
         _show(folder, list(steps_of(folder, until)), as_json)
@@ -91,6 +93,6 @@ def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
         print("\n".join(report.aligned(overview.stage_rows(planned, before))))
         for step in steps:
             if step.stage is planned:
-                print(f"$ {' '.join(('flmgrow', *step.words))}")
+                print(f"$ {step.command}")
         print()
     print("\n".join(report.aligned([overview.total_row(stages)])))

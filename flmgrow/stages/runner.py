@@ -31,7 +31,7 @@ def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None])
     for step in steps:
         if step.done():
             continue
-        say(f"$ {' '.join(('flmgrow', *step.words))}")
+        say(f"$ {step.command}")
         if code := launch(step.words):
             return code
         if not step.done():
@@ -57,7 +57,7 @@ def launch(words: tuple[str, ...]) -> int:
     def hand_on(number: int, _: FrameType | None) -> None:
         process.send_signal(number)
 
-    handled = (signal.SIGTERM, signal.SIGINT)
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, hand_on) for number in handled}
     try:
         code = process.wait()

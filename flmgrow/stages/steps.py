@@ -5,6 +5,7 @@ function did not change is verified; the next stage is trained. What runs, what 
 cluster, and what the documentation shows are the same commands.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,11 @@ class Step:
     stage: PlannedStage
     words: tuple[str, ...]
     done: Callable[[], bool]
+
+    @property
+    def command(self) -> str:
+        """The command as a shell takes it."""
+        return shlex.join(("flmgrow", *self.words))
 
     @property
     def trains(self) -> bool:
@@ -58,10 +64,10 @@ def _growth(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
 def submitted(step: Step, launcher: str, devices: int) -> str:
     """Return the command to submit for ``step`` on nodes with ``devices`` devices each."""
     if not step.trains:
-        return " ".join(("flmgrow", *step.words))
+        return step.command
     world = step.stage.stage.layout.world
     nodes, per_node = ceil(world / devices), min(world, devices)
-    module = f"-m flmgrow.trainer {step.words[1]}"
+    module = f"-m flmgrow.trainer {shlex.quote(step.words[1])}"
     if launcher == "srun":
         tasks = f"--nodes={nodes} --ntasks={world} --ntasks-per-node={per_node}"
         where = f"MASTER_ADDR={FIRST_NODE} MASTER_PORT={PORT}"

@@ -8,27 +8,39 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from commands import accepted, flmgrow
-from stage_runs import STEPS, environment, make_data, schedule_data, write_schedule
+from stage_runs import (
+    MANIFEST,
+    STEPS,
+    edit,
+    environment,
+    make_data,
+    prepared,
+    schedule_data,
+    stand_in,
+    write_schedule,
+)  # fmt: skip
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.manifest_file import family, read_manifest, training_of
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.stages.run_folder import RunFolder
+from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.runner import StepNotDoneError, launch, run_steps
 from flmgrow.stages.schedule import read_schedule
-from flmgrow.stages.steps import Step, steps_of
+from flmgrow.stages.steps import steps_of
 from flmgrow.trainer.metrics import StepRecord, read_metrics
 
 pytestmark = pytest.mark.xdist_group("runs")
 
 ORDER = ["train", "expand", "verify", "train"]
-MANIFEST = "flmgrow.json"
+
+
+SMALL, START, LARGE = "01-small/checkpoints", "02-large/start", "02-large/checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -91,29 +103,110 @@ def test_a_run_that_is_done_does_nothing(schedule: Path, finished: Path) -> None
     assert outcome.out == f"{finished / '02-large' / 'checkpoints'}\n"
 
 
-def stand_in(finished: Path, folder: RunFolder, ran: list[str]) -> Callable[[tuple[str, ...]], int]:
-    """What puts in place, for each command, what the finished run has there."""
-
-    def carry_out(words: tuple[str, ...]) -> int:
-        ran.append(words[0])
-        made = Path(words[2] if words[0] != "train" else Path(words[1]).parent / "checkpoints")
-        original = finished / made.relative_to(folder.path)
-        if words[0] == "verify":
-            shutil.copy(original / MANIFEST, made / MANIFEST)
-            return 0
-        shutil.copytree(original, made)
-        if words[0] == "expand":
-            manifest = json.loads((made / MANIFEST).read_text())
-            (made / MANIFEST).write_text(json.dumps({**manifest, "receipt": None}))
-        return 0
-
-    return carry_out
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The run that was carried out, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "copied"))
 
 
-def prepared(schedule: Path, path: Path) -> tuple[RunFolder, list[Step]]:
-    folder = RunFolder(path, read_schedule(schedule))
-    folder.prepare(schedule)
-    return folder, list(steps_of(folder))
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        ([SMALL], []),
+        (["01-small", LARGE], ["train"]),
+        ([SMALL, START], []),
+        ([START], []),
+        ([LARGE], ["train"]),
+        ([START, LARGE], ORDER[1:]),
+        ([SMALL, START, LARGE], ORDER),
+    ],
+)
+def test_what_was_grown_and_verified_outlives_its_source(
+    schedule: Path, finished: Path, copied: Path, gone: list[str], left: list[str]
+) -> None:
+    """The last two are the control: where nothing speaks of a stage any more, it is done again."""
+    for name in gone:
+        shutil.rmtree(copied / name)
+    folder, steps = prepared(schedule, copied)
+    ran: list[str] = []
+    assert run_steps(steps, stand_in(finished, folder, ran), lambda _: None) == 0
+    assert ran == left
+    assert all(step.done() for step in steps)
+
+
+@pytest.mark.parametrize("receipt", [None, {"equal": False, "source": "checkpoints"}])
+@pytest.mark.parametrize("gone", [SMALL, f"{SMALL}/iter_0000006"])
+def test_a_start_without_proof_or_source_stops_the_run(
+    schedule: Path, copied: Path, receipt: Any, gone: str
+) -> None:
+    edit(copied / START / MANIFEST, receipt=receipt)
+    prepared(schedule, copied)  # the source is there: it can be verified
+    shutil.rmtree(copied / gone)
+    outcome = flmgrow("run", schedule, "--out", copied)
+    assert outcome.code == 2
+    assert f"error: {copied / START}: is not verified, and what it grew from is no" in outcome.err
+    assert "hint: restore those checkpoints" in outcome.err
+
+
+def test_training_that_passed_no_gate_proves_nothing(schedule: Path, copied: Path) -> None:
+    """What a stage has saved tells of its start, verified or not."""
+    for path in (copied / LARGE).glob("iter_*/flmgrow_training.json"):
+        (*ancestors, start) = json.loads(path.read_text())["family"]
+        edit(path, family=[*ancestors, {**start, "receipt": None}])
+    shutil.rmtree(copied / START)
+    _, steps = prepared(schedule, copied)
+    assert [step.done() for step in steps] == [True, False, False, True]
+    shutil.rmtree(copied / SMALL)
+    with pytest.raises(UsageError, match="is not verified, and what it grew from"):
+        prepared(schedule, copied)
+
+
+def test_all_that_came_before_a_verified_growth_is_done(
+    schedule: Path, finished: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(schedule.read_text())
+    content["stages"].append({"name": "again", "training": {"steps": 2}})
+    longer = write_schedule(tmp_path, content)
+    large = read_schedule(longer)[1]
+    start = tmp_path / "run" / "03-again" / "start"
+    start.mkdir(parents=True)
+    shutil.copy(finished / START / MANIFEST, start)
+    member = {"name": "large", "iteration": 12, "parameters": parameter_count(large.config)}
+    edit(start / MANIFEST, source__family=[member])
+    _, steps = prepared(longer, tmp_path / "run")
+    assert [step.done() for step in steps] == [*[True] * 6, False]
+    edit(start / MANIFEST, source__family=[{**member, "iteration": 11}])
+    with pytest.raises(UsageError, match=r"03-again: grew .* 11, the schedule has 12"):
+        prepared(longer, tmp_path / "run")
+
+
+@pytest.mark.parametrize("without", [[], [START]])
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("tokens", {"carried__tokens": 1}),
+        ("name", {"stage": "other"}),
+        ("data", {"carried__data": "0" * 32}),
+        ("iteration", None),
+    ],
+)
+def test_a_receipt_speaks_of_the_checkpoint_that_is_there(
+    schedule: Path, copied: Path, without: list[str], key: str, change: dict[str, Any] | None
+) -> None:
+    for name in without:
+        shutil.rmtree(copied / name)
+    prepared(schedule, copied)
+    if change is None:
+        (copied / SMALL / "latest_checkpointed_iteration.txt").write_text("3")
+    else:
+        edit(copied / SMALL / "iter_0000006" / "flmgrow_training.json", **change)
+    if key == "data" and without:  # what a stage has saved does not tell this of its ancestors
+        prepared(schedule, copied)
+        return
+    outcome = flmgrow("run", schedule, "--out", copied)
+    assert outcome.code == 2
+    assert f"02-large: grew from a checkpoint whose {key} is " in outcome.err
+    assert f", {copied / SMALL} has " in outcome.err
 
 
 @pytest.mark.parametrize("stopped", range(len(ORDER)))
@@ -186,25 +279,26 @@ CHANGES: dict[str, tuple[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("gone", [[], [SMALL], [SMALL, LARGE]])
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_stage_that_has_begun_stays_what_it_is(
-    schedule: Path, finished: Path, tmp_path: Path, key: str
+    schedule: Path, copied: Path, tmp_path: Path, key: str, gone: list[str]
 ) -> None:
+    for name in gone:
+        shutil.rmtree(copied / name)
     section, value = CHANGES[key]
     content = yaml.safe_load(schedule.read_text())
     content["stages"][0] = content["stages"][0] | {section: value}
     changed = write_schedule(tmp_path, content)
-    before = (finished / "01-small" / "stage.yaml").read_bytes()
-    outcome = flmgrow("run", changed, "--out", finished)
+    before = (copied / "01-small" / "stage.yaml").read_bytes()
+    outcome = flmgrow("run", changed, "--out", copied)
     assert outcome.code == 2
     assert f"01-small/stage.yaml: {key} is " in outcome.err
     assert "hint: this stage has begun" in outcome.err
-    assert (finished / "01-small" / "stage.yaml").read_bytes() == before
+    assert (copied / "01-small" / "stage.yaml").read_bytes() == before
 
 
-def test_a_stage_may_be_watched_otherwise(schedule: Path, finished: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "run"
-    shutil.copytree(finished, copied)
+def test_a_stage_may_be_watched_otherwise(schedule: Path, copied: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(schedule.read_text())
     content |= {"log": {"every": 3}, "guard": {"spike": 4.0}, "checkpoint": {"every": 2}}
     accepted("run", write_schedule(tmp_path, content), "--out", copied)
@@ -213,15 +307,27 @@ def test_a_stage_may_be_watched_otherwise(schedule: Path, finished: Path, tmp_pa
 
 
 def test_only_the_last_stage_can_be_made_longer(
-    schedule: Path, finished: Path, tmp_path: Path
+    schedule: Path, copied: Path, tmp_path: Path
 ) -> None:
-    copied = tmp_path / "run"
-    shutil.copytree(finished, copied)
     for stage, allowed in ((0, False), (1, True)):
         content = yaml.safe_load(schedule.read_text())
         content["stages"][stage]["training"]["steps"] += 1
         words = ("run", write_schedule(tmp_path, content), "--out", copied, "--print-commands")
         assert flmgrow(*words).code == (0 if allowed else 2)
+
+
+def test_no_stage_ends_before_where_it_is(schedule: Path, copied: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(schedule.read_text())
+    content["stages"][1]["training"]["steps"] -= 1
+    shorter = write_schedule(tmp_path, content)
+    outcome = flmgrow("run", shorter, "--out", copied)
+    assert outcome.code == 2
+    assert (
+        f"error: {shorter}: stage large: training.steps: end it at iteration 11, it has been "
+        "trained to 12\nhint: give at least 6 steps"
+    ) in outcome.err
+    (copied / LARGE / "latest_checkpointed_iteration.txt").write_text("9")  # it is not there yet
+    prepared(shorter, copied)
 
 
 def test_commands_to_submit(schedule: Path, finished: Path, tmp_path: Path) -> None:
@@ -255,6 +361,7 @@ def test_a_dry_run_writes_nothing(schedule: Path, tmp_path: Path) -> None:
         (("--until", "huge"), "--until huge: no such stage"),
         (("--launcher", "mpirun"), "--launcher mpirun: wanted torchrun or srun"),
         (("--gpus-per-node", "0"), "gpus-per-node"),
+        (("--json",), "--json: shows a plan as data, wanted with --dry-run"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -266,11 +373,7 @@ def test_wrong_options_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tracker_that_names_no_number_is_refused(
-    schedule: Path, finished: Path, tmp_path: Path
-) -> None:
-    copied = tmp_path / "run"
-    shutil.copytree(finished, copied)
+def test_a_tracker_that_names_no_number_is_refused(schedule: Path, copied: Path) -> None:
     tracker = copied / "01-small" / "checkpoints" / "latest_checkpointed_iteration.txt"
     tracker.write_text("soon")
     outcome = flmgrow("run", schedule, "--out", copied)

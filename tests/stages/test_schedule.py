@@ -6,6 +6,8 @@ import copy
 import json
 import math
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import yaml
 from commands import accepted, flmgrow
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_runs import prepared
 from test_structure import ROOT
 
+from flmgrow.formats.megatron import TRACKER
+from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.schedule import PlannedStage, merge, read_schedule
+from flmgrow.stages.run_folder import encoded
+from flmgrow.stages.schedule import LONGEST_NAME, PlannedStage, merge, read_schedule
+from flmgrow.stages.steps import submitted
 
 PAPER = ROOT / "configs" / "flm-101b.yaml"
 TINY = ROOT / "configs" / "tiny.yaml"
@@ -166,14 +173,27 @@ def test_merging_leaves_what_is_merged(tmp_path: Path) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "smaller": ({"large": {"model": {"hidden_size": 16}}}, "stage large: .*16"),
-    "fewer layers": ({"large": {"model": {"num_layers": 1}}}, "stage large: layer: wanted 1"),
+    "fewer layers": (
+        {"large": {"model": {"num_layers": 1}}}, "stage large: model.num_layers: wanted 1, the",
+    ),
     "larger heads": ({"large": {"model": {"kv_channels": 16}}}, "the head size cannot grow"),
     "other norm": (
         {"large": {"model": {"normalization": "rmsnorm"}}},
         "model.normalization: growth changes sizes only",
     ),
-    "misspelt": ({"large": {"growth": {"methods": "mask"}}}, "growth: methods: extra inputs"),
-    "unknown method": ({"large": {"growth": {"method": "magic"}}}, "magic"),
+    "misspelt": ({"large": {"growth": {"methods": "mask"}}}, "stage large: growth: methods: "),
+    "unknown method": (
+        {"large": {"growth": {"method": "magic"}}},
+        "stage large: growth.method magic: 'magic' is no method for width",
+    ),
+    "unknown kind of layers": (
+        {"large": {"growth": {"new_layers": "old"}}}, "stage large: growth.new_layers old: wanted",
+    ),
+    "growth that is no mapping": (
+        {"large": {"growth": False}}, "stage large: growth: is False, wanted a mapping",
+    ),
+    "growth by a word": ({"large": {"growth": "mask"}}, "growth: is 'mask', wanted a mapping"),
+    "growth of nothing": ({"large": {"growth": []}}, r"growth: is \[\], wanted a mapping"),
     "zero with tied LayerNorm": (
         {"large": {"growth": {"method": "zero"}}}, "stage large: .*tied",
     ),
@@ -182,10 +202,35 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "one name twice": ({"large": {"name": "small"}}, "two stages are called small"),
     "a path for a name": ({"large": {"name": "../x"}}, "wanted letters, digits"),
     "no name": ({"large": {"name": None}}, "stage 2: has no name"),
+    "a number for a name": ({"large": {"name": 51}}, "stage 2: name is 51, wanted a text"),
+    "a list for a name": ({"large": {"name": ["x"]}}, r"stage 2: name is \['x'\], wanted a text"),
+    "a stage by its name": ({"stages": ["large"]}, "stage 1: is 'large', wanted a mapping"),
+    "a long name": ({"large": {"name": "x" * 101}}, "stage 2: name has 101 bytes, wanted at most"),
+    "a name of long letters": ({"large": {"name": "\u5927" * 34}}, "stage 2: name has 102 bytes"),
     "uneven layers": (
-        {"large": {"layout": {"pp": 2, "pipeline_layers": [1, 1]}}}, "stage large: ",
+        {"large": {"layout": {"pp": 2, "pipeline_layers": [1, 1]}}}, "stage large: layout: ",
     ),
-    "too many ranks": ({"large": {"layout": {"tp": 4}}}, "stage large: .*TP4"),
+    "layers that do not spread": (
+        {"large": {"layout": {"pp": 2}}},
+        "(?s)stage large: layout: 3 layers cannot .*hint: give layout.pipeline_layers with 2 numb",
+    ),
+    "too many ranks": ({"large": {"layout": {"tp": 4}}}, "stage large: layout: TP4 cannot split"),
+    "too many ranks at first": ({"layout": {"tp": 3}}, "stage small: layout: TP3 cannot split"),
+    "heads that do not divide": (
+        {"model": {"num_attention_heads": 5}},
+        "stage small: model.hidden_size 32 is no multiple of num_attention_heads 5",
+    ),
+    "too few positions": (
+        {"model": {"positions": "learned", "max_position_embeddings": 8}},
+        "stage small: data.sequence_length 32: the model has 8 positions",
+    ),
+    "a checkpoint to begin with": (
+        {"checkpoint": {"load": "x"}}, "schedule.yaml: checkpoint.load: is 'x', but the run's",
+    ),
+    "a folder of its own": (
+        {"large": {"checkpoint": {"folder": "x"}}}, "stage large: checkpoint.folder: is 'x', but",
+    ),
+    "metrics elsewhere": ({"log": {"metrics": "x"}}, "schedule.yaml: log.metrics: is 'x', but"),
     "no stages": ({"stages": []}, "has no stages"),
     "stages by name": ({"stages": {"small": {}}}, "has no list of stages"),
 }  # fmt: skip
@@ -194,7 +239,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_cannot_be_carried_out_is_refused(case: str, tmp_path: Path) -> None:
     changes, message = WRONG[case]
-    if case in ("no stages", "stages by name"):
+    if "stages" in changes:
         path = tmp_path / "schedule.yaml"
         path.write_text(yaml.safe_dump(BASE | changes))
     else:
@@ -215,3 +260,88 @@ def test_the_first_stage_grows_from_nothing(tmp_path: Path) -> None:
     outcome = flmgrow("run", path, "--dry-run")
     assert outcome.code == 2
     assert "stage small: growth: the first stage has nothing to grow from" in outcome.err
+
+
+def test_what_is_nearly_refused_is_planned(tmp_path: Path) -> None:
+    """Of the refusals above, what lies just on the other side."""
+    name = "x" * LONGEST_NAME
+    _, large = planned(tmp_path, large={"name": name, "growth": None}, checkpoint={"load": None})
+    assert large.folder == f"02-{name}"
+    _, large = planned(tmp_path, large={"name": "51", "growth": {}}, checkpoint={"every": 2})
+    assert large.stage.name == "51"
+    assert large.stage.checkpoint.every == 2
+
+
+def begun(schedule: Path, out: Path) -> None:
+    """Make a run's folder in which each stage has begun, as far as folders tell."""
+    prepared(schedule, out)
+    for made in ("01-small/checkpoints/iter_0000006", "02-large/start", "02-large/checkpoints"):
+        (out / made).mkdir(parents=True)
+    (out / "01-small" / "checkpoints" / TRACKER).write_text("6")
+
+
+@pytest.mark.parametrize("name", ["huge", None])
+def test_a_stage_that_the_schedule_does_not_have_is_refused(
+    tmp_path: Path, name: str | None
+) -> None:
+    """It was renamed, or taken out; a folder that is no stage's may lie there."""
+    schedule, out = written(tmp_path), tmp_path / "out"
+    begun(schedule, out)
+    (out / "03-plots").mkdir()
+    (out / "notes").mkdir()
+    (out / "notes" / "stage.yaml").write_text("")
+    prepared(schedule, out)
+    content = yaml.safe_load(schedule.read_text())
+    last = content["stages"].pop()
+    content["stages"] += [] if name is None else [{**last, "name": name}]
+    schedule.write_text(yaml.safe_dump(content))
+    outcome = flmgrow("run", schedule, "--out", out, "--print-commands")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"error: {out / '02-large'}: is a stage that the schedule does not have" in outcome.err
+    assert "may be removed" not in outcome.err
+    for made in ("start", "checkpoints"):
+        (out / "02-large" / made).rmdir()
+    assert "may be removed" in flmgrow("run", schedule, "--out", out).err
+
+
+@pytest.mark.parametrize("name", ["01-small/stage.yaml", "02-large/growth.yaml"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [", "is not YAML that can be read"),
+        (b"\xff", "is not YAML that can be read"),
+        (b"- a\n", "found ['a'], wanted a mapping"),
+        (b"", "found nothing, wanted a mapping"),
+    ],
+)
+def test_a_file_of_the_run_that_cannot_be_read_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    schedule, out = written(tmp_path), tmp_path / "out"
+    begun(schedule, out)
+    (out / name).write_bytes(content)
+    outcome = flmgrow("run", schedule, "--out", out)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {out / name}: {message}")
+    assert "hint: restore it from a copy, or give another --out" in outcome.err
+
+
+def test_a_name_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
+    content = {"a": "1e3", "b": "089", "c": "-.5", "d": "no", "e": 3e-4, "f": "x", "g": ""}
+    (tmp_path / "x.yaml").write_bytes(encoded(content))
+    assert read_yaml(tmp_path / "x.yaml") == content
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_a_shell_reads_paths_as_they_are(tmp_path: Path, launcher: str) -> None:
+    """As the shell itself tells; what is its to find out, it finds out."""
+    _, steps = prepared(written(tmp_path), tmp_path / "my run's; $HOME")
+    tell = '() { printf \'%s\\0\' "$MASTER_ADDR" "$@"; }; '
+    for step in steps:
+        line = submitted(step, launcher, 1)
+        script = f"scontrol() {{ echo node; }}; srun{tell}torchrun{tell}flmgrow{tell}{line}"
+        told = subprocess.check_output(["bash", "-c", script], env={"PATH": "/usr/bin:/bin"})
+        first, *words = told.decode().removesuffix("\0").split("\0")
+        assert first == ("node" if step.trains and launcher == "srun" else "")
+        assert words[-1] == step.words[-1]
+        assert shlex.split(step.command) == ["flmgrow", *step.words]

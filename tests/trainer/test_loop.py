@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -272,55 +273,63 @@ def test_what_contradicts_the_checkpoint_is_refused(
     assert told.count("error: ") == 1
 
 
+USUAL = [("float32", "torch_dist"), ("bfloat16", "megatron")]
+OTHER = [("float32", "megatron"), ("bfloat16", "torch_dist")]
+# Every layout in both precisions and both formats; and all four pairs of these in two of them.
+RESUMED = [
+    (name, *kind)
+    for name, kind in (
+        *product(LAYOUTS, USUAL),
+        *product(("tp2 pp2", "dp2 distributed"), OTHER),
+    )
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file_format", ["megatron", "torch_dist"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("name", "precision", "file_format"), RESUMED)
 def test_resuming_is_bit_equal_in_every_layout(
     data: Path, tmp_path: Path, name: str, precision: str, file_format: str
 ) -> None:
-    def stage(folder: str, steps: int) -> Path:
-        content = stage_data(
-            data,
-            model={**MODEL, "num_layers": 4},
-            layout=LAYOUTS[name],
-            training={"steps": steps, "precision": precision},
-            checkpoint={"every": 2, "keep": 2, "format": file_format},
-        )
-        return write_stage(tmp_path / folder, content)
-
-    whole, half = stage("whole", 4), stage("parts", 2)
+    """The run is taken up from what it had saved half-way, as after a kill."""
+    content = stage_data(
+        data,
+        model={**MODEL, "num_layers": 4},
+        layout=LAYOUTS[name],
+        training={"steps": 4, "precision": precision},
+        checkpoint={"every": 2, "keep": 2, "format": file_format},
+    )
+    whole = write_stage(tmp_path / "whole", content)
     train(whole)
-    train(half)
-    parts = stage("parts", 4)
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    parts = tmp_path / "parts" / "stage.yaml"
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "iter_0000004")
+    (tmp_path / "parts" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
     train(parts)
     assert losses(parts) == losses(whole)
     assert saved(parts, 4) == saved(whole, 4)
 
 
 @pytest.fixture(scope="module")
-def grown_on_one_rank(
-    data: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def grown_on_one_rank(data: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage that began with a grown checkpoint, on one rank."""
     stage = grown(whole, tmp_path_factory.mktemp("grown"), data, "--ramp-steps", "4")
     train(stage)
-    return metrics(stage)
+    return stage
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_grown_checkpoint_goes_on_alike_in_any_layout(
-    data: Path,
-    whole: Path,
-    grown_on_one_rank: list[dict[str, Any]],
-    tmp_path: Path,
-    name: str,
+    grown_on_one_rank: Path, tmp_path: Path, name: str
 ) -> None:
     """Written for one rank, read by others; masks at 0, 0.25, 0.5, 0.75 and open."""
-    stage = grown(whole, tmp_path, data, "--ramp-steps", "4", layout=LAYOUTS[name])
+    content = yaml.safe_load(grown_on_one_rank.read_text())
+    start = str(grown_on_one_rank.parent / "start")
+    content |= {"layout": LAYOUTS[name], "checkpoint": {"load": start}}
+    stage = write_stage(tmp_path, content)
     train(stage)
-    found = metrics(stage)
-    assert len(found) == len(grown_on_one_rank)
-    for one, other in zip(grown_on_one_rank, found, strict=True):
+    alone, found = metrics(grown_on_one_rank), metrics(stage)
+    assert len(found) == len(alone)
+    for one, other in zip(alone, found, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=2e-6), one["step"]
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-5), one["step"]
