@@ -33,6 +33,9 @@ REMEDIES = {
     errno.EACCES: "make the folder writable",
     errno.EPERM: "make the folder writable",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENOTDIR: "name another place: a file lies where a folder is wanted",
+    errno.EISDIR: "name another place: a folder lies where a file is wanted",
+    errno.ENAMETOOLONG: "give a shorter name",
 }
 NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}
 NO_FLAGGED_RENAME = {errno.ENOSYS, errno.EINVAL}

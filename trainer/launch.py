@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from flmgrow.errors import LostRankError, tell
-from flmgrow.trainer.processes import end_with_parent
+from flmgrow.trainer.processes import end_with_parent, stopping_signals
 
 GRACE = 5.0
 """Seconds that ranks have to end by themselves once one of them has failed."""
@@ -36,10 +36,7 @@ def launch(stage: Path, world: int) -> int:
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     ranks = [_start(stage, rank, world, environment) for rank in range(world)]
     signals = _HandedOn(ranks)
-    handlers = {
-        number: signal.signal(number, signals.hand_on)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    }
+    handlers = {number: signal.signal(number, signals.hand_on) for number in stopping_signals()}
     try:
         code, rank = _first_failure(ranks)
         if code < 0 and not signals.asked:

@@ -29,6 +29,7 @@ from flmgrow.trainer.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
+from flmgrow.trainer.processes import stopping_signals
 from flmgrow.trainer.reporting import Reporter, say
 from flmgrow.trainer.saving import Saving
 from flmgrow.trainer.setting import Setting, setting_of
@@ -37,16 +38,13 @@ from flmgrow.trainer.stage_data import StageData, open_data
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import arguments_of, build
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals after which a run saves and stops."""
-
 
 class Stop:
     """Whether a signal asked the run to stop; a second one takes its usual effect."""
 
     def __init__(self) -> None:
         self.number = 0
-        self._before = {number: signal.signal(number, self._asked) for number in STOPPING}
+        self._before = {number: signal.signal(number, self._asked) for number in stopping_signals()}
 
     def _asked(self, number: int, _: FrameType | None) -> None:
         self.number = number

@@ -74,6 +74,15 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def stopping_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals after which a run saves and stops; a hang-up only if nohup does not say
+    that it is none.
+    """
+    always = (signal.SIGTERM, signal.SIGINT)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return always if ignored else (*always, signal.SIGHUP)
+
+
 def end_with_parent(parent: int) -> None:
     """Let this process be killed when its ``parent`` dies, however that happens."""
     if sys.platform == "linux":

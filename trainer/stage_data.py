@@ -32,7 +32,7 @@ def open_data(data: DataSection) -> StageData:
 
     Raises UsageError or BadDataError for what cannot be read or is too short.
     """
-    tokenizer = open_tokenizer(data.tokenizer, data.eod)
+    tokenizer = _tokenizer(data)
     weights = weights_of([str(corpus.weight) for corpus in data.corpora])
     spans = [_split(corpus, data) for corpus in data.corpora]
     used = [
@@ -55,6 +55,15 @@ def open_data(data: DataSection) -> StageData:
         _corpus(c, tokenizer, data, span) for c, (_, span) in zip(data.corpora, spans, strict=True)
     ]
     return StageData(tokenizer, training, rest[0] if len(rest) == 1 else Blend(rest, weights))
+
+
+def _tokenizer(data: DataSection) -> Tokenizer:
+    """Return the tokenizer; errors speak of the section's keys instead of the command's options."""
+    try:
+        return open_tokenizer(data.tokenizer, data.eod)
+    except UsageError as error:
+        message, hint = (text.replace("--", "data.") for text in (error.message, error.hint))
+        raise UsageError(message, hint) from None
 
 
 def _split(corpus: CorpusSection, data: DataSection) -> tuple[range, range]:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.stages.steps import Step
-from flmgrow.trainer.processes import end_with_parent
+from flmgrow.trainer.processes import end_with_parent, stopping_signals
 
 Launch = Callable[[tuple[str, ...]], int]
 
@@ -57,8 +57,7 @@ def launch(words: tuple[str, ...]) -> int:
     def hand_on(number: int, _: FrameType | None) -> None:
         process.send_signal(number)
 
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, hand_on) for number in handled}
+    before = {number: signal.signal(number, hand_on) for number in stopping_signals()}
     try:
         code = process.wait()
     finally:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,10 @@ def test_a_closed_terminal_stops_it_as_a_request_does(
     content = stage_data(data, training={"steps": 400}, log={"every": 1})
     stage = write_stage(tmp_path, {**content, "checkpoint": {}})
     reader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    process = subprocess.Popen(command(stage), env=environment(), stderr=reader.stdin)
+    process = subprocess.Popen(
+        command(stage), env=environment(), stderr=reader.stdin,
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
+    )  # fmt: skip
     assert reader.stdin is not None
     reader.stdin.close()
     log = tmp_path / "metrics.jsonl"
@@ -138,3 +142,17 @@ def test_a_closed_terminal_stops_it_as_a_request_does(
     process.send_signal(number)
     assert process.wait(60) == 128 + number
     assert len(list((tmp_path / "checkpoints").glob("iter_*"))) == 1
+
+
+def test_nohup_is_heeded(data: Path, tmp_path: Path) -> None:
+    stage = write_stage(tmp_path, stage_data(data, training={"steps": 40}))
+    process = subprocess.Popen(
+        command(stage), env=environment(), stderr=subprocess.DEVNULL,
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or log.read_text().count("\n") < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert len(metrics(stage)) == 40
