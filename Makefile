@@ -6,6 +6,8 @@ BIN := .venv/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.installed
+# A file's tests share what they train: one process for each file.
+SPREAD := --numprocesses auto --dist loadfile
 NEWEST := megatron-core==0.19.2
 NEWER := .venv/megatron-core-0.19
 MAKEFLAGS += --no-print-directory
@@ -35,10 +37,10 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 test: setup
-	@$(PY) -m pytest --numprocesses auto --dist loadgroup -m "not slow"
+	@$(PY) -m pytest $(SPREAD) -m "not slow"
 
 test-slow: setup $(NEWER)/.installed
-	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest --numprocesses auto --dist loadgroup -m slow
+	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m slow
 
 # What the newest megatron-core does is tested beside the one that this Python can install.
 $(NEWER)/.installed: $(STAMP)

@@ -27,8 +27,6 @@ from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.surgery.weights import CheckpointWeights
 
-pytestmark = pytest.mark.xdist_group("real megatron")  # one process: what is trained is shared
-
 VOCAB = 300
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 LAYOUTS = {"tp4": "--tp 4 --pp 1", "vpp": "--tp 1 --pp 2 --vpp 2"}

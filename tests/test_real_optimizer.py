@@ -21,8 +21,6 @@ from test_real_megatron import ALL, GROUPS
 
 from flmgrow.cli.app import run
 
-pytestmark = pytest.mark.xdist_group("real optimizer")  # one process: what is trained is shared
-
 STEPS, STOP = 6, 3
 KINDS = {
     "plain": "",

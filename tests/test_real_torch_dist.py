@@ -26,8 +26,6 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.torch_dist_contents import DistFolder
 from flmgrow.model.axes import full_box
 
-pytestmark = pytest.mark.xdist_group("real torch_dist")  # one process: what is trained is shared
-
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
 
 

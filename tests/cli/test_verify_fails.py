@@ -167,7 +167,8 @@ def test_every_mistake_is_found_by_the_check_it_is_for(name: str, tmp_path: Path
 def test_the_function_shows_a_mistake_without_any_manifest(name: str, tmp_path: Path) -> None:
     mistake = MISTAKES[name]
     source, grown = make(mistake, tmp_path)
-    (grown / "flmgrow.json").unlink()
+    for manifest in grown.rglob("flmgrow.json"):
+        manifest.unlink()
     code, found = verdicts(source, grown)
     assert code == (1 if mistake.function else 0)
     assert found["function"] == ("DIFFERENT" if mistake.function else "ok")

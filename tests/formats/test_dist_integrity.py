@@ -22,6 +22,10 @@ from flmgrow.surgery.plan import LayoutWish
 INTEGRITY = "integrity.json"
 
 
+MANIFEST = "flmgrow.json"
+"""flmgrow's own, which is written when all sums are known."""
+
+
 def folder_of(checkpoint: Path) -> Path:
     (folder,) = checkpoint.glob("iter_*")
     return folder
@@ -34,7 +38,7 @@ def manifest_of(folder: Path) -> str:
     sums = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir(), key=str)
-        if path.name != INTEGRITY
+        if path.name not in (INTEGRITY, MANIFEST)
     }
     return json.dumps({"algorithm": "sha256", "files": sums}, indent=2)
 
@@ -118,8 +122,9 @@ def test_legacy_files_are_not_summed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_flipped_bit_is_found_in_any_file(tmp_path: Path) -> None:
     source = make_dist_checkpoint(tmp_path, "llama", 2)
     grow_checkpoint(source, tmp_path / "out")
-    (tmp_path / "out" / "flmgrow.json").unlink()
     folder = folder_of(tmp_path / "out")
+    for manifest in (tmp_path / "out" / MANIFEST, folder / MANIFEST):
+        manifest.unlink()
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         place = len(content) // 2

@@ -29,7 +29,10 @@ def folder_of(checkpoint: Path) -> Path:
 
 
 def files_of(checkpoint: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder_of(checkpoint).iterdir()}
+    """A checkpoint's files, but for the manifest, which says where it came from."""
+    found = {path.name: path.read_bytes() for path in folder_of(checkpoint).iterdir()}
+    found.pop("flmgrow.json", None)
+    return found
 
 
 def common_state(folder: Path) -> Any:

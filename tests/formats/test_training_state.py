@@ -1,6 +1,7 @@
 """What a run knows of its past comes back from its file to the last bit, or is refused by name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def masks(draw: st.DrawFn) -> dict[Dimension, Mask]:
     }
 
 
+def of_a_stage(state: TrainingState) -> TrainingState:
+    """The state, at or after the begin of its stage."""
+    return replace(state, iteration=max(state.iteration, state.stage_begin))
+
+
 STATES = st.builds(
     TrainingState,
     iteration=COUNTS,
@@ -52,7 +58,7 @@ STATES = st.builds(
     masks=masks(),
     losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(tuple),
     family=st.lists(st.fixed_dictionaries({"name": st.text(), "parameters": COUNTS})).map(tuple),
-)
+).map(of_a_stage)
 
 
 @given(STATES)

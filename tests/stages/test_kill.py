@@ -13,7 +13,7 @@ from stage_runs import environment, make_data, schedule_data, write_schedule
 
 from flmgrow.trainer.metrics import StepRecord, read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.slow
 
 KILLS = 20
 PATIENCE = 120.0

@@ -35,8 +35,6 @@ from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import steps_of
 from flmgrow.trainer.metrics import StepRecord, read_metrics
 
-pytestmark = pytest.mark.xdist_group("runs")
-
 ORDER = ["train", "expand", "verify", "train"]
 
 

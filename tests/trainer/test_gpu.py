@@ -21,7 +21,6 @@ from stage_runs import (
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-    pytest.mark.xdist_group("gpu"),
 ]
 
 STEPS = 20

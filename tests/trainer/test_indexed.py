@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmgrow.errors import BadDataError
-from flmgrow.trainer.indexed import CODES, Index, index_bytes, index_size, read_index
+from flmgrow.trainer.indexed import CODES, Index, Lengths, index_bytes, index_size, read_index
 
 LENGTHS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)
 DTYPES = st.sampled_from(list(CODES))
@@ -22,6 +22,10 @@ def written(path: Path, lengths: list[int], dtype: np.dtype[np.generic]) -> byte
 
 def same(found: Index, lengths: list[int], dtype: np.dtype[np.generic]) -> bool:
     return found.dtype == dtype and found.lengths.tolist() == lengths
+
+
+def bytes_of(lengths: Lengths, dtype: np.dtype[np.generic]) -> int:
+    return int(lengths.sum(dtype=np.int64)) * dtype.itemsize
 
 
 @given(LENGTHS, DTYPES)
@@ -49,7 +53,9 @@ def test_a_changed_byte_is_found_or_says_nothing_else(
         found = read_index(path)
     except BadDataError:
         return
-    assert same(found, lengths, dtype)  # only where documents begin, which nobody asks
+    if not same(found, lengths, dtype):  # the last length: the .bin has another size then
+        other = bytes_of(found.lengths, found.dtype) != bytes_of(np.array(lengths), dtype)
+        assert other or not any(lengths)
 
 
 @given(LENGTHS, DTYPES, st.integers(1, 60))

@@ -34,8 +34,6 @@ from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.mup import KIND
 
-pytestmark = pytest.mark.xdist_group("stages")  # one process: what is trained is shared
-
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2 sp": {"tp": 2, "sequence_parallel": True},
     "pp2": {"pp": 2},

@@ -30,8 +30,6 @@ from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import LayoutWish
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
-pytestmark = pytest.mark.xdist_group("masked")  # one process: what is trained is shared
-
 SCRIPT = Path(__file__).with_name("masked_runs.py")
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 SIX_DIGITS = 1e-6

@@ -26,7 +26,6 @@ from flmgrow.cli.app import run
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not NEWER, reason="FLMGROW_MEGATRON_019 names no folder with a wheel in it"),
-    pytest.mark.xdist_group("newer megatron"),
 ]
 STEPS = 4
 

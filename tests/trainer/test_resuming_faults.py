@@ -23,7 +23,6 @@ from stage_runs import (
     write_stage,
 )
 
-pytestmark = pytest.mark.xdist_group("faults")  # one process: what is trained is shared
 TRACKER = "latest_checkpointed_iteration.txt"
 STEPS = 2
 
