@@ -90,9 +90,9 @@ def test_a_training_state_that_cannot_be_is_refused(
     ("key", "value"),
     [
         ("trackers", [1]),
-        ("numpy", ["MT19937", [-1], 0, 0, 0.0]),
-        ("python", [3, [2**70] * 625, None]),
-        ("torch", "AAAA"),
+        pytest.param("numpy", ["MT19937", [-1], 0, 0, 0.0], marks=pytest.mark.slow),
+        pytest.param("python", [3, [2**70] * 625, None], marks=pytest.mark.slow),
+        pytest.param("torch", "AAAA", marks=pytest.mark.slow),
     ],
 )
 def test_random_states_that_are_none_are_refused(
@@ -116,7 +116,9 @@ def test_metrics_are_written_over_nothing_else(data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_closed_terminal_stops_it_as_a_request_does(
     data: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_closed_terminal_stops_it_as_a_request_does(
     assert len(list((tmp_path / "checkpoints").glob("iter_*"))) == 1
 
 
+@pytest.mark.slow
 def test_nohup_is_heeded(data: Path, tmp_path: Path) -> None:
     stage = write_stage(tmp_path, stage_data(data, training={"steps": 40}))
     process = subprocess.Popen(
