@@ -32,7 +32,7 @@ from flmgrow.trainer.model import start_parallel, stop_parallel
 from flmgrow.trainer.processes import stopping_signals
 from flmgrow.trainer.reporting import Reporter, say
 from flmgrow.trainer.saving import Saving
-from flmgrow.trainer.setting import Setting, setting_of
+from flmgrow.trainer.setting import Setting, notes, setting_of
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_data import StageData, open_data
 from flmgrow.trainer.steps import losses_of, run_batch
@@ -143,8 +143,8 @@ class Run:
         begin, resumed = setting.begin.iteration, setting.begin.resumed
         make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
         with together(make) as reporter:
-            if (checkpoint := setting.begin.checkpoint) and checkpoint.optimizer is None:
-                reporter.note(f"note: {checkpoint.folder} has no optimizer state: Adam begins anew")
+            for note in notes(setting):
+                reporter.note(f"note: {note}")
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()

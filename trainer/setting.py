@@ -4,6 +4,7 @@ The stage file says some of it, the checkpoint the rest, and the corpora must fi
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
@@ -18,6 +19,9 @@ from flmgrow.trainer.stage import StageFile, layout_of
 cpu.install()
 
 from megatron.core import parallel_state  # noqa: E402
+
+LONG = 1000
+"""Steps that nobody wants to take again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,15 @@ def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
         )
     layout = layout_of(stage, config, padded)
     return Setting(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
+
+
+def notes(setting: Setting) -> Iterator[str]:
+    """Yield what somebody may not expect of a run that begins."""
+    checkpoint, stage = setting.begin.checkpoint, setting.stage
+    if checkpoint is not None and checkpoint.optimizer is None:
+        yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
+    if stage.checkpoint.every is None and stage.steps > LONG:
+        yield f"checkpoint.every is not given: {stage.steps:,} steps are saved at their end only"
 
 
 def base_output_of(stage: StageFile, begin: Begin, config: ModelConfig) -> float:

@@ -23,6 +23,8 @@ from stage_runs import (
     write_stage,
 )
 
+from flmgrow.cli.app import run
+
 TRACKER = "latest_checkpointed_iteration.txt"
 STEPS = 2
 
@@ -158,3 +160,22 @@ def test_nohup_is_heeded(data: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 0
     assert len(metrics(stage)) == 40
+
+
+def test_what_may_not_be_expected_is_told(data: Path, begun: Path, tmp_path: Path) -> None:
+    """A Hugging Face folder has no optimizer state; and a long stage is saved at its end only."""
+    exported = tmp_path / "exported"
+    assert run(["export", str(begun / "checkpoints"), str(exported)]) == 0
+    changes = {"checkpoint": {"load": str(exported)}, "training": {"steps": 2000}}
+    content = stage_data(data, **changes, log={"every": 1})
+    del content["checkpoint"]["every"]
+    stage = write_stage(tmp_path / "run", content)
+    process = subprocess.Popen(command(stage), env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = [process.stderr.readline() for _ in range(3)]
+    process.kill()
+    process.stderr.close()
+    process.wait()
+    assert told[0] == f"note: {exported} has no optimizer state: Adam begins anew\n"
+    assert told[1].startswith("note: checkpoint.every is not given: 2,000 steps are saved")
+    assert told[2].startswith("small")
