@@ -83,6 +83,13 @@ def check_all_ended(out: Path) -> None:
         time.sleep(0.05)
 
 
+def wait_for_a_save(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until the first stage has begun to save."""
+    while not (out / "01-small" / "checkpoints").exists():
+        assert process.poll() is None, told(out)
+        time.sleep(0.02)
+
+
 def place_of(out: Path) -> str:
     """How far a run has come: what a kill met."""
     if (out / FINAL).exists():
@@ -97,7 +104,9 @@ def place_of(out: Path) -> str:
 def test_killed_at_random_moments(
     schedule: Path, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
-    """The moments of each run lie anywhere between its begin and its end."""
+    """The moments of each run lie anywhere between its begin and its end; the very first is while
+    the first stage saves, however fast the machine is now.
+    """
     whole, seconds = undisturbed
     chance = random.Random(20)
     kills, met, outs = 0, set[str](), list[Path]()
@@ -105,8 +114,12 @@ def test_killed_at_random_moments(
         outs.append(tmp_path / f"run-{len(outs)}")
         while kills < KILLS:
             process = begun(schedule, outs[-1])
+            moment = chance.uniform(0.2, 0.6) * seconds
+            if kills == 0:
+                wait_for_a_save(process, outs[-1])
+                moment = chance.uniform(0, 0.3)
             try:
-                code = process.wait(chance.uniform(0.2, 0.6) * seconds)
+                code = process.wait(moment)
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
