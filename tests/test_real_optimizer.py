@@ -189,5 +189,6 @@ def test_lost_moments_would_show(
 ) -> None:
     first, second = (line["loss"] for line in resumed[name][:2])
     wanted, within = whole[of_kind(name)], tolerance(name, drift)["loss"]
+    far = 20 if of_kind(name).endswith("bf16") else 100
     assert first == pytest.approx(wanted[STOP]["loss"], rel=within)
-    assert second != pytest.approx(wanted[STOP + 1]["loss"], rel=20 * within)
+    assert second != pytest.approx(wanted[STOP + 1]["loss"], rel=far * within)
