@@ -15,11 +15,12 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
-from megatron_side import megatron_side
+from megatron_side import half_fresh, megatron_side
 from training_work import Work
 
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.flops import training_flops
+from flmgrow.trainer.masks import LiveMasks
 
 SIDES = ("plain", "masked")
 BATCH, MICRO_BATCH, LENGTH = 16, 4, 2048
@@ -52,9 +53,9 @@ def take_turn(side: str, steps: int) -> None:
     """Take steps in this process, and print what the median one cost."""
     with TemporaryDirectory() as folder:
         work = Work(CONFIG, BATCH, torch.get_num_threads(), Path(folder, "weights.pt"))
-        step = megatron_side(
-            work, masked=side == "masked", precision="bfloat16", micro_batch=MICRO_BATCH
-        )
+        masks = half_fresh(CONFIG) if side == "masked" else {}
+        live = LiveMasks(masks, CONFIG, torch.bfloat16)
+        step = megatron_side(work, live, "bfloat16", MICRO_BATCH)
     seconds = [timed(step) for _ in range(WARM_UP + steps)][WARM_UP:]
     tokens = BATCH * LENGTH / median(seconds)
     flops = tokens * training_flops(CONFIG, LENGTH) / 1e12

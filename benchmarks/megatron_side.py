@@ -28,18 +28,18 @@ ALONE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZ
 
 
 def megatron_side(
-    work: Work, *, masked: bool, precision: str = "float32", micro_batch: int | None = None
+    work: Work,
+    live: LiveMasks | None = None,
+    precision: str = "float32",
+    micro_batch: int | None = None,
 ) -> Step:
-    """Build what the trainer trains; ``masked`` in all dimensions, between 0 and 1.
-
-    Without ``micro_batch`` the whole batch is one.
-    """
+    """Build what the trainer trains; without ``micro_batch`` the whole batch is one."""
     os.environ |= ALONE
     start_parallel(tp=1, pp=1)
     rows = work.batch if micro_batch is None else micro_batch
     stage, config = stage_of(work, precision, rows), work.config
     dtype = getattr(torch, precision)
-    live = LiveMasks(half_fresh(config) if masked else {}, config, dtype)
+    live = LiveMasks({}, config, dtype) if live is None else live
     layout, begin = make_layout(config.layers, 1, 1), Begin(None, False, 0, 0, Carried(), {})
     trainee = build(Setting(stage, config, layout, config.vocab, begin, 1.0), live)
     _share_weights(trainee.models[0].module, work.weights)
@@ -54,6 +54,23 @@ def megatron_side(
         return losses_of(sums.tolist()).mean
 
     return step
+
+
+def masked_sides(work: Work) -> tuple[Step, Step]:
+    """Build one model with masks in all dimensions, and return steps at 1 and at ``MASKED_AT``."""
+    live = LiveMasks(half_fresh(work.config), work.config, torch.float32)
+    step = megatron_side(work, live)
+
+    def at(value: float) -> Step:
+        masks = half_fresh(work.config, value)
+
+        def moved() -> float:
+            live.move_to(masks)
+            return step()
+
+        return moved
+
+    return at(1.0), at(MASKED_AT)
 
 
 def _micro_batches(work: Work, rows: int) -> Iterator[dict[str, Any]]:
@@ -94,12 +111,12 @@ def stage_of(work: Work, precision: str, micro_batch: int) -> StageFile:
     return StageFile.model_validate(content)
 
 
-def half_fresh(config: ModelConfig) -> dict[Dimension, Mask]:
+def half_fresh(config: ModelConfig, value: float = MASKED_AT) -> dict[Dimension, Mask]:
     """Return masks as after a growth that doubled the model in every dimension."""
     fresh = {axis: np.arange(size // 2, size) for axis, size in config.sizes.items()}
     fresh[Axis.QUERY_PER_GROUP] = np.arange(0)
     return {
-        dimension: Mask(dimension, {axis: fresh[axis] for axis in axes}, MASKED_AT)
+        dimension: Mask(dimension, {axis: fresh[axis] for axis in axes}, value)
         for dimension, axes in AXES.items()
     }
 

@@ -40,8 +40,7 @@ class MaskedLayerNorm(torch.nn.LayerNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x, mask, self.eps, centred=True)
-        return _affine(y, self.weight * mask, self.bias * mask, x.dtype)
+        return _masked_norm(x, self.weight * mask, self.bias * mask, mask, self.eps)
 
 
 class MaskedRMSNorm(torch.nn.RMSNorm):
@@ -57,75 +56,77 @@ class MaskedRMSNorm(torch.nn.RMSNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        y = _normalise(x, mask, self._eps, centred=False)
-        return _affine(y, self.weight * mask, None, x.dtype)
+        return _masked_norm(x, self.weight * mask, None, mask, self._eps)
 
 
-def _normalise(x: Tensor, mask: Tensor, eps: float, *, centred: bool) -> Tensor:
-    """Return ``x``, centred if asked for, over its root mean square; both weigh with ``mask``.
+def _masked_norm(x: Tensor, gain: Tensor, bias: Tensor | None, mask: Tensor, eps: float) -> Tensor:
+    """Return ``x`` over its root mean square, which weighs with ``mask``, times ``gain``.
 
-    The result has the mask's precision, which is at least float32's.
+    With a ``bias``, which is then added, this is LayerNorm and ``x`` is centred before, by a mean
+    that weighs with the mask, too. All is computed in the mask's precision, which is at least
+    float32's; the result has that of ``x``.
     """
-    normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-        x, mask / mask.sum(), eps, centred
+    normed: Tensor = _MaskedNorm.apply(  # type: ignore[no-untyped-call]
+        x, gain, bias, mask / mask.sum(), eps
     )
-    return normalised
+    return normed
 
 
-class _Normalise(torch.autograd.Function):
-    """``_normalise`` with its gradient written out: autograd's own takes three times as long.
+class _MaskedNorm(torch.autograd.Function):
+    """``_masked_norm`` with its gradients written out: autograd's own take three times as long.
 
-    With shares s, y = (x - sum(s x)) / r and r^2 = sum(s (x - sum(s x))^2) + eps, the gradient is
-    g -> (g - s (sum(g) + y sum(g y))) / r, where ``sum(g)`` is there only if y is centred.
+    With shares s, y = (x - sum(s x)) / r and r^2 = sum(s (x - sum(s x))^2) + eps. A gradient g of
+    the result is h = gain g at y, and (h - s (sum(h) + y sum(h y))) / r at x, where ``sum(h)`` is
+    there only if y is centred.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, share: Tensor, eps: float, centred: bool) -> Tensor:
-        y, inverse = _normalised(x, share, eps, centred)
-        ctx.save_for_backward(y, inverse, share)
-        ctx.centred, ctx.dtype = centred, x.dtype
-        return y
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, share: Tensor, eps: float
+    ) -> Tensor:
+        result, y, inverse = _normed(x, gain, bias, share, eps)
+        ctx.save_for_backward(y, inverse, gain, share)
+        ctx.centred = bias is not None
+        return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        y, inverse, share = ctx.saved_tensors
-        result = _gradient(gradient, y, inverse, share, ctx.centred, ctx.dtype)
-        return result, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, inverse, gain, share = ctx.saved_tensors
+        to_x, to_gain, to_bias = _gradients(gradient, y, inverse, gain, share, ctx.centred)
+        return to_x, to_gain, to_bias, None, None
 
 
 @compiled
-def _normalised(x: Tensor, share: Tensor, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
-    x = x.to(share.dtype)
+def _normed(
+    x: Tensor, gain: Tensor, bias: Tensor | None, share: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = x.to(share.dtype)
+    if bias is not None:
+        wide = wide - _weighted(wide, share)
+    inverse = torch.rsqrt(_weighted(wide.square(), share) + eps)
+    y = wide * inverse
+    result = y * gain if bias is None else torch.addcmul(bias, y, gain)
+    return result.to(x.dtype), y, inverse
+
+
+@compiled
+def _gradients(
+    gradient: Tensor, y: Tensor, inverse: Tensor, gain: Tensor, share: Tensor, centred: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    wide = gradient.to(share.dtype)
+    product = wide * y
+    common = y * _weighted(product, gain)
     if centred:
-        x = x - _weighted(x, share)
-    inverse = torch.rsqrt(_weighted(x.square(), share) + eps)
-    return x * inverse, inverse
+        common += _weighted(wide, gain)
+    to_x = (wide * gain).addcmul_(common, share, value=-1).mul_(inverse).to(gradient.dtype)
+    to_bias = wide.flatten(0, -2).sum(0) if centred else None
+    return to_x, product.flatten(0, -2).sum(0), to_bias
 
 
-@compiled
-def _gradient(
-    gradient: Tensor,
-    y: Tensor,
-    inverse: Tensor,
-    share: Tensor,
-    centred: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    common = y * (gradient * y).sum(-1, keepdim=True)
-    if centred:
-        common += gradient.sum(-1, keepdim=True)
-    return (torch.addcmul(gradient, common, share, value=-1) * inverse).to(dtype)
-
-
-@compiled
-def _affine(y: Tensor, gain: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(dtype)
-
-
-def _weighted(x: Tensor, share: Tensor) -> Tensor:
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
     """Return the sum over channels with weights; on a CPU a product with a vector is quicker."""
-    return (x * share).sum(-1, keepdim=True) if x.is_cuda else (x @ share)[..., None]
+    return (x * weights).sum(-1, keepdim=True) if x.is_cuda else (x @ weights)[..., None]
 
 
 def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:

@@ -43,11 +43,11 @@ Fault = Callable[[], AbstractContextManager[Any]]
 def plain_norms() -> AbstractContextManager[Any]:
     """Norms that pass over masked channels, but do not weigh their statistics."""
 
-    def normalise(x: Any, mask: Any, eps: float, *, centred: bool) -> Any:
-        return honest(x, torch.ones_like(mask), eps, centred=centred)
+    def unweighted(x: Any, gain: Any, bias: Any, mask: Any, eps: float) -> Any:
+        return honest(x, gain, bias, torch.ones_like(mask), eps)
 
-    honest = norms._normalise
-    return mock.patch.object(norms, "_normalise", normalise)
+    honest = norms._masked_norm
+    return mock.patch.object(norms, "_masked_norm", unweighted)
 
 
 def first_part_on_every_rank() -> AbstractContextManager[Any]:
