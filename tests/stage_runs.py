@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
+from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of
@@ -143,7 +144,7 @@ def saved(stage: Path, iteration: int) -> dict[str, bytes]:
 def prepared(schedule: Path, path: Path) -> tuple[RunFolder, list[Step]]:
     """Write a run's files into its folder, and return that and the steps."""
     folder = RunFolder(path, read_schedule(schedule))
-    folder.prepare(schedule)
+    prepare(folder, schedule)
     return folder, list(steps_of(folder))
 
 

@@ -10,6 +10,7 @@ import typer
 from flmgrow.cli import options, report
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
+from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.runner import launch, run_steps
 from flmgrow.stages.schedule import read_schedule
@@ -67,7 +68,7 @@ def run(
     if dry_run:
         _show(folder, list(steps_of(folder, until)), as_json)
         return
-    folder.prepare(schedule)
+    prepare(folder, schedule)
     steps = steps_of(folder, until)
     if print_commands:
         for step in steps:

@@ -22,7 +22,7 @@ from test_structure import ROOT
 from flmgrow.formats.megatron import TRACKER
 from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.run_folder import encoded
+from flmgrow.stages.preparing import encoded
 from flmgrow.stages.schedule import LONGEST_NAME, PlannedStage, merge, read_schedule
 from flmgrow.stages.steps import submitted
 
