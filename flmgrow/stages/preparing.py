@@ -1,0 +1,184 @@
+"""Before a step of a run is taken, its files are written, and what has begun must stay what it is.
+
+A schedule may be edited between two calls: stages that have not begun follow it, and so do those
+settings of the others by which they are watched and kept. Anything else would leave a run in which
+a stage is not what its files say, and is refused before a file is written.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.durable import make_folders, write_small
+from flmgrow.formats.strict_yaml import dump_yaml, read_yaml
+from flmgrow.formats.training_state import read_training_state
+from flmgrow.model.tensors import parameter_count
+from flmgrow.stages.run_folder import CHECKPOINTS, GROWTH, STAGE, START, RunFolder
+from flmgrow.stages.schedule import PlannedStage
+from flmgrow.trainer.stage_sections import Section
+
+SCHEDULE = "schedule.yaml"
+_LENGTHS = ("training.steps", "training.tokens")
+_FREE = ("checkpoint.", "log.", "guard.")
+"""What may change while a stage runs: how it is watched and kept. So may its length, to its end."""
+
+_FOLDER = re.compile(r"\d{2,}-.+")
+
+Json = dict[str, Any]
+
+
+def prepare(folder: RunFolder, schedule: Path) -> None:
+    """Write the files that a run's commands are given, and a copy of the schedule.
+
+    Raises UsageError, naming what differs, if the folder has stages that the schedule has not, if a
+    stage that has begun would become another, or if a stage begins with what grew from another
+    checkpoint than the one before it saved.
+    """
+    contents = {planned: _contents(planned) for planned in folder.stages}
+    _check_folders(folder)
+    for planned, files in contents.items():
+        _check_unchanged(folder, planned, files)
+        _check_length(folder, planned, schedule)
+    for planned in folder.stages[1:]:
+        _check_source(folder, planned)
+    for planned, files in contents.items():
+        make_folders(Path(folder.path.anchor), folder.of(planned))
+        for name, content in files.items():
+            write_small(folder.of(planned, name), encoded(content))
+    write_small(folder.path / SCHEDULE, schedule.read_bytes())
+
+
+def _contents(planned: PlannedStage) -> dict[str, Json]:
+    stage = planned.stage
+    begins: Json = {"folder": Path(CHECKPOINTS)}
+    if planned.target is not None:
+        begins["load"] = Path(START)
+    checkpoint = stage.checkpoint.model_copy(update=begins)
+    log: Json = {"metrics": Path("metrics.jsonl")}
+    if stage.log.tensorboard is not None:
+        log["tensorboard"] = Path("tensorboard")
+    changed = {"checkpoint": checkpoint, "log": stage.log.model_copy(update=log)}
+    files = {STAGE: _plain(stage.model_copy(update=changed))}
+    if planned.target is not None:
+        files[GROWTH] = planned.target.model_dump(mode="json", exclude_none=True)
+    return files
+
+
+def _check_folders(folder: RunFolder) -> None:
+    known = {planned.folder for planned in folder.stages}
+    found = sorted(folder.path.iterdir()) if folder.path.is_dir() else []
+    for path in found:
+        is_stage = _FOLDER.fullmatch(path.name) and (path / STAGE).exists()
+        if not is_stage or path.name in known:
+            continue
+        begun = any((path / name).exists() for name in (CHECKPOINTS, START))
+        raise UsageError(
+            f"{path}: is a stage that the schedule does not have",
+            "give another --out, or give the stage its name and place again"
+            + ("" if begun else "; it has not begun: its folder may be removed"),
+        )
+
+
+def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: dict[str, Json]) -> None:
+    settled = folder.is_settled(planned)
+    ended = settled or any(folder.of(stage, START).exists() for stage in folder.after(planned))
+    free = _FREE if ended else (*_FREE, *_LENGTHS)
+    begun = {
+        STAGE: settled or folder.of(planned, CHECKPOINTS).exists(),
+        GROWTH: settled or folder.of(planned, START).exists() or bool(folder.ancestry(planned)),
+    }
+    for name, content in files.items():
+        path = folder.of(planned, name)
+        if not begun[name] or not path.exists():
+            continue
+        old, new = _written(path), _flat(content)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and not key.startswith(free):
+                raise UsageError(
+                    f"{path}: {key} is {old.get(key)}, the schedule says {new.get(key)}",
+                    "this stage has begun: give another --out, or the schedule it began with",
+                )
+
+
+def _check_length(folder: RunFolder, planned: PlannedStage, schedule: Path) -> None:
+    reached = folder.trained_to(planned)
+    if reached is not None and reached > planned.last:
+        key = "steps" if planned.stage.training.tokens is None else "tokens"
+        raise UsageError(
+            f"{schedule}: stage {planned.stage.name}: training.{key}: end it at iteration "
+            f"{planned.last}, it has been trained to {reached}",
+            f"give at least {reached - planned.first} steps, or another --out",
+        )
+
+
+def _check_source(folder: RunFolder, planned: PlannedStage) -> None:
+    """Raise UsageError unless what a stage begins with speaks of the stage before as it is.
+
+    The sum over all of a source's bytes is left to ``verify``: here is compared what is known
+    without reading them.
+    """
+    before = folder.before(planned)
+    source, saved = folder.of(before, CHECKPOINTS), folder.newest(before)
+    begun = bool(folder.ancestry(planned)) or folder.of(planned, START).exists()
+    if begun and saved is None and not folder.is_verified(planned):
+        raise UsageError(
+            f"{folder.of(planned, START)}: is not verified, and what it grew from is no longer "
+            f"in {source}",
+            "restore those checkpoints, or give another --out",
+        )
+    grew_from = folder.grew_from(planned)
+    for where, there in (("the schedule", _planned_end(before)), (str(source), _end_of(saved))):
+        for key, value in there.items():
+            if key in grew_from and grew_from[key] != value:
+                raise UsageError(
+                    f"{folder.of(planned)}: grew from a checkpoint whose {key} is "
+                    f"{grew_from[key]}, {where} has {value}",
+                    "restore what it grew from, or give another --out",
+                )
+
+
+def _planned_end(planned: PlannedStage) -> Json:
+    """Return what a schedule says of a stage's last checkpoint."""
+    return {"iteration": planned.last, "parameters": parameter_count(planned.config)}
+
+
+def _end_of(saved: Path | None) -> Json:
+    """Return what a checkpoint says of itself, under the names that its descendants have for it."""
+    state = None if saved is None else read_training_state(saved)
+    if state is None:
+        return {}
+    return {"name": state.stage, "iteration": state.iteration, **state.carried.model_dump()}
+
+
+def _written(path: Path) -> dict[str, object]:
+    """Return the values in a file of the run's folder. Raises UsageError if it is no mapping."""
+    hint = "restore it from a copy, or give another --out"
+    try:
+        content = read_yaml(path)
+    except UsageError as error:
+        raise UsageError(error.message, hint) from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"{content!r:.60}"
+        raise UsageError(f"{path}: found {found}, wanted a mapping", hint)
+    return _flat(content)
+
+
+def _plain(section: Section) -> Json:
+    """Return a section as YAML has it."""
+    content: Json = section.model_dump(mode="json", exclude_none=True)
+    return content
+
+
+def encoded(content: Json) -> bytes:
+    """Return the bytes of a YAML file."""
+    return dump_yaml(content).encode()
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, object]:
+    """Return all values of nested mappings by their dotted keys."""
+    if not isinstance(content, dict):
+        return {prefix.removesuffix("."): content}
+    return {
+        k: v for name, inner in content.items() for k, v in _flat(inner, f"{prefix}{name}.").items()
+    }
