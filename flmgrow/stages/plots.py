@@ -5,8 +5,7 @@ operations, where a growth shows what it saved. Thin lines are steps, bold lines
 circles are validation. A dashed line is where a stage begins, its name above the frame; shaded is
 where masks were below 1. Colours are told apart by the colour-blind, too.
 
-On linear axes the first losses of a run, which fall from the logarithm of the vocabulary within a
-blink, may leave the frame at the top. matplotlib is imported when a picture is drawn.
+matplotlib is imported when a picture is drawn.
 
 Names come from files and folders: they are drawn as they are, never as mathematics, and shortened
 in their middle where they would take the curves' place.
@@ -18,12 +17,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flmgrow.errors import UsageError, printable
-from flmgrow.stages.curves import FloatArray, Points, Run, StageCurve
+from flmgrow.stages.curves import Run, StageCurve
+from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -31,15 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-AxisName = Literal["tokens", "flops"]
-
 KINDS = ("png", "svg", "pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#333333", "#777777"
 SIZE = (7.2, 3.0)
-BEGINNING = 1 / 50
-"""The part of a run that linear axes need not show in full."""
-MOST_POINTS = 2000
 ROW = 0.065
 """From one run's names of stages to the next one's, in heights of the frame."""
 STAGE_WIDTH, RUN_WIDTH = 1.2, 2.0
@@ -47,8 +42,6 @@ STAGE_WIDTH, RUN_WIDTH = 1.2, 2.0
 TITLE_LINES = 3
 MOST_CHARACTERS = 90
 """Characters of a line, before its width is measured."""
-ALIKE = 1e-6
-"""Values are drawn as one if they differ by no more than this part of them."""
 
 _STYLE: Mapping[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -260,60 +253,6 @@ def _legend(runs: Sequence[Run]) -> Iterator[tuple["Artist", str]]:
         yield Line2D([], [], color=ink, **_DOTS), "validation"
     if any(stage.ramps for stage in stages):
         yield Patch(color=ink, alpha=0.2, linewidth=0), "masks below 1"
-
-
-def along(points: Points, axis: AxisName) -> FloatArray:
-    """Return where ``points`` lie on an axis."""
-    return points.tokens if axis == "tokens" else points.flops
-
-
-def x_range(x: FloatArray, *, log: bool) -> tuple[float, float]:
-    """Return where an axis for ``x``, not negative, begins and ends.
-
-    A single value is in its middle; 0 has no place on one that is logarithmic.
-    """
-    shown = x[x > 0] if log else x
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1.0, 1.0)
-    if high - low <= ALIKE * high:
-        low, high = (low / 10, high * 10) if log else (low / 2, 1.5 * high or 1.0)
-    if log:
-        return low, high * 1.1
-    return low - 0.01 * (high - low), high + 0.02 * (high - low)
-
-
-def loss_range(runs: Sequence[Run], *, whole: bool) -> tuple[float, float]:
-    """Return the losses at the bottom and the top of the frame.
-
-    Single steps may leave it. If not ``whole``, so may what lies in a run's ``BEGINNING``.
-    """
-    shown, noisy = [], []
-    for run in runs:
-        first, last = run.stages[0].training.tokens[0], run.stages[-1].training.tokens[-1]
-        begin = first if whole else first + BEGINNING * (last - first)
-        for stage in run.stages:
-            shown.append(stage.smoothed[stage.training.tokens >= begin])
-            shown.append(stage.validation.loss[stage.validation.tokens >= begin])
-            noisy.append(stage.training.loss[stage.training.tokens >= begin])
-    values, steps = np.concatenate(shown), np.concatenate(noisy)
-    low, high = min(values.min(), np.quantile(steps, 0.002)), values.max()
-    alike = high - low <= ALIKE * max(abs(high), abs(low))
-    margin = 0.5 if alike else 0.05 * (high - low)
-    return float(low - margin), float(high + margin)
-
-
-def thinned(x: FloatArray, y: FloatArray, *, log: bool) -> tuple[FloatArray, FloatArray]:
-    """Return at most ``MOST_POINTS`` points that look the same: lowest and highest of each stretch.
-
-    Stretches are equally long on the axis, which is logarithmic if ``log``. Where ``x`` does not
-    rise, as it does in every run, there are no stretches, and all points are returned.
-    """
-    if len(x) <= MOST_POINTS or (np.diff(x) < 0).any():
-        return x, y
-    scaled = np.log(x) if log else x
-    edges = np.linspace(scaled[0], scaled[-1], MOST_POINTS // 2 + 1)[:-1]
-    starts = np.unique(np.searchsorted(scaled, edges))
-    low, high = np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts)
-    return np.repeat(x[starts], 2), np.stack([low, high], axis=1).ravel()
 
 
 def shortened(text: str, most: int) -> str:

@@ -17,18 +17,8 @@ from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
 from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
-from flmgrow.stages.plots import (
-    COLOURS,
-    KINDS,
-    MOST_POINTS,
-    Look,
-    loss_range,
-    picture,
-    shortened,
-    thinned,
-    tokens_text,
-    x_range,
-)
+from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
+from flmgrow.stages.plots import COLOURS, KINDS, Look, picture, shortened, tokens_text
 from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord
 
 pytest.importorskip("matplotlib")
