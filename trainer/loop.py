@@ -2,9 +2,8 @@
 
 Every rank runs this. What they must agree on (the loss, whether a signal asks to stop, whether one
 of them has met an error) is summed over all of them once per step, so all stop, save or fail
-together. A run that was stopped, or
-killed, and started again takes the very same steps: batches are a function of their number, masks
-of their value, and everything else lies in the checkpoint.
+together. A run that was stopped, or killed, and started again takes the very same steps: batches
+are a function of their number, masks of their value, and everything else lies in the checkpoint.
 """
 
 import signal
@@ -35,7 +34,7 @@ from flmgrow.trainer.saving import Saving
 from flmgrow.trainer.setting import Setting, notes, setting_of
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_data import StageData, open_data
-from flmgrow.trainer.steps import losses_of, run_batch
+from flmgrow.trainer.steps import Losses, losses_of, run_batch
 from flmgrow.trainer.trainee import arguments_of, build
 
 
@@ -178,11 +177,10 @@ class Run:
 
         ``begin`` is when its batch was asked for. Raises what a rank has met since the last step.
         """
-        stage, trainee = self._setting.stage, self._trainee
-        rate = trainee.learning_rate
+        trainee, rate = self._trainee, self._trainee.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
         trainee.zero_gradients()
-        length = stage.data.sequence_length
+        length = self._setting.stage.data.sequence_length
         sums = run_batch(trainee.models, self._micro_batches, sequence_length=length)
         _, norm, _ = trainee.optimizer.step()
         trainee.schedule.step(increment=1)
@@ -193,11 +191,23 @@ class Run:
         if failures:
             self._failure.raise_together()
         self._advance()
-        losses = losses_of(totals)
         seconds = time.perf_counter() - begin
+        record = self._record(losses_of(totals), float(norm), rate, masks, seconds)
+        return record, _signal_of(signals, stop)
+
+    def _record(
+        self,
+        losses: Losses,
+        norm: float,
+        rate: float,
+        masks: Mapping[Dimension, float],
+        seconds: float,
+    ) -> StepRecord:
+        """Return what is told of the step that was taken, with ``masks`` as they were in it."""
+        stage = self._setting.stage
         tflops = self._flops_per_step / seconds / stage.layout.world / 1e12
         peak = stage.log.peak_tflops
-        record = StepRecord(
+        return StepRecord(
             step=self._iteration,
             stage=stage.name,
             samples=self._carried.consumed_samples,
@@ -206,7 +216,7 @@ class Run:
             loss=losses.mean,
             language_loss=losses.language if losses.teacher is not None else None,
             teacher_loss=losses.teacher,
-            grad_norm=float(norm),
+            grad_norm=norm,
             learning_rate=rate,
             seconds=seconds,
             tokens_per_second=stage.tokens_per_step / seconds,
@@ -214,7 +224,6 @@ class Run:
             utilisation=None if peak is None else tflops / peak,
             masks=masks,
         )
-        return record, _signal_of(signals, stop)
 
     @property
     def _flops_per_step(self) -> int:

@@ -120,29 +120,31 @@ class OptimizerView:
 
 @dataclass(frozen=True, eq=False)
 class LivePiece:
-    """A tensor in memory as a piece of a logical tensor."""
+    """A flat tensor in memory as a piece of a logical tensor.
+
+    It stays on its device, and is copied a stretch at a time: a rank's whole state beside the
+    states of the other ranks of its machine may be more than the machine's memory.
+    """
 
     placement: Placement
-    data: memoryview
-    dtype: str
+    values: Tensor
 
     def __str__(self) -> str:
         return self.placement.key
 
+    @property
+    def dtype(self) -> str:
+        """Its element type by torch's name."""
+        return str(self.values.dtype).removeprefix("torch.")
+
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the tensor's bytes from byte ``offset`` on."""
-        target[:] = self.data[offset : offset + len(target)]
+        stretch = self.values.view(torch.uint8)[offset : offset + len(target)]
+        target[:] = as_bytes(stretch.cpu().numpy())
 
     def checksum(self) -> int | None:
         """None: it lies in no file."""
         return None
-
-
-def live_piece(placement: Placement, values: Tensor) -> LivePiece:
-    """Return ``values`` (of any shape, on any device) as a piece; on the CPU nothing is copied."""
-    flat = values.detach().contiguous().view(-1).cpu()
-    dtype = str(flat.dtype).removeprefix("torch.")
-    return LivePiece(placement, _bytes_of(flat), dtype)
 
 
 def live_states(
@@ -155,7 +157,7 @@ def live_states(
     for state in states:
         for parameter in parameters:
             values = _state_of(parameter, optimizer, state)
-            yield state, live_piece(parameter.placement, values)
+            yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
 
 
 def _state_of(parameter: Parameter, optimizer: OptimizerView, state: State) -> Tensor:
@@ -173,7 +175,7 @@ def _state_of(parameter: Parameter, optimizer: OptimizerView, state: State) -> T
     if kept is not None and own is not None:
         whole[kept.start : kept.stop] = own.detach().view(-1).view(torch.int32)
     torch.distributed.all_reduce(whole, group=parallel_state.get_data_parallel_group())
-    return whole.view(torch.float32)
+    return whole.view(torch.float32).cpu()
 
 
 @torch.no_grad()
@@ -204,8 +206,4 @@ def fill(
 def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:
     """Return a flat tensor on the CPU and its bytes, to be filled."""
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
-    return tensor, _bytes_of(tensor)
-
-
-def _bytes_of(flat: Tensor) -> memoryview:
-    return as_bytes(flat.view(torch.uint8).numpy())
+    return tensor, as_bytes(tensor.view(torch.uint8).numpy())
