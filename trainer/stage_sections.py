@@ -191,6 +191,7 @@ class LayoutSection(Section):
     """Ranks: tensor x pipeline x data-parallel, and how layers lie on the pipeline.
 
     ``pipeline_layers`` has a count for each pipeline rank, or each of their chunks.
+    ``overlap_grad_reduce`` sums gradients over replicas while others are still computed.
     """
 
     tp: Count = 1
@@ -200,6 +201,7 @@ class LayoutSection(Section):
     pipeline_layers: list[int] | None = None
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
+    overlap_grad_reduce: bool = False
 
     @property
     def world(self) -> int:

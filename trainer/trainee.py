@@ -84,11 +84,15 @@ def build(setting: Setting, masks: LiveMasks) -> Trainee:
     reduction = DistributedDataParallelConfig(
         grad_reduce_in_fp32=dtype != torch.float32,
         use_distributed_optimizer=stage.layout.distributed_optimizer,
+        overlap_grad_reduce=stage.layout.overlap_grad_reduce,
     )
     models = [
         DistributedDataParallel(settings, reduction, model, disable_bucketing=chunk > 0)
         for chunk, model in enumerate(plain)
     ]
+    if stage.layout.overlap_grad_reduce:  # of the last micro-batch only
+        held = [model.no_sync for model in models]
+        settings.no_sync_func = held if len(held) > 1 else held[0]
     optimizer = _optimizer(setting, models)
     settings.grad_scale_func = optimizer.scale_loss
     parameters = parameters_of(plain, config, layout, setting.padded_vocab)
@@ -195,6 +199,6 @@ def arguments_of(setting: Setting) -> dict[str, object]:
         "clip_grad": stage.optimizer.clip_grad,
         "use_distributed_optimizer": stage.layout.distributed_optimizer,
         "accumulate_allreduce_grads_in_fp32": half,
-        "overlap_grad_reduce": False,
+        "overlap_grad_reduce": stage.layout.overlap_grad_reduce,
         "init_method_std": stage.training.init_std,
     }

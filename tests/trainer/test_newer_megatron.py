@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "virtual pipeline": {"layout": {"pp": 2, "vpp": 2}, "training": {"recompute": "full"}},
     "replicas, half precision": {
-        "layout": {"dp": 2, "distributed_optimizer": True},
+        "layout": {"dp": 2, "distributed_optimizer": True, "overlap_grad_reduce": True},
         "training": {"precision": "bfloat16"},
         "checkpoint": {"format": "megatron"},
     },

@@ -1,0 +1,111 @@
+"""Gradients that are summed over replicas while others are still computed are the same gradients.
+
+A tiny model fits into one bucket of gradients, and nothing overlaps there. So this file, run as a
+script, is a rank of a stage whose buckets are small.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_runs import (
+    MODEL,
+    STEPS,
+    environment,
+    make_data,
+    metrics,
+    saved,
+    stage_data,
+    train,
+    write_stage,
+)
+
+BUCKET = 3000
+"""Parameters, of about 30,000."""
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp2": {"dp": 2},
+    "dp2 distributed": {"dp": 2, "distributed_optimizer": True},
+    "dp2 vpp2": {"dp": 2, "pp": 2, "vpp": 2, "distributed_optimizer": True},
+}
+
+
+def run_as_script() -> int:
+    """Run one rank of a stage file, and print how many buckets it has."""
+    from flmgrow.trainer import __main__, trainee
+
+    def counted(*given: Any, **settings: Any) -> Any:
+        model = honest(*given, **settings)
+        count = sum(len(buffer.buckets) for buffer in model.buffers)
+        sys.stdout.write(f"buckets {count}\n")
+        if "UNFINISHED" in os.environ:
+            model.finish_grad_sync = lambda *_, **__: None
+        return model
+
+    used = vars(trainee)
+    honest = used["DistributedDataParallel"]
+    used["DistributedDataParallel"] = counted
+    kind = "DistributedDataParallelConfig"
+    used[kind] = partial(used[kind], bucket_size=BUCKET)
+    return __main__.main()
+
+
+def stage_of(folder: Path, layout: dict[str, Any], overlaps: bool) -> Path:
+    data = folder / "data"
+    if not data.exists():
+        make_data(data)
+    # Unclipped: the norm is a sum over shards, in another order where there are more of them.
+    changes = {"optimizer": {"clip_grad": 0}, "model": {**MODEL, "num_layers": 4}}
+    layout = {**layout, "overlap_grad_reduce": overlaps}
+    return write_stage(folder / str(overlaps), stage_data(data, layout=layout, **changes))
+
+
+def run_with_small_buckets(
+    stage: Path, ranks: int, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    own = {"PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+    return subprocess.run(
+        [*words, f"--nproc-per-node={ranks}", __file__, str(stage)],
+        env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dp2 distributed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dp2", "dp2 vpp2"))],
+)
+def test_overlapping_changes_nothing(name: str, tmp_path: Path) -> None:
+    plain, overlapped = (stage_of(tmp_path, LAYOUTS[name], overlaps) for overlaps in (False, True))
+    train(plain)
+    done = run_with_small_buckets(overlapped, 2 * LAYOUTS[name].get("pp", 1))
+    assert done.returncode == 0, done.stderr
+    assert max(int(line.split()[1]) for line in done.stdout.splitlines()) > 2
+    wanted, found = metrics(plain), metrics(overlapped)
+    assert [record["loss"] for record in found] == [record["loss"] for record in wanted]
+    norms = [record["grad_norm"] for record in wanted]
+    assert [record["grad_norm"] for record in found] == pytest.approx(norms, rel=1e-6)
+    assert len(norms) == STEPS
+    one, other = saved(plain, STEPS), saved(overlapped, STEPS)
+    assert one.keys() == other.keys()
+    # The arguments of the run, and sums of all files, tell of the setting itself.
+    differing = {path for path in one if one[path] != other[path]}
+    assert differing <= {"common.pt", "integrity.json"}
+
+
+@pytest.mark.slow
+def test_sums_that_nobody_waits_for_do_not_pass(tmp_path: Path) -> None:
+    """The control, in which the first step's sums are not even begun."""
+    plain, unfinished = (stage_of(tmp_path, LAYOUTS["dp2"], overlaps) for overlaps in (False, True))
+    train(plain)
+    done = run_with_small_buckets(unfinished, 2, UNFINISHED="yes")
+    found = metrics(unfinished) if done.returncode == 0 else []
+    assert [record["loss"] for record in found] != [record["loss"] for record in metrics(plain)]
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script())
