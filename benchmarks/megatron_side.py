@@ -91,6 +91,7 @@ def stage_of(work: Work, precision: str, micro_batch: int) -> StageFile:
     """Return the stage that says what the plain loop does."""
     length = work.config.max_positions
     content: dict[str, Any] = {
+        "name": "stage",
         "model": ModelSection.of(work.config),
         "data": {"sequence_length": length, "corpora": [{"path": "unread"}]},
         "training": {

@@ -85,6 +85,11 @@ class LostRankError(FlmgrowError):
     exit_code = 8
 
 
+def as_storage_error(error: OSError, where: str) -> StorageError:
+    """Return what the system said, about the file it named; ``where`` if it named none."""
+    return StorageError(f"{error.filename or where}: {error.strerror or error}")
+
+
 def tell(error: FlmgrowError) -> None:
     """Print the two lines of an error on stderr."""
     print(f"error: {error.message}", file=sys.stderr)

@@ -253,6 +253,25 @@ def prune(folder: Path, keep: Collection[Path]) -> bool:
     return empty
 
 
+def check_free_space(folder: Path, needed: int, told: Path | None = None) -> None:
+    """Raise StorageError, naming ``told`` if given, unless so many bytes are free at ``folder``."""
+    with storage_errors(folder, "asking for the free space"):
+        found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed:  # some network mounts do not say
+        raise StorageError(
+            f"{told or folder}: {free} bytes are free, {needed} are needed",
+            hint=f"free some space, then {RESUME}",
+        )
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it. Links are removed, never followed. Raises StorageError."""
+    prune(folder, ())
+    with storage_errors(folder, "removing"):
+        folder.rmdir()
+
+
 def close_quietly(descriptor: int) -> None:
     """Close where a failure loses nothing: nothing was written, or it is dropped, or fsynced."""
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """A person writes YAML and means what it says: 3e-4 is a number, ``no`` is a word, 010 is ten.
 
 YAML 1.1, which PyYAML reads, disagrees on all three, and takes the last of two equal keys without a
-word. Here scalars are those of YAML 1.2's core schema, and a key may stand once. What pydantic then
-finds wrong is said in words for people: what was found, and what was wanted.
+word. Here scalars are those of YAML 1.2's core schema, but decimal only, and a key may stand once.
+What pydantic then finds wrong is said in words for people: what was found, and what was wanted.
 """
 
 import re
@@ -44,17 +44,19 @@ _WANTED = {
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's scalars, and without keys that stand twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as it stands there, before any merge adds keys to it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set[Hashable]()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # told by the loader itself
+                continue  # told when the mapping is made
             if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 problem = f"the key {key!r:.60} stands twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """Return the integer that a scalar's digits mean, a leading zero or not."""
@@ -107,6 +109,14 @@ def read_yaml(path: Path) -> object:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     return parse_yaml(content, str(path))
+
+
+def dotted(content: object, prefix: str = "") -> dict[str, object]:
+    """Return all values of nested mappings by their dotted keys."""
+    if not isinstance(content, dict):
+        return {prefix.removesuffix("."): content}
+    inner = (dotted(value, f"{prefix}{key}.") for key, value in content.items())
+    return {key: value for part in inner for key, value in part.items()}
 
 
 def problems(errors: Sequence[Mapping[str, Any]]) -> str:

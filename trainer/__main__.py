@@ -72,7 +72,7 @@ def _run(path: Path) -> int:
             f"the package {package} is not installed", "pip install 'flmgrow[train]'"
         ) from None
     try:
-        return train(stage)
+        return train(stage, path)
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise

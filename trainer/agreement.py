@@ -8,13 +8,13 @@ News takes a channel of its own, which is patient: while a few ranks write a lar
 others wait there, longer than a sum of gradients may take before something must be wrong.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 
-from flmgrow.errors import FlmgrowError
+from flmgrow.errors import FlmgrowError, UsageError, as_storage_error
 
 Result = TypeVar("Result")
 
@@ -37,21 +37,45 @@ def close_channel() -> None:
 def together(do: Callable[[], Result]) -> Result:
     """Run ``do`` on every rank; if it fails on one, all raise the error of the first that failed.
 
-    Other errors than flmgrow's own are left to end their rank, and the launcher to end the rest.
+    Other errors than flmgrow's own and the system's are left to end their rank, and the launcher to
+    end the rest.
     """
-    own: tuple[type[FlmgrowError], str, str] | None = None
-    result: Any = None
-    try:
-        result = do()
-    except FlmgrowError as error:
-        own = type(error), error.message, error.hint
-    met: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(met, own, group=_channel[0])
+    result, own = _attempted(do, None)
+    met = _gathered(own and (type(own), own.message, own.hint))
     if failed := next((each for each in met if each is not None), None):
         kind, message, hint = failed
         raise kind(message, hint)
     done: Result = result
     return done
+
+
+def check_alike(found: Mapping[str, object]) -> None:
+    """Raise UsageError, on all ranks, unless all of them have ``found`` the same."""
+    first, *others = _gathered(dict(found))
+    for rank, other in enumerate(others, 1):
+        if differing := [name for name in found if other[name] != first[name]]:
+            name = differing[0]
+            raise UsageError(
+                f"rank {rank}: {name} is {other[name]}, rank 0 has {first[name]}",
+                "all ranks need the same files: let them lie where every node sees them",
+            )
+
+
+def _gathered(own: object) -> list[Any]:
+    """Return what every rank has, on every rank."""
+    met: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(met, own, group=_channel[0])
+    return met
+
+
+def _attempted(do: Callable[[], Result], otherwise: Any) -> tuple[Any, FlmgrowError | None]:
+    """Return what ``do`` returns, or ``otherwise`` and the error."""
+    try:
+        return do(), None
+    except FlmgrowError as error:
+        return otherwise, error
+    except OSError as error:
+        return otherwise, as_storage_error(error, "a file")
 
 
 class Postponed:
@@ -62,11 +86,10 @@ class Postponed:
 
     def attempt(self, do: Callable[[], Result], otherwise: Result) -> Result:
         """Return what ``do`` returns, or ``otherwise`` if it fails; the error is kept."""
-        try:
-            return do()
-        except FlmgrowError as error:
-            self.error = self.error or error
-            return otherwise
+        result, error = _attempted(do, otherwise)
+        self.error = self.error or error
+        done: Result = result
+        return done
 
     def raise_together(self) -> None:
         """Raise, on all ranks, what any of them has kept. All must call it."""

@@ -125,6 +125,7 @@ def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> list[Json]:
     if made_with != tokenizer.identity:
         raise UsageError(
             f"{path}: made with the tokenizer {json.dumps(made_with)}, "
-            f"this is {json.dumps(tokenizer.identity)}"
+            f"this is {json.dumps(tokenizer.identity)}",
+            "say data.tokenizer and data.eod as data prepare was told",
         )
     return files

@@ -182,7 +182,10 @@ class Teacher:
             text[begin:end] = tokens
             positions[begin:] -= positions[begin]
             counts[end - len(self.labels.whole[self._labels[number]]) : end] = 1
-        positions[end:] -= positions[end] if end < self._room else 0
+        # Behind a single text the filler counts on, and the model needs no mask: nothing is learned
+        # there, and nothing before it sees it.
+        if len(members) > 1 and end < self._room:
+            positions[end:] -= positions[end]
         return Sample(text[:-1], text[1:], counts[1:], positions[:-1].astype(np.int64))
 
 

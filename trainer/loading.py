@@ -9,7 +9,7 @@ import base64
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer import cpu
 from flmgrow.trainer.parameters import OptimizerView, Parameter, empty, fill
-from flmgrow.trainer.saving import RANDOM, iterations
+from flmgrow.trainer.saving import RANDOM, iterations, point_to
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_sections import ModelSection, Section
 
@@ -61,19 +61,23 @@ class Begin:
 def find_begin(stage: StageFile) -> Begin:
     """Return where ``stage`` goes on; the caller closes its checkpoint.
 
-    Raises BadCheckpointError, or UsageError if the checkpoint in its folder is of another stage.
+    On all ranks at once. Raises BadCheckpointError, StorageError, or UsageError if the checkpoint
+    in its folder is of another stage.
     """
     folder = stage.checkpoint.folder
     if (folder / TRACKER).exists():
         return _resumed(stage, with_optimizer(open_checkpoint(folder)))
     # Killed between the first iteration and the tracker: it appeared whole.
     if saved := [n for n in iterations(folder) if (folder / folder_name(n) / TRAINING).is_file()]:
-        return _resumed(stage, with_optimizer(open_checkpoint(folder, saved[-1])))
+        begin = _resumed(stage, with_optimizer(open_checkpoint(folder, saved[-1])))
+        if torch.distributed.get_rank() == 0:
+            point_to(folder, begin.iteration)
+        return begin
     if stage.checkpoint.load is None:
         return Begin(None, False, 0, 0, Carried(), {})
     checkpoint = with_optimizer(open_checkpoint(stage.checkpoint.load))
     iteration = checkpoint.iteration or 0
-    masks = _rising(masks_of(checkpoint), stage)
+    masks = stage.masks.rising(masks_of(checkpoint))
     carried = training_of(checkpoint) or Carried()
     ancestors = tuple(family(checkpoint))
     return Begin(checkpoint, False, iteration, iteration, carried, masks, family=ancestors)
@@ -99,20 +103,10 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
         state.iteration,
         state.stage_begin,
         state.carried,
-        _rising(state.masks, stage),
+        stage.masks.rising(state.masks),
         state.losses,
         state.family,
     )
-
-
-def _rising(masks: Mapping[Dimension, Mask], stage: StageFile) -> dict[Dimension, Mask]:
-    """Return the masks that are not open yet, each as steep as the stage wants it from here on."""
-    steps = stage.masks.ramp_steps
-    return {
-        name: mask if steps is None else replace(mask, ramp_steps=steps)
-        for name, mask in masks.items()
-        if mask.value < 1
-    }
 
 
 def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
@@ -120,12 +114,10 @@ def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
 
     Only what the file says is compared: what it leaves out is as the checkpoint has it.
     """
-    stored = checkpoint.config
-    wanted = _fields(section.config(stored.vocab, stored.max_positions))
-    found = _fields(stored)
+    found, wanted = _fields(checkpoint.config), _spoken(section)
     differences = [
         f"{name} is {found[name]}, the stage file says {wanted[name]}"
-        for name in sorted(_spoken(section) & wanted.keys())
+        for name in sorted(wanted.keys() & found.keys())
         if wanted[name] != found[name]
     ]
     if differences:
@@ -150,15 +142,15 @@ _NAMES = {
 """What a model's field is called, where a key of the section is not named alike."""
 
 
-def _spoken(section: ModelSection) -> set[str]:
-    """Return the fields of the model that a section speaks of; a default is not spoken of."""
-    spoken = set[str]()
+def _spoken(section: ModelSection) -> dict[str, object]:
+    """Return what a section says of a model's fields; a default says nothing."""
+    spoken: dict[str, object] = {}
     for key in section.model_fields_set:
         value = getattr(section, key)
         if isinstance(value, Section):
-            spoken |= {f"{key}.{name}" for name in value.model_fields_set}
+            spoken |= {f"{key}.{name}": getattr(value, name) for name in value.model_fields_set}
         elif value is not None:
-            spoken.add(_NAMES.get(key, key))
+            spoken[_NAMES.get(key, key)] = value
     return spoken
 
 

@@ -6,12 +6,11 @@ together. A run that was stopped, or killed, and started again takes the very sa
 are a function of their number, masks of their value, and everything else lies in the checkpoint.
 """
 
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,43 +19,34 @@ from flmgrow.errors import DivergenceError, FlmgrowError, tell
 from flmgrow.formats.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
-from flmgrow.trainer.agreement import Postponed, together
-from flmgrow.trainer.data import Batches, MicroBatches, blank, checked
+from flmgrow.trainer.agreement import Postponed, check_alike, together
+from flmgrow.trainer.data import Batches, MicroBatches, blank, checked, digest_of
 from flmgrow.trainer.folder import own_folder
 from flmgrow.trainer.guard import LossGuard
 from flmgrow.trainer.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
-from flmgrow.trainer.processes import stopping_signals
 from flmgrow.trainer.reporting import Reporter, say
 from flmgrow.trainer.saving import Saving
-from flmgrow.trainer.setting import Setting, notes, setting_of
+from flmgrow.trainer.setting import (
+    Setting,
+    check_space,
+    decisive,
+    notes,
+    setting_of,
+    summary,
+)
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_data import StageData, open_data
+from flmgrow.trainer.stage_keys import told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
+from flmgrow.trainer.stopping import Stop
 from flmgrow.trainer.trainee import arguments_of, build
 
 
-class Stop:
-    """Whether a signal asked the run to stop; a second one takes its usual effect."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before = {number: signal.signal(number, self._asked) for number in stopping_signals()}
-
-    def _asked(self, number: int, _: FrameType | None) -> None:
-        self.number = number
-        self.restore()
-
-    def restore(self) -> None:
-        """Let signals do what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def train(stage: StageFile) -> int:
-    """Train ``stage`` until its end, or until a signal; return the exit code.
+def train(stage: StageFile, path: Path) -> int:
+    """Train ``stage``, of the file ``path``, to its end, or until a signal; return the exit code.
 
     Once the ranks have met, all of them meet the same errors, and the first one tells. Raises a
     FlmgrowError for one that this rank meets before.
@@ -70,7 +60,7 @@ def train(stage: StageFile) -> int:
         seed=stage.training.seed,
     )
     try:
-        code = _train(stage, stop)
+        code = _train(stage, path, stop)
     except FlmgrowError as error:
         if torch.distributed.get_rank() == 0:
             tell(error)
@@ -80,13 +70,15 @@ def train(stage: StageFile) -> int:
     return code
 
 
-def _train(stage: StageFile, stop: Stop) -> int:
+def _train(stage: StageFile, path: Path, stop: Stop) -> int:
     with own_folder(stage.checkpoint.folder):
         begin = together(lambda: find_begin(stage))
         try:
             data = together(lambda: open_data(stage.data))
             ids = data.tokenizer.vocab_size
-            setting = together(lambda: setting_of(stage, begin, ids))
+            with told_of(path):
+                setting = together(lambda: setting_of(stage, begin, ids))
+            check_alike({**decisive(setting), "the data": digest_of(data.training)})
             return Run(setting, data).until_done(stop)
         finally:
             if begin.checkpoint is not None:
@@ -132,16 +124,20 @@ class Run:
             load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
             if begin.resumed:
                 restore_random_states(begin.checkpoint.folder)
+            begin.checkpoint.close()  # what is removed later must not be held open
 
     def until_done(self, stop: Stop) -> int:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
         setting, stage = self._setting, self._setting.stage
         if self._iteration >= setting.last:
-            say(f"{stage.name}  has taken its {stage.steps:,} steps: there is nothing to do")
+            taken = f"{self._iteration - setting.begin.stage_begin:,} of {stage.steps:,} steps"
+            say(f"{stage.name}  has taken {taken}: there is nothing to do")
             return 0
+        together(lambda: check_space(setting))
         begin, resumed = setting.begin.iteration, setting.begin.resumed
         make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
         with together(make) as reporter:
+            reporter.note(f"{stage.name}  {summary(setting)}")
             for note in notes(setting):
                 reporter.note(f"note: {note}")
             batches = iter(self._batches)
@@ -149,12 +145,13 @@ class Run:
                 moment = time.perf_counter()
                 self._take(batches)
                 record, asked = self._step(moment, stop)
-                self._check(record)
                 self._failure.attempt(partial(reporter.step, record), None)
+                self._check(record)
                 ends = self._iteration == setting.last
                 if self._due(stage.log.validation_every, ends):
                     self._failure.attempt(partial(reporter.validation, self._validate()), None)
                 if asked or self._due(stage.checkpoint.every, ends) or ends:
+                    self._failure.attempt(reporter.sync, None)
                     self._save()
                 if ends:
                     return 0
@@ -193,7 +190,7 @@ class Run:
         self._advance()
         seconds = time.perf_counter() - begin
         record = self._record(losses_of(totals), float(norm), rate, masks, seconds)
-        return record, _signal_of(signals, stop)
+        return record, stop.signal_of(signals)
 
     def _record(
         self,
@@ -304,8 +301,3 @@ def _summed(numbers: list[float]) -> list[float]:
     torch.distributed.all_reduce(values)
     result: list[float] = values.tolist()
     return result
-
-
-def _signal_of(total: float, stop: Stop) -> int:
-    """Return the signal to stop for; ranks that got none stop as if terminated."""
-    return (stop.number or int(signal.SIGTERM)) if total else 0

@@ -110,7 +110,7 @@ class MetricsLog:
 
         If nothing is ``resumed``, they are an earlier attempt's, and kept beside it under
         ``.old``. Raises StorageError; OutputExistsError if they are another stage's; BadDataError
-        if a line in the middle is damaged.
+        if a line in the middle is damaged; UsageError for what is no file.
         """
         self._path = path
         with storage_errors(path.parent, "creating"):
@@ -135,11 +135,15 @@ class MetricsLog:
             write_all(self._descriptor, memoryview(line), self._position)
         self._position += len(line)
 
+    def sync(self) -> None:
+        """Put the lines on the disk. Raises StorageError."""
+        with storage_errors(self._path, "fsync"):
+            os.fsync(self._descriptor)
+
     def close(self) -> None:
         """Put the lines on the disk, and close the file. Raises StorageError."""
         try:
-            with storage_errors(self._path, "fsync"):
-                os.fsync(self._descriptor)
+            self.sync()
         finally:
             close_quietly(self._descriptor)
 
@@ -156,11 +160,8 @@ class TensorBoard:
     Tags are ``steps/NAME`` and ``tokens/NAME``, with the names of the file of metrics.
     """
 
-    def __init__(self, folder: Path, resumed_from: int | None) -> None:
-        """Open the folder for the steps after ``resumed_from``; None: from the first one on.
-
-        Raises UsageError if the package tensorboard is missing.
-        """
+    def __init__(self, folder: Path) -> None:
+        """Open the folder. Raises UsageError if the package tensorboard is missing."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -169,30 +170,35 @@ class TensorBoard:
                 "pip install 'flmgrow[tensorboard]', or leave out log.tensorboard",
             ) from None
         self._folder = folder
-        self._resumed_from = resumed_from or 0
         self._make = SummaryWriter
         self._writers: dict[str, SummaryWriter] = {}
 
     def write(self, record: Record) -> None:
-        """Add the numbers of a record."""
-        for axis, now in (("steps", record.step), ("tokens", record.tokens)):
-            writer = self._writer(axis, now, record.step > self._resumed_from)
-            for name, value in _scalars(record).items():
-                writer.add_scalar(f"{axis}/{name}", value, now)
+        """Add the numbers of a record. Raises StorageError."""
+        with storage_errors(self._folder, "writing"):
+            for axis, now in (("steps", record.step), ("tokens", record.tokens)):
+                for name, value in _scalars(record).items():
+                    self._writer(axis, now).add_scalar(f"{axis}/{name}", value, now)
+
+    def sync(self) -> None:
+        """Write what is held in memory. Raises StorageError."""
+        with storage_errors(self._folder, "writing"):
+            for writer in self._writers.values():
+                writer.flush()
 
     def close(self) -> None:
-        """Write what is held in memory, and close the files."""
-        for writer in self._writers.values():
-            writer.close()
+        """Write what is held in memory, and close the files. Raises StorageError."""
+        with storage_errors(self._folder, "writing"):
+            for writer in self._writers.values():
+                writer.close()
 
-    def _writer(self, axis: str, now: int, later: bool) -> "SummaryWriter":
-        """Return the writer of an axis: one writer has one kind of x, and drops what lies beyond.
+    def _writer(self, axis: str, now: int) -> "SummaryWriter":
+        """Return the writer of an axis: one writer has one kind of x.
 
-        The first record tells where that begins, as nobody knows the tokens of ``resumed_from``.
+        What an earlier attempt wrote from the first record on is dropped.
         """
         if axis not in self._writers:
-            begin = now if later else now + 1
-            self._writers[axis] = self._make(str(self._folder / axis), purge_step=begin)
+            self._writers[axis] = self._make(str(self._folder / axis), purge_step=now)
         return self._writers[axis]
 
     def __enter__(self) -> Self:

@@ -47,8 +47,11 @@ ACTIVATIONS = {
 
 
 def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234) -> None:
-    """Join the process group torchrun describes and split it into tensor and pipeline ranks."""
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    """Join the process group torchrun describes and split it into tensor and pipeline ranks.
+
+    Raises UsageError if there are more ranks on a node than devices.
+    """
+    torch.cuda.set_device(_own_device(int(os.environ.get("LOCAL_RANK", "0"))))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     open_channel()
     parallel_state.initialize_model_parallel(tp, pp, vpp)
@@ -57,6 +60,20 @@ def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234
     torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
     random.seed(seed)
     np.random.seed(seed)
+
+
+def _own_device(place: int) -> int:
+    """Return the device of the rank with this ``place`` on its node.
+
+    A launcher may show each rank one device of its own. Raises UsageError if there are too few.
+    """
+    devices = torch.cuda.device_count()
+    if devices > 1 and place >= devices:
+        raise UsageError(
+            f"rank {place} of its node: sees {devices} GPUs, wanted one for each rank",
+            "start fewer ranks on a node, or look at CUDA_VISIBLE_DEVICES",
+        )
+    return place if devices > 1 else 0
 
 
 def stop_parallel() -> None:

@@ -120,10 +120,10 @@ class OptimizerView:
 
 @dataclass(frozen=True, eq=False)
 class LivePiece:
-    """A flat tensor in memory as a piece of a logical tensor.
+    """A flat tensor in memory, on any device, as a piece of a logical tensor.
 
-    It stays on its device, and is copied a stretch at a time: a rank's whole state beside the
-    states of the other ranks of its machine may be more than the machine's memory.
+    It is copied to the host a stretch at a time: the whole states of all ranks of a machine may be
+    more than its memory.
     """
 
     placement: Placement
@@ -152,7 +152,8 @@ def live_states(
 ) -> Iterator[tuple[State, LivePiece]]:
     """Yield every state of every parameter as a whole; on all replicas at once.
 
-    What replicas keep of a parameter is put together on each of them, one state at a time.
+    What replicas keep of a parameter is put together on each of them, one state at a time. To be
+    kept until it is written, that has to move to the host.
     """
     for state in states:
         for parameter in parameters:

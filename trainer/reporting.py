@@ -48,7 +48,7 @@ class Reporter:
             log = MetricsLog(stage.log.metrics, stage.name, begin, resumed=resumed)
             self._sinks.append(self._open.enter_context(log))
             if stage.log.tensorboard is not None:
-                board = TensorBoard(stage.log.tensorboard, begin if resumed else None)
+                board = TensorBoard(stage.log.tensorboard)
                 self._sinks.append(self._open.enter_context(board))
 
     def step(self, record: StepRecord) -> None:
@@ -67,6 +67,11 @@ class Reporter:
         self.note(
             f"{record.stage}  step {record.step}  validation loss {record.validation_loss:.4f}"
         )
+
+    def sync(self) -> None:
+        """Put what was told on the disk."""
+        for sink in self._sinks:
+            sink.sync()
 
     def note(self, text: str) -> None:
         """Tell people something."""

@@ -10,7 +10,6 @@ save removes.
 import base64
 import json
 import random
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.durable import (
     make_folders,
     new_file,
-    prune,
+    remove_tree,
     storage_errors,
     sync_folder,
     sync_tree,
@@ -44,7 +43,7 @@ from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer import cpu
 from flmgrow.trainer.agreement import together
-from flmgrow.trainer.parameters import MOMENTS, OptimizerView, Parameter, live_states
+from flmgrow.trainer.parameters import OptimizerView, Parameter, live_states
 
 cpu.install()
 
@@ -92,8 +91,7 @@ class Saving:
             return
         make_folders(Path(self.folder.anchor), self.folder)
         for left in self.folder.glob(".iter_*.flmgrow"):
-            prune(left, ())
-            left.rmdir()
+            remove_tree(left)
         with storage_errors(hidden, "creating"):
             (hidden / name).mkdir(parents=True)
 
@@ -109,8 +107,7 @@ class Saving:
         described = _optimizer_state(optimizer, self.dtype)
         states = [State.WEIGHT, *described.dtypes]
         writes = parallel_state.get_data_parallel_rank() == 0
-        # On every replica, since some of it may have to be brought together from all of them; only
-        # the one that writes keeps it.
+        # On every replica, since some of it may have to be brought together from all of them.
         live = [each for each in live_states(parameters, optimizer, states) if writes]
         source = self._source(state, schedule)
         target = TargetModel(
@@ -165,19 +162,23 @@ class Saving:
         sync_tree(hidden)
         target = self.folder / name
         if target.exists():  # of a run that went on from further back
-            prune(target, ())
-            target.rmdir()
+            remove_tree(target)
         with storage_errors(target, "renaming"):
             (hidden / name).rename(target)
             hidden.rmdir()
         sync_folder(self.folder)
-        pointer, content = tracker(state.iteration)
-        write_small(self.folder / pointer, content)
+        point_to(self.folder, state.iteration)
         if self.keep is not None:
             # Later ones are of a run that was taken up again from further back: not this one's.
             own = [found for found in iterations(self.folder) if found <= state.iteration]
             for old in own[: -self.keep]:
-                shutil.rmtree(self.folder / folder_name(old))
+                remove_tree(self.folder / folder_name(old))
+
+
+def point_to(folder: Path, iteration: int) -> None:
+    """Let the tracker in a folder of checkpoints name an iteration. Raises StorageError."""
+    pointer, content = tracker(iteration)
+    write_small(folder / pointer, content)
 
 
 def iterations(folder: Path) -> list[int]:
@@ -226,7 +227,7 @@ def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
     in_groups = optimizer.distributed or optimizer.counts_by_group
     counted: dict[object, object] = {"step": count} if in_groups else {}
     groups = tuple({**_settings(group), **counted} for group in optimizer.groups)
-    kinds = (State.MASTER, *MOMENTS) if half or optimizer.distributed else MOMENTS
+    kinds = State.beside_weights(dtype, distributed=optimizer.distributed)
     return OptimizerState(
         groups=groups,
         step=None if in_groups else new_scalar(count),

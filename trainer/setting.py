@@ -6,15 +6,23 @@ The stage file says some of it, the checkpoint the rest, and the corpora must fi
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.durable import check_free_space
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.manifest_file import base_output
+from flmgrow.formats.strict_yaml import dotted
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import parameter_count
+from flmgrow.model.wording import amount
 from flmgrow.trainer import cpu
 from flmgrow.trainer.data import Batching
 from flmgrow.trainer.loading import Begin, check_model
-from flmgrow.trainer.stage import StageFile, layout_of
+from flmgrow.trainer.stage import StageFile, checkpoint_bytes, layout_of
+from flmgrow.trainer.stage_keys import in_keys
 
 cpu.install()
 
@@ -64,7 +72,8 @@ def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
     Raises a FlmgrowError where its parts do not fit.
     """
     if begin.checkpoint is None:
-        config = stage.model.config(ids, stage.data.sequence_length)
+        with in_keys("model"):
+            config = stage.model.config(ids, stage.data.sequence_length)
         multiple = stage.model.make_vocab_size_divisible_by * stage.layout.tp
         padded = math.ceil(config.vocab / multiple) * multiple
     else:
@@ -75,8 +84,48 @@ def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
             f"the tokenizer has {ids} ids, the model {config.vocab}",
             "make vocab_size larger, or name another tokenizer",
         )
-    layout = layout_of(stage, config, padded)
+    with in_keys("layout"):
+        layout = layout_of(stage, config, padded)
     return Setting(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
+
+
+def decisive(setting: Setting) -> dict[str, object]:
+    """Return, by name, what all ranks must have the same before they train together."""
+    begin = setting.begin
+    return {
+        **dotted(setting.stage.model_dump(mode="json")),
+        "the iteration": begin.iteration,
+        **dotted(begin.carried.model_dump()),
+    }
+
+
+def check_space(setting: Setting) -> None:
+    """Raise StorageError, on the first rank, if not even one checkpoint would find room."""
+    if torch.distributed.get_rank() == 0:
+        stage = setting.stage
+        check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, setting.config))
+
+
+def summary(setting: Setting) -> str:
+    """Return in a line what is trained, on what, and from where on."""
+    begin, layout = setting.begin, setting.stage.layout
+    source = "fresh weights"
+    if begin.checkpoint is not None:
+        source = f"step {begin.iteration:,}" if begin.resumed else _near(begin.checkpoint.folder)
+    return "  ".join(
+        (
+            f"{amount(parameter_count(setting.config))} parameters",
+            f"{setting.layout} x DP{layout.dp}",
+            setting.stage.training.precision,
+            f"goes on from {source}" if begin.resumed else f"begins with {source}",
+        )
+    )
+
+
+def _near(path: Path) -> str:
+    """Return a path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def notes(setting: Setting) -> Iterator[str]:
@@ -84,6 +133,15 @@ def notes(setting: Setting) -> Iterator[str]:
     checkpoint, stage = setting.begin.checkpoint, setting.stage
     if checkpoint is not None and checkpoint.optimizer is None:
         yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
+    if stage.warmup_steps >= stage.steps:
+        yield (
+            f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "
+            f"{stage.steps:,}: its peak is not reached"
+        )
+    left = stage.masks.after(setting.begin.masks, setting.last - setting.begin.iteration)
+    if left:
+        values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())
+        yield f"the stage ends before its masks are open: {values}"
     if stage.checkpoint.every is None and stage.steps > LONG:
         yield f"checkpoint.every is not given: {stage.steps:,} steps are saved at their end only"
 

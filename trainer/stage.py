@@ -17,6 +17,8 @@ from flmgrow.formats.layout import Layout, check_divisible
 from flmgrow.formats.strict_yaml import problems, read_yaml
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+from flmgrow.model.tensors import parameter_count
 from flmgrow.trainer.stage_sections import (
     CheckpointSection,
     DataSection,
@@ -31,16 +33,21 @@ from flmgrow.trainer.stage_sections import (
     Section,
     TrainingSection,
 )
+from flmgrow.trainer.tokenizers import located
+
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+_STATE_BYTES = 4
+"""Of each state that is kept beside a weight."""
 
 XPOS_REACH = 64
 """Scale bases from the centre to the farthest position: (0.4 / 1.4) ** 64 is 1e-35."""
 
 
 class StageFile(Section):
-    """One stage of training. ``name`` tells it from the others of a schedule."""
+    """One stage of training. ``name`` tells it from others, and its checkpoints from theirs."""
 
-    name: Name = "stage"
-    model: ModelSection
+    name: Name
+    model: ModelSection = ModelSection()
     layout: LayoutSection = LayoutSection()
     data: DataSection
     training: TrainingSection
@@ -90,12 +97,20 @@ class StageFile(Section):
         return max(1, round(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
 
 
+def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:
+    """Return about how many bytes a checkpoint of a stage has, optimizer state included."""
+    precision, distributed = stage.training.precision, stage.layout.distributed_optimizer
+    states = State.beside_weights(precision, distributed=distributed)
+    return parameter_count(config) * (_WEIGHT_BYTES[precision] + _STATE_BYTES * len(states))
+
+
 def read_stage(path: Path) -> StageFile:
-    """Return the stage in a YAML file, its paths made absolute.
+    """Return the stage in a YAML file, its paths made absolute; its name is the file's if not told.
 
     Raises UsageError, naming file and key of each problem.
     """
-    return stage_of(read_yaml(path), path)
+    data = read_yaml(path)
+    return stage_of({"name": path.stem, **data} if isinstance(data, dict) else data, path)
 
 
 def stage_of(data: object, path: Path) -> StageFile:
@@ -123,7 +138,7 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
     if padded_vocab % layout.tp:
         raise UsageError(
             f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
-            "reshard the checkpoint for this layout first",
+            "lay the checkpoint out first: flmgrow reshard, or import for a Hugging Face folder",
         )
     if stage.layout.sequence_parallel and stage.data.sequence_length % layout.tp:
         raise UsageError(
@@ -176,7 +191,5 @@ def _located(stage: StageFile, folder: Path) -> StageFile:
         return value.model_copy(update=changed) if changed else value
 
     result: StageFile = seen(stage)
-    if (file := folder / stage.data.tokenizer).is_file():
-        data = result.data.model_copy(update={"tokenizer": str(file)})
-        result = result.model_copy(update={"data": data})
-    return result
+    data = result.data.model_copy(update={"tokenizer": located(stage.data.tokenizer, folder)})
+    return result.model_copy(update={"data": data})

@@ -4,6 +4,7 @@ All ranks build the same samples. Of every corpus the last documents are held ou
 validation share says; they are validated on one after the other, always the same.
 """
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -16,6 +17,8 @@ from flmgrow.trainer.freelm import Teacher, mixed, read_propositions
 from flmgrow.trainer.indexed import read_index
 from flmgrow.trainer.stage_sections import CorpusSection, DataSection
 from flmgrow.trainer.tokenizers import Tokenizer, open_tokenizer
+
+_OPTION = re.compile(r"--(tokenizer|eod)\b")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +65,7 @@ def _tokenizer(data: DataSection) -> Tokenizer:
     try:
         return open_tokenizer(data.tokenizer, data.eod)
     except UsageError as error:
-        message, hint = (text.replace("--", "data.") for text in (error.message, error.hint))
+        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.message, error.hint))
         raise UsageError(message, hint) from None
 
 

@@ -5,6 +5,8 @@ written ``245.37B``.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -28,6 +30,7 @@ from flmgrow.model.config import (
     Positions,
     RotarySettings,
 )
+from flmgrow.model.masks import Dimension, Mask, ramped
 
 _AMOUNT = re.compile(r"\s*(\d{1,3}(?:,\d{3})+|\d{1,20}(?:\.\d{1,20})?)\s*([KMBT]?)\s*", re.ASCII)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -100,13 +103,20 @@ class MultiplierSection(Section):
     base_output: Positive | None = None
 
 
-class ModelSection(Section):
-    """The model. What is not given follows: FFN 4 x hidden, groups = heads, heads of equal size."""
+NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
+"""The sizes of a model from which the others follow."""
 
-    num_layers: Count
-    hidden_size: Count
+
+class ModelSection(Section):
+    """The model. What is not given follows: FFN 4 x hidden, groups = heads, heads of equal size.
+
+    Where a checkpoint is loaded all of it follows from there.
+    """
+
+    num_layers: Count | None = None
+    hidden_size: Count | None = None
     ffn_hidden_size: Count | None = None
-    num_attention_heads: Count
+    num_attention_heads: Count | None = None
     num_query_groups: Count | None = None
     kv_channels: Count | None = None
     vocab_size: Count | None = None
@@ -126,27 +136,27 @@ class ModelSection(Section):
     def config(self, vocab: int, length: int) -> ModelConfig:
         """Return the model; ``vocab`` and ``length`` stand for sizes that are not given.
 
-        Raises UsageError for sizes that do not fit together.
+        Raises UsageError for sizes that are missing or do not fit together.
         """
-        groups = self.num_query_groups or self.num_attention_heads
-        if self.num_attention_heads % groups:
+        layers, hidden, heads = (self._needed(name) for name in NEEDED)
+        groups = self.num_query_groups or heads
+        if heads % groups:
             raise UsageError(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of "
-                f"num_query_groups {groups}"
+                f"num_attention_heads {heads} is no multiple of num_query_groups {groups}",
+                "a group has equally many heads",
             )
-        if self.kv_channels is None and self.hidden_size % self.num_attention_heads:
+        if self.kv_channels is None and hidden % heads:
             raise UsageError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
-                f"{self.num_attention_heads}",
+                f"hidden_size {hidden} is no multiple of num_attention_heads {heads}",
                 "give kv_channels, the size of a head",
             )
         return ModelConfig(
-            layers=self.num_layers,
-            hidden=self.hidden_size,
-            ffn=self.ffn_hidden_size or 4 * self.hidden_size,
+            layers=layers,
+            hidden=hidden,
+            ffn=self.ffn_hidden_size or 4 * hidden,
             kv_groups=groups,
-            queries_per_group=self.num_attention_heads // groups,
-            head_dim=self.kv_channels or self.hidden_size // self.num_attention_heads,
+            queries_per_group=heads // groups,
+            head_dim=self.kv_channels or hidden // heads,
             vocab=self.vocab_size or vocab,
             max_positions=self.max_position_embeddings or length,
             norm=self.normalization,
@@ -160,6 +170,12 @@ class ModelSection(Section):
             rotary=RotarySettings(**self.rotary.model_dump()),
             multipliers=Multipliers(**self.multipliers.model_dump(exclude={"base_output"})),
         )
+
+    def _needed(self, name: str) -> int:
+        found: int | None = getattr(self, name)
+        if found is None:
+            raise UsageError(f"{name}: is not given", "only a checkpoint that is loaded tells it")
+        return found
 
     @classmethod
     def of(cls, config: ModelConfig, vocab_multiple: int = 128) -> "ModelSection":
@@ -309,6 +325,18 @@ class MaskSection(Section):
 
     ramp_steps: Count | None = None
     in_turn: bool = False
+
+    def rising(self, masks: Mapping[Dimension, Mask]) -> dict[Dimension, Mask]:
+        """Return the masks that are not open yet, each as steep as the stage wants it."""
+        return {
+            name: mask if self.ramp_steps is None else replace(mask, ramp_steps=self.ramp_steps)
+            for name, mask in masks.items()
+            if mask.value < 1
+        }
+
+    def after(self, masks: Mapping[Dimension, Mask], steps: int) -> dict[Dimension, Mask]:
+        """Return what is not open yet of ``masks`` after so many steps."""
+        return self.rising(ramped(self.rising(masks), steps, in_turn=self.in_turn))
 
 
 class CheckpointSection(Section):

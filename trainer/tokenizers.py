@@ -174,6 +174,16 @@ def open_tokenizer(name: str, eod: str | None = None) -> Tokenizer:
     raise UsageError(f"--tokenizer {name}: unknown", f"one of {KINDS}")
 
 
+def located(name: str, folder: Path) -> str:
+    """Return ``name`` with the path of the file that it names, if any, seen from ``folder``."""
+    kind, _, rest = name.partition(":")
+    if kind == "tiktoken" and rest.endswith(".tiktoken"):
+        return f"tiktoken:{folder / Path(rest).expanduser()}"
+    if kind != "tiktoken" and name.endswith((".tiktoken", ".json")):
+        return str(folder / Path(name).expanduser())
+    return name
+
+
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Return the ranks in a ``.tiktoken`` file: the bytes of a token in base64, and its id.
 

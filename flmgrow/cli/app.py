@@ -8,7 +8,7 @@ import typer
 from flmgrow import __version__
 from flmgrow.cli import bake, data, expand, export, import_, inspect, plot, reshard, train, verify
 from flmgrow.cli import run as run_
-from flmgrow.errors import FlmgrowError, printable, tell
+from flmgrow.errors import FlmgrowError, as_storage_error, printable, tell
 
 INTERRUPTED = 130
 
@@ -60,9 +60,9 @@ def run(arguments: Sequence[str]) -> int:
             raise stopped.__context__ from None
         raise
     except OSError as error:
-        where = error.filename or "standard output"
-        print(f"error: {printable(f'{where}: {error.strerror}')}", file=sys.stderr)
-        return 4
+        told = as_storage_error(error, "standard output")
+        tell(told)
+        return told.exit_code
     if code == INTERRUPTED:  # typer turns the exception into a code, and nobody would be told
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -10,8 +10,8 @@ import typer
 from flmgrow.cli import options, report
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
-from flmgrow.stages.preparing import prepare
-from flmgrow.stages.run_folder import RunFolder
+from flmgrow.stages.preparing import checked, prepare
+from flmgrow.stages.run_folder import CHECKPOINTS, RunFolder
 from flmgrow.stages.runner import launch, run_steps
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
@@ -66,6 +66,7 @@ def run(
         raise UsageError("--json: shows a plan as data, wanted with --dry-run", "add --dry-run")
     folder = RunFolder(out or Path("runs") / schedule.stem, stages)
     if dry_run:
+        checked(folder, schedule)
         _show(folder, list(steps_of(folder, until)), as_json)
         return
     prepare(folder, schedule)
@@ -79,7 +80,7 @@ def run(
     if code:
         raise typer.Exit(code)
     last = stages[-1] if until is None else stages[names.index(until)]
-    print(folder.of(last, "checkpoints"))
+    print(folder.of(last, CHECKPOINTS))
 
 
 def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
@@ -94,6 +95,6 @@ def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
         print("\n".join(report.aligned(overview.stage_rows(planned, before))))
         for step in steps:
             if step.stage is planned:
-                print(f"$ {step.command}")
+                print(f"$ {step.command}" + ("  # done" if step.done() else ""))
         print()
     print("\n".join(report.aligned([overview.total_row(stages)])))

@@ -15,6 +15,12 @@ class State(StrEnum):
     EXP_AVG = "exp_avg"
     EXP_AVG_SQ = "exp_avg_sq"
 
+    @classmethod
+    def beside_weights(cls, precision: str, *, distributed: bool) -> tuple["State", ...]:
+        """Return what Adam keeps: a distributed optimizer has masters of float32 weights, too."""
+        moments = (cls.EXP_AVG, cls.EXP_AVG_SQ)
+        return (cls.MASTER, *moments) if distributed or precision != "float32" else moments
+
     @property
     def gradient_power(self) -> int:
         """Which power of the gradient the state is made of; 0 for weights."""

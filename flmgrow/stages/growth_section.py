@@ -10,6 +10,7 @@ from flmgrow.formats.strict_yaml import problems
 from flmgrow.model.config import ModelConfig
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage_keys import KEYS as STAGE_KEYS
 from flmgrow.trainer.stage_sections import Count, Section
 
 _GROWN = (
@@ -39,6 +40,10 @@ class GrowthSection(Section):
     fresh_second_moment: str | None = None
     ramp_steps: Count | None = None
     seed: int | None = Field(None, ge=0)
+
+
+KEYS = {**STAGE_KEYS, **{name: f"growth.{name}" for name in GrowthSection.model_fields}}
+"""A schedule's keys by the names of options, fields and axes."""
 
 
 def growth_of(own: Json, *, first: bool) -> Json:
@@ -71,6 +76,7 @@ def sizes_after(old: ModelConfig, changes: object) -> Json:
         "num_attention_heads": old.heads,
         "num_query_groups": None if adds_heads else old.kv_groups,
         "kv_channels": old.head_dim,
+        "vocab_size": old.vocab,
     }
 
 

@@ -7,12 +7,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.stages.schedule import PlannedStage
-
-ADAM_BYTES = 8
-"""Bytes per parameter of both moments."""
-
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2 + 4}
-"""Bytes per parameter of a weight, and of the float32 master beside a 16-bit one."""
+from flmgrow.trainer.stage import StageFile, checkpoint_bytes
 
 Json = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -23,7 +18,6 @@ def stage_data(planned: PlannedStage) -> Json:
     stage, layout = planned.stage, planned.stage.layout
     parameters = parameter_count(planned.config)
     tokens = stage.steps * stage.tokens_per_step
-    per_parameter = WEIGHT_BYTES[stage.training.precision] + ADAM_BYTES
     return {
         "name": stage.name,
         "parameters": parameters,
@@ -39,7 +33,7 @@ def stage_data(planned: PlannedStage) -> Json:
         "peak": stage.learning_rate.peak,
         "floor": stage.learning_rate.floor,
         "flops": tokens * training_flops(planned.config, stage.data.sequence_length),
-        "checkpoint_bytes": parameters * per_parameter,
+        "checkpoint_bytes": checkpoint_bytes(stage, planned.config),
         "precision": stage.training.precision,
         "growth": {} if planned.growth is None else _methods(planned),
     }
@@ -62,10 +56,10 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         *rows,
         ("model", f"{amount(data['parameters'])} parameters: {model_text(planned.config)}"),
         ("kind", kind_text(planned.config)),
-        ("layout", f"{data['layout']} x DP{data['replicas']}: {data['processes']:,} processes"),
+        ("layout", f"{data['layout']} x DP{data['replicas']}: {_processes(data)}"),
         ("steps", f"{data['steps']:,}, iterations {planned.first:,} to {planned.last:,}"),
         ("tokens", f"{amount(data['tokens'])} in batches of {batch}"),
-        ("learning", f"{rate.style} from {rate.peak:g}, {data['warmup_steps']:,} steps of warm-up"),
+        ("learning", f"{rate.style} from {rate.peak:g}, {_warm_up(stage)}"),
         ("cost", f"{data['flops']:.3e} FLOPs in {data['precision']}"),
         ("checkpoint", f"{_bytes(data['checkpoint_bytes'])} each, optimizer state included"),
     ]
@@ -76,8 +70,21 @@ def _growth_rows(planned: PlannedStage, before: PlannedStage) -> Rows:
     methods = ", ".join(f"{name} by {method}" for name, method in _methods(planned).items())
     ramps = {mask.ramp_steps for mask in planned.growth.masks.values()}
     ramp = f", open after {max(ramps):,} steps" if ramps else ""
+    if ramps and planned.unfinished:
+        ramp += f", of which the stage has {planned.stage.steps:,}"
     moved = f"{before.layout} -> {planned.layout}"
     return [("growth", f"{methods or 'none'}{ramp}; {moved}")]
+
+
+def _processes(data: Json) -> str:
+    count = data["processes"]
+    return f"{count:,} process{'' if count == 1 else 'es'}"
+
+
+def _warm_up(stage: StageFile) -> str:
+    steps = stage.warmup_steps
+    early = f", of which the stage has {stage.steps:,}" if steps >= stage.steps else ""
+    return f"{steps:,} steps of warm-up{early}"
 
 
 def total_row(stages: Sequence[PlannedStage]) -> tuple[str, str]:

@@ -6,30 +6,50 @@ a stage is not what its files say, and is refused before a file is written.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from flmgrow.errors import UsageError
 from flmgrow.formats.durable import make_folders, write_small
-from flmgrow.formats.strict_yaml import dump_yaml, read_yaml
+from flmgrow.formats.strict_yaml import dotted, dump_yaml, problems, read_yaml
 from flmgrow.formats.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.run_folder import CHECKPOINTS, GROWTH, STAGE, START, RunFolder
-from flmgrow.stages.schedule import PlannedStage
-from flmgrow.trainer.stage_sections import Section
+from flmgrow.stages.schedule import TENSORBOARD, PlannedStage
+from flmgrow.surgery.target_file import TargetFile
+from flmgrow.trainer.stage import StageFile
 
 SCHEDULE = "schedule.yaml"
 _LENGTHS = ("training.steps", "training.tokens")
 _FREE = ("checkpoint.", "log.", "guard.")
 """What may change while a stage runs: how it is watched and kept. So may its length, to its end."""
 
+_FORMS: Mapping[str, type[BaseModel]] = {STAGE: StageFile, GROWTH: TargetFile}
 _FOLDER = re.compile(r"\d{2,}-.+")
 
 Json = dict[str, Any]
 
 
+Files = Mapping[PlannedStage, Mapping[str, Json]]
+
+
 def prepare(folder: RunFolder, schedule: Path) -> None:
     """Write the files that a run's commands are given, and a copy of the schedule.
+
+    Raises what :func:`checked` does, and StorageError.
+    """
+    for planned, files in checked(folder, schedule).items():
+        make_folders(Path(folder.path.anchor), folder.of(planned))
+        for name, content in files.items():
+            write_small(folder.of(planned, name), encoded(content))
+    write_small(folder.path / SCHEDULE, schedule.read_bytes())
+
+
+def checked(folder: RunFolder, schedule: Path) -> Files:
+    """Return the content of each stage's files, by name.
 
     Raises UsageError, naming what differs, if the folder has stages that the schedule has not, if a
     stage that has begun would become another, or if a stage begins with what grew from another
@@ -42,11 +62,7 @@ def prepare(folder: RunFolder, schedule: Path) -> None:
         _check_length(folder, planned, schedule)
     for planned in folder.stages[1:]:
         _check_source(folder, planned)
-    for planned, files in contents.items():
-        make_folders(Path(folder.path.anchor), folder.of(planned))
-        for name, content in files.items():
-            write_small(folder.of(planned, name), encoded(content))
-    write_small(folder.path / SCHEDULE, schedule.read_bytes())
+    return contents
 
 
 def _contents(planned: PlannedStage) -> dict[str, Json]:
@@ -57,11 +73,11 @@ def _contents(planned: PlannedStage) -> dict[str, Json]:
     checkpoint = stage.checkpoint.model_copy(update=begins)
     log: Json = {"metrics": Path("metrics.jsonl")}
     if stage.log.tensorboard is not None:
-        log["tensorboard"] = Path("tensorboard")
+        log["tensorboard"] = Path(TENSORBOARD)
     changed = {"checkpoint": checkpoint, "log": stage.log.model_copy(update=log)}
     files = {STAGE: _plain(stage.model_copy(update=changed))}
     if planned.target is not None:
-        files[GROWTH] = planned.target.model_dump(mode="json", exclude_none=True)
+        files[GROWTH] = _plain(planned.target)
     return files
 
 
@@ -92,11 +108,12 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: dict[str, 
         path = folder.of(planned, name)
         if not begun[name] or not path.exists():
             continue
-        old, new = _written(path), _flat(content)
+        old, new = _written(path, name), dotted(content)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and not key.startswith(free):
                 raise UsageError(
-                    f"{path}: {key} is {old.get(key)}, the schedule says {new.get(key)}",
+                    f"{path}: {key} is {_shown(old.get(key))}, the schedule says "
+                    f"{_shown(new.get(key))}",
                     "this stage has begun: give another --out, or the schedule it began with",
                 )
 
@@ -151,34 +168,30 @@ def _end_of(saved: Path | None) -> Json:
     return {"name": state.stage, "iteration": state.iteration, **state.carried.model_dump()}
 
 
-def _written(path: Path) -> dict[str, object]:
-    """Return the values in a file of the run's folder. Raises UsageError if it is no mapping."""
-    hint = "restore it from a copy, or give another --out"
+def _written(path: Path, name: str) -> dict[str, object]:
+    """Return the values in a file of the run's folder, and defaults of keys that it lacks.
+
+    So a run may go on with a flmgrow that knows more keys. Raises UsageError if it is no such file.
+    """
     try:
-        content = read_yaml(path)
+        return dotted(_plain(_FORMS[name].model_validate(read_yaml(path))))
+    except ValidationError as error:
+        message = f"{path}: {problems(error.errors())}"
     except UsageError as error:
-        raise UsageError(error.message, hint) from None
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"{content!r:.60}"
-        raise UsageError(f"{path}: found {found}, wanted a mapping", hint)
-    return _flat(content)
+        message = error.message
+    raise UsageError(message, "restore it from a copy, or give another --out")
 
 
-def _plain(section: Section) -> Json:
-    """Return a section as YAML has it."""
-    content: Json = section.model_dump(mode="json", exclude_none=True)
-    return content
+def _shown(value: object) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _plain(content: BaseModel) -> Json:
+    """Return a file's content as YAML has it."""
+    plain: Json = content.model_dump(mode="json", exclude_none=True)
+    return plain
 
 
 def encoded(content: Json) -> bytes:
     """Return the bytes of a YAML file."""
     return dump_yaml(content).encode()
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, object]:
-    """Return all values of nested mappings by their dotted keys."""
-    if not isinstance(content, dict):
-        return {prefix.removesuffix("."): content}
-    return {
-        k: v for name, inner in content.items() for k, v in _flat(inner, f"{prefix}{name}.").items()
-    }

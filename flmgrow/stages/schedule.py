@@ -8,7 +8,7 @@ not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,21 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import grow
 from flmgrow.operators.vocab import padded_size
 from flmgrow.stages.growth_section import (
     HINT,
+    KEYS,
     check_only_sizes,
     growth_of,
     sizes_after,
     target_of,
 )
-from flmgrow.stages.schedule_keys import in_keys, told_of
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.stage import StageFile, layout_of, stage_of
+from flmgrow.trainer.stage_keys import in_keys, told_of
 from flmgrow.trainer.stage_sections import ModelSection
 
 LONGEST_NAME = 100
@@ -38,6 +40,9 @@ _LENGTHS = ("steps", "tokens")
 _OF_THE_FOLDER = ("checkpoint.folder", "checkpoint.load", "log.metrics")
 """What a stage file says and a schedule does not: the run's folder decides."""
 
+TENSORBOARD = "tensorboard"
+"""The folder beside a stage's checkpoints, if it has one."""
+
 Json = dict[str, Any]
 
 
@@ -45,7 +50,8 @@ Json = dict[str, Any]
 class PlannedStage:
     """One stage of a run: its file, its model, and how it grows (None for the first).
 
-    ``first`` is the iteration at which it begins, ``folder`` its folder in the run's.
+    ``first`` is the iteration at which it begins, ``folder`` its folder in the run's, ``masks`` are
+    those with which it begins.
     """
 
     stage: StageFile
@@ -56,6 +62,12 @@ class PlannedStage:
     folder: str
     target: TargetFile | None = None
     growth: Growth | None = None
+    masks: Mapping[Dimension, Mask] = field(default_factory=dict)
+
+    @property
+    def unfinished(self) -> dict[Dimension, Mask]:
+        """The masks that are not open when it ends."""
+        return self.stage.masks.after(self.masks, self.stage.steps)
 
     @property
     def last(self) -> int:
@@ -124,6 +136,13 @@ def _check_places(data: Json) -> None:
                 "leave it out: all of a run lies in its folder, and each stage begins with what "
                 "was grown for it",
             )
+    log = data.get("log")
+    board = log.get("tensorboard") if isinstance(log, dict) else None
+    if board is not None and board != TENSORBOARD:
+        raise UsageError(
+            f"log.tensorboard: is {board!r:.60}, wanted {TENSORBOARD}: each stage has its own",
+            "tensorboard --logdir and the run's folder shows all of them",
+        )
 
 
 def _planned(
@@ -136,27 +155,50 @@ def _planned(
     stage = stage_of(merged, path)
     if stage.model.vocab_size is None:
         raise UsageError("model.vocab_size: is not given", "a run is planned before data is read")
-    with in_keys("model"):
+    with in_keys("model", KEYS):
         asked = stage.model.config(stage.model.vocab_size, stage.data.sequence_length)
     folder = f"{number:02d}-{stage.name}"
     multiple = stage.model.make_vocab_size_divisible_by
     padded = padded_size(asked.vocab, multiple, stage.layout.tp)
     if before is None:
-        with in_keys("layout"):
+        with in_keys("layout", KEYS):
             layout = layout_of(stage, asked, padded)
         return PlannedStage(stage, asked, layout, padded, 0, folder)
     check_only_sizes(own.get("model"))
     _check_same_data(before.stage, stage)
-    with in_keys("growth"):
+    with in_keys("growth", KEYS):
         target = target_of(growth, stage, before.config, asked)
         grown = grow(before.config, target.target(), before.padded_vocab, padded)
-    with in_keys("layout"):
+        masks = _masks_of(grown, before)
+    with in_keys("layout", KEYS):
         layout = layout_of(stage, grown.new, padded)
     section = ModelSection.of(grown.new, multiple)
     stage = stage.model_copy(update={"model": section})
     return PlannedStage(
-        stage, grown.new, layout, padded, before.last, folder, target=target, growth=grown
+        stage,
+        grown.new,
+        layout,
+        padded,
+        before.last,
+        folder,
+        target=target,
+        growth=grown,
+        masks=masks,
     )
+
+
+def _masks_of(growth: Growth, before: PlannedStage) -> Mapping[Dimension, Mask]:
+    """Return the masks after a growth. Raises UsageError if those of the last one are not open."""
+    if not growth.methods:
+        return before.unfinished
+    if before.unfinished:
+        left = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in before.unfinished.items())
+        raise UsageError(
+            f"growth: the stage {before.stage.name} has not opened its own when it ends ({left})",
+            f"let its masks open within {before.stage.steps:,} steps (growth.ramp_steps), or make "
+            "it longer",
+        )
+    return growth.masks
 
 
 def merge(common: Mapping[str, Any], own: Mapping[str, Any]) -> Json:

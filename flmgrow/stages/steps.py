@@ -66,7 +66,9 @@ def submitted(step: Step, launcher: str, devices: int) -> str:
     if not step.trains:
         return step.command
     world = step.stage.stage.layout.world
-    nodes, per_node = ceil(world / devices), min(world, devices)
+    # A launcher starts equally many ranks on every node.
+    nodes = next(n for n in range(ceil(world / devices), world + 1) if world % n == 0)
+    per_node = world // nodes
     module = f"-m flmgrow.trainer {shlex.quote(step.words[1])}"
     if launcher == "srun":
         tasks = f"--nodes={nodes} --ntasks={world} --ntasks-per-node={per_node}"

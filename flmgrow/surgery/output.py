@@ -112,14 +112,7 @@ class OutputFolder:
 
     def free_space_check(self, needed: int) -> None:
         """Raise StorageError unless ``needed`` bytes, those still to be written, are free."""
-        with durable.storage_errors(self._temp, "asking for the free space"):
-            found = os.statvfs(self._temp)
-        free = found.f_bavail * found.f_frsize
-        if found.f_blocks and free < needed:  # some network mounts do not say
-            raise StorageError(
-                f"{self.path}: {free} bytes are free, {needed} are needed",
-                hint=f"free some space, then {durable.RESUME}",
-            )
+        durable.check_free_space(self._temp, needed, self.path)
 
     @contextlib.contextmanager
     def file(self, relative: str, size: int, *, sha256: bool = False) -> Iterator[OutputFile]:

@@ -41,6 +41,15 @@ def test_scalars_are_what_they_look_like(text: str) -> None:
     assert type(found["key"]) is type(MEANT[text])
 
 
+def test_a_key_stands_once_where_it_was_written() -> None:
+    """What merges put beside it is no second one."""
+    merged = b"a: &a {x: 1}\nb: {c: &c {<<: *a, x: 2}}\nd: {<<: *c, y: 3}"
+    found = parse_yaml(merged, "file")
+    assert found == {"a": {"x": 1}, "b": {"c": {"x": 2}}, "d": {"x": 2, "y": 3}}
+    with pytest.raises(UsageError, match="the key 'x' stands twice"):
+        parse_yaml(merged.replace(b"y: 3", b"x: 3, x: 4"), "file")
+
+
 def test_yaml_1_1_would_not_do() -> None:
     """The negative control: what PyYAML makes of the same."""
     assert yaml.safe_load("[3e-4, 010, no]") == ["3e-4", 8, False]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stage_runs import prepared
 from test_structure import ROOT
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.megatron import TRACKER
 from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.tensors import parameter_count
@@ -147,14 +148,58 @@ def test_the_model_is_what_growth_leads_to(tmp_path: Path) -> None:
 
 
 def test_sizes_hold_on_through_a_chain_of_growths(tmp_path: Path) -> None:
-    path = written(tmp_path, model={"multipliers": {"mup_base_width": 16, "output": 2.0}})
+    multipliers = {"multipliers": {"mup_base_width": 16, "output": 2.0}}
+    path = written(tmp_path, model=multipliers, large={"growth": {"ramp_steps": 4}})
     content = yaml.safe_load(path.read_text())
     largest = {"name": "largest", "model": {"hidden_size": 64, "num_attention_heads": 8}}
     content["stages"].append(content["stages"][0] | largest)
     path.write_text(yaml.safe_dump(content))
+    content["stages"][1]["model"]["vocab_size"] = 300
+    path.write_text(yaml.safe_dump(content))
     *_, last = read_schedule(path)
     assert last.config.layers == 3  # as the stage before has it
+    assert last.config.vocab == 300
     assert last.config.multipliers.output == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("large", "left"),
+    [
+        ({"growth": {"ramp_steps": 5}}, "width at 0.8, heads at 0.8, ffn at 0.8, depth at 0.8"),
+        ({}, "width at 0.0008, "),  # expand's default is longer than the stage
+        ({"growth": {"ramp_steps": 1}, "masks": {"ramp_steps": 16}}, "width at 0.25, "),
+        ({"growth": {"ramp_steps": 2}, "masks": {"in_turn": True}}, "(ffn at 0, depth at 0)"),
+        ({"growth": {"ramp_steps": 4}}, None),
+        ({"growth": {"ramp_steps": 9}, "masks": {"ramp_steps": 2}}, None),
+        ({"growth": {"ramp_steps": 1}, "masks": {"in_turn": True}}, None),
+    ],
+)
+def test_masks_are_open_before_the_next_growth(
+    tmp_path: Path, large: dict[str, Any], left: str | None
+) -> None:
+    """Else ``expand`` would refuse what was trained for it; a stage that adds nothing waits."""
+    path = written(tmp_path, large=large)
+    content = yaml.safe_load(path.read_text())
+    plain = {"training": {"steps": 4}, "learning_rate": {"peak": 1e-3}}
+    content["stages"].append({"name": "deeper", "model": {"num_layers": 4}, **plain})
+    path.write_text(yaml.safe_dump(content))
+    outcome = flmgrow("run", path, "--dry-run")
+    if left is None:
+        assert outcome.code == 0, outcome
+        return
+    assert outcome.code == 2
+    assert "stage deeper: growth: the stage large has not opened its own when it" in outcome.err
+    assert left in outcome.err
+    content["stages"].insert(2, {"name": "longer", **plain, "training": {"steps": 5000 * 4}})
+    path.write_text(yaml.safe_dump(content))
+    assert flmgrow("run", path, "--dry-run").code == 0
+
+
+def test_what_a_stage_is_too_short_for_is_told(tmp_path: Path) -> None:
+    large = {"learning_rate": {"peak": 1e-3, "warmup_samples": 32}}
+    told = accepted("run", written(tmp_path, large=large), "--dry-run").out
+    assert "open after 5,000 steps, of which the stage has 4;" in told
+    assert "4 steps of warm-up, of which the stage has 4\n" in told
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.booleans())
@@ -229,6 +274,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a folder of its own": (
         {"large": {"checkpoint": {"folder": "x"}}}, "stage large: checkpoint.folder: is 'x', but",
+    ),
+    "event files elsewhere": (
+        {"log": {"tensorboard": "/x"}}, "log.tensorboard: is '/x', wanted tensorboard: each stage",
     ),
     "metrics elsewhere": ({"log": {"metrics": "x"}}, "schedule.yaml: log.metrics: is 'x', but"),
     "no stages": ({"stages": []}, "has no stages"),
@@ -310,8 +358,8 @@ def test_a_stage_that_the_schedule_does_not_have_is_refused(
     [
         (b"a: [", "is not YAML that can be read"),
         (b"\xff", "is not YAML that can be read"),
-        (b"- a\n", "found ['a'], wanted a mapping"),
-        (b"", "found nothing, wanted a mapping"),
+        (b"- a\n", "the whole: found ['a'], wanted a mapping"),
+        (b"", "the whole: found nothing, wanted a mapping"),
     ],
 )
 def test_a_file_of_the_run_that_cannot_be_read_is_refused(
@@ -326,10 +374,68 @@ def test_a_file_of_the_run_that_cannot_be_read_is_refused(
     assert "hint: restore it from a copy, or give another --out" in outcome.err
 
 
+def test_a_run_goes_on_with_a_flmgrow_that_knows_more_keys(tmp_path: Path) -> None:
+    """They have their defaults in the files that an older one wrote; the control has another."""
+    schedule, out = written(tmp_path), tmp_path / "out"
+    begun(schedule, out)
+    path = out / "01-small" / "stage.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["layout"]["overlap_grad_reduce"]
+    path.write_text(yaml.safe_dump(content))
+    prepared(schedule, out)
+    content["layout"]["overlap_grad_reduce"] = True
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match="overlap_grad_reduce is True, the schedule says False"):
+        prepared(schedule, out)
+    path.write_text(yaml.safe_dump(content | {"unheard": 1}))
+    with pytest.raises(UsageError, match="unheard: there is no such key"):
+        prepared(schedule, out)
+
+
+def test_a_dry_run_looks_at_what_is_there(tmp_path: Path) -> None:
+    schedule, out = written(tmp_path), tmp_path / "out"
+    words = ("run", schedule, "--out", out, "--dry-run")
+    assert "# done" not in accepted(*words).out
+    begun(schedule, out)
+    (out / "01-small" / "checkpoints" / TRACKER).write_text("6")
+    assert accepted(*words).out.count("# done") == 2  # it is trained, and grown
+    changed = written(tmp_path, model={"ffn_hidden_size": 64})
+    outcome = flmgrow("run", changed, "--out", out, "--dry-run")
+    assert outcome.code == 2
+    assert "model.ffn_hidden_size is nothing, the schedule says 64" in outcome.err
+
+
 def test_a_name_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
     content = {"a": "1e3", "b": "089", "c": "-.5", "d": "no", "e": 3e-4, "f": "x", "g": ""}
     (tmp_path / "x.yaml").write_bytes(encoded(content))
     assert read_yaml(tmp_path / "x.yaml") == content
+
+
+@pytest.mark.parametrize(
+    ("dp", "devices", "nodes", "per_node"), [(3, 8, 2, 6), (8, 8, 4, 8), (3, 5, 3, 4), (1, 8, 1, 4)]
+)
+def test_every_node_has_as_many_ranks(
+    tmp_path: Path, dp: int, devices: int, nodes: int, per_node: int
+) -> None:
+    """Launchers start no other number, and the trainer takes no more than the layout has."""
+    layout = {"layout": {"tp": 4, "dp": dp}, "training": {"batch": 48, "steps": 4}}
+    model = {"num_attention_heads": 8, "num_layers": 3}
+    *_, train = prepared(written(tmp_path, large={**layout, "model": model}), tmp_path / "out")[1]
+    options = f"--nnodes {nodes} --nproc-per-node {per_node} " if nodes > 1 else "--standalone "
+    assert f"torchrun {options}" in submitted(train, "torchrun", devices)
+    wanted = f"--nodes={nodes} --ntasks={4 * dp} --ntasks-per-node={per_node} "
+    assert wanted in submitted(train, "srun", devices)
+
+
+def test_a_checkpoints_size_counts_masters(tmp_path: Path) -> None:
+    """A distributed optimizer has them of float32 weights, too: it works on copies."""
+    sizes = []
+    for distributed in (False, True):
+        layout = {"distributed_optimizer": distributed}
+        words = ("run", written(tmp_path, layout=layout), "--dry-run", "--json")
+        (small, _) = json.loads(accepted(*words).out)["stages"]
+        sizes.append(small["checkpoint_bytes"] / small["parameters"])
+    assert sizes == [4 + 8, 4 + 4 + 8]
 
 
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])

@@ -1,14 +1,26 @@
 """What one rank meets alone is told once, in a line, and ends all: nobody hangs or complains."""
 
 import resource
+import socket
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from stage_runs import command, environment, make_data, saved, stage_data, train, write_stage
+import yaml
+from stage_runs import (
+    MODEL,
+    command,
+    environment,
+    make_data,
+    saved,
+    stage_data,
+    train,
+    write_stage,
+)
 
 from flmgrow.trainer.indexed import index_bytes, read_index
 
@@ -58,6 +70,57 @@ def short_corpus(folder: Path, tokens: int, dtype: Any) -> Path:
     blocks = index_bytes(1, content.dtype, lambda: [np.array([tokens])])
     prefix.with_suffix(".idx").write_bytes(b"".join(blocks))
     return prefix
+
+
+def test_ranks_that_begin_differently(data: Path, tmp_path: Path) -> None:
+    """As where each node has its own stage file: sums of their gradients would mean nothing."""
+    layout = {"layout": {"tp": 2}}
+    content = stage_data(data, **layout)
+    stages = [write_stage(tmp_path, content), tmp_path / "other.yaml"]
+    stages[1].write_text(yaml.safe_dump(stage_data(data, **layout, optimizer={"beta2": 0.9})))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "flmgrow.trainer", str(stage)],
+            env={**environment(), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank, stage in enumerate(stages)
+    ]  # fmt: skip
+    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert_told_once(told[0], "rank 1: optimizer.beta2 is 0.9, rank 0 has 0.95")
+    assert told[1] == ""
+
+
+def test_event_files_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    content = stage_data(data, layout={"tp": 2}, log={"tensorboard": "file/board"})
+    told = train(write_stage(tmp_path, content), expect=4)
+    assert_told_once(told, f"{tmp_path / 'file/board'}: writing failed: Not a directory")
+
+
+def test_a_vocabulary_that_is_too_small_names_the_file(data: Path, tmp_path: Path) -> None:
+    stage = write_stage(tmp_path, stage_data(data, model={**MODEL, "vocab_size": 200}))
+    assert_told_once(train(stage, expect=2), f"{stage}: the tokenizer has 257 ids, the model 200")
+
+
+def test_a_device_for_each_rank() -> None:
+    code = (
+        "import torch; from flmgrow.trainer import model\n"
+        "for seen, place in ((1, 3), (4, 3), (4, 4)):\n"
+        "    torch.cuda.device_count = lambda: seen\n"
+        "    print(model._own_device(place), flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "0\n3\n"
+    assert "UsageError: rank 4 of its node: sees 4 GPUs" in done.stderr
 
 
 def test_the_first_rank_cannot_write_its_metrics(data: Path, tmp_path: Path) -> None:

@@ -230,11 +230,11 @@ def test_progress_lines_tell_what_there_is() -> None:
 
 def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with TensorBoard(tmp_path, None) as board:
+    with TensorBoard(tmp_path) as board:
         for record in RECORDS[: _count(20)]:
             board.write(record)
     changed = [replace(r, loss=1.0) for r in RECORDS[_count(15) :] if isinstance(r, StepRecord)]
-    with TensorBoard(tmp_path, 15) as board:
+    with TensorBoard(tmp_path) as board:
         for record in changed:
             board.write(record)
     steps = [record for record in RECORDS if isinstance(record, StepRecord)]
@@ -250,20 +250,6 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     assert [at for at, _ in _scalars(tmp_path, "tokens", "validation_loss")] == [10_000_000]
 
 
-def test_tensorboard_keeps_what_was_validated_at_the_checkpoint(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    with TensorBoard(tmp_path, None) as board:
-        for record in RECORDS[: _count(10)]:
-            board.write(record)
-    with TensorBoard(tmp_path, 10) as board:
-        board.write(ValidationRecord(10, 10_000_000, 1, 9.0, "a"))
-        for record in RECORDS[_count(10) :]:
-            board.write(record)
-    for axis, factor in (("steps", 1), ("tokens", 1_000_000)):
-        found = [at for at, _ in _scalars(tmp_path, axis, "loss")]
-        assert found == [factor * step for step in range(1, 31)]
-
-
 def _scalars(folder: Path, axis: str, name: str) -> list[tuple[float, ...]]:
     accumulator: Any = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
@@ -277,5 +263,5 @@ def test_tensorboard_is_named_where_it_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match="tensorboard is not installed") as caught:
-        TensorBoard(tmp_path, None)
+        TensorBoard(tmp_path)
     assert "flmgrow[tensorboard]" in caught.value.hint

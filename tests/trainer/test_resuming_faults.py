@@ -1,6 +1,7 @@
 """A run that is taken up again believes nothing that does not fit, and loses nothing that does."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -61,6 +62,44 @@ def test_without_its_tracker_it_goes_on_from_the_newest(
         train(stage)
     assert saved(stages[0], 3) == saved(stages[1], 3)
     assert [record["step"] for record in metrics(stages[1])] == [1, 2, 3]
+
+
+def test_a_stage_that_is_done_gets_its_tracker_back(begun: Path, tmp_path: Path) -> None:
+    """Else whoever looks there, as ``flmgrow run`` does, would wait for its end for ever."""
+    shutil.copytree(begun, tmp_path / "done")
+    tracker = tmp_path / "done" / "checkpoints" / TRACKER
+    tracker.unlink()
+    assert "there is nothing to do" in train(tmp_path / "done" / "stage.yaml")
+    assert tracker.read_text() == str(STEPS)
+
+
+def test_what_is_too_short_is_told(data: Path, tmp_path: Path) -> None:
+    """A warm-up, and a ramp; and where a run goes on."""
+    train(write_stage(tmp_path / "small", stage_data(data, training={"steps": 1})))
+    start, source = tmp_path / "start", tmp_path / "small" / "checkpoints"
+    assert run(["expand", str(source), str(start), "--num-layers", "3", "--ramp-steps", "8"]) == 0
+    content = stage_data(data, name="deep", checkpoint={"load": str(start), "every": 1})
+    del content["model"]  # all of it follows from the checkpoint
+    content["training"]["steps"] = STEPS
+    content["learning_rate"]["warmup_samples"] = 80
+    told = train(write_stage(tmp_path / "deep", content))
+    assert f"  begins with {start}/iter_0000001\n" in told
+    assert "note: learning_rate.warmup_samples take 10 steps, the stage has 2: its peak is" in told
+    assert "note: the stage ends before its masks are open: depth at 0.25\n" in told
+    content["training"]["steps"] = STEPS + 1
+    told = train(write_stage(tmp_path / "deep", content))
+    assert "  TP1 x PP1 x DP1  float32  goes on from step 3\n" in told
+
+
+def test_the_step_that_diverged_is_told(data: Path, tmp_path: Path) -> None:
+    """By the error, and as a metric: whoever looks for the reason finds it there."""
+    changes = {"guard": {"spike": 2.0, "window": 30}, "checkpoint": {"every": 3}}
+    rate = {"peak": 30.0, "warmup_samples": 240}
+    content = stage_data(data, learning_rate=rate, training={"steps": 30}, **changes)
+    told = train(write_stage(tmp_path, content), expect=7)
+    (step,) = re.findall(r"^error: step (\d+): loss .* wanted at most", told, re.M)
+    assert f"that of step {(int(step) - 1) // 3 * 3};" in told
+    assert [record["step"] for record in metrics(tmp_path / "stage.yaml")][-1] == int(step)
 
 
 def altered(key: str, value: object) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -172,10 +211,12 @@ def test_what_may_not_be_expected_is_told(data: Path, begun: Path, tmp_path: Pat
     stage = write_stage(tmp_path / "run", content)
     process = subprocess.Popen(command(stage), env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    told = [process.stderr.readline() for _ in range(3)]
+    told = [process.stderr.readline() for _ in range(4)]
     process.kill()
     process.stderr.close()
     process.wait()
+    summary = f"small  33,696 parameters  TP1 x PP1 x DP1  float32  begins with {exported}\n"
+    assert told.pop(0) == summary
     assert told[0] == f"note: {exported} has no optimizer state: Adam begins anew\n"
     assert told[1].startswith("note: checkpoint.every is not given: 2,000 steps are saved")
     assert told[2].startswith("small")

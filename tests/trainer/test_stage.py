@@ -14,6 +14,7 @@ from commands import flmgrow
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 from stage_runs import MODEL, stage_data, write_stage
 from test_structure import ROOT
 
@@ -187,9 +188,39 @@ def test_paths_are_seen_from_the_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found.data.corpora[0].path == folder / "../texts/corpus"
     assert found.data.teacher is not None
     assert found.data.teacher.files == [folder / "facts.jsonl"]
-    assert found.data.tokenizer == "bytes"
-    (folder / "bytes").write_text("a file of that name beside the stage is meant")
-    assert read_stage(Path("one/stage.yaml")).data.tokenizer == str(folder / "bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("bytes", "bytes"),
+        ("tiktoken:cl100k_base", "tiktoken:cl100k_base"),
+        ("tiktoken:x/r.tiktoken", "tiktoken:{folder}/x/r.tiktoken"),
+        ("r.tiktoken", "{folder}/r.tiktoken"),
+        ("missing.json", "{folder}/missing.json"),
+        ("/a/t.json", "/a/t.json"),
+        ("~/t.json", "{home}/t.json"),
+        ("x" * 300, "x" * 300),
+    ],
+)
+def test_a_tokenizers_file_is_seen_from_the_stages(tmp_path: Path, name: str, meant: str) -> None:
+    """Whatever lies there, or in the current folder."""
+    (tmp_path / "bytes").write_text("a file that is called like a tokenizer")
+    path = write_stage(tmp_path, stage_data(Path("texts"), data={"tokenizer": name}))
+    wanted = meant.format(folder=tmp_path, home=Path.home())
+    assert read_stage(path).data.tokenizer == wanted
+
+
+def test_a_stage_is_called_like_its_file(tmp_path: Path) -> None:
+    """So that no other stage beside it takes its checkpoints for its own."""
+    content = stage_data(Path("unread"))
+    del content["name"]
+    for file, name in (("a.yaml", "a"), ("b.1.yaml", "b.1")):
+        (tmp_path / file).write_text(yaml.safe_dump(content))
+        assert read_stage(tmp_path / file).name == name
+    (tmp_path / "c d.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match="name: found 'c d'"):
+        read_stage(tmp_path / "c d.yaml")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +272,7 @@ def test_every_key_is_documented_with_its_default() -> None:
         r"^\| \**`([\w.]+)`\** \|([^|]*)\| [^|]+ \|$", GUIDE.read_text(encoding="utf-8"), re.M
     )
     keys = keys_of(StageFile)
-    assert keys.pop("name") == "stage"
+    assert keys.pop("name") is PydanticUndefined
     assert [key for key, _ in rows] == list(keys)
     for key, told in rows:
         default = keys[key]

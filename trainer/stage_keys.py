@@ -1,21 +1,19 @@
-"""Whoever wrote a schedule wants to hear what is wrong with it in that file's own keys.
+"""Whoever wrote a stage file or a schedule wants to hear what is wrong with it in its own keys.
 
 What refuses it is what every command uses, and that speaks of options, fields and axes.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from flmgrow.errors import UsageError
-from flmgrow.stages.growth_section import GrowthSection
 from flmgrow.trainer.stage_sections import LayoutSection, ModelSection
 
-_KEYS = {
+KEYS = {
     **{name: f"model.{name}" for name in ModelSection.model_fields},
     **{name: f"layout.{name}" for name in LayoutSection.model_fields},
-    **{name: f"growth.{name}" for name in GrowthSection.model_fields},
     "sequence_length": "data.sequence_length",
     "layer": "model.num_layers",
     "hidden": "model.hidden_size",
@@ -23,7 +21,7 @@ _KEYS = {
     "kv_group": "model.num_query_groups",
     "vocab": "model.vocab_size",
 }
-"""A schedule's keys by the names of options, fields and axes."""
+"""A stage file's keys by the names of options, fields and axes."""
 
 _SPOKEN = re.compile(r"^([a-z_]+)(?=[ :])|--([a-z]+(?:-[a-z]+)*)")
 _BEGINS_WITH_KEY = re.compile(r"(model|layout|growth|data)[.:]")
@@ -31,7 +29,7 @@ _BEGINS_WITH_KEY = re.compile(r"(model|layout|growth|data)[.:]")
 
 @contextmanager
 def told_of(path: Path, where: str = "") -> Iterator[None]:
-    """Let what is refused inside begin with the file, and ``where`` in it."""
+    """Let a UsageError inside begin with the file ``path``, and ``where`` in it."""
     try:
         yield
     except UsageError as error:
@@ -40,8 +38,8 @@ def told_of(path: Path, where: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def in_keys(section: str) -> Iterator[None]:
-    """Let what is refused inside speak of a schedule's keys, and begin with one.
+def in_keys(section: str, keys: Mapping[str, str] = KEYS) -> Iterator[None]:
+    """Let what is refused inside speak of a file's ``keys``, and begin with one.
 
     It comes from what every command uses, and speaks of options and axes. ``section`` is the key
     where it names none.
@@ -49,11 +47,11 @@ def in_keys(section: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        message, hint = _keyed(error.message), _keyed(error.hint)
+        message, hint = _keyed(error.message, keys), _keyed(error.hint, keys)
         where = "" if _BEGINS_WITH_KEY.match(message) else f"{section}: "
         raise UsageError(f"{where}{message}", hint) from None
 
 
-def _keyed(text: str) -> str:
-    """Return ``text`` with a schedule's keys for options, and for the name that it begins with."""
-    return _SPOKEN.sub(lambda f: _KEYS.get((f[1] or f[2]).replace("-", "_"), f[0]), text)
+def _keyed(text: str, keys: Mapping[str, str]) -> str:
+    """Return ``text`` with ``keys`` for options, and for the name that it begins with."""
+    return _SPOKEN.sub(lambda f: keys.get((f[1] or f[2]).replace("-", "_"), f[0]), text)
