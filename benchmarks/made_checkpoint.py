@@ -16,7 +16,7 @@ import numpy as np
 from flmgrow.formats import zip_writer
 from flmgrow.formats.arguments import written_arguments
 from flmgrow.formats.inert_values import OrderedMap, make_namespace
-from flmgrow.formats.layout import Layout, make_layout, placements
+from flmgrow.formats.layout import Layout, make_layout, padded_size, placements
 from flmgrow.formats.megatron_writing import folder_name, rank_path, tracker
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.tables.gpt import ROWS
@@ -24,7 +24,6 @@ from flmgrow.formats.torch_zip import TorchFileWriter, new_tensor
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.operators.vocab import padded_size
 
 PIECE = 1 << 24
 PRESETS = {

@@ -17,9 +17,9 @@ from flmgrow.model.masks import AXES, Dimension, Mask
 from flmgrow.trainer.loading import Begin
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.model import start_parallel
+from flmgrow.trainer.model_section import ModelSection
 from flmgrow.trainer.setting import Setting
 from flmgrow.trainer.stage import StageFile
-from flmgrow.trainer.stage_sections import ModelSection
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import build
 

@@ -233,3 +233,9 @@ def placements(
             key = row.name(fused).format(layer=None if layer is None else layer - first)
             result.append(Placement(row, key, tensor_rank, pipeline_rank, chunk, parts, ranges))
     return result
+
+
+def padded_size(vocab: int, multiple: int, tp: int) -> int:
+    """Return ``vocab`` rounded up to a multiple of ``multiple * tp``, as Megatron-LM pads it."""
+    step = multiple * tp
+    return -(-vocab // step) * step

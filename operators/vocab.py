@@ -12,12 +12,6 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, PADDING, AxisMap
 
 
-def padded_size(vocab: int, multiple: int, tp: int) -> int:
-    """Return ``vocab`` rounded up to a multiple of ``multiple * tp``, as Megatron-LM pads it."""
-    step = multiple * tp
-    return -(-vocab // step) * step
-
-
 def vocab_map(old: int, old_padded: int, new: int, new_padded: int) -> AxisMap:
     """Return the map of the stored (padded) vocabulary axis from ``old`` to ``new`` true ids."""
     if new < old:

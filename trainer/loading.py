@@ -30,10 +30,11 @@ from flmgrow.formats.training_state import TRAINING, Carried, read_training_stat
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer import cpu
+from flmgrow.trainer.model_section import FIELDS, ModelSection
 from flmgrow.trainer.parameters import OptimizerView, Parameter, empty, fill
 from flmgrow.trainer.saving import RANDOM, iterations, point_to
+from flmgrow.trainer.section import Section
 from flmgrow.trainer.stage import StageFile
-from flmgrow.trainer.stage_sections import ModelSection, Section
 
 cpu.install()
 
@@ -127,21 +128,6 @@ def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
         )
 
 
-_NAMES = {
-    "num_layers": "layers",
-    "hidden_size": "hidden",
-    "ffn_hidden_size": "ffn",
-    "num_attention_heads": "heads",
-    "num_query_groups": "kv_groups",
-    "kv_channels": "head_dim",
-    "vocab_size": "vocab",
-    "max_position_embeddings": "max_positions",
-    "normalization": "norm",
-    "norm_epsilon": "norm_eps",
-}
-"""What a model's field is called, where a key of the section is not named alike."""
-
-
 def _spoken(section: ModelSection) -> dict[str, object]:
     """Return what a section says of a model's fields; a default says nothing."""
     spoken: dict[str, object] = {}
@@ -150,7 +136,7 @@ def _spoken(section: ModelSection) -> dict[str, object]:
         if isinstance(value, Section):
             spoken |= {f"{key}.{name}": getattr(value, name) for name in value.model_fields_set}
         elif value is not None:
-            spoken[_NAMES.get(key, key)] = value
+            spoken[FIELDS.get(key, key)] = value
     return spoken
 
 

@@ -3,7 +3,6 @@
 The stage file says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.durable import check_free_space
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout import Layout, padded_size
 from flmgrow.formats.manifest_file import base_output
 from flmgrow.formats.strict_yaml import dotted
 from flmgrow.model.config import ModelConfig
@@ -74,8 +73,8 @@ def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
     if begin.checkpoint is None:
         with in_keys("model"):
             config = stage.model.config(ids, stage.data.sequence_length)
-        multiple = stage.model.make_vocab_size_divisible_by * stage.layout.tp
-        padded = math.ceil(config.vocab / multiple) * multiple
+        multiple = stage.model.make_vocab_size_divisible_by
+        padded = padded_size(config.vocab, multiple, stage.layout.tp)
     else:
         check_model(stage.model, begin.checkpoint)
         config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab

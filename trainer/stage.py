@@ -19,6 +19,8 @@ from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
+from flmgrow.trainer.model_section import ModelSection
+from flmgrow.trainer.section import Name, Section
 from flmgrow.trainer.stage_sections import (
     CheckpointSection,
     DataSection,
@@ -27,10 +29,7 @@ from flmgrow.trainer.stage_sections import (
     LearningRateSection,
     LogSection,
     MaskSection,
-    ModelSection,
-    Name,
     OptimizerSection,
-    Section,
     TrainingSection,
 )
 from flmgrow.trainer.tokenizers import located

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flmgrow.errors import UsageError
-from flmgrow.trainer.stage_sections import LayoutSection, ModelSection
+from flmgrow.trainer.model_section import ModelSection
+from flmgrow.trainer.stage_sections import LayoutSection
 
 KEYS = {
     **{name: f"model.{name}" for name in ModelSection.model_fields},

@@ -22,15 +22,8 @@ def read_target_file(path: Path | None) -> TargetFile:
     text = read_small_file("--to", path, _MOST_BYTES)
     try:
         data = parse_yaml(text, str(path))
-        return TargetFile.model_validate_strings({}) if data is None else _validated(data)
+        return TargetFile.model_validate({} if data is None else data)
     except ValidationError as error:
         raise UsageError(
             f"{path}: {problems(error.errors())}", "see flmgrow expand --help"
         ) from None
-
-
-def _validated(data: object) -> TargetFile:
-    if isinstance(data, dict) and isinstance(data.get("method"), dict):
-        methods = {str(name): value for name, value in data["method"].items()}
-        return TargetFile.model_validate({**data, "method": methods}, strict=False)
-    return TargetFile.model_validate(data)

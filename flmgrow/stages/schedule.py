@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout import Layout, padded_size
 from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import grow
-from flmgrow.operators.vocab import padded_size
 from flmgrow.stages.growth_section import (
     HINT,
     KEYS,
@@ -29,9 +28,9 @@ from flmgrow.stages.growth_section import (
     target_of,
 )
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.trainer.model_section import ModelSection
 from flmgrow.trainer.stage import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage_keys import in_keys, told_of
-from flmgrow.trainer.stage_sections import ModelSection
 
 LONGEST_NAME = 100
 """Bytes of a stage's name: folders are called after it, and file systems take 255."""

@@ -12,7 +12,7 @@ from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
-from flmgrow.formats.layout import Layout, make_layout
+from flmgrow.formats.layout import Layout, make_layout, padded_size
 from flmgrow.formats.manifest_file import methods_text
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.targets import NewFile
@@ -29,7 +29,6 @@ from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_coun
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.target import Target, grow
-from flmgrow.operators.vocab import padded_size
 from flmgrow.surgery.counted import carried, unfollowed
 
 

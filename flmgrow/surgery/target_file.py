@@ -7,7 +7,6 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from flmgrow.errors import UsageError
-from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import FreshSecondMoment
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
@@ -30,7 +29,7 @@ class TargetFile(BaseModel):
     num_query_groups: int | None = Field(None, ge=1)
     kv_channels: int | None = Field(None, ge=1)
     vocab_size: int | None = Field(None, ge=1)
-    method: str | dict[Dimension, str] | None = None
+    method: str | dict[str, str] | None = None
     depth_placement: str | None = None
     new_layers: str | None = None
     copy_noise: float | None = Field(None, ge=0, le=10)

@@ -10,6 +10,7 @@ from pico import CONFIGS
 from strategies import Case, cases, examples
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.layout import padded_size
 from flmgrow.model.axes import (
     FRESH,
     PADDING,
@@ -25,7 +26,6 @@ from flmgrow.model.axes import (
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth, count, factors, moves
 from flmgrow.operators.target import Target, grow
-from flmgrow.operators.vocab import padded_size
 
 
 @st.composite

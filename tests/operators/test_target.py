@@ -8,13 +8,14 @@ import pytest
 from pico import CONFIGS
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.layout import padded_size
 from flmgrow.model.axes import FRESH, PADDING, Axis, Fill, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.operators.units import head_target
-from flmgrow.operators.vocab import padded_size, vocab_map
+from flmgrow.operators.vocab import vocab_map
 
 
 def grown(config: ModelConfig | str, methods: str = "mask", **wanted: object) -> Growth:

@@ -21,8 +21,9 @@ from test_structure import ROOT
 from flmgrow.errors import UsageError
 from flmgrow.formats.strict_yaml import MOST_BYTES
 from flmgrow.model.config import ModelConfig, Multipliers
+from flmgrow.trainer.model_section import ModelSection
+from flmgrow.trainer.section import Section, amount
 from flmgrow.trainer.stage import StageFile, layout_of, read_stage
-from flmgrow.trainer.stage_sections import ModelSection, Section, amount
 
 GUIDE = ROOT / "docs" / "guides" / "train.md"
 
