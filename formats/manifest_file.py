@@ -17,6 +17,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.manifest_form import check_form
+from flmgrow.formats.problems import problems
 from flmgrow.formats.training_state import Carried, read_training_state
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.model.tensors import parameter_count
@@ -91,9 +92,8 @@ def training_of(checkpoint: Checkpoint) -> Carried | None:
     try:
         return Carried.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
         where = f"{checkpoint.path / MANIFEST}: training"
-        raise BadCheckpointError(f"{where}: {first['loc'][0]}: {first['msg'].lower()}") from None
+        raise BadCheckpointError(f"{where}: {problems(error.errors())}") from None
 
 
 def base_output(checkpoint: Checkpoint) -> float | None:

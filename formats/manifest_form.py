@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.problems import problems
 
 _Count = Annotated[int, Field(ge=0, le=1 << 50)]
 _Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
@@ -89,8 +90,6 @@ def check_form(data: object, where: str) -> None:
     try:
         _Manifest.model_validate(data, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
         raise BadCheckpointError(
-            f"{where}: {key}: {first['msg'].lower()}", "it was altered: restore it from a copy"
+            f"{where}: {problems(error.errors())}", "it was altered: restore it from a copy"
         ) from None

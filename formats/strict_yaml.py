@@ -2,12 +2,10 @@
 
 YAML 1.1, which PyYAML reads, disagrees on all three, and takes the last of two equal keys without a
 word. Here scalars are those of YAML 1.2's core schema, but decimal only, and a key may stand once.
-What pydantic then finds wrong is said in words for people: what was found, and what was wanted.
 """
 
 import re
-import reprlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,6 @@ import yaml
 from flmgrow.errors import UsageError
 
 MOST_BYTES = 1 << 20
-_SHOWN = 5
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 2, 3, 2, 60
 _CORE = {
     "null": (r"~|null|Null|NULL", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -32,13 +27,8 @@ _CORE = {
 }
 """Of each kind, what its scalars look like, and the characters they begin with."""
 
-_WANTED = {
-    "model_type": "a mapping",
-    "dict_type": "a mapping",
-    "list_type": "a list",
-    "path_type": "a path",
-    "string_type": "a text; quote it",
-}
+
+_BREAKS = "\x85\u2028\u2029\ufeff"
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,6 +60,11 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which quotes what the loader would take for another kind."""
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text; breaks of Unicode's own are folded unless they are escaped."""
+        style = '"' if any(c in text for c in _BREAKS) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
 
 for _side in (_Loader, _Dumper):
     _side.yaml_implicit_resolvers = {}
@@ -79,6 +74,9 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"\Z"), [""])
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
 _Loader.add_constructor("tag:yaml.org,2002:merge", _Loader.construct_plain)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_yaml(content: bytes, where: str) -> object:
@@ -117,27 +115,3 @@ def dotted(content: object, prefix: str = "") -> dict[str, object]:
         return {prefix.removesuffix("."): content}
     inner = (dotted(value, f"{prefix}{key}.") for key, value in content.items())
     return {key: value for part in inner for key, value in part.items()}
-
-
-def problems(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Return pydantic's findings on one line, the first few of them."""
-    parts = [
-        f"{'.'.join(map(str, error['loc'])) or 'the whole'}: {_problem(error)}"
-        for error in errors[:_SHOWN]
-    ]
-    return "; ".join(parts) + (f"; and {len(errors) - _SHOWN} more" if errors[_SHOWN:] else "")
-
-
-def _problem(error: Mapping[str, Any]) -> str:
-    kind, message, found = error["type"], str(error["msg"]), error.get("input")
-    if kind == "missing":
-        return "is not given"
-    if kind == "extra_forbidden":
-        return "there is no such key"
-    if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    shown = "nothing" if found is None else _SHORT.repr(found)
-    wanted = _WANTED.get(kind, message.removeprefix("Input should be "))
-    if wanted == message:
-        return f"found {shown}: {message[:1].lower()}{message[1:]}"
-    return f"found {shown}, wanted {wanted}"

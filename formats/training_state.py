@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.problems import problems
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 
 TRAINING = "flmgrow_training.json"
@@ -110,9 +111,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
             )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BadCheckpointError(f"{path}: {key}: {first['msg'].lower()}") from None
+        raise BadCheckpointError(f"{path}: {problems(error.errors())}") from None
     except (ValueError, RecursionError, BadCheckpointError) as error:
         raise BadCheckpointError(f"{path}: not readable: {error}") from None
     return TrainingState(

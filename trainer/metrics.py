@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from flmgrow.errors import BadDataError, OutputExistsError, UsageError
 from flmgrow.formats.durable import close_quietly, storage_errors, write_all, write_small
-from flmgrow.formats.strict_yaml import problems
+from flmgrow.formats.problems import problems
 from flmgrow.model.masks import Dimension
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, check_divisible
-from flmgrow.formats.strict_yaml import problems, read_yaml
+from flmgrow.formats.problems import problems
+from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State

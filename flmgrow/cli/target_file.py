@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from flmgrow.cli.options import read_small_file
 from flmgrow.errors import UsageError
-from flmgrow.formats.strict_yaml import parse_yaml, problems
+from flmgrow.formats.problems import problems
+from flmgrow.formats.strict_yaml import parse_yaml
 from flmgrow.surgery.target_file import TargetFile
 
 _MOST_BYTES = 1 << 16

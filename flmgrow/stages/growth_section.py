@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.strict_yaml import problems
+from flmgrow.formats.problems import problems
 from flmgrow.model.config import ModelConfig
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.model_section import SIZES

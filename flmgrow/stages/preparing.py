@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.durable import make_folders, write_small
-from flmgrow.formats.strict_yaml import dotted, dump_yaml, problems, read_yaml
+from flmgrow.formats.problems import problems
+from flmgrow.formats.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.formats.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.run_folder import CHECKPOINTS, GROWTH, STAGE, START, RunFolder

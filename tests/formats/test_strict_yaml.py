@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flmgrow.errors import UsageError
@@ -69,6 +69,8 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example("\x85")
+@example(["a\u2028b", {"\ufeff": "\u2029"}])
 def test_what_is_written_is_read(value: object) -> None:
     found = parse_yaml(dump_yaml(value).encode(), "file")
     assert found == value

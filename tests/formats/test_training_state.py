@@ -151,7 +151,7 @@ def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
     content = good()
     del content[key]
     (tmp_path / TRAINING).write_text(json.dumps(content))
-    with pytest.raises(BadCheckpointError, match=f"{key}: field required"):
+    with pytest.raises(BadCheckpointError, match=f"{key}: is not given"):
         read_training_state(tmp_path)
 
 

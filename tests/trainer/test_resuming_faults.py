@@ -109,7 +109,7 @@ def altered(key: str, value: object) -> Callable[[dict[str, Any]], dict[str, Any
 TRAINING: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "begins later": (altered("stage_begin", 99), "the stage begins at 99, after iteration 2"),
     "another iteration": (altered("iteration", 1), "is of iteration 1, the checkpoint of 2"),
-    "losses": (altered("losses", [float("nan")]), "losses.0: input should be a finite number"),
+    "losses": (altered("losses", [float("nan")]), "losses.0: found nan, wanted a finite number"),
 }
 
 
