@@ -148,20 +148,27 @@ class LivePiece:
 
 
 def live_states(
-    parameters: Sequence[Parameter], optimizer: OptimizerView, states: Sequence[State]
+    parameters: Sequence[Parameter],
+    optimizer: OptimizerView,
+    states: Sequence[State],
+    *,
+    writes: bool,
 ) -> Iterator[tuple[State, LivePiece]]:
-    """Yield every state of every parameter as a whole; on all replicas at once.
+    """Yield every state of every parameter as a whole, on the replica that ``writes``.
 
-    What replicas keep of a parameter is put together on each of them, one state at a time. To be
-    kept until it is written, that has to move to the host.
+    On all replicas at once: what they keep of a parameter is put together, one state at a time.
+    Until it is written that lies on the writer's host.
     """
     for state in states:
         for parameter in parameters:
-            values = _state_of(parameter, optimizer, state)
-            yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
+            values = _state_of(parameter, optimizer, state, writes=writes)
+            if writes:
+                yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
 
 
-def _state_of(parameter: Parameter, optimizer: OptimizerView, state: State) -> Tensor:
+def _state_of(
+    parameter: Parameter, optimizer: OptimizerView, state: State, *, writes: bool
+) -> Tensor:
     if state is State.WEIGHT:
         return parameter.tensor
     kept = optimizer.kept(parameter.tensor)
@@ -176,7 +183,7 @@ def _state_of(parameter: Parameter, optimizer: OptimizerView, state: State) -> T
     if kept is not None and own is not None:
         whole[kept.start : kept.stop] = own.detach().view(-1).view(torch.int32)
     torch.distributed.all_reduce(whole, group=parallel_state.get_data_parallel_group())
-    return whole.view(torch.float32).cpu()
+    return whole.view(torch.float32).cpu() if writes else whole
 
 
 @torch.no_grad()

@@ -107,8 +107,7 @@ class Saving:
         described = _optimizer_state(optimizer, self.dtype)
         states = [State.WEIGHT, *described.dtypes]
         writes = parallel_state.get_data_parallel_rank() == 0
-        # On every replica, since some of it may have to be brought together from all of them.
-        live = [each for each in live_states(parameters, optimizer, states) if writes]
+        live = list(live_states(parameters, optimizer, states, writes=writes))
         source = self._source(state, schedule)
         target = TargetModel(
             config=self.config,
