@@ -34,7 +34,7 @@ def x_range(x: FloatArray, *, log: bool) -> tuple[float, float]:
     shown = x[x > 0] if log else x
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (1.0, 1.0)
     if high - low <= ALIKE * high:
-        low, high = (low / 10, high * 10) if log else (low / 2, 1.5 * high or 1.0)
+        low, high = (low / 10 or low, high * 10) if log else (low / 2, 1.5 * high or 1.0)
     if log:
         return low, high * 1.1
     return low - 0.01 * (high - low), high + 0.02 * (high - low)

@@ -96,6 +96,7 @@ def test_ranks_that_begin_differently(data: Path, tmp_path: Path) -> None:
     assert told[1] == ""
 
 
+@pytest.mark.slow
 def test_event_files_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "file").write_text("")
@@ -123,6 +124,7 @@ def test_a_device_for_each_rank() -> None:
     assert "UsageError: rank 4 of its node: sees 4 GPUs" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_first_rank_cannot_write_its_metrics(data: Path, tmp_path: Path) -> None:
     """The step after it, or the save, lets the others know."""
     limits = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (700, 700))

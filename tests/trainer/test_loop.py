@@ -115,6 +115,7 @@ def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
     assert [record["step"] for record in metrics(more)] == list(range(1, stopped + 3))
 
 
+@pytest.mark.slow
 def test_only_one_run_saves_in_a_folder(data: Path, whole: Path, tmp_path: Path) -> None:
     """All ranks of the second one hear of it, and the first goes on."""
     content = stage_data(data, layout={"tp": 2}, checkpoint={"folder": str(tmp_path / "saved")})
@@ -188,6 +189,7 @@ def settings_of_kinds(folder: Path) -> dict[object, tuple[object, ...]]:
         }
 
 
+@pytest.mark.slow
 def test_masks_go_on_where_they_were(data: Path, whole: Path, tmp_path: Path) -> None:
     options = ("--ramp-steps", "10")
     one = grown(whole, tmp_path / "one", data, *options, masks={"in_turn": True})

@@ -75,10 +75,8 @@ def run_with_small_buckets(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["dp2 distributed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dp2", "dp2 vpp2"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_overlapping_changes_nothing(name: str, tmp_path: Path) -> None:
     plain, overlapped = (stage_of(tmp_path, LAYOUTS[name], overlaps) for overlaps in (False, True))
     train(plain)

@@ -73,6 +73,7 @@ def test_a_stage_that_is_done_gets_its_tracker_back(begun: Path, tmp_path: Path)
     assert tracker.read_text() == str(STEPS)
 
 
+@pytest.mark.slow
 def test_what_is_too_short_is_told(data: Path, tmp_path: Path) -> None:
     """A warm-up, and a ramp; and where a run goes on."""
     train(write_stage(tmp_path / "small", stage_data(data, training={"steps": 1})))
