@@ -337,7 +337,7 @@ def test_little_is_drawn_too(records: list[Record], log: bool, tmp_path: Path) -
 
 
 @given(st.lists(st.floats(0, 1e40), min_size=1, max_size=5), st.booleans())
-@example([5e-324], log=True)
+@example([5e-324], True)
 def test_an_axis_shows_all_it_can(values: list[float], log: bool) -> None:
     low, high = x_range(np.array(values), log=log)
     assert low < high
