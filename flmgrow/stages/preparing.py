@@ -97,7 +97,7 @@ def _check_folders(folder: RunFolder) -> None:
         )
 
 
-def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: dict[str, Json]) -> None:
+def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: Mapping[str, Json]) -> None:
     settled = folder.is_settled(planned)
     ended = settled or any(folder.of(stage, START).exists() for stage in folder.after(planned))
     free = _FREE if ended else (*_FREE, *_LENGTHS)
@@ -109,7 +109,7 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: dict[str, 
         path = folder.of(planned, name)
         if not begun[name] or not path.exists():
             continue
-        old, new = _written(path, name), dotted(content)
+        old, new = _written(path), dotted(content)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and not key.startswith(free):
                 raise UsageError(
@@ -169,13 +169,13 @@ def _end_of(saved: Path | None) -> Json:
     return {"name": state.stage, "iteration": state.iteration, **state.carried.model_dump()}
 
 
-def _written(path: Path, name: str) -> dict[str, object]:
+def _written(path: Path) -> dict[str, object]:
     """Return the values in a file of the run's folder, and defaults of keys that it lacks.
 
     So a run may go on with a flmgrow that knows more keys. Raises UsageError if it is no such file.
     """
     try:
-        return dotted(_plain(_FORMS[name].model_validate(read_yaml(path))))
+        return dotted(_plain(_FORMS[path.name].model_validate(read_yaml(path))))
     except ValidationError as error:
         message = f"{path}: {problems(error.errors())}"
     except UsageError as error:
