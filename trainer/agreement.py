@@ -53,10 +53,11 @@ def check_alike(found: Mapping[str, object]) -> None:
     """Raise UsageError, on all ranks, unless all of them have ``found`` the same."""
     first, *others = _gathered(dict(found))
     for rank, other in enumerate(others, 1):
-        if differing := [name for name in found if other[name] != first[name]]:
+        names = sorted(first.keys() | other.keys())
+        if differing := [name for name in names if other.get(name) != first.get(name)]:
             name = differing[0]
             raise UsageError(
-                f"rank {rank}: {name} is {other[name]}, rank 0 has {first[name]}",
+                f"rank {rank}: {name} is {other.get(name)}, rank 0 has {first.get(name)}",
                 "all ranks need the same files: let them lie where every node sees them",
             )
 

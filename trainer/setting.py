@@ -137,6 +137,11 @@ def notes(setting: Setting) -> Iterator[str]:
             f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "
             f"{stage.steps:,}: its peak is not reached"
         )
+    elif stage.warmup_steps >= stage.decay_steps:
+        yield (
+            f"learning_rate.decay_tokens take {stage.decay_steps:,} steps, the warm-up "
+            f"{stage.warmup_steps:,}: the rate falls to its floor right behind that"
+        )
     left = stage.masks.after(setting.begin.masks, setting.last - setting.begin.iteration)
     if left:
         values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())

@@ -72,12 +72,21 @@ def short_corpus(folder: Path, tokens: int, dtype: Any) -> Path:
     return prefix
 
 
-def test_ranks_that_begin_differently(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "told_of"),
+    [
+        ({"optimizer": {"beta2": 0.9}}, "optimizer.beta2 is 0.9, rank 0 has 0.95"),
+        ({"data": {"teacher": None}}, "data.teacher.files is None, rank 0 has ["),
+    ],
+)
+def test_ranks_that_begin_differently(
+    data: Path, tmp_path: Path, changes: dict[str, Any], told_of: str
+) -> None:
     """As where each node has its own stage file: sums of their gradients would mean nothing."""
     layout = {"layout": {"tp": 2}}
     content = stage_data(data, **layout)
     stages = [write_stage(tmp_path, content), tmp_path / "other.yaml"]
-    stages[1].write_text(yaml.safe_dump(stage_data(data, **layout, optimizer={"beta2": 0.9})))
+    stages[1].write_text(yaml.safe_dump(stage_data(data, **layout, **changes)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -92,7 +101,7 @@ def test_ranks_that_begin_differently(data: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     told = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
-    assert_told_once(told[0], "rank 1: optimizer.beta2 is 0.9, rank 0 has 0.95")
+    assert_told_once(told[0], f"rank 1: {told_of}")
     assert told[1] == ""
 
 
