@@ -1,11 +1,12 @@
 """What every opened checkpoint offers, whatever its format."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis
@@ -31,6 +32,35 @@ class OptimizerState:
     other: Mapping[object, object] = field(default_factory=dict)
     gradient_dtype: str | None = None
     digest: str = ""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about a source that its files leave open.
+
+    ``ignored_arguments`` are arguments that the user vouches for. ``true_vocab`` is the number of
+    embedding rows that are real, where the files do not say. ``fused`` chooses the names that a
+    Megatron checkpoint written from a Hugging Face folder has.
+    """
+
+    ignored_arguments: Collection[str] = ()
+    true_vocab: int | None = None
+    fused: bool = True
+
+    def real_rows(self, told: int, stored: int) -> int:
+        """Return how many of ``stored`` embedding rows are real, where the files say ``told``.
+
+        Raises UsageError if the user says more than there are.
+        """
+        if self.true_vocab is None:
+            return told
+        if self.true_vocab > stored:
+            raise UsageError(f"--true-vocab-size {self.true_vocab}: only {stored} rows are stored")
+        return self.true_vocab
+
+
+AS_STORED = ReadOptions()
+"""Nothing is said beyond what the files do."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.huggingface_config import family_of, read_fields
 from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
@@ -117,45 +117,34 @@ def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
     return found
 
 
-def open_huggingface(
-    folder: Path,
-    ignored: Collection[str] = (),
-    true_vocab: int | None = None,
-    fused: bool = True,
-) -> Checkpoint:
+def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the Hugging Face model in ``folder``; the caller closes it.
 
-    ``true_vocab`` says how many rows of the embedding are real. ``fused`` chooses the names that a
-    Megatron checkpoint written from it has. Raises BadCheckpointError, naming file and tensor, for
-    anything missing, extra, contradictory or not understood.
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra, contradictory or
+    not understood.
     """
     contents = HuggingFaceFolder(folder)
     try:
-        return _assemble(contents, ignored, true_vocab, fused)
+        return _assemble(contents, options)
     except BaseException:
         contents.close()
         raise
 
 
-def _assemble(
-    contents: HuggingFaceFolder, ignored: Collection[str], true_vocab: int | None, fused: bool
-) -> Checkpoint:
+def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     where = str(contents.folder / CONFIG)
     family = family_of(contents.fields, where)
-    config = read_fields(family, contents.fields, where, ignored)
+    config = read_fields(family, contents.fields, where, options.ignored_arguments)
     padded = config.vocab
-    if true_vocab is not None:
-        if true_vocab > padded:
-            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
-        config = replace(config, vocab=true_vocab)
+    config = replace(config, vocab=options.real_rows(config.vocab, padded))
     sizes = {**config.sizes, Axis.VOCAB: padded}
     shared = _shares_table(family, config, contents.tensors)
     pieces = list(_found(contents, family, family_placements(family, config, sizes, shared)))
     tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
     reader = LogicalReader(tensors, sizes, pieces)
     dtype = weights_dtype({}, reader)
-    arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[fused])
-    contents.root = rank_content(arguments, config, padded, fused)
+    arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[options.fused])
+    contents.root = rank_content(arguments, config, padded, options.fused)
     return Checkpoint(
         path=contents.folder,
         folder=contents.folder,
@@ -167,7 +156,7 @@ def _assemble(
         dtype=dtype,
         reader=reader,
         contents=contents,
-        fused=fused,
+        fused=options.fused,
         carried=_carried(contents, family),
         format="huggingface",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_names import NEUTRAL, UNDERSTOOD
 from flmgrow.formats.arguments import shown
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
@@ -254,18 +254,16 @@ def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
 def open_megatron(
     path: Path,
     iteration: int | None = None,
-    ignored_arguments: Collection[str] = (),
-    true_vocab: int | None = None,
+    options: ReadOptions = AS_STORED,
 ) -> Checkpoint:
     """Open the legacy Megatron checkpoint at ``path``; the caller closes it.
 
-    ``true_vocab`` says how many rows of the embedding are real, where the arguments do not. Raises
-    BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
     """
     folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))
     try:
-        return _assemble(root_folder(path, folder), folder, files, ignored_arguments, true_vocab)
+        return _assemble(root_folder(path, folder), folder, files, options)
     except BaseException as error:
         for file in files.values():
             file.close()
@@ -284,14 +282,13 @@ def _assemble(
     path: Path,
     folder: Path,
     files: Mapping[RankKey, TorchFile],
-    ignored: Collection[str],
-    true_vocab: int | None,
+    options: ReadOptions,
 ) -> Checkpoint:
     first = next(iter(files.values()))
     arguments = _arguments_of(first)
     where = str(first.file.path)
     _check_agreement(files)
-    stored = stored_model(arguments, where, ignored, true_vocab)
+    stored = stored_model(arguments, where, options)
     _check_ranks(folder, files.keys(), stored.layout)
     fused = any(
         "linear_qkv.layer_norm_weight" in str(key)

@@ -1,11 +1,12 @@
 """The model and layout that a checkpoint's arguments describe, before its arrays are looked for."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.inert_values import Global
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.pipeline_arguments import read_layout
@@ -51,22 +52,16 @@ class StoredModel:
             return placements(ROWS, self.tensors, self.sizes, self.layout, fused)
 
 
-def stored_model(
-    arguments: Mapping[str, object], where: str, ignored: Collection[str], true_vocab: int | None
-) -> StoredModel:
+def stored_model(arguments: Mapping[str, object], where: str, options: ReadOptions) -> StoredModel:
     """Return the model that ``arguments``, found in file ``where``, describe.
 
-    ``ignored`` are arguments the user vouches for, ``true_vocab`` is the number of real ids where
-    the arguments do not say. Raises BadCheckpointError, or UsageError if it is too large.
+    Raises BadCheckpointError, or UsageError for options that contradict them.
     """
     reader = ArgumentReader(arguments, where)
     padded = reader.integer("padded_vocab_size")
     with _blaming(where):
-        config = read_config(arguments, where, padded, ignored)
-    if true_vocab is not None:
-        if true_vocab > padded:
-            raise UsageError(f"--true-vocab-size {true_vocab}: only {padded} rows are stored")
-        config = replace(config, vocab=true_vocab)
+        config = read_config(arguments, where, padded, options.ignored_arguments)
+    config = replace(config, vocab=options.real_rows(config.vocab, padded))
     layout = read_layout(arguments, config.layers, where)
     if padded % layout.tp:
         raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")

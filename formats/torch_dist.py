@@ -6,11 +6,11 @@ all. Keys are those of the Transformer Engine spec without layer numbers: layers
 leading dimension, or numbered where they are not alike.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.chunks import chunk_placement, whole_placement
 from flmgrow.formats.dcp_metadata import DcpTensor
 from flmgrow.formats.layout import Layout, Placement
@@ -133,27 +133,23 @@ def _global(key: str, first: int) -> str:
     return f"{LAYERS}{int(number) + first}.{rest}"
 
 
-def open_torch_dist(
-    path: Path, folder: Path, ignored: Collection[str] = (), true_vocab: int | None = None
-) -> Checkpoint:
+def open_torch_dist(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the distributed checkpoint in ``folder``, whose root is ``path``; the caller closes it.
 
     Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
     """
     contents = DistFolder(folder)
     try:
-        return _assemble(path, contents, ignored, true_vocab)
+        return _assemble(path, contents, options)
     except BaseException:
         contents.close()
         raise
 
 
-def _assemble(
-    path: Path, contents: DistFolder, ignored: Collection[str], true_vocab: int | None
-) -> Checkpoint:
+def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpoint:
     where = contents.where
     arguments = arguments_in(contents.root, where)
-    stored = stored_model(arguments, where, ignored, true_vocab)
+    stored = stored_model(arguments, where, options)
     pieces = find_pieces(contents, stored.tensors, stored.sizes)
     _refuse_unknown(contents, pieces)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from flmgrow.cli import options
+from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, Running, carry_out
 from flmgrow.errors import UsageError
 from flmgrow.formats.manifest_file import masks_of
@@ -17,19 +18,16 @@ Value = Annotated[
 ]
 
 
+@grouped
 def bake(
     src: options.Source,
     dst: options.Destination,
     value: Value = None,
     iteration: options.Iteration = None,
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
     no_optimizer: options.NoOptimizer = False,
-    max_memory: options.MaxMemory = "1G",
-    workers: options.Workers = None,
-    restart: options.Restart = False,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    *,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Put the masks of a growth into the weights; the result is an ordinary checkpoint.
 
@@ -38,10 +36,7 @@ def bake(
     \b
     Example: flmgrow bake ckpt-51b ckpt-51b-plain --value 1
     """
-    running = Running(
-        max_memory=max_memory, workers=workers, restart=restart, dry_run=dry_run, as_json=as_json
-    )
-    with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+    with reading.open(src, iteration) as source:
         pending = masks_of(source)
         if not pending:
             raise UsageError(f"{src}: has no masks to bake", "it is an ordinary checkpoint already")

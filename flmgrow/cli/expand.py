@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 from flmgrow.cli import options
+from flmgrow.cli.grouped import grouped
+from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.errors import UsageError
@@ -13,6 +15,7 @@ from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 
 
+@grouped
 def expand(
     src: options.Source,
     dst: options.Destination,
@@ -41,20 +44,14 @@ def expand(
     vpp: options.VirtualPipeline = None,
     pipeline_layers: options.PipelineLayers = None,
     iteration: options.Iteration = None,
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
-    replicated: options.Replicated = "check",
     no_optimizer: options.NoOptimizer = False,
-    allow_nonfinite: options.AllowNonfinite = False,
     file_format: options.Format = None,
     torch_dist_version: options.TorchDistVersion = None,
     shard_size: options.ShardSize = "5G",
     dtype: options.Dtype = None,
-    max_memory: options.MaxMemory = "1G",
-    workers: options.Workers = None,
-    restart: options.Restart = False,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    *,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Grow a checkpoint so that its function does not change.
 
@@ -85,12 +82,9 @@ def expand(
         tp=tp,
         pp=pp,
         vpp=vpp,
-        pipeline_layers=options.parse_layers(pipeline_layers),
+        pipeline_layers=parse_layers(pipeline_layers),
     )
-    running = Running(
-        max_memory, workers, restart, allow_nonfinite, replicated, init_std, dry_run, as_json
-    )
-    with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+    with reading.open(src, iteration) as source:
         target, wish = wanted.target(), wanted.layout()
         _check_moments(target, no_optimizer)
         _check_head_size(source, wanted.kv_channels)
@@ -107,7 +101,7 @@ def expand(
             pending=masks_of(source),
             bake={} if bake else None,
         )
-        carry_out(plan, dst, running)
+        carry_out(plan, dst, replace(running, init_std=init_std))
 
 
 def _check_moments(target: Target, dropped: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from flmgrow.cli import options
+from flmgrow.cli.grouped import grouped
+from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.huggingface_contents import TOKENIZER
@@ -64,6 +66,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _MOST_EVALUATION_BYTES = 16 << 20
 
 
+@grouped
 def export(
     src: options.Source,
     dst: options.Destination,
@@ -77,16 +80,10 @@ def export(
     license: License = None,
     evaluation: Evaluation = None,
     iteration: options.Iteration = None,
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
-    replicated: options.Replicated = "check",
-    allow_nonfinite: options.AllowNonfinite = False,
     dtype: options.Dtype = None,
-    max_memory: options.MaxMemory = "1G",
-    workers: options.Workers = None,
-    restart: options.Restart = False,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    *,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Write a model as a Hugging Face folder that transformers loads, and push it on request.
 
@@ -97,22 +94,13 @@ def export(
     Example: flmgrow export ckpt-51b flm-51b-hf --dtype bfloat16
     """
     check_dtype(dtype)
-    running = Running(
-        max_memory=max_memory,
-        workers=workers,
-        restart=restart,
-        allow_nonfinite=allow_nonfinite,
-        replicated=replicated,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
     scores = _scores(evaluation)
     push = _push(push_to, private, revision, keep_code)
     if license is not None and not _LICENSE.fullmatch(license):
         raise UsageError(f"--license {license}: is no identifier", "such as apache-2.0")
-    if push is not None and not dry_run:
+    if push is not None and not running.dry_run:
         push.check()
-    with Reading(iteration, ignore_arg, true_vocab_size).open(src) as source:
+    with reading.open(src, iteration) as source:
         files = None if tokenizer is None else tokenizer_files(tokenizer, source.config)
         plan = make_plan(
             source,
@@ -148,7 +136,7 @@ def _push(push_to: str | None, private: bool, revision: str | None, keep_code: b
 def _scores(path: Path | None) -> tuple[Score, ...]:
     if path is None:
         return ()
-    content = options.read_small_file("--evaluation", path, _MOST_EVALUATION_BYTES)
+    content = read_small_file("--evaluation", path, _MOST_EVALUATION_BYTES)
     try:
         return read_scores(content, f"--evaluation {path}")
     except BadCheckpointError as error:

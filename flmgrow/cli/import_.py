@@ -1,6 +1,8 @@
 """``flmgrow import``: a Hugging Face folder as a Megatron checkpoint; weights stay bit for bit."""
 
 from flmgrow.cli import options
+from flmgrow.cli.grouped import grouped
+from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
 from flmgrow.errors import UsageError
 from flmgrow.formats.manifest_file import masks_of
@@ -11,6 +13,7 @@ from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
 _IMPLEMENTATIONS = ("transformer_engine", "local")
 
 
+@grouped
 def import_(
     src: options.Source,
     dst: options.Destination,
@@ -20,16 +23,10 @@ def import_(
     pipeline_layers: options.PipelineLayers = None,
     file_format: options.Format = None,
     transformer_impl: options.TransformerImpl = "transformer_engine",
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
-    allow_nonfinite: options.AllowNonfinite = False,
-    replicated: options.Replicated = "check",
     dtype: options.Dtype = None,
-    max_memory: options.MaxMemory = "1G",
-    workers: options.Workers = None,
-    restart: options.Restart = False,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    *,
+    reading: Reading,
+    running: Running,
 ) -> None:
     """Write a Hugging Face model as a Megatron checkpoint, in any layout.
 
@@ -43,18 +40,9 @@ def import_(
         raise UsageError(
             f"--transformer-impl {transformer_impl}: unknown", f"{' or '.join(_IMPLEMENTATIONS)}"
         )
-    wish = LayoutWish(tp, pp, vpp, options.parse_layers(pipeline_layers))
-    running = Running(
-        max_memory=max_memory,
-        workers=workers,
-        restart=restart,
-        allow_nonfinite=allow_nonfinite,
-        replicated=replicated,
-        dry_run=dry_run,
-        as_json=as_json,
-    )
+    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers))
     fused = transformer_impl == "transformer_engine"
-    with Reading(None, ignore_arg, true_vocab_size, fused).open(src) as source:
+    with reading.open(src, fused=fused) as source:
         if source.format != "huggingface":
             raise UsageError(
                 f"{src}: is a Megatron checkpoint, wanted a Hugging Face folder",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flmgrow.cli import options, report
+from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of
@@ -20,21 +21,22 @@ HealthOption = Annotated[
 ]
 
 
+@grouped
 def inspect(
     path: options.Source,
     tensors: Tensors = False,
     health: HealthOption = False,
     iteration: options.Iteration = None,
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
     as_json: options.AsJson = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Show a checkpoint's model, layout, masks, family tree and health.
 
     \b
     Example: flmgrow inspect ckpt-51b --tensors
     """
-    with Reading(iteration, ignore_arg, true_vocab_size).open(path) as checkpoint:
+    with reading.open(path, iteration) as checkpoint:
         with progress_bar(checkpoint.nbytes, "reading") as progress:
             found = examine(checkpoint, health, progress)
         if as_json:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from flmgrow.errors import UsageError
-
 _SIZES = "Sizes of the result (what is not given stays)"
 _GROWTH = "How to grow"
 _LAYOUT = "Layout of the result"
@@ -323,46 +321,3 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_RUN)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def read_small_file(option: str, path: Path, most: int) -> bytes:
-    """Return what is in a file the user named.
-
-    Raises UsageError unless it is a file of a sensible size.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{option} {path}: is not a regular file")
-        if (size := path.stat().st_size) > most:
-            raise UsageError(f"{option} {path}: has {size} bytes, wanted at most {most}")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def parse_size(text: str, option: str = "--max-memory") -> int:
-    """Return the bytes that ``800M`` or ``4G`` mean, given to ``option``.
-
-    Raises UsageError for anything else.
-    """
-    body = text.strip().upper().removesuffix("IB").removesuffix("B")
-    unit = body[-1:] if body[-1:] in _UNITS and body[-1:] else ""
-    try:
-        value = float(body.removesuffix(unit)) if unit else float(body)
-        return int(value * _UNITS[unit])
-    except (ValueError, OverflowError):
-        raise UsageError(f"{option} {text}: not a size", "such as 800M or 4G") from None
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Return the numbers in ``8,8,7,7``. Raises UsageError for anything else."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(item) for item in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"--pipeline-layers {text}: not a list of numbers", "such as 8,8,7,7"
-        ) from None

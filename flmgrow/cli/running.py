@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flmgrow.cli import report
-from flmgrow.cli.options import parse_size
+from flmgrow.cli import options, report
+from flmgrow.cli.parsing import parse_size
 from flmgrow.errors import UsageError, printable
-from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, ReadOptions
 from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
@@ -24,35 +24,35 @@ from flmgrow.surgery.plan import Plan
 
 @dataclass(frozen=True)
 class Reading:
-    """How to open the source."""
+    """How to open a source: the options that every command has which reads one."""
 
-    iteration: int | None = None
-    ignore_arg: list[str] | None = None
-    true_vocab_size: int | None = None
-    fused: bool = True
+    ignore_arg: options.IgnoreArgument = None
+    true_vocab_size: options.TrueVocab = None
 
-    def open(self, path: Path) -> Checkpoint:
+    def open(self, path: Path, iteration: int | None = None, fused: bool = True) -> Checkpoint:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
         it.
         """
         folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
-        ignored = self.ignore_arg or ()
-        opened = open_checkpoint(folder, self.iteration, ignored, self.true_vocab_size, self.fused)
-        return replace(opened, hub=origin)
+        said = ReadOptions(tuple(self.ignore_arg or ()), self.true_vocab_size, fused)
+        return replace(open_checkpoint(folder, iteration, said), hub=origin)
 
 
 @dataclass(frozen=True)
 class Running:
-    """How to carry out a plan, or only to show it."""
+    """How to carry out a plan, or only to show it: the options of every command that writes.
 
-    max_memory: str = "1G"
-    workers: int | None = None
-    restart: bool = False
-    allow_nonfinite: bool = False
-    replicated: str = "check"
+    ``init_std`` is none of them; where growth draws values, it is their spread.
+    """
+
+    replicated: options.Replicated = "check"
+    allow_nonfinite: options.AllowNonfinite = False
+    max_memory: options.MaxMemory = "1G"
+    workers: options.Workers = None
+    restart: options.Restart = False
+    dry_run: options.DryRun = False
+    as_json: options.AsJson = False
     init_std: float | None = None
-    dry_run: bool = False
-    as_json: bool = False
 
     def execution(self, progress: Callable[[int], None]) -> Execution:
         """Return the execution these options mean."""

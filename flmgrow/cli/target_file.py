@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flmgrow.cli.options import read_small_file
+from flmgrow.cli.parsing import read_small_file
 from flmgrow.errors import UsageError
 from flmgrow.formats.problems import problems
 from flmgrow.formats.strict_yaml import parse_yaml

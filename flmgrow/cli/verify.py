@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flmgrow.cli import options, report
+from flmgrow.cli.grouped import grouped
+from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
 from flmgrow.model.tensors import parameter_count
@@ -44,6 +46,7 @@ _LARGE = 2e9
 _MOST_TOKEN_BYTES = 64 << 20
 
 
+@grouped
 def verify(
     src: options.Source,
     dst: Annotated[
@@ -65,9 +68,9 @@ def verify(
         bool, typer.Option("--no-receipt", help="Do not write the result into DST's flmgrow.json.")
     ] = False,
     workers: options.Workers = None,
-    ignore_arg: options.IgnoreArgument = None,
-    true_vocab_size: options.TrueVocab = None,
     as_json: options.AsJson = False,
+    *,
+    reading: Reading,
 ) -> None:
     """Prove that DST computes what SRC computes. Exit code 0: equal; 1: different.
 
@@ -81,7 +84,6 @@ def verify(
     from flmgrow.surgery.verify import Verification, receipt, write_receipt
     from flmgrow.surgery.verify import verify as run
 
-    reading = Reading(None, ignore_arg, true_vocab_size)
     with reading.open(src) as source, reading.open(dst) as result:
         chosen = dtype
         if chosen is None:
@@ -128,7 +130,7 @@ def _read_tokens(path: Path) -> "torch.Tensor":
     import torch
 
     wanted = "a JSON list of token ids, or a .npy array"
-    content = options.read_small_file("--tokens", path, _MOST_TOKEN_BYTES)
+    content = read_small_file("--tokens", path, _MOST_TOKEN_BYTES)
     try:
         if path.suffix == ".npy":
             data = np.load(io.BytesIO(content))
