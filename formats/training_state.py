@@ -27,18 +27,43 @@ Json = dict[str, Any]
 _Number = Annotated[int, Field(ge=0, le=1 << 62)]
 
 
+class TokenizerFacts(BaseModel):
+    """The tokenizer that a model was trained with, by what it is and not by where it lies.
+
+    ``kind`` is ``bytes``, ``tiktoken:`` and the pattern that cuts text into words, or
+    ``huggingface``. ``vocab_size`` is one more than its largest id, ``eod`` the id that ends each
+    document in the training data (a model's ``eos_token_id``). ``sha256`` is of its vocabulary and
+    rules (:mod:`flmgrow.formats.tokenizer_identity`); bytes have none.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    kind: str
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 62)]
+    eod: _Number
+    sha256: str = ""
+
+
 class Carried(BaseModel):
     """What goes on through growth: samples ``consumed`` of the data with a digest, tokens, FLOPs.
 
-    ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
+    ``data_keys`` are what decides on that data, by a stage file's keys, so that what differs can
+    be named. ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
     ``base_output`` is the output multiplier of the first model, before growth changed it: muP's
     settings of the head follow from both. None if nothing says it.
+
+    ``tokenizer`` is what ``export`` asks for the id that ends documents, and compares the tokenizer
+    with that it is given: it is in ``training_of(checkpoint)``
+    (:func:`flmgrow.formats.manifest_file.training_of`), whether flmgrow's trainer saved that
+    checkpoint or it was grown or resharded since. None for what earlier versions saved.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     consumed_samples: _Number = 0
     data: str = ""
+    data_keys: dict[str, str | int | float | bool | None] | None = None
+    tokenizer: TokenizerFacts | None = None
     tokens: _Number = 0
     flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0
     base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -46,7 +71,10 @@ class Carried(BaseModel):
     @property
     def position(self) -> Json | None:
         """Where the data goes on, as the trainer's batches take it; None at the beginning."""
-        return {"consumed_samples": self.consumed_samples, "data": self.data} if self.data else None
+        if not self.data:
+            return None
+        keys = {"keys": self.data_keys} if self.data_keys is not None else {}
+        return {"consumed_samples": self.consumed_samples, "data": self.data, **keys}
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.trainer import cpu
-from flmgrow.trainer.data import Json, Sample, seed_of
+from flmgrow.trainer.data import SHOWN, Json, Sample, seed_of
 from flmgrow.trainer.data_prepare import MANIFEST, PREFIX
 from flmgrow.trainer.indexed import read_index
 from flmgrow.trainer.tokenizers import Tokenizer
@@ -38,7 +38,8 @@ class Corpus:
 
     ``path`` is what ``flmgrow data prepare`` made, or Megatron's prefix of a .bin and an .idx file.
     ``documents`` takes only some of its documents, for instance to hold others out.
-    ``per_epoch`` is the number of samples before the corpus begins anew. Raises BadDataError for
+    ``per_epoch`` is the number of samples before the corpus begins anew, ``summary`` what the whole
+    of it is, in a few words. Raises BadDataError for
     files that do not fit together or hold less than a sample, UsageError for another tokenizer's.
     """
 
@@ -77,6 +78,11 @@ class Corpus:
             "seed": seed,
             "documents": [chosen.start, chosen.stop, chosen.step],
         }
+        self.earlier: Json = {**self.identity, "tokenizer": tokenizer.earlier}
+        self.summary = (
+            f"{tokens:,} tokens in {len(index.lengths):,} documents, "
+            f"checksum {self.identity['index'][:SHOWN]}"
+        )
         self._epoch = lru_cache(maxsize=2)(self._shuffled)  # two: a batch may span an epoch's end
 
     def __getitem__(self, index: int) -> Sample:
@@ -122,7 +128,7 @@ def _check_tokenizer(path: Path, tokenizer: Tokenizer) -> list[Json]:
         made_with, files = manifest["tokenizer"], list(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadDataError(f"{file}: not a manifest of data: {error}") from None
-    if made_with != tokenizer.identity:
+    if made_with not in (tokenizer.identity, tokenizer.earlier):
         raise UsageError(
             f"{path}: made with the tokenizer {json.dumps(made_with)}, "
             f"this is {json.dumps(tokenizer.identity)}",

@@ -16,7 +16,7 @@ stored.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
 from typing import Any, Protocol
@@ -27,7 +27,11 @@ import numpy.typing as npt
 from flmgrow.errors import BadDataError, UsageError
 
 Json = dict[str, Any]
+Keys = Mapping[str, str | int | float | bool | None]
 Integers = npt.NDArray[np.int64]
+SHOWN = 8
+"""Digits of a checksum that people are shown."""
+
 MicroBatches = Sequence[Mapping[str, npt.NDArray[Any]]]
 
 
@@ -51,6 +55,10 @@ class Samples(Protocol):
     @property
     def identity(self) -> Json:
         """Equal for equal sequences."""
+
+    @property
+    def earlier(self) -> Json:
+        """The identity that earlier versions gave the same sequence: checkpoints remember it."""
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample ``index``, counted from 0."""
@@ -95,7 +103,14 @@ class Blend:
     @property
     def identity(self) -> Json:
         """The sources' own, and their weights."""
-        sources = [source.identity for source in self._sources]
+        return self._of([source.identity for source in self._sources])
+
+    @property
+    def earlier(self) -> Json:
+        """The same, of what earlier versions said of the sources."""
+        return self._of([source.earlier for source in self._sources])
+
+    def _of(self, sources: list[Json]) -> Json:
         return {"blend": sources, "weights": [str(weight) for weight in self._weights]}
 
     def __getitem__(self, index: int) -> Sample:
@@ -137,39 +152,53 @@ class Batching:
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: samples ``consumed``, of the sequence with the digest ``data``."""
+    """How far a run is: samples ``consumed``, of the sequence with the digest ``data``.
+
+    ``keys`` are the values that decide on that sequence, by names that people know.
+    """
 
     consumed: int
     data: str
+    keys: Keys = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """Return what a checkpoint remembers."""
-        return {"consumed_samples": self.consumed, "data": self.data}
+        return {"consumed_samples": self.consumed, "data": self.data, "keys": dict(self.keys)}
 
 
 class Batches:
     """The batches of a stage, as micro-batches of one replica; its state is one number.
 
-    ``begin`` is what the checkpoint before remembers (:meth:`position`), or None. Raises UsageError
-    if that speaks of another sequence: its number would mean other samples.
+    ``begin`` is what the checkpoint before remembers (:meth:`position`), or None; ``keys`` are what
+    the next one shall remember of what decides on ``samples``. Raises UsageError if ``begin``
+    speaks of another sequence, naming what differs: its number would mean other samples.
     """
 
-    def __init__(self, samples: Samples, batching: Batching, begin: Json | None = None) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        batching: Batching,
+        begin: Json | None = None,
+        keys: Keys | None = None,
+    ) -> None:
         self._samples = samples
         self._batching = batching
         self._digest = digest_of(samples)
+        self._keys = keys or {}
         self.consumed = 0 if begin is None else int(begin["consumed_samples"])
-        if begin is not None and begin["data"] != self._digest:
+        if begin is not None and begin["data"] not in (self._digest, _digest(samples.earlier)):
+            differing = changes(begin["keys"], self._keys) if begin.get("keys") else ""
+            digests = f"its digest is {begin['data']}, now {self._digest}"
             raise UsageError(
-                f"the checkpoint consumed {self.consumed} samples of other data ({begin['data']}), "
-                f"this is {self._digest}",
-                "give the corpora, weights, seed and sequence length of the stage before",
+                f"the checkpoint consumed {self.consumed} samples of other data: "
+                f"{differing or digests}",
+                "give the data of the stage before: samples are counted on through all stages",
             )
 
     @property
     def position(self) -> Position:
         """Where the next batch begins."""
-        return Position(self.consumed, self._digest)
+        return Position(self.consumed, self._digest, self._keys)
 
     def __iter__(self) -> Iterator[MicroBatches]:
         """Yield the micro-batches of one step after the other, for ever."""
@@ -182,8 +211,25 @@ class Batches:
 
 def digest_of(samples: Samples) -> str:
     """Return a short digest of what decides on a sequence of samples."""
-    text = json.dumps(samples.identity, sort_keys=True)
+    return _digest(samples.identity)
+
+
+def _digest(identity: Json) -> str:
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def changes(before: Keys, now: Keys) -> str:
+    """Return, in a line, each key whose value differs, with both; nothing if none does."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{n} is {_shown(before.get(n))}, now {_shown(now.get(n))}" for n in names)
+
+
+def _shown(value: object) -> str:
+    """Return a value as people write it."""
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:

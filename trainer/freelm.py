@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.trainer.data import Blend, Integers, Json, Sample, Samples, seed_of
+from flmgrow.trainer.data import SHOWN, Blend, Integers, Json, Sample, Samples, seed_of
 from flmgrow.trainer.documents import Reading, field_of, find_sources, read_documents, text_of
 from flmgrow.trainer.tokenizers import Tokenizer, Tokens
 
@@ -94,7 +94,8 @@ class Teacher:
     """Propositions as samples, endlessly; each proposition is in one row, once an epoch.
 
     Their tokens lie in memory. Rows are filled in an order that ``seed`` shuffles, and shuffled
-    among themselves for each epoch. ``rows`` is how many there are. With ``packed`` False a row
+    among themselves for each epoch. ``rows`` is how many there are, ``summary``
+    what they are in a few words. With ``packed`` False a row
     holds one proposition, and a model needs no mask. Raises BadDataError if there is none, or one
     that is longer than a row.
     """
@@ -129,6 +130,8 @@ class Teacher:
             "seed": seed,
             "packed": packed,
         }
+        self.earlier: Json = {**self.identity, "tokenizer": tokenizer.earlier}
+        self.summary = f"{len(self._made):,} propositions, checksum {checksum.hexdigest()[:SHOWN]}"
 
     @property
     def rows(self) -> int:

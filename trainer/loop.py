@@ -100,7 +100,7 @@ class Run:
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
         self._batches = together(
-            lambda: Batches(data.training, setting.batching, begin.carried.position)
+            lambda: Batches(data.training, setting.batching, begin.carried.position, data.keys)
         )
         self._micro_batches: MicroBatches = blank(setting.batching, stage.data.sequence_length)
         self._guard = LossGuard(stage.guard.spike, stage.guard.window, begin.losses)
@@ -237,6 +237,8 @@ class Run:
         self._carried = Carried(
             consumed_samples=position.consumed,
             data=position.data,
+            data_keys=dict(position.keys),
+            tokenizer=self._data.facts,
             tokens=self._carried.tokens + self._setting.stage.tokens_per_step,
             flops=self._carried.flops + self._flops_per_step,
             base_output=self._setting.base_output,

@@ -17,7 +17,6 @@ in cl100k_base) is inside the vocabulary, is never produced by text, and ends do
 import base64
 import binascii
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.formats.tokenizer_identity import digest_of_ranks, digest_of_tokenizer
 
 Tokens = npt.NDArray[np.int32]
 Identity = dict[str, object]
@@ -58,6 +58,10 @@ class Tokenizer(Protocol):
         """What it is, as JSON; equal for equal tokenizers, wherever their files lie."""
 
     @property
+    def earlier(self) -> Identity:
+        """The identity that earlier versions gave it: corpora and checkpoints of theirs have it."""
+
+    @property
     def unique_identifiers(self) -> Identity:
         """The same, under the name that megatron-core asks for."""
 
@@ -71,12 +75,15 @@ class Tokenizer(Protocol):
 class _Described:
     """What all kinds have in common: an end of documents, and a description."""
 
-    def __init__(self, kind: str, vocab_size: int, eod: int, digest: str = "") -> None:
+    def __init__(
+        self, kind: str, vocab_size: int, eod: int, digest: str = "", earlier: str = ""
+    ) -> None:
         self.vocab_size = vocab_size
         self.eod = eod
         self.identity: Identity = {"kind": kind, "vocab_size": vocab_size, "eod": eod}
         if digest:
             self.identity["sha256"] = digest
+        self.earlier: Identity = {**self.identity, **({"sha256": earlier} if earlier else {})}
 
     @property
     def unique_identifiers(self) -> Identity:
@@ -107,12 +114,11 @@ class TiktokenTokenizer(_Described):
 
     def __init__(self, encoding: Any, pattern: str, eod: str | None = None) -> None:
         ranks = {token: encoding.encode_single_token(token) for token in _token_bytes(encoding)}
-        lines = sorted((rank, token.hex()) for token, rank in ranks.items())
-        size = lines[-1][0] + 1
+        size = max(ranks.values()) + 1
         # An id among the rows that pad the vocabulary may be wanted, and makes it larger.
         padded = -(-size // PADDED_TO) * PADDED_TO
         end = _chosen(eod, {}, ranks.get(IN_NO_TEXT), padded)
-        digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+        digest = digest_of_ranks(ranks.items())
         super().__init__(f"tiktoken:{pattern}", max(size, end + 1), end, digest)
         self._encoding = encoding
         self._size = size
@@ -138,12 +144,18 @@ class HuggingFaceTokenizer(_Described):
             self._tokenizer: Any = library.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises Exception itself
             raise BadDataError(f"{path}: not a tokenizer.json: {error}") from None
-        self._tokenizer.encode_special_tokens = True  # as text: no text shall end a document
+        _settle(self._tokenizer)
         names = self._tokenizer.get_vocab()
         size = max(names.values(), default=-1) + 1
         usual = next((names[name] for name in END_NAMES if name in names), None)
         end = _chosen(eod, names, usual, size)
-        super().__init__("huggingface", size, end, hashlib.sha256(content).hexdigest())
+        bytes_of_file = hashlib.sha256(content).hexdigest()
+        super().__init__("huggingface", size, end, digest_of_tokenizer(content), bytes_of_file)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy in another process, where the library has forgotten its settings."""
+        self.__dict__.update(state)
+        _settle(self._tokenizer)
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, without those its template would add."""
@@ -225,6 +237,15 @@ def _named_encoding(name: str) -> Any:
         known = ", ".join(library.list_encoding_names())
         first = str(error).splitlines()[0]
         raise UsageError(f"--tokenizer tiktoken:{name}: {first}", f"one of {known}") from None
+
+
+def _settle(tokenizer: Any) -> None:
+    """Let a library's tokenizer do nothing but encode: the same tokens for a text, and all."""
+    tokenizer.encode_special_tokens = True  # as text: no text shall end a document
+    tokenizer.no_truncation()  # a file may ask for it, and texts would lose their ends
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None  # leaves out merges by chance: meant for training it
 
 
 def _token_bytes(encoding: Any) -> Sequence[bytes]:

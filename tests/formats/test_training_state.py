@@ -15,6 +15,7 @@ from flmgrow.formats.training_state import (
     MAX_BYTES,
     TRAINING,
     Carried,
+    TokenizerFacts,
     TrainingState,
     read_training_state,
 )
@@ -54,6 +55,9 @@ STATES = st.builds(
         data=st.text(max_size=20),
         tokens=COUNTS,
         flops=st.integers(0, 1 << 120),
+        data_keys=st.none() | st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
+        tokenizer=st.none()
+        | st.builds(TokenizerFacts, vocab_size=st.integers(1, 1 << 62), eod=COUNTS),
     ),
     masks=masks(),
     losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(tuple),
@@ -110,6 +114,10 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
     "an iteration below 0": ({"iteration": -1}, "iteration: "),
     "samples below 0": ({"carried": {"consumed_samples": -5}}, "carried.consumed_samples"),
     "too many samples": ({"carried": {"consumed_samples": 1 << 63}}, "carried.consumed_samples"),
+    "an end below 0": (
+        {"carried": {"tokenizer": {"kind": "bytes", "vocab_size": 257, "eod": -1}}},
+        "carried.tokenizer.eod",
+    ),
     "half a token": ({"carried": {"tokens": 0.5}}, "carried.tokens"),
     "an unknown dimension": ({"masks": {"height": {}}}, "height"),
     "a mask without ramp": ({"masks": {"ffn": {"value": 0.1, "fresh": {}}}}, "ffn mask"),
@@ -153,6 +161,12 @@ def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
     (tmp_path / TRAINING).write_text(json.dumps(content))
     with pytest.raises(BadCheckpointError, match=f"{key}: is not given"):
         read_training_state(tmp_path)
+
+
+def test_earlier_versions_told_no_tokenizer() -> None:
+    found = Carried.model_validate({"consumed_samples": 3, "data": "d", "tokens": 9, "flops": 1})
+    assert (found.tokenizer, found.data_keys) == (None, None)
+    assert found.position == {"consumed_samples": 3, "data": "d"}
 
 
 def test_a_position_needs_data() -> None:

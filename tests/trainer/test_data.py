@@ -35,6 +35,7 @@ class Numbers:
 
     def __init__(self, name: int, size: int = 10) -> None:
         self.identity = {"name": name, "size": size}
+        self.earlier = {"name": f"{name} of an earlier version", "size": size}
         self._name, self._size = name, size
 
     def __getitem__(self, index: int) -> Sample:
@@ -172,6 +173,36 @@ def test_a_position_in_other_data_is_refused(other: Any) -> None:
         assert Batches(samples, Batching(8, 1), remembered).position.consumed == 0
         with pytest.raises(UsageError, match="consumed 0 samples of other data"):
             Batches(other, Batching(4, 2), remembered)
+
+
+def test_what_differs_from_the_data_before_is_named() -> None:
+    keys = {"data.seed": 1, "data.validation_share": 0.0, "data.corpora.0.path": "en (9 tokens)"}
+    remembered = Batches(Numbers(0), Batching(4, 2), None, keys).position.to_json()
+    now = {"data.seed": 1, "data.validation_share": 0.1, "data.corpora.1.path": "zh (7 tokens)"}
+    with pytest.raises(UsageError) as refusal:
+        Batches(Numbers(1), Batching(4, 2), remembered, now)
+    assert refusal.value.message.partition(" samples of other data: ")[2] == (
+        "data.validation_share is 0, now 0.1; data.corpora.0.path is en (9 tokens), now not given; "
+        "data.corpora.1.path is not given, now zh (7 tokens)"
+    )
+    assert Batches(Numbers(0), Batching(4, 2), remembered, now).position.keys == now
+
+
+def test_a_checkpoint_without_keys_tells_digests() -> None:
+    remembered = {"consumed_samples": 3, "data": "of another"}
+    with pytest.raises(UsageError, match="its digest is of another, now ") as refusal:
+        Batches(Numbers(1), Batching(4, 2), remembered, {"data.seed": 1})
+    assert "data.seed" not in refusal.value.message
+
+
+def test_a_digest_of_earlier_versions_is_the_same_data() -> None:
+    """Also where it is a part of a blend; what goes on is remembered by the new one."""
+    for samples in (Numbers(0), Blend([Numbers(0), Numbers(1)], weights_of(["1", "2"]))):
+        old = type("Old", (), {"identity": samples.earlier})
+        begin = {"consumed_samples": 3, "data": digest_of(old)}
+        batches = Batches(samples, Batching(4, 2), begin)
+        assert batches.position.data == digest_of(samples) != begin["data"]
+        assert batches.consumed == 3
 
 
 @pytest.mark.parametrize(

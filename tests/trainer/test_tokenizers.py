@@ -2,6 +2,8 @@
 checked."""
 
 import hashlib
+import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,46 @@ def test_a_tokenizer_is_known_by_its_vocabulary(tmp_path: Path) -> None:
     assert one.identity == same.identity != other.identity
     assert one.identity == one.unique_identifiers
     assert (one.vocab_size, one.eod) == (265, 255)
+
+
+def test_a_file_written_anew_is_the_same_tokenizer(tmp_path: Path) -> None:
+    """Of other white space and other order; the identity of earlier versions is of its bytes."""
+    path = make_tokenizer_json(tmp_path / "a.json")
+    content = json.loads(path.read_text())
+    anew = tmp_path / "b.json"
+    anew.write_text(json.dumps(dict(reversed(content.items())), indent=1))
+    one, same = open_tokenizer(str(path)), open_tokenizer(str(anew))
+    assert one.identity == same.identity
+    assert one.earlier != same.earlier
+    assert one.earlier["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    content["model"]["vocab"]["the"], content["model"]["vocab"]["th"] = 257, 258
+    anew.write_text(json.dumps(content))
+    assert open_tokenizer(str(anew)).identity != one.identity
+
+
+def test_a_copy_in_another_process_is_the_same(tokenizer: Tokenizer) -> None:
+    """Names of special tokens stay text there: the library forgets that it was told so."""
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    for text in TEXTS:
+        assert copy.encode(text).tolist() == tokenizer.encode(text).tolist()
+    assert tokenizer.eod not in copy.encode("</s> <|endoftext|>")
+
+
+def test_what_a_file_says_of_batches_and_chance_changes_no_token(tmp_path: Path) -> None:
+    """A text longer than its truncation keeps its end, short ones get no padding."""
+    path = make_tokenizer_json(tmp_path / "tokenizer.json")
+    plain = open_tokenizer(str(path))
+    content = json.loads(path.read_text())
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    filled = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    content["truncation"] = cut
+    content["padding"] = {**filled, "pad_id": 0, "pad_type_id": 0, "pad_token": "</s>"}
+    content["model"]["dropout"] = 0.9
+    path.write_text(json.dumps(content))
+    other = open_tokenizer(str(path))
+    assert other.identity == plain.identity
+    for each in (other, pickle.loads(pickle.dumps(other))):
+        assert each.encode("the thing, the").tolist() == plain.encode("the thing, the").tolist()
 
 
 @pytest.mark.parametrize(
