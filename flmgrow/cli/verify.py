@@ -19,7 +19,7 @@ from flmgrow.model.tensors import parameter_count
 if TYPE_CHECKING:
     import torch
 
-    from flmgrow.surgery.verify import Check
+    from flmgrow.surgery.evidence.check import Check
 
 Dtype = Annotated[
     str | None,
@@ -81,7 +81,8 @@ def verify(
     \b
     Example: flmgrow verify ckpt-16b ckpt-51b
     """
-    from flmgrow.surgery.verify import Verification, receipt, write_receipt
+    from flmgrow.surgery.receipt import receipt, write_receipt
+    from flmgrow.surgery.verify import Verification
     from flmgrow.surgery.verify import verify as run
 
     with reading.open(src) as source, reading.open(dst) as result:

@@ -1,0 +1,100 @@
+"""Function: both models run through one reference forward on the same tokens.
+
+How far their logits may be apart follows from the dtypes in which weights are stored and computed.
+"""
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import masks_of
+from flmgrow.model.axes import Axis
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.operators.growth import Growth
+from flmgrow.surgery.comparison import Difference, Side, compare
+from flmgrow.surgery.evidence.check import Check
+
+EXACT = 1e-10
+"""Largest difference of logits in float64 where weights are stored exactly."""
+
+ROUNDED = 1e-4
+"""Largest difference of logits where float32 weights had to be rounded, or float32 computes."""
+
+OWN_ROUNDING = 5
+"""...or this many times the source's own rounding in its dtype, if that is more."""
+
+OWN_ROUNDING_16 = 3
+"""The same where weights are stored in 16 bits: reported, not promised."""
+
+DTYPES_BY_PRECISION = ("bfloat16", "float16", "float32", "float64")
+
+
+def _places(growth: Growth | None) -> dict[int, int]:
+    """Where each old layer is in the new model: the first that comes from it."""
+    layer_map = growth.maps.get(Axis.LAYER) if growth is not None else None
+    places: dict[int, int] = {}
+    if layer_map is not None:
+        for new, old in enumerate(layer_map.source.tolist()):
+            places.setdefault(old, new)
+    return places
+
+
+def _rounded(source: Checkpoint, result: Checkpoint, growth: Growth | None) -> bool:
+    """Whether weights were computed and rounded, rather than copied bit for bit."""
+    if growth is None or source.dtype != result.dtype:
+        return True
+    return any(growth.rounds(tensor) for tensor in logical_tensors(growth.new).values())
+
+
+def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
+    """What the dtypes allow: exact where nothing was rounded, else a multiple of the source's
+    rounding.
+    """
+    stored = {source.checkpoint.dtype, result.dtype}
+    rounded = _rounded(source.checkpoint, result, growth) and stored != {"float64"}
+    if source.dtype == torch.float64 and not rounded:
+        return EXACT
+    coarsest = min(stored, key=DTYPES_BY_PRECISION.index)
+    dtype = getattr(torch, coarsest) if rounded else source.dtype
+    reference, low = replace(source, dtype=torch.float64), replace(source, dtype=dtype)
+    own = compare(reference, low, tokens, {}, 1.0).max_logit
+    if dtype in (torch.float16, torch.bfloat16):
+        return OWN_ROUNDING_16 * own
+    return max(ROUNDED, OWN_ROUNDING * own)
+
+
+def check_function(
+    source: Checkpoint,
+    result: Checkpoint,
+    growth: Growth | None,
+    tokens: Tensor,
+    compute: torch.dtype,
+) -> Check:
+    """Compare the logits, and judge them by what the dtypes in play allow."""
+    first, second = (Side(x, masks_of(x), compute) for x in (source, result))
+    tolerance = _tolerance(first, result, growth, tokens)
+    difference = compare(first, second, tokens, _places(growth), tolerance)
+    numbers = {
+        **asdict(difference),
+        "tolerance": tolerance,
+        "dtype": str(compute).removeprefix("torch."),
+        "stored_dtypes": [source.dtype, result.dtype],
+        "tokens": tokens.numel(),
+    }
+    equal = difference.max_logit <= tolerance
+    return Check("function", equal, _describe(difference, tolerance, compute), numbers)
+
+
+def _describe(difference: Difference, tolerance: float, dtype: torch.dtype) -> str:
+    where = ""
+    if difference.max_logit > tolerance and difference.first_layer is not None:
+        layer = difference.first_layer
+        where = f"; first differs {'in the embedding' if layer < 0 else f'after layer {layer}'}"
+    return (
+        f"max |dlogit| {difference.max_logit:.2e} of {difference.largest_logit:.3g} "
+        f"(allowed {tolerance:.1e}, computed in {str(dtype).removeprefix('torch.')}), "
+        f"dloss {difference.loss_difference:.1e}, "
+        f"argmax agrees on {difference.argmax_agreement:.2%}{where}"
+    )
