@@ -14,6 +14,7 @@ scores multiplied by s. In one table:
     a_j on readers (and carriers) a_j on writers, gains, norm biases; 1/a_j on carriers
     g on gains                    1/g on gains
     s on scores                   1/s on scores
+    s on what is normed           1/s on the same: the norm does not see s
     c baked onto a masked unit    1/c on the same
     (anything) on fresh entries   nothing
     ============================  =========================================================
@@ -68,8 +69,9 @@ def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray
         factors[Role.CARRIES] = 1.0 / scale[Role.CARRIES]
     if Role.GAINS in scale:
         factors[Role.GAINS] = factors.get(Role.GAINS, 1.0) / scale[Role.GAINS]
-    if Role.SCORES in scale:
-        factors[Role.SCORES] = 1.0 / scale[Role.SCORES]
+    for role in (Role.SCORES, Role.NORMED):
+        if role in scale:
+            factors[role] = 1.0 / scale[role]
     return factors
 
 

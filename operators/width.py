@@ -19,12 +19,18 @@ each copy plus noise that cancels over the copies; with tied embeddings the fina
 (normalised: exactly zero, and their norm bias is zero), zero for RMSNorm; then gains take
 sqrt(qd/D) and eps takes qd/D (LEMON, Wang et al. 2023, average expansion). Copies are split
 equally, as a norm's gradient mixes channels otherwise.
+
+**Query and key norms** do not grow, but a model has one epsilon for all its norms. Where that takes
+a factor f, what these norms are given (projections and their biases) takes sqrt(f), and
+``q sqrt(f) / sqrt(mean(q^2) f + eps f)`` is the old ``q / sqrt(mean(q^2) + eps)``.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended
+from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended, identity
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.dimension import DimensionGrowth
@@ -61,12 +67,11 @@ def _zero(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
             "the logits",
             "use --method width=mask or width=copy, or write a separate head with --untie",
         )
-    _refuse_query_norm_eps(config)
     scale = {Role.GAINS: np.full(new, np.sqrt(old / new))}
     fill = {Role.WRITES: Fill.ZERO}
     centre = config.norm == "layernorm"
     axis_map = AxisMap(old, appended(old, new), scale, fill, centre=centre)
-    return DimensionGrowth({Axis.HIDDEN: axis_map}, eps_factor=old / new)
+    return _with_epsilon(config, axis_map, old / new)
 
 
 def _copy(config: ModelConfig, old: int, new: int, noise: float) -> DimensionGrowth:
@@ -78,19 +83,17 @@ def _copy(config: ModelConfig, old: int, new: int, noise: float) -> DimensionGro
     noise = noise if times > 1 else 0.0
     if not rest:
         return DimensionGrowth({Axis.HIDDEN: AxisMap(old, source, scale, noise=noise)})
-    _refuse_query_norm_eps(config)
     ratio = times * old / new
     scale[Role.GAINS] = np.full(new, np.sqrt(ratio))
     fill = {Role.WRITES: Fill.MEAN if config.norm == "layernorm" else Fill.ZERO}
     axis_map = AxisMap(old, source, scale, fill, noise=noise)
-    return DimensionGrowth({Axis.HIDDEN: axis_map}, eps_factor=ratio)
+    return _with_epsilon(config, axis_map, ratio)
 
 
-def _refuse_query_norm_eps(config: ModelConfig) -> None:
-    """Query and key norms do not grow, but share the one eps that would have to change."""
+def _with_epsilon(config: ModelConfig, hidden: AxisMap, factor: float) -> DimensionGrowth:
+    """Norms that do not grow keep the epsilon they have, relative to what they are given."""
+    maps = {Axis.HIDDEN: hidden}
     if config.qk_norm:
-        raise UsageError(
-            "this width growth changes the norm epsilon, which query and key norms share and must "
-            "keep",
-            "use --method width=mask, or width=copy with a whole multiple of the hidden size",
-        )
+        scale = {Role.NORMED: np.full(config.head_dim, np.sqrt(factor))}
+        maps[Axis.HEAD_DIM] = replace(identity(config.head_dim), scale=scale)
+    return DimensionGrowth(maps, eps_factor=factor)

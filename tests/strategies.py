@@ -118,13 +118,10 @@ class Case:
         """Whether no exact construction exists for this growth of the width."""
         config, new = self.config, self.target.hidden
         method = self.target.methods[Dimension.WIDTH]
-        if new in (None, config.hidden) or method == "mask":
+        if new in (None, config.hidden):
             return False
-        assert new is not None
-        moves_eps = method == "zero" or new % config.hidden != 0
         tied = config.tied and not self.target.untie
-        centres_head = method == "zero" and config.norm == "layernorm" and tied
-        return centres_head or (moves_eps and config.qk_norm)
+        return method == "zero" and config.norm == "layernorm" and tied
 
 
 @st.composite

@@ -36,7 +36,7 @@ def _changes(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     for axis, axis_map in plan.growth.maps.items():
         before, after = axis_map.old_size, axis_map.new_size
-        text = f"{before} -> {after}" if before != after else f"{before}"
+        text = f"{before} -> {after}" if before != after else f"{before}, scaled"
         if axis is Axis.VOCAB:
             text += " (with padding)"
         rows.append((str(axis), text))

@@ -41,7 +41,8 @@ class Role(StrEnum):
     (a norm's gain); ``NORM_BIAS`` is added after that; ``CARRIES`` stands in for a reader that
     cannot be scaled (the final norm, when the head is the shared embedding table). On the layer
     axis, ``BRANCH`` writes what a layer adds to the residual stream and ``SCORES`` is proportional
-    to its attention scores. ``PLAIN`` is none of these.
+    to its attention scores. On the axis of a head's entries, ``NORMED`` makes what a norm over them
+    divides by its own size. ``PLAIN`` is none of these.
     """
 
     READS = "reads"
@@ -51,6 +52,7 @@ class Role(StrEnum):
     CARRIES = "carries"
     BRANCH = "branch"
     SCORES = "scores"
+    NORMED = "normed"
     PLAIN = "plain"
 
 

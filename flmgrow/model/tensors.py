@@ -4,7 +4,7 @@ start.
 Everything growth does follows from these few lines, and no growth rule names a tensor. Roles that
 depend on the model are decided here, once: with tied embeddings the final norm *carries* what the
 head would take, and where queries are normalised after their projection it is the query norm, not
-the projection, that the attention scores are proportional to.
+the projection, that the attention scores are proportional to: what is projected is *normed*.
 """
 
 from collections.abc import Mapping
@@ -86,20 +86,21 @@ def _norm(name: str, config: ModelConfig, roles: str = "", **axes: str) -> list[
 
 
 def _attention(config: ModelConfig) -> list[LogicalTensor]:
-    query_layer = "plain" if config.qk_norm else "scores"
-    head = {"kv_group": "writes", "head_dim": "plain"}
-    heads = {"kv_group": "writes", "query_per_group": "writes", "head_dim": "plain"}
+    score, entry = ("plain", "normed") if config.qk_norm else ("scores", "plain")
+    heads = {"kv_group": "writes", "query_per_group": "writes", "head_dim": entry}
+    keys = {"kv_group": "writes", "head_dim": entry}
+    values = {"kv_group": "writes", "head_dim": "plain"}
     tensors = [
         *_norm("attention_norm", config, layer="plain", hidden="gains"),
-        _tensor("query", layer=query_layer, **heads, hidden="reads"),
-        _tensor("key", layer="plain", **head, hidden="reads"),
-        _tensor("value", layer="plain", **head, hidden="reads"),
+        _tensor("query", layer=score, **heads, hidden="reads"),
+        _tensor("key", layer="plain", **keys, hidden="reads"),
+        _tensor("value", layer="plain", **values, hidden="reads"),
     ]
     if config.qkv_bias:
         tensors += [
-            _tensor("query.bias", Init.ZEROS, layer=query_layer, **heads),
-            _tensor("key.bias", Init.ZEROS, layer="plain", **head),
-            _tensor("value.bias", Init.ZEROS, layer="plain", **head),
+            _tensor("query.bias", Init.ZEROS, layer=score, **heads),
+            _tensor("key.bias", Init.ZEROS, layer="plain", **keys),
+            _tensor("value.bias", Init.ZEROS, layer="plain", **values),
         ]
     if config.qk_norm:
         tensors += _norm("query_norm", config, layer="scores", head_dim="plain")

@@ -82,7 +82,6 @@ def test_an_impossible_request_is_refused(
     ("model", "options", "says"),
     [
         ("flm", "--hidden-size 16 --method zero", "tied embeddings: centring.*--untie"),
-        ("qk", "--hidden-size 16 --method zero", "query and key norms share.*width=mask"),
         ("tele", "--untie", "already has a separate head"),
     ],
 )

@@ -138,11 +138,15 @@ def test_zero_and_copy_of_units_leave_exactly_one_side_of_a_path_at_zero() -> No
     assert np.bincount(copied.source, copied.scale[Role.READS]) == pytest.approx(np.ones(20))
 
 
-@pytest.mark.parametrize("method", ["zero", "copy"])
-def test_query_norms_pin_the_epsilon(method: str) -> None:
-    with pytest.raises(UsageError, match="share and must keep"):
-        grown("qk", f"width={method}", hidden=20)
-    assert grown("qk", "width=copy", hidden=36).new.norm_eps == CONFIGS["qk"].norm_eps
+@pytest.mark.parametrize(("method", "factor"), [("zero", 12 / 30), ("copy", 24 / 30)])
+def test_what_query_norms_are_given_follows_the_epsilon(method: str, factor: float) -> None:
+    growth = grown("qk", f"width={method}", hidden=30)
+    assert growth.new.norm_eps == pytest.approx(CONFIGS["qk"].norm_eps * factor)
+    scale = growth.maps[Axis.HEAD_DIM].scale
+    assert scale.keys() == {Role.NORMED}
+    assert scale[Role.NORMED] == pytest.approx(np.full(4, factor**0.5))
+    for untouched in (grown("qk", "width=copy", hidden=36), grown("tele", "zero", hidden=30)):
+        assert Axis.HEAD_DIM not in untouched.maps
 
 
 def test_centring_a_shared_table_is_refused_with_the_ways_out() -> None:

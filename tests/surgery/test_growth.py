@@ -59,7 +59,7 @@ def test_all_dimensions_at_once_and_another_layout(
     source = make_checkpoint(tmp_path / "a", config, even(config, pp=2), seed=SEED)
     case = Case(config, even(config), everything(config, hidden, method), even(config))
     if case.refused:
-        with pytest.raises(UsageError, match=r"shared table|share and must keep"):
+        with pytest.raises(UsageError, match="shared table"):
             grow_checkpoint(source, tmp_path / "b", case.target)
         assert not (tmp_path / "b").exists()
         return
