@@ -113,7 +113,8 @@ class _Writer:
     def storage(self, value: Storage) -> list[_Step]:
         key = self.storages.setdefault(value, str(len(self.storages)))
         module = "torch.storage" if value.kind == UNTYPED else "torch"
-        parts = ["storage", Global(module, value.kind), key, value.location, value.count]
+        # Not where it was: torch.load would put it there again, on a machine that has no GPU, too.
+        parts = ["storage", Global(module, value.kind), key, "cpu", value.count]
         return [pickle.MARK, *_values(parts), pickle.TUPLE, pickle.BINPERSID]
 
 

@@ -196,8 +196,6 @@ def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object
             f"{where}: shape {record.shape}, wanted {placement.shape}",
             "the args and the weights do not agree",
         )
-    if not record.is_contiguous:
-        raise BadCheckpointError(f"{where}: is not contiguous, stride {record.stride}")
     return StoredArray(placement, file, record)
 
 

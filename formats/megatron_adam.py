@@ -81,6 +81,10 @@ def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]
     return result
 
 
+def _keys(groups: Sequence[Sequence[Placed]]) -> set[tuple[str, ...]]:
+    return {tuple(sorted(item.placement.key for item in group)) for group in groups if group}
+
+
 class AdamRank:
     """Reads one rank's non-distributed optimizer state."""
 
@@ -105,6 +109,15 @@ class AdamRank:
             self.grouped = by_group(self.groups, arrays)
         except BadCheckpointError as error:
             raise BadCheckpointError(f"{self.where}: {error.message}", error.hint) from None
+
+    @property
+    def members(self) -> set[tuple[str, ...]]:
+        """The keys of the parameters in each group that has any."""
+        return _keys(self.grouped)
+
+    def members_by(self, groups: Sequence[Group]) -> set[tuple[str, ...]]:
+        """Return what ``members`` would be were the rank's groups these, of another rank."""
+        return _keys(by_group(groups, [piece for group in self.grouped for piece in group]))
 
     def _distributed(self) -> BadCheckpointError:
         return BadCheckpointError(
@@ -137,8 +150,6 @@ class AdamRank:
         if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
             found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
             raise BadCheckpointError(f"{where}: {found}, wanted {array.placement.shape}", _BELONG)
-        if not value.is_contiguous:
-            raise BadCheckpointError(f"{where}: is not contiguous")
         return StoredArray(array.placement, self.file, value)
 
     def _numbers(self, group: Group, members: int) -> list[int]:

@@ -5,7 +5,7 @@ a distributed optimizer. Whatever it is, every rank must have the same, and have
 steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
@@ -67,12 +67,29 @@ def _settings(optimizer: RankOptimizer, group: Group) -> dict[object, object]:
 
 
 def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
-    """All ranks must have the same groups and have counted alike; one without layers has none."""
-    groups = [[_settings(o, group) for group in o.groups] for o in (optimizer, first)]
-    kinds = [(o.half, o.gradients) for o in (optimizer, first)]
-    if groups[0] != groups[1] or kinds[0] != kinds[1]:
+    """All ranks must have the same groups and have counted alike; one without layers has none.
+
+    The groups may stand in another order, and one that no parameter of a rank is in may lack there:
+    megatron-core up to 0.15 makes them as a rank's own parameters come.
+    """
+    left = [_settings(first, group) for group in first.groups]
+    for group in optimizer.groups:
+        own = _settings(optimizer, group)
+        if own not in left:
+            raise BadCheckpointError(
+                f"{optimizer.where}: a param group {_unlike(own, left)} {first.where}",
+                "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            )
+        left.remove(own)
+    if isinstance(optimizer, AdamRank) and optimizer.members != optimizer.members_by(first.groups):
         raise BadCheckpointError(
-            f"{optimizer.where}: its param groups are unlike those of {first.where}",
+            f"{optimizer.where}: has {len(optimizer.groups)} param groups, wanted those of "
+            f"{len(first.groups)} in {first.where} that its parameters belong to",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+    if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
+        raise BadCheckpointError(
+            f"{optimizer.where}: keeps other states than {first.where}",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
         )
     if optimizer.steps() and _step_value(optimizer) != _step_value(first):
@@ -80,6 +97,16 @@ def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
             f"{optimizer.where}: another step count than {first.where}",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
         )
+
+
+def _unlike(group: Mapping[object, object], others: Sequence[Mapping[object, object]]) -> str:
+    """Say what a group has that none of ``others`` has: the first setting in which all differ."""
+    for key, value in group.items():
+        found = [other.get(key) for other in others]
+        if value not in found:
+            shown = ", ".join(sorted({repr(one)[:40] for one in found})) or "no such group"
+            return f"has {str(key)[:40]} {value!r:.40}, wanted {shown} as in"
+    return "is unlike all of"
 
 
 def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
@@ -107,7 +134,7 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
         return with_distributed_states(checkpoint, files)
     assert isinstance(files, RankFiles)
     ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
-    first = next(iter(ranks.values()))
+    first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
     for optimizer in ranks.values():
         _check_alike(optimizer, first)
     plain = {name: replace(t, shift=0.0) for name, t in checkpoint.reader.tensors.items()}

@@ -19,6 +19,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.layout import Placement
 from flmgrow.formats.segments import Segment
+from flmgrow.formats.strided import read_tensor
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.model.axes import Box, Sizes, intersect
 from flmgrow.model.tensors import LogicalTensor
@@ -84,15 +85,16 @@ class StoredArray:
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the array's bytes from byte ``offset`` on."""
         try:
-            self.file.read_into(self.record.storage, self.record.offset + offset, target)
+            read_tensor(self.file, self.record, offset, target)
         except BadCheckpointError as error:
             what = f"{error.message} (it holds {self.placement.key})"
             raise BadCheckpointError(what, error.hint) from None
 
     def checksum(self) -> int | None:
-        """Return the CRC32 of its bytes: that of its record, if it fills one."""
+        """Return the CRC32 of its bytes: that of its record, if it fills one in its own order."""
         storage = self.record.storage
-        return storage.crc if self.record.nbytes == storage.nbytes else None
+        fills = self.record.nbytes == storage.nbytes and self.record.is_contiguous
+        return storage.crc if fills else None
 
 
 def read_whole(piece: Piece) -> Array:

@@ -20,6 +20,7 @@ from flmgrow.formats.dist_integrity import check_integrity, read_integrity
 from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap
 from flmgrow.formats.layout import Placement
+from flmgrow.formats.strided import read_tensor
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
 
@@ -47,10 +48,8 @@ class ItemPiece:
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the chunk's bytes from byte ``offset`` on."""
         file, record = self.items.open_item(self.name, self.dtype, self.chunk)
-        if not record.is_contiguous:
-            raise BadCheckpointError(f"{self}: is not contiguous, stride {record.stride}")
         try:
-            file.read_into(record.storage, record.offset + offset, target)
+            read_tensor(file, record, offset, target)
         except BadCheckpointError as error:
             what = f"{error.message} (it holds {self.name})"
             raise BadCheckpointError(what, error.hint) from None
