@@ -38,12 +38,16 @@ class OptimizerState:
 class ReadOptions:
     """What the user says about a source that its files leave open.
 
-    ``ignored_arguments`` are arguments that the user vouches for. ``true_vocab`` is the number of
-    embedding rows that are real, where the files do not say. ``fused`` chooses the names that a
-    Megatron checkpoint written from a Hugging Face folder has.
+    ``ignored_arguments`` are Megatron-LM's arguments that the user vouches for, ``ignored_fields``
+    those of ``config.json``. ``true_vocab`` is the number of embedding rows that are real, where
+    the files do not say. ``max_positions`` is the length of the texts that the model is wanted for,
+    where that is less than it was made for. ``fused`` chooses the names that a Megatron checkpoint
+    written from a Hugging Face folder has.
     """
 
     ignored_arguments: Collection[str] = ()
+    ignored_fields: Collection[str] = ()
+    max_positions: int | None = None
     true_vocab: int | None = None
     fused: bool = True
 
@@ -162,7 +166,8 @@ class Checkpoint:
     ``path`` is its root, ``folder`` the iteration's own folder. ``iteration`` is None
     for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
     ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for. ``hub`` is
-    where on the Hub it comes from, None for a folder of the user's own.
+    where on the Hub it comes from, None for a folder of the user's own. ``notes`` say how it was
+    read where that is not plain from its files.
     """
 
     path: Path
@@ -181,6 +186,7 @@ class Checkpoint:
     state_readers: Mapping[State, LogicalReader] = field(default_factory=dict)
     format: str = "megatron"
     hub: HubOrigin | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

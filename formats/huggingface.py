@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
-from flmgrow.formats.huggingface_config import family_of, read_fields
+from flmgrow.formats.huggingface_config import family_of, notes_on_fields, read_fields
 from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
 from flmgrow.formats.layout import Layout, Placement, placements
@@ -123,7 +123,7 @@ def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoi
     Raises BadCheckpointError, naming file and tensor, for anything missing, extra, contradictory or
     not understood.
     """
-    contents = HuggingFaceFolder(folder)
+    contents = HuggingFaceFolder(folder, options)
     try:
         return _assemble(contents, options)
     except BaseException:
@@ -134,7 +134,7 @@ def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoi
 def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     where = str(contents.folder / CONFIG)
     family = family_of(contents.fields, where)
-    config = read_fields(family, contents.fields, where, options.ignored_arguments)
+    config = read_fields(family, contents.fields, where, options)
     padded = config.vocab
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
     sizes = {**config.sizes, Axis.VOCAB: padded}
@@ -159,4 +159,5 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
         fused=options.fused,
         carried=_carried(contents, family),
         format="huggingface",
+        notes=tuple(notes_on_fields(family, contents.fields, options)),
     )

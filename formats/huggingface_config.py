@@ -5,17 +5,21 @@ again, and a model that comes back changed is refused with the differences named
 list of abilities, and it cannot be wrong.
 """
 
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import cast
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.arguments import ArgumentReader, shown
+from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
 from flmgrow.formats.huggingface_families import FAMILIES, Family
-from flmgrow.formats.huggingface_fields import HARMLESS, PRIVATE, ROTARY
+from flmgrow.formats.huggingface_fields import NEUTRAL, PRIVATE, ROTARY, is_harmless
 from flmgrow.formats.huggingface_parts import FULL_ATTENTION
+from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
 
+CONFIG_FILE = "config.json"
 Fields = Mapping[str, object]
 
 
@@ -33,26 +37,87 @@ def family_of(fields: Fields, where: str) -> Family:
     return FAMILIES[name]
 
 
-def read_fields(
-    family: Family, fields: Fields, where: str, ignored: Collection[str] = ()
-) -> ModelConfig:
-    """Return the model that ``config.json`` describes; ``ignored`` are fields the user vouches for.
+def vouched_fields(options: ReadOptions) -> Vouched:
+    """Return the fields that the user vouches for."""
+    return Vouched("--ignore-field", options.ignored_fields)
 
-    Raises BadCheckpointError for a malformed field, and for one that is not understood.
+
+def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
+    """Return ``config.json`` as the user wants it read.
+
+    Without what they vouch for, and for texts no longer than they say. Raises UsageError for longer
+    ones than the model knows positions for.
     """
-    for name, value in fields.items():
-        if name in family.understood or name in HARMLESS or name in ignored:
-            continue
-        if not family.is_plain(name, value):
-            raise BadCheckpointError(
-                f"{where}: {name}: found {shown(value)}, which flmgrow does not understand in a "
-                f"model of type {family.name}",
-                f"if it does not change what the model computes, pass --ignore-arg {name}",
-            )
+    vouched = vouched_fields(options)
+    kept = {name: value for name, value in fields.items() if not vouched.covers(name)}
+    wanted, declared = options.max_positions, kept.get(family.positions)
+    if wanted is None:
+        return kept
+    if isinstance(declared, int) and wanted > declared:
+        raise UsageError(f"--max-position-embeddings {wanted}: the model is for {declared}")
+    return {**kept, family.positions: wanted}
+
+
+def read_fields(
+    family: Family, fields: Fields, where: str, options: ReadOptions = AS_STORED
+) -> ModelConfig:
+    """Return the model that ``config.json`` describes.
+
+    Raises BadCheckpointError for a malformed field, and for those that are not understood.
+    """
+    kept = seen(family, fields, options)
+    strange = {name: value for name, value in kept.items() if value and _is_strange(family, name)}
+    strange |= {n: v for n, v in kept.items() if n in NEUTRAL and not _is_neutral(family, n, v)}
+    if strange:
+        listed = "; ".join(f"{name}: found {shown(value)}" for name, value in strange.items())
+        raise BadCheckpointError(
+            f"{where}: {listed}, which flmgrow does not understand in a model of type "
+            f"{family.name}",
+            vouched_fields(options).hint(strange),
+        )
+    config = model_of(family, kept, where)
+    if config.positions == "learned" and options.max_positions is not None:
+        raise UsageError(
+            f"--max-position-embeddings {options.max_positions}: the model has a table of "
+            f"{fields.get(family.positions)} positions",
+            "leave it out: shorter texts need nothing else",
+        )
+    return config
+
+
+def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
+    """Return the model that the fields describe which ``family`` understands, whatever the others.
+
+    Raises BadCheckpointError for a malformed field.
+    """
     try:
         return family.read(ArgumentReader(fields, where, prefix=""))
     except UsageError as error:
         raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+
+
+def _is_strange(family: Family, name: str) -> bool:
+    """Whether no rule says anything about a field."""
+    told = name in family.understood or name in NEUTRAL or name in family.fixed
+    return not told and not is_harmless(name)
+
+
+def _is_neutral(family: Family, name: str, value: object) -> bool:
+    return name in family.understood or family.is_plain(name, value)
+
+
+def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> list[str]:
+    """Return what one should know of how ``config.json`` was read."""
+    vouched, notes = vouched_fields(options), []
+    silent = [name for name, value in fields.items() if not value and _is_strange(family, name)]
+    if silent := [name for name in silent if not vouched.covers(name)]:
+        listed = ", ".join(f"{name} is {json.dumps(fields[name])}" for name in silent)
+        notes.append(f"{CONFIG_FILE}: {listed}: taken to change nothing")
+    notes += [
+        f"{vouched.option} {pattern}: {CONFIG_FILE} has no such field"
+        for pattern in vouched.idle(fields)
+    ]
+    return notes
 
 
 def _flat(config: ModelConfig) -> dict[str, object]:
@@ -67,9 +132,9 @@ def _flat(config: ModelConfig) -> dict[str, object]:
 def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
     """Return what of a model is lost in ``fields``; an empty string if nothing is."""
     try:
-        found = _flat(read_fields(family, fields, "config.json", fields))
+        found = _flat(model_of(family, fields, CONFIG_FILE))
     except BadCheckpointError as error:
-        return error.message.removeprefix("config.json: ")
+        return error.message.removeprefix(f"{CONFIG_FILE}: ")
     wanted = _flat(config)
     return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
 
@@ -87,7 +152,7 @@ def _merged(family: Family, config: ModelConfig, own: Fields, old: ModelConfig) 
         for name, value in after.items()
         if name not in ROTARY and (own.get(name) is None or before[name] != value)
     }
-    if isinstance(own.get("layer_types"), list):
+    if isinstance(own.get("layer_types"), list) and config.layers != old.layers:
         changed["layer_types"] = [FULL_ATTENTION] * config.layers
     if "n_ctx" in own:
         changed["n_ctx"] = config.max_positions
@@ -109,15 +174,19 @@ def written_fields(
     config: ModelConfig,
     name: str | None = None,
     own: tuple[Fields, ModelConfig] | None = None,
+    options: ReadOptions = AS_STORED,
 ) -> tuple[Family, dict[str, object]]:
     """Return the family and the ``config.json`` that say ``config``.
 
-    ``name`` chooses the family; ``own`` is what the source's file says, and the model it means.
+    ``name`` chooses the family; ``own`` is what the source's file says, and the model it means when
+    it is read with ``options``.
     Raises UsageError, with the reasons, if no family (or not that one) can say the model.
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(f"--family {name}: unknown", f"one of {', '.join(FAMILIES)}")
-    if own is not None and name in (None, own[0]["model_type"]):
+    kept = own is not None and name in (None, own[0]["model_type"])
+    options = options if kept else AS_STORED
+    if own is not None and kept:
         family = FAMILIES[cast(str, own[0]["model_type"])]
         candidates = {family.name: _merged(family, config, *own)}
     else:
@@ -125,7 +194,7 @@ def written_fields(
         candidates = {each: _new(FAMILIES[each], config) for each in names}
     reasons = {}
     for each, fields in candidates.items():
-        reasons[each] = _unsaid(FAMILIES[each], fields, config)
+        reasons[each] = _unsaid(FAMILIES[each], seen(FAMILIES[each], fields, options), config)
         if not reasons[each]:
             architecture = {"architectures": [FAMILIES[each].architecture]}
             return FAMILIES[each], {**fields, **architecture}

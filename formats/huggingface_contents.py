@@ -14,6 +14,7 @@ import xxhash
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import shown
+from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.strict_json import read_object
@@ -55,11 +56,13 @@ class HuggingFaceFolder:
     """The opened files of a folder.
 
     ``fields`` is what ``config.json`` says. ``tensors`` are all stored tensors by name, each with
-    its shard. ``root`` is what a rank of Megatron's would hold of it, set once the model is known.
+    its shard. ``options`` are what the user said about reading it. ``root`` is what a rank of
+    Megatron's would hold of it, set once the model is known.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: ReadOptions = AS_STORED) -> None:
         self.folder = folder
+        self.options = options
         self.root: Mapping[object, object] = {}
         self._digest = ""
         self._others: list[ReadOnlyFile] = []

@@ -34,8 +34,9 @@ class Family:
 
     ``rows`` say where its tensors are, ``prefix`` is what all keys but the head's begin with (and
     lack where the bare model was saved), ``buffers`` match what is stored and no parameter.
-    ``read`` and ``write`` translate its fields, which are ``understood``. ``code`` says which class
-    of which shipped file stands for each of transformers' automatic classes, where it has none.
+    ``read`` and ``write`` translate its fields, which are ``understood``; ``positions`` is the one
+    that holds the longest text's length. ``code`` says which class of which shipped file stands for
+    each of transformers' automatic classes, where it has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family:
     read: Callable[[ArgumentReader], ModelConfig]
     write: Callable[[ModelConfig], dict[str, object]]
     understood: frozenset[str]
+    positions: str = "max_position_embeddings"
     code: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -281,7 +283,7 @@ FAMILIES: Mapping[str, Family] = {
         _llama_family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_llama, _WINDOW),
         Family(
             "gpt2", "GPT2LMHeadModel", GPT2, "transformer.", _GPT2_BUFFERS, _read_gpt2, _write_gpt2,
-            _GPT2_FIELDS,
+            _GPT2_FIELDS, "n_positions",
         ),
         Family(
             "gpt_neox", "GPTNeoXForCausalLM", GPT_NEOX, "gpt_neox.", _NEOX_BUFFERS, _read_neox,
@@ -290,7 +292,7 @@ FAMILIES: Mapping[str, Family] = {
         _llama_family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, _WINDOW),
         Family(
             "flm", "FLMForCausalLM", GPT2, "transformer.", _GPT2_BUFFERS, flm.read_flm,
-            flm.write_flm, flm.FIELDS, flm.CODE,
+            flm.write_flm, flm.FIELDS, "n_positions", flm.CODE,
         ),
     )
 }  # fmt: skip

@@ -1,13 +1,16 @@
 """Which fields of ``config.json`` must be neutral and which cannot matter, for every family.
 
-Data only; ``huggingface_config.py`` says how it is used. A field that is in none of the lists, and
-that its family does not read, stops the import: unlike Megatron's arguments, these files are short,
-and say nothing but what the model is.
+``huggingface_config.py`` says how it is used. A field that no rule here explains, and that its
+family does not read, passes if it says nothing (null, false, zero, empty), with a note; else it
+stops the import. The names are those of transformers 4.0 to 5.23, and what published models of the
+supported families carry beside them.
 """
 
+import re
 from collections.abc import Mapping
 
 OFF = (None, False)
+_ON = (None, True)
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "quantization_config": (None,),
@@ -33,6 +36,26 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "torchscript": OFF,
     "prefix": (None,),
     "partial_rotary_factor": (None, 1.0, 1),
+    "use_mrope": OFF,
+    "is_llama_config": (None, True),
+    "rope_interleaved": OFF,
+    "is_causal": _ON,
+    "causal": _ON,
+    "use_causal_mask": _ON,
+    "use_rope": _ON,
+    "use_rotary": _ON,
+    "rotary": _ON,
+    "use_rotary_position_embeddings": _ON,
+    "pre_norm": _ON,
+    "normalize_before": _ON,
+    "do_layer_norm_before": _ON,
+    "rms_norm": _ON,
+    "use_rms_norm": _ON,
+    "scale_attn": _ON,
+    "scale_attn_weights": _ON,
+    "scale_embedding": OFF,
+    "gated_mlp": _ON,
+    "use_gated_mlp": _ON,
 }
 """Fields that change what is computed, with the values at which they do not."""
 
@@ -51,10 +74,28 @@ HARMLESS = frozenset(
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences begin_suppress_tokens
     suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty tf_legacy_loss
+    exponential_decay_length_penalty tf_legacy_loss custom_pipelines transformers.js_config
+    n_special predict_special_tokens ignore_index seq_length eos_token bos_token pad_token
+    unk_token sep_token attn_impl kv_cache_dtype use_mem_efficient_attention loss_type
     """.split()
 )
 """Names that say how a model is trained, sampled from, labelled or stored; not what it computes."""
+
+_HARMLESS_KINDS = re.compile(
+    r"_.*"  # transformers' own notes on a loaded model, such as _flash_attn_2_enabled
+    r"|unsloth_.*|neftune_.*|tokenizer_.*|summary_.*"
+    r"|.*dropout.*|.*layerdrop.*|.*_pdrop|.*initializer_.*|.*_init_std"
+    r"|.*_token_ids?|.*_token_index"
+    r"|max_(?:sequence|seq|model)_len(?:gth)?|model_max_length"
+    r"|(?:use_)?(?:flash|fused|sdpa|xformers).*|.*_in_fp32"
+)
+"""Kinds of names: whatever comes after, they speak of training, texts or how kernels compute."""
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a field's name says that it cannot change what the model computes."""
+    return name in HARMLESS or _HARMLESS_KINDS.fullmatch(name) is not None
+
 
 PRIVATE = frozenset({"_name_or_path", "_commit_hash"})
 """Fields that tell of the machine or the repository a file was made on: not passed on."""

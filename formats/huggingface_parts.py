@@ -1,6 +1,7 @@
 """What several families of transformers say in the same way: heads, activations, windows."""
 
 from collections.abc import Mapping
+from typing import cast
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import ArgumentReader, shown
@@ -14,8 +15,11 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 """By transformers' name; the first of several is the one that is written."""
 
-FULL_ATTENTION = "full_attention"
-"""The one kind of layer there may be among ``layer_types``."""
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+"""The kinds of layers there may be among ``layer_types``."""
+
+_TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
+_SHORTER = "--max-position-embeddings"
 
 
 def grouped_heads(reader: ArgumentReader, name: str, groups: str) -> tuple[int, int]:
@@ -41,24 +45,29 @@ def exact_heads(reader: ArgumentReader, hidden: str, heads: str) -> int:
 
 def refuse_window(reader: ArgumentReader, default: int | None) -> None:
     """Raise BadCheckpointError for attention that does not reach as far as the positions."""
+    length = reader.integer("max_position_embeddings")
+    window = reader.arguments.get("sliding_window", default)
+    used = reader.flag("use_sliding_window", default=default is not None) and window is not None
     types = reader.arguments.get("layer_types")
-    if types is not None and (
-        not isinstance(types, list) or any(t != FULL_ATTENTION for t in types)
-    ):
+    known = _TYPES if window is not None else (FULL_ATTENTION,)
+    if types is not None and (not isinstance(types, list) or any(t not in known for t in types)):
         raise BadCheckpointError(
             f"{reader.where}: layer_types: found {shown(types)}, wanted full_attention only",
-            "attention in windows is not supported",
+            "attention of other kinds is not supported",
         )
-    used = reader.flag("use_sliding_window", default=default is not None)
-    window = reader.arguments.get("sliding_window", default)
-    if used and window is not None:
-        length = reader.integer("max_position_embeddings")
-        if not isinstance(window, int) or window < length:
-            raise BadCheckpointError(
-                f"{reader.where}: sliding_window: found {shown(window)}, wanted null or at least "
-                f"max_position_embeddings ({length})",
-                "attention in windows is not supported",
-            )
+    if not used and SLIDING_ATTENTION not in (types or ()):
+        return
+    whole = isinstance(window, int) and not isinstance(window, bool) and window > 0
+    if not whole or cast(int, window) < length:
+        way = (
+            f"; it does not touch texts that fit into the window: pass {_SHORTER} {window}, which "
+            f"reads max_position_embeddings as {window}"
+        )
+        raise BadCheckpointError(
+            f"{reader.where}: sliding_window: found {shown(window)}, wanted null or at least "
+            f"max_position_embeddings ({length})",
+            f"attention in windows is not supported{way if whole else ''}",
+        )
 
 
 def read_activation(reader: ArgumentReader, name: str, default: str) -> Activation:

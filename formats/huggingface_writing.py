@@ -6,7 +6,7 @@ is known to be data; programs stay behind unless asked for.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from flmgrow import __version__
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.files import Bytes, ReadOnlyFile
 from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
@@ -115,11 +115,6 @@ def _index(shards: Sequence[TargetShard]) -> TargetBytes:
     return TargetBytes(INDEX, json.dumps(data, indent=2).encode() + b"\n")
 
 
-def _own_fields(source: Checkpoint) -> Mapping[str, object] | None:
-    contents = source.contents
-    return contents.fields if isinstance(contents, HuggingFaceFolder) else None
-
-
 def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
     """Let the configuration name the dtype of the weights, under each name that it has for it."""
     names = [name for name in _DTYPE_FIELDS if name in fields] or ["torch_dtype"]
@@ -193,12 +188,11 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
 
     Raises UsageError, with the reasons, for a model that no family of transformers can say.
     """
-    own = _own_fields(source)
-    told = None
-    if own is not None:
-        where = str(source.folder / CONFIG)
-        told = (own, read_fields(family_of(own, where), own, where, own))
-    family, fields = written_fields(target.config, target.huggingface.family, told)
+    told, read = None, AS_STORED
+    if isinstance(source.contents, HuggingFaceFolder):
+        own, read, where = source.contents.fields, source.contents.options, str(source.folder)
+        told = (own, read_fields(family_of(own, where), own, where, read))
+    family, fields = written_fields(target.config, target.huggingface.family, told, read)
     if not target.huggingface.keep_code:
         fields.pop("auto_map", None)
         fields.update(family.fixed)

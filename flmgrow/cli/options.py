@@ -36,6 +36,25 @@ IgnoreArgument = Annotated[
         rich_help_panel=_SOURCE_PANEL,
     ),
 ]
+IgnoreField = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-field",
+        metavar="NAME",
+        help="Pass over this field of config.json, or all that match (unsloth_*); you vouch that "
+        "it changes nothing.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+MaxPositions = Annotated[
+    int | None,
+    typer.Option(
+        "--max-position-embeddings",
+        min=1,
+        help="Read a Hugging Face model for texts up to this length, such as its sliding window.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
 TrueVocab = Annotated[
     int | None,
     typer.Option(

@@ -27,15 +27,26 @@ class Reading:
     """How to open a source: the options that every command has which reads one."""
 
     ignore_arg: options.IgnoreArgument = None
+    ignore_field: options.IgnoreField = None
+    max_position_embeddings: options.MaxPositions = None
     true_vocab_size: options.TrueVocab = None
 
     def open(self, path: Path, iteration: int | None = None, fused: bool = True) -> Checkpoint:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
-        it.
+        it. What is to be known of how it was read is told on stderr.
         """
         folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
-        said = ReadOptions(tuple(self.ignore_arg or ()), self.true_vocab_size, fused)
-        return replace(open_checkpoint(folder, iteration, said), hub=origin)
+        said = ReadOptions(
+            ignored_arguments=tuple(self.ignore_arg or ()),
+            ignored_fields=tuple(self.ignore_field or ()),
+            max_positions=self.max_position_embeddings,
+            true_vocab=self.true_vocab_size,
+            fused=fused,
+        )
+        opened = open_checkpoint(folder, iteration, said)
+        for note in opened.notes:
+            print(f"note: {printable(note)}", file=sys.stderr)
+        return replace(opened, hub=origin)
 
 
 @dataclass(frozen=True)

@@ -162,9 +162,9 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**FLM, "relative_encoding": "alibi"}, "relative_encoding: found 'alibi', wanted rotary"),
     ({**FLM, "n_head": 5}, "n_embd: found 16, wanted a multiple of n_head 5"),
     ({**FLM, "mup_base_width": None}, "mup_scale_factor: found 4, wanted n_embd"),
-    (fields(auto_map={"AutoModel": "x.py"}), "auto_map: found .*hint: .*--ignore-arg auto_map"),
+    (fields(auto_map={"AutoModel": "x.py"}), "auto_map: found .*hint: .*--ignore-field auto_map"),
     (fields(clip_qkv=8.0), "clip_qkv: found 8.0"),
-    (fields(some_new_switch=False), "some_new_switch: found False"),
+    (fields(some_new_switch=True), "some_new_switch: found True"),
     (fields(partial_rotary_factor=0.5), "partial_rotary_factor: found 0.5"),
     (fields(rope_theta=0.0), "rope_theta: found 0, wanted a positive number"),
     (fields(rope_scaling={"type": "linear", "factor": -2.0}), "factor: found -2, wanted a pos"),
@@ -283,7 +283,7 @@ def test_fields_that_are_understood(given: dict[str, object], wanted: dict[str, 
 def test_a_field_can_be_vouched_for(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "hf", config=fields(odd=3))
     assert flmgrow("import", source, tmp_path / "out").code == 3
-    accepted("import", source, tmp_path / "out", "--ignore-arg", "odd")
+    accepted("import", source, tmp_path / "out", "--ignore-field", "odd")
 
 
 @examples(100)

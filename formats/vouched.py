@@ -1,0 +1,34 @@
+"""Settings in a checkpoint that flmgrow does not know, and that the user vouches for.
+
+A new name in ``config.json`` or in Megatron-LM's arguments stops the reading, since it may change
+what the model computes. Whoever knows that it does not says so, by its name or, for many that begin
+alike, by a pattern as a shell has it (``unsloth_*``).
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from shlex import quote
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """Names and patterns that the user gave with ``option``."""
+
+    option: str
+    patterns: Collection[str] = ()
+
+    def covers(self, name: str) -> bool:
+        """Whether the user vouches for ``name``."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def idle(self, names: Iterable[str]) -> list[str]:
+        """Return the patterns that match none of ``names``: slips of the finger, mostly."""
+        found = list(names)
+        return [p for p in self.patterns if not any(fnmatchcase(name, p) for name in found)]
+
+    def hint(self, names: Iterable[str]) -> str:
+        """Return the hint to vouch for ``names``, as it can be pasted into a shell."""
+        options = [f"{self.option} {quote(name)}" for name in names]
+        subject = "it does" if len(options) == 1 else "they do"
+        return f"if {subject} not change what the model computes, pass {' '.join(options)}"
