@@ -1,9 +1,7 @@
 """Megatron-LM's ``args`` say what the model computes, in names this module understands or refuses.
 
 A checkpoint carries some hundred arguments. Those that describe the model are translated to a
-``ModelConfig`` and back. Those that would change the function in a way flmgrow does not know must
-have their neutral value (``NEUTRAL``). And an argument nobody has heard of stops the run if its
-name speaks of the model and it is switched on: a new feature must not be lost in silence. The rest
+``ModelConfig`` and back. Which of the others stop the run, ``argument_classes.py`` says; the rest
 is carried unchanged.
 
 What Megatron has no argument for (xPos, muP multipliers, the paper's attention scale, the true
@@ -12,11 +10,11 @@ vocabulary size) stands under names of our own, with the prefix ``flmgrow_``.
 
 import reprlib
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import cast
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.argument_names import HARMLESS, NEUTRAL, UNDERSTOOD
+from flmgrow.formats.argument_classes import OWN_PREFIX, Arguments, refuse_unknown
 from flmgrow.model.config import (
     Activation,
     ModelConfig,
@@ -26,20 +24,10 @@ from flmgrow.model.config import (
     RotarySettings,
 )
 
-Arguments = Mapping[str, object]
-OWN_PREFIX = "flmgrow_"
 MAX_LAYERS = 10_000
 """More are taken for damage, before memory is spent on them."""
 MAX_TOKENS = 1 << 60
 MAX = sys.float_info.max
-_MODEL_WORDS = frozenset(
-    """
-    norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate
-    gated embedding embeddings residual softmax position positions expert experts moe mamba mup
-    mtp mla latent window bias head heads layer layers scale scaling multiplier mult clamp logit
-    logits qk kv qkv hybrid heterogeneous
-    """.split()
-)
 
 
 def shown(value: object) -> str:
@@ -113,30 +101,6 @@ class ArgumentReader:
         if not isinstance(value, str) or value not in choices:
             raise self._bad(name, " or ".join(choices))
         return value
-
-
-def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = ()) -> None:
-    """Raise BadCheckpointError for an argument that changes the function and is not understood.
-
-    ``ignored`` names arguments the user takes responsibility for.
-    """
-    for name, value in arguments.items():
-        if name in ignored or name in UNDERSTOOD or name in HARMLESS:
-            continue
-        if name in NEUTRAL:
-            neutral = value in NEUTRAL[name] if isinstance(value, _PLAIN) else False
-        elif name.startswith(OWN_PREFIX):
-            neutral = False
-        else:
-            neutral = not _MODEL_WORDS & set(name.split("_")) or not value
-        if not neutral:
-            raise BadCheckpointError(
-                f"{where}: args.{name}: found {shown(value)}, which flmgrow does not understand",
-                f"if it does not change what the model computes, pass --ignore-arg {name}",
-            )
-
-
-_PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 def _activation(reader: ArgumentReader) -> Activation:

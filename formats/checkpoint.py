@@ -39,10 +39,11 @@ class ReadOptions:
     """What the user says about a source that its files leave open.
 
     ``ignored_arguments`` are Megatron-LM's arguments that the user vouches for, ``ignored_fields``
-    those of ``config.json``. ``true_vocab`` is the number of embedding rows that are real, where
-    the files do not say. ``max_positions`` is the length of the texts that the model is wanted for,
-    where that is less than it was made for. ``fused`` chooses the names that a Megatron checkpoint
-    written from a Hugging Face folder has.
+    those of ``config.json``: names, or patterns with ``*``. ``true_vocab`` is the number of
+    embedding rows that are real, where the files do not say. ``max_positions`` is the length of the
+    texts that the model is wanted for, where that is less than it was made for. ``fused`` chooses
+    the names that a Megatron checkpoint written from a Hugging Face folder has. ``look_only``:
+    nothing will be written, so an argument that nobody knows is told, not refused.
     """
 
     ignored_arguments: Collection[str] = ()
@@ -50,6 +51,7 @@ class ReadOptions:
     max_positions: int | None = None
     true_vocab: int | None = None
     fused: bool = True
+    look_only: bool = False
 
     def real_rows(self, told: int, stored: int) -> int:
         """Return how many of ``stored`` embedding rows are real, where the files say ``told``.

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.argument_names import NEUTRAL, UNDERSTOOD
+from flmgrow.formats.argument_names import FEATURES, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
@@ -32,7 +32,7 @@ _EXTRA_STATE = re.compile(
 )
 DISTRIBUTED = "distrib_optim.pt"
 _OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
-_MUST_AGREE = UNDERSTOOD | NEUTRAL.keys() | {"params_dtype"}
+_MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {"params_dtype"}
 
 
 def iteration_folder(path: Path, iteration: int | None = None) -> Path:
@@ -308,5 +308,6 @@ def _assemble(
         reader=reader,
         contents=RankFiles(files),
         fused=fused,
+        notes=stored.notes,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.argument_classes import judge, notes_of
 from flmgrow.formats.arguments import ArgumentReader, read_config
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.inert_values import Global
@@ -28,13 +29,17 @@ def _blaming(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class StoredModel:
-    """A model as it is stored; ``where`` names the file that describes it."""
+    """A model as it is stored; ``where`` names the file that describes it.
+
+    ``notes`` are what a user should know of the arguments.
+    """
 
     where: str
     config: ModelConfig
     layout: Layout
     padded_vocab: int
     vocab_multiple: int
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[Axis, int]:
@@ -59,14 +64,18 @@ def stored_model(arguments: Mapping[str, object], where: str, options: ReadOptio
     """
     reader = ArgumentReader(arguments, where)
     padded = reader.integer("padded_vocab_size")
+    ignored = options.ignored_arguments
+    notes = notes_of(arguments, where, ignored, options.look_only)
+    if options.look_only:
+        ignored = (*ignored, *judge(arguments).doubtful)
     with _blaming(where):
-        config = read_config(arguments, where, padded, options.ignored_arguments)
+        config = read_config(arguments, where, padded, ignored)
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
     layout = read_layout(arguments, config.layers, where)
     if padded % layout.tp:
         raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
     multiple = reader.integer("make_vocab_size_divisible_by", 128)
-    return StoredModel(where, config, layout, padded, multiple)
+    return StoredModel(where, config, layout, padded, multiple, notes)
 
 
 def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:

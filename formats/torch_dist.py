@@ -168,6 +168,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         contents=contents,
         fused=fused,
         carried=_carried(contents),
+        notes=stored.notes,
         format="torch_dist",
     )
 

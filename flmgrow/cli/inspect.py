@@ -36,7 +36,7 @@ def inspect(
     \b
     Example: flmgrow inspect ckpt-51b --tensors
     """
-    with reading.open(path, iteration) as checkpoint:
+    with reading.open(path, iteration, look_only=True) as checkpoint:
         with progress_bar(checkpoint.nbytes, "reading") as progress:
             found = examine(checkpoint, health, progress)
         if as_json:

@@ -32,7 +32,8 @@ IgnoreArgument = Annotated[
     typer.Option(
         "--ignore-arg",
         metavar="NAME",
-        help="Carry this unknown training argument along; you vouch that it changes nothing.",
+        help="Carry this unknown training argument along; you vouch that it changes nothing. "
+        "May be a pattern such as 'sglang_*', and be given several times.",
         rich_help_panel=_SOURCE_PANEL,
     ),
 ]

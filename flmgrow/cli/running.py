@@ -31,7 +31,13 @@ class Reading:
     max_position_embeddings: options.MaxPositions = None
     true_vocab_size: options.TrueVocab = None
 
-    def open(self, path: Path, iteration: int | None = None, fused: bool = True) -> Checkpoint:
+    def open(
+        self,
+        path: Path,
+        iteration: int | None = None,
+        fused: bool = True,
+        look_only: bool = False,
+    ) -> Checkpoint:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
         it. What is to be known of how it was read is told on stderr.
         """
@@ -42,6 +48,7 @@ class Reading:
             max_positions=self.max_position_embeddings,
             true_vocab=self.true_vocab_size,
             fused=fused,
+            look_only=look_only,
         )
         opened = open_checkpoint(folder, iteration, said)
         for note in opened.notes:

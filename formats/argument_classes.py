@@ -1,0 +1,155 @@
+"""Which arguments of a checkpoint stop the run: by rules, so that no version's defaults are listed.
+
+An argument is *understood* (translated to the model), the switch of a *feature* that flmgrow does
+not have, *unclear*, harmless, or *unknown*: in no version's table of defaults. A switch must be
+off. An unknown one stops the run if its name speaks of the model and its value does not look like a
+default: a new feature must not be lost in silence. Every other unknown one is carried, and told.
+"""
+
+import reprlib
+import shlex
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.argument_defaults import defaults
+from flmgrow.formats.argument_names import FEATURES, HARMLESS, OFF, UNCLEAR, UNDERSTOOD
+
+Arguments = Mapping[str, object]
+OWN_PREFIX = "flmgrow_"
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+_MODEL_WORDS = frozenset(
+    """
+    norm layernorm rmsnorm attention attn rotary rope activation glu geglu swiglu gelu relu gate
+    gated embedding embeddings residual softmax position positions expert experts moe mamba mup
+    mtp mla latent window bias head heads layer layers scale scaling multiplier mult clamp logit
+    logits qk kv qkv hybrid heterogeneous
+    """.split()
+)
+_SHOWN_LENGTH = 400
+_HINT_LENGTH = 700
+_MANY = 8
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is to be said of a checkpoint's arguments, by name.
+
+    ``features`` are switched on and not supported. ``doubtful`` may change the function; the user
+    may vouch for them. ``unknown`` are carried as they are.
+    """
+
+    features: Sequence[str]
+    doubtful: Sequence[str]
+    unknown: Sequence[str]
+
+
+def _looks_default(value: object) -> bool:
+    return isinstance(value, _PLAIN) and not value
+
+
+def _is_default(name: str, value: object) -> bool:
+    if not isinstance(value, _PLAIN):
+        return False
+    plain = tuple(value) if isinstance(value, list) else value
+    known = (*defaults().get(name, ()), *OFF.get(name, ()))
+    return not value or plain in known or value in known
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether ``name`` is one of ``patterns``, in which ``*`` stands for anything."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def judge(arguments: Arguments, ignored: Collection[str] = ()) -> Judgement:
+    """Return what is to be said of ``arguments``; those that match ``ignored`` are passed over."""
+    features, doubtful, unknown = [], [], []
+    for name, value in arguments.items():
+        if name in UNDERSTOOD or name in HARMLESS or matches(name, ignored):
+            continue
+        if name in FEATURES or name in UNCLEAR:
+            if not _is_default(name, value):
+                (features if name in FEATURES else doubtful).append(name)
+        elif name not in defaults():
+            speaks = name.startswith(OWN_PREFIX) or _MODEL_WORDS & set(name.split("_"))
+            off = _looks_default(value) and not name.startswith(OWN_PREFIX)
+            (doubtful if speaks and not off else unknown).append(name)
+    return Judgement(features, doubtful, unknown)
+
+
+def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = ()) -> None:
+    """Raise BadCheckpointError, naming every argument that changes the function and is not
+    understood.
+
+    ``ignored`` are patterns of names that the user takes responsibility for.
+    """
+    found = judge(arguments, ignored)
+    names = [*found.features, *found.doubtful]
+    if not names:
+        return
+    listed = "; ".join(f"args.{name}: found {reprlib.repr(arguments[name])}" for name in names)
+    if len(listed) > _SHOWN_LENGTH:
+        listed = "args: " + ", ".join(names)
+    if found.features:
+        kinds = " and ".join(dict.fromkeys(FEATURES[name] for name in found.features))
+        raise BadCheckpointError(
+            f"{where}: {listed}; flmgrow does not support {kinds}",
+            "no option helps: flmgrow works on dense GPT models, every layer of one kind",
+        )
+    they = "they do" if len(names) > 1 else "it does"
+    raise BadCheckpointError(
+        f"{where}: {listed}, which flmgrow does not understand",
+        f"if {they} not change what the model computes, pass {ignoring(names)}",
+    )
+
+
+def ignoring(names: Sequence[str]) -> str:
+    """Return the options that ignore ``names``, as a shell takes them.
+
+    Names that share a first word no argument of Megatron-LM begins with, as another program's
+    settings do, become one pattern.
+    """
+    own = {name.partition("_")[0] for name in (*defaults(), *UNDERSTOOD, *FEATURES)}
+    first = Counter(name.partition("_")[0] for name in names if "_" in name)
+    patterns = [
+        f"{word}_*" if word not in own and first[word] > 1 else name
+        for name in names
+        for word in [name.partition("_")[0]]
+    ]
+    options = " ".join(f"--ignore-arg {shlex.quote(one)}" for one in dict.fromkeys(patterns))
+    return options if len(options) <= _HINT_LENGTH else "--ignore-arg '*'"
+
+
+def notes_of(
+    arguments: Arguments, where: str, ignored: Collection[str] = (), look_only: bool = False
+) -> tuple[str, ...]:
+    """Return what a user should know of ``arguments`` that did not stop the run.
+
+    ``look_only``: of those, too, that stop a run which writes.
+    """
+    found = judge(arguments, ignored)
+    notes = []
+    if look_only and found.doubtful:
+        notes.append(
+            f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; to work with "
+            f"this checkpoint, vouch for them: {ignoring(found.doubtful)}"
+        )
+    if found.unknown:
+        notes.append(
+            f"{where}: args that no known Megatron-LM has are carried as they are: "
+            f"{_few(found.unknown)}"
+        )
+    for pattern in ignored:
+        hit = [name for name in arguments if fnmatchcase(name, pattern)]
+        if not hit:
+            notes.append(f"{where}: --ignore-arg {shlex.quote(pattern)}: no argument is called so")
+        elif pattern in UNDERSTOOD:
+            notes.append(f"{where}: --ignore-arg {pattern}: flmgrow understands it, and uses it")
+    return tuple(notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:_MANY])
+    return listed + (f" and {len(names) - _MANY} more" if len(names) > _MANY else "")
