@@ -11,11 +11,11 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_defaults import defaults
 from flmgrow.formats.argument_names import FEATURES, HARMLESS, OFF, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.vouched import Vouched
 
 Arguments = Mapping[str, object]
 OWN_PREFIX = "flmgrow_"
@@ -31,6 +31,7 @@ _MODEL_WORDS = frozenset(
 _SHOWN_LENGTH = 400
 _HINT_LENGTH = 700
 _MANY = 8
+_OPTION = len(" --ignore-arg ")
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,17 @@ def _is_default(name: str, value: object) -> bool:
     return not value or plain in known or value in known
 
 
-def matches(name: str, patterns: Collection[str]) -> bool:
-    """Whether ``name`` is one of ``patterns``, in which ``*`` stands for anything."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def vouched_arguments(ignored: Collection[str]) -> Vouched:
+    """Return the arguments that the user vouches for, by names and patterns."""
+    return Vouched("--ignore-arg", ignored)
 
 
 def judge(arguments: Arguments, ignored: Collection[str] = ()) -> Judgement:
     """Return what is to be said of ``arguments``; those that match ``ignored`` are passed over."""
+    vouched = vouched_arguments(ignored)
     features, doubtful, unknown = [], [], []
     for name, value in arguments.items():
-        if name in UNDERSTOOD or name in HARMLESS or matches(name, ignored):
+        if name in UNDERSTOOD or name in HARMLESS or vouched.covers(name):
             continue
         if name in FEATURES or name in UNCLEAR:
             if not _is_default(name, value):
@@ -98,18 +100,15 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
             f"{where}: {listed}; flmgrow does not support {kinds}",
             "no option helps: flmgrow works on dense GPT models, every layer of one kind",
         )
-    they = "they do" if len(names) > 1 else "it does"
-    raise BadCheckpointError(
-        f"{where}: {listed}, which flmgrow does not understand",
-        f"if {they} not change what the model computes, pass {ignoring(names)}",
-    )
+    hint = vouched_arguments(ignored).hint(patterns_for(names))
+    raise BadCheckpointError(f"{where}: {listed}, which flmgrow does not understand", hint)
 
 
-def ignoring(names: Sequence[str]) -> str:
-    """Return the options that ignore ``names``, as a shell takes them.
+def patterns_for(names: Sequence[str]) -> list[str]:
+    """Return few patterns that cover ``names``.
 
     Names that share a first word no argument of Megatron-LM begins with, as another program's
-    settings do, become one pattern.
+    settings do, become one pattern; what cannot be typed becomes ``?``.
     """
     own = {name.partition("_")[0] for name in (*defaults(), *UNDERSTOOD, *FEATURES)}
     first = Counter(name.partition("_")[0] for name in names if "_" in name)
@@ -118,8 +117,9 @@ def ignoring(names: Sequence[str]) -> str:
         for name in names
         for word in [name.partition("_")[0]]
     ]
-    options = " ".join(f"--ignore-arg {shlex.quote(one)}" for one in dict.fromkeys(patterns))
-    return options if len(options) <= _HINT_LENGTH else "--ignore-arg '*'"
+    typed = ("".join(c if c.isprintable() else "?" for c in one) for one in patterns)
+    few = list(dict.fromkeys(typed))
+    return few if sum(map(len, few)) + _OPTION * len(few) <= _HINT_LENGTH else ["*"]
 
 
 def notes_of(
@@ -129,24 +129,29 @@ def notes_of(
 
     ``look_only``: of those, too, that stop a run which writes.
     """
+    vouched = vouched_arguments(ignored)
     found = judge(arguments, ignored)
     notes = []
     if look_only and found.doubtful:
+        hint = vouched.hint(patterns_for(found.doubtful))
         notes.append(
-            f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; to work with "
-            f"this checkpoint, vouch for them: {ignoring(found.doubtful)}"
+            f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; only "
+            f"inspect works on this checkpoint as it is: {hint} to the others"
         )
     if found.unknown:
         notes.append(
             f"{where}: args that no known Megatron-LM has are carried as they are: "
             f"{_few(found.unknown)}"
         )
-    for pattern in ignored:
-        hit = [name for name in arguments if fnmatchcase(name, pattern)]
-        if not hit:
-            notes.append(f"{where}: --ignore-arg {shlex.quote(pattern)}: no argument is called so")
-        elif pattern in UNDERSTOOD:
-            notes.append(f"{where}: --ignore-arg {pattern}: flmgrow understands it, and uses it")
+    notes += [
+        f"{where}: {vouched.option} {shlex.quote(pattern)}: no argument is called so"
+        for pattern in vouched.idle(arguments)
+    ]
+    notes += [
+        f"{where}: {vouched.option} {name}: flmgrow understands it, and uses it"
+        for name in ignored
+        if name in UNDERSTOOD
+    ]
     return tuple(notes)
 
 

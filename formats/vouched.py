@@ -20,12 +20,12 @@ class Vouched:
 
     def covers(self, name: str) -> bool:
         """Whether the user vouches for ``name``."""
-        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+        return any(name == pattern or fnmatchcase(name, pattern) for pattern in self.patterns)
 
     def idle(self, names: Iterable[str]) -> list[str]:
         """Return the patterns that match none of ``names``: slips of the finger, mostly."""
         found = list(names)
-        return [p for p in self.patterns if not any(fnmatchcase(name, p) for name in found)]
+        return [p for p in self.patterns if not any(n == p or fnmatchcase(n, p) for n in found)]
 
     def hint(self, names: Iterable[str]) -> str:
         """Return the hint to vouch for ``names``, as it can be pasted into a shell."""

@@ -16,7 +16,7 @@ from pico_dist import make_dist_checkpoint
 from strategies import examples
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.argument_classes import ignoring, judge, notes_of
+from flmgrow.formats.argument_classes import judge, notes_of, patterns_for
 from flmgrow.formats.argument_defaults import defaults, defaults_of, versions
 from flmgrow.formats.argument_names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.arguments import read_config, written_arguments
@@ -192,10 +192,8 @@ def test_another_programs_settings_become_one_pattern(tmp_path: Path) -> None:
 
 
 def test_names_of_megatrons_own_prefixes_are_not_made_a_pattern() -> None:
-    assert ignoring(["num_gates", "num_heads_of_kind_b"]) == (
-        "--ignore-arg num_gates --ignore-arg num_heads_of_kind_b"
-    )
-    assert ignoring(["vllm_a", "b_c", "vllm_d"]) == "--ignore-arg 'vllm_*' --ignore-arg b_c"
-    assert ignoring(
-        [f"name_{n}of_its_own{n}_head".replace("name", f"n{n}") for n in range(60)]
-    ) == ("--ignore-arg '*'")
+    names = ["num_gates", "num_heads_of_kind_b"]
+    assert patterns_for(names) == names
+    assert patterns_for(["vllm_a", "b_c", "vllm_d"]) == ["vllm_*", "b_c"]
+    assert patterns_for([f"kind{n}_of_head" for n in range(60)]) == ["*"]
+    assert patterns_for(["gate\x1b[31m"]) == ["gate?[31m"]
