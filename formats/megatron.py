@@ -15,13 +15,13 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_names import FEATURES, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
 from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.torch_zip import TorchFile
-from flmgrow.formats.trusted_names import refuse_programs
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
@@ -241,7 +241,7 @@ def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
     try:
         for rank, path in paths.items():
             files[rank] = TorchFile(path)
-            refuse_programs(files[rank].root, str(path))
+            check_content(files[rank].root, str(path))
     except BaseException:
         for file in files.values():
             file.close()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import written_arguments
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.foreign_objects import is_left_out, left_out_objects, without_foreign
 from flmgrow.formats.gradient_buffers import Cut
 from flmgrow.formats.inert_values import (
     Global,
@@ -100,7 +101,7 @@ def _arguments(template: Mapping[object, object], target: TargetModel) -> object
         new["params_dtype"] = Global("torch", target.dtype)
         new["bf16"] = target.dtype == "bfloat16"
         new["fp16"] = target.dtype == "float16"
-    return make_namespace(new)
+    return make_namespace(without_foreign(new))
 
 
 class _OptimizerBuilder:
@@ -176,7 +177,15 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     )
     without = () if target.optimizer is not None else _OPTIMIZER
     moved = moved or target.format != "megatron" or source.format != "megatron"
-    return [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
+    known = [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
+    unknown = left_out_objects(source.contents.content((0, 0)))
+    return [*known, *(key for key in unknown if key not in known)]
+
+
+def dropped_notes(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return :func:`dropped` with the reason behind each key that has one of its own."""
+    reasons = left_out_objects(source.contents.content((0, 0)))
+    return [f"{key}: {reasons[key]}" if key in reasons else key for key in dropped(source, target)]
 
 
 def carried_content(
@@ -206,7 +215,7 @@ def _root(
             result.update(chunks)
         elif key in rebuilt:
             result[key] = rebuilt[str(key)]
-        elif key not in left_out:
+        elif key not in left_out and not is_left_out(value):
             if key not in source.carried and next(walk_tensors(value), None) is not None:
                 raise BadCheckpointError(
                     f"{source.folder}: {key}: holds tensors that flmgrow does not know",

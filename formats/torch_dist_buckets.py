@@ -207,9 +207,7 @@ def _entries(contents: DistFolder, ranks: Collection[str]) -> dict[str, dict[str
         if not match or match[1] not in found:
             _refuse(contents, name, "the args and the layout make no such rank")
         if match[2] not in _LENGTHS:
-            root = contents.items.open_object(item).root
-            value = root[0] if isinstance(root, list) and len(root) == 1 else root
-            found[match[1]][match[2]] = value
+            found[match[1]][match[2]] = contents.object(item)
     return found
 
 

@@ -15,8 +15,9 @@ import xxhash
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp_items import DcpItems
-from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, read_metadata
+from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
 from flmgrow.formats.dist_integrity import check_integrity, read_integrity
+from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap
 from flmgrow.formats.layout import Placement
@@ -67,7 +68,7 @@ class DistFolder:
         self.metadata: DcpMetadata = read_metadata(folder)
         self.items = DcpItems(folder)
         self.common = self._open_common()
-        refuse_programs(self.common.root, self.where)
+        check_content(self.root, self.where)
         self.integrity = read_integrity(folder, self.files)
         self.models: Mapping[tuple[int, int], Mapping[str, Mapping[str, str]]] = {}
         """Per rank and model chunk: its keys in module order, each with its key in the whole
@@ -150,9 +151,15 @@ class DistFolder:
                 key = match[1]
                 if key.startswith(LAYERS):
                     key = f"{LAYERS}{int(match[2])}.{key.removeprefix(LAYERS)}"
-                data = self.items.open_object(item).root
-                found[key] = data[0] if isinstance(data, list) and len(data) == 1 else data
+                found[key] = self.object(item)
         return found
+
+    def object(self, item: DcpObject) -> object:
+        """Return what is no tensor, as inert data. Raises BadCheckpointError for a program."""
+        file = self.items.open_object(item)
+        refuse_programs(file.root, f"{file.file.path}: {item.name}")
+        root = file.root
+        return root[0] if isinstance(root, list) and len(root) == 1 else root
 
     def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
         """Return what a rank would save: the common part, and a state dict per model chunk."""

@@ -26,6 +26,7 @@ from flmgrow.formats.inert_values import (
     StoredBytes,
     TensorRecord,
 )
+from flmgrow.formats.trusted_names import refuse_programs
 from flmgrow.formats.zip_directory import Record, read_directory
 from flmgrow.formats.zip_writer import ZipWriter
 
@@ -265,6 +266,10 @@ class TorchFileWriter:
     ``root`` is made of inert values. ``storages`` are its storages in the order in which their
     bytes must be given; ``total_size`` is the size of the whole file in bytes. The file is complete
     when :meth:`finish` returns. ``write`` must take all it is given (an unbuffered file may not).
+
+    Raises:
+        BadCheckpointError: ``root`` names something that whoever loads the file might run. This is
+            the last gate: what gets here was looked at when it was read.
     """
 
     storages: list[Storage]
@@ -273,6 +278,7 @@ class TorchFileWriter:
     def __init__(
         self, root: object, write: Callable[[Bytes], object], prefix: str = "archive"
     ) -> None:
+        refuse_programs(root, "the output")
         data, self.storages = to_pickle(root)
         leading = {
             "data.pkl": data,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.huggingface_writing import huggingface_dropped, huggingface_files
-from flmgrow.formats.megatron_writing import dropped, folder_name, target_files, tracker
+from flmgrow.formats.megatron_writing import dropped_notes, folder_name, target_files, tracker
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.torch_dist_writing import VERSIONS, torch_dist_files
 
@@ -21,7 +21,7 @@ class Format:
     """
 
     describe: Callable[[Checkpoint, TargetModel], Sequence[NewFile]]
-    dropped: Callable[[Checkpoint, TargetModel], list[str]] = dropped
+    dropped: Callable[[Checkpoint, TargetModel], list[str]] = dropped_notes
     ranks: bool = True
 
 
@@ -55,7 +55,7 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
 
 
 def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
-    """Return the keys of the source's carried content that the target will not have."""
+    """Name what of the source's carried content the target will not have, and why if need be."""
     return written_format(target.format).dropped(source, target)
 
 
