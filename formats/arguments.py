@@ -15,6 +15,7 @@ from typing import cast
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_classes import OWN_PREFIX, Arguments, refuse_unknown
+from flmgrow.formats.layout import padded_size
 from flmgrow.model.config import (
     Activation,
     ModelConfig,
@@ -151,12 +152,32 @@ def true_vocabulary(reader: ArgumentReader, padded: int) -> int:
     """Return the number of real ids in a table of ``padded`` rows, as far as the arguments tell.
 
     Megatron-LM's NullTokenizer adds an end-of-document id to ``vocab_size`` in some versions;
-    counting one row too many is harmless, one too few is not.
+    counting one row too many is harmless, one too few is not. So where ``vocab_size``, padded as
+    Megatron-LM does it, is not the size of the table, all rows are taken as real: the argument is
+    of another tokenizer, or the table's size was given.
     """
-    own = reader.optional_integer("flmgrow_true_vocab_size")
+    if own := reader.optional_integer("flmgrow_true_vocab_size"):
+        return min(own, padded)
     given = reader.optional_integer("vocab_size")
-    size = own or (given + _added_ids(reader.arguments) if given else padded)
-    return min(size, padded)
+    if not given:
+        return padded
+    size = given + _added_ids(reader.arguments)
+    multiple = reader.integer("make_vocab_size_divisible_by", 128)
+    tp = reader.integer("tensor_model_parallel_size", 1)
+    by_rule = {padded_size(one, multiple, tp) for one in (given, size)}
+    return min(size, padded) if padded in by_rule else padded
+
+
+def vocabulary_notes(arguments: Arguments, vocab: int) -> tuple[str, ...]:
+    """Return what to tell of a model of ``vocab`` ids if ``vocab_size`` says fewer, or nothing."""
+    given = arguments.get("vocab_size")
+    told = arguments.get("flmgrow_true_vocab_size") is not None
+    if told or not isinstance(given, int) or vocab <= given + _added_ids(arguments):
+        return ()
+    return (
+        f"args.vocab_size is {given}, which does not explain a table of {vocab} rows: all of them "
+        "are taken as real (--true-vocab-size says otherwise)",
+    )
 
 
 def tokens_seen(arguments: Arguments) -> int | None:
@@ -235,10 +256,18 @@ def _sizes(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
         changes["num_query_groups"] = config.kv_groups
     if arguments.get("encoder_num_layers") is not None:
         changes["encoder_num_layers"] = config.layers
-    added = _added_ids(arguments)
-    if config.vocab > cast(int, arguments.get("vocab_size") or config.vocab) + added:
-        changes["vocab_size"] = config.vocab - added
+    if arguments.get("vocab_size") is not None and _grows_vocabulary(arguments, config):
+        changes["vocab_size"] = config.vocab - _added_ids(arguments)
     return changes
+
+
+def _grows_vocabulary(arguments: Arguments, config: ModelConfig) -> bool:
+    """Whether ``config`` has more ids than the model that ``arguments`` describe; if not, their
+    ``vocab_size`` is the tokenizer's, whatever it says of the table.
+    """
+    reader = ArgumentReader(arguments, "args")
+    padded = reader.optional_integer("padded_vocab_size") or config.vocab
+    return config.vocab > true_vocabulary(reader, padded)
 
 
 def _own(config: ModelConfig) -> dict[str, object]:

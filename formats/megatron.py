@@ -20,13 +20,12 @@ from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, names
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
 from flmgrow.formats.reading import LogicalReader, StoredArray
-from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
+from flmgrow.formats.stored_model import ITERATION, iteration_number, stored_model, weights_dtype
 from flmgrow.formats.torch_zip import TorchFile
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(_\d+)?")
-_ITERATION = re.compile(r"iter_(\d{7,})")
 _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
 )
@@ -47,7 +46,7 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     inside = [child.name for child in path.iterdir()]
     if ".metadata" in inside or any(_RANK.fullmatch(name) for name in inside):
         return path
-    found = [child for child in path.iterdir() if _ITERATION.fullmatch(child.name)]
+    found = [child for child in path.iterdir() if ITERATION.fullmatch(child.name)]
     complete = [int(child.name[5:]) for child in found if _looks_complete(child)]
     hint = "is this a Megatron checkpoint?"
     if complete:
@@ -299,7 +298,7 @@ def _assemble(
     return Checkpoint(
         path=path,
         folder=folder,
-        iteration=iteration_number(content_of(first), folder.name),
+        iteration=iteration_number(content_of(first), where, folder.name),
         config=stored.config,
         layout=stored.layout,
         padded_vocab=stored.padded_vocab,

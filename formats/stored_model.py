@@ -1,12 +1,13 @@
 """The model and layout that a checkpoint's arguments describe, before its arrays are looked for."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.argument_classes import judge, notes_of
-from flmgrow.formats.arguments import ArgumentReader, read_config
+from flmgrow.formats.arguments import ArgumentReader, read_config, shown, vocabulary_notes
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.inert_values import Global
 from flmgrow.formats.layout import Layout, Placement, placements
@@ -16,6 +17,9 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
+
+ITERATION = re.compile(r"iter_(\d{7,})")
+"""The name of an iteration's folder."""
 
 
 @contextmanager
@@ -71,6 +75,7 @@ def stored_model(arguments: Mapping[str, object], where: str, options: ReadOptio
     with _blaming(where):
         config = read_config(arguments, where, padded, ignored)
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
+    notes = (*notes, *vocabulary_notes(arguments, config.vocab))
     layout = read_layout(arguments, config.layers, where)
     if padded % layout.tp:
         raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
@@ -97,7 +102,22 @@ def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str
     return first.dtype
 
 
-def iteration_number(content: Mapping[object, object], folder_name: str) -> int | None:
-    """Return the iteration a checkpoint is of; None for a release."""
+def iteration_number(content: Mapping[object, object], where: str, folder_name: str) -> int | None:
+    """Return the iteration a checkpoint is of; None for a release.
+
+    ``content`` is what file ``where`` holds. Trainers believe the file, people and the tracker the
+    folder's name: BadCheckpointError is raised if they differ.
+    """
     number = content.get("iteration")
-    return number if isinstance(number, int) and folder_name != "release" else None
+    named = ITERATION.fullmatch(folder_name)
+    if folder_name == "release":
+        return None
+    if named is None:
+        return number if isinstance(number, int) else None
+    if number is not None and number != int(named[1]):
+        raise BadCheckpointError(
+            f"{where}: iteration is {shown(number)}, its folder is {folder_name}",
+            "a folder was renamed, or files were mixed up; give it the name of the iteration that "
+            "its files say",
+        )
+    return int(named[1])

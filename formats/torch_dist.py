@@ -158,7 +158,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     return Checkpoint(
         path=path,
         folder=contents.folder,
-        iteration=iteration_number(contents.root, contents.folder.name),
+        iteration=iteration_number(contents.root, where, contents.folder.name),
         config=stored.config,
         layout=stored.layout,
         padded_vocab=stored.padded_vocab,

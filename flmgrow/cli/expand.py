@@ -43,6 +43,7 @@ def expand(
     pp: options.PipelineParallel = None,
     vpp: options.VirtualPipeline = None,
     pipeline_layers: options.PipelineLayers = None,
+    padded_vocab_size: options.PaddedVocab = None,
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
     file_format: options.Format = None,
@@ -83,6 +84,7 @@ def expand(
         pp=pp,
         vpp=vpp,
         pipeline_layers=parse_layers(pipeline_layers),
+        padded_vocab_size=padded_vocab_size,
     )
     with reading.open(src, iteration) as source:
         target, wish = wanted.target(), wanted.layout()

@@ -21,6 +21,7 @@ def import_(
     pp: options.PipelineParallel = None,
     vpp: options.VirtualPipeline = None,
     pipeline_layers: options.PipelineLayers = None,
+    padded_vocab_size: options.PaddedVocab = None,
     file_format: options.Format = None,
     transformer_impl: options.TransformerImpl = "transformer_engine",
     dtype: options.Dtype = None,
@@ -40,7 +41,7 @@ def import_(
         raise UsageError(
             f"--transformer-impl {transformer_impl}: unknown", f"{' or '.join(_IMPLEMENTATIONS)}"
         )
-    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers))
+    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
     fused = transformer_impl == "transformer_engine"
     with reading.open(src, fused=fused) as source:
         if source.format != "huggingface":

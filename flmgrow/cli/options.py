@@ -250,6 +250,16 @@ PipelineLayers = Annotated[
         rich_help_panel=_LAYOUT,
     ),
 ]
+PaddedVocab = Annotated[
+    int | None,
+    typer.Option(
+        "--padded-vocab-size",
+        min=1,
+        help="Rows of the embedding table; by Megatron-LM's rule (a multiple of "
+        "make_vocab_size_divisible_by x TP) if not given, or the source's where it follows none.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option(

@@ -17,6 +17,7 @@ def reshard(
     pp: options.PipelineParallel = None,
     vpp: options.VirtualPipeline = None,
     pipeline_layers: options.PipelineLayers = None,
+    padded_vocab_size: options.PaddedVocab = None,
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
     file_format: options.Format = None,
@@ -33,7 +34,7 @@ def reshard(
     Example: flmgrow reshard ckpt-tp2 ckpt-tp4pp4 --tp 4 --pp 4
     """
     check_dtype(dtype)
-    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers))
+    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
     with reading.open(src, iteration) as source:
         plan = make_plan(
             source,

@@ -12,7 +12,7 @@ from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
-from flmgrow.formats.layout import Layout, make_layout, padded_size
+from flmgrow.formats.layout import Layout, make_layout
 from flmgrow.formats.manifest_file import methods_text
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.targets import NewFile
@@ -30,16 +30,21 @@ from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.counted import carried, unfollowed
+from flmgrow.surgery.padding import stored_vocab
 
 
 @dataclass(frozen=True)
 class LayoutWish:
-    """The layout a user asks for; None keeps the source's."""
+    """The layout a user asks for; None keeps the source's.
+
+    ``padded_vocab`` is the number of rows of the embedding table, None for the usual one.
+    """
 
     tp: int | None = None
     pp: int | None = None
     vpp: int | None = None
     pipeline_layers: Sequence[int] | None = None
+    padded_vocab: int | None = None
 
     def resolve(self, source: Layout, layers: int) -> Layout:
         """Return the layout for a model of ``layers`` layers, close to the source's where not
@@ -67,6 +72,11 @@ class LayoutWish:
                     f"{option} {size}: a Hugging Face folder has no ranks",
                     "leave out the layout, or write --format megatron",
                 )
+        if self.padded_vocab is not None:
+            raise UsageError(
+                f"--padded-vocab-size {self.padded_vocab}: a Hugging Face folder has no padding",
+                "leave it out, or write --format megatron",
+            )
         return make_layout(layers, pipeline_layers=self.pipeline_layers)
 
 
@@ -147,7 +157,7 @@ def make_plan(
     layers = source.config.layers if target.layers is None else target.layers
     layout = wish.resolve(source.layout, layers) if ranks else wish.single(layers)
     vocab = source.config.vocab if target.vocab is None else target.vocab
-    padded = padded_size(vocab, source.vocab_multiple, layout.tp) if ranks else vocab
+    padded = stored_vocab(source, vocab, layout.tp, wish.padded_vocab) if ranks else vocab
     growth = grow(source.config, target, source.padded_vocab, padded)
     growth = _with_pending(growth, pending)
     if bake is not None:

@@ -42,6 +42,7 @@ class TargetFile(BaseModel):
     pp: int | None = Field(None, ge=1)
     vpp: int | None = Field(None, ge=1)
     pipeline_layers: list[int] | None = None
+    padded_vocab_size: int | None = Field(None, ge=1)
 
     def target(self) -> Target:
         """Return the growth asked for."""
@@ -84,7 +85,7 @@ class TargetFile(BaseModel):
 
     def layout(self) -> LayoutWish:
         """Return the layout asked for."""
-        return LayoutWish(self.tp, self.pp, self.vpp, self.pipeline_layers)
+        return LayoutWish(self.tp, self.pp, self.vpp, self.pipeline_layers, self.padded_vocab_size)
 
     def overridden(self, **given: Any) -> "TargetFile":
         """Return this with every option that was given (is not None) in place of the file's."""

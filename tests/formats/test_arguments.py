@@ -16,7 +16,8 @@ PADDED = 64
 
 
 def args_of(config: ModelConfig, **changes: object) -> dict[str, object]:
-    return {**vars(arguments(config, even(config))), **changes}
+    """As for a table of 64 rows."""
+    return {**vars(arguments(config, even(config), multiple=PADDED)), **changes}
 
 
 def read(args: dict[str, object]) -> ModelConfig:

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import accepted, refused
 from growing import checkpoint_logits, grow_checkpoint, tokens_for
 from pico import CONFIGS, DictWeights, even, logical_weights, make_checkpoint, stored_weights
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout import Layout
-from flmgrow.formats.megatron import iteration_folder, open_megatron
+from flmgrow.formats.megatron import TRACKER, iteration_folder, open_megatron
+from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.surgery.plan import LayoutWish
@@ -133,3 +135,21 @@ def test_nothing_in_a_source_folder_is_touched(tmp_path: Path) -> None:
     before = snapshot()
     grow_checkpoint(path, tmp_path / "b", wish=LayoutWish(tp=4))
     assert snapshot() == before
+
+
+@pytest.mark.parametrize("layout", ["legacy", "torch_dist"])
+def test_a_file_of_another_iteration_than_its_folder_is_told(layout: str, tmp_path: Path) -> None:
+    """Trainers go on from the number in the file; the tracker and people read the folder's."""
+    source = make_checkpoint(tmp_path / "a", CONFIGS["llama"], even(CONFIGS["llama"], 2))
+    if layout == "torch_dist":
+        accepted("reshard", source, tmp_path / "b", "--format", "torch_dist")
+        source = tmp_path / "b"
+    folder = next(source.glob("iter_*"))
+    with open_checkpoint(source) as opened:
+        number = opened.iteration
+    folder.rename(source / "iter_0000077")
+    (source / TRACKER).write_text("77")
+    (source / "flmgrow.json").unlink(missing_ok=True)
+    says = rf"iteration is {number}, its folder is iter_0000077"
+    refused(3, says, "reshard", source, tmp_path / "c", place=tmp_path)
+    refused(3, says, "verify", source, source, place=tmp_path)

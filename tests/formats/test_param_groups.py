@@ -6,6 +6,7 @@ and head lacks the groups for these.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_a_group_that_no_parameter_of_a_rank_is_in_may_lack_there(tmp_path: Path
         )
         for file in rank_files(source):
             edit(file, decouple)
-        edit(rank_files(source)[0], lambda content, order=order: renumber(content, order))
+        edit(rank_files(source)[0], partial(renumber, order=order))
         edit(rank_files(source)[1], lambda content: renumber(content, (1, 0)))
         grow_checkpoint(source, tmp_path / f"b{number}", wish=LayoutWish(tp=1, pp=1))
         (file,) = rank_files(tmp_path / f"b{number}")
