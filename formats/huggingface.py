@@ -4,21 +4,26 @@ So that a Megatron checkpoint can be written from it, its contents can also say 
 Megatron's would hold: arguments for the model, and the keys of its modules.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
-from flmgrow.formats.huggingface_config import family_of, notes_on_fields, read_fields
+from flmgrow.formats.huggingface_config import (
+    family_of,
+    notes_on_fields,
+    read_fields,
+    vouched_fields,
+)
 from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
+from flmgrow.formats.huggingface_quantized import refuse_quantized
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.new_arguments import IMPLEMENTATIONS, VOCAB_MULTIPLE, new_arguments
 from flmgrow.formats.new_model import rank_content
-from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.reading import LogicalReader, widest
 from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
-from flmgrow.formats.stored_model import weights_dtype
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig
@@ -117,6 +122,23 @@ def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
     return found
 
 
+def _notes_on_dtypes(pieces: Sequence[TensorPiece], dtype: str) -> Iterator[str]:
+    """Tell of weights of several dtypes: a checkpoint that is written has one."""
+    by_dtype: dict[str, list[str]] = {}
+    for piece in pieces:
+        by_dtype.setdefault(piece.dtype, []).append(piece.tensor.name)
+    if len(by_dtype) > 1:
+        first, *others = sorted(by_dtype, key=lambda name: len(by_dtype[name]))
+        what = by_dtype[first]
+        told = f"{len(what)} tensors are {first} ({what[0]})"
+        rest = " and ".join(f"{len(by_dtype[name])} {name}" for name in others)
+        rounding = f" (rounded with --dtype {others[-1]})" if others[-1] != dtype else ""
+        yield (
+            f"{told}, {rest}: all are taken as {dtype}, which holds each exactly, and written so"
+            f"{rounding}"
+        )
+
+
 def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the Hugging Face model in ``folder``; the caller closes it.
 
@@ -134,6 +156,8 @@ def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoi
 def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     where = str(contents.folder / CONFIG)
     family = family_of(contents.fields, where)
+    stored = (tensor for _, tensor in contents.tensors.values())
+    refuse_quantized(where, contents.fields, stored, vouched_fields(options))
     config = read_fields(family, contents.fields, where, options)
     padded = config.vocab
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
@@ -141,8 +165,8 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     shared = _shares_table(family, config, contents.tensors)
     pieces = list(_found(contents, family, family_placements(family, config, sizes, shared)))
     tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
-    reader = LogicalReader(tensors, sizes, pieces)
-    dtype = weights_dtype({}, reader)
+    reader = LogicalReader(tensors, sizes, pieces, mixed=True)
+    dtype = widest({piece.dtype for piece in pieces})
     arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[options.fused])
     contents.root = rank_content(arguments, config, padded, options.fused)
     return Checkpoint(
@@ -159,5 +183,9 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
         fused=options.fused,
         carried=_carried(contents, family),
         format="huggingface",
-        notes=tuple(notes_on_fields(family, contents.fields, options)),
+        notes=(
+            *notes_on_fields(family, contents.fields, options),
+            *contents.notes,
+            *_notes_on_dtypes(pieces, dtype),
+        ),
     )

@@ -16,9 +16,11 @@ from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
 from flmgrow.formats.huggingface_families import FAMILIES, Family
 from flmgrow.formats.huggingface_fields import NEUTRAL, PRIVATE, ROTARY, is_harmless
 from flmgrow.formats.huggingface_parts import FULL_ATTENTION
+from flmgrow.formats.huggingface_quantized import ENTRIES
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
 
+_LEFT = {*PRIVATE, *ENTRIES}
 CONFIG_FILE = "config.json"
 Fields = Mapping[str, object]
 
@@ -146,7 +148,7 @@ def _merged(family: Family, config: ModelConfig, own: Fields, old: ModelConfig) 
     written out.
     """
     before, after = family.write(old), family.write(config)
-    kept = {name: value for name, value in own.items() if name not in PRIVATE}
+    kept = {name: value for name, value in own.items() if name not in _LEFT}
     changed = {
         name: value
         for name, value in after.items()

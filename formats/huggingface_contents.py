@@ -7,7 +7,7 @@ missing.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import xxhash
@@ -15,6 +15,7 @@ import xxhash
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
+from flmgrow.formats.elsewhere import without_weights
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.strict_json import read_object
@@ -40,23 +41,12 @@ def is_huggingface(path: Path) -> bool:
     return path.is_dir() and (path / CONFIG).exists()
 
 
-def _without_weights(folder: Path) -> BadCheckpointError:
-    if any(folder.glob("*.bin")):
-        return BadCheckpointError(
-            f"{folder}: its weights are pickles (*.bin), wanted safetensors",
-            "load it with transformers once and save it again with save_pretrained",
-        )
-    return BadCheckpointError(
-        f"{folder}: has {CONFIG}, but neither {SINGLE} nor {INDEX}",
-        "copy the weights, too; is this a folder of a model?",
-    )
-
-
 class HuggingFaceFolder:
     """The opened files of a folder.
 
     ``fields`` is what ``config.json`` says. ``tensors`` are all stored tensors by name, each with
-    its shard. ``options`` are what the user said about reading it. ``root`` is what a rank of
+    its shard. ``options`` are what the user said about reading it, ``notes`` what one
+    should know of how they lie. ``root`` is what a rank of
     Megatron's would hold of it, set once the model is known.
     """
 
@@ -64,6 +54,7 @@ class HuggingFaceFolder:
         self.folder = folder
         self.options = options
         self.root: Mapping[object, object] = {}
+        self.notes: list[str] = []
         self._digest = ""
         self._others: list[ReadOnlyFile] = []
         self.shards: dict[str, SafetensorsFile] = {}
@@ -81,10 +72,6 @@ class HuggingFaceFolder:
 
     def _open_shards(self) -> dict[str, tuple[SafetensorsFile, StoredTensor]]:
         single, index = (self.folder / SINGLE).exists(), (self.folder / INDEX).exists()
-        if single and index:
-            raise BadCheckpointError(
-                f"{self.folder}: has both {SINGLE} and {INDEX}", "remove the one that is stale"
-            )
         numbered = {path.name for path in self.folder.iterdir() if _NUMBERED.fullmatch(path.name)}
         if not index and numbered:
             raise BadCheckpointError(
@@ -92,32 +79,73 @@ class HuggingFaceFolder:
                 "copy the index, too",
             )
         if not single and not index:
-            raise _without_weights(self.folder)
+            raise without_weights(self.folder)
         placed, total = self._read_index(numbered) if index else ({}, None)
-        for name in sorted({SINGLE} if single else set(placed.values())):
+        names = set(placed.values()) if index else {SINGLE}
+        if single and SINGLE not in names:
+            raise BadCheckpointError(
+                f"{self.folder}: has both {SINGLE} and {INDEX}", "remove the one that is stale"
+            )
+        for name in sorted(names):
             self.shards[name] = SafetensorsFile(self.folder / name)
+        found = self._placed(placed) if index else self._all(SINGLE)
+        self._check_total(total, sum(tensor.nbytes for _, tensor in found.values()))
+        return found
+
+    def _all(self, name: str) -> dict[str, tuple[SafetensorsFile, StoredTensor]]:
+        shard = self.shards[name]
+        return {tensor.name: (shard, tensor) for tensor in shard.tensors.values()}
+
+    def _placed(self, placed: Mapping[str, str]) -> dict[str, tuple[SafetensorsFile, StoredTensor]]:
+        """Return the tensors that the index places; of several copies, the one it names.
+
+        Every tensor of a shard must be in the index, and every tensor of the index in its shard.
+        """
         found: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
+        copies: dict[str, list[str]] = {}
         for name, shard in self.shards.items():
             for tensor in shard.tensors.values():
-                if index and placed.get(tensor.name) != name:
+                if tensor.name not in placed or self._is_lost(tensor.name, placed):
                     raise BadCheckpointError(
                         f"{self.folder / name}: {tensor.name}: the index does not place it there",
                         "copy index and shards again, all from one save",
                     )
-                found[tensor.name] = (shard, tensor)
+                copies.setdefault(tensor.name, []).append(name)
+                if placed[tensor.name] == name:
+                    found[tensor.name] = (shard, tensor)
         if missing := sorted(placed.keys() - found.keys()):
             raise BadCheckpointError(
                 f"{self.folder / placed[missing[0]]}: {missing[0]}: not there, but in the index",
                 "copy index and shards again, all from one save",
             )
-        self._check_total(total, sum(tensor.nbytes for _, tensor in found.values()))
+        self._note_copies(placed, {n: files for n, files in copies.items() if len(files) > 1})
         return found
+
+    def _is_lost(self, name: str, placed: Mapping[str, str]) -> bool:
+        """Whether a tensor is not in the shard where the index places it."""
+        return name not in self.shards[placed[name]].tensors
+
+    def _note_copies(self, placed: Mapping[str, str], copies: Mapping[str, Sequence[str]]) -> None:
+        if not copies:
+            return
+        first, files = next(iter(copies.items()))
+        self.notes.append(
+            f"{len(copies)} tensors lie in several shards ({first} in "
+            f"{' and '.join(files)}): the index decides, which names {placed[first]}"
+        )
+        # transformers reads the shards in the order of their names, and keeps what comes last.
+        if lost := [name for name, files in copies.items() if placed[name] != max(files)]:
+            self.notes.append(
+                f"{lost[0]}: transformers does not ask the index, and takes "
+                f"the copy in {max(copies[lost[0]])}"
+            )
 
     def _read_index(self, numbered: set[str]) -> tuple[dict[str, str], object]:
         """Return which shard each tensor is in, and how many bytes there shall be in total."""
         where = self.folder / INDEX
         data = self._read_json(INDEX, MAX_INDEX_BYTES)
-        metadata, placed = data.get("metadata", {}), data.get("weight_map")
+        metadata, placed = data.get("metadata"), data.get("weight_map")
+        metadata = {} if metadata is None else metadata
         if not isinstance(placed, dict) or not placed or not isinstance(metadata, dict):
             raise BadCheckpointError(f"{where}: wanted a weight_map of tensors, and metadata")
         names: dict[str, str] = {}
@@ -144,11 +172,13 @@ class HuggingFaceFolder:
         return names, metadata.get("total_size")
 
     def _check_total(self, wanted: object, found: int) -> None:
+        """Tell of another size than the index says: many tools write it wrong, and nobody reads it.
+
+        What was lost is found without it, tensor by tensor.
+        """
         if wanted is not None and wanted != found:
-            raise BadCheckpointError(
-                f"{self.folder / INDEX}: total_size: {shown(wanted)}, the tensors have {found} "
-                "bytes",
-                "copy index and shards again, all from one save",
+            self.notes.append(
+                f"{INDEX}: total_size: found {shown(wanted)}, the tensors have {found} bytes"
             )
 
     def beside(self) -> dict[str, list[str]]:

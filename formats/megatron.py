@@ -34,6 +34,16 @@ _OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
 _MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {"params_dtype"}
 
 
+def is_megatron(folder: Path) -> bool:
+    """Whether a folder holds anything that a checkpoint of Megatron's is known by."""
+    return any(
+        child.name in (TRACKER, ".metadata", "metadata.json")
+        or _RANK.fullmatch(child.name)
+        or _ITERATION.fullmatch(child.name)
+        for child in folder.iterdir()
+    )
+
+
 def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     """Return the folder of the rank folders that ``path`` stands for.
 

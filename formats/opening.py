@@ -4,9 +4,16 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.elsewhere import not_a_checkpoint
 from flmgrow.formats.huggingface import open_huggingface
 from flmgrow.formats.huggingface_contents import is_huggingface
-from flmgrow.formats.megatron import TRACKER, iteration_folder, open_megatron, root_folder
+from flmgrow.formats.megatron import (
+    TRACKER,
+    is_megatron,
+    iteration_folder,
+    open_megatron,
+    root_folder,
+)
 from flmgrow.formats.torch_dist import open_torch_dist
 
 _DISTRIBUTED = ("metadata.json", ".metadata")
@@ -24,6 +31,8 @@ def open_checkpoint(
         if iteration is not None:
             raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
         return open_huggingface(path, options)
+    if (told := not_a_checkpoint(path, is_megatron)) is not None:
+        raise told
     folder = iteration_folder(path, iteration)
     if any((folder / name).exists() for name in _DISTRIBUTED):
         return open_torch_dist(root_folder(path, folder), folder, options)

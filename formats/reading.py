@@ -6,7 +6,7 @@ that intersect it. Little but the wanted rows is read, in pieces of a few MiB.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -41,6 +41,14 @@ _STRIP = 1 << 14
 
 LONG_RUN = 256 << 10
 """Bytes from which on a run is read alone, and not together with what lies before the next one."""
+
+
+def widest(dtypes: Collection[str]) -> str:
+    """Return the dtype that holds all values of the given ones, by torch's name."""
+    kinds = set(dtypes)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "float64" if "float64" in kinds else "float32"
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -175,12 +183,20 @@ class LogicalReader:
     """Reads boxes of the logical tensors that ``arrays`` hold.
 
     Of arrays that hold the same box (replicas on tensor ranks, the tied copy of the embedding), the
-    first is read; ``replicas`` lists them for comparison.
+    first is read; ``replicas`` lists them for comparison. All arrays of a tensor have one dtype,
+    unless they may be ``mixed``: then each is read at its own, and the tensor has the one that
+    holds them all.
     """
 
     def __init__(
-        self, tensors: Mapping[str, LogicalTensor], sizes: Sizes, arrays: Iterable[Piece]
+        self,
+        tensors: Mapping[str, LogicalTensor],
+        sizes: Sizes,
+        arrays: Iterable[Piece],
+        *,
+        mixed: bool = False,
     ) -> None:
+        self._mixed = mixed
         self.tensors = tensors
         self._sizes = sizes
         self.arrays = tuple(arrays)
@@ -202,9 +218,12 @@ class LogicalReader:
                 same.append(array)
                 if len(same) > 1:
                     return
-            if self._dtypes.setdefault(segment.tensor, dtype) != dtype:
+            known = self._dtypes.setdefault(segment.tensor, dtype)
+            if self._mixed:
+                self._dtypes[segment.tensor] = DTYPES[widest([known.name, dtype.name])]
+            elif known != dtype:
                 raise BadCheckpointError(
-                    f"{array}: dtype {dtype}, elsewhere {self._dtypes[segment.tensor]}",
+                    f"{array}: dtype {dtype}, elsewhere {known}",
                     "ranks of one checkpoint must agree; this looks like two runs mixed up",
                 )
             layer = self._layer(segment.tensor, segment.box)

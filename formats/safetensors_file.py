@@ -40,6 +40,7 @@ _OTHER_SIZES: Mapping[str, int] = {
     "I64": 8, "U64": 8, "C64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1,
     "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "F8_E8M0": 1,
 }  # fmt: skip
+_PARTS_OF_BYTES = ("F4", "F6_E2M3", "F6_E3M2")
 ITEMSIZES: Mapping[str, int] = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, **_OTHER_SIZES}
 """Bytes per element of every dtype a file may name."""
 
@@ -104,7 +105,7 @@ class SafetensorsFile:
         if header.count(b'"data_offsets"') > MAX_TENSORS:
             self._refuse(f"holds more than {MAX_TENSORS} tensors")
         entries = parse_object(header, f"{self.file.path}: header")
-        self._check_metadata(entries.pop("__metadata__", {}))
+        self._check_metadata(entries.pop("__metadata__", None))
         if len(entries) > MAX_TENSORS:
             self._refuse(f"holds {len(entries)} tensors, at most {MAX_TENSORS} are supported")
         begin = LENGTH_BYTES + length
@@ -115,7 +116,7 @@ class SafetensorsFile:
 
     def _check_metadata(self, metadata: object) -> None:
         strings = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-        if not strings:
+        if metadata is not None and not strings:
             self._refuse("__metadata__: wanted an object of strings")
 
     def _tensor(self, name: str, entry: object, begin: int) -> StoredTensor:
@@ -124,6 +125,8 @@ class SafetensorsFile:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             self._refuse(f"{name}: wanted dtype, shape and data_offsets, no less and no more")
         kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if kind in _PARTS_OF_BYTES:
+            self._refuse(f"{name}: is {kind}, so quantized", "give the model it was made from")
         if not isinstance(kind, str) or kind not in ITEMSIZES:
             self._refuse(f"{name}: dtype {kind!r} is not known")
         if not isinstance(shape, list) or not all(map(_whole, shape)):

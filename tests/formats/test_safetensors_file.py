@@ -293,10 +293,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
                              "lm_head.weight": LAST})),
         "the index does not place it there",
     ),
-    "D29 total size": (
-        lambda f: edit_index(f, lambda i: i["metadata"].update(total_size=7)),
-        "index.json: total_size: 7, the tensors have",
-    ),
     "D30 shard missing": (remove(LAST), f"1 of 3 shards are missing: {LAST}"),
     "D30 one too many": (add_shard, "00004-of-00004.safetensors: is a shard that the index does"),
     "D30 no index": (remove(INDEX), "has 3 numbered shards, but no"),
@@ -350,7 +346,6 @@ TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "D32 shape": (swap(KEY, np.zeros((8, 8), np.float32)), f"{KEY}: shape .8, 8., wanted .4, 8."),
     "missing": ({k: v for k, v in llama_arrays().items() if k != KEY}, f"{KEY}: not there"),
     "one too many": (swap("model.layers.2.x", A), "model.layers.2.x: no such parameter"),
-    "another dtype": (swap(KEY, np.zeros((4, 8))), f"{KEY}: dtype float64, elsewhere float32"),
     "no dtype of weights": (swap(KEY, np.zeros((4, 8), np.uint8)), f"{KEY}: dtype U8"),
     "not finite": (swap(KEY, np.full((4, 8), np.inf, np.float32)), "key.1, 0, 0, 0.: inf"),
 }  # fmt: skip
