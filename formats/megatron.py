@@ -39,7 +39,7 @@ def is_megatron(folder: Path) -> bool:
     return any(
         child.name in (TRACKER, ".metadata", "metadata.json")
         or _RANK.fullmatch(child.name)
-        or _ITERATION.fullmatch(child.name)
+        or ITERATION.fullmatch(child.name)
         for child in folder.iterdir()
     )
 
