@@ -85,6 +85,12 @@ class LostRankError(FlmgrowError):
     exit_code = 8
 
 
+class NotProvenError(FlmgrowError):
+    """Verification found no difference, but evidence that was asked for cannot be had."""
+
+    exit_code = 9
+
+
 def as_storage_error(error: OSError, where: str) -> StorageError:
     """Return what the system said, about the file it named; ``where`` if it named none."""
     return StorageError(f"{error.filename or where}: {error.strerror or error}")

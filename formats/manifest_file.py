@@ -1,5 +1,8 @@
 """Reading ``flmgrow.json``: what a checkpoint says of itself, its masks and its ancestors.
 
+It decides on masks and on what is verified, so it has a sum over its own content, and its receipt,
+which is written later, has one over itself. Both are checked whenever it is read.
+
 The manifest lies in the folder of everything that flmgrow's surgery wrote, and once more in that of
 the iteration, which may be moved alone; what its trainer saved has its training state instead
 (:mod:`flmgrow.formats.training_state`). Whoever wants to know masks
@@ -11,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from pydantic import ValidationError
 
 from flmgrow.errors import BadCheckpointError
@@ -23,7 +27,11 @@ from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.model.tensors import parameter_count
 
 MANIFEST = "flmgrow.json"
-VERSION = 1
+VERSION = 2
+WITHOUT_SUM = 1
+"""The version that had no sum over its content."""
+
+SUM = "xxh3_128"
 MAX_BYTES = 64 << 20
 _SHORT = 200
 
@@ -44,10 +52,57 @@ def read_manifest(folder: Path) -> Json | None:
         data = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise BadCheckpointError(f"{path}: not readable: {error}") from None
-    if not isinstance(data, dict) or data.get("manifest_version") != VERSION:
+    if not isinstance(data, dict) or data.get("manifest_version") not in (VERSION, WITHOUT_SUM):
         raise BadCheckpointError(f"{path}: not a manifest of version {VERSION}")
     check_form(data, str(path))
+    _check_sums(data, path)
     return data
+
+
+def content_of(manifest: Json) -> Json:
+    """Return what a manifest says apart from its receipt, which is written later."""
+    return {key: value for key, value in manifest.items() if key not in (SUM, "receipt")}
+
+
+def has_sum(manifest: Json) -> bool:
+    """Whether a manifest has a sum of its content."""
+    return SUM in manifest
+
+
+def _sum(content: object) -> str:
+    """Return the sum of plain data as JSON without spaces, keys in order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def encode(manifest: Json) -> bytes:
+    """Return a manifest, and its receipt, with their sums as the bytes of its file."""
+    receipt = manifest["receipt"]
+    if receipt is not None:
+        plain = {key: value for key, value in receipt.items() if key != SUM}
+        receipt = {**plain, SUM: _sum(plain)}
+    content = content_of(manifest)
+    whole = {**content, SUM: _sum(content), "receipt": receipt}
+    return json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _check_sums(manifest: Json, path: Path) -> None:
+    """Raise BadCheckpointError if a manifest or its receipt is not what its sum was taken of."""
+    receipt = manifest["receipt"] or {}
+    plain = {key: value for key, value in receipt.items() if key != SUM}
+    if has_sum(manifest) or manifest["manifest_version"] != WITHOUT_SUM:
+        if manifest.get(SUM) != _sum(content_of(manifest)):
+            raise BadCheckpointError(
+                f"{path}: its own sum does not match its content",
+                "it was altered: restore it from a copy; those at the root and in the iteration's "
+                "folder are alike but for the receipt",
+            )
+        if receipt and receipt.get(SUM) != _sum(plain):
+            raise BadCheckpointError(
+                f"{path}: receipt: its sum does not match it",
+                "it was altered: restore it from a copy, or put null in its place and run "
+                "flmgrow verify again",
+            )
 
 
 def records_of(manifest: Json) -> list[FileRecord]:
@@ -55,16 +110,23 @@ def records_of(manifest: Json) -> list[FileRecord]:
     return [FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in manifest["files"]]
 
 
-def manifest_of(checkpoint: Checkpoint) -> Json | None:
-    """Return the manifest of an opened checkpoint.
+def manifests_of(checkpoint: Checkpoint) -> dict[Path, Json]:
+    """Return the manifests of an opened checkpoint by their files: that of its root comes first.
 
-    None if it has none, or if that describes another iteration (training went on in the folder).
+    Those of another iteration (training went on in the folder) are left out.
     """
-    for folder in dict.fromkeys((checkpoint.path, checkpoint.folder)):
-        manifest = read_manifest(folder)
-        if manifest is not None and manifest["iteration"] == checkpoint.iteration:
-            return manifest
-    return None
+    folders = dict.fromkeys((checkpoint.path, checkpoint.folder))
+    found = {folder / MANIFEST: read_manifest(folder) for folder in folders}
+    return {
+        path: manifest
+        for path, manifest in found.items()
+        if manifest is not None and manifest["iteration"] == checkpoint.iteration
+    }
+
+
+def manifest_of(checkpoint: Checkpoint) -> Json | None:
+    """Return the manifest of an opened checkpoint, None if it has none of its iteration."""
+    return next(iter(manifests_of(checkpoint).values()), None)
 
 
 def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
@@ -168,9 +230,23 @@ def _short(receipt: Json | None) -> Json | None:
     checks = receipt.get("checks", [])
     function: Json = next((check for check in checks if check.get("name") == "function"), {})
     kept = ("max_logit", "largest_logit", "tolerance", "dtype", "stored_dtypes", "tokens")
-    said = ("date", "source", "equal")
-    verdict: Json = {key: receipt[key] for key in said if key in receipt}
+    said = ("date", "source", "equal", "proven", "missing")
+    verdict: Json = {"proven": _was_proven(checks)} if checks else {}
+    verdict |= {key: receipt[key] for key in said if key in receipt}
     return {**verdict, **{key: function[key] for key in kept if key in function}}
+
+
+def _was_proven(checks: list[Json]) -> bool:
+    """Whether the elements were derived: what receipts of earlier versions do not say at once."""
+    return any(check.get("name") == "elements" and check.get("passed") is True for check in checks)
+
+
+def verdict_text(receipt: Json) -> str:
+    """Return what a receipt says, as the end of a sentence whose subject is its checkpoint."""
+    if not receipt["equal"]:
+        return f"DIFFERENT from {receipt['source']}"
+    missing = ", ".join(receipt.get("missing", []))
+    return f"equal to {receipt['source']}" + (f", NOT PROVEN: {missing}" if missing else "")
 
 
 def methods_text(methods: Mapping[str, str]) -> str:

@@ -19,6 +19,8 @@ _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 class _Receipt(BaseModel):
     equal: bool
+    proven: bool | None = None
+    missing: list[str] = []
     source: str
     date: str = ""
     checks: list[dict[str, Any]] = []

@@ -112,6 +112,16 @@ def read_whole(piece: Piece) -> Array:
     return values
 
 
+def pieces_of(piece: Piece, limit: int = PIECE_BYTES) -> Iterator[Array]:
+    """Yield the values of a piece from front to back, at most ``limit`` bytes of them at once."""
+    dtype = DTYPES[piece.dtype]
+    total, step = prod(piece.placement.shape), max(1, limit // dtype.itemsize)
+    for start in range(0, total, step):
+        values = np.empty(min(step, total - start), dtype)
+        piece.read_into(start * dtype.itemsize, as_bytes(values))
+        yield values
+
+
 @dataclass(frozen=True, slots=True)
 class _Located:
     """A segment, and the piece that it lies in."""

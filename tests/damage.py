@@ -13,6 +13,7 @@ import xxhash
 
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.integrity import FileRecord
+from flmgrow.formats.manifest_file import encode
 from flmgrow.formats.torch_zip import TorchFile
 
 State = dict[str, Any]
@@ -41,10 +42,12 @@ def edit_all(root: Path, change: Change) -> None:
 
 
 def edit_manifest(root: Path, change: Change) -> None:
-    path = root / "flmgrow.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    """Change the manifest in every place where it lies, and make its own sums right again."""
+    for path in [root / "flmgrow.json", *root.glob("*/flmgrow.json")]:
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        whole = isinstance(manifest.get("receipt", 0), dict | None)
+        path.write_bytes(encode(manifest) if whole else json.dumps(manifest).encode())
 
 
 def correct_sums(root: Path) -> None:

@@ -10,7 +10,7 @@ from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of
+from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of, verdict_text
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.surgery.health import Health, examine
@@ -64,10 +64,7 @@ def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     manifest = manifest_of(checkpoint)
     if manifest is not None:
         receipt = manifest["receipt"]
-        verdict = "not verified yet"
-        if receipt is not None:
-            verdict = "equal" if receipt["equal"] else "DIFFERENT"
-            verdict += f" to {receipt['source']}"
+        verdict = "not verified yet" if receipt is None else verdict_text(receipt)
         rows.append(("verified", verdict))
     return rows
 

@@ -19,7 +19,7 @@ from flmgrow.model.tensors import parameter_count
 if TYPE_CHECKING:
     import torch
 
-    from flmgrow.surgery.evidence.check import Check
+    from flmgrow.surgery.evidence.check import Verdict
 
 Dtype = Annotated[
     str | None,
@@ -67,6 +67,7 @@ def verify(
     no_receipt: Annotated[
         bool, typer.Option("--no-receipt", help="Do not write the result into DST's flmgrow.json.")
     ] = False,
+    replicated: options.Replicated = "check",
     workers: options.Workers = None,
     as_json: options.AsJson = False,
     *,
@@ -81,6 +82,7 @@ def verify(
     \b
     Example: flmgrow verify ckpt-16b ckpt-51b
     """
+    from flmgrow.surgery.evidence.check import Verdict
     from flmgrow.surgery.receipt import receipt, write_receipt
     from flmgrow.surgery.verify import Verification
     from flmgrow.surgery.verify import verify as run
@@ -99,22 +101,22 @@ def verify(
                 elements=not skip_elements,
                 gradients=gradients,
                 workers=default_workers(workers),
+                replicated=replicated,
                 progress=progress,
             )
             checks = run(source, result, how)
-        content = receipt(source, checks)
+        verdict = Verdict(checks)
+        content = receipt(source, verdict)
         if not no_receipt and result.hub is None:
             content["written"] = write_receipt(result, content)
-    print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(checks)))
-    if not content["equal"]:
-        raise typer.Exit(1)
+    print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(verdict)))
+    if verdict.exit_code:
+        raise typer.Exit(verdict.exit_code)
 
 
-def _lines(checks: "list[Check]") -> list[str]:
-    words = {True: "ok", False: "DIFFERENT", None: "note"}
-    rows = [(f"{words[c.passed]:<9}  {c.name}", c.detail) for c in checks]
-    equal = all(check.passed is not False for check in checks)
-    return [*report.aligned(rows), "equal" if equal else "NOT EQUAL"]
+def _lines(verdict: "Verdict") -> list[str]:
+    rows = [(f"{check.word:<9}  {check.name}", check.detail) for check in verdict.checks]
+    return [*report.aligned(rows), verdict.text]
 
 
 def _torch_dtype(name: str) -> "torch.dtype":

@@ -155,6 +155,14 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if number else ""
 
 
+def _verdict(receipt: Json) -> str:
+    """Return what a receipt says in a word or two."""
+    if not receipt["equal"]:
+        return "DIFFERENT"
+    missing = ", ".join(map(str, receipt.get("missing", [])))
+    return f"equal, NOT PROVEN: {missing}" if missing else "equal"
+
+
 def _receipts(members: Sequence[Json]) -> str:
     rows = []
     for member in members:
@@ -165,7 +173,7 @@ def _receipts(members: Sequence[Json]) -> str:
             (
                 member["name"],
                 found["source"],
-                "equal" if found["equal"] else "DIFFERENT",
+                _verdict(found),
                 found.get("date", ""),
                 _short(found.get("max_logit")),
                 _short(found.get("largest_logit")),

@@ -111,10 +111,12 @@ class RunFolder:
         return {**known[-2], **(manifest.get("training") or {})} if known[1:] else {}
 
     def _verdict(self, planned: PlannedStage) -> bool | None:
-        """Return what verification found of a stage's start, None if it was not asked."""
+        """Return whether verification proved a stage's start in full, None if it was not asked."""
         known = self.ancestry(planned)
         receipt = known[-1].get("receipt") if known else None
-        return receipt.get("equal") is True if isinstance(receipt, dict) else None
+        if not isinstance(receipt, dict):
+            return None
+        return receipt.get("equal") is True and receipt.get("proven") is not False
 
     def _is_proved(self, planned: PlannedStage) -> bool:
         return planned.target is not None and self._verdict(planned) is True

@@ -16,9 +16,11 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.manifest_file import (
+    SUM,
     VERSION,
     Json,
     base_output,
+    encode,
     family,
     manifest_of,
     training_of,
@@ -26,7 +28,7 @@ from flmgrow.formats.manifest_file import (
 from flmgrow.model.axes import AxisMap
 from flmgrow.surgery.plan import Plan
 
-_LATER = ("drift", "files", "growth", "receipt", "source")
+_LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", SUM)
 """Parts that a plan does not fix, or that are compared in their own way."""
 
 
@@ -160,8 +162,3 @@ def tells_of(manifest: Json, plan: Plan, options: Mapping[str, object]) -> bool:
         and all(manifest.get(key) == wanted[key] for key in wanted.keys() - set(_LATER))
         and sizes == dict(plan.file_sizes)
     )
-
-
-def encode(manifest: Json) -> bytes:
-    """Return the manifest as the bytes of its file."""
-    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"

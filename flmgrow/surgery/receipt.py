@@ -1,26 +1,36 @@
 """The receipt: what verification found, kept in the result's manifest."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.durable import write_small
-from flmgrow.formats.manifest_file import MANIFEST, Json, manifest_of
-from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.manifest import encode
+from flmgrow.formats.manifest_file import MANIFEST, Json, encode, manifest_of
+from flmgrow.surgery.evidence.check import Verdict
 
 
-def receipt(source: Checkpoint, checks: Sequence[Check]) -> Json:
-    """Return what verification found, as plain data for the result's manifest."""
+def receipt(source: Checkpoint, verdict: Verdict) -> Json:
+    """Return what verification found, as plain data for the result's manifest.
+
+    ``equal`` says that no difference was found, ``proven`` that no evidence was ``missing``.
+    """
     return {
         "flmgrow": __version__,
         "date": datetime.now(UTC).date().isoformat(),
         "source": source.name,
         "source_digest": source.contents.digest(),
-        "equal": all(check.passed is not False for check in checks),
+        "equal": verdict.equal,
+        "proven": verdict.proven,
+        "missing": verdict.missing,
         "checks": [
-            {"name": c.name, "passed": c.passed, "detail": c.detail, **c.numbers} for c in checks
+            {
+                "name": c.name,
+                "passed": c.passed,
+                "missing": c.missing,
+                "detail": c.detail,
+                **c.numbers,
+            }
+            for c in verdict.checks
         ],
     }
 

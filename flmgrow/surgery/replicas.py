@@ -3,13 +3,14 @@ rank.
 
 Training can let them drift apart without anyone noticing, and a tool that then takes rank 0 hides
 it. Their checksums are in the file directories, so equal copies cost nothing to recognise; unequal
-ones are read and measured.
+ones are read, a few MiB at a time, and measured.
 """
 
 import numpy as np
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, read_whole
+from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
+from flmgrow.model.axes import FloatArray
 
 
 def _equal(a: Piece, b: Piece) -> bool:
@@ -18,16 +19,29 @@ def _equal(a: Piece, b: Piece) -> bool:
     sums = a.checksum(), b.checksum()
     if None not in sums:
         return sums[0] == sums[1]
-    return bytes(as_bytes(read_whole(a))) == bytes(as_bytes(read_whole(b)))
+    blocks = zip(pieces_of(a), pieces_of(b), strict=True)
+    return all(as_bytes(one) == as_bytes(other) for one, other in blocks)
 
 
 def _difference(a: Piece, b: Piece) -> str:
     if a.dtype != b.dtype:
         return f"dtype {a.dtype} and {b.dtype}"
-    values = [read_whole(x).astype(np.float64) for x in (a, b)]
-    with np.errstate(invalid="ignore"):  # infinity less infinity is not equal, and not a number
-        gap = np.abs(values[0] - values[1])
-    return f"{int((gap != 0).sum())} of {gap.size} entries differ, by up to {gap.max():.3g}"
+    count = total = 0
+    worst = 0.0
+    for one, other in zip(pieces_of(a), pieces_of(b), strict=True):
+        bits = f"V{one.itemsize}"
+        count += int((one.view(bits) != other.view(bits)).sum())
+        total += one.size
+        worst = max(worst, float(_gap(one.astype(np.float64), other.astype(np.float64))))
+    return f"{count} of {total} entries differ, by up to {worst:.3g}"
+
+
+def _gap(one: FloatArray, other: FloatArray) -> float:
+    """Return the largest difference; infinite if one of two unequal values is not finite."""
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        gap = np.where(same, 0.0, np.abs(one - other))
+    return float(np.nan_to_num(gap, nan=np.inf).max())
 
 
 def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> list[str]:
@@ -51,3 +65,8 @@ def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> 
                 )
             lines.append(line)
     return lines
+
+
+def copies(reader: LogicalReader) -> int:
+    """Return how many arrays hold again what another one holds."""
+    return sum(len(group) - 1 for group in reader.replicas())

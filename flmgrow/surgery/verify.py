@@ -1,10 +1,14 @@
 """Proving that two checkpoints are what they say: intact, and the same function.
 
-Each kind of evidence can fail on its own. *Checksums*: every CRC32 in both, and every file against
-the manifest. *Optimizer*: step counts and param groups are the source's. *Elements*: growth is
-deterministic, so every stored value is derived again from the source and compared bit for bit.
-*Function*: both models run through one reference forward on the same tokens. *Gradients* (on
-request): which fresh parameters are alive, and whether old ones get the gradients they got.
+Each kind of evidence can fail on its own, and has a file of its own in ``evidence/``. *Checksums*:
+every CRC32 in both, and every file against the manifest. *Manifest*: against its own sum.
+*Copies*: what several ranks hold agrees. *Model*: the arguments are what the growth leads to.
+*Optimizer*: step counts and param groups are the source's. *Elements*: growth is deterministic, so
+every stored value is derived again from the source and compared bit for bit. *Function*: both
+models run through one reference forward on the same tokens. *Gradients* (on request): which fresh
+parameters are alive, and whether old ones get the gradients they got.
+
+What is not there is said, too (:class:`flmgrow.surgery.evidence.check.Verdict`).
 """
 
 from collections.abc import Callable
@@ -13,18 +17,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import manifest_of
+from flmgrow.formats.manifest_file import Json, manifest_of
 from flmgrow.formats.megatron_optimizer import with_optimizer
-from flmgrow.surgery.counted import compare_counted
-from flmgrow.surgery.evidence.arguments import check_model
+from flmgrow.operators.growth import Growth
+from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import check_sums
-from flmgrow.surgery.evidence.elements import check_elements
+from flmgrow.surgery.evidence.copies import check_copies
+from flmgrow.surgery.evidence.derivation import Effort, evidence_of, recorded_way, undeclared
+from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
 from flmgrow.surgery.evidence.function import check_function
+from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
-from flmgrow.surgery.rebuild import growth_from_manifest
 
 Progress = Callable[[int], None]
 
@@ -33,7 +40,8 @@ Progress = Callable[[int], None]
 class Verification:
     """How to verify.
 
-    ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s).
+    ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s). ``replicated`` is
+    ``check``, or ``rank0`` if copies in the source may have drifted apart.
     """
 
     dtype: torch.dtype = torch.float64
@@ -43,35 +51,73 @@ class Verification:
     elements: bool = True
     gradients: bool = False
     workers: int = 1
+    replicated: str = "check"
     progress: Progress = lambda _: None
+
+    @property
+    def effort(self) -> Effort:
+        """How elements are derived."""
+        return Effort(self.elements, self.workers, ELEMENT_BLOCK)
+
+
+def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
+    """Return what says that both checkpoints are as they were written."""
+    checks: list[Check] = []
+    for checkpoint in (source, result):
+        if how.checksums:
+            checks.append(check_sums(checkpoint, manifest_of(checkpoint), how.progress))
+        checks += check_iteration(checkpoint)
+    if not how.checksums:
+        checks.append(Check("checksums", None, "skipped", missing="skipped"))
+    return checks + check_manifest(source) + check_manifest(result)
+
+
+def _claims(manifest: Json | None, source: Checkpoint) -> bool:
+    """Whether a manifest says that what it describes was made from ``source``."""
+    return manifest is not None and manifest["source"]["digest"] == source.contents.digest()
+
+
+def _with_states(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Check]]:
+    """Find optimizer state that nothing says must be understood; if it is not, it is missing."""
+    try:
+        return with_optimizer(checkpoint), []
+    except (BadCheckpointError, UsageError) as error:
+        detail = f"not compared: {error.message}"
+        return checkpoint, [Check("optimizer", None, detail, missing="unproven")]
+
+
+def _derived(
+    source: Checkpoint, result: Checkpoint, how: Verification
+) -> tuple[Growth | None, list[Check]]:
+    """Return the growth that made ``result`` from ``source``, if known, and what speaks for it."""
+    manifest = manifest_of(result)
+    if manifest is not None and _claims(manifest, source):
+        kept = manifest["optimizer"] not in ("none", "dropped")
+        start = with_optimizer(source) if kept else source
+        result = with_optimizer(result)
+        way = recorded_way(source, manifest)
+        drifted = "rank0" in (how.replicated, manifest["options"].get("replicated"))
+        copies = check_copies(start, drifted) + check_copies(result)
+        return way.growth, copies + evidence_of(start, result, way, how.effort)
+    found, lost = _with_states(result)
+    start, also_lost = _with_states(source) if found.state_readers else (source, [])
+    copies = check_copies(start, how.replicated == "rank0") + check_copies(found)
+    if start.optimizer is None:
+        found = result  # weights alone can be compared
+    growth, checks = undeclared(start, found, manifest, how.effort)
+    return growth, [*copies, *lost, *also_lost, *checks]
 
 
 def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
     """Return the evidence on whether ``result`` computes what ``source`` does.
 
-    Elements are derived again only if the result's manifest says that it came from this source.
+    If one of them is not intact, nothing else is looked at.
     """
-    manifest = manifest_of(result)
-    checks = []
-    if how.checksums:
-        for checkpoint in (source, result):
-            checks.append(check_sums(checkpoint, manifest_of(checkpoint), how.progress))
-        if any(check.passed is False for check in checks):
-            return checks
-    growth = None
-    if manifest is not None and manifest["source"]["digest"] == source.contents.digest():
-        growth = growth_from_manifest(source, manifest)
-        checks.append(check_model(result, growth))
-        if manifest["optimizer"] not in ("none", "dropped"):
-            source, result = with_optimizer(source), with_optimizer(result)
-            same, detail = compare_counted(source.optimizer, result.optimizer, growth)
-            checks.append(Check("optimizer", same, detail))
-        if how.elements:
-            init_std = manifest["options"].get("init_std")
-            checks.append(check_elements(source, result, growth, init_std, how.workers))
-    else:
-        detail = "its manifest names another source" if manifest else "it has no manifest"
-        checks.append(Check("elements", None, f"not derived again: {detail}"))
+    checks = _integrity(source, result, how)
+    if any(check.passed is False for check in checks):
+        return checks
+    growth, found = _derived(source, result, how)
+    checks += found
     tokens = how.tokens
     if tokens is None:
         tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)

@@ -36,11 +36,12 @@ def everywhere_refused(grown: Path, pattern: str) -> None:
         (b"\xff\xfe", "not readable"),
         (b"[" * 200_000, "not readable"),
         (b'{"manifest_version": ' + b"1" * 5000 + b"}", "not readable"),
-        (b"[]", "not a manifest of version 1"),
-        (b'{"manifest_version": 2}', "not a manifest of version 1"),
+        (b"[]", "not a manifest of version 2"),
+        (b'{"manifest_version": 3}', "not a manifest of version 2"),
+        (b'{"manifest_version": 2}', "parameters: is not given"),
         (b'{"manifest_version": 1}', "parameters: is not given"),
     ],
-    ids=["empty", "cut", "binary", "deep", "long number", "list", "newer", "bare"],
+    ids=["empty", "cut", "binary", "deep", "long number", "list", "newer", "bare", "bare, old"],
 )
 def test_a_manifest_that_is_none_is_refused(grown: Path, content: bytes, says: str) -> None:
     (grown / "flmgrow.json").write_bytes(content)

@@ -1,20 +1,56 @@
 """Arguments: a result must say what model it is; a wrong epsilon hides in rounding."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.writing import written_format
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
 
+Masks = Mapping[Dimension, Mask]
 
-def check_model(result: Checkpoint, growth: Growth) -> Check:
-    """The result's arguments must describe the model the growth leads to."""
+
+def check_model(
+    source: Checkpoint, result: Checkpoint, growth: Growth, masks: Masks | None = None
+) -> Check:
+    """Compare what the result says of itself with what the growth leads to.
+
+    That is its arguments, its iteration and its masks: ``masks``, or those of the growth.
+    """
     wanted, found = asdict(growth.new), asdict(result.config)
     wrong = [
         f"{name} is {found[name]}, wanted {wanted[name]}"
         for name in wanted
         if wanted[name] != found[name]
     ]
+    if written_format(result.format).ranks and result.iteration != source.iteration:
+        wrong.append(f"iteration is {result.iteration}, wanted {source.iteration}")
+    known, due = (
+        {str(name): mask.to_json() for name, mask in each.items()}
+        for each in (masks_of(result), growth.masks if masks is None else masks)
+    )
+    wrong += [
+        f"{name} mask is {known.get(name)}, wanted {due.get(name)}"
+        for name in {**due, **known}
+        if known.get(name) != due.get(name)
+    ]
     return Check(
         "model", not wrong, "; ".join(wrong) or "the arguments say what the growth leads to"
     )
+
+
+def check_iteration(checkpoint: Checkpoint) -> list[Check]:
+    """Find files that were saved at another iteration than that of their folder; [] if none."""
+    wanted = checkpoint.iteration
+    if wanted is None or not written_format(checkpoint.format).ranks:
+        return []
+    for rank in checkpoint.layout.ranks:
+        found = checkpoint.contents.content(rank).get("iteration")
+        if isinstance(found, int) and found != wanted:
+            where = f"rank {rank[0]} of stage {rank[1]}"
+            detail = f"{checkpoint.folder.name}: {where} holds iteration {found}, wanted {wanted}"
+            return [Check(f"iteration of {checkpoint.name}", False, detail)]
+    return []

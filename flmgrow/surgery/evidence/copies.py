@@ -1,0 +1,37 @@
+"""Copies: what several ranks hold must be one thing, as each rank of a trainer loads its own.
+
+The reference forward reads the first of several copies alone. So in both checkpoints every copy of
+every state is compared with the first; those of the result are derived again as well
+(:mod:`flmgrow.surgery.evidence.elements`).
+"""
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.states import State
+from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.replicas import check_replicas, copies
+
+_SHOWN = 3
+
+
+def check_copies(checkpoint: Checkpoint, allowed: bool = False) -> list[Check]:
+    """Compare the copies of every state at hand; none if nothing is there more than once.
+
+    ``allowed`` says that those that drifted apart were looked at, and the first is meant.
+    """
+    name = f"copies in {checkpoint.name}"
+    readers = checkpoint.readers
+    total = sum(copies(reader) for reader in readers.values())
+    if not total:
+        return []
+    drift = [
+        line.replace(f"{checkpoint.folder}/", "")
+        for state, reader in readers.items()
+        for line in check_replicas(reader, "rank0", "" if state is State.WEIGHT else state)
+    ]
+    if not drift:
+        return [Check(name, True, f"{total} agree with the first of their kind")]
+    more = f"; and {len(drift) - _SHOWN} more" if drift[_SHOWN:] else ""
+    detail = "; ".join(drift[:_SHOWN]) + more
+    if allowed:
+        return [Check(name, None, f"the first is taken, as --replicated rank0 said: {detail}")]
+    return [Check(name, False, detail)]

@@ -1,0 +1,95 @@
+"""How a result may have come from a source, and whether it did.
+
+A manifest that names the source by its digest says so itself: then every value must be what that
+growth makes of it. Without one, two ways are tried: the growth in a manifest that names another
+source (which may be the same one, saved anew), and none at all (two layouts of one model). If all
+values bear one of them out, that is as good a proof; if not, nobody claimed they would, and the
+elements stay unproven.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import Json, masks_of
+from flmgrow.model.masks import Dimension, Mask
+from flmgrow.operators.growth import Growth
+from flmgrow.operators.target import Target, grow
+from flmgrow.surgery.counted import compare_counted
+from flmgrow.surgery.evidence.arguments import check_model
+from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.evidence.elements import check_elements
+from flmgrow.surgery.rebuild import growth_from_manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A growth, with the masks that its result has and the spread that was drawn with."""
+
+    growth: Growth
+    masks: Mapping[Dimension, Mask]
+    init_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How to derive elements: whether at all, by how many workers, and how many at once by each."""
+
+    elements: bool
+    workers: int
+    limit: int
+
+
+def recorded_way(source: Checkpoint, manifest: Json) -> Way:
+    """Return the way that a manifest records. Raises BadCheckpointError if there is none."""
+    growth = growth_from_manifest(source, manifest)
+    own = bool(growth.methods) or "bake" in manifest["growth"]["request"]
+    masks = growth.masks if own else masks_of(source)
+    return Way(growth, masks, manifest["options"].get("init_std"))
+
+
+def _possible_ways(source: Checkpoint, result: Checkpoint, manifest: Json | None) -> Iterator[Way]:
+    if manifest is not None:
+        recorded = None
+        with suppress(BadCheckpointError, UsageError):  # of another source it may be impossible
+            recorded = recorded_way(source, manifest)
+        if recorded is not None:
+            yield recorded
+    if source.config == result.config:
+        same = grow(source.config, Target(), source.padded_vocab, result.padded_vocab)
+        yield Way(same, masks_of(source))
+
+
+def evidence_of(source: Checkpoint, result: Checkpoint, way: Way, how: Effort) -> list[Check]:
+    """Return what speaks for and against ``result`` being what ``way`` makes of ``source``.
+
+    States beside the weights are compared if they are at hand.
+    """
+    checks = [check_model(source, result, way.growth, way.masks)]
+    if source.optimizer is not None or result.optimizer is not None:
+        same, detail = compare_counted(source.optimizer, result.optimizer, way.growth)
+        checks.append(Check("optimizer", same, detail))
+    if how.elements:
+        found = check_elements(source, result, way.growth, way.init_std, how.workers, how.limit)
+    else:
+        found = Check("elements", None, "not derived again: skipped", missing="skipped")
+    return [*checks, found]
+
+
+def undeclared(
+    source: Checkpoint, result: Checkpoint, manifest: Json | None, how: Effort
+) -> tuple[Growth | None, list[Check]]:
+    """Return the growth that is borne out although nothing claims it, and the evidence.
+
+    The growth is None if there is none; the elements are missing then.
+    """
+    why = "its manifest names another source" if manifest else "it has no manifest"
+    if not how.elements:
+        return None, [Check("elements", None, f"skipped, and {why}", missing="skipped")]
+    for way in _possible_ways(source, result, manifest):
+        checks = evidence_of(source, result, way, how)
+        if all(check.passed for check in checks):
+            return way.growth, checks
+    return None, [Check("elements", None, f"not derived again: {why}", missing="unproven")]
