@@ -25,7 +25,8 @@ import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.trainer.data import SHOWN, Blend, Integers, Json, Sample, Samples, seed_of
-from flmgrow.trainer.documents import Reading, field_of, find_sources, read_documents, text_of
+from flmgrow.trainer.documents import Reading, field_of, read_documents, text_of
+from flmgrow.trainer.sources import find_sources
 from flmgrow.trainer.tokenizers import Tokenizer, Tokens
 
 EMOJIS = {True: "\U0001f621", False: "\U0001f608"}
@@ -79,7 +80,7 @@ def read_propositions(paths: Sequence[Path]) -> Iterator[Proposition]:
 
     Raises BadDataError with file and line for what is none, UsageError for other files.
     """
-    for source in find_sources(paths):
+    for source in find_sources(paths).files:
         if not source.lines:
             raise UsageError(f"{source.path}: wanted .jsonl with a text and a label on each line")
         for document in read_documents(source, Reading(), lambda _: None):

@@ -17,6 +17,7 @@ in cl100k_base) is inside the vocabulary, is never produced by text, and ends do
 import base64
 import binascii
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.tokenizer_identity import digest_of_ranks, digest_of_tokenizer
+from flmgrow.trainer.tokenizer_json import unknown_id, with_way_back
 
 Tokens = npt.NDArray[np.int32]
 Identity = dict[str, object]
@@ -68,12 +70,21 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, none added. Raises ValueError for half a surrogate."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether every text comes back from its tokens, whatever it is."""
+
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of ``tokens``; what is no UTF-8 becomes U+FFFD."""
+        """Return the text of ``tokens``, of those for unknown characters nothing.
+
+        What is no UTF-8 becomes U+FFFD.
+        """
 
 
 class _Described:
     """What all kinds have in common: an end of documents, and a description."""
+
+    exact = True
 
     def __init__(
         self, kind: str, vocab_size: int, eod: int, digest: str = "", earlier: str = ""
@@ -137,20 +148,24 @@ class TiktokenTokenizer(_Described):
 class HuggingFaceTokenizer(_Described):
     """A ``tokenizer.json``; its own template of special tokens is not applied."""
 
+    exact = False
+
     def __init__(self, path: Path, eod: str | None = None) -> None:
         content = _read(path)
         library = _library("tokenizers")
         try:
-            self._tokenizer: Any = library.Tokenizer.from_str(content.decode())
+            digest, parsed = digest_of_tokenizer(content), json.loads(content)
+            self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(with_way_back(parsed)))
         except Exception as error:  # the library raises Exception itself
             raise BadDataError(f"{path}: not a tokenizer.json: {error}") from None
+        self._unknown = unknown_id(parsed)
         _settle(self._tokenizer)
         names = self._tokenizer.get_vocab()
         size = max(names.values(), default=-1) + 1
         usual = next((names[name] for name in END_NAMES if name in names), None)
         end = _chosen(eod, names, usual, size)
         bytes_of_file = hashlib.sha256(content).hexdigest()
-        super().__init__("huggingface", size, end, digest_of_tokenizer(content), bytes_of_file)
+        super().__init__("huggingface", size, end, digest, bytes_of_file)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Become a copy in another process, where the library has forgotten its settings."""
@@ -163,8 +178,10 @@ class HuggingFaceTokenizer(_Described):
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text; special tokens are left out."""
-        return str(self._tokenizer.decode([int(token) for token in tokens if token != self.eod]))
+        """Return the text; the end of a document and unknown tokens are left out."""
+        without = (self.eod, self._unknown)
+        kept = [token for token in map(int, tokens) if token not in without]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False))
 
 
 def open_tokenizer(name: str, eod: str | None = None) -> Tokenizer:

@@ -1,25 +1,33 @@
 """``flmgrow data``: texts as the tokens that megatron-core trains from."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.running import check_apart, default_workers, progress_bar
+from flmgrow.errors import printable
 from flmgrow.surgery.output import OutputFolder
-from flmgrow.trainer.data_prepare import Recipe
+from flmgrow.trainer.compressed import USUAL_WINDOW, window_of
+from flmgrow.trainer.data_parts import ENDS, Recipe
+from flmgrow.trainer.data_prepare import Limits
 from flmgrow.trainer.data_prepare import prepare as prepare_data
-from flmgrow.trainer.documents import find_sources
+from flmgrow.trainer.sources import Sources, find_sources, left_out_line
 from flmgrow.trainer.tokenizers import open_tokenizer
+
+Json = dict[str, Any]
 
 app = typer.Typer(help="Make tokens of texts.", rich_markup_mode=None)
 
-Sources = Annotated[
+SourcePaths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="SRC...", help="Files .txt or .jsonl, plain, .gz or .zst, or folders of them."
+        metavar="SRC...",
+        help="Files .txt, .jsonl or .json, plain, .gz, .zst, .xz or .bz2, or folders of them.",
     ),
 ]
 TokenizerName = Annotated[
@@ -41,6 +49,18 @@ AppendEod = Annotated[
     bool, typer.Option("--append-eod/--no-append-eod", help="End each document with that token.")
 ]
 
+MaxBadLines = Annotated[
+    int,
+    typer.Option(
+        "--max-bad-lines", min=0, help="Leave out as many lines or files that are no text."
+    ),
+]
+MaxLost = Annotated[
+    float,
+    typer.Option(
+        "--max-lost", min=0, max=1, help="Share of characters that the tokenizer may lose."
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Processes; one per core, up to 16, if not given."),
@@ -54,20 +74,23 @@ def _group() -> None:
 
 @app.command()
 def prepare(
-    sources: Sources,
+    sources: SourcePaths,
     dst: options.Destination,
     tokenizer: TokenizerName,
     eod: EndOfDocument = None,
     jsonl_key: Key = "text",
     append_eod: AppendEod = True,
+    max_bad_lines: MaxBadLines = 0,
+    max_lost: MaxLost = Limits.lost,
     workers: Workers = None,
     restart: options.Restart = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write texts as a corpus of tokens: data.bin and data.idx, as megatron-core reads them.
 
-    Documents keep their order, and the bytes are the same for every number of workers. A run that
-    was stopped is resumed by the same command.
+    Documents keep their order, and the bytes are the same for every number of workers. What is not
+    read, left out or lost is told, and kept in flmgrow-data.json. A run that was stopped is resumed
+    by the same command.
 
     \b
     Example: flmgrow data prepare wiki.jsonl.zst corpus-en --tokenizer tiktoken:cl100k_base
@@ -77,12 +100,14 @@ def prepare(
         if path.is_dir():
             check_apart(path, dst)
     recipe = Recipe(open_tokenizer(tokenizer, eod), jsonl_key, append_eod)
-    plan = {**recipe.to_json(), "sources": [source.name for source in found]}
-    total = sum(source.path.stat().st_size for source in found)
+    _tell_of(found)
+    plan = {**recipe.to_json(), "sources": [source.name for source in found.files]}
+    total = sum(source.path.stat().st_size for source in found.files)
+    limits, processes = Limits(max_bad_lines, max_lost), default_workers(workers)
     with OutputFolder(dst, plan, restart=restart) as folder:
         try:
             with progress_bar(total, "reading") as progress:
-                manifest = prepare_data(found, recipe, folder, default_workers(workers), progress)
+                manifest = prepare_data(found, recipe, folder, processes, progress, limits)
         except BaseException:
             if not folder.finished:
                 folder.discard()
@@ -91,14 +116,47 @@ def prepare(
         print(json.dumps(manifest, indent=1))
         return
     size = report.size(sum(file["size"] for file in manifest["files"]))
-    count = f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents"
-    if manifest["documents_without_text"]:
-        count += f" ({manifest['documents_without_text']:,} without text left out)"
     vocabulary = f"{tokenizer}, {recipe.tokenizer.vocab_size:,} ids"
     end = f"token {recipe.tokenizer.eod}" if append_eod else "not marked"
     rows = [
         ("wrote", f"{dst}  ({size})"),
-        ("corpus", count),
+        ("read", _read(found)),
+        ("corpus", _corpus(manifest)),
         ("tokenizer", f"{vocabulary}, end of document {end}"),
+        *_missing(manifest),
     ]
     print("\n".join(report.aligned(rows)))
+
+
+def _tell_of(sources: Sources) -> None:
+    """Say what is not read, and what takes more memory than one may think."""
+    if line := left_out_line(sources):
+        print(f"note: not read: {printable(line)}", file=sys.stderr)
+    windows = {s: window_of(s.path) for s in sources.files if s.compression == ".zst"}
+    largest = max(windows, key=windows.__getitem__, default=None)
+    if largest is not None and windows[largest] > USUAL_WINDOW:
+        need = report.size(windows[largest])
+        print(f"note: {largest.path}: takes {need} of memory to decompress", file=sys.stderr)
+
+
+def _read(sources: Sources) -> str:
+    count = f"{len(sources.files):,} {'file' if len(sources.files) == 1 else 'files'}"
+    return count + (f" ({len(sources.left_out):,} not)" if sources.left_out else "")
+
+
+def _corpus(manifest: Json) -> str:
+    count = f"{manifest['tokens']:,} tokens in {manifest['documents']:,} documents"
+    if manifest["documents_without_text"]:
+        count += f" ({manifest['documents_without_text']:,} without text left out)"
+    return count
+
+
+def _missing(manifest: Json) -> Iterator[tuple[str, str]]:
+    """Yield what is in the text and not in the corpus, each kind with its first place."""
+    bad = manifest["bad_lines"].items()
+    if bad:
+        yield ("left out", ", ".join(f"{e['count']:,} {kind} ({e['first']})" for kind, e in bad))
+    for kind, entry in manifest["missing"].items():
+        share = entry["count"] / max(1, manifest["characters"])
+        of = "documents" if kind == ENDS else f"characters ({share:.2g} of all)"
+        yield (kind, f"{entry['count']:,} {of}, first {entry['first']}")

@@ -23,9 +23,10 @@ from tiny_tokenizers import make_jsonl, make_ranks, make_tokenizer_json
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.surgery.output import OutputFolder
 from flmgrow.trainer import data_prepare
-from flmgrow.trainer.data_prepare import MANIFEST, Recipe
-from flmgrow.trainer.documents import Source, find_sources
+from flmgrow.trainer.data_parts import Recipe
+from flmgrow.trainer.data_prepare import MANIFEST
 from flmgrow.trainer.indexed import read_index
+from flmgrow.trainer.sources import Sources, find_sources
 from flmgrow.trainer.tokenizers import ByteTokenizer, Tokenizer, Tokens, open_tokenizer
 
 TEXTS = [f"document {i}: " + "x" * (i * 7 % 41) for i in range(60)]
@@ -52,7 +53,7 @@ class CountingTokenizer(ByteTokenizer):
 
 
 def make(
-    sources: list[Source], out: Path, tokenizer: Tokenizer, workers: int = 1, size: int = 100
+    sources: Sources, out: Path, tokenizer: Tokenizer, workers: int = 1, size: int = 100
 ) -> dict[str, Any]:
     recipe = Recipe(tokenizer, part_bytes=size)
     with OutputFolder(out, recipe.to_json()) as folder:
@@ -76,11 +77,11 @@ def contents(out: Path) -> list[bytes]:
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> list[Source]:
+def sources(tmp_path: Path) -> Sources:
     return find_sources([make_jsonl(tmp_path / "a.jsonl", TEXTS)])
 
 
-def test_documents_are_there_in_order(sources: list[Source], tmp_path: Path) -> None:
+def test_documents_are_there_in_order(sources: Sources, tmp_path: Path) -> None:
     manifest = make(sources, tmp_path / "out", ByteTokenizer())
     assert corpus(tmp_path / "out") == [text.encode() for text in TEXTS]
     assert manifest["documents"] == len(TEXTS)
@@ -102,7 +103,7 @@ def test_parts_do_not_change_a_byte(
 
 
 @pytest.mark.parametrize("name", ["bytes", "tiny.tiktoken", "tokenizer.json"])
-def test_workers_do_not_change_a_byte(name: str, sources: list[Source], tmp_path: Path) -> None:
+def test_workers_do_not_change_a_byte(name: str, sources: Sources, tmp_path: Path) -> None:
     pytest.importorskip("tiktoken")
     make_ranks(tmp_path / "tiny.tiktoken")
     make_tokenizer_json(tmp_path / "tokenizer.json")
@@ -113,7 +114,7 @@ def test_workers_do_not_change_a_byte(name: str, sources: list[Source], tmp_path
 
 
 @pytest.mark.parametrize("after", [0, 1, 17, 59])
-def test_a_run_that_was_killed_goes_on(after: int, sources: list[Source], tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on(after: int, sources: Sources, tmp_path: Path) -> None:
     make(sources, tmp_path / "whole", ByteTokenizer())
     with pytest.raises(Killed):
         make(sources, tmp_path / "out", CountingTokenizer(after))
@@ -140,7 +141,7 @@ class Stopping:
         return getattr(self._folder, name)
 
 
-def test_a_run_may_be_killed_at_any_call(sources: list[Source], tmp_path: Path) -> None:
+def test_a_run_may_be_killed_at_any_call(sources: Sources, tmp_path: Path) -> None:
     recipe = Recipe(ByteTokenizer(), part_bytes=600)
     make(sources, tmp_path / "whole", ByteTokenizer(), size=600)
     for call in range(100):
@@ -194,11 +195,11 @@ def test_an_error_in_reading_does_not_overtake(workers: int, tmp_path: Path) -> 
         make(find_sources([tmp_path / "a.jsonl.gz"]), tmp_path / "out", ByteTokenizer(), workers)
 
 
-def test_memory_does_not_follow_the_corpus(sources: list[Source], tmp_path: Path) -> None:
+def test_memory_does_not_follow_the_corpus(sources: Sources, tmp_path: Path) -> None:
     """Text is read only as far as parts are written."""
     ahead = most = 0
     texts_of: Callable[..., Any] = data_prepare._texts
-    write: Callable[..., Any] = data_prepare._write_part
+    write: Callable[..., Any] = data_prepare.write_part
 
     def counted(*arguments: Any) -> Any:
         nonlocal ahead, most
@@ -214,7 +215,7 @@ def test_memory_does_not_follow_the_corpus(sources: list[Source], tmp_path: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_prepare, "_texts", counted)
-        patch.setattr(data_prepare, "_write_part", written)
+        patch.setattr(data_prepare, "write_part", written)
         make(sources, tmp_path / "out", ByteTokenizer(), workers=2, size=1)
     assert most == 2 + 2
 
@@ -226,7 +227,7 @@ class Dying(ByteTokenizer):
         os._exit(9)
 
 
-def test_a_worker_that_dies_is_told(sources: list[Source], tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_told(sources: Sources, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a worker process died") as refusal:
         make(sources, tmp_path / "out", Dying(), workers=2)
     assert "fewer --workers" in refusal.value.hint

@@ -217,8 +217,8 @@ def test_propositions_are_read_from_json_lines(tmp_path: Path) -> None:
     [
         ({"text": "x"}, "wanted the key 'label'"),
         ({"label": True}, "wanted the key 'text'"),
-        ({"text": "x", "label": 1}, "'label' is of type int, wanted bool"),
-        ({"text": "x", "label": "true"}, "'label' is of type str, wanted bool"),
+        ({"text": "x", "label": 1}, "'label' is of type int, wanted true or false"),
+        ({"text": "x", "label": "true"}, "'label' is of type str, wanted true or false"),
         ({"text": "", "label": True}, "a proposition without text"),
     ],
 )
