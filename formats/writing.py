@@ -25,6 +25,9 @@ class Format:
     ranks: bool = True
 
 
+_STOCK_ROPE_FACTOR = 8.0
+"""``GPTModel``'s default, which Megatron-LM 0.11 to 0.19 never overrides."""
+
 FORMATS: Mapping[str, Format] = {
     "megatron": Format(target_files),
     "torch_dist": Format(torch_dist_files),
@@ -61,13 +64,22 @@ def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
 
 def notes(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return what one must know to go on from the target's files."""
-    eps = target.config.norm_eps
-    if eps == source.config.norm_eps or not written_format(target.format).ranks:
+    if not written_format(target.format).ranks:
         return []
-    return [
-        f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
-        f"so pass --norm-epsilon {eps!r}"
-    ]
+    told = []
+    eps, factor = target.config.norm_eps, target.config.rotary.scaling_factor
+    if eps != source.config.norm_eps:
+        told.append(
+            f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
+            f"so pass --norm-epsilon {eps!r}"
+        )
+    if factor not in (None, _STOCK_ROPE_FACTOR) and not written_format(source.format).ranks:
+        told.append(
+            f"Llama 3's rotary scaling has the factor {factor:g} here: Megatron-LM's "
+            f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
+            "flmgrow train takes it as it is"
+        )
+    return told
 
 
 def written_iteration(source: Checkpoint, target: TargetModel) -> int | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from commands import accepted, flmgrow, refused
 from growing import grow_checkpoint, stored_arrays
-from hf_folders import MODELS, llama_arrays, make_folder, with_files
+from hf_folders import MODELS, fields, llama_arrays, make_folder, with_files
 from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
@@ -146,3 +146,17 @@ def test_the_one_rank_there_is_may_be_asked_for(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "hf")
     grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(1, 1, 1))
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("factor", "told"), [(8.0, False), (32.0, True)])
+def test_a_rotary_factor_that_stock_megatron_ignores_is_told(
+    factor: float, told: bool, tmp_path: Path
+) -> None:
+    scaling = {
+        "rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    source = make_folder(tmp_path / "hf", fields(rope_scaling=scaling))
+    outcome = accepted("import", source, tmp_path / "megatron")
+    assert ("pretrain_gpt.py computes with 8 " in outcome.err) == told
+    assert "rotary scaling" not in accepted("export", source, tmp_path / "again").err
