@@ -7,7 +7,7 @@ counted without a tensor in sight, and executed piece by piece.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import Literal
 
 import numpy as np
@@ -84,7 +84,7 @@ class Move:
     """One uniform part of a grown box.
 
     ``old`` is the box to copy (``fill`` None), or to average over its axes ``mean_axes`` (``fill``
-    MEAN); other fills need no old values. ``box`` is in new indices.
+    MEAN or NEAR); other fills need no old values. ``box`` is in new indices.
     """
 
     box: Box
@@ -94,7 +94,7 @@ class Move:
 
 
 def _fill(axis_map: AxisMap, roles: frozenset[Role]) -> Fill:
-    """The fill of a fresh index for a tensor with these roles: zero beats drawn beats mean."""
+    """The fill of a fresh index for a tensor with these roles: the first of the list."""
     fills = {axis_map.fill.get(role, Fill.DRAWN) for role in roles}
     return next(fill for fill in Fill if fill in fills)
 
@@ -117,9 +117,10 @@ def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
             elif run.old == FRESH and axis_map is not None:
                 fills.setdefault(_fill(axis_map, roles), []).append(place)
         fill = next((fill for fill in Fill if fill in fills), None)
-        mean_axes = tuple(fills[fill]) if fill is Fill.MEAN else ()
+        averaged = fill in (Fill.MEAN, Fill.NEAR)
+        mean_axes = tuple(sorted(chain.from_iterable(fills.values()))) if averaged else ()
         old = None
-        if fill in (None, Fill.MEAN):
+        if fill is None or averaged:
             spans = [(run.old, run.old + run.stop - run.start) for run in combination]
             for place in mean_axes:  # of the true vocabulary: padding depends on the layout
                 spans[place] = (0, growth.old.sizes[tensor.axes[place]])
@@ -147,11 +148,12 @@ def factors(
 
 @dataclass(frozen=True)
 class Counts:
-    """How the elements of a grown box come about."""
+    """How the elements of a grown box come about: copied, or filled in one of the ways."""
 
     copied: int = 0
     drawn: int = 0
     zero: int = 0
+    near: int = 0
     mean: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -159,18 +161,19 @@ class Counts:
             self.copied + other.copied,
             self.drawn + other.drawn,
             self.zero + other.zero,
+            self.near + other.near,
             self.mean + other.mean,
         )
 
     @property
     def total(self) -> int:
         """All elements."""
-        return self.copied + self.drawn + self.zero + self.mean
+        return self.copied + self.drawn + self.zero + self.near + self.mean
 
 
 def count(growth: Growth, tensor: LogicalTensor, box: Box) -> Counts:
     """Count the elements of ``box`` by how they come about, without reading anything."""
-    sums = {"copied": 0, "drawn": 0, "zero": 0, "mean": 0}
+    sums = dict.fromkeys(("copied", *map(str, Fill)), 0)
     for move in moves(growth, tensor, box):
         sums["copied" if move.fill is None else str(move.fill)] += move.box.count
     return Counts(**sums)

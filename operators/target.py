@@ -17,7 +17,7 @@ from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.growth import FreshSecondMoment, Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
-from flmgrow.operators.vocab import vocab_map
+from flmgrow.operators.vocab import FreshRows, vocab_map
 from flmgrow.operators.width import NOISE, grow_width
 
 METHODS: Mapping[Dimension, tuple[str, ...]] = {
@@ -76,6 +76,7 @@ class Target:
     copy_noise: float = NOISE
     moments: str = "keep"
     fresh_second_moment: FreshSecondMoment = "zero"
+    fresh_rows: FreshRows = "mean"
     seed: int = 0
 
     def to_json(self) -> dict[str, object]:
@@ -89,7 +90,7 @@ class Target:
         Raises BadCheckpointError if it is malformed.
         """
         try:
-            target = _TARGET.validate_python(data)
+            target = _TARGET.validate_python({"fresh_rows": "drawn", **data})
         except ValidationError as error:
             raise BadCheckpointError(
                 f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"
@@ -190,9 +191,8 @@ def grow(
     base = replace(config, tied=config.tied and not target.untie)
     grown = _grown_dimensions(base, sizes, target)
     eps_factor = 1.0
-    maps: dict[Axis, AxisMap] = {
-        Axis.VOCAB: vocab_map(config.vocab, old_padded_vocab, sizes[Axis.VOCAB], new_padded_vocab)
-    }
+    vocab = config.vocab, old_padded_vocab, sizes[Axis.VOCAB], new_padded_vocab
+    maps: dict[Axis, AxisMap] = {Axis.VOCAB: vocab_map(*vocab, target.fresh_rows)}
     masks = {}
     for dimension, part in grown.items():
         maps.update(part.maps)

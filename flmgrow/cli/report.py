@@ -47,6 +47,7 @@ def plan_lines(plan: Plan, execution: Execution) -> list[str]:
     """Return the plan as lines."""
     source, target, total = plan.source, plan.target, plan.total
     old, new = plan.parameters
+    averaged = total.near + total.mean
     rows = [
         ("source", f"{source.folder}  ({amount(old)} parameters, {source.dtype}, {source.layout})"),
         ("from", model_text(source.config)),
@@ -57,7 +58,7 @@ def plan_lines(plan: Plan, execution: Execution) -> list[str]:
         (
             "elements",
             f"{total.copied:,} from the source, {total.drawn:,} drawn, {total.zero:,} zero"
-            + (f", {total.mean:,} averaged" if total.mean else ""),
+            + (f", {averaged:,} averaged" if averaged else ""),
         ),
         ("read", size(source.nbytes)),
         ("write", f"{size(plan.total_bytes)} in {len(plan.files)} files"),

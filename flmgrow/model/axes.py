@@ -125,6 +125,8 @@ class Fill(StrEnum):
     ZERO = "zero"
     DRAWN = "drawn"
     """The tensor's own initialisation: a normal draw, one for gains, zero for biases."""
+    NEAR = "near"
+    """The mean of the old entries along the axis, with a little noise to tell them apart."""
     MEAN = "mean"
     """The mean of the old entries along the axis (LayerNorm does not see a channel equal to the
     mean).

@@ -8,6 +8,7 @@ out of the comparison.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.forward import UnitMasks, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.surgery.new_ids import NewIds, NewIdTotals
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 VOCAB_BLOCK = 4096
@@ -59,11 +61,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the logits of the second model are from the first's, over the first's vocabulary.
+    """How far the second model is from the first.
 
-    Losses are mean next-token cross entropies in nats, over that vocabulary. ``first_layer`` is the
-    first old layer (-1: the embedding) whose residual stream differs by more than the tolerance, or
-    None.
+    Logits are compared over the first's vocabulary. Losses are mean next-token cross entropies in
+    nats, and ``argmax_agreement`` is the share of positions where both find the same id likeliest:
+    each model over all of its own ids. ``first_layer`` is the first old layer (-1: the embedding)
+    whose residual stream differs by more than the tolerance, or None. ``new_ids`` is None if the
+    second model has none.
     """
 
     max_logit: float
@@ -72,6 +76,7 @@ class Difference:
     loss: float
     argmax_agreement: float
     first_layer: int | None
+    new_ids: NewIds | None = None
 
 
 class _Totals:
@@ -146,19 +151,22 @@ def compare(
 def _compare_logits(
     first: Side, second: Side, a: Tensor, b: Tensor, tokens: Tensor, first_layer: int | None
 ) -> Difference:
-    """Compare the logits of two last residuals over the first model's vocabulary, block by
-    block.
-    """
+    """Compare the logits of two last residuals, block by block of the vocabulary."""
     vocab = first.checkpoint.config.vocab
-    totals = _Totals(tokens), _Totals(tokens)
+    everything = max(vocab, second.checkpoint.config.vocab)
+    totals, new_ids = (_Totals(tokens), _Totals(tokens)), NewIdTotals(tokens.shape)
     worst, largest, start = 0.0, 0.0, 0
-    for old, new in zip(first.logits(a, vocab), second.logits(b, vocab), strict=True):
-        gap = (old - new).abs().max()
-        worst = max(worst, float(gap)) if torch.isfinite(gap) else float("inf")
-        largest = max(largest, float(old.abs().max()))
-        for total, logits in zip(totals, (old, new), strict=True):
-            total.add(logits, start)
-        start += old.shape[-1]
+    blocks = zip_longest(first.logits(a, vocab), second.logits(b, everything))
+    for old, new in blocks:
+        common = 0 if old is None else old.shape[-1]
+        new_ids.add(new[..., :common], new[..., common:])
+        totals[1].add(new, start)
+        if old is not None:
+            gap = (old - new[..., :common]).abs().max()
+            worst = max(worst, float(gap)) if torch.isfinite(gap) else float("inf")
+            largest = max(largest, float(old.abs().max()))
+            totals[0].add(old, start)
+        start += new.shape[-1]
     losses = [total.loss() for total in totals]
     return Difference(
         max_logit=worst,
@@ -167,4 +175,5 @@ def _compare_logits(
         loss=losses[0],
         argmax_agreement=float((totals[0].argmax == totals[1].argmax).double().mean()),
         first_layer=first_layer,
+        new_ids=new_ids.result(),
     )

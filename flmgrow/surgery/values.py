@@ -15,6 +15,7 @@ from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes
 from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal
 from flmgrow.operators.growth import Growth, Move, count, factors, moves
+from flmgrow.operators.vocab import ROW_NOISE
 from flmgrow.surgery.statistics import Statistics
 
 FALLBACK_STD = 0.02
@@ -24,7 +25,7 @@ FALLBACK_STD = 0.02
 class GrownValues:
     """Computes any box of any tensor of the grown model.
 
-    ``init_std`` replaces the source tensor's own spread for drawn entries.
+    ``init_std`` replaces the source tensor's own spread for drawn entries, and for noise.
     """
 
     def __init__(
@@ -55,22 +56,30 @@ class GrownValues:
         if move.fill is Fill.DRAWN:
             return (self._drawn(tensor, name, move.box) - tensor.shift).astype(dtype)
         assert move.old is not None
-        if move.fill is Fill.MEAN:
-            mean = self._statistics.mean(name, move.old, *move.mean_axes)
-            for factor in factors(self._growth, tensor, move.box):
-                mean = mean * factor
-            return np.broadcast_to(mean, move.box.shape).astype(dtype)
-        if not computed:
+        if move.fill is None and not computed:
             return self._reader.read(name, move.old).astype(dtype, copy=False)
-        return self._copied(tensor, name, move, move.old).astype(dtype)
+        return self._computed(tensor, name, move, move.old).astype(dtype)
 
-    def _copied(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
-        """Old values as they are stored, centred, scaled and noised as their roles ask."""
-        values: FloatArray = self._reader.read(name, old).astype(np.float64) + tensor.shift
+    def _old(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
+        """Old values as they are stored; or their mean, with noise where entries shall part."""
+        if not move.mean_axes:
+            return self._reader.read(name, old).astype(np.float64)
+        mean = self._statistics.mean(name, old, *move.mean_axes)
+        values: FloatArray = np.broadcast_to(mean, move.box.shape).copy()
+        if move.fill is Fill.NEAR:
+            std = ROW_NOISE * self._drawn_std(tensor, name, move.box)
+            values += normal(self._growth.seed, tensor.name, _indices(move.box)) * std
+        return values
+
+    def _computed(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
+        """Old values or their mean, centred, scaled and noised as their roles ask."""
+        values = self._old(tensor, name, move, old) + tensor.shift
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
                 across = (*old.ranges[:place], (0, axis_map.old_size), *old.ranges[place + 1 :])
-                values -= self._statistics.mean(name, Box(across), place)
+                values -= self._statistics.mean(
+                    name, Box(across), *sorted({*move.mean_axes, place})
+                )
         for factor in factors(self._growth, tensor, move.box):
             values *= factor
         for place, axis_map, roles in self._mapped(tensor):
@@ -119,12 +128,16 @@ class GrownValues:
         if tensor.init is not Init.NORMAL:
             values = np.full(box.shape, 1.0 if tensor.init is Init.ONES else 0.0)
         else:
-            std = self._init_std if self._init_std is not None else self._std(tensor, name, box)
+            std = self._drawn_std(tensor, name, box)
             values = normal(self._growth.seed, tensor.name, _indices(box)) * std
             self._silence_padding(tensor, box, values)
         for factor in factors(self._growth, tensor, box, fresh=True):
             values = values * factor + 0.0
         return values
+
+    def _drawn_std(self, tensor: LogicalTensor, name: str, box: Box) -> float:
+        """The spread of drawn entries: that which was given, or the old tensor's own."""
+        return self._std(tensor, name, box) if self._init_std is None else self._init_std
 
     def _std(self, tensor: LogicalTensor, name: str, box: Box) -> float:
         """The spread of the old tensor, in the old layer that stands behind the box's one layer."""
@@ -148,7 +161,8 @@ class GrownValues:
                 whole = full_box(tensor.shape(sizes))
                 if layer is not None:
                     whole = Box(((layer, layer + 1), *whole.ranges[1:]))
-                if tensor.init is Init.NORMAL and count(self._growth, tensor, whole).drawn:
+                counts = count(self._growth, tensor, whole)
+                if tensor.init is Init.NORMAL and counts.drawn + counts.near:
                     donor = None if layer is None else self.donor(layer)
                     label = tensor.name if layer is None else f"{tensor.name}[{layer}]"
                     drawn = self._init_std

@@ -105,7 +105,7 @@ def test_counts_of_a_growth_add_up_to_its_model(case: Case) -> None:
 
 
 def vars_of(counts: object) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in ("copied", "drawn", "zero", "mean")}
+    return {name: getattr(counts, name) for name in ("copied", "drawn", "zero", "near", "mean")}
 
 
 @examples(100)
