@@ -43,7 +43,7 @@ def configs(draw: DrawFn) -> ModelConfig:
         ffn=draw(st.sampled_from([3, 6, 8, 20])),
         kv_groups=draw(st.sampled_from([1, 2, 3, 4])),
         queries_per_group=draw(st.integers(1, 3)),
-        head_dim=draw(st.sampled_from([2, 4])),
+        head_dim=draw(st.sampled_from([2, 4, 6])),
         vocab=draw(st.sampled_from([17, 24, 51])),
         max_positions=16,
         norm=norm,
@@ -61,6 +61,8 @@ def configs(draw: DrawFn) -> ModelConfig:
                     RotarySettings(),
                     RotarySettings(interleaved=True, xpos_scale_base=16.0, xpos_centre=3),
                     RotarySettings(base=500.0, scaling_factor=8.0, interpolation=2.0),
+                    RotarySettings(base=50.0, percent=0.3),
+                    RotarySettings(percent=0.75, interleaved=True, xpos_scale_base=16.0),
                 ]
             )
         ),

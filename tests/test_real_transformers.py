@@ -47,6 +47,8 @@ GROWTHS: dict[str, tuple[tuple[object, ...], ...]] = {
         ("--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
     ),
     "qwen3": (
+        (*UNITS, "--hidden-size", 40, "--method", "zero"),
+        ("--hidden-size", 72, "--method", "copy"),
         (*UNITS, "--ffn-hidden-size", 80, "--num-attention-heads", 8, "--num-query-groups", 4,
          "--method", "zero"),
         (*UNITS, "--hidden-size", 64, "--method", "copy"),

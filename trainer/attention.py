@@ -116,7 +116,7 @@ def xpos_scale(
 
     Computed in float64, on the CPU. Entries that are not rotated have 1.
     """
-    size = int(head_dim * rotary.percent)
+    size = rotary.size(head_dim)
     zeta = (torch.arange(0, size, 2, dtype=torch.float64) / size + 0.4) / 1.4
     power = (
         torch.arange(length, dtype=torch.float64) - rotary.xpos_centre
@@ -125,5 +125,5 @@ def xpos_scale(
     rotated = (
         pairs.repeat_interleave(2, -1) if rotary.interleaved else torch.cat((pairs, pairs), -1)
     )
-    rest = torch.ones(length, head_dim - size, dtype=torch.float64)
+    rest = torch.ones(length, head_dim - rotated.shape[-1], dtype=torch.float64)
     return torch.cat((rotated, rest), -1).to(device, dtype)

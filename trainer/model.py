@@ -267,7 +267,7 @@ def _widen_head(model: GPTModel, config: ModelConfig) -> None:
 def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
     """Compute rotary frequencies in float64: megatron-core always does so in float32."""
     rotary = model.rotary_pos_emb
-    size = int(config.head_dim * config.rotary.percent)
+    size = config.rotary.size(config.head_dim)
     exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
     rotary.inv_freq = config.rotary.base**-exponents
     if config.rotary.scaling_factor is not None:

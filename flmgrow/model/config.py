@@ -26,6 +26,10 @@ class RotarySettings:
     ``interpolation`` divides positions. ``xpos_scale_base`` and ``xpos_centre`` belong to xPos:
     query and key are scaled by zeta ** (+-(n - centre) / scale_base) with zeta_i = (2i / d + 0.4) /
     1.4 (Sun et al. 2022, section 3).
+
+    Entries rotate in pairs: where the rotated share comes to an odd number, one entry more rotates,
+    and the exponents of theta stay fractions of that number (megatron-core 0.16's
+    ``RotaryEmbedding``, transformers 5's GPT-NeoX).
     """
 
     base: float = 10000.0
@@ -35,6 +39,18 @@ class RotarySettings:
     interpolation: float | None = None
     xpos_scale_base: float = 512.0
     xpos_centre: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.percent <= 1:
+            raise UsageError(f"the rotated share of a head is {self.percent:g}, wanted 0 to 1")
+
+    def size(self, head_dim: int) -> int:
+        """Return how many of a head's entries are to rotate; exponents are fractions of it."""
+        return int(head_dim * self.percent)
+
+    def pairs(self, head_dim: int) -> int:
+        """Return how many pairs of a head's entries rotate."""
+        return -(-self.size(head_dim) // 2)
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,12 @@ class ModelConfig:
             raise UsageError(f"norm epsilon is {self.norm_eps}, wanted at least 0")
         if self.multipliers.mup_base_width is not None and self.multipliers.mup_base_width < 1:
             raise UsageError("the muP base width must be at least 1")
+        pairs = self.rotary.pairs(self.head_dim)
+        if self.positions in ("rope", "xpos") and 2 * pairs > self.head_dim:
+            raise UsageError(
+                f"rotary positions turn pairs: heads of {self.head_dim} entries have no {pairs}",
+                "rotate a smaller share of each head, or give heads an even size",
+            )
         if self.positions not in ("rope", "xpos"):  # what has no effect must not tell models apart
             object.__setattr__(self, "rotary", RotarySettings())
 

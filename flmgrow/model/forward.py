@@ -76,7 +76,7 @@ def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
     4).
     """
     rotary = config.rotary
-    exponent = torch.arange(0, size, 2, dtype=dtype) / size
+    exponent = torch.arange(0, size, 2, dtype=dtype) / size  # one pair more for an odd size
     frequency = rotary.base**-exponent
     if rotary.scaling_factor is None:
         return frequency
@@ -89,10 +89,10 @@ def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
     """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s,
     d).
     """
-    if config.positions not in ("rope", "xpos"):
-        return x
     rotary = config.rotary
-    size = int(x.shape[-1] * rotary.percent)
+    size, rotated = rotary.size(x.shape[-1]), 2 * rotary.pairs(x.shape[-1])
+    if config.positions not in ("rope", "xpos") or not rotated:
+        return x
     positions = torch.arange(x.shape[-2], dtype=x.dtype)
     angle = torch.outer(
         positions / (rotary.interpolation or 1.0), _frequencies(config, size, x.dtype)
@@ -103,7 +103,7 @@ def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
         power = sign * (positions - rotary.xpos_centre) / rotary.xpos_scale_base
         scale = zeta ** power[:, None]
         cos, sin = cos * scale, sin * scale
-    turned, rest = x[..., :size], x[..., size:]
+    turned, rest = x[..., :rotated], x[..., rotated:]
     pairs = "(pair two)" if rotary.interleaved else "(two pair)"
     first, second = rearrange(turned, f"... {pairs} -> two ... pair", two=2)
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin))

@@ -34,7 +34,7 @@ def naive_turn(vector: Array, position: int, sign: int, c: ModelConfig) -> Array
     if c.positions not in ("rope", "xpos"):
         return vector
     size = int(len(vector) * c.rotary.percent)
-    half = size // 2
+    half = (size + 1) // 2
     result = vector.copy()
     for i in range(half):
         a, b = (2 * i, 2 * i + 1) if c.rotary.interleaved else (i, i + half)

@@ -1,0 +1,95 @@
+"""New ids must not take a model's predictions, though every old logit is what it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import accepted, flmgrow
+from damage import edit_all, edit_manifest
+from growing import grow_checkpoint
+from pico import CONFIGS, make_checkpoint, stored_weights
+
+from flmgrow.operators.target import Target
+
+
+def young(model: str) -> dict[str, torch.Tensor]:
+    """Weights of a model whose logits are all alike, so that the bound is tight."""
+    weights = stored_weights(CONFIGS[model])
+    table = "embedding" if CONFIGS[model].tied else "head"
+    return {**weights, table: weights[table] * 1e-3}
+
+
+@pytest.mark.parametrize("weights", ["trained", "young"])
+@pytest.mark.parametrize("model", ["tele", "llama"])
+def test_new_ids_near_the_mean_are_equal(model: str, weights: str, tmp_path: Path) -> None:
+    values = young(model) if weights == "young" else None
+    source = make_checkpoint(tmp_path / "a", model, weights=values)
+    accepted("expand", source, tmp_path / "b", "--vocab-size", 100)
+    out = accepted("verify", source, tmp_path / "b").out
+    assert "(allowed 1.0e-10" in out
+    assert "49 new ids take at most 4" in out
+    assert "of the softmax (allowed 50.25%)" in out
+    assert out.splitlines()[-1] == "equal"
+
+
+@pytest.mark.parametrize("change", ["rows", "old rule"])
+def test_new_ids_that_take_the_predictions_are_found(change: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", "tele")
+    if change == "old rule":
+        grow_checkpoint(source, tmp_path / "b", Target(vocab=100, fresh_rows="drawn"))
+    else:
+        accepted("expand", source, tmp_path / "b", "--vocab-size", 100)
+        accepted("verify", source, tmp_path / "b")
+        generator = torch.Generator().manual_seed(1)
+
+        def draw(content: dict[str, Any]) -> None:
+            rows = content["model"]["output_layer.weight"][51:100]
+            rows.normal_(0.0, 0.5, generator=generator)
+
+        edit_all(tmp_path / "b", draw)
+    outcome = flmgrow("verify", source, tmp_path / "b")
+    assert outcome.code == 1
+    function = next(line for line in outcome.out.splitlines() if "function" in line)
+    assert function.startswith("DIFFERENT")
+    assert "times as likely as the average old one" in function
+    elements = next(line for line in outcome.out.splitlines() if "elements" in line)
+    assert elements.startswith("ok" if change == "old rule" else "DIFFERENT")
+
+
+def test_losses_and_picks_are_those_over_all_ids(tmp_path: Path) -> None:
+    """One new row as large as the largest old ones is picked, and costs."""
+    source = make_checkpoint(tmp_path / "a", "tele")
+    accepted("expand", source, tmp_path / "b", "--vocab-size", 52)
+
+    def enlarge(content: dict[str, Any]) -> None:
+        rows = content["model"]["output_layer.weight"]
+        rows[51] = rows[:51][rows[:51].norm(dim=1).argmax()] * 8
+
+    edit_all(tmp_path / "b", enlarge)
+    outcome = flmgrow("verify", source, tmp_path / "b", "--json", "--no-receipt")
+    function = next(c for c in json.loads(outcome.out)["checks"] if c["name"] == "function")
+    assert function["passed"] is False
+    assert function["max_logit"] <= 1e-10
+    assert function["argmax_agreement"] < 1
+    assert function["loss_difference"] > 0.01
+    assert function["new_ids"]["new"] == 1
+    assert function["new_ids"]["share"] > function["new_ids_allowed"]
+
+
+def test_outputs_from_before_there_was_a_choice_are_derived_again(tmp_path: Path) -> None:
+    """Their manifests say nothing of how new rows were made; those of today do."""
+    source = make_checkpoint(tmp_path / "a", "tele")
+    grow_checkpoint(source, tmp_path / "b", Target(vocab=60, fresh_rows="drawn"))
+
+    def forget(manifest: dict[str, Any]) -> None:
+        assert manifest["growth"]["request"].pop("fresh_rows") == "drawn"
+
+    edit_manifest(tmp_path / "b", forget)
+    out = flmgrow("verify", source, tmp_path / "b", "--no-receipt").out
+    assert "ok         elements" in out
+    accepted("expand", source, tmp_path / "c", "--vocab-size", 60)
+    edit_manifest(tmp_path / "c", lambda m: m["growth"]["request"].pop("fresh_rows"))
+    out = flmgrow("verify", source, tmp_path / "c", "--no-receipt").out
+    assert "DIFFERENT  elements" in out
