@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.companions import Companions, Ids
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis
@@ -84,7 +85,8 @@ class HuggingFaceOptions:
     ``shard_size`` is in bytes. ``family`` is the ``model_type``, None to choose one that can say
     the model. ``keep_code`` carries the source's programs along. ``provenance`` are
     short named texts, written into every shard, that say where the weights come from. ``tokenizer``
-    holds files, by name, that stand in the place of the source's own.
+    holds files, by name, that stand in the place of the source's own; ``token_ids`` are the special
+    ids that were found beside them.
     """
 
     shard_size: int = 5 << 30
@@ -92,6 +94,7 @@ class HuggingFaceOptions:
     keep_code: bool = False
     provenance: tuple[tuple[str, str], ...] = ()
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    token_ids: Ids = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -103,6 +106,7 @@ class HuggingFaceOptions:
             "keep_code": self.keep_code,
             "provenance": dict(self.provenance),
             "tokenizer": sums,
+            "token_ids": dict(self.token_ids),
         }
 
 
@@ -169,7 +173,7 @@ class Checkpoint:
     for a release. ``carried`` says, per kind of content that is no weight, in one line what it is.
     ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for. ``hub`` is
     where on the Hub it comes from, None for a folder of the user's own. ``notes`` say how it was
-    read where that is not plain from its files.
+    read where that is not plain from its files. ``companions`` say how the model is spoken to.
     """
 
     path: Path
@@ -189,6 +193,7 @@ class Checkpoint:
     format: str = "megatron"
     hub: HubOrigin | None = None
     notes: tuple[str, ...] = ()
+    companions: Companions = field(default_factory=Companions)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.companions import IDS, Companions, known_ids
 from flmgrow.formats.huggingface_config import (
     family_of,
     notes_on_fields,
@@ -122,6 +123,17 @@ def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
     return found
 
 
+def _companions(contents: HuggingFaceFolder, family: Family, where: str) -> Companions:
+    """Return how the model is spoken to; ids that no field says are the family's usual ones."""
+    beside = contents.beside()
+    names = [*beside["generation"], *beside["tokenizer"]]
+    usual = dict(zip(IDS, family.usual_ids, strict=False))
+    rows = contents.fields.get("vocab_size")
+    small = isinstance(rows, int) and any(i is not None and i >= rows for i in usual.values())
+    ids = {**({} if small else usual), **known_ids(contents.fields, where)}
+    return Companions({name: contents.folder / name for name in names}, ids)
+
+
 def _notes_on_dtypes(pieces: Sequence[TensorPiece], dtype: str) -> Iterator[str]:
     """Tell of weights of several dtypes: a checkpoint that is written has one."""
     by_dtype: dict[str, list[str]] = {}
@@ -188,4 +200,5 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
             *contents.notes,
             *_notes_on_dtypes(pieces, dtype),
         ),
+        companions=_companions(contents, family, where),
     )

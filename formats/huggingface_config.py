@@ -8,6 +8,7 @@ list of abilities, and it cannot be wrong.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import cast
 
 from flmgrow.errors import BadCheckpointError, UsageError
@@ -23,6 +24,7 @@ from flmgrow.model.config import ModelConfig
 _LEFT = {*PRIVATE, *ENTRIES}
 CONFIG_FILE = "config.json"
 Fields = Mapping[str, object]
+NO_IDS: Fields = MappingProxyType({"bos_token_id": None, "eos_token_id": None})
 
 
 def family_of(fields: Fields, where: str) -> Family:
@@ -141,7 +143,9 @@ def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
     return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
 
 
-def _merged(family: Family, config: ModelConfig, own: Fields, old: ModelConfig) -> Fields:
+def _merged(
+    family: Family, config: ModelConfig, ids: Fields, own: Fields, old: ModelConfig
+) -> Fields:
     """Return a model's own fields with those that its growth changed brought up to date.
 
     A field that is null, or not there, stands for a default that may depend on sizes: all such are
@@ -158,11 +162,10 @@ def _merged(family: Family, config: ModelConfig, own: Fields, old: ModelConfig) 
         changed["layer_types"] = [FULL_ATTENTION] * config.layers
     if "n_ctx" in own:
         changed["n_ctx"] = config.max_positions
-    return {**kept, **changed}
+    return {**ids, **kept, **changed}
 
 
-def _new(family: Family, config: ModelConfig) -> Fields:
-    ids = {"bos_token_id": None, "eos_token_id": None}
+def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -175,14 +178,15 @@ def _new(family: Family, config: ModelConfig) -> Fields:
 def written_fields(
     config: ModelConfig,
     name: str | None = None,
+    ids: Fields = NO_IDS,
     own: tuple[Fields, ModelConfig] | None = None,
     options: ReadOptions = AS_STORED,
 ) -> tuple[Family, dict[str, object]]:
     """Return the family and the ``config.json`` that say ``config``.
 
-    ``name`` chooses the family; ``own`` is what the source's file says, and the model it means when
-    it is read with ``options``.
-    Raises UsageError, with the reasons, if no family (or not that one) can say the model.
+    ``name`` chooses the family, ``ids`` are the special tokens'. ``own`` is what the source's file
+    says, and the model it means when it is read with ``options``. Raises UsageError, with the
+    reasons, if no family (or not that one) can say the model.
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(f"--family {name}: unknown", f"one of {', '.join(FAMILIES)}")
@@ -190,10 +194,10 @@ def written_fields(
     options = options if kept else AS_STORED
     if own is not None and kept:
         family = FAMILIES[cast(str, own[0]["model_type"])]
-        candidates = {family.name: _merged(family, config, *own)}
+        candidates = {family.name: _merged(family, config, ids, *own)}
     else:
         names = FAMILIES if name is None else [name]
-        candidates = {each: _new(FAMILIES[each], config) for each in names}
+        candidates = {each: _new(FAMILIES[each], config, ids) for each in names}
     reasons = {}
     for each, fields in candidates.items():
         reasons[each] = _unsaid(FAMILIES[each], seen(FAMILIES[each], fields, options), config)

@@ -15,6 +15,7 @@ import xxhash
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
+from flmgrow.formats.companions import GENERATION, is_companion
 from flmgrow.formats.elsewhere import without_weights
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
@@ -23,14 +24,9 @@ from flmgrow.formats.strict_json import read_object
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-GENERATION = "generation_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 256 << 20
 
-TOKENIZER = re.compile(
-    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.json|vocab\.txt|"
-    r"merges\.txt|tokenizer\.model|added_tokens\.json|chat_template\.(?:json|jinja)"
-)
 _SHARD = re.compile(r"(?!\.)[\w.-]{1,200}\.safetensors", re.ASCII)
 _NUMBERED = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 _MANIFEST = "flmgrow.json"
@@ -191,7 +187,7 @@ class HuggingFaceFolder:
             kind = "other"
             if path.name == GENERATION:
                 kind = "generation"
-            elif TOKENIZER.fullmatch(path.name):
+            elif is_companion(path.name):
                 kind = "tokenizer"
             elif path.suffix == ".py":
                 kind = "code"

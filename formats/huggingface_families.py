@@ -35,7 +35,8 @@ class Family:
     ``rows`` say where its tensors are, ``prefix`` is what all keys but the head's begin with (and
     lack where the bare model was saved), ``buffers`` match what is stored and no parameter.
     ``read`` and ``write`` translate its fields, which are ``understood``; ``positions`` is the one
-    that holds the longest text's length. ``code`` says which class of which shipped file stands for
+    that holds the longest text's length. ``usual_ids`` are those that begin and end a text where no
+    field says it. ``code`` says which class of which shipped file stands for
     each of transformers' automatic classes, where it has none.
     """
 
@@ -48,6 +49,7 @@ class Family:
     write: Callable[[ModelConfig], dict[str, object]]
     understood: frozenset[str]
     positions: str = "max_position_embeddings"
+    usual_ids: tuple[int | None, int | None] = (None, None)
     code: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -266,10 +268,12 @@ def _llama_family(
     read: Callable[[ArgumentReader], ModelConfig],
     write: Callable[[ModelConfig], dict[str, object]],
     more: frozenset[str],
+    usual_ids: tuple[int | None, int | None] = (None, None),
 ) -> Family:
     return Family(
-        name, architecture, LLAMA, "model.", _LLAMA_BUFFERS, read, write, _LLAMA_FIELDS | more
-    )
+        name, architecture, LLAMA, "model.", _LLAMA_BUFFERS, read, write, _LLAMA_FIELDS | more,
+        usual_ids=usual_ids,
+    )  # fmt: skip
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -277,22 +281,23 @@ FAMILIES: Mapping[str, Family] = {
     for family in (
         _llama_family(
             "llama", "LlamaForCausalLM", _read_llama, _write_llama_biases,
-            frozenset({"attention_bias", "mlp_bias"}),
+            frozenset({"attention_bias", "mlp_bias"}), (1, 2),
         ),
         _llama_family("qwen2", "Qwen2ForCausalLM", _read_qwen2, _write_llama, _WINDOW),
         _llama_family("qwen3", "Qwen3ForCausalLM", _read_qwen3, _write_llama, _WINDOW),
         Family(
             "gpt2", "GPT2LMHeadModel", GPT2, "transformer.", _GPT2_BUFFERS, _read_gpt2, _write_gpt2,
-            _GPT2_FIELDS, "n_positions",
+            _GPT2_FIELDS, "n_positions", (50256, 50256),
         ),
         Family(
             "gpt_neox", "GPTNeoXForCausalLM", GPT_NEOX, "gpt_neox.", _NEOX_BUFFERS, _read_neox,
-            _write_neox, _NEOX_FIELDS,
+            _write_neox, _NEOX_FIELDS, usual_ids=(0, 2),
         ),
-        _llama_family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, _WINDOW),
+        _llama_family("mistral", "MistralForCausalLM", _read_mistral, _write_mistral, _WINDOW,
+                      (1, 2)),
         Family(
             "flm", "FLMForCausalLM", GPT2, "transformer.", _GPT2_BUFFERS, flm.read_flm,
-            flm.write_flm, flm.FIELDS, "n_positions", flm.CODE,
+            flm.write_flm, flm.FIELDS, "n_positions", code=flm.CODE,
         ),
     )
 }  # fmt: skip

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import ClassVar
 
 from flmgrow import __version__
-from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, HuggingFaceOptions, TargetModel
-from flmgrow.formats.files import Bytes, ReadOnlyFile
+from flmgrow.formats.companions import as_new_file
+from flmgrow.formats.files import Bytes
 from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface_contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
+from flmgrow.formats.huggingface_spoken import spoken
 from flmgrow.formats.layout import Placement
 from flmgrow.formats.safetensors_file import NewTensor, SafetensorsPlan
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.torch_zip import new_tensor
 
 _CODE = "flmgrow.formats.huggingface_code"
-MAX_CARRIED_BYTES = 256 << 20
 _METADATA = (("format", "pt"), ("flmgrow", __version__))
 _DTYPE_FIELDS = ("dtype", "torch_dtype")
 
@@ -58,26 +58,6 @@ class TargetShard:
         for array in self.arrays:
             for chunk in fill(array.storage, [array]):
                 write(chunk)
-
-
-@dataclass(frozen=True, eq=False)
-class CarriedFile:
-    """A file that comes along as it is."""
-
-    path: str
-    file: ReadOnlyFile
-    arrays: tuple[TargetArray, ...] = ()
-    sums_of: ClassVar[Sequence[str]] = ()
-
-    @property
-    def total_size(self) -> int:
-        """Its size in bytes."""
-        return self.file.size
-
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
-        """Copy it."""
-        for piece in self.file.chunks(0, self.file.size):
-            write(piece)
 
 
 def _array(placement: Placement, dtype: str) -> TargetArray:
@@ -122,41 +102,17 @@ def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
 
 
 def _kinds(target: TargetModel) -> tuple[str, ...]:
-    """Return which kinds of files that lie beside the weights come along."""
+    """Return which kinds of files that lie beside the weights of a folder come along."""
     tokenizer = () if target.huggingface.tokenizer else ("tokenizer",)
     code = ("code",) if target.huggingface.keep_code else ()
     return ("generation", *tokenizer, *code)
 
 
-def _own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file to be copied, which must belong to the folder.
-
-    A link into the cache of huggingface_hub does. Any other link out of the folder might put a file
-    of the user's own into what is then published.
-    """
-    root, path = folder.resolve(), (folder / name).resolve()
-    cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in path.parents
-    if root not in path.parents and not cached:
-        raise BadCheckpointError(
-            f"{folder / name}: is a symbolic link out of the folder",
-            "put the file itself there if it belongs to the model, or remove the link",
-        )
-    return path
-
-
-def _carried(source: Checkpoint, target: TargetModel) -> Iterator[CarriedFile]:
+def _kept_code(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     contents = source.contents
-    if isinstance(contents, HuggingFaceFolder):
-        beside = contents.beside()
-        for name in (name for kind in _kinds(target) for name in beside[kind]):
-            file = ReadOnlyFile(_own_file(contents.folder, name))
-            if file.size > MAX_CARRIED_BYTES:
-                raise BadCheckpointError(
-                    f"{contents.folder / name}: has {file.size} bytes, "
-                    f"wanted at most {MAX_CARRIED_BYTES}",
-                    "such a file is no tokenizer; move it elsewhere",
-                )
-            yield CarriedFile(name, file)
+    if not isinstance(contents, HuggingFaceFolder) or not target.huggingface.keep_code:
+        return []
+    return [as_new_file(name, contents.folder / name) for name in contents.beside()["code"]]
 
 
 def is_shipped(file: Path) -> bool:
@@ -165,7 +121,7 @@ def is_shipped(file: Path) -> bool:
     return file.name != "__init__.py" and own.is_file() and own.read_bytes() == file.read_bytes()
 
 
-def _shipped(family: Family, carried: Sequence[CarriedFile]) -> Iterator[TargetBytes]:
+def _shipped(family: Family, carried: Sequence[NewFile]) -> Iterator[TargetBytes]:
     """Yield flmgrow's own code for a family that has no class in transformers.
 
     Code of the source's own, where it is kept, stands in its place.
@@ -183,16 +139,22 @@ def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     return [text for kind, text in source.carried.items() if kind not in _kinds(target)]
 
 
+def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return what one must know to use the target folder."""
+    return spoken(source, target).notes
+
+
 def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     """Return every file of the target folder, described but not produced.
 
     Raises UsageError, with the reasons, for a model that no family of transformers can say.
     """
-    told, read = None, AS_STORED
+    told, own_model, read = spoken(source, target), None, AS_STORED
     if isinstance(source.contents, HuggingFaceFolder):
         own, read, where = source.contents.fields, source.contents.options, str(source.folder)
-        told = (own, read_fields(family_of(own, where), own, where, read))
-    family, fields = written_fields(target.config, target.huggingface.family, told, read)
+        own_model = (own, read_fields(family_of(own, where), own, where, read))
+    wanted_family = target.huggingface.family
+    family, fields = written_fields(target.config, wanted_family, told.ids, own_model, read)
     if not target.huggingface.keep_code:
         fields.pop("auto_map", None)
         fields.update(family.fixed)
@@ -200,12 +162,12 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     wanted = family_placements(family, target.config, target.config.sizes)
     shards = _shards([_array(p, dtype) for p in wanted], target.huggingface)
     config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
-    carried = list(_carried(source, target))
+    code = _kept_code(source, target)
     return [
         *shards,
         *([_index(shards)] if len(shards) > 1 else []),
-        *carried,
-        *(TargetBytes(*file) for file in target.huggingface.tokenizer.items()),
-        *_shipped(family, carried),
+        *(as_new_file(name, content) for name, content in told.files.items()),
+        *code,
+        *_shipped(family, code),
         TargetBytes(CONFIG, config),
     ]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import written_arguments
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.foreign_objects import is_left_out, left_out_objects, without_foreign
 from flmgrow.formats.gradient_buffers import Cut
 from flmgrow.formats.inert_values import (
@@ -169,7 +170,7 @@ def _in_module_order(
 def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return the keys of carried content that has no meaning in the target and is left out."""
     if source.format == "huggingface":
-        return list(source.carried.values())
+        return [text for kind, text in source.carried.items() if kind not in COMPANION_KINDS]
     moved = (source.layout.tp, source.layout.pp, source.layout.vpp) != (
         target.layout.tp,
         target.layout.pp,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.inert_values import OrderedMap, make_namespace
 from flmgrow.formats.layout import Layout, placements
 from flmgrow.formats.module_order import module_keys
@@ -76,10 +77,12 @@ def new_model(
     dtype: str,
     iteration: int,
     extra: Mapping[str, object],
+    companions: Companions = NO_COMPANIONS,
 ) -> Checkpoint:
     """Return a model without files as a source to write from, under megatron-core's local names.
 
-    ``extra`` is what ranks hold beside model and arguments. Its values cannot be read.
+    ``extra`` is what ranks hold beside model and arguments, ``companions`` say how the model is
+    spoken to. Its values cannot be read.
     """
     content = rank_content(arguments, config, padded_vocab, fused=False)
     content.update({**extra, "iteration": iteration})
@@ -101,4 +104,5 @@ def new_model(
         fused=False,
         carried=dict.fromkeys(extra, "of the trainer"),
         format="megatron",
+        companions=companions,
     )

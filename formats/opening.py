@@ -1,9 +1,11 @@
 """Recognising a checkpoint's format and opening it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.companions import companions_in
 from flmgrow.formats.elsewhere import not_a_checkpoint
 from flmgrow.formats.huggingface import open_huggingface
 from flmgrow.formats.huggingface_contents import is_huggingface
@@ -34,6 +36,9 @@ def open_checkpoint(
     if (told := not_a_checkpoint(path, is_megatron)) is not None:
         raise told
     folder = iteration_folder(path, iteration)
+    companions = companions_in(folder)
     if any((folder / name).exists() for name in _DISTRIBUTED):
-        return open_torch_dist(root_folder(path, folder), folder, options)
-    return open_megatron(path, iteration, options)
+        opened = open_torch_dist(root_folder(path, folder), folder, options)
+    else:
+        opened = open_megatron(path, iteration, options)
+    return replace(opened, companions=companions)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from flmgrow.errors import BadCheckpointError
 
@@ -73,8 +74,16 @@ def _merges(ranks: Ranks) -> Iterator[str]:
             yield f"{_text(left)} {_text(right)}"
 
 
-def as_tokenizer(ranks: Ranks) -> bytes:
-    """Return the ``tokenizer.json`` that gives the same ids as tiktoken with ``ranks``."""
+def _special(text: str, number: int) -> dict[str, object]:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": text, **plain, "special": True}
+
+
+def as_tokenizer(ranks: Ranks, special: Mapping[str, int] = MappingProxyType({})) -> bytes:
+    """Return the ``tokenizer.json`` that gives the same ids as tiktoken with ``ranks``.
+
+    ``special`` are tokens that stand for themselves in any text, with their ids.
+    """
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     words = {
         "type": "Split",
@@ -86,7 +95,7 @@ def as_tokenizer(ranks: Ranks) -> bytes:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": [_special(text, number) for text, number in special.items()],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",

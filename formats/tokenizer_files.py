@@ -1,19 +1,37 @@
 """Tokenizer files from elsewhere, for a checkpoint that has none of its own.
 
-They come from a folder that holds them, whatever else is in it, or are made from one file of
-tiktoken ranks. They are data, and carried as they are.
+They come from a folder that holds them, whatever else is in it; or they are one file, as training
+takes it: a ``tokenizer.json``, or tiktoken ranks that one is made from. They are data, and carried
+as they are.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.companions import Ids, is_companion, known_ids
 from flmgrow.formats.files import ReadOnlyFile
-from flmgrow.formats.huggingface_contents import TOKENIZER
+from flmgrow.formats.huggingface_spoken import byte_tokenizer
+from flmgrow.formats.strict_json import parse_object, refuse_pointer
 from flmgrow.formats.tiktoken_ranks import as_tokenizer, read_ranks
+from flmgrow.formats.tokenizer_settings import TOKENIZER_JSON
 from flmgrow.model.config import ModelConfig
 
 MAX_TOKENIZER_BYTES = 64 << 20
+BYTES = Path("bytes")
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True, eq=False)
+class GivenTokenizer:
+    """Files by name, and the special ids that a ``config.json`` beside them names."""
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    ids: Ids = field(default_factory=dict)
+
+
+NO_TOKENIZER = GivenTokenizer()
 
 
 def _content(path: Path) -> bytes:
@@ -24,41 +42,53 @@ def _content(path: Path) -> bytes:
                 f"{path}: has {file.size} bytes, wanted at most {MAX_TOKENIZER_BYTES}",
                 "such a file is no tokenizer",
             )
-        return file.read(0, file.size)
+        data = file.read(0, file.size)
+        refuse_pointer(data[:64], str(path))
+        return data
     finally:
         file.close()
 
 
-def _from_ranks(path: Path, config: ModelConfig) -> dict[str, bytes]:
+def _from_ranks(path: Path, config: ModelConfig) -> bytes:
     ranks = read_ranks(_content(path), str(path))
     if len(ranks) > config.vocab:
         raise BadCheckpointError(
             f"{path}: has {len(ranks)} tokens, but the model has {config.vocab} ids",
             "give the tokenizer that the model was trained with, or --true-vocab-size",
         )
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_positions,
-        "clean_up_tokenization_spaces": False,
-    }
-    return {
-        "tokenizer.json": as_tokenizer(ranks),
-        "tokenizer_config.json": json.dumps(settings, indent=2).encode() + b"\n",
-    }
+    return as_tokenizer(ranks)
 
 
-def tokenizer_files(path: Path, config: ModelConfig) -> dict[str, bytes]:
-    """Return the content of the tokenizer files to write for a model, by name.
+def _from_json(path: Path) -> bytes:
+    data = _content(path)
+    if "model" not in parse_object(data, str(path)):
+        raise BadCheckpointError(
+            f"{path}: has no entry model, wanted a tokenizer.json",
+            "give the file that a tokenizer was saved as, or its folder",
+        )
+    return data
 
-    ``path`` is a folder with such files, or a file of tiktoken ranks. Raises BadCheckpointError for
-    a folder without any, a damaged file, and more tokens than the model has ids.
+
+def tokenizer_files(path: Path, config: ModelConfig) -> GivenTokenizer:
+    """Return the tokenizer to write for a model.
+
+    ``path`` is a folder with the files of one, a ``tokenizer.json`` of any name, a file of tiktoken
+    ranks, or ``bytes``. Raises BadCheckpointError for a folder without any, a damaged file, and
+    more ranks than the model has ids.
     """
+    if path == BYTES and not path.exists():
+        return GivenTokenizer({TOKENIZER_JSON: byte_tokenizer()})
     if not path.is_dir():
-        return _from_ranks(path, config)
-    names = sorted(entry.name for entry in path.iterdir() if TOKENIZER.fullmatch(entry.name))
+        content = _from_json(path) if path.suffix == ".json" else _from_ranks(path, config)
+        return GivenTokenizer({TOKENIZER_JSON: content})
+    names = sorted(entry.name for entry in path.iterdir() if is_companion(entry.name))
     if not names:
         raise BadCheckpointError(
             f"{path}: holds no tokenizer files",
             "wanted tokenizer.json and the like, or name a file of tiktoken ranks",
         )
-    return {name: _content(path / name) for name in names}
+    ids: Ids = {}
+    if (path / _CONFIG).is_file():
+        where = str(path / _CONFIG)
+        ids = known_ids(parse_object(_content(path / _CONFIG), where), where)
+    return GivenTokenizer({name: _content(path / name) for name in names}, ids)

@@ -5,23 +5,48 @@ from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
-from flmgrow.formats.huggingface_writing import huggingface_dropped, huggingface_files
+from flmgrow.formats.companions import companion_files
+from flmgrow.formats.huggingface_writing import (
+    huggingface_dropped,
+    huggingface_files,
+    huggingface_notes,
+)
 from flmgrow.formats.megatron_writing import dropped_notes, folder_name, target_files, tracker
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.torch_dist_writing import VERSIONS, torch_dist_files
+
+
+def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return what one must tell Megatron-LM of the target, as no file says it to it."""
+    told = []
+    eps, factor = target.config.norm_eps, target.config.rotary.scaling_factor
+    if eps != source.config.norm_eps:
+        told.append(
+            f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
+            f"so pass --norm-epsilon {eps!r}"
+        )
+    if factor not in (None, _STOCK_ROPE_FACTOR) and not written_format(source.format).ranks:
+        told.append(
+            f"Llama 3's rotary scaling has the factor {factor:g} here: Megatron-LM's "
+            f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
+            "flmgrow train takes it as it is"
+        )
+    return told
 
 
 @dataclass(frozen=True)
 class Format:
     """A format that can be written.
 
-    ``describe`` gives its files, ``dropped`` the kinds of carried content that it leaves out.
+    ``describe`` gives its files, ``dropped`` the kinds of carried content that it leaves out,
+    ``notes`` what one must know of the rest.
     ``ranks`` says that it knows tensor and pipeline ranks (and so pads the vocabulary, and counts
     iterations in folders of its own).
     """
 
     describe: Callable[[Checkpoint, TargetModel], Sequence[NewFile]]
     dropped: Callable[[Checkpoint, TargetModel], list[str]] = dropped_notes
+    notes: Callable[[Checkpoint, TargetModel], list[str]] = megatron_notes
     ranks: bool = True
 
 
@@ -31,7 +56,7 @@ _STOCK_ROPE_FACTOR = 8.0
 FORMATS: Mapping[str, Format] = {
     "megatron": Format(target_files),
     "torch_dist": Format(torch_dist_files),
-    "huggingface": Format(huggingface_files, huggingface_dropped, ranks=False),
+    "huggingface": Format(huggingface_files, huggingface_dropped, huggingface_notes, ranks=False),
 }
 
 
@@ -54,7 +79,10 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
             f"--torch-dist-version {version}: the result has format {target.format}",
             "add --format torch_dist, or leave the version out",
         )
-    return written_format(target.format).describe(source, target)
+    files = written_format(target.format).describe(source, target)
+    if not written_format(target.format).ranks:
+        return files
+    return [*files, *companion_files(source.companions, folder_name(source.iteration))]
 
 
 def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
@@ -64,22 +92,7 @@ def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
 
 def notes(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return what one must know to go on from the target's files."""
-    if not written_format(target.format).ranks:
-        return []
-    told = []
-    eps, factor = target.config.norm_eps, target.config.rotary.scaling_factor
-    if eps != source.config.norm_eps:
-        told.append(
-            f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
-            f"so pass --norm-epsilon {eps!r}"
-        )
-    if factor not in (None, _STOCK_ROPE_FACTOR) and not written_format(source.format).ranks:
-        told.append(
-            f"Llama 3's rotary scaling has the factor {factor:g} here: Megatron-LM's "
-            f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
-            "flmgrow train takes it as it is"
-        )
-    return told
+    return written_format(target.format).notes(source, target)
 
 
 def written_iteration(source: Checkpoint, target: TargetModel) -> int | None:

@@ -11,9 +11,9 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.huggingface_contents import TOKENIZER
+from flmgrow.formats.companions import TOKENIZER
 from flmgrow.formats.manifest_file import masks_of
-from flmgrow.formats.tokenizer_files import tokenizer_files
+from flmgrow.formats.tokenizer_files import NO_TOKENIZER, tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.hub.names import push_name
@@ -101,7 +101,9 @@ def export(
     if push is not None and not running.dry_run:
         push.check()
     with reading.open(src, iteration) as source:
-        files = None if tokenizer is None else tokenizer_files(tokenizer, source.config)
+        given = NO_TOKENIZER
+        if tokenizer is not None:
+            given = tokenizer_files(tokenizer, source.config)
         plan = make_plan(
             source,
             Target(),
@@ -109,7 +111,7 @@ def export(
             FileWish(
                 dtype,
                 "huggingface",
-                huggingface=huggingface_options(source, shard_size, family, keep_code, files),
+                huggingface=huggingface_options(source, shard_size, family, keep_code, given),
             ),
             pending=masks_of(source),
         )

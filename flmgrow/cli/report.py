@@ -142,6 +142,7 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ),
         ("files", f"{checkpoint.contents.count}, {size(checkpoint.nbytes)}"),
         ("also holds", ", ".join(checkpoint.carried.values()) or "nothing else"),
+        *([("spoken to by", checkpoint.companions.text)] if checkpoint.companions.text else []),
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, ReadOptio
 from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.tokenizer_files import NO_TOKENIZER, GivenTokenizer
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.reading import fetch
@@ -95,7 +96,7 @@ def huggingface_options(
     shard_size: str,
     family: str | None = None,
     keep_code: bool = False,
-    tokenizer: Mapping[str, bytes] | None = None,
+    tokenizer: GivenTokenizer = NO_TOKENIZER,
 ) -> HuggingFaceOptions:
     """Return how a Hugging Face folder shall be written of ``source``.
 
@@ -104,7 +105,8 @@ def huggingface_options(
     size = parse_size(shard_size, "--shard-size")
     if size < 1:
         raise UsageError(f"--shard-size {shard_size}: wanted at least one byte", "such as 5G")
-    return HuggingFaceOptions(size, family, keep_code, provenance_of(source), tokenizer or {})
+    provenance = provenance_of(source)
+    return HuggingFaceOptions(size, family, keep_code, provenance, tokenizer.files, tokenizer.ids)
 
 
 def check_dtype(dtype: str | None) -> None:

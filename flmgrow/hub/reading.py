@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from flmgrow.errors import HubError
 from flmgrow.formats.checkpoint import HubOrigin
-from flmgrow.formats.huggingface_contents import CONFIG, GENERATION, INDEX
+from flmgrow.formats.companions import GENERATION
+from flmgrow.formats.huggingface_contents import CONFIG, INDEX
 from flmgrow.formats.manifest_file import MANIFEST
 from flmgrow.hub.client import AGAIN, patiently, session
 from flmgrow.hub.names import HubName
@@ -29,6 +30,8 @@ FETCHED = (
     "chat_template.*",
     "vocab.*",
     "merges.txt",
+    "tekken.json",
+    "spiece.model",
 )
 LEFT = ("*/*", "*.py", "*.bin", "consolidated*.safetensors")
 """Subfolders, programs, pickles, and Mistral's second copy of the same weights."""

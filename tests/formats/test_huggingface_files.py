@@ -33,9 +33,11 @@ def test_tokenizer_files_come_along_and_programs_do_not(tmp_path: Path) -> None:
 
 
 def test_what_no_megatron_checkpoint_holds_is_named(tmp_path: Path) -> None:
-    source = with_files(make_folder(tmp_path / "hf"), "tokenizer.json")
+    source = with_files(make_folder(tmp_path / "hf"), "modeling_x.py", "notes.txt")
     err = accepted("import", source, tmp_path / "out").err
-    assert err == "note: left out: tokenizer files: tokenizer.json\n"
+    assert err == (
+        "note: left out: programs (*.py): modeling_x.py\nnote: left out: other files: notes.txt\n"
+    )
 
 
 def test_names_of_files_cannot_drive_a_terminal(tmp_path: Path) -> None:
