@@ -13,6 +13,7 @@ whatever they are proportional to takes (new number) / (old number).
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, FloatArray, IntArray, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.operators.choices import METHODS, NewLayers, check_choice, no_method
 from flmgrow.operators.dimension import DimensionGrowth
 
 
@@ -54,6 +56,8 @@ def _sources(old: int, new: int, method: str, placement: str) -> list[int]:
         return [layer % old for layer in range(new)]
     if method == "interleave":
         return [layer * old // new for layer in range(new)]
+    if method not in METHODS[Dimension.DEPTH]:
+        raise no_method(Dimension.DEPTH, method)
     if placement == "end":
         return [*range(old), *([old - 1] * (new - old))]
     if placement == "interleave":
@@ -74,7 +78,11 @@ def _score_factors(config: ModelConfig, donor: IntArray) -> FloatArray:
 
 
 def grow_depth(
-    config: ModelConfig, new: int, method: str, placement: str = "end", new_layers: str = "copy"
+    config: ModelConfig,
+    new: int,
+    method: str,
+    placement: str = "end",
+    new_layers: NewLayers = "copy",
 ) -> DimensionGrowth:
     """Return how depth grows to ``new`` layers by ``method`` (mask, zero, copy, stack or
     interleave).
@@ -82,6 +90,7 @@ def grow_depth(
     ``placement`` is end, interleave, or a list of old layer numbers, one per new layer, in which
     the first use of a number is the old layer itself. ``new_layers`` is copy or random.
     """
+    check_choice("new layers", new_layers, get_args(NewLayers))
     sources = _sources(config.layers, new, method, placement)
     donor = np.array(sources, np.int64)
     fresh = _first_uses(sources)

@@ -4,6 +4,7 @@ operators.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.masks import Mask
@@ -21,3 +22,7 @@ class DimensionGrowth:
     mask: Mask | None = None
     eps_factor: float = 1.0
     preserves: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps_factor < inf:
+            raise ValueError(f"a factor of the norm epsilon is {self.eps_factor}, wanted above 0")

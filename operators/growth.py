@@ -8,7 +8,7 @@ counted without a tensor in sight, and executed piece by piece.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, product
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatAr
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
-
-FreshSecondMoment = Literal["zero", "mean"]
-"""The exp_avg_sq of fresh entries: a fill, by its name (``operators/moments.py``)."""
+from flmgrow.operators.choices import FreshSecondMoment, Moments, check_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +40,13 @@ class Growth:
     preserves: bool = True
     seed: int = 0
     request: Mapping[str, object] = field(default_factory=dict)
-    moments: str = "keep"
+    moments: Moments = "keep"
     fresh_second_moment: FreshSecondMoment = "zero"
+
+    def __post_init__(self) -> None:
+        check_choice("moments", self.moments, get_args(Moments))
+        words = get_args(FreshSecondMoment)
+        check_choice("fresh second moment", self.fresh_second_moment, words)
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

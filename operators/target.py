@@ -6,6 +6,8 @@ combination is one pass, and the order in which dimensions are named has no mean
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,20 +15,21 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
+from flmgrow.operators.choices import (
+    METHODS,
+    FreshRows,
+    FreshSecondMoment,
+    Moments,
+    NewLayers,
+    check_choice,
+    check_methods,
+)
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.growth import FreshSecondMoment, Growth
+from flmgrow.operators.growth import Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
-from flmgrow.operators.vocab import FreshRows, vocab_map
+from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width
-
-METHODS: Mapping[Dimension, tuple[str, ...]] = {
-    Dimension.WIDTH: ("mask", "zero", "copy"),
-    Dimension.HEADS: ("mask", "zero", "copy"),
-    Dimension.FFN: ("mask", "zero", "copy"),
-    Dimension.DEPTH: ("mask", "zero", "copy", "stack", "interleave"),
-}
-
 
 MAX_SIZE = 1 << 26
 MAX_SIZES = {Axis.LAYER: 10_000}
@@ -70,14 +73,32 @@ class Target:
     vocab: int | None = None
     methods: Mapping[Dimension, str] = field(default_factory=lambda: parse_methods("mask"))
     depth_placement: str = "end"
-    new_layers: str = "copy"
+    new_layers: NewLayers = "copy"
     untie: bool = False
     ramp_steps: int | None = None
     copy_noise: float = NOISE
-    moments: str = "keep"
+    moments: Moments = "keep"
     fresh_second_moment: FreshSecondMoment = "zero"
     fresh_rows: FreshRows = "mean"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "ffn", "heads", "kv_groups", "vocab"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UsageError(f"{name}: wanted {size}, at least 1 is possible")
+        check_methods(self.methods)
+        check_choice("new layers", self.new_layers, get_args(NewLayers))
+        check_choice("moments", self.moments, get_args(Moments))
+        words = get_args(FreshSecondMoment)
+        check_choice("fresh second moment", self.fresh_second_moment, words)
+        check_choice("fresh rows", self.fresh_rows, get_args(FreshRows))
+        if self.ramp_steps is not None and self.ramp_steps < 1:
+            raise UsageError(f"a mask's ramp takes {self.ramp_steps} steps, wanted at least 1")
+        if not 0 <= self.copy_noise < inf:
+            raise UsageError(f"copy noise is {self.copy_noise:g}, wanted 0 or more")
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}, wanted 0 or more")
 
     def to_json(self) -> dict[str, object]:
         """Return the request as plain data."""
@@ -90,15 +111,13 @@ class Target:
         Raises BadCheckpointError if it is malformed.
         """
         try:
-            target = _TARGET.validate_python({"fresh_rows": "drawn", **data})
+            return _TARGET.validate_python({"fresh_rows": "drawn", **data})
         except ValidationError as error:
             raise BadCheckpointError(
                 f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"
             ) from None
-        for dimension, method in target.methods.items():
-            if method not in METHODS[dimension]:
-                raise BadCheckpointError(f"flmgrow.json: names a method {dimension}={method}")
-        return target
+        except UsageError as error:
+            raise BadCheckpointError(f"flmgrow.json: its growth request: {error}") from None
 
 
 _TARGET = TypeAdapter(Target)

@@ -17,6 +17,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis, AxisMap, Fill, Role, appended
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.operators.choices import no_method
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.draws import split_weights
 
@@ -25,8 +26,11 @@ def _unit_map(axis: Axis, old: int, new: int, method: str, seed: int) -> AxisMap
     if method == "copy":
         source = np.arange(new, dtype=np.int64) % old
         return AxisMap(old, source, {Role.READS: split_weights(seed, axis, source)})
-    fill = {Role.READS: Fill.ZERO} if method == "zero" else {}
-    return AxisMap(old, appended(old, new), fill=fill)
+    if method == "zero":
+        return AxisMap(old, appended(old, new), fill={Role.READS: Fill.ZERO})
+    if method == "mask":
+        return AxisMap(old, appended(old, new))
+    raise no_method(Dimension.FFN if axis is Axis.FFN else Dimension.HEADS, method)
 
 
 def grow_ffn(config: ModelConfig, new: int, method: str, seed: int) -> DimensionGrowth:

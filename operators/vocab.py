@@ -20,17 +20,11 @@ parallelism. A padding row that the source has is kept where the target has room
 resharding there and back is bit-equal; a padding row it lacks is zero.
 """
 
-from typing import Literal
-
 import numpy as np
 
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, PADDING, AxisMap, Fill, Role
-
-FreshRows = Literal["mean", "drawn"]
-"""What new ids start as: near the mean of the old rows, or (as manifests without a word on it mean)
-drawn around zero.
-"""
+from flmgrow.operators.choices import FreshRows
 
 ROW_NOISE = 1e-3
 """Noise on the rows of new ids, relative to the spread that entries of their table are drawn with.

@@ -33,6 +33,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended, identity
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.operators.choices import no_method
 from flmgrow.operators.dimension import DimensionGrowth
 
 NOISE = 0.1
@@ -49,7 +50,11 @@ def grow_width(config: ModelConfig, new: int, method: str, noise: float = NOISE)
     old = config.hidden
     if method == "copy":
         return _copy(config, old, new, noise)
-    return _mask(old, new) if method == "mask" else _zero(config, old, new)
+    if method == "zero":
+        return _zero(config, old, new)
+    if method == "mask":
+        return _mask(old, new)
+    raise no_method(Dimension.WIDTH, method)
 
 
 def _mask(old: int, new: int) -> DimensionGrowth:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import chain, pairwise
-from math import prod
+from math import inf, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,6 +179,11 @@ class AxisMap:
         for role, factors in chain.from_iterable(table.items() for table in self.factors):
             if factors.shape != self.source.shape or not np.isfinite(factors).all():
                 raise ValueError(f"{role} does not have one finite factor per new index")
+        if not 0 <= self.noise < inf:
+            raise ValueError(f"noise of {self.noise} on copies, wanted 0 or more")
+        donor = self.donors
+        if donor.shape != self.source.shape or donor.max() >= self.old_size:
+            raise ValueError(f"donors are not one index of {self.old_size} per new index")
 
     @property
     def factors(self) -> tuple[Mapping[Role, FloatArray], Mapping[Role, FloatArray]]:

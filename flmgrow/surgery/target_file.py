@@ -2,12 +2,12 @@
 names.
 """
 
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flmgrow.errors import UsageError
-from flmgrow.operators.growth import FreshSecondMoment
+from flmgrow.operators.choices import FreshSecondMoment, Moments, NewLayers, check_choice
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.surgery.plan import LayoutWish
@@ -49,10 +49,9 @@ class TargetFile(BaseModel):
         method = self.method or "mask"
         if not isinstance(method, str):
             method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
-        if self.new_layers not in (None, "copy", "random"):
-            raise UsageError(f"--new-layers {self.new_layers}: wanted copy or random")
-        if self.optimizer not in (None, "keep", "reset", "asymmetric"):
-            raise UsageError(f"--optimizer {self.optimizer}: wanted keep, reset or asymmetric")
+        new_layers, moments = self.new_layers or "copy", self.optimizer or "keep"
+        check_choice("--new-layers", new_layers, get_args(NewLayers))
+        check_choice("--optimizer", moments, get_args(Moments))
         return Target(
             layers=self.num_layers,
             hidden=self.hidden_size,
@@ -62,26 +61,24 @@ class TargetFile(BaseModel):
             vocab=self.vocab_size,
             methods=parse_methods(method),
             depth_placement=self.depth_placement or "end",
-            new_layers=self.new_layers or "copy",
+            new_layers=cast(NewLayers, new_layers),
             copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),
-            moments=self.optimizer or "keep",
+            moments=cast(Moments, moments),
             fresh_second_moment=self._fresh_second_moment(),
             ramp_steps=self.ramp_steps,
             seed=self.seed or 0,
         )
 
     def _fresh_second_moment(self) -> FreshSecondMoment:
-        known: dict[str, FreshSecondMoment] = {name: name for name in get_args(FreshSecondMoment)}
         wanted = self.fresh_second_moment or "zero"
-        if wanted not in known:
-            raise UsageError(f"--fresh-second-moment {wanted}: wanted {' or '.join(known)}")
+        check_choice("--fresh-second-moment", wanted, get_args(FreshSecondMoment))
         if wanted != "zero" and self.optimizer == "reset":
             raise UsageError(
                 f"--fresh-second-moment {wanted}: --optimizer reset makes every moment zero",
                 "leave out one of the two",
             )
-        return known[wanted]
+        return cast(FreshSecondMoment, wanted)
 
     def layout(self) -> LayoutWish:
         """Return the layout asked for."""

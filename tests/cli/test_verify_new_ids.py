@@ -34,11 +34,13 @@ def test_new_ids_near_the_mean_are_equal(model: str, weights: str, tmp_path: Pat
     assert out.splitlines()[-1] == "equal"
 
 
-@pytest.mark.parametrize("change", ["rows", "old rule"])
+@pytest.mark.parametrize("change", ["rows", "old rule", "noise"])
 def test_new_ids_that_take_the_predictions_are_found(change: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", "tele")
     if change == "old rule":
         grow_checkpoint(source, tmp_path / "b", Target(vocab=100, fresh_rows="drawn"))
+    elif change == "noise":
+        accepted("expand", source, tmp_path / "b", "--vocab-size", 100, "--init-std", 1000)
     else:
         accepted("expand", source, tmp_path / "b", "--vocab-size", 100)
         accepted("verify", source, tmp_path / "b")
@@ -55,7 +57,7 @@ def test_new_ids_that_take_the_predictions_are_found(change: str, tmp_path: Path
     assert function.startswith("DIFFERENT")
     assert "times as likely as the average old one" in function
     elements = next(line for line in outcome.out.splitlines() if "elements" in line)
-    assert elements.startswith("ok" if change == "old rule" else "DIFFERENT")
+    assert elements.startswith("DIFFERENT" if change == "rows" else "ok")
 
 
 def test_losses_and_picks_are_those_over_all_ids(tmp_path: Path) -> None:
