@@ -88,9 +88,14 @@ def test_every_dispatch_ends_in_an_error() -> None:
 
 def test_maps_and_factors_are_numbers_that_make_sense() -> None:
     source = np.arange(4, dtype=np.int64)
-    for wrong in ({"noise": -1.0}, {"noise": float("inf")}, {"donor": source + 1}):
+    slips: tuple[dict[str, Any], ...] = (
+        {"noise": -1.0},
+        {"noise": float("inf")},
+        {"donor": source + 1},
+    )
+    for wrong in slips:
         with pytest.raises(ValueError, match=r"noise|donors"):
-            AxisMap(4, source, **wrong)  # type: ignore[arg-type]
+            AxisMap(4, source, **wrong)
     with pytest.raises(ValueError, match="donors"):
         AxisMap(4, source, donor=source[:2])
     with pytest.raises(ValueError, match="epsilon"):

@@ -22,6 +22,7 @@ from flmgrow.formats.manifest_file import read_manifest
 from flmgrow.formats.megatron import open_megatron
 from flmgrow.model.axes import Box
 from flmgrow.model.tensors import logical_tensors
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
@@ -180,7 +181,7 @@ def test_means_do_not_depend_on_how_much_is_read_at_once(
 
 @examples(5)
 @given(cases(), st.sampled_from(["keep", "asymmetric"]))
-def test_any_growth_into_any_layout_and_blocks(case: Case, how: str) -> None:
+def test_any_growth_into_any_layout_and_blocks(case: Case, how: Moments) -> None:
     """Growing into another layout is growing and then resharding, and verify derives it again."""
     if case.refused:
         return

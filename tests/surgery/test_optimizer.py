@@ -22,6 +22,7 @@ from flmgrow.errors import StorageError
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.manifest_file import read_manifest
 from flmgrow.formats.megatron import open_megatron
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutWish, make_plan
@@ -78,7 +79,7 @@ def test_the_state_is_that_of_a_run_in_the_new_layout(
 
 
 @pytest.mark.parametrize("how", ["keep", "asymmetric"])
-def test_workers_and_memory_do_not_change_a_byte(how: str, tmp_path: Path) -> None:
+def test_workers_and_memory_do_not_change_a_byte(how: Moments, tmp_path: Path) -> None:
     config = CONFIGS["flm"]
     make_checkpoint(tmp_path / "a", config, even(config, 2, 2), dtype="bfloat16", optimizer=True)
     target = Target(
@@ -100,7 +101,7 @@ def test_workers_and_memory_do_not_change_a_byte(how: str, tmp_path: Path) -> No
 
 @examples(12)
 @given(cases(), st.sampled_from(["keep", "reset", "asymmetric"]))
-def test_every_growth_carries_and_verifies(case: Case, how: str) -> None:
+def test_every_growth_carries_and_verifies(case: Case, how: Moments) -> None:
     """Into another layout at once, or growing first: the same bits, and verify derives them."""
     if case.refused:
         return

@@ -117,7 +117,7 @@ def test_every_fresh_entry_wakes(name: str, what: str, method: str, tmp_path: Pa
     methods, _, fresh = method.partition(" ")
     target = Target(
         methods=parse_methods(methods),
-        new_layers=fresh or "copy",
+        new_layers="random" if fresh else "copy",
         depth_placement="interleave",
         **GROWN[what],  # type: ignore[arg-type]
     )
