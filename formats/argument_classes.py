@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.argument_defaults import defaults
 from flmgrow.formats.argument_names import FEATURES, HARMLESS, OFF, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.foreign_objects import is_left_out
 from flmgrow.formats.vouched import Vouched
 
 Arguments = Mapping[str, object]
@@ -138,10 +139,9 @@ def notes_of(
             f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; only "
             f"inspect works on this checkpoint as it is: {hint} to the others"
         )
-    if found.unknown:
+    if carried := [name for name in found.unknown if not is_left_out(arguments[name])]:
         notes.append(
-            f"{where}: args that no known Megatron-LM has are carried as they are: "
-            f"{_few(found.unknown)}"
+            f"{where}: args that no known Megatron-LM has are carried as they are: {_few(carried)}"
         )
     notes += [
         f"{where}: {vouched.option} {shlex.quote(pattern)}: no argument is called so"

@@ -45,6 +45,8 @@ class ReadOptions:
     texts that the model is wanted for, where that is less than it was made for. ``fused`` chooses
     the names that a Megatron checkpoint written from a Hugging Face folder has. ``look_only``:
     nothing will be written, so an argument that nobody knows is told, not refused.
+    ``given_arguments`` take the place of Megatron-LM's arguments in the files, or stand for missing
+    ones; they are as JSON can say them, a dtype as ``torch.bfloat16``.
     """
 
     ignored_arguments: Collection[str] = ()
@@ -53,6 +55,7 @@ class ReadOptions:
     true_vocab: int | None = None
     fused: bool = True
     look_only: bool = False
+    given_arguments: Mapping[str, object] = field(default_factory=dict)
 
     def real_rows(self, told: int, stored: int) -> int:
         """Return how many of ``stored`` embedding rows are real, where the files say ``told``.
@@ -174,6 +177,7 @@ class Checkpoint:
     ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for. ``hub`` is
     where on the Hub it comes from, None for a folder of the user's own. ``notes`` say how it was
     read where that is not plain from its files. ``companions`` say how the model is spoken to.
+    ``given`` are arguments that the user gave in the place of those in its files.
     """
 
     path: Path
@@ -194,6 +198,7 @@ class Checkpoint:
     hub: HubOrigin | None = None
     notes: tuple[str, ...] = ()
     companions: Companions = field(default_factory=Companions)
+    given: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -48,6 +48,7 @@ class _Source(BaseModel):
     tokens: _Tokens | None = None
     date: str | None = None
     digest: str
+    arguments: dict[str, Any] = {}
     parameters: _Count
     base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
     iteration: _Count | None

@@ -16,12 +16,17 @@ from flmgrow.formats.argument_names import FEATURES, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.foreign_objects import check_content
+from flmgrow.formats.given_arguments import made_arguments
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.layout import Layout, Placement
+from flmgrow.formats.manifest_file import MANIFEST
 from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
+from flmgrow.formats.megatron_shapes import rank_shapes
 from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.stored_model import ITERATION, iteration_number, stored_model, weights_dtype
+from flmgrow.formats.tied_head import check_head
 from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.formats.training_state import TRAINING
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
@@ -143,16 +148,17 @@ def _agree(a: object, b: object) -> bool:
     return a == b or a != a
 
 
-def _check_agreement(files: Mapping[RankKey, TorchFile]) -> None:
-    """All ranks must come from one run and one iteration."""
+def _check_agreement(files: Mapping[RankKey, TorchFile], given: Collection[str]) -> None:
+    """All ranks must come from one run and one iteration, whatever their ``given`` arguments."""
     first = next(iter(files.values()))
-    reference = _arguments_of(first)
+    without = not any("args" in content_of(file) for file in files.values())
+    reference = {} if without else _arguments_of(first)
     iterations: dict[str, list[str]] = {}
     for file in files.values():
-        arguments = _arguments_of(file)
+        arguments = {} if without else _arguments_of(file)
         odd = [
             f"args.{name} is {shown(arguments.get(name))}, not {shown(reference.get(name))}"
-            for name in sorted(_MUST_AGREE)
+            for name in sorted(_MUST_AGREE - set(given))
             if not _agree(reference.get(name), arguments.get(name))
         ]
         if odd:
@@ -285,6 +291,30 @@ def root_folder(path: Path, folder: Path) -> Path:
     return path.resolve().parent if inside else path
 
 
+def _is_fused(files: Mapping[RankKey, TorchFile]) -> bool:
+    """Whether a norm has its name in Transformer Engine's layer spec."""
+    return any(
+        "linear_qkv.layer_norm_weight" in str(key)
+        for file in files.values()
+        for name, chunk in content_of(file).items()
+        if str(name).startswith("model") and isinstance(chunk, dict)
+        for key in chunk
+    )
+
+
+def _ranks_of(arguments: Mapping[str, object]) -> tuple[object, object]:
+    """Return the tensor and pipeline ranks that arguments speak of."""
+    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    tp, pp = (arguments.get(name) for name in sizes)
+    return tp or 1, pp or 1
+
+
+def first_arguments(folder: Path) -> tuple[dict[str, object], str]:
+    """Return the arguments in an iteration's folder of rank files, and the file they are in."""
+    with TorchFile(next(iter(_rank_files(folder).values()))) as file:
+        return _arguments_of(file), str(file.file.path)
+
+
 def _assemble(
     path: Path,
     folder: Path,
@@ -292,18 +322,22 @@ def _assemble(
     options: ReadOptions,
 ) -> Checkpoint:
     first = next(iter(files.values()))
-    arguments = _arguments_of(first)
     where = str(first.file.path)
-    _check_agreement(files)
-    stored = stored_model(arguments, where, options)
+    contents = RankFiles(files)
+    _check_agreement(files, options.given_arguments)
+    shapes, layout = rank_shapes(files)
+    contents.given = options.given_arguments
+    if "args" not in content_of(first):
+        given = options.given_arguments
+        contents.given = made_arguments(given, shapes, layout, _is_fused(files), where, folder)
+    arguments = arguments_in(contents.content(next(iter(files))), where)
+    whole = layout is not None and _ranks_of(arguments) == (layout.tp, layout.pp)
+    stored = stored_model(arguments, where, options, shapes if whole else None)
     _check_ranks(folder, files.keys(), stored.layout)
-    fused = any(
-        "linear_qkv.layer_norm_weight" in str(key)
-        for file in files.values()
-        for number in range(stored.layout.vpp)
-        for key in _chunk(file, chunk_key(number, stored.layout))
-    )
-    arrays = _match(files, stored.layout, stored.placements(fused))
+    fused = _is_fused(files)
+    arrays = list(_match(files, stored.layout, stored.placements(fused)))
+    trusted = any((at / name).is_file() for at in (path, folder) for name in (MANIFEST, TRAINING))
+    check_head(arrays, stored.config, options.given_arguments, trusted)
     reader = LogicalReader(stored.tensors, stored.sizes, arrays)
     return Checkpoint(
         path=path,
@@ -315,8 +349,9 @@ def _assemble(
         vocab_multiple=stored.vocab_multiple,
         dtype=weights_dtype(arguments, reader),
         reader=reader,
-        contents=RankFiles(files),
+        contents=contents,
         fused=fused,
         notes=stored.notes,
+        given=options.given_arguments,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import xxhash
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.given_arguments import corrected, with_arguments
+from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.torch_zip import TorchFile
 
 RankKey = tuple[int, int]
@@ -36,11 +38,13 @@ class RankFiles:
     """Opened rank files; the first is that of rank (0, 0).
 
     ``beside`` are files that lie beside them, opened when the optimizer's state is asked for.
+    ``given`` are arguments that take the place of stored ones.
     """
 
     def __init__(self, files: Mapping[RankKey, TorchFile]) -> None:
         self.files = files
         self.beside: dict[RankKey, TorchFile] = {}
+        self.given: Mapping[str, object] = {}
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +58,11 @@ class RankFiles:
 
     def content(self, rank: RankKey) -> Mapping[object, object]:
         """Return what a rank's file holds."""
-        return content_of(self.files[rank])
+        content = content_of(self.files[rank])
+        if not self.given:
+            return content
+        own = namespace(content["args"]) if "args" in content else {}
+        return with_arguments(content, corrected(own, self.given))
 
     def digest(self) -> str:
         """Return a digest of the rank files, whatever lies beside them."""

@@ -17,8 +17,7 @@ from flmgrow.formats.megatron import (
     root_folder,
 )
 from flmgrow.formats.torch_dist import open_torch_dist
-
-_DISTRIBUTED = ("metadata.json", ".metadata")
+from flmgrow.formats.torch_dist_contents import DISTRIBUTED
 
 
 def open_checkpoint(
@@ -32,12 +31,18 @@ def open_checkpoint(
     if is_huggingface(path) and not (path / TRACKER).exists():
         if iteration is not None:
             raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
+        if options.given_arguments:
+            raise UsageError(
+                f"--set-arg {next(iter(options.given_arguments))}: in {path} it is config.json that "
+                "says the model",
+                "correct the config.json in a copy of the folder",
+            )
         return open_huggingface(path, options)
     if (told := not_a_checkpoint(path, is_megatron)) is not None:
         raise told
     folder = iteration_folder(path, iteration)
     companions = companions_in(folder)
-    if any((folder / name).exists() for name in _DISTRIBUTED):
+    if any((folder / name).exists() for name in DISTRIBUTED):
         opened = open_torch_dist(root_folder(path, folder), folder, options)
     else:
         opened = open_megatron(path, iteration, options)

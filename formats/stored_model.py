@@ -13,6 +13,7 @@ from flmgrow.formats.inert_values import Global
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.stored_shapes import StoredShapes, check_shapes
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -61,19 +62,29 @@ class StoredModel:
             return placements(ROWS, self.tensors, self.sizes, self.layout, fused)
 
 
-def stored_model(arguments: Mapping[str, object], where: str, options: ReadOptions) -> StoredModel:
+def stored_model(
+    arguments: Mapping[str, object],
+    where: str,
+    options: ReadOptions,
+    shapes: StoredShapes | None = None,
+) -> StoredModel:
     """Return the model that ``arguments``, found in file ``where``, describe.
+
+    ``shapes`` are those of all its arrays, None where they are not known to be whole.
 
     Raises BadCheckpointError, or UsageError for options that contradict them.
     """
     reader = ArgumentReader(arguments, where)
-    padded = reader.integer("padded_vocab_size")
+    rows = None if shapes is None else shapes.rows
+    padded = reader.integer("padded_vocab_size", rows)
     ignored = options.ignored_arguments
     notes = notes_of(arguments, where, ignored, options.look_only)
     if options.look_only:
         ignored = (*ignored, *judge(arguments).doubtful)
     with _blaming(where):
         config = read_config(arguments, where, padded, ignored)
+    if shapes is not None:
+        check_shapes(shapes, config, padded, arguments, where)
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
     notes = (*notes, *vocabulary_notes(arguments, config.vocab))
     layout = read_layout(arguments, config.layers, where)

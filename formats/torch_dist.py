@@ -13,6 +13,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.chunks import chunk_placement, whole_placement
 from flmgrow.formats.dcp_metadata import DcpTensor
+from flmgrow.formats.given_arguments import corrected, made_arguments
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron import arguments_in, chunk_key
 from flmgrow.formats.module_order import module_keys
@@ -21,6 +22,7 @@ from flmgrow.formats.stored_model import iteration_number, stored_model, weights
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.torch_dist_contents import COMMON_STATE, LAYERS, DistFolder, ItemPiece
+from flmgrow.formats.torch_dist_shapes import listed_shapes
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
 
@@ -148,8 +150,15 @@ def open_torch_dist(path: Path, folder: Path, options: ReadOptions = AS_STORED) 
 
 def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpoint:
     where = contents.where
+    shapes = listed_shapes(contents.metadata)
+    own = arguments_in(contents.root, where) if "args" in contents.root else None
+    if own is None:
+        given = options.given_arguments
+        contents.arguments = made_arguments(given, shapes, None, True, where, contents.folder)
+    elif options.given_arguments:
+        contents.arguments = corrected(own, options.given_arguments)
     arguments = arguments_in(contents.root, where)
-    stored = stored_model(arguments, where, options)
+    stored = stored_model(arguments, where, options, shapes)
     pieces = find_pieces(contents, stored.tensors, stored.sizes)
     _refuse_unknown(contents, pieces)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)
@@ -169,6 +178,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         fused=fused,
         carried=_carried(contents),
         notes=stored.notes,
+        given=options.given_arguments,
         format="torch_dist",
     )
 

@@ -18,6 +18,7 @@ from flmgrow.formats.dcp_items import DcpItems
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
 from flmgrow.formats.dist_integrity import check_integrity, read_integrity
 from flmgrow.formats.foreign_objects import check_content
+from flmgrow.formats.given_arguments import with_arguments
 from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap
 from flmgrow.formats.layout import Placement
@@ -25,6 +26,8 @@ from flmgrow.formats.strided import read_tensor
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
 
+DISTRIBUTED = ("metadata.json", ".metadata")
+"""Files of which a distributed checkpoint has one at least."""
 COMMON = "common.pt"
 COMMON_STATE = "common_state/shard_0_1"
 """The object that takes its place in 0.19: a list with the same dict in it."""
@@ -68,6 +71,8 @@ class DistFolder:
         self.metadata: DcpMetadata = read_metadata(folder)
         self.items = DcpItems(folder)
         self.common = self._open_common()
+        self.arguments: Mapping[str, object] | None = None
+        """What stands in the place of the stored arguments, if anything does."""
         check_content(self.root, self.where)
         self.integrity = read_integrity(folder, self.files)
         self.models: Mapping[tuple[int, int], Mapping[str, Mapping[str, str]]] = {}
@@ -130,7 +135,7 @@ class DistFolder:
             (root,) = root
         if not isinstance(root, dict):
             raise BadCheckpointError(f"{self.where}: found {describe(root)}, wanted a dict")
-        return root
+        return root if self.arguments is None else with_arguments(root, self.arguments)
 
     @property
     def nbytes(self) -> int:

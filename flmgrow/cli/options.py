@@ -56,6 +56,26 @@ MaxPositions = Annotated[
         rich_help_panel=_SOURCE_PANEL,
     ),
 ]
+SetArgument = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set-arg",
+        metavar="NAME=VALUE",
+        help="Read the source as if this training argument were so, where it is missing or wrong. "
+        "May be given several times; held against every array.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
+ArgumentsFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--args-from",
+        metavar="FILE|FOLDER",
+        help="Take what the model is from a run_config.yaml, a config.json or another checkpoint; "
+        "--set-arg comes on top.",
+        rich_help_panel=_SOURCE_PANEL,
+    ),
+]
 TrueVocab = Annotated[
     int | None,
     typer.Option(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flmgrow.cli import options, report
-from flmgrow.cli.parsing import parse_size
+from flmgrow.cli.parsing import parse_assignments, parse_size
 from flmgrow.errors import UsageError, printable
+from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, ReadOptions
 from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
@@ -28,9 +29,20 @@ class Reading:
     """How to open a source: the options that every command has which reads one."""
 
     ignore_arg: options.IgnoreArgument = None
+    set_arg: options.SetArgument = None
+    args_from: options.ArgumentsFrom = None
     ignore_field: options.IgnoreField = None
     max_position_embeddings: options.MaxPositions = None
     true_vocab_size: options.TrueVocab = None
+
+    def given_arguments(self) -> dict[str, object]:
+        """Return the arguments given in the place of the source's; notes on them go to stderr."""
+        elsewhere: dict[str, object] = {}
+        if self.args_from is not None:
+            elsewhere, notes = arguments_from(self.args_from)
+            for note in notes:
+                print(f"note: {printable(note)}", file=sys.stderr)
+        return {**elsewhere, **parse_assignments("--set-arg", self.set_arg or ())}
 
     def open(
         self,
@@ -38,9 +50,12 @@ class Reading:
         iteration: int | None = None,
         fused: bool = True,
         look_only: bool = False,
+        given: Mapping[str, object] | None = None,
     ) -> Checkpoint:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
         it. What is to be known of how it was read is told on stderr.
+
+        ``given`` arguments take the place of those that the options give.
         """
         folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
         said = ReadOptions(
@@ -50,6 +65,7 @@ class Reading:
             true_vocab=self.true_vocab_size,
             fused=fused,
             look_only=look_only,
+            given_arguments=self.given_arguments() if given is None else given,
         )
         opened = open_checkpoint(folder, iteration, said)
         for note in opened.notes:

@@ -14,6 +14,8 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.manifest_file import manifest_of
 from flmgrow.model.tensors import parameter_count
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def verify(
     from flmgrow.surgery.verify import Verification
     from flmgrow.surgery.verify import verify as run
 
-    with reading.open(src) as source, reading.open(dst) as result:
+    with reading.open(dst, given={}) as result, _open_source(reading, src, result) as source:
         chosen = dtype
         if chosen is None:
             small = max(parameter_count(x.config) for x in (source, result)) <= _LARGE
@@ -112,6 +114,18 @@ def verify(
     print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(verdict)))
     if verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
+
+
+def _open_source(reading: Reading, path: Path, result: Checkpoint) -> Checkpoint:
+    """Open the source as it was read when the result was made from it, unless the user says how."""
+    recorded = ((manifest_of(result) or {}).get("source") or {}).get("arguments")
+    if not recorded or reading.set_arg or reading.args_from:
+        return reading.open(path)
+    source = reading.open(path, given=recorded)
+    if (manifest_of(result) or {})["source"]["digest"] == source.contents.digest():
+        return source
+    source.close()
+    return reading.open(path)
 
 
 def _lines(verdict: "Verdict") -> list[str]:

@@ -46,6 +46,7 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
     return {
         "flmgrow": __version__,
         "source": plan.source.contents.digest(),
+        "arguments": dict(plan.source.given),
         "states": plan.source.optimizer.digest if plan.source.optimizer else "",
         "model": asdict(plan.target.config),
         "layout": asdict(plan.target.layout),
@@ -87,6 +88,7 @@ def describe(
             "name": source.name,
             "hub": None if source.hub is None else asdict(source.hub),
             "digest": source.contents.digest(),
+            "arguments": dict(source.given),
             "parameters": old,
             "model": asdict(source.config),
             "base_output": _base_output(source),
@@ -158,6 +160,7 @@ def tells_of(manifest: Json, plan: Plan, options: Mapping[str, object]) -> bool:
     sizes = {file["path"]: file["size"] for file in manifest["files"]}
     return (
         manifest["source"]["digest"] == wanted["source"]["digest"]
+        and manifest["source"].get("arguments", {}) == wanted["source"]["arguments"]
         and all(manifest["growth"].get(key) == value for key, value in growth.items())
         and all(manifest.get(key) == wanted[key] for key in wanted.keys() - set(_LATER))
         and sizes == dict(plan.file_sizes)

@@ -1,0 +1,133 @@
+"""Arguments that the user gives for a checkpoint that has none, or has wrong ones.
+
+They take the place of stored ones before anything is read from them, and everything that follows
+(layout, shapes, what is written) sees them alone. A checkpoint without any arguments gets them all:
+sizes are taken from its arrays, what the user gave comes on top, and what neither tells stops the
+run.
+"""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from shlex import quote
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.argument_defaults import defaults
+from flmgrow.formats.argument_names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.arguments import read_config
+from flmgrow.formats.inert_values import Global, make_namespace
+from flmgrow.formats.layout import Layout
+from flmgrow.formats.new_arguments import IMPLEMENTATIONS, new_arguments
+from flmgrow.formats.pipeline_arguments import written_layout
+from flmgrow.formats.stored_shapes import StoredShapes, shown_arguments, shown_heads
+
+CHECKPOINT_VERSION = 3.0
+_DTYPE = "torch."
+_ROTARY = ("rotary_base", "rotary_percent")
+_BESIDE = ("run_config.yaml", "config.json", "huggingface/config.json")
+"""Files that may describe the model, as Megatron-Bridge and verl lay them beside its weights."""
+
+
+_SYNONYMS = (
+    ("norm_epsilon", "layernorm_epsilon"),
+    ("apply_layernorm_1p", "layernorm_zero_centered_gamma"),
+    ("position_embedding_type", "use_rotary_position_embeddings"),
+)
+"""Two names for one thing: whichever is given, the other must not overrule it."""
+
+
+def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> None:
+    """Raise UsageError for a name that neither Megatron-LM nor the checkpoint has."""
+    known = {*UNDERSTOOD, *FEATURES, *UNCLEAR, *HARMLESS, *defaults(), *stored, "params_dtype"}
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise UsageError(
+                f"--set-arg {name}: Megatron-LM has no such argument",
+                f"did you mean {near[0]}?" if near else "names are those of its args: num_layers",
+            )
+
+
+def as_stored(given: Mapping[str, object]) -> dict[str, object]:
+    """Return given values as a file would hold them: ``torch.bfloat16`` is a dtype."""
+    return {
+        name: Global("torch", value.removeprefix(_DTYPE))
+        if isinstance(value, str) and value.startswith(_DTYPE)
+        else value
+        for name, value in given.items()
+    }
+
+
+def corrected(stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """Return ``stored`` arguments with those that are ``given``. Raises UsageError for a slip."""
+    check_names(given, stored)
+    overruled = {other for pair in _SYNONYMS for name, other in (pair, pair[::-1]) if name in given}
+    kept = {name: value for name, value in stored.items() if name not in overruled}
+    return {**kept, **as_stored(given)}
+
+
+def with_arguments(
+    content: Mapping[object, object], arguments: Mapping[str, object]
+) -> dict[object, object]:
+    """Return a rank's content with other arguments, and the version of what has some."""
+    version = {} if "args" in content else {"checkpoint_version": CHECKPOINT_VERSION}
+    return {**version, **content, "args": make_namespace(dict(arguments))}
+
+
+def made_arguments(
+    given: Mapping[str, object], stored: StoredShapes, layout: Layout | None, fused: bool,
+    where: str, folder: Path,
+) -> dict[str, object]:  # fmt: skip
+    """Return the arguments of a model whose files hold none.
+
+    ``layout`` is that of its files, None where they have none. Raises BadCheckpointError, naming
+    file ``where`` and what is missing, if arrays and ``given`` arguments do not tell everything;
+    the hint names a file in ``folder`` that may.
+    """
+    check_names(given, {})
+    heads = given.get("num_attention_heads")
+    shown = shown_arguments(stored)
+    if isinstance(heads, int) and not isinstance(heads, bool) and heads > 0:
+        shown = {**shown, **shown_heads(stored, heads)}
+    told = {**shown, **as_stored(given)}
+    if missing := _missing(told):
+        told_by = ", ".join(f"{name}={value}" for name, value in shown.items())
+        raise BadCheckpointError(
+            f"{where}: has no args, and its arrays do not tell {', '.join(missing)}; they tell "
+            f"{told_by or 'nothing'}",
+            _how_to_tell(folder, given, missing),
+        )
+    padded = told["padded_vocab_size"]
+    if not isinstance(padded, int):
+        raise UsageError(f"--set-arg padded_vocab_size={padded}: wanted a whole number")
+    config = read_config(told, where, padded, given)
+    made = {**new_arguments(config, padded, stored.dtype, IMPLEMENTATIONS[fused]), **told}
+    return made if layout is None else {**made, **written_layout(made, layout)}
+
+
+def _missing(told: Mapping[str, object]) -> list[str]:
+    """Return the arguments that change the function, and that nothing tells."""
+    needed = ["num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size"]
+    needed += ["max_position_embeddings", "position_embedding_type"]
+    missing = [name for name in needed if told.get(name) is None]
+    if not {"norm_epsilon", "layernorm_epsilon"} & told.keys():
+        missing.append("norm_epsilon")
+    if told.get("position_embedding_type") == "rope":
+        missing += [name for name in _ROTARY if told.get(name) is None]
+    plain = ("squared_relu", "openai_gelu", "bias_gelu_fusion")
+    if not told.get("swiglu") and not told.keys() & set(plain):
+        missing.append("squared_relu")
+    return missing
+
+
+def _how_to_tell(folder: Path, given: Mapping[str, object], missing: list[str]) -> str:
+    places = [at / name for at in (folder, folder.parent) for name in _BESIDE]
+    beside = [path for path in places if path.is_file()]
+    if beside and not given:
+        return f"{beside[0]} describes it: pass --args-from {quote(str(beside[0]))}"
+    needed = " ".join(f"--set-arg {name}=..." for name in missing)
+    rope = "position_embedding_type" in missing
+    return (
+        "pass --args-from with the run_config.yaml, config.json or checkpoint folder of the same "
+        f"model, or {needed}" + (" (and, for rope, rotary_base and rotary_percent)" if rope else "")
+    )

@@ -1,0 +1,76 @@
+"""Whether a pipeline's last rank holds the copy of a shared table, or a head of its own.
+
+With tied embeddings, Megatron-LM keeps a copy of the table as ``output_layer.weight`` on the last
+pipeline rank; without, the head lies under the same name. Only values tell the two apart, so
+arguments whose ``untie_embeddings_and_output_weights`` was flipped would be believed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.reading import DTYPES, Piece
+from flmgrow.model.config import ModelConfig
+
+_HEAD = "output_layer.weight"
+_TABLE = "embedding.word_embeddings.weight"
+_ARGUMENT = "untie_embeddings_and_output_weights"
+_SAMPLE = 1 << 12
+_ALIKE = 0.5
+
+
+def check_head(
+    pieces: Sequence[Piece], config: ModelConfig, given: Mapping[str, object], trusted: bool
+) -> None:
+    """Raise BadCheckpointError if values contradict what the arguments say of the head.
+
+    A head of its own that is the table to the last bit is only as it comes out of growth that
+    unties: fine in what flmgrow wrote, which is ``trusted``, and where the user gave the argument.
+    A copy that has drifted a little is left to whoever compares copies.
+    """
+    heads = {p.placement.tensor_rank: p for p in pieces if p.placement.key == _HEAD}
+    tables = {p.placement.tensor_rank: p for p in pieces if p.placement.key == _TABLE}
+    pairs = [(tables[rank], head) for rank, head in heads.items() if rank in tables]
+    if not pairs or pairs[0][0].placement.pipeline_rank == pairs[0][1].placement.pipeline_rank:
+        return
+    if config.tied and all(_correlation(*pair) < _ALIKE for pair in pairs):
+        raise _refusal(pairs[0][1], False, "not the embedding table", True)
+    if not config.tied and not trusted and _ARGUMENT not in given and all(map(_equal, pairs)):
+        raise _refusal(pairs[0][1], True, "the embedding table, bit for bit", False)
+
+
+def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpointError:
+    return BadCheckpointError(
+        f"{head}: is {found}; args.{_ARGUMENT} is {said}, wanted {wanted}",
+        f"if the weights are right, pass --set-arg {_ARGUMENT}={wanted}"
+        + ("" if wanted else f"; if the head only begins as a copy, --set-arg {_ARGUMENT}=True"),
+    )
+
+
+def _equal(pair: tuple[Piece, Piece]) -> bool:
+    """Whether two pieces hold the same bytes, by their sums or, without any, by samples."""
+    first, second = pair
+    sums = first.checksum(), second.checksum()
+    if None not in sums:
+        return sums[0] == sums[1]
+    return bool(np.array_equal(_values(first), _values(second)))
+
+
+def _values(piece: Piece) -> NDArray[np.float64]:
+    """Return the first values of a piece, as float64."""
+    dtype = DTYPES[piece.dtype]
+    count = min(_SAMPLE, int(np.prod(piece.placement.shape)))
+    data = bytearray(count * dtype.itemsize)
+    piece.read_into(0, memoryview(data))
+    return np.frombuffer(data, dtype).astype(np.float64)
+
+
+def _correlation(table: Piece, head: Piece) -> float:
+    """Return the cosine of the angle between the first values of both."""
+    a, b = _values(table), _values(head)
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if not np.isfinite(size) or size == 0:
+        return 1.0
+    return float(a @ b) / size
