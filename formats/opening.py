@@ -32,9 +32,9 @@ def open_checkpoint(
         if iteration is not None:
             raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
         if options.given_arguments:
+            name = next(iter(options.given_arguments))
             raise UsageError(
-                f"--set-arg {next(iter(options.given_arguments))}: in {path} it is config.json that "
-                "says the model",
+                f"--set-arg {name}: {path} has no args, its config.json says the model",
                 "correct the config.json in a copy of the folder",
             )
         return open_huggingface(path, options)

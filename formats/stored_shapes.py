@@ -29,6 +29,7 @@ _FINAL_BIAS = "decoder.final_layernorm.bias"
 _QKV = f"{_LAYERS}self_attention.linear_qkv"
 _PROJ = f"{_LAYERS}self_attention.linear_proj"
 _QUERY_NORM = f"{_LAYERS}self_attention.q_layernorm.weight"
+_POSITION_NAMES = {"learned": "learned_absolute", "xpos": "rope"}
 _UP, _DOWN = f"{_LAYERS}mlp.linear_fc1", f"{_LAYERS}mlp.linear_fc2"
 
 
@@ -175,6 +176,7 @@ def check_shapes(
         "qk_layernorm": config.qk_norm,
         "untie_embeddings_and_output_weights": not config.tied,
         "max_position_embeddings": config.max_positions,
+        "position_embedding_type": _POSITION_NAMES.get(config.positions, config.positions),
     }
     shown = shown_arguments(stored)
     wrong = {n: shown[n] for n in said if n in shown and shown[n] != said[n] and _told(stored, n)}
@@ -182,11 +184,12 @@ def check_shapes(
     biased = bool(shown["add_qkv_bias"])
     if not linear and biased != bool(arguments.get("add_qkv_bias")) and _told(stored, "add_qkv"):
         wrong["add_qkv_bias"] = biased
-    learned = config.positions == "learned"
-    if learned and _TABLE in stored.shapes and _POSITIONS not in stored.shapes:
+    if (
+        config.positions == "learned"
+        and _TABLE in stored.shapes
+        and _POSITIONS not in stored.shapes
+    ):
         wrong["position_embedding_type"] = None
-    elif not learned and _POSITIONS in stored.shapes:
-        wrong["position_embedding_type"] = "learned_absolute"
     heads = _wrong_heads(stored, config, arguments)
     if not wrong and heads is None:
         return
