@@ -143,11 +143,11 @@ def changed(tmp_path: Path, **arguments: object) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"ffn_hidden_size": 24}, r"linear_fc1\.weight: shape .*wanted"),
-        ({"num_layers": 3}, "wanted"),
-        ({"add_qkv_bias": True}, r"linear_qkv\.bias: not there"),
-        ({"normalization": "LayerNorm"}, "layer_norm_bias: not there"),
-        ({"untie_embeddings_and_output_weights": True}, r"output_layer\.weight: not there"),
+        ({"ffn_hidden_size": 24}, r"is 24, wanted 20: .*linear_fc2\.weight has shape \(12, 20\)"),
+        ({"num_layers": 3}, "is 3, wanted 4: decoder.layers: 4 layers are stored"),
+        ({"add_qkv_bias": True}, r"wanted False: .*linear_qkv\.bias is not stored"),
+        ({"normalization": "LayerNorm"}, "wanted RMSNorm: .*bias is not stored"),
+        ({"untie_embeddings_and_output_weights": True}, r"output_layer\.weight is not stored"),
     ],
 )
 def test_arguments_and_arrays_must_agree(
@@ -156,13 +156,13 @@ def test_arguments_and_arrays_must_agree(
     refused(changed(tmp_path, **arguments), match)
 
 
-def test_a_parameter_nobody_knows_is_refused(tmp_path: Path) -> None:
+def test_a_parameter_that_the_arguments_deny_is_refused(tmp_path: Path) -> None:
     root = make_dist_checkpoint(tmp_path, "qwen")
     (file,) = root.rglob("common.pt")
     common = torch.load(file, weights_only=False)
     common["args"].add_qkv_bias = False
     torch.save(common, file)
-    refused(root, r"linear_qkv\.bias: no such parameter")
+    refused(root, r"args.add_qkv_bias is False, wanted True: .*linear_qkv\.bias has shape")
 
 
 def test_without_its_common_part_it_is_refused(tmp_path: Path) -> None:
