@@ -25,7 +25,7 @@ _LAYOUT = frozenset(
     pipeline_model_parallel_layout padded_vocab_size
     """.split()
 )
-MODEL_ARGUMENTS = UNDERSTOOD - _LAYOUT
+MODEL_ARGUMENTS = UNDERSTOOD - _LAYOUT | {"make_vocab_size_divisible_by"}
 """Those that say what a model is, and not how it lies in files."""
 
 _UNSAID = {"rotary_base": 10000, "rotary_percent": 1.0}
