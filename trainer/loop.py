@@ -20,6 +20,7 @@ from flmgrow.formats.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.agreement import Postponed, check_alike, together
+from flmgrow.trainer.companions import companions_of_run
 from flmgrow.trainer.data import Batches, MicroBatches, blank, checked, digest_of
 from flmgrow.trainer.folder import own_folder
 from flmgrow.trainer.guard import LossGuard
@@ -116,6 +117,9 @@ class Run:
             padded_vocab=setting.padded_vocab,
             dtype=stage.training.precision,
             arguments=arguments_of(setting),
+            companions=together(
+                lambda: companions_of_run(begin.checkpoint, stage.data.tokenizer, data.facts)
+            ),
         )
 
     def _load(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.durable import (
     make_folders,
     new_file,
@@ -56,7 +57,10 @@ _PLAIN = (bool, int, float, str, type(None), tuple)
 
 @dataclass(frozen=True, eq=False)
 class Saving:
-    """How and where a run is saved. ``arguments`` are Megatron-LM's, of this run."""
+    """How and where a run is saved.
+
+    ``arguments`` are Megatron-LM's, of this run; ``companions`` say how its model is spoken to.
+    """
 
     folder: Path
     format: str
@@ -66,6 +70,7 @@ class Saving:
     padded_vocab: int
     dtype: str
     arguments: Mapping[str, object]
+    companions: Companions = NO_COMPANIONS
 
     def save(
         self,
@@ -148,6 +153,7 @@ class Saving:
             self.dtype,
             state.iteration,
             extra,
+            self.companions,
         )
 
     def _appear(self, hidden: Path, name: str, state: TrainingState) -> None:
