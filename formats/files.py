@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import threading
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from typing import NamedTuple
 from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
 
 MAX_OPEN_FILES = 64
+_A_MOMENT = 0.001
+"""Seconds between two looks for a place among them."""
 PIECE = 1 << 20
 """Bytes read at a time when a range is streamed: small enough to stay in the processor's cache."""
 
@@ -71,50 +74,70 @@ class Fingerprint(NamedTuple):
 
 
 class _Descriptor:
-    """One open descriptor and the number of threads that are reading from it now."""
+    """One open descriptor and who is reading from it now."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.readers = 0
+        self.readers: set[object] = set()
 
 
 class _OpenFiles:
-    """The descriptors of all files, least recently used first; those being read stay open."""
+    """The descriptors of all files, least recently used first; those being read stay open.
+
+    An interrupt may end the main thread's work between any two lines, of this class, too. So nobody
+    waits here for somebody else to be done, but for a place among so many; and each reader is known
+    by an object of its own, not counted: to leave twice, or without having come, changes nothing.
+    (The lock is a plain one: it is taken and given back in one instruction. A Condition is not.)
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.changed = threading.Condition()
+        self.lock = threading.Lock()
         self.descriptors: OrderedDict[ReadOnlyFile, _Descriptor] = OrderedDict()
+        self.dropped: set[_Descriptor] = set()
 
     @contextmanager
     def borrow(self, file: "ReadOnlyFile") -> Iterator[int]:
         """Give a descriptor of ``file`` that stays open until the block ends."""
-        with self.changed:
-            descriptor = self.descriptors.get(file)
-            while descriptor is None:
-                if len(self.descriptors) < self.limit or self._close_an_idle_one():
-                    descriptor = self.descriptors[file] = _Descriptor(file._open())
-                else:
-                    self.changed.wait()
-                    descriptor = self.descriptors.get(file)
-            self.descriptors.move_to_end(file)
-            descriptor.readers += 1
+        reader = object()
+        held: list[_Descriptor] = []
         try:
-            yield descriptor.number
+            while not held:
+                with self.lock:
+                    self._lend(file, reader, held)
+                if not held:
+                    time.sleep(_A_MOMENT)  # more threads are reading than may have files open
+            yield held[0].number
         finally:
-            with self.changed:
-                descriptor.readers -= 1
-                self.changed.notify_all()
+            with self.lock:
+                for descriptor in held:
+                    descriptor.readers.discard(reader)
+                    self._close_if_dropped(descriptor)
 
     def close(self, file: "ReadOnlyFile") -> None:
-        """Close the descriptor of ``file``, once nobody reads from it."""
-        with self.changed:
-            self.changed.wait_for(
-                lambda: file not in self.descriptors or not self.descriptors[file].readers
-            )
-            if file in self.descriptors:
-                os.close(self.descriptors.pop(file).number)
-                self.changed.notify_all()
+        """Close the descriptor of ``file``; the last to read from it does so if there are any."""
+        with self.lock:
+            descriptor = self.descriptors.pop(file, None)
+            if descriptor is not None:
+                self.dropped.add(descriptor)
+                self._close_if_dropped(descriptor)
+
+    def _lend(self, file: "ReadOnlyFile", reader: object, held: list[_Descriptor]) -> None:
+        """Put a descriptor of ``file`` into ``held``, if there is one or room for one."""
+        descriptor = self.descriptors.get(file)
+        if descriptor is None:
+            are_open = len(self.descriptors) + len(self.dropped)
+            if are_open >= self.limit and not self._close_an_idle_one():
+                return
+            descriptor = self.descriptors[file] = _Descriptor(file._open())
+        self.descriptors.move_to_end(file)
+        held.append(descriptor)
+        descriptor.readers.add(reader)
+
+    def _close_if_dropped(self, descriptor: _Descriptor) -> None:
+        if descriptor in self.dropped and not descriptor.readers:
+            self.dropped.remove(descriptor)
+            os.close(descriptor.number)
 
     def _close_an_idle_one(self) -> bool:
         for file, descriptor in self.descriptors.items():

@@ -57,7 +57,7 @@ def working(
         ) from None
     except BaseException:
         for process in set(context.active_children()) - set(others):
-            process.terminate()  # what it is making takes seconds, and nobody wants it now
+            process.kill()  # what it is making takes seconds, and nobody wants it now
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -65,9 +65,12 @@ def working(
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let an interrupt wait; processes that start now never see one: their parent answers it."""
+    """Let signals wait; processes that start now never see one: their parent answers it.
+
+    (A terminal sends interrupts and hang-ups to all of them, ``timeout`` sends SIGTERM.)
+    """
     resource_tracker.ensure_running()  # begun later, it would let interrupts in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping_signals())
     try:
         yield
     finally:

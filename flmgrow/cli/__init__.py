@@ -7,38 +7,30 @@ training diverged and was stopped; 8 a rank of a run was lost; 129, 130 and 143 
 4, 8, 129, 130 and 143 the same command resumes.
 """
 
-import contextlib
-import signal
 import sys
-from types import FrameType
 
-
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+from flmgrow.cli.interruption import Interrupted, answer_signals, finish, tell
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-        from flmgrow.cli.app import run
-
-        code = run(sys.argv[1:])
-    except KeyboardInterrupt:
-        code = _interrupted(130)
-    except _Terminated:
-        code = _interrupted(143)
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
+        answer_signals()
+        code = finish(_run())
+    except Interrupted as interrupted:
+        code = interrupted.code
+        tell()
     sys.exit(code)
 
 
-def _interrupted(code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody may be there to read it
-        print("error: interrupted\nhint: the same command resumes", file=sys.stderr, flush=True)
-    return code
+def _run() -> int:
+    from flmgrow.cli.app import run
+
+    try:
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:  # a child's, or a prompt's
+        tell()
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

@@ -337,7 +337,9 @@ def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupted_run_ends_in_two_lines(kind: int, code: int, tmp_path: Path) -> None:
     """The whole group gets the signal, as from a keyboard, while workers start."""
     path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
@@ -364,7 +366,7 @@ def test_an_interrupted_run_ends_in_two_lines(kind: int, code: int, tmp_path: Pa
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(0.2)
-    (os.killpg if kind == signal.SIGINT else os.kill)(process.pid, kind)
+    os.killpg(process.pid, kind)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == code
     assert told.splitlines() == ["error: interrupted", "hint: the same command resumes"]
