@@ -20,7 +20,7 @@ from flmgrow.formats import dcp_records as raw
 from flmgrow.formats.dcp_pickle import load
 from flmgrow.formats.dcp_tiling import tiling_fault
 from flmgrow.formats.files import ReadOnlyFile
-from flmgrow.formats.inert_calls import describe, refuse
+from flmgrow.formats.inert_calls import KeyCheck, describe, refuse
 from flmgrow.formats.inert_pickle import no_garbage_collection
 from flmgrow.formats.inert_values import MAX_BYTES, MAX_DIMENSIONS
 
@@ -174,8 +174,10 @@ def _understand(root: raw.Metadata, folder: Path) -> DcpMetadata:
 
 def _places(value: object) -> dict[_Key, _Place]:
     places: dict[_Key, _Place] = {}
+    check = KeyCheck()
     for index, info in raw.pairs(value, "storage_data"):
         key = _key(index)
+        check(key, places)
         name = key[0]
         if key in places:
             refuse(f"{_text(key)}: found in two places, wanted one")

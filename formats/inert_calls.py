@@ -5,7 +5,8 @@ returns the value it would make, or None when the call is of a form whose meanin
 (it is then kept as an opaque value). Nothing is ever called.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NoReturn, cast
 
@@ -25,6 +26,11 @@ from flmgrow.formats.inert_values import (
 )
 
 MAX_KEY_PARTS = 64
+MAX_KEY_BITS = 1024
+MAX_ALIKE = 64
+"""Keys of one container with the same hash: by chance there are two, among many millions."""
+LARGEST_PLAIN_HASH = sys.hash_info.modulus
+"""Whole numbers below this one are their own hash."""
 
 TENSOR = Global("torch", "Tensor")
 TENSOR_V1 = Global("torch._utils", "_rebuild_tensor")
@@ -84,12 +90,38 @@ def check_key(key: object) -> None:
             refuse(f"a {describe(part)} as key of a dict or member of a set")
 
 
+class KeyCheck:
+    """Checks the keys of a file's dicts and sets, which someone may have chosen to collide.
+
+    Python finds a key by its hash, and compares it with every other of the same hash. Those of
+    texts and bytes are random; those of numbers and tuples are not, and as many with one hash as
+    are wanted can be written down: a megabyte of them would take minutes.
+    """
+
+    def __init__(self) -> None:
+        self.alike: dict[tuple[int, int], int] = {}
+
+    def __call__(self, key: object, container: object) -> None:
+        """Refuse ``key`` if it is none, or one of many in ``container`` of the same hash."""
+        check_key(key)
+        if type(key) in _HASHED_BY_VALUE and not (
+            type(key) is int and -LARGEST_PLAIN_HASH < key < LARGEST_PLAIN_HASH
+        ):
+            place = (id(container), hash(key))
+            self.alike[place] = count = self.alike.get(place, 0) + 1
+            if count > MAX_ALIKE:
+                refuse(f"more than {MAX_ALIKE} keys chosen to have the same hash")
+
+
 def _is_plain_key(value: object) -> bool:
     # An opaque value is kept by identity, so that nothing of its own decides what it equals.
+    if isinstance(value, int):
+        return value.bit_length() <= MAX_KEY_BITS
     return value is None or type(value).__name__ in _PLAIN_KEYS
 
 
-_PLAIN_KEYS = {"str", "int", "float", "bool", "bytes", "Global", "Opaque"}
+_PLAIN_KEYS = {"str", "float", "bytes", "Global", "Opaque"}
+_HASHED_BY_VALUE = (int, float, tuple, frozenset)
 
 
 def storage_of(
@@ -232,13 +264,20 @@ def _bytearray(arguments: Arguments, budget: Budget) -> object:
     return None  # bytearray(a number) asks for that much memory
 
 
+def checked_set(members: Iterable[object]) -> set[object]:
+    """Return the set of ``members``, or refuse one that can be none or collides with many."""
+    check, made = KeyCheck(), set[object]()
+    for member in members:
+        check(member, made)
+        made.add(member)
+    return made
+
+
 def _set(arguments: Arguments, budget: Budget) -> object:
     match arguments:
         case (list(members),):
             budget.spend(len(members))
-            for member in members:
-                check_key(member)
-            return set(members)
+            return checked_set(members)
     return None
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats import inert_calls as calls
-from flmgrow.formats.inert_calls import CALLS, Budget, check_key, describe, refuse
+from flmgrow.formats.inert_calls import CALLS, Budget, KeyCheck, checked_set, describe, refuse
 from flmgrow.formats.inert_values import Global, Opaque, OrderedMap, Storage, StoredBytes
 from flmgrow.formats.inert_writer import to_pickle
 
@@ -70,6 +70,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self.storages_by_key = storages_by_key
         self.budget = Budget(len(data))
+        self.check_key = KeyCheck()
 
     def run(self) -> object:
         if self.take(1) != pickle.PROTO or not 2 <= self.take(1)[0] <= 5:
@@ -204,7 +205,7 @@ class _Machine:
         if not isinstance(target, set):
             refuse(f"broken pickle: adds to {describe(target)}")
         for value in values:
-            check_key(value)
+            self.check_key(value, target)
             target.add(value)
 
     def set_items(self, values: list[object]) -> None:
@@ -216,7 +217,7 @@ class _Machine:
             target.pairs.extend(pairs)
         elif isinstance(target, dict):
             for key, value in pairs:
-                check_key(key)
+                self.check_key(key, target)
                 if key in target:
                     refuse(f"key {describe(key)} appears twice in a dict")
                 target[key] = value
@@ -260,7 +261,7 @@ _CONTAINERS: dict[bytes, _Instruction] = {
     pickle.SETITEMS: lambda m: m.set_items(m.pop_to_mark()),
     pickle.EMPTY_SET: lambda m: m.push(set()),
     pickle.ADDITEMS: lambda m: m.add(m.pop_to_mark()),
-    pickle.FROZENSET: lambda m: m.push(_frozen(m.pop_to_mark())),
+    pickle.FROZENSET: lambda m: m.push(frozenset(checked_set(m.pop_to_mark()))),
 }
 
 _REFERENCES: dict[bytes, _Instruction] = {
@@ -285,9 +286,3 @@ _OBJECTS: dict[bytes, _Instruction] = {
 
 _INSTRUCTIONS = _CONSTANTS | _CONTAINERS | _REFERENCES | _OBJECTS
 """Everything the machine can do. What it has no instruction for cannot happen."""
-
-
-def _frozen(members: list[object]) -> frozenset[object]:
-    for member in members:
-        check_key(member)
-    return frozenset(members)

@@ -6,6 +6,7 @@ refused, and so are larger ones than there can honestly be.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -34,8 +35,8 @@ def _unique(where: str) -> Callable[[list[tuple[str, object]]], dict[str, object
             raise BadCheckpointError(f"{where}: holds more than {MOST_KEYS} keys")
         result = dict(pairs)
         if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise BadCheckpointError(
                 f"{where}: {twice}: stands there twice",
                 "it is damaged or hostile: use another copy",

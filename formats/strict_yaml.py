@@ -5,6 +5,7 @@ word. Here scalars are those of YAML 1.2's core schema, but decimal only, and a 
 """
 
 import re
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from flmgrow.errors import UsageError
 
 MOST_BYTES = 1 << 20
+MOST_ALIKE = 64
 _CORE = {
     "null": (r"~|null|Null|NULL", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -38,10 +40,15 @@ class _Loader(yaml.SafeLoader):
         """Return a mapping as it stands there, before any merge adds keys to it."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set[Hashable]()
+        hashes = Counter[int]()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 continue  # told when the mapping is made
+            hashes[hash(key)] += 1
+            if hashes[hash(key)] > MOST_ALIKE:  # it would be compared with every one of them
+                problem = "many keys that were chosen to have the same hash, or are the same"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 problem = f"the key {key!r:.60} stands twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)

@@ -69,9 +69,12 @@ def _interrupts_held() -> Iterator[None]:
 
     (A terminal sends interrupts and hang-ups to all of them, ``timeout`` sends SIGTERM.)
     """
-    resource_tracker.ensure_running()  # begun later, it would let interrupts in again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
+        # Python's own helper ignores interrupts, but not a hang-up. (Begun later, it would let
+        # interrupts in again.)
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, stopping_signals())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
