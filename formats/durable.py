@@ -16,13 +16,17 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
+import secrets
 import stat
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flmgrow.errors import StorageError
 
 PART = ".part"
+AN_HOUR = 3600.0  # in seconds
 RESUME = "run the same command again: it resumes"
 REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -97,6 +101,14 @@ def new_file(path: Path, size: int) -> Iterator[NewFile]:
     part = path.with_name(path.name + PART)
     with storage_errors(part, "creating"):
         part.unlink(missing_ok=True)  # never reuse one whose fsync may have failed
+    with _written(part, path, size) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _written(part: Path, path: Path, size: int) -> Iterator[NewFile]:
+    """Give the new file ``part`` to write, which becomes ``path`` after the block."""
+    with storage_errors(part, "creating"):
         descriptor = os.open(part, NEW_FILE, 0o666)
     file = NewFile(descriptor, part)
     try:
@@ -111,9 +123,31 @@ def new_file(path: Path, size: int) -> Iterator[NewFile]:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write a small file whole, as :func:`new_file` does. Raises StorageError."""
-    with new_file(path, len(data)) as file:
-        file.write(memoryview(data))
+    """Write a small file whole, or leave ``path`` as it was. Raises StorageError.
+
+    Several processes may write it at once: each has a part of its own, and the last one counts.
+    Parts that somebody left here who was killed are removed once they are an hour old.
+    """
+    _remove_old_parts(path)
+    part = path.with_name(f"{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
+    try:
+        with _written(part, path, len(data)) as file:
+            file.write(memoryview(data))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _remove_old_parts(path: Path) -> None:
+    own = re.compile(rf"{re.escape(path.name[:200])}\.\d+-[0-9a-f]{{8}}{re.escape(PART)}")
+    parts: list[Path] = []
+    with contextlib.suppress(OSError):  # writing tells what is wrong with the folder
+        parts = [path.parent / name for name in os.listdir(path.parent) if own.fullmatch(name)]
+    for part in parts:
+        with contextlib.suppress(OSError):  # its writer may be done with it by now
+            if time.time() - part.stat().st_mtime > AN_HOUR:
+                part.unlink()
 
 
 def write_all(descriptor: int, data: memoryview, position: int) -> None:

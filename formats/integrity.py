@@ -51,6 +51,18 @@ def verify_files(
             )
 
 
+def is_intact(folder: Path, record: FileRecord) -> bool:
+    """Return whether a file is there with the size and checksum recorded, as the disk has it.
+
+    Raises StorageError if it cannot be read.
+    """
+    path = folder / record.path
+    with storage_errors(path, "looking up"):
+        if not path.is_file() or path.stat().st_size != record.size:
+            return False
+    return _checksum_of(path, None) == record.xxh3_128
+
+
 def _check_size(folder: Path, record: FileRecord) -> None:
     if not is_safe(record.path):
         raise _damaged(folder, record, "the manifest names a file outside the folder")

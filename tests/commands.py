@@ -4,12 +4,16 @@ import contextlib
 import io
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from damage import contents
 
 from flmgrow.cli.app import run
+from flmgrow.surgery.execute import Executor
 
 QUICKLY = 3.0
 """Seconds of processor time in which a refusal must come; it takes a tenth of that alone."""
@@ -60,3 +64,22 @@ def refused(code: int, pattern: str, *arguments: object, place: Path) -> Outcome
     check_lines(outcome.err, pattern)
     assert contents(place) == before
     return outcome
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stop_after(files: int, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
+    """Let a run write some files and then happen what ``stop`` does."""
+    write: Callable[..., None] = Executor._write
+    count = 0
+
+    def write_some(self: Executor, *arguments: Any) -> None:
+        nonlocal count
+        if count == files:
+            stop()
+        count += 1
+        write(self, *arguments)
+
+    monkeypatch.setattr(Executor, "_write", write_some)

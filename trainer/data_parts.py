@@ -57,8 +57,8 @@ class Place(Protocol):
     def drop(self, relative: str) -> None:
         """Remove a finished file, if there is one."""
 
-    def commit(self, last: Mapping[str, bytes]) -> None:
-        """Write the files ``last``, and let all appear."""
+    def commit(self, last: Mapping[str, bytes]) -> str:
+        """Write the files ``last``, let all appear, and return what could not be tidied up."""
 
 
 @dataclass(frozen=True)

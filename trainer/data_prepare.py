@@ -16,6 +16,7 @@ each process; on the disk parts and result lie side by side until the end, twice
 """
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from itertools import chain, islice
 from typing import Any
 
 from flmgrow import __version__
-from flmgrow.errors import BadDataError
+from flmgrow.errors import BadDataError, printable
 from flmgrow.trainer.data_parts import (
     LOST,
     PARTS,
@@ -96,7 +97,8 @@ def prepare(
         place.add_small(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
     written: Json = json.loads(place.finished_path(MANIFEST).read_bytes())
     _drop_parts(place)
-    place.commit({})
+    if note := place.commit({}):
+        print(f"note: {printable(note)}", file=sys.stderr)
     return written
 
 

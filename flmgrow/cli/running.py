@@ -174,7 +174,7 @@ def carry_out(
 ) -> None:
     """Print the plan; carry it out, and publish it, unless this is a dry run.
 
-    What is to be pushed may have been written by an earlier run of the same plan.
+    The result may have been written by an earlier run of the same plan: that is found, and checked.
     """
     if is_on_hub(destination):
         raise UsageError(
@@ -199,7 +199,8 @@ def carry_out(
         if publication is not None:
             execution = replace(execution, beside=publication.beside)
         executor = Executor(plan, execution)
-        there = executor.written(destination) if pushing else None
+        look = executor.written if pushing else executor.found
+        there = look(destination)
         manifest = executor.run(destination) if there is None else there
     if not running.as_json:
         did = "wrote" if there is None else "found"

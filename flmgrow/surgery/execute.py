@@ -6,6 +6,8 @@ The output folder appears complete or not at all (``output.py``), with ``flmgrow
 last.
 """
 
+import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +18,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import (
+    BadCheckpointError,
+    OutputExistsError,
+    StorageError,
+    UsageError,
+    printable,
+)
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
 from flmgrow.formats.integrity import verify_files
@@ -28,7 +36,7 @@ from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
-from flmgrow.surgery.output import OutputFolder
+from flmgrow.surgery.output import OutputFolder, clear_leftovers
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import check_replicas
 from flmgrow.surgery.states import ModelValues
@@ -198,6 +206,21 @@ class Executor:
         verify_files(destination, records_of(manifest), self.execution.progress)
         return manifest
 
+    def found(self, destination: Path) -> Json | None:
+        """Return the manifest of ``destination`` as :meth:`written`, or None for a damaged one.
+
+        A run that was ended after its last step, or could not tidy up, has left such a result; the
+        same command then has nothing to do but the tidying up.
+        """
+        try:
+            manifest = self.written(destination)
+        except BadCheckpointError:
+            return None
+        if manifest is not None:
+            with contextlib.suppress(OSError, StorageError, OutputExistsError):
+                clear_leftovers(destination)
+        return manifest
+
     def run(self, destination: Path) -> Json:
         """Write the checkpoint to ``destination`` and return its manifest.
 
@@ -240,5 +263,7 @@ class Executor:
         manifest = describe(plan, self._options, records, spreads, drift)
         last = {**execution.beside(manifest), **pointers(plan.source, plan.target)}
         places = [str(Path(at, MANIFEST)) for at in manifest_folders(plan.source, plan.target)]
-        folder.commit({**last, **dict.fromkeys(places, encode(manifest))})
+        note = folder.commit({**last, **dict.fromkeys(places, encode(manifest))})
+        if note:
+            print(f"note: {printable(note)}", file=sys.stderr)
         return manifest

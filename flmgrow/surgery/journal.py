@@ -17,6 +17,16 @@ from flmgrow.formats.durable import close_quietly, storage_errors, sync_folder, 
 OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+NAME = "journal"
+
+
+def has_lines(folder: Path) -> bool:
+    """Return whether a journal in ``folder`` lists anything. Raises StorageError."""
+    path = folder / NAME
+    with storage_errors(path, "looking up"):
+        return path.exists() and path.stat().st_size > 0
+
+
 class Journal:
     """A file of lines that are either on the disk whole or do not count; threads may share it.
 

@@ -6,13 +6,15 @@ when the same command is given again. For the output ``NAME`` there is a hidden 
 
 1. Lock. A second run on the same output stops at once; the lock dies with its process.
 2. Plan. ``plan.json`` describes the whole run. Another plan is refused, never mixed in; a folder
-   without a plan holds nothing of worth and is emptied.
-3. Journal. Files it lists are finished; all others in ``data/`` are removed.
+   without a plan, or without a finished file, holds nothing of worth and is emptied.
+3. Journal. Files it lists are finished if they still have the checksum in it (a disk may have lost
+   bits since); all others in ``data/`` are removed.
 4. Each file is written as ``NAME.part``, fsynced, renamed, its folder fsynced; only then does the
    journal get its line, with size and checksums.
-5. Commit. The manifest is written, strays are removed, all folders are fsynced; one rename turns
-   ``data/`` into the output, and refuses to replace anything; the parent folder is fsynced.
-6. The hidden folder is removed. If the run dies before that, the next one removes it.
+5. Commit. All files are read once more and must have their checksums; the manifest is written,
+   strays are removed, all folders are fsynced; one rename turns ``data/`` into the output, and
+   refuses to replace anything; the parent folder is fsynced.
+6. The hidden folder is removed. If that fails, or the run dies before, the next one removes it.
 """
 
 import contextlib
@@ -29,11 +31,11 @@ import xxhash
 
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
 from flmgrow.formats import durable
-from flmgrow.formats.integrity import FileRecord, is_safe, verify_files
+from flmgrow.formats.integrity import FileRecord, is_intact, is_safe, verify_files
 from flmgrow.formats.lock import LockHeldError, take_lock
 from flmgrow.surgery import journal
 
-__all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
+__all__ = ["FileRecord", "OutputFile", "OutputFolder", "clear_leftovers", "verify_files"]
 
 PROTOCOL = 2
 SHOWN_DIFFERENCES = 5
@@ -79,7 +81,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, plan: Mapping[str, object], *, restart: bool = False) -> None:
         self.path = _absolute(path)
-        self._temp = self.path.with_name(f".{self.path.name}.flmgrow")
+        self._temp = _hidden(self.path)
         self._data = self._temp / "data"
         self._finished: dict[str, FileRecord] = {}
         self._writing: set[str] = set()
@@ -89,12 +91,12 @@ class OutputFolder:
             raise self._already_exists()
         durable.make_private_folder(self._temp)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._locked())
+            stack.enter_context(_locked(self.path, self._temp))
             if os.path.lexists(self.path):  # finished by another run while we came here
                 stack.close()
                 raise self._already_exists()
             self._adopt(plan, restart)
-            self._journal = journal.Journal(self._temp / "journal")
+            self._journal = journal.Journal(self._temp / journal.NAME)
             stack.callback(self._journal.close)
             self._resume()
             self._open = stack.pop_all()
@@ -153,26 +155,29 @@ class OutputFolder:
     def drop(self, relative: str) -> None:
         """Remove a finished file, if there is one, which the output shall not have.
 
-        A run that is killed afterwards may find a new file of that name and size finished although
-        only the dropped one was: drop it again, or never write the name anew. Raises StorageError.
+        Raises StorageError.
         """
         target = self._target(relative)
         if self._finished.pop(relative, None) is not None:
             with durable.storage_errors(target, "removing"):
                 target.unlink()
 
-    def commit(self, last: Mapping[str, bytes]) -> None:
+    def commit(self, last: Mapping[str, bytes]) -> str:
         """Write the small files ``last`` and make the output folder appear.
 
-        Raises StorageError, or OutputExistsError if the output's name was taken meanwhile. When
-        only the very last fsync fails, the output is there but a power cut may still lose it.
+        Returns what could not be tidied up afterwards, as a note; it is empty as a rule. Raises
+        StorageError, or OutputExistsError if the output's name was taken meanwhile. When only the
+        very last fsync fails, the output is there but a power cut may still lose it.
         """
         targets = {self._target(relative): data for relative, data in last.items()}
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
         for record in self._finished.values():
-            if not self._is_there(record):
-                raise StorageError(f"{self._data / record.path}: vanished", hint=durable.RESUME)
+            if not is_intact(self._data, record):
+                path = self._data / record.path
+                changed = "is not what was written there: the disk or a program changed it"
+                found = changed if path.exists() else "vanished"
+                raise StorageError(f"{path}: {found}", hint=durable.RESUME)
         self._drop_strays()
         for target, data in targets.items():
             durable.make_folders(self._data, target.parent)
@@ -185,13 +190,15 @@ class OutputFolder:
             )
         self._committed = True
         durable.sync_folder(self.path.parent)
-        self._remove_temp()
+        if _remove_hidden(self._temp):
+            return ""
+        return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
 
     def discard(self) -> None:
         """Remove all that was written: for a run that cannot be resumed, or has nothing to
         resume.
         """
-        self._remove_temp()
+        _remove_hidden(self._temp)
 
     def _target(self, relative: str) -> Path:
         if not is_safe(relative) or relative.endswith(durable.PART):
@@ -207,27 +214,14 @@ class OutputFolder:
             self._writing.add(relative)
         return target
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            descriptor = take_lock(self._temp / "lock")
-        except LockHeldError as held:
-            raise OutputExistsError(
-                f"{self.path}: another run ({held}) is writing it",
-                hint="wait for it to finish or stop it, or choose another output folder",
-            ) from None
-        try:
-            yield
-        finally:
-            durable.close_quietly(descriptor)
-
     def _adopt(self, plan: Mapping[str, object], restart: bool) -> None:
         """Make the hidden folder this plan's: accept its own, refuse another's, or begin anew."""
         place = self._temp / "plan.json"
         wanted = json.dumps({"protocol": PROTOCOL, "plan": plan}, indent=1, sort_keys=True)
         with durable.storage_errors(place, "reading"):
             found = place.read_bytes() if place.exists() else None
-        if restart or found is None:
+        wanted_by_nobody = found != wanted.encode() and not journal.has_lines(self._temp)
+        if restart or found is None or wanted_by_nobody:
             # A crash in here does no harm: without a plan, nothing in the folder is trusted.
             durable.prune(self._temp, keep={self._temp / "lock"})
             durable.sync_folder(self._temp)
@@ -246,14 +240,9 @@ class OutputFolder:
         """Take over what the journal says is finished and remove all the rest."""
         for entry in self._journal.records:
             record = FileRecord(**entry)  # type: ignore[arg-type]  # our own line, its sum fits
-            if self._is_there(record):
+            if is_intact(self._data, record):
                 self._finished[record.path] = record
         self._drop_strays()
-
-    def _is_there(self, record: FileRecord) -> bool:
-        path = self._data / record.path
-        with durable.storage_errors(path, "looking up"):
-            return path.is_file() and path.stat().st_size == record.size
 
     def _drop_strays(self) -> None:
         durable.prune(self._data, keep={self._data / path for path in self._finished})
@@ -261,32 +250,59 @@ class OutputFolder:
     def _already_exists(self) -> OutputExistsError:
         note = ""
         with contextlib.suppress(OSError, StorageError, OutputExistsError):
-            note = self._clear_leftovers()
+            note = clear_leftovers(self.path)
         return OutputExistsError(
             f"{self.path}: already exists{note}",
             hint="choose another output folder, or remove this one",
         )
 
-    def _clear_leftovers(self) -> str:
-        """Remove the hidden folder if its data became the output; return what to tell the user."""
-        if not durable.is_own_folder(self._temp):
-            return ""
-        with self._locked():
-            if self._data.exists():
-                return f"; {self._temp} holds a half-done run"
-            if self._remove_temp():
-                return f"; removed the leftovers in {self._temp}"
-        return ""
 
-    def _remove_temp(self) -> bool:
-        """Remove the hidden folder, the lock last; if that fails, a later run does it."""
-        lock = self._temp / "lock"
-        with contextlib.suppress(StorageError, OSError):
-            durable.prune(self._temp, keep={lock})
-            lock.unlink()
-            self._temp.rmdir()
-            return True
-        return False
+def clear_leftovers(path: Path) -> str:
+    """Remove what a run that made the output ``path`` could not; return what to tell of it.
+
+    A half-done run stays. Raises OutputExistsError if another run is at it, OSError, StorageError.
+    """
+    temp = _hidden(path)
+    if not durable.is_own_folder(temp):
+        return ""
+    with _locked(path, temp):
+        if (temp / "data").exists():
+            return f"; {temp} holds a half-done run"
+        if _remove_hidden(temp):
+            return f"; removed the leftovers in {temp}"
+    return ""
+
+
+def _hidden(path: Path) -> Path:
+    """Return the folder beside an output in which it is made."""
+    return path.with_name(f".{path.name}.flmgrow")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, temp: Path) -> Iterator[None]:
+    """Keep other runs away from the output ``path`` and its hidden folder."""
+    try:
+        descriptor = take_lock(temp / "lock")
+    except LockHeldError as held:
+        raise OutputExistsError(
+            f"{path}: another run ({held}) is writing it",
+            hint="wait for it to finish or stop it, or choose another output folder",
+        ) from None
+    try:
+        yield
+    finally:
+        durable.close_quietly(descriptor)
+
+
+def _remove_hidden(temp: Path) -> bool:
+    """Remove the hidden folder, the lock last; if that fails, a later run does it."""
+    lock = temp / "lock"
+    with contextlib.suppress(StorageError, OSError):
+        durable.prune(temp, keep={lock})
+        lock.unlink()
+        temp.rmdir()
+        return True
+    return False
 
 
 def _absolute(path: Path) -> Path:

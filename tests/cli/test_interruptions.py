@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import accepted, check_lines, flmgrow, refused
+from commands import accepted, check_lines, flmgrow, names, refused, stop_after
 from damage import contents, rank_files
 from pico import CONFIGS, even, make_checkpoint
 from test_structure import ROOT
@@ -31,25 +31,6 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def stop_after(files: int, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], None]) -> None:
-    """Let a run write some files and then happen what ``stop`` does."""
-    write: Callable[..., None] = Executor._write
-    count = 0
-
-    def write_some(self: Executor, *arguments: Any) -> None:
-        nonlocal count
-        if count == files:
-            stop()
-        count += 1
-        write(self, *arguments)
-
-    monkeypatch.setattr(Executor, "_write", write_some)
 
 
 def disk_full() -> None:

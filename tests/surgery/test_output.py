@@ -22,6 +22,7 @@ from flmgrow.errors import (
     UsageError,
 )
 from flmgrow.formats import durable
+from flmgrow.surgery import output
 from flmgrow.surgery.output import FileRecord, OutputFolder, verify_files
 
 PLAN = {"source": "d41d", "options": {"tp": 4, "pp": 2}}
@@ -352,6 +353,7 @@ class TestResuming:
         with OutputFolder(out, {"other": 1}, restart=True) as folder:
             assert folder.finished == {}
             assert names(temp / "data") == []
+            write(folder, SHARD, b"another")
         with pytest.raises(OutputExistsError, match="other: 1 there, none here"):
             OutputFolder(out, PLAN)
 
@@ -411,8 +413,8 @@ class TestNamesThatAreTaken:
         self, out: Path, temp: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch, OutputFolder(out, PLAN) as folder:
-            patch.setattr(OutputFolder, "_remove_temp", lambda _: False)
-            folder.commit({})
+            patch.setattr(output, "_remove_hidden", lambda _: False)
+            assert "could not be removed" in folder.commit({})
         assert temp.exists()
         with pytest.raises(OutputExistsError, match="already exists; removed the leftovers"):
             OutputFolder(out, PLAN)
