@@ -143,7 +143,7 @@ def _remove_old_parts(path: Path) -> None:
     own = re.compile(rf"{re.escape(path.name[:200])}\.\d+-[0-9a-f]{{8}}{re.escape(PART)}")
     parts: list[Path] = []
     with contextlib.suppress(OSError):  # writing tells what is wrong with the folder
-        parts = [path.parent / name for name in os.listdir(path.parent) if own.fullmatch(name)]
+        parts = [each for each in path.parent.iterdir() if own.fullmatch(each.name)]
     for part in parts:
         with contextlib.suppress(OSError):  # its writer may be done with it by now
             if time.time() - part.stat().st_mtime > AN_HOUR:
