@@ -5,17 +5,28 @@ Every refusal in flmgrow is a :class:`FlmgrowError`: what was found and what was
 the error's exit code; nothing else decides on exit codes.
 """
 
+import re
 import sys
 from typing import ClassVar
 
 MAX_LENGTH = 900
+_CREDENTIALS = (
+    # One slash is what pathlib leaves of two. hf://NAME@REVISION is no credential.
+    (re.compile(r"(?i)\b([a-z][\w+.-]*:/{1,3})[^\s/@]*:[^\s/@]*@"), r"\1***@"),
+    (re.compile(r"(?i)\b(https?:/{1,3})[^\s/@]+@"), r"\1***@"),
+    (re.compile(r"(?i)\b(hf:/{1,3})(?:hf|api_org)_\w+@"), r"\1***@"),
+    (re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"), "***"),
+)
 
 
 def printable(text: str) -> str:
     """Return ``text`` on one line, of bounded length, with unprintable characters escaped.
 
-    Names come from files, and a hostile name must not be able to drive the user's terminal.
+    Names come from files, and a hostile name must not be able to drive the user's terminal. And
+    what was typed is shown again: a token or a password in an address is not.
     """
+    for pattern, blot in _CREDENTIALS:
+        text = pattern.sub(blot, text)
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escaped if len(escaped) <= MAX_LENGTH else f"{escaped[:600]} ... {escaped[-200:]}"
 

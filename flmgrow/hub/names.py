@@ -43,6 +43,12 @@ def is_on_hub(path: Path) -> bool:
 
 def hub_name(path: Path) -> HubName:
     """Return what ``hf://ORG/NAME@REVISION`` means. Raises UsageError."""
+    user, at, _ = path.parts[1].partition("@") if path.parts[1:] else ("", "", "")
+    if ":" in user or (at and path.parts[2:] and user.startswith(("hf_", "api_org_"))):
+        raise UsageError(
+            f"hf://***@: holds a user's name or a token, wanted {_FORM}",
+            "set HF_TOKEN, or log in once with hf auth login: what is typed is kept by the shell",
+        )
     repository, at, revision = "/".join(path.parts[1:]).partition("@")
     return HubName(repository, revision if at else _MAIN)
 

@@ -1,11 +1,14 @@
 """Whatever form a server gives the token back in, it is not shown; what is harmless is."""
 
 import base64
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from commands import flmgrow
 from hub_server import TOKEN
 
+from flmgrow.errors import FlmgrowError, printable
 from flmgrow.hub.redaction import LONGEST, WITHHELD, Redactor
 
 DATA = TOKEN.encode()
@@ -33,6 +36,111 @@ DATA = TOKEN.encode()
 )
 def test_a_text_that_holds_the_token_is_withheld(echo: str) -> None:
     assert Redactor(TOKEN)(f"no: {echo}, sorry") == WITHHELD
+
+
+def each(form: str, between: str = "") -> str:
+    """The token's characters, each in a form."""
+    return between.join(form.format(n=ord(c), c=c) for c in TOKEN)
+
+
+ESCAPED = {
+    "decimal": each("{n}", " "),
+    "decimal list": str([ord(c) for c in TOKEN]),
+    "decimal with zeros": each("{n:03d}"),
+    "decimal with dots": each("{n}", "."),
+    "hexadecimal list": each("0x{n:02x}", ", "),
+    "octal list": each("{n:o}", " "),
+    "binary": each("{n:08b}", " "),
+    "binary in one": each("{n:08b}"),
+    "entities": each("&#{n};"),
+    "hexadecimal entities": each("&#x{n:X};"),
+    "entities without an end": each("&#{n}", " "),
+    "entities twice": each("&amp;#{n};"),
+    "percent": each("%{n:02X}"),
+    "percent twice": each("%25{n:02x}"),
+    "percent of JavaScript": each("%u{n:04x}"),
+    "quoted printable": each("={n:02X}"),
+    "x escapes": each("\\x{n:02x}"),
+    "u escapes": each("\\u{n:04x}"),
+    "u escapes, escaped": each("\\\\u{n:04x}"),
+    "U escapes": each("\\U{n:08x}"),
+    "u escapes in braces": each("\\u{{{n:x}}}"),
+    "code points": each("U+{n:04X}", " "),
+    "octal escapes": each("\\{n:03o}"),
+    "half in escapes": TOKEN[:7] + each("\\u{n:04x}")[6 * 7 :],
+}
+for _shift in range(8):
+    _DATA = b"x" * _shift + TOKEN.encode() + b"y" * (7 - _shift)
+    ESCAPED[f"base32 {_shift}"] = base64.b32encode(_DATA).decode()
+    ESCAPED[f"base64 {_shift}"] = base64.b64encode(_DATA).decode()
+    ESCAPED[f"url-safe base64 {_shift}"] = base64.urlsafe_b64encode(_DATA).decode()
+    ESCAPED[f"base85 {_shift}"] = base64.b85encode(_DATA).decode()
+    ESCAPED[f"ascii85 {_shift}"] = base64.a85encode(_DATA).decode()
+    ESCAPED[f"hex {_shift}"] = _DATA.hex(" ")
+    ESCAPED[f"base64 in percent {_shift}"] = quote(base64.b64encode(_DATA))
+
+
+@pytest.mark.parametrize("form", ESCAPED)
+def test_a_text_that_holds_the_token_in_another_form_is_withheld(form: str) -> None:
+    assert Redactor(TOKEN)(f"no: {ESCAPED[form]}, sorry") == WITHHELD
+
+
+@pytest.mark.parametrize("form", ESCAPED)
+def test_another_token_in_that_form_is_no_reason(form: str) -> None:
+    """The control: it is this token that is found, not the form."""
+    assert not Redactor("hf_" + "Zq9" * 12).holds_token(ESCAPED[form])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("hf://user:hf_abcdefghij@org/name", "hf://***@org/name"),
+        ("hf:/user:secret@org/name: is no name", "hf:/***@org/name: is no name"),
+        (f"https://{TOKEN}@huggingface.co/x", "https://***@huggingface.co/x"),
+        ("https:/hf_abc@huggingface.co/x", "https:/***@huggingface.co/x"),
+        (f"no option --token={TOKEN}", "no option --token=***"),
+        (
+            "hf://gpt2@main and hf://org/name@refs/pr/1",
+            "hf://gpt2@main and hf://org/name@refs/pr/1",
+        ),
+        ("/data/hf_checkpoint/x", "/data/hf_checkpoint/x"),
+    ],
+)
+def test_what_was_typed_is_shown_without_its_secrets(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert FlmgrowError(text, text).message == shown
+    assert FlmgrowError(text, text).hint == shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", f"hf://user:{TOKEN}@org/name"),
+        ("inspect", f"hf://{TOKEN}@org/name"),
+        ("inspect", f"https://user:{TOKEN}@huggingface.co/org/name"),
+        ("inspect", f"https://{TOKEN}@huggingface.co/org/name"),
+        ("inspect", ".", f"--token={TOKEN}"),
+        ("inspect", ".", f"https://{TOKEN}@huggingface.co/org/name"),
+        (f"https://{TOKEN}@huggingface.co/org/name",),
+        ("export", ".", f"hf://user:{TOKEN}@org/name"),
+        ("export", ".", "out", "--push-to", f"https://{TOKEN}@huggingface.co/org/name"),
+        ("export", ".", "out", "--push-to", f"user:{TOKEN}@org/name"),
+        ("verify", ".", f"hf://user:{TOKEN}@org/name"),
+        ("data", "prepare", f"https://{TOKEN}@host/x.jsonl", "out", "--tokenizer", "bytes"),
+        ("train", f"https://{TOKEN}@host/stage.yaml"),
+        ("run", f"https://{TOKEN}@host/stage.yaml"),
+    ],
+)
+def test_a_token_on_the_command_line_is_not_shown_again(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = flmgrow(*words)
+    assert outcome.code in (2, 3)
+    assert "error: " in outcome.err
+    for piece in (TOKEN[3:], TOKEN[:12], TOKEN[-12:]):
+        assert piece not in outcome.err + outcome.out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
