@@ -33,6 +33,8 @@ from megatron.core.datasets.indexed_dataset import (  # noqa: E402
 from megatron.core.datasets.utils import Split  # noqa: E402
 
 from flmgrow.trainer.corpora import Corpus  # noqa: E402
+from flmgrow.trainer.stage_data import StageData, open_data  # noqa: E402
+from flmgrow.trainer.stage_sections import DataSection  # noqa: E402
 
 LENGTH = 16
 WEIGHTS = (Fraction(107, 200), Fraction(93, 200))
@@ -167,7 +169,54 @@ def refusals(folder: Path) -> dict[str, str]:
             Corpus(path, tokenizer, length, 1)
         except FlmgrowError as error:
             said[name] = error.message
+    for share in (0.02, 0.97):
+        try:
+            section(folder, sequence_length=900, validation_share=share)
+        except FlmgrowError as error:
+            said[f"share {share}"] = f"{error.message} | {error.hint}"
     return said
+
+
+def section(folder: Path, **changes: Any) -> StageData:
+    """Open the data section of a stage: two corpora and a teacher, and ``changes``."""
+    corpora = [{"path": folder / "bytes", "weight": 3}, {"path": folder / "more"}]
+    return open_data(
+        DataSection.model_validate({"sequence_length": LENGTH, "corpora": corpora, **changes})
+    )
+
+
+def reading(folder: Path) -> dict[str, Any]:
+    """Return what is told of how a stage reads its data, and of data that differ."""
+    facts = {"files": [folder / "facts.jsonl"], "share": 0.25}
+    data = section(folder, validation_share=0.1, teacher=facts)
+    batches = Batches(data.training, Batching(8, 8), keys=data.keys)
+    next(iter(batches))
+    remembered = json.loads(json.dumps(batches.position.to_json()))
+    reordered = [{"path": folder / "more"}, {"path": folder / "bytes", "weight": 3}]
+    others: dict[str, dict[str, Any]] = {
+        "share": {"validation_share": 0},
+        "seed": {"seed": 5},
+        "weight": {"corpora": [{"path": folder / "bytes"}, {"path": folder / "more"}]},
+        "corpora": {"corpora": reordered},
+        "one less": {"corpora": reordered[1:]},
+        "teacher": {"teacher": {**facts, "share": 0.5, "packed": False}},
+        "no teacher": {"teacher": None},
+    }
+    said = {}
+    for name, changes in others.items():
+        try:
+            same = {"validation_share": 0.1, "teacher": facts}
+            changed = section(folder, **{**same, **changes})
+            Batches(changed.training, Batching(8, 8), remembered, changed.keys)
+        except FlmgrowError as error:
+            said[name] = error.message.partition(" samples of other data: ")[2]
+    count = [corpus.per_epoch for corpus in data.origins]
+    return {
+        "epochs": list(data.epochs(0, 400)),
+        "per epoch": count,
+        "held out": data.held_out_samples,
+        "changes": said,
+    }
 
 
 def attention() -> dict[str, float]:
@@ -217,6 +266,7 @@ def main(folder: Path) -> dict[str, Any]:
         "stages": stages(folder),
         "refusals": refusals(folder),
         "attention": attention(),
+        "reading": reading(folder),
         "left": sorted(path.name for path in (folder / "bytes").iterdir()),
     }
 

@@ -91,6 +91,16 @@ def blended(index: int, weights: Sequence[Fraction]) -> tuple[int, int]:
     return len(weights) - 1, index
 
 
+def counted(samples: int, weights: Sequence[Fraction]) -> list[int]:
+    """Return how many of a blend's first ``samples`` come from each source."""
+    rest, counts = Fraction(1), []
+    for weight in weights[:-1]:
+        counts.append(floor(samples * (weight / rest)))
+        samples -= counts[-1]
+        rest -= weight
+    return [*counts, samples]
+
+
 class Blend:
     """Several sequences as one, in proportion to ``weights``, which sum to 1."""
 
@@ -229,6 +239,8 @@ def _shown(value: object) -> str:
     """Return a value as people write it."""
     if value is None:
         return "not given"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -6,10 +6,10 @@ together. A run that was stopped, or killed, and started again takes the very sa
 are a function of their number, masks of their value, and everything else lies in the checkpoint.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from flmgrow.trainer.stage_keys import told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
 from flmgrow.trainer.stopping import Stop
 from flmgrow.trainer.trainee import arguments_of, build
+from flmgrow.trainer.validation import sample_count, validation_batches
 
 
 def train(stage: StageFile, path: Path) -> int:
@@ -75,7 +76,8 @@ def _train(stage: StageFile, path: Path, stop: Stop) -> int:
     with own_folder(stage.checkpoint.folder):
         begin = together(lambda: find_begin(stage))
         try:
-            data = together(lambda: open_data(stage.data))
+            first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+            data = together(lambda: open_data(stage.data, sums=first_here))
             ids = data.tokenizer.vocab_size
             with told_of(path):
                 setting = together(lambda: setting_of(stage, begin, ids))
@@ -144,6 +146,8 @@ class Run:
             reporter.note(f"{stage.name}  {summary(setting)}")
             for note in notes(setting):
                 reporter.note(f"note: {note}")
+            for line in self._reads():
+                reporter.note(line if line.startswith("note: ") else f"{stage.name}  {line}")
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()
@@ -269,18 +273,41 @@ class Run:
         stage = self._setting.stage
         sums = torch.zeros(4, dtype=torch.float64)
         models, length = self._trainee.models, stage.data.sequence_length
-        for micro_batches in together(self._held_out):
+        for micro_batches in self._held_out():
             found = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
             sums += found.cpu()
         loss = losses_of(_summed(sums.tolist())).mean
         carried = self._carried
         return ValidationRecord(self._iteration, carried.tokens, carried.flops, loss, stage.name)
 
-    def _held_out(self) -> list[MicroBatches]:
-        assert self._data.held_out is not None
-        batches = Batches(self._data.held_out, self._setting.batching)
-        count, vocab = self._setting.stage.log.validation_batches, self._setting.config.vocab
-        return [checked(each, vocab) for each in islice(batches, count)]
+    def _held_out(self) -> Iterator[MicroBatches]:
+        """Yield what is validated on, on all ranks at once."""
+        setting, held_out = self._setting, self._data.held_out
+        assert held_out is not None
+        chunks = setting.layout.pp if setting.layout.vpp > 1 else 1
+        batches = validation_batches(held_out, self._validated, setting.batching, chunks)
+        good = (checked(each, setting.config.vocab) for each in batches)
+        while micro_batches := together(lambda: next(good, None)):
+            yield micro_batches
+
+    @property
+    def _validated(self) -> int:
+        """How many samples a validation reads."""
+        stage, there = self._setting.stage, self._data.held_out_samples
+        return sample_count(stage.log, stage.training.batch, there)
+
+    def _reads(self) -> Iterator[str]:
+        """Yield how often the stage reads its data."""
+        begin, stage = self._setting.begin, self._setting.stage
+        first = begin.carried.consumed_samples
+        steps = self._setting.last - begin.iteration
+        yield from self._data.epochs(first, first + steps * stage.training.batch)
+        there = self._data.held_out_samples
+        if stage.log.validation_every is not None and self._validated > there:
+            yield (
+                f"note: a validation reads {self._validated:,} samples, {there:,} are held out: "
+                f"{self._validated / there:.1f} times each"
+            )
 
     def _save(self) -> None:
         self._failure.raise_together()

@@ -5,7 +5,7 @@ validation share says; they are validated on one after the other, always the sam
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -13,69 +13,98 @@ from math import ceil
 from flmgrow.errors import UsageError
 from flmgrow.formats.training_state import TokenizerFacts
 from flmgrow.trainer.corpora import Corpus
-from flmgrow.trainer.data import SHOWN, Blend, Keys, Samples, weights_of
-from flmgrow.trainer.data_prepare import PREFIX
+from flmgrow.trainer.corpus_files import CorpusFiles, open_corpus_files, samples_in
+from flmgrow.trainer.data import SHOWN, Blend, Keys, Samples, counted, weights_of
 from flmgrow.trainer.freelm import Teacher, mixed, read_propositions
-from flmgrow.trainer.indexed import read_index
 from flmgrow.trainer.stage_sections import CorpusSection, DataSection
 from flmgrow.trainer.tokenizers import Tokenizer, open_tokenizer
 
 _OPTION = re.compile(r"--(tokenizer|eod)\b")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where samples come from: ``per_epoch`` of them, before they come again, and their weight."""
+
+    name: str
+    per_epoch: int
+    weight: Fraction
+
+
 @dataclass(frozen=True, eq=False)
 class StageData:
     """``training`` samples, and those held out for validation, if any.
 
-    ``keys`` are what decides on the training samples, by the stage file's keys.
+    ``keys`` are what decides on the training samples, by the stage file's keys. ``origins`` are of
+    the training samples, ``held_out_samples`` how many there are before the first comes again.
     """
 
     tokenizer: Tokenizer
     training: Samples
     held_out: Samples | None
     keys: Keys
+    origins: tuple[Origin, ...]
+    held_out_samples: int
 
     @property
     def facts(self) -> TokenizerFacts:
         """What a checkpoint remembers of the tokenizer."""
         return TokenizerFacts.model_validate(self.tokenizer.identity)
 
+    def epochs(self, first: int, last: int) -> Iterator[str]:
+        """Yield, for each origin, what samples ``first`` to ``last`` read of it, in a line.
 
-def open_data(data: DataSection) -> StageData:
+        A line that says that something is read more than once is a note.
+        """
+        weights = [origin.weight for origin in self.origins]
+        spans = zip(counted(first, weights), counted(last, weights), strict=True)
+        for origin, (begin, end) in zip(self.origins, spans, strict=True):
+            span = f"{begin / origin.per_epoch:.2f} to {end / origin.per_epoch:.2f}"
+            again = "note: " if end > origin.per_epoch else ""
+            size = f"{origin.per_epoch:,} samples an epoch"
+            yield f"{again}reads {origin.name}: {size}, epochs {span}"
+
+
+def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     """Return the samples that a data section describes.
 
-    Raises UsageError or BadDataError for what cannot be read or is too short.
+    ``sums`` False leaves the checksums of tokens to another rank. Raises UsageError or BadDataError
+    for what cannot be read or is too short.
     """
     tokenizer = _tokenizer(data)
     weights = weights_of([str(corpus.weight) for corpus in data.corpora])
-    spans = [_split(corpus, data) for corpus in data.corpora]
+    checksums = data.checksums if sums else "never"
+    files = [open_corpus_files(each.path, tokenizer, checksums) for each in data.corpora]
+    spans = [_split(each, data) for each in files]
     used = [
-        _corpus(c, tokenizer, data, span) for c, (span, _) in zip(data.corpora, spans, strict=True)
+        _corpus(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
     ]
-    keys = {**_keys(data, tokenizer), **_keys_of_corpora(data, used)}
+    named = zip(files, used, weights, strict=True)
+    origins = [Origin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
+    keys = {**_keys(data, tokenizer), **_keys_of_corpora(data.corpora, files, used)}
     training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
     if data.teacher is not None:
         propositions = list(read_propositions(data.teacher.files))
         teacher = Teacher(
-            propositions,
-            tokenizer,
-            data.sequence_length,
-            data.seed,
-            packed=data.teacher.packed,
+            propositions, tokenizer, data.sequence_length, data.seed, packed=data.teacher.packed
         )
         keys |= {
             "data.teacher.files": teacher.summary,
             "data.teacher.share": data.teacher.share,
             "data.teacher.packed": data.teacher.packed,
         }
-        training = mixed(training, teacher, Fraction(str(data.teacher.share)))
+        share = Fraction(str(data.teacher.share))
+        training = mixed(training, teacher, share)
+        rest = [Origin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
+        origins = [Origin("data.teacher", teacher.rows, share), *rest]
     if not data.validation_share:
-        return StageData(tokenizer, training, None, keys)
-    rest = [
-        _corpus(c, tokenizer, data, span) for c, (_, span) in zip(data.corpora, spans, strict=True)
+        return StageData(tokenizer, training, None, keys, tuple(origins), 0)
+    held = [
+        _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
     ]
-    held_out = rest[0] if len(rest) == 1 else Blend(rest, weights)
-    return StageData(tokenizer, training, held_out, keys)
+    held_out = held[0] if len(held) == 1 else Blend(held, weights)
+    once = min(int(each.per_epoch / weight) for each, weight in zip(held, weights, strict=True))
+    return StageData(tokenizer, training, held_out, keys, tuple(origins), once)
 
 
 def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:
@@ -91,10 +120,13 @@ def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:
     }
 
 
-def _keys_of_corpora(data: DataSection, corpora: Sequence[Corpus]) -> Keys:
+def _keys_of_corpora(
+    sections: Sequence[CorpusSection], files: Sequence[CorpusFiles], corpora: Sequence[Corpus]
+) -> Keys:
     keys: dict[str, str | float] = {}
-    for number, (section, corpus) in enumerate(zip(data.corpora, corpora, strict=True)):
-        keys[f"data.corpora.{number}.path"] = f"{section.path.name} ({corpus.summary})"
+    for number, section in enumerate(sections):
+        told = f"{files[number].name} ({corpora[number].summary})"
+        keys[f"data.corpora.{number}.path"] = told
         keys[f"data.corpora.{number}.weight"] = section.weight
     return keys
 
@@ -108,20 +140,34 @@ def _tokenizer(data: DataSection) -> Tokenizer:
         raise UsageError(message, hint) from None
 
 
-def _split(corpus: CorpusSection, data: DataSection) -> tuple[range, range]:
+def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
     """Return which documents are trained on, and which are held out."""
-    prefix = corpus.path / PREFIX if corpus.path.is_dir() else corpus.path
-    count = len(read_index(prefix.with_name(prefix.name + ".idx")).lengths)
+    count = len(corpus.index.lengths)
     held = ceil(count * data.validation_share)
     if held >= count:
         raise UsageError(
             f"{corpus.path}: {count} documents, of which {held} would be held out",
             "make validation_share smaller, or prepare more documents",
         )
-    return range(count - held), range(count - held, count)
+    used, rest = range(count - held), range(count - held, count)
+    if held:
+        wanted = f"wanted more than {data.sequence_length:,} for one sample"
+        for documents, purpose, change in (
+            (rest, "validation", "larger"),
+            (used, "training", "smaller"),
+        ):
+            tokens = corpus.tokens_in(documents)
+            if samples_in(tokens, data.sequence_length) < 1:
+                raise UsageError(
+                    f"{corpus.path}: data.validation_share {data.validation_share:g} leaves "
+                    f"{tokens:,} of {corpus.tokens:,} tokens for {purpose} ({len(documents):,} of "
+                    f"{count:,} documents), {wanted}",
+                    f"make data.validation_share {change}, or prepare more documents",
+                )
+    return used, rest
 
 
 def _corpus(
-    corpus: CorpusSection, tokenizer: Tokenizer, data: DataSection, documents: range
+    corpus: CorpusFiles, tokenizer: Tokenizer, data: DataSection, documents: range
 ) -> Corpus:
-    return Corpus(corpus.path, tokenizer, data.sequence_length, data.seed, documents)
+    return Corpus(corpus, tokenizer, data.sequence_length, data.seed, documents)

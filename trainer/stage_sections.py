@@ -70,7 +70,11 @@ class TeacherSection(Section):
 
 
 class DataSection(Section):
-    """What is read. ``validation_share`` of each corpus' documents, the last, is held out."""
+    """What is read. ``validation_share`` of each corpus' documents, the last, is held out.
+
+    ``checksums`` says whether all tokens are read and summed when a stage begins: ``auto`` does so
+    for corpora up to a gigabyte.
+    """
 
     tokenizer: str = "bytes"
     eod: Annotated[str, BeforeValidator(token_text)] | None = None
@@ -78,6 +82,7 @@ class DataSection(Section):
     corpora: list[CorpusSection] = Field(min_length=1)
     teacher: TeacherSection | None = None
     validation_share: Share = 0.0
+    checksums: Literal["auto", "always", "never"] = "auto"
     seed: Seed = 1234
 
 
@@ -182,15 +187,23 @@ class CheckpointSection(Section):
 class LogSection(Section):
     """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
 
-    ``peak_tflops`` is that of one device, for the utilisation.
+    A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
+    counts batches of the stage. ``peak_tflops`` is that of one device, for the utilisation.
     """
 
     every: Count = 10
     metrics: FilePath = Path("metrics.jsonl")
     tensorboard: FilePath | None = None
     validation_every: Count | None = None
-    validation_batches: Count = 8
+    validation_samples: Count | None = None
+    validation_batches: Count | None = None
     peak_tflops: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.validation_samples is not None and self.validation_batches is not None:
+            raise ValueError("give either validation_samples or validation_batches")
+        return self
 
 
 class GuardSection(Section):

@@ -16,10 +16,12 @@ from flmgrow.trainer.data import (
     Batches,
     Batching,
     Blend,
+    Keys,
     MicroBatches,
     Sample,
     attention_mask,
     blended,
+    counted,
     digest_of,
     seed_of,
     weights_of,
@@ -58,6 +60,7 @@ def test_a_blend_takes_each_source_from_its_start_without_a_gap(
         counts[source] += 1
     for source, weight in enumerate(weights):
         assert abs(counts[source] - size * weight) < source + 1
+    assert counted(size, weights) == [counts[source] for source in range(len(weights))]
 
 
 @given(weights=WEIGHTS, begin=st.integers(0, 10**12), size=st.integers(1, 500))
@@ -176,9 +179,17 @@ def test_a_position_in_other_data_is_refused(other: Any) -> None:
 
 
 def test_what_differs_from_the_data_before_is_named() -> None:
-    keys = {"data.seed": 1, "data.validation_share": 0.0, "data.corpora.0.path": "en (9 tokens)"}
+    keys: Keys = {
+        "data.seed": 1,
+        "data.validation_share": 0.0,
+        "data.corpora.0.path": "en (9 tokens)",
+    }
     remembered = Batches(Numbers(0), Batching(4, 2), None, keys).position.to_json()
-    now = {"data.seed": 1, "data.validation_share": 0.1, "data.corpora.1.path": "zh (7 tokens)"}
+    now: Keys = {
+        "data.seed": 1,
+        "data.validation_share": 0.1,
+        "data.corpora.1.path": "zh (7 tokens)",
+    }
     with pytest.raises(UsageError) as refusal:
         Batches(Numbers(1), Batching(4, 2), remembered, now)
     assert refusal.value.message.partition(" samples of other data: ")[2] == (
@@ -198,7 +209,7 @@ def test_a_checkpoint_without_keys_tells_digests() -> None:
 def test_a_digest_of_earlier_versions_is_the_same_data() -> None:
     """Also where it is a part of a blend; what goes on is remembered by the new one."""
     for samples in (Numbers(0), Blend([Numbers(0), Numbers(1)], weights_of(["1", "2"]))):
-        old = type("Old", (), {"identity": samples.earlier})
+        old: Any = type("Old", (), {"identity": samples.earlier})
         begin = {"consumed_samples": 3, "data": digest_of(old)}
         batches = Batches(samples, Batching(4, 2), begin)
         assert batches.position.data == digest_of(samples) != begin["data"]

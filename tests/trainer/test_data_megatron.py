@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wide": ["--tokenizer", str(make_ranks(folder / "wide.tiktoken", 70_000))],
     }.items():
         assert run(["data", "prepare", str(texts), str(folder / name), *options]) == 0
+    facts = ('{"text": "the thing", "label": true}', '{"text": "a thing", "label": false}')
+    (folder / "facts.jsonl").write_text("\n".join(facts))
     more = make_jsonl(folder / "b.jsonl", [f"another text, {i}" * 3 for i in range(40)])
     assert run(["data", "prepare", str(more), str(folder / "more"), "--tokenizer", "bytes"]) == 0
     return folder
@@ -143,7 +145,17 @@ def test_three_stages_and_a_resume_see_what_one_run_sees(found: dict[str, Any]) 
     ("case", "message"),
     [
         ("missing", r"nothing\.idx: No such file"),
-        ("tokenizer", r"bytes: made with the tokenizer .*\"eod\": 256.* this is .*\"eod\": 0"),
+        ("tokenizer", r"bytes: made with another tokenizer: eod 256, now 0$"),
+        (
+            "share 0.02",
+            r"bytes: data.validation_share 0.02 leaves \d\d of 1,\d\d\d tokens for validation "
+            r"\(1 of 50 documents\), wanted more than 900 for one sample \| make .* larger",
+        ),
+        (
+            "share 0.97",
+            r"bytes: data.validation_share 0.97 leaves \d\d of 1,\d\d\d tokens for training "
+            r"\(1 of 50 documents\), wanted more than 900 for one sample \| make .* smaller",
+        ),
         ("short", r"data\.idx: \d+ tokens, wanted more than 1000000 for one sample"),
         ("cut", r"data\.bin: 2 bytes, its index says \d+"),
         ("index", r"data\.idx: not an index"),
@@ -152,6 +164,40 @@ def test_three_stages_and_a_resume_see_what_one_run_sees(found: dict[str, Any]) 
 )
 def test_corpora_that_cannot_be_are_refused(case: str, message: str, found: dict[str, Any]) -> None:
     assert re.search(message, found["refusals"][case])
+
+
+def test_how_often_a_stage_reads_its_data_is_told(found: dict[str, Any]) -> None:
+    """Of 400 samples a quarter is the teacher's; of the others three quarters are the first's."""
+    sizes = found["reading"]["per epoch"]
+    wanted = [
+        f"{'note: ' if samples > size else ''}reads {name}: {size:,} samples an epoch, "
+        f"epochs 0.00 to {samples / size:.2f}"
+        for name, size, samples in zip(
+            ("data.teacher", "bytes", "more"), sizes, (100, 225, 75), strict=True
+        )
+    ]
+    assert found["reading"]["epochs"] == wanted
+    assert wanted[1].startswith("note: reads bytes: ")
+    assert wanted[2].startswith("reads more: ")
+
+
+CHANGES = {
+    "share": r"data\.validation_share is 0\.1, now 0$",
+    "seed": r"data\.seed is 1234, now 5$",
+    "weight": r"data\.corpora\.0\.weight is 3, now 1$",
+    "corpora": (
+        r"data\.corpora\.0\.path is bytes \(.* tokens in 50 documents, checksum \w{8}\), now more"
+        r" \(.*\); data\.corpora\.0\.weight is 3, now 1; data\.corpora\.1\.path is more .*, now byt"
+    ),
+    "one less": r".*data\.corpora\.1\.path is more \(.*\), now not given; .*1\.weight is 1, now n",
+    "teacher": r"data\.teacher\.share is 0\.25, now 0\.5; data\.teacher\.packed is true, now f",
+    "no teacher": r"data\.teacher\.files is 2 propositions, checksum \w{8}, now not given; ",
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_each_key_that_differs_is_named(case: str, found: dict[str, Any]) -> None:
+    assert re.match(CHANGES[case], found["reading"]["changes"][case])
 
 
 def test_nothing_is_left_beside_a_corpus(found: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from tiny_tokenizers import make_jsonl, make_ranks, make_tokenizer_json
 
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.surgery.output import OutputFolder
-from flmgrow.trainer import data_prepare
+from flmgrow.trainer import data_parts, data_prepare
 from flmgrow.trainer.data_parts import Recipe
 from flmgrow.trainer.data_prepare import MANIFEST
 from flmgrow.trainer.indexed import read_index
@@ -199,7 +199,7 @@ def test_memory_does_not_follow_the_corpus(sources: Sources, tmp_path: Path) -> 
     """Text is read only as far as parts are written."""
     ahead = most = 0
     texts_of: Callable[..., Any] = data_prepare._texts
-    write: Callable[..., Any] = data_prepare.write_part
+    write: Callable[..., Any] = data_parts.write_part
 
     def counted(*arguments: Any) -> Any:
         nonlocal ahead, most
