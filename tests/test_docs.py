@@ -22,6 +22,11 @@ from pico import CONFIGS, even, make_checkpoint
 from test_structure import FOLDERS, ROOT, find_modules
 from tiny_tokenizers import make_jsonl, make_ranks
 
+from flmgrow.stages.schedule import read_schedule
+from flmgrow.trainer.corpus_files import open_corpus_files
+from flmgrow.trainer.stage import read_stage
+from flmgrow.trainer.tokenizers import open_tokenizer
+
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [
     ROOT / "docs" / "guides" / f"{name}.md"
@@ -78,7 +83,8 @@ def make_texts(folder: Path) -> None:
     lines = make_jsonl(folder / "english.jsonl", [f"the thing {i}" for i in range(99)]).read_bytes()
     (folder / "english.jsonl.gz").write_bytes(gzip.compress(lines))
     (folder / "chinese.txt").write_text("床前明月光 疑是地上霜 " * 9, encoding="utf-8")
-    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"txt": "not fine"}\n')
+    lines = ('{"text": "fine"}', '{"txt": "not fine"}', '{"text": null}')
+    (folder / "broken.jsonl").write_text("\n".join(lines))
 
 
 def generator() -> ModuleType:
@@ -155,6 +161,27 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
             assert outcome.code == code, f"{' '.join(words)}: {outcome.out}{outcome.err}"
             ran += 1
     assert ran
+
+
+def test_the_guides_read_what_the_guide_to_data_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage and the schedule that they show, on its corpora, with its tokenizer."""
+    monkeypatch.chdir(tmp_path)
+    make_texts(tmp_path)
+    guides = ROOT / "docs" / "guides"
+    for words, _ in shown_commands(guides / "data.md"):
+        flmgrow(*words)
+    sections = []
+    for name in ("train", "run"):
+        example = next(blocks(guides / f"{name}.md", "yaml"))
+        (tmp_path / f"{name}.yaml").write_text(example, encoding="utf-8")
+    sections.append(read_stage(tmp_path / "train.yaml").data)
+    sections += [planned.stage.data for planned in read_schedule(tmp_path / "run.yaml")]
+    for section in sections:
+        tokenizer = open_tokenizer(section.tokenizer, section.eod)
+        for corpus in section.corpora:
+            assert open_corpus_files(corpus.path, tokenizer).files
 
 
 def test_the_file_table_is_the_tree() -> None:

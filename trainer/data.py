@@ -229,7 +229,7 @@ def _digest(identity: Json) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def changes(before: Keys, now: Keys) -> str:
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return, in a line, each key whose value differs, with both; nothing if none does."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return "; ".join(f"{n} is {_shown(before.get(n))}, now {_shown(now.get(n))}" for n in names)

@@ -145,7 +145,7 @@ def _check_source(folder: RunFolder, planned: PlannedStage) -> None:
             f"in {source}",
             "restore those checkpoints, or give another --out",
         )
-    grew_from = folder.grew_from(planned)
+    grew_from = _named(folder.grew_from(planned))
     for where, there in (("the schedule", _planned_end(before)), (str(source), _end_of(saved))):
         for key, value in there.items():
             if key in grew_from and grew_from[key] != value:
@@ -166,7 +166,14 @@ def _end_of(saved: Path | None) -> Json:
     state = None if saved is None else read_training_state(saved)
     if state is None:
         return {}
-    return {"name": state.stage, "iteration": state.iteration, **state.carried.model_dump()}
+    carried = _named(state.carried.model_dump())
+    return {"name": state.stage, "iteration": state.iteration, **carried}
+
+
+def _named(known: Json) -> Json:
+    """Return what is known of a checkpoint, what decides on its data by the keys for that."""
+    rest = {key: value for key, value in known.items() if key not in ("data_keys", "tokenizer")}
+    return {**(known.get("data_keys") or {}), **rest}
 
 
 def _written(path: Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout import Layout, padded_size
-from flmgrow.formats.strict_yaml import read_yaml
+from flmgrow.formats.strict_yaml import dotted, read_yaml
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
@@ -28,6 +28,7 @@ from flmgrow.stages.growth_section import (
     target_of,
 )
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.trainer.data import changes
 from flmgrow.trainer.model_section import ModelSection
 from flmgrow.trainer.stage import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage_keys import in_keys, told_of
@@ -217,10 +218,9 @@ def merge(common: Mapping[str, Any], own: Mapping[str, Any]) -> Json:
 
 
 def _check_same_data(before: StageFile, stage: StageFile) -> None:
-    if before.data != stage.data:
-        names = type(stage.data).model_fields
-        other = [n for n in names if getattr(before.data, n) != getattr(stage.data, n)]
+    was, now = (dotted(each.data.model_dump(mode="json"), "data.") for each in (before, stage))
+    if differing := changes(was, now):
         raise UsageError(
-            f"data.{other[0]}: is another than in the stage before",
+            f"other data than in the stage before: {differing}",
             "samples go on through all stages, each read once: say the data once, for all",
         )
