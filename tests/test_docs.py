@@ -83,8 +83,8 @@ def make_texts(folder: Path) -> None:
     lines = make_jsonl(folder / "english.jsonl", [f"the thing {i}" for i in range(99)]).read_bytes()
     (folder / "english.jsonl.gz").write_bytes(gzip.compress(lines))
     (folder / "chinese.txt").write_text("床前明月光 疑是地上霜 " * 9, encoding="utf-8")
-    lines = ('{"text": "fine"}', '{"txt": "not fine"}', '{"text": null}')
-    (folder / "broken.jsonl").write_text("\n".join(lines))
+    bad = ('{"text": "fine"}', '{"txt": "not fine"}', '{"text": null}')
+    (folder / "broken.jsonl").write_text("\n".join(bad))
 
 
 def generator() -> ModuleType:

@@ -102,7 +102,8 @@ def altered(corpus: Path, **changes: Any) -> object:
 
 
 def without(corpus: Path, name: str) -> object:
-    return (corpus / name).unlink()
+    (corpus / name).unlink()
+    return None
 
 
 def in_another_order(corpus: Path) -> object:
