@@ -254,8 +254,27 @@ def _sizes(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
     }
     if grouped or arguments.get("group_query_attention"):
         changes["num_query_groups"] = config.kv_groups
+    return changes | _followers(arguments, config)
+
+
+def _followers(arguments: Arguments, config: ModelConfig) -> dict[str, object]:
+    """Return what Megatron-LM derives from the model's sizes, where it has done so.
+
+    ``num_query_groups`` of a multi-head model is 1 if nobody gave it, and not looked at.
+    ``moe_ffn_hidden_size`` is filled in without any experts, too.
+    """
+    changes: dict[str, object] = {}
+    multi_head = config.queries_per_group == 1
+    if multi_head and arguments.get("num_query_groups") not in (None, 1):
+        changes["num_query_groups"] = config.heads
     if arguments.get("encoder_num_layers") is not None:
         changes["encoder_num_layers"] = config.layers
+    width = arguments.get("ffn_hidden_size")
+    if width is not None and arguments.get("moe_ffn_hidden_size") == width:
+        changes["moe_ffn_hidden_size"] = config.ffn
+    kinds = arguments.get("cp_comm_type")
+    if isinstance(kinds, list) and len(kinds) > 1 and len({str(kind) for kind in kinds}) == 1:
+        changes["cp_comm_type"] = kinds[:1]  # one for all layers, however many there are
     if arguments.get("vocab_size") is not None and _grows_vocabulary(arguments, config):
         changes["vocab_size"] = config.vocab - _added_ids(arguments)
     return changes

@@ -2,20 +2,29 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.cli.running import Reading, local_folder, progress_bar
+from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of, verdict_text
+from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.surgery.health import Health, examine
 
-Tensors = Annotated[bool, typer.Option("--tensors", help="List the logical tensors.")]
+Tensors = Annotated[
+    bool,
+    typer.Option(
+        "--tensors",
+        help="List the logical tensors; of a model that is not supported, the stored arrays.",
+    ),
+]
 HealthOption = Annotated[
     bool, typer.Option("--health", help="Read all weights and look for values that are not finite.")
 ]
@@ -36,7 +45,11 @@ def inspect(
     \b
     Example: flmgrow inspect ckpt-51b --tensors
     """
-    with reading.open(path, iteration, look_only=True) as checkpoint:
+    try:
+        opened = reading.open(path, iteration, look_only=True)
+    except BadCheckpointError as error:
+        raise _with_arrays(error, path, iteration, tensors, as_json) from None
+    with opened as checkpoint:
         with progress_bar(checkpoint.nbytes, "reading") as progress:
             found = examine(checkpoint, health, progress)
         if as_json:
@@ -46,6 +59,35 @@ def inspect(
         print("\n".join(report.aligned(rows)))
         if tensors:
             print("\n" + "\n".join(report.tensor_lines(checkpoint)))
+
+
+def _with_arrays(
+    error: BadCheckpointError, path: Path, iteration: int | None, wanted: bool, as_json: bool
+) -> BadCheckpointError:
+    """Print, if ``wanted``, what a checkpoint that cannot be used holds all the same; return why
+    it cannot.
+    """
+    try:
+        files = stored_arrays(local_folder(path)[0], iteration)
+    except FlmgrowError:
+        return error
+    if not any(files.values()):
+        return error
+    if not wanted:
+        more = "inspect --tensors lists the arrays that are stored"
+        return BadCheckpointError(error.message, "; ".join(filter(None, (error.hint, more))))
+    if as_json:
+        listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
+        print(json.dumps({"path": str(path), "why_not": error.message, "stored": listed}, indent=1))
+        return error
+    for name, arrays in files.items():
+        rows = [(printable(a.name), f"{a.dtype} {list(a.shape)}") for a in arrays]
+        print("\n".join([printable(name), *(f"  {row}" for row in report.aligned(rows))]))
+    return error
+
+
+def _array(array: Listed) -> Json:
+    return {"dtype": array.dtype, "shape": list(array.shape)}
 
 
 def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:

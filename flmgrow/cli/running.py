@@ -12,7 +12,7 @@ from flmgrow.cli import options, report
 from flmgrow.cli.parsing import parse_assignments, parse_size
 from flmgrow.errors import UsageError, printable
 from flmgrow.formats.arguments_elsewhere import arguments_from
-from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, ReadOptions
+from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, HuggingFaceOptions, ReadOptions
 from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
@@ -22,6 +22,11 @@ from flmgrow.hub.publication import Publication
 from flmgrow.hub.reading import fetch
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
+
+
+def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
+    """Return the folder that ``path`` stands for, fetched first if it is on the Hub."""
+    return fetch(hub_name(path)) if is_on_hub(path) else (path, None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Reading:
 
         ``given`` arguments take the place of those that the options give.
         """
-        folder, origin = fetch(hub_name(path)) if is_on_hub(path) else (path, None)
+        folder, origin = local_folder(path)
         said = ReadOptions(
             ignored_arguments=tuple(self.ignore_arg or ()),
             ignored_fields=tuple(self.ignore_field or ()),

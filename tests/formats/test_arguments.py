@@ -129,3 +129,27 @@ def test_groups_are_written_where_megatron_will_look() -> None:
     grouped = replace(CONFIGS["tele"], queries_per_group=2)
     written = written_arguments(args, grouped)
     assert (written["group_query_attention"], written["num_query_groups"]) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"num_query_groups": 4}, {"num_query_groups": 6, "group_query_attention": False}),
+        ({"num_query_groups": None}, {"num_query_groups": None}),
+        ({"moe_ffn_hidden_size": 20}, {"moe_ffn_hidden_size": 24, "ffn_hidden_size": 24}),
+        ({"moe_ffn_hidden_size": 256}, {"moe_ffn_hidden_size": 256}),
+        ({"encoder_num_layers": 4}, {"encoder_num_layers": 8, "num_layers": 8}),
+        ({"encoder_num_layers": None}, {"encoder_num_layers": None}),
+        ({"cp_comm_type": ["p2p"] * 4}, {"cp_comm_type": ["p2p"]}),
+        ({"seq_length": 8}, {"seq_length": 8, "max_position_embeddings": 16}),
+    ],
+)
+def test_what_megatron_derives_from_sizes_follows_them(
+    before: dict[str, object], after: dict[str, object]
+) -> None:
+    args = args_of(CONFIGS["tele"], **before)
+    grown = replace(CONFIGS["tele"], kv_groups=6, ffn=24, layers=8)
+    written = written_arguments(args, grown)
+    assert {name: written[name] for name in after} == after
+    assert read(written) == grown
+    assert (written["kv_channels"], written["num_attention_heads"]) == (4, 6)
