@@ -52,6 +52,7 @@ class ReadOptions:
     ignored_arguments: Collection[str] = ()
     ignored_fields: Collection[str] = ()
     max_positions: int | None = None
+    untie: bool | None = None
     true_vocab: int | None = None
     fused: bool = True
     look_only: bool = False
@@ -177,7 +178,8 @@ class Checkpoint:
     ``optimizer`` and ``state_readers`` are there once its optimizer state was asked for. ``hub`` is
     where on the Hub it comes from, None for a folder of the user's own. ``notes`` say how it was
     read where that is not plain from its files. ``companions`` say how the model is spoken to.
-    ``given`` are arguments that the user gave in the place of those in its files.
+    ``given`` are arguments that the user gave in the place of those in its files. ``untied`` says
+    that its head was told from a shared table when it was read, as the user wished.
     """
 
     path: Path
@@ -199,6 +201,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     companions: Companions = field(default_factory=Companions)
     given: Mapping[str, object] = field(default_factory=dict)
+    untied: bool = False
 
     @property
     def name(self) -> str:

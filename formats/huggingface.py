@@ -4,11 +4,10 @@ So that a Megatron checkpoint can be written from it, its contents can also say 
 Megatron's would hold: arguments for the model, and the keys of its modules.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.companions import IDS, Companions, known_ids
 from flmgrow.formats.huggingface_config import (
@@ -19,91 +18,20 @@ from flmgrow.formats.huggingface_config import (
 )
 from flmgrow.formats.huggingface_contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
+from flmgrow.formats.huggingface_matching import (
+    WAYS_OUT,
+    TensorPiece,
+    check_tied_head,
+    find_pieces,
+    head_of,
+)
 from flmgrow.formats.huggingface_quantized import refuse_quantized
-from flmgrow.formats.layout import Layout, Placement, placements
+from flmgrow.formats.layout import Layout
 from flmgrow.formats.new_arguments import IMPLEMENTATIONS, VOCAB_MULTIPLE, new_arguments
 from flmgrow.formats.new_model import rank_content
 from flmgrow.formats.reading import LogicalReader, widest
-from flmgrow.formats.safetensors_file import SafetensorsFile, StoredTensor
-from flmgrow.formats.tables.row import Home
-from flmgrow.model.axes import Axis, Sizes
-from flmgrow.model.config import ModelConfig
+from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
-
-
-@dataclass(frozen=True, eq=False)
-class TensorPiece:
-    """A piece that is one tensor of a safetensors file."""
-
-    placement: Placement
-    file: SafetensorsFile
-    tensor: StoredTensor
-
-    def __str__(self) -> str:
-        return f"{self.file.file.path}: {self.tensor.name}"
-
-    @property
-    def dtype(self) -> str:
-        """Its dtype, by torch's name."""
-        return self.tensor.dtype
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the tensor's bytes from byte ``offset`` on."""
-        self.file.read_into(self.tensor, offset, target)
-
-    def checksum(self) -> int | None:
-        """The format keeps no sums."""
-        return None
-
-
-def family_placements(
-    family: Family, config: ModelConfig, sizes: Sizes, shared: bool = False
-) -> list[Placement]:
-    """Return every array of a model of ``family``.
-
-    ``shared``: a copy of a tied embedding lies in the head's place.
-    """
-    layout = Layout(1, 1, 1, (config.layers,))
-    tensors = logical_tensors(config)
-    result = placements(family.rows, tensors, sizes, layout)
-    if shared:
-        row = next(row for row in family.rows if row.home is Home.LAST_COPY)
-        table = next(p for p in result if p.parts == (tensors["embedding"],))
-        result.append(replace(table, row=row, key=row.key))
-    return result
-
-
-def _shares_table(family: Family, config: ModelConfig, names: Collection[str]) -> bool:
-    keys = [row.key for row in family.rows if row.home is Home.LAST_COPY]
-    return config.tied and any(key in names for key in keys)
-
-
-def _found(
-    contents: HuggingFaceFolder, family: Family, expected: list[Placement]
-) -> Iterator[TensorPiece]:
-    """Find every placement; refuse one of another shape, and every tensor that is none."""
-    stored = dict(contents.tensors)
-    bare = not any(name.startswith(family.prefix) for name in stored)
-    for placement in expected:
-        key = placement.key.removeprefix(family.prefix) if bare else placement.key
-        if key not in stored:
-            raise BadCheckpointError(
-                f"{contents.folder}: {key}: not there", f"{CONFIG} and the weights do not agree"
-            )
-        file, tensor = stored.pop(key)
-        piece = TensorPiece(replace(placement, key=key), file, tensor)
-        if tensor.shape != placement.shape:
-            raise BadCheckpointError(
-                f"{piece}: shape {tensor.shape}, wanted {placement.shape}",
-                f"{CONFIG} and the weights do not agree",
-            )
-        yield piece
-    for name, (file, _) in stored.items():
-        if not family.buffers.fullmatch(name):
-            raise BadCheckpointError(
-                f"{file.file.path}: {name}: no such parameter in the model that {CONFIG} describes",
-                "flmgrow drops nothing in silence; this model has a part it does not know",
-            )
 
 
 def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
@@ -151,6 +79,13 @@ def _notes_on_dtypes(pieces: Sequence[TensorPiece], dtype: str) -> Iterator[str]
         )
 
 
+def _notes_on_head(head: str, untie: bool | None) -> Iterator[str]:
+    """Tell what became of a head that is stored though the model shares its table."""
+    if untie is not None:
+        did = "is kept as the model's own (--untie)" if untie else "is passed over (--tie)"
+        yield f"{head} {did}; {CONFIG} says that it is the embedding (tie_word_embeddings)"
+
+
 def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the Hugging Face model in ``folder``; the caller closes it.
 
@@ -174,10 +109,14 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     padded = config.vocab
     config = replace(config, vocab=options.real_rows(config.vocab, padded))
     sizes = {**config.sizes, Axis.VOCAB: padded}
-    shared = _shares_table(family, config, contents.tensors)
-    pieces = list(_found(contents, family, family_placements(family, config, sizes, shared)))
+    head = head_of(family, contents) if config.tied else None
+    untied = head is not None and bool(options.untie)
+    config = replace(config, tied=config.tied and not untied)
+    shared = head is not None and options.untie is None
+    pieces = find_pieces(contents, family, config, sizes, shared=shared)
+    check_tied_head(pieces)
     tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
-    reader = LogicalReader(tensors, sizes, pieces, mixed=True)
+    reader = LogicalReader(tensors, sizes, pieces, mixed=True, ways_out=WAYS_OUT)
     dtype = widest({piece.dtype for piece in pieces})
     arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[options.fused])
     contents.root = rank_content(arguments, config, padded, options.fused)
@@ -199,6 +138,8 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
             *notes_on_fields(family, contents.fields, options),
             *contents.notes,
             *_notes_on_dtypes(pieces, dtype),
+            *([] if head is None else _notes_on_head(head, options.untie)),
         ),
+        untied=untied,
         companions=_companions(contents, family, where),
     )

@@ -162,7 +162,18 @@ def _merged(
         changed["layer_types"] = [FULL_ATTENTION] * config.layers
     if "n_ctx" in own:
         changed["n_ctx"] = config.max_positions
-    return {**ids, **kept, **changed}
+    return {**ids, **_other_spelling(own, after), **kept, **changed}
+
+
+def _other_spelling(own: Fields, written: Fields) -> Fields:
+    """Return how the other versions of transformers spell a source's rotary positions.
+
+    Only where they are spelt in one of the two ways that :mod:`huggingface_rotary` writes.
+    """
+    said = {name: own[name] for name in ROTARY if own.get(name) is not None}
+    if not said or not all(name in written for name in said):
+        return {}
+    return {name: written[name] for name in written if name in ROTARY and name not in said}
 
 
 def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:

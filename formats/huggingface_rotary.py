@@ -1,8 +1,8 @@
 """Rotary positions in ``config.json``, where they have been written in three ways.
 
 At the top level (``rope_theta``, in GPT-NeoX ``rotary_emb_base`` and ``rotary_pct``) with a
-``rope_scaling`` beside it; or, since transformers 5, all in ``rope_parameters``. What is written
-here is the first way, which every version reads.
+``rope_scaling`` beside it; or, since transformers 5, all in ``rope_parameters``, which version 4
+passes over for the usual base of 10000. So both ways are written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _PARAMETERS: Mapping[str, frozenset[str]] = {
 def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
     """Return the field that holds the parameters, and them; nothing if there is none."""
     given = [n for n in ("rope_parameters", "rope_scaling") if reader.arguments.get(n) is not None]
-    if len(given) > 1 and reader.arguments[given[0]] != reader.arguments[given[1]]:
+    if len(given) > 1 and len({_plain(reader.arguments[name]) for name in given}) > 1:
         raise BadCheckpointError(f"{reader.where}: {' and '.join(given)} differ")
     if not given:
         return "rope_scaling", {}
@@ -39,6 +39,15 @@ def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
             f"{reader.where}: {given[0]}: found {shown(value)}, wanted an object"
         )
     return given[0], value
+
+
+def _plain(value: object) -> str:
+    """Return what parameters say of scaling, however it is spelt. (Bases are compared later.)"""
+    if not isinstance(value, dict):
+        return repr(value)
+    kind = value.get("rope_type", value.get("type", "default"))
+    said = {name: item for name, item in value.items() if name not in _NAMES}
+    return repr((kind, sorted(said.items(), key=str)))
 
 
 def _agreed(
@@ -119,4 +128,6 @@ def written_rotary(
     elif rotary.interpolation is not None:
         scaling = {"rope_type": "linear", "factor": rotary.interpolation}
     share = {percent: rotary.percent} if percent else {}
-    return {base: rotary.base, "rope_scaling": scaling, **share}
+    inside = {"partial_rotary_factor": rotary.percent} if percent else {}
+    parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": rotary.base, **inside}
+    return {base: rotary.base, "rope_scaling": scaling, **share, "rope_parameters": parameters}

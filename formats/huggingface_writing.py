@@ -17,10 +17,10 @@ from flmgrow import __version__
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.companions import as_new_file
 from flmgrow.formats.files import Bytes
-from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface_contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
 from flmgrow.formats.huggingface_families import Family
+from flmgrow.formats.huggingface_matching import family_placements
 from flmgrow.formats.huggingface_spoken import spoken
 from flmgrow.formats.layout import Placement
 from flmgrow.formats.safetensors_file import NewTensor, SafetensorsPlan
@@ -96,9 +96,8 @@ def _index(shards: Sequence[TargetShard]) -> TargetBytes:
 
 
 def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
-    """Let the configuration name the dtype of the weights, under each name that it has for it."""
-    names = [name for name in _DTYPE_FIELDS if name in fields] or ["torch_dtype"]
-    return {**fields, **dict.fromkeys(names, dtype)}
+    """Let the configuration name the dtype of the weights, as transformers 5 reads it and as 4."""
+    return {**fields, **dict.fromkeys(_DTYPE_FIELDS, dtype)}
 
 
 def _kinds(target: TargetModel) -> tuple[str, ...]:

@@ -195,7 +195,7 @@ class LogicalReader:
     Of arrays that hold the same box (replicas on tensor ranks, the tied copy of the embedding), the
     first is read; ``replicas`` lists them for comparison. All arrays of a tensor have one dtype,
     unless they may be ``mixed``: then each is read at its own, and the tensor has the one that
-    holds them all.
+    holds them all. ``ways_out`` is a hint for copies of which none may be taken if they differ.
     """
 
     def __init__(
@@ -205,8 +205,10 @@ class LogicalReader:
         arrays: Iterable[Piece],
         *,
         mixed: bool = False,
+        ways_out: str = "",
     ) -> None:
         self._mixed = mixed
+        self.ways_out = ways_out
         self.tensors = tensors
         self._sizes = sizes
         self.arrays = tuple(arrays)

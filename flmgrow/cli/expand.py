@@ -32,7 +32,6 @@ def expand(
     depth_placement: options.DepthPlacement = None,
     new_layers: options.NewLayers = None,
     copy_noise: options.CopyNoise = None,
-    untie: options.Untie = False,
     ramp_steps: options.RampSteps = None,
     bake: options.BakeMasks = False,
     optimizer: options.Optimizer = None,
@@ -75,7 +74,7 @@ def expand(
         depth_placement=depth_placement,
         new_layers=new_layers,
         copy_noise=copy_noise,
-        untie=untie or None,
+        untie=reading.untie or None,
         ramp_steps=ramp_steps,
         optimizer=optimizer,
         fresh_second_moment=fresh_second_moment,
@@ -86,8 +85,9 @@ def expand(
         pipeline_layers=parse_layers(pipeline_layers),
         padded_vocab_size=padded_vocab_size,
     )
+    reading = replace(reading, untie=wanted.untie if reading.untie is None else reading.untie)
     with reading.open(src, iteration) as source:
-        target, wish = wanted.target(), wanted.layout()
+        target, wish = _untied(wanted.target(), source), wanted.layout()
         _check_moments(target, no_optimizer)
         _check_head_size(source, wanted.kv_channels)
         if to_params is not None:
@@ -104,6 +104,11 @@ def expand(
             bake={} if bake else None,
         )
         carry_out(plan, dst, replace(running, init_std=init_std))
+
+
+def _untied(target: Target, source: Checkpoint) -> Target:
+    """Return the target without a wish to untie that reading the source has fulfilled."""
+    return replace(target, untie=False) if source.untied else target
 
 
 def _check_moments(target: Target, dropped: bool) -> None:

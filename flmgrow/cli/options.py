@@ -217,9 +217,13 @@ CopyNoise = Annotated[
     ),
 ]
 Untie = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--untie", help="Write a head of its own for a tied model.", rich_help_panel=_GROWTH
+        "--untie/--tie",
+        help="Of a model with a shared table: keep the head that is stored beside it, or write a "
+        "copy of the table as one (expand); or pass over a stored head.",
+        rich_help_panel=_SOURCE_PANEL,
+        show_default=False,
     ),
 ]
 RampSteps = Annotated[

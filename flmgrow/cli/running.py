@@ -38,6 +38,7 @@ class Reading:
     args_from: options.ArgumentsFrom = None
     ignore_field: options.IgnoreField = None
     max_position_embeddings: options.MaxPositions = None
+    untie: options.Untie = None
     true_vocab_size: options.TrueVocab = None
 
     def given_arguments(self) -> dict[str, object]:
@@ -67,6 +68,7 @@ class Reading:
             ignored_arguments=tuple(self.ignore_arg or ()),
             ignored_fields=tuple(self.ignore_field or ()),
             max_positions=self.max_position_embeddings,
+            untie=self.untie,
             true_vocab=self.true_vocab_size,
             fused=fused,
             look_only=look_only,

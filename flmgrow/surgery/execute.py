@@ -233,7 +233,9 @@ class Executor:
             line
             for state, reader in plan.source.readers.items()
             for line in check_replicas(
-                reader, execution.replicated, "" if state is State.WEIGHT else state
+                reader,
+                "check" if reader.ways_out else execution.replicated,
+                "" if state is State.WEIGHT else state,
             )
         ]
         identity = identity_of(plan, self._options)

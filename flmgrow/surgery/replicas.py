@@ -12,6 +12,8 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
 from flmgrow.model.axes import FloatArray
 
+_WAY_OUT = "replicas have drifted apart; --replicated rank0 takes the first rank's"
+
 
 def _equal(a: Piece, b: Piece) -> bool:
     if a.dtype != b.dtype:
@@ -60,9 +62,7 @@ def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> 
             state = f"{of} of " if of else ""
             line = f"{other}: not equal to {first}: {state}{_difference(first, other)}"
             if mode == "check":
-                raise BadCheckpointError(
-                    line, "replicas have drifted apart; --replicated rank0 takes the first rank's"
-                )
+                raise BadCheckpointError(line, reader.ways_out or _WAY_OUT)
             lines.append(line)
     return lines
 

@@ -17,8 +17,8 @@ from pico import even, logical_weights, make_checkpoint
 from pico_model import DictWeights
 from strategies import examples
 
-from flmgrow.formats.huggingface import family_placements
 from flmgrow.formats.huggingface_families import FAMILIES
+from flmgrow.formats.huggingface_matching import family_placements
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
