@@ -114,6 +114,23 @@ def stored_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") -
     }
 
 
+def skewed_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> dict[str, Tensor]:
+    """Weights whose logits are all far below zero, as a trained model's may be: the head's rows
+    have a direction in common, and the residual stream points the other way.
+    """
+    weights = stored_weights(config, seed, dtype)
+    weights["final_norm.gain"][0] = -6.0 - _shift(config, "final_norm.gain")
+    for name in ("embedding", "head"):
+        if name in weights:
+            weights[name][:, 0] = 2.0
+    for name in ("attention_out", "down", "attention_out.bias", "down.bias"):
+        if name in weights:
+            weights[name][:, 0] = 0.0
+    if config.norm == "layernorm":
+        weights["final_norm.bias"][0] = -6.0
+    return weights
+
+
 def logical_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
     """Return every logical tensor in full, as float64 numbers that ``dtype`` can hold."""
     return {

@@ -10,6 +10,7 @@ from commands import accepted, flmgrow
 from damage import edit_all, edit_manifest
 from growing import grow_checkpoint
 from pico import CONFIGS, make_checkpoint, stored_weights
+from pico_model import skewed_weights
 
 from flmgrow.operators.target import Target
 
@@ -32,6 +33,23 @@ def test_new_ids_near_the_mean_are_equal(model: str, weights: str, tmp_path: Pat
     assert "49 new ids take at most 4" in out
     assert "of the softmax (allowed 50.25%)" in out
     assert out.splitlines()[-1] == "equal"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_row_that_was_rounded_is_still_near_the_mean(
+    alike: bool, dtype: str, tmp_path: Path
+) -> None:
+    """The mean of 16-bit rows is none itself, which counts where logits are large and alike."""
+    weights = skewed_weights(CONFIGS["tele"], 0, dtype)
+    weights["head"][:, 0] = 7.0
+    if alike:
+        weights["head"][:, 1:] = weights["head"][:1, 1:]
+        weights["head"][::2, 0] = 7.03125
+    source = make_checkpoint(tmp_path / "a", "tele", dtype=dtype, weights=weights)
+    accepted("expand", source, tmp_path / "b", "--vocab-size", 100)
+    out = accepted("verify", source, tmp_path / "b").out
+    assert "49 new ids take at most" in out
 
 
 @pytest.mark.parametrize("change", ["rows", "old rule", "noise"])

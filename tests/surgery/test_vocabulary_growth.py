@@ -18,7 +18,8 @@ from growing import (
     tokens_for,
 )
 from optimizer_states import states
-from pico import CONFIGS, DictWeights, even, logical_weights, make_checkpoint, stored_weights
+from pico import CONFIGS, DictWeights, even, logical_weights, make_checkpoint
+from pico_model import skewed_weights
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -40,23 +41,6 @@ MODELS: Mapping[str, ModelConfig] = {
     "logits of a thousand": replace(CONFIGS["tele"], multipliers=Multipliers(output=2000.0)),
 }
 TABLES = ("embedding", "head")
-
-
-def skewed(config: ModelConfig) -> dict[str, Tensor]:
-    """Weights whose logits are all far below zero, as a trained model's may be: the head's rows
-    have a direction in common, and the residual stream points the other way.
-    """
-    weights = stored_weights(config, SEED)
-    weights["final_norm.gain"][0] = -6.0
-    for name in TABLES:
-        if name in weights:
-            weights[name][:, 0] = 2.0
-    for name in ("attention_out", "down", "attention_out.bias", "down.bias"):
-        if name in weights:
-            weights[name][:, 0] = 0.0
-    if config.norm == "layernorm":
-        weights["final_norm.bias"][0] = -6.0
-    return weights
 
 
 def target(config: ModelConfig, method: str, new: int, hidden: int, **more: object) -> Target:
@@ -97,7 +81,7 @@ def test_the_loss_rises_by_no_more_than_the_new_ids_share(
     name: str, method: str, tmp_path: Path
 ) -> None:
     config = CONFIGS[name]
-    weights = skewed(config)
+    weights = skewed_weights(config, SEED)
     source = make_checkpoint(tmp_path / "a", config, weights=weights)
     tokens = tokens_for(config.vocab)
     before = checkpoint_logits(source, tokens)
