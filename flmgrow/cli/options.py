@@ -248,7 +248,8 @@ InitStd = Annotated[
     typer.Option(
         min=0.0,
         max=1e3,
-        help="Spread of fresh values; each tensor's own if not given.",
+        help="Spread of fresh values, which the noise on rows of new ids is relative to; "
+        "each tensor's own if not given.",
         rich_help_panel=_GROWTH,
     ),
 ]
