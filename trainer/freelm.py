@@ -26,7 +26,9 @@ import xxhash
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.trainer.data import SHOWN, Blend, Integers, Json, Sample, Samples, seed_of
 from flmgrow.trainer.documents import Reading, field_of, read_documents, text_of
+from flmgrow.trainer.round_trip import missing, named
 from flmgrow.trainer.sources import find_sources
+from flmgrow.trainer.tally import Tally
 from flmgrow.trainer.tokenizers import Tokenizer, Tokens
 
 EMOJIS = {True: "\U0001f621", False: "\U0001f608"}
@@ -95,8 +97,8 @@ class Teacher:
     """Propositions as samples, endlessly; each proposition is in one row, once an epoch.
 
     Their tokens lie in memory. Rows are filled in an order that ``seed`` shuffles, and shuffled
-    among themselves for each epoch. ``rows`` is how many there are, ``summary``
-    what they are in a few words. With ``packed`` False a row
+    among themselves for each epoch. ``rows`` is how many there are, ``summary`` what they are in a
+    few words, ``lost`` counts what the tokenizer does not give back. With ``packed`` False a row
     holds one proposition, and a model needs no mask. Raises BadDataError if there is none, or one
     that is longer than a row.
     """
@@ -113,6 +115,7 @@ class Teacher:
         self.labels = labels_of(tokenizer)
         self._room = sequence_length + 1  # a row's tokens, and the one after the last
         self._filler = tokenizer.eod
+        self.lost = Tally()
         self._made = [self._tokens(proposition, tokenizer) for proposition in propositions]
         self._labels = [proposition.label for proposition in propositions]
         if not self._made:
@@ -149,6 +152,10 @@ class Teacher:
             text = tokenizer.encode(proposition.text)
         except ValueError as error:
             raise BadDataError(f"{proposition.place}: not a text: {error}") from None
+        gone = missing(proposition.text, text, tokenizer)
+        if gone.lost:
+            first = f"{proposition.place}, {named(gone.first_lost)}"
+            self.lost.add("characters do not come back from the tokenizer", first, gone.lost)
         label = np.array(self.labels.whole[proposition.label], np.int32)
         if len(text) + len(label) > self._room:
             raise BadDataError(

@@ -81,7 +81,7 @@ def _train(stage: StageFile, path: Path, stop: Stop) -> int:
             ids = data.tokenizer.vocab_size
             with told_of(path):
                 setting = together(lambda: setting_of(stage, begin, ids))
-            check_alike({**decisive(setting), "the data": digest_of(data.training)})
+            check_alike({**decisive(setting), **data.keys, "the data": digest_of(data.training)})
             return Run(setting, data).until_done(stop)
         finally:
             if begin.checkpoint is not None:
@@ -301,6 +301,7 @@ class Run:
         begin, stage = self._setting.begin, self._setting.stage
         first = begin.carried.consumed_samples
         steps = self._setting.last - begin.iteration
+        yield from (f"note: {note}" for note in self._data.notes)
         yield from self._data.epochs(first, first + steps * stage.training.batch)
         there = self._data.held_out_samples
         if stage.log.validation_every is not None and self._validated > there:

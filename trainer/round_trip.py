@@ -13,6 +13,7 @@ start, is neither.
 
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 from flmgrow.trainer.tokenizers import Tokenizer, Tokens
@@ -31,8 +32,9 @@ def missing(text: str, tokens: Tokens, tokenizer: Tokenizer) -> Missing:
     """Return what of ``text`` does not come back from its ``tokens``."""
     if tokenizer.exact or (back := tokenizer.decode(tokens)) == text:
         return Missing()
-    gone = Counter(text) - Counter(back)
-    without = Counter(_sense(text)) - Counter(_sense(back))
+    before, after = Counter(text), Counter(back)
+    gone = before - after
+    without = _senses(before) - _senses(after)
     lost: Counter[str] = Counter()
     for character, count in gone.items():
         sense = _sense(character)
@@ -52,7 +54,17 @@ def named(character: str) -> str:
     return f"U+{ord(character):04X}{shown}"
 
 
-def _sense(text: str) -> str:
-    """Return ``text`` without what tokenizers change on purpose."""
-    plain = unicodedata.normalize("NFKD", text.casefold()).casefold()
+def _senses(characters: Counter[str]) -> Counter[str]:
+    """Return what characters say, counted."""
+    found: Counter[str] = Counter()
+    for character, count in characters.items():
+        for part in _sense(character):
+            found[part] += count
+    return found
+
+
+@lru_cache(maxsize=1 << 16)
+def _sense(character: str) -> str:
+    """Return what a character says, without what tokenizers change on purpose."""
+    plain = unicodedata.normalize("NFKD", character.casefold()).casefold()
     return "".join(c for c in plain if not (c.isspace() or unicodedata.category(c) == "Mn"))

@@ -37,6 +37,7 @@ class StageData:
 
     ``keys`` are what decides on the training samples, by the stage file's keys. ``origins`` are of
     the training samples, ``held_out_samples`` how many there are before the first comes again.
+    ``notes`` are what somebody may not expect of them.
     """
 
     tokenizer: Tokenizer
@@ -45,6 +46,7 @@ class StageData:
     keys: Keys
     origins: tuple[Origin, ...]
     held_out_samples: int
+    notes: tuple[str, ...] = ()
 
     @property
     def facts(self) -> TokenizerFacts:
@@ -83,6 +85,7 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     origins = [Origin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
     keys = {**_keys(data, tokenizer), **_keys_of_corpora(data.corpora, files, used)}
     training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
+    notes: tuple[str, ...] = ()
     if data.teacher is not None:
         propositions = list(read_propositions(data.teacher.files))
         teacher = Teacher(
@@ -93,18 +96,19 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
             "data.teacher.share": data.teacher.share,
             "data.teacher.packed": data.teacher.packed,
         }
+        notes = (f"data.teacher.files: {teacher.lost}",) if len(teacher.lost) else ()
         share = Fraction(str(data.teacher.share))
         training = mixed(training, teacher, share)
         rest = [Origin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
         origins = [Origin("data.teacher", teacher.rows, share), *rest]
     if not data.validation_share:
-        return StageData(tokenizer, training, None, keys, tuple(origins), 0)
+        return StageData(tokenizer, training, None, keys, tuple(origins), 0, notes)
     held = [
         _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
     ]
     held_out = held[0] if len(held) == 1 else Blend(held, weights)
     once = min(int(each.per_epoch / weight) for each, weight in zip(held, weights, strict=True))
-    return StageData(tokenizer, training, held_out, keys, tuple(origins), once)
+    return StageData(tokenizer, training, held_out, keys, tuple(origins), once, notes)
 
 
 def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:

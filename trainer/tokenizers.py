@@ -6,7 +6,7 @@ with another is refused. There are three kinds, named as on the command line:
 
 * ``bytes``: UTF-8 as it is, 256 tokens and one for the end of a document;
 * ``tiktoken:NAME``, or a file of ranks (``*.tiktoken``), which is cut as cl100k_base is;
-* a ``tokenizer.json`` of Hugging Face.
+* a ``tokenizer.json`` of Hugging Face, or a folder that holds one.
 
 The end of a document must be a token that no text contains. tiktoken's ``<|endoftext|>`` has an id
 above the 100,256 ranks of cl100k_base, thus no row in a vocabulary of that size. But byte-level
@@ -192,6 +192,8 @@ def open_tokenizer(name: str, eod: str | None = None) -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer(eod)
+    if (inside := Path(name) / "tokenizer.json").is_file():
+        return HuggingFaceTokenizer(inside, eod)
     kind, _, rest = name.partition(":")
     if kind == "tiktoken" and not rest.endswith(".tiktoken"):
         return TiktokenTokenizer(_named_encoding(rest), rest, eod)
@@ -208,7 +210,9 @@ def located(name: str, folder: Path) -> str:
     kind, _, rest = name.partition(":")
     if kind == "tiktoken" and rest.endswith(".tiktoken"):
         return f"tiktoken:{folder / Path(rest).expanduser()}"
-    if kind != "tiktoken" and name.endswith((".tiktoken", ".json")):
+    is_file = name.endswith((".tiktoken", ".json"))
+    is_folder = name != "bytes" and (folder / Path(name).expanduser()).is_dir()
+    if kind != "tiktoken" and (is_file or is_folder):
         return str(folder / Path(name).expanduser())
     return name
 

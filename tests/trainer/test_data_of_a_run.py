@@ -60,3 +60,33 @@ def test_what_differs_from_the_data_before_is_named(folder: Path, tmp_path: Path
     assert "samples of other data: data.sequence_length is 16, now 8\n" in told
     stage.write_text(changed)
     assert "goes on from step 1" in train(stage)
+
+
+@pytest.mark.slow
+def test_held_out_text_does_not_depend_on_batch_or_layout(folder: Path, tmp_path: Path) -> None:
+    """A stage with another batch reads the same text: its loss does not jump for that alone."""
+    shutil.copytree(folder, tmp_path / "run")
+    found = {}
+    for name, batch, layout in (
+        ("plain", 4, {}),
+        ("larger", 16, {}),
+        ("replicas", 4, {"dp": 2}),
+        ("chunks", 8, {"pp": 2, "vpp": 2}),
+    ):
+        content = stage_data(
+            folder,
+            model={**MODEL, "num_layers": 4},
+            training={"steps": 1, "batch": batch, "micro_batch": 2},
+            learning_rate={"peak": 1e-12},
+            layout=layout,
+            log={"validation_every": 1},
+        )
+        del content["data"]["teacher"]
+        content["data"] |= {"tokenizer": "../tokenizer.json", "corpora": [{"path": "../en"}]}
+        content["data"]["validation_share"] = 0.3
+        stage = write_stage(tmp_path / "run" / name, content)
+        train(stage)
+        lines = map(json.loads, (stage.parent / "metrics.jsonl").read_text().splitlines())
+        (found[name],) = (line["validation_loss"] for line in lines if "validation_loss" in line)
+    for name in ("larger", "replicas", "chunks"):
+        assert found[name] == pytest.approx(found["plain"], rel=1e-6), name

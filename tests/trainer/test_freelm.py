@@ -189,6 +189,22 @@ def test_cl100k_has_the_labels_of_two_tokens() -> None:
     assert row.labels[row.loss_mask == 1].tolist() == [76460, 94] * 2
 
 
+class Hard(ByteTokenizer):
+    """Hears no Chinese, which it loses."""
+
+    exact = False
+
+    def encode(self, text: str) -> np.ndarray:
+        return super().encode("".join(c for c in text if not "\u4e00" <= c <= "\u9fff"))
+
+
+def test_what_a_tokenizer_loses_of_propositions_is_counted() -> None:
+    propositions = [Proposition("ab", True, "a:1"), Proposition("天是蓝的。", True, "a:2")]
+    lost = Teacher(propositions, Hard(), 31, 0).lost
+    assert str(lost) == "4 characters do not come back from the tokenizer (first a:2, U+5929 天)"
+    assert len(Teacher(propositions, BYTES, 31, 0).lost) == 0
+
+
 class Deaf(ByteTokenizer):
     """Knows no emoji."""
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import cl100k_ranks, make_ranks, make_tokenizer_json
 
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
-from flmgrow.trainer.tokenizers import Tokenizer, open_tokenizer, read_ranks
+from flmgrow.trainer.tokenizers import Tokenizer, located, open_tokenizer, read_ranks
 
 CL100K_KEY = hashlib.sha1(
     b"https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
@@ -179,6 +179,19 @@ def test_damaged_ranks_are_refused(content: str, message: str, tmp_path: Path) -
 def test_unknown_tokenizers_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="--tokenizer"):
         open_tokenizer(name)
+
+
+def test_a_folder_means_the_tokenizer_in_it(tmp_path: Path) -> None:
+    """As Hugging Face keeps one; a folder called ``bytes`` changes nothing."""
+    for name in ("model", "bytes"):
+        (tmp_path / name).mkdir()
+        make_tokenizer_json(tmp_path / name / "tokenizer.json")
+    found = open_tokenizer(located("model", tmp_path))
+    assert found.identity == open_tokenizer(str(tmp_path / "model" / "tokenizer.json")).identity
+    assert located("bytes", tmp_path) == "bytes"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"--tokenizer .*empty: unknown"):
+        open_tokenizer(located("empty", tmp_path))
 
 
 def test_a_damaged_tokenizer_json_is_refused(tmp_path: Path) -> None:
