@@ -9,11 +9,12 @@ from flmgrow.formats.arguments import written_arguments
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.huggingface_config import family_of, read_fields
 from flmgrow.formats.huggingface_contents import CONFIG, MAX_CONFIG_BYTES, is_huggingface
-from flmgrow.formats.megatron import arguments_in, first_arguments, iteration_folder
+from flmgrow.formats.iterations import is_distributed, iteration_folder
+from flmgrow.formats.megatron import arguments_in, first_arguments
 from flmgrow.formats.new_arguments import new_arguments
 from flmgrow.formats.run_config import read_run_config
 from flmgrow.formats.strict_json import read_object
-from flmgrow.formats.torch_dist_contents import DISTRIBUTED, DistFolder
+from flmgrow.formats.torch_dist_contents import DistFolder
 
 _LAYOUT = frozenset(
     """
@@ -72,7 +73,7 @@ def _of_fields(path: Path) -> dict[str, object]:
 
 def _of_checkpoint(path: Path) -> dict[str, object]:
     folder = iteration_folder(path)
-    if not any((folder / name).exists() for name in DISTRIBUTED):
+    if not is_distributed(folder):
         return _model_only(*first_arguments(folder))
     contents = DistFolder(folder)
     try:

@@ -17,6 +17,7 @@ from typing import ClassVar
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.arguments import shown
 from flmgrow.formats.files import Bytes, ReadOnlyFile
+from flmgrow.formats.links import own_file
 from flmgrow.formats.strict_json import read_object, refuse_pointer
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
 
@@ -167,19 +168,3 @@ def read_content(content: Content) -> bytes:
         return file.read(0, file.size)
     finally:
         file.close()
-
-
-def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a file to be copied, which must belong to the folder.
-
-    A link into the cache of huggingface_hub does. Any other link out of the folder might put a file
-    of the user's own into what is then published.
-    """
-    root, path = folder.resolve(), (folder / name).resolve()
-    cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in path.parents
-    if root not in path.parents and not cached:
-        raise BadCheckpointError(
-            f"{folder / name}: is a symbolic link out of the folder",
-            "put the file itself there if it belongs to the model, or remove the link",
-        )
-    return path

@@ -19,7 +19,9 @@ import io
 import pickle
 import re
 from collections.abc import Iterator
+from typing import NoReturn
 
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp_records import KNOWN, Metadata
 from flmgrow.formats.inert_calls import describe, refuse
 from flmgrow.formats.inert_pickle import no_garbage_collection
@@ -36,8 +38,25 @@ class _InertUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         found = KNOWN.get((module, name))
         if found is None:
-            refuse(f"names {module[:80]}.{name[:80]}, which no DCP metadata has; nothing was run")
+            _refuse_name(module[:80], name[:80])
         return found
+
+
+_OF_ANOTHER_VERSION = re.compile(
+    r"(torch\.distributed|megatron|nvidia_resiliency_ext)(\.\w+)+\.[A-Z]\w*"
+)
+"""Classes of those that write such files: most likely just newer, or older, than is known here."""
+
+
+def _refuse_name(module: str, name: str) -> NoReturn:
+    """Refuse a name that no known metadata has: it is of another version, or an attack."""
+    if not _OF_ANOTHER_VERSION.fullmatch(f"{module}.{name}"):
+        refuse(f"names {module}.{name}, which no DCP metadata has; nothing was run")
+    raise BadCheckpointError(
+        f"names {module}.{name}, which is not known; nothing was run",
+        "a version of torch or megatron-core wrote it that flmgrow does not know: load it with "
+        "that version and --ckpt-convert-format torch --ckpt-convert-save DIR; report the name",
+    )
 
 
 # --- the check of the instructions
@@ -155,7 +174,7 @@ def load(data: bytearray) -> Metadata:
         except _MISUSE as error:
             refuse(f"broken pickle: found {error}, wanted what torch writes")
     if type(root) is not Metadata:
-        refuse(f"found {describe(root)}, wanted DCP metadata")
+        refuse(f"found {describe(root)}, wanted DCP metadata (Metadata, or MCoreMetadata)")
     return root
 
 

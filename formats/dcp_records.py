@@ -28,7 +28,10 @@ class Record:
 
 
 class Metadata(Record):
-    """The whole: what is in the checkpoint (state_dict_metadata), and where (storage_data)."""
+    """The whole: what is in the checkpoint (state_dict_metadata), and where (storage_data).
+
+    Megatron-core 0.15 has a class of its own for it, with notes on tensors (mcore_data) besides.
+    """
 
     __slots__ = ()
 
@@ -105,6 +108,7 @@ class Size:
 
 KNOWN: dict[tuple[str, str], object] = {
     (METADATA, "Metadata"): Metadata,
+    (_MEGATRON, "MCoreMetadata"): Metadata,
     (METADATA, "TensorStorageMetadata"): TensorMetadata,
     (METADATA, "BytesStorageMetadata"): BytesMetadata,
     (METADATA, "ChunkStorageMetadata"): ChunkMetadata,
@@ -113,8 +117,9 @@ KNOWN: dict[tuple[str, str], object] = {
     (FILESYSTEM, "_StorageInfo"): StorageInfo,
     ("torch", "Size"): Size,
     **{("torch", name): Dtype(name) for name in ITEMSIZES},
-    **dict.fromkeys(
-        [
+    **{
+        (module, name): type(name, (Unused,), {"__slots__": ()})
+        for module, name in [
             (METADATA, "_MEM_FORMAT_ENCODING"),
             (METADATA, "StorageMeta"),
             (FILESYSTEM, "_StoragePrefix"),
@@ -124,15 +129,14 @@ KNOWN: dict[tuple[str, str], object] = {
             # Megatron keeps the plans of all ranks in the metadata, to plan the next save faster.
             *((_PLANNER, name) for name in ("SavePlan", "WriteItem", "WriteItemType")),
             *((_PLANNER, name) for name in ("TensorWriteData", "BytesIOWriteData")),
-            *((_MEGATRON, name) for name in ("MCoreMetadata", "MCoreSavePlan")),
+            (_MEGATRON, "MCoreSavePlan"),
             *(
                 (module, name)
                 for module in ("pathlib", "pathlib._local")
                 for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
             ),
-        ],
-        Unused,
-    ),
+        ]
+    },
 }
 """What stands for each name that a DCP metadata can have."""
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.dcp_metadata import is_inside, refuse_link
+from flmgrow.formats.dcp_metadata import is_inside
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.inert_calls import describe
 
@@ -43,9 +43,8 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
     leaves out one that is ``needed``. No file is read but this one.
     """
     path = folder / INTEGRITY
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
-    refuse_link(path)
     sums = _parsed(path)
     for name in sums:
         if not is_inside(name):
@@ -57,8 +56,6 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
             f"{', '.join(missing)}",
             "the checkpoint is not complete: copy these files to it",
         )
-    for name in sums:
-        refuse_link(folder / name)
     if unlisted := sorted(set(needed) - sums.keys()):
         raise _refused(path, f"{unlisted[0]}: not listed, wanted every file of the checkpoint")
     return sums

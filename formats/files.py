@@ -288,5 +288,24 @@ class ReadOnlyFile:
         )
 
 
+def read_if_there(path: Path, most: int) -> bytes | None:
+    """Return what a small file holds, None if there is nothing of that name.
+
+    Raises BadCheckpointError if there is something, but no file of at most ``most`` bytes: a link
+    to nothing is no reason to go on as if nothing had been said.
+    """
+    if not os.path.lexists(path):
+        return None
+    file = ReadOnlyFile(path)
+    try:
+        if file.size > most:
+            raise BadCheckpointError(
+                f"{path}: has {file.size} bytes, wanted at most {most}", "restore it from a copy"
+            )
+        return file.read(0, file.size)
+    finally:
+        file.close()
+
+
 def _fingerprint(status: os.stat_result) -> Fingerprint:
     return Fingerprint(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)

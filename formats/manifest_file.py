@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.files import read_if_there
 from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.manifest_form import check_form
 from flmgrow.formats.problems import problems
@@ -44,12 +45,11 @@ def read_manifest(folder: Path) -> Json | None:
     Raises BadCheckpointError if there is one that cannot be read.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    content = read_if_there(path, MAX_BYTES)
+    if content is None:
         return None
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        data = json.loads(path.read_bytes())
+        data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadCheckpointError(f"{path}: not readable: {error}") from None
     if not isinstance(data, dict) or data.get("manifest_version") not in (VERSION, WITHOUT_SUM):

@@ -8,7 +8,6 @@ shape that the arguments imply, and an array that no row of the table explains s
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from itertools import product
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
@@ -18,96 +17,45 @@ from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.given_arguments import made_arguments
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
+from flmgrow.formats.iterations import FILE_NAME, RANK, iteration_folder, names_in, root_folder
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.manifest_file import MANIFEST
-from flmgrow.formats.megatron_contents import RankFiles, RankKey, content_of
+from flmgrow.formats.megatron_contents import (
+    EXTRA_STATE,
+    KINDS,
+    RankFiles,
+    RankKey,
+    content_of,
+)
 from flmgrow.formats.megatron_shapes import rank_shapes
 from flmgrow.formats.reading import LogicalReader, StoredArray
-from flmgrow.formats.stored_model import ITERATION, iteration_number, stored_model, weights_dtype
+from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.tied_head import check_head
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.training_state import TRAINING
+from flmgrow.formats.unsupported import old_optimizer, refuse_parts
 
-TRACKER = "latest_checkpointed_iteration.txt"
-FILE_NAME = "model_optim_rng.pt"
-_RANK = re.compile(r"mp_rank_(\d+)(?:_(\d+))?(_\d+)?")
 _EXTRA_STATE = re.compile(
-    r"(?:decoder\.layers\.[0-9]{1,6}\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
+    r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
 )
 DISTRIBUTED = "distrib_optim.pt"
 _OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
 _MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {"params_dtype"}
 
 
-def is_megatron(folder: Path) -> bool:
-    """Whether a folder holds anything that a checkpoint of Megatron's is known by."""
-    return any(
-        child.name in (TRACKER, ".metadata", "metadata.json")
-        or _RANK.fullmatch(child.name)
-        or ITERATION.fullmatch(child.name)
-        for child in folder.iterdir()
-    )
-
-
-def iteration_folder(path: Path, iteration: int | None = None) -> Path:
-    """Return the folder of the rank folders that ``path`` stands for.
-
-    ``path`` is a checkpoint root with a tracker file, or an iteration's folder. ``iteration``
-    overrides the tracker. Raises BadCheckpointError, naming the newest complete iteration where it
-    can.
-    """
-    if not path.is_dir():
-        raise BadCheckpointError(f"{path}: no such folder", "give a Megatron checkpoint folder")
-    inside = [child.name for child in path.iterdir()]
-    if ".metadata" in inside or any(_RANK.fullmatch(name) for name in inside):
-        return path
-    found = [child for child in path.iterdir() if ITERATION.fullmatch(child.name)]
-    complete = [int(child.name[5:]) for child in found if _looks_complete(child)]
-    hint = "is this a Megatron checkpoint?"
-    if complete:
-        hint = f"the newest complete iteration is {max(complete)}: pass --iteration {max(complete)}"
-        hint += f", or write {max(complete)} into {TRACKER}"
-    if iteration is not None:
-        name = f"iter_{iteration:07d}"
-    else:
-        tracker = path / TRACKER
-        if not tracker.is_file():
-            raise BadCheckpointError(f"{path}: has neither rank folders nor {TRACKER}", hint)
-        text = tracker.read_bytes()[:64].decode("ascii", "replace").strip()
-        if text != "release" and not text.isdecimal():
-            raise BadCheckpointError(
-                f"{tracker}: found {text!r}, wanted a number or 'release'", hint
-            )
-        name = text if text == "release" else f"iter_{int(text):07d}"
-    if not (path / name).is_dir():
-        raise BadCheckpointError(f"{path}: there is no {name} in it", hint)
-    return path / name
-
-
-def _looks_complete(folder: Path) -> bool:
-    """Whether a folder holds a distributed checkpoint, or a file for every combination of the
-    tensor and pipeline ranks in it.
-    """
-    if (folder / ".metadata").is_file():
-        return True
-    try:
-        ranks = _rank_files(folder)
-    except BadCheckpointError:
-        return False
-    grid = product({tensor for tensor, _ in ranks}, {pipeline for _, pipeline in ranks})
-    return set(grid) == ranks.keys() and all(file.is_file() for file in ranks.values())
-
-
 def _rank_files(folder: Path) -> dict[RankKey, Path]:
     """Return the file of every (tensor rank, pipeline rank)."""
     files: dict[RankKey, Path] = {}
-    for child in sorted(folder.iterdir()):
-        match = _RANK.fullmatch(child.name)
-        if match is None:
-            continue
+    found = [folder / name for name in names_in(folder) if RANK.fullmatch(name)]
+    if old := old_optimizer(found):
+        raise old.refusal(str(folder))
+    for child in found:
+        match = RANK.fullmatch(child.name)
+        assert match is not None
         if match[3]:
             raise BadCheckpointError(
-                f"{child}: names an expert rank", "mixture-of-experts models are not supported"
+                f"{child}: names an expert rank: a mixture of experts, which flmgrow does not read",
+                "there is no way around it: flmgrow knows dense decoders alone",
             )
         rank = (int(match[1]), int(match[2] or 0))
         if rank in files:
@@ -228,8 +176,9 @@ def _match(
         for number in range(layout.vpp):
             chunk = _chunk(files[rank], chunk_key(number, layout))
             known = seen.get((*rank, number), set())
+            first, stop = layout.chunk_range(rank[1], number)
             for key in chunk:
-                if key not in known and not _EXTRA_STATE.fullmatch(str(key)):
+                if key not in known and not _is_extra_state(key, stop - first):
                     raise BadCheckpointError(
                         f"{files[rank].file.path}: {key}: no such parameter in the model that "
                         "the args describe",
@@ -237,17 +186,22 @@ def _match(
                     )
 
 
+def _is_extra_state(key: object, layers: int) -> bool:
+    """Whether a key is that of an ``_extra_state`` in a chunk of so many layers."""
+    match = _EXTRA_STATE.fullmatch(str(key))
+    return match is not None and (match[1] is None or int(match[1]) < layers)
+
+
 def _carried(file: TorchFile) -> dict[str, str]:
     """Name what a rank's file holds beside weights and arguments."""
-    kinds = {
-        "optimizer": "optimizer state",
-        "opt_param_scheduler": "learning-rate schedule",
-        "rng_state": "random number state",
-        "rerun_state_machine": "rerun state",
-    }
-    found = {key: text for key, text in kinds.items() if content_of(file).get(key) is not None}
+    content = content_of(file)
+    found = {key: text for key, text in KINDS.items() if content.get(key) is not None}
     if any((file.file.path.parent / name).exists() for name in _OPTIMIZER_FILES):
-        found.setdefault("optimizer", kinds["optimizer"])
+        found.setdefault("optimizer", KINDS["optimizer"])
+    chunks = (value for key, value in content.items() if str(key).startswith("model"))
+    states = (chunk.items() for chunk in chunks if isinstance(chunk, dict))
+    if any(v is not None and str(k).endswith(EXTRA_STATE) for own in states for k, v in own):
+        found[EXTRA_STATE] = KINDS[EXTRA_STATE]
     return found
 
 
@@ -265,30 +219,28 @@ def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
 
 
 def open_megatron(
-    path: Path,
-    iteration: int | None = None,
-    options: ReadOptions = AS_STORED,
+    path: Path, iteration: int | None = None, options: ReadOptions = AS_STORED
 ) -> Checkpoint:
-    """Open the legacy Megatron checkpoint at ``path``; the caller closes it.
+    """Open the legacy Megatron checkpoint at ``path``, which may be an iteration's folder."""
+    folder = iteration_folder(path, iteration)
+    return open_ranks(root_folder(path, folder), folder, options)
+
+
+def open_ranks(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
+    """Open the legacy Megatron checkpoint in ``folder``, whose root is ``path``; the caller closes
+    it.
 
     Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
     """
-    folder = iteration_folder(path, iteration)
     files = _open_files(_rank_files(folder))
     try:
-        return _assemble(root_folder(path, folder), folder, files, options)
+        return _assemble(path, folder, files, options)
     except BaseException as error:
         for file in files.values():
             file.close()
         if isinstance(error, RecursionError):
             raise BadCheckpointError(f"{folder}: args: hold data nested too deeply") from None
         raise
-
-
-def root_folder(path: Path, folder: Path) -> Path:
-    """Return the checkpoint's root: ``path``, unless that is an iteration's folder inside one."""
-    inside = folder == path and (path.resolve().parent / TRACKER).is_file()
-    return path.resolve().parent if inside else path
 
 
 def _is_fused(files: Mapping[RankKey, TorchFile]) -> bool:
@@ -334,6 +286,9 @@ def _assemble(
     whole = layout is not None and _ranks_of(arguments) == (layout.tp, layout.pp)
     stored = stored_model(arguments, where, options, shapes if whole else None)
     _check_ranks(folder, files.keys(), stored.layout)
+    for file in files.values():
+        for number in range(stored.layout.vpp):
+            refuse_parts(_chunk(file, chunk_key(number, stored.layout)), str(file.file.path))
     fused = _is_fused(files)
     arrays = list(_match(files, stored.layout, stored.placements(fused)))
     trusted = any((at / name).is_file() for at in (path, folder) for name in (MANIFEST, TRAINING))

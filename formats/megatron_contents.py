@@ -11,6 +11,16 @@ from flmgrow.formats.torch_zip import TorchFile
 
 RankKey = tuple[int, int]
 
+EXTRA_STATE = "_extra_state"
+KINDS: Mapping[str, str] = {
+    "optimizer": "optimizer state",
+    "opt_param_scheduler": "learning-rate schedule",
+    "rng_state": "random number state",
+    "rerun_state_machine": "rerun state",
+    EXTRA_STATE: "scales of Transformer Engine (_extra_state)",
+}
+"""What a checkpoint may hold beside weights and arguments, by key, in words."""
+
 
 def content_of(file: TorchFile) -> Mapping[object, object]:
     """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""

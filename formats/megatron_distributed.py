@@ -47,8 +47,9 @@ class DistributedRank:
     """Reads one rank's distributed optimizer; ``pieces`` are its weights in order of modules.
 
     ``dtype`` is that of the weights, of which a rank may have none. ``file`` is the rank's own,
-    ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers. Raises BadCheckpointError,
-    naming either file, for anything else than expected.
+    ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers: as all that is in it, or as
+    ``root``, called ``where`` in messages. Raises BadCheckpointError, naming either, for anything
+    else than expected.
     """
 
     def __init__(
@@ -59,10 +60,14 @@ class DistributedRank:
         pieces: Sequence[Piece],
         dtype: str,
         cut: Cut,
+        root: object = None,
+        where: str = "",
     ) -> None:
         self.file = file
         self.flat = flat
-        self.where = f"{file.file.path}: optimizer"
+        self.root = flat.root if root is None else root
+        self.flat_where = where or str(flat.file.path)
+        self.where = where or f"{file.file.path}: optimizer"
         self.content = content
         self.dtype = dtype
         self.half = dtype != DTYPE
@@ -95,7 +100,7 @@ class DistributedRank:
         )
 
     def _refuse(self, what: str, hint: str = BELONG) -> NoReturn:
-        raise BadCheckpointError(f"{self.flat.file.path}: {what}", hint)
+        raise BadCheckpointError(f"{self.flat_where}: {what}", hint)
 
     def _groups(self) -> list[Mapping[object, object]]:
         inner = self.content.get("optimizer")
@@ -109,7 +114,7 @@ class DistributedRank:
         return groups
 
     def _find(self, chunks: Sequence[tuple[list[tuple[Piece, int]], int]]) -> None:
-        root = self.flat.root
+        root = self.root
         if not isinstance(root, dict) or root.get(COALESCED) is not True:
             self._refuse(
                 f"is not a file of one optimizer with {COALESCED}",
@@ -125,7 +130,7 @@ class DistributedRank:
                 self._pieces[state] += [self._view(record, piece, at) for piece, at in order]
             masters = self._pieces[State.MASTER][-len(order) :]
             pairs = [(master, w) for master, (w, _) in zip(masters, order, strict=True)]
-            prove_masters(pairs, f"{self.flat.file.path}: chunk {number}")
+            prove_masters(pairs, f"{self.flat_where}: chunk {number}")
 
     def _buffers(self, by_dtypes: object, number: int, total: int) -> dict[State, TensorRecord]:
         """Check the three buffers of one chunk and return them."""

@@ -16,6 +16,7 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.foreign_objects import is_left_out, left_out_objects, without_foreign
 from flmgrow.formats.gradient_buffers import Cut
+from flmgrow.formats.inert_text import text_of
 from flmgrow.formats.inert_values import (
     Global,
     OrderedMap,
@@ -23,9 +24,11 @@ from flmgrow.formats.inert_values import (
     make_namespace,
     walk_tensors,
 )
+from flmgrow.formats.iterations import FILE_NAME, TRACKER
 from flmgrow.formats.layout import Layout, Placement, placements
-from flmgrow.formats.megatron import DISTRIBUTED, FILE_NAME, TRACKER, arguments_in, chunk_key
+from flmgrow.formats.megatron import DISTRIBUTED, arguments_in, chunk_key
 from flmgrow.formats.megatron_adam import MASTERS, MOMENTS, by_group
+from flmgrow.formats.megatron_contents import EXTRA_STATE
 from flmgrow.formats.megatron_distributed import distributed_entry, flat_content
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.tables.gpt import ROWS
@@ -40,29 +43,34 @@ _PER_RANK = ("rng_state", "rerun_state_machine")
 """State of one rank of one layout; it means nothing in another."""
 
 _OPTIMIZER = ("optimizer", "opt_param_scheduler")
+_MEANT = (*_PER_RANK, *_OPTIMIZER, EXTRA_STATE)
+"""Everything else that a source names is left out, as its user says it may be."""
+
 _LAYER = "decoder.layers."
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 
-def _source_chunks(source: Checkpoint) -> Iterator[tuple[int, int, Mapping[object, object]]]:
-    """Yield (pipeline rank, chunk, state dict) of the source's first tensor rank."""
+def _source_chunks(
+    source: Checkpoint, tensor: int = 0
+) -> Iterator[tuple[int, int, Mapping[object, object]]]:
+    """Yield (pipeline rank, chunk, state dict) of a tensor rank of the source's."""
     for pipeline in range(source.layout.pp):
-        content = source.contents.content((0, pipeline))
+        content = source.contents.content((tensor, pipeline))
         for chunk in range(source.layout.vpp):
             state = content[chunk_key(chunk, source.layout)]
             assert isinstance(state, Mapping)
             yield pipeline, chunk, state
 
 
-def extra_states(source: Checkpoint) -> dict[str, object]:
-    """Return the source's ``_extra_state`` entries by key, with layers numbered through the
-    model.
+def extra_states(source: Checkpoint, tensor: int = 0) -> dict[str, object]:
+    """Return the ``_extra_state`` entries of a tensor rank of the source's, by key, with layers
+    numbered through the model.
     """
     result: dict[str, object] = {}
-    for pipeline, chunk, state in _source_chunks(source):
+    for pipeline, chunk, state in _source_chunks(source, tensor):
         first, _ = source.layout.chunk_range(pipeline, chunk)
         for key, value in state.items():
-            if not str(key).endswith("_extra_state"):
+            if not str(key).endswith(EXTRA_STATE):
                 continue
             name = str(key)
             if name.startswith(_LAYER):
@@ -70,6 +78,17 @@ def extra_states(source: Checkpoint) -> dict[str, object]:
                 name = f"{_LAYER}{int(number) + first}.{rest}"
             result[name] = value
     return result
+
+
+def keeps_tensor_ranks(source: Checkpoint, layout: Layout, file_format: str) -> bool:
+    """Whether each tensor rank of what is written is one of the source's, with its own files."""
+    return source.format == file_format == "megatron" and source.layout.tp == layout.tp
+
+
+def _unlike_first(source: Checkpoint) -> bool:
+    """Whether a tensor rank's ``_extra_state`` entries are others than those of the first."""
+    texts = {text_of(extra_states(source, rank), {}) for rank in range(source.layout.tp)}
+    return len(texts) > 1
 
 
 def _chunk_extra_states(
@@ -178,9 +197,15 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     )
     without = () if target.optimizer is not None else _OPTIMIZER
     moved = moved or target.format != "megatron" or source.format != "megatron"
-    known = [key for key in source.carried if key in without or (moved and key in _PER_RANK)]
+    left = [
+        key for key in source.carried
+        if key in without or key not in _MEANT or (moved and key in _PER_RANK)
+    ]  # fmt: skip
+    kept = keeps_tensor_ranks(source, target.layout, target.format)
+    if EXTRA_STATE in source.carried and not kept and _unlike_first(source):
+        left.append(f"{EXTRA_STATE} of tensor ranks that differ from the first's")
     unknown = left_out_objects(source.contents.content((0, 0)))
-    return [*known, *(key for key in unknown if key not in known)]
+    return [*left, *(key for key in unknown if key not in left)]
 
 
 def dropped_notes(source: Checkpoint, target: TargetModel) -> list[str]:
@@ -252,7 +277,8 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
     tensors = logical_tensors(target.config)
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
     wanted = placements(ROWS, tensors, sizes, target.layout, source.fused)
-    states = extra_states(source)
+    kept = keeps_tensor_ranks(source, target.layout, target.format)
+    states = [extra_states(source, rank if kept else 0) for rank in range(target.layout.tp)]
     positions = _module_positions(source)
     left_out = dropped(source, target)
     by_rank: dict[tuple[int, int], list[Placement]] = {rank: [] for rank in target.layout.ranks}
@@ -273,7 +299,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
                 record: TensorRecord = new_tensor(dtype, placement.shape)
                 state[placement.key] = record
                 arrays.append(TargetArray(placement, dtype, record.storage))
-            state.update(_chunk_extra_states(states, target, pipeline, chunk))
+            state.update(_chunk_extra_states(states[tensor], target, pipeline, chunk))
         rebuilt = {"args": _arguments(template, target)}
         folder = folder_name(source.iteration)
         optimizer = target.optimizer

@@ -1,23 +1,33 @@
-"""Recognising a checkpoint's format and opening it."""
+"""Recognising a checkpoint's format and opening it.
 
+Where that fails for one iteration, and another beside it can be opened, the hint says which.
+"""
+
+import os
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.companions import companions_in
 from flmgrow.formats.elsewhere import not_a_checkpoint
 from flmgrow.formats.huggingface import open_huggingface
 from flmgrow.formats.huggingface_contents import is_huggingface
-from flmgrow.formats.megatron import (
+from flmgrow.formats.iterations import (
+    RELEASE,
     TRACKER,
+    is_distributed,
     is_megatron,
     iteration_folder,
-    open_megatron,
+    others,
     root_folder,
 )
+from flmgrow.formats.megatron import open_ranks
 from flmgrow.formats.torch_dist import open_torch_dist
-from flmgrow.formats.torch_dist_contents import DISTRIBUTED
+
+_TRIED = 3
+"""Other iterations that are tried until one can be opened."""
 
 
 def open_checkpoint(
@@ -26,9 +36,10 @@ def open_checkpoint(
     """Open the checkpoint at ``path``, of whatever format it is; the caller closes it.
 
     ``path`` is a checkpoint root with a tracker file, an iteration's folder, or a Hugging Face
-    folder. ``iteration`` overrides the tracker. Raises BadCheckpointError.
+    folder. ``iteration`` overrides the tracker. Raises BadCheckpointError, its hint naming the
+    newest iteration that can be opened if that is not the one wanted.
     """
-    if is_huggingface(path) and not (path / TRACKER).exists():
+    if is_huggingface(path) and not os.path.lexists(path / TRACKER):
         if iteration is not None:
             raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
         if options.given_arguments:
@@ -40,10 +51,45 @@ def open_checkpoint(
         return open_huggingface(path, options)
     if (told := not_a_checkpoint(path, is_megatron)) is not None:
         raise told
-    folder = iteration_folder(path, iteration)
+    folder = None
+    try:
+        folder = iteration_folder(path, iteration)
+        return _open(root_folder(path, folder), folder, options)
+    except BadCheckpointError as error:
+        other = _newest(path, folder, options)
+        if other is None:
+            raise
+        hint = f"{error.hint}; " if error.hint and folder is not None else ""
+        raise BadCheckpointError(error.message, hint + _way_to(other)) from None
+
+
+def _open(root: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     companions = companions_in(folder)
-    if any((folder / name).exists() for name in DISTRIBUTED):
-        opened = open_torch_dist(root_folder(path, folder), folder, options)
-    else:
-        opened = open_megatron(path, iteration, options)
-    return replace(opened, companions=companions)
+    open_it = open_torch_dist if is_distributed(folder) else open_ranks
+    return replace(open_it(root, folder, options), companions=companions)
+
+
+def _newest(path: Path, folder: Path | None, options: ReadOptions) -> Path | None:
+    """Return the newest iteration that can be opened, of the same checkpoint; None if none can.
+
+    ``folder`` is that of the iteration that cannot.
+    """
+    root = path.absolute().parent if folder == path else path
+    for other in islice(others(root, folder), _TRIED):
+        try:
+            _open(root, other, options).close()
+        except FlmgrowError:
+            continue
+        return other
+    return None
+
+
+def _way_to(folder: Path) -> str:
+    """Say how to open an iteration, whatever command is asked to."""
+    if folder.name == RELEASE:
+        return f"the release is complete: give {folder}, or write {RELEASE} into {TRACKER}"
+    number = int(folder.name.removeprefix("iter_"))
+    return (
+        f"the newest complete iteration is {number}: give {folder}, or --iteration {number} to a "
+        f"command that has it, or write {number} into {TRACKER}"
+    )

@@ -1,6 +1,5 @@
 """The model and layout that a checkpoint's arguments describe, before its arrays are looked for."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from flmgrow.formats.argument_classes import judge, notes_of
 from flmgrow.formats.arguments import ArgumentReader, read_config, shown, vocabulary_notes
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.inert_values import Global
+from flmgrow.formats.iterations import ITERATION
 from flmgrow.formats.layout import Layout, Placement, placements
 from flmgrow.formats.pipeline_arguments import read_layout
 from flmgrow.formats.reading import LogicalReader
@@ -18,9 +18,6 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
-
-ITERATION = re.compile(r"iter_(\d{7,})")
-"""The name of an iteration's folder."""
 
 
 @contextmanager

@@ -6,125 +6,100 @@ all. Keys are those of the Transformer Engine spec without layer numbers: layers
 leading dimension, or numbered where they are not alike.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
-from flmgrow.formats.chunks import chunk_placement, whole_placement
-from flmgrow.formats.dcp_metadata import DcpTensor
+from flmgrow.formats.flat_pieces import FlatPiece
 from flmgrow.formats.given_arguments import corrected, made_arguments
 from flmgrow.formats.layout import Layout, Placement
 from flmgrow.formats.megatron import arguments_in, chunk_key
+from flmgrow.formats.megatron_contents import EXTRA_STATE, KINDS
 from flmgrow.formats.module_order import module_keys
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.stored_model import iteration_number, stored_model, weights_dtype
-from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.formats.tables.row import Home
-from flmgrow.formats.torch_dist_contents import COMMON_STATE, LAYERS, DistFolder, ItemPiece
+from flmgrow.formats.torch_dist_contents import COMMON_STATE, DistFolder, ItemPiece
+from flmgrow.formats.torch_dist_objects import (
+    LAYERS,
+    PER_RANK,
+    extra_state_key,
+    left_out,
+    parse_name,
+)
+from flmgrow.formats.torch_dist_pieces import find_pieces
 from flmgrow.formats.torch_dist_shapes import listed_shapes
-from flmgrow.model.axes import Axis, Sizes
-from flmgrow.model.tensors import LogicalTensor
+from flmgrow.formats.unsupported import refuse_parts
+from flmgrow.formats.vouched import Vouched
 
 _OPTIMIZER = "optimizer."
-_RANDOM = "rng_state"
 
 
-def _expected(tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> Iterator[Placement]:
-    """Yield the placement of every whole array a checkpoint of this model has."""
-    for row in ROWS:
-        parts = [tensors[name] for name in row.parts if name in tensors]
-        if parts and row.home is not Home.LAST_COPY:
-            yield whole_placement(row, parts, sizes)
-
-
-def _cut(
-    contents: DistFolder, tensor: DcpTensor, whole: Placement, sizes: Sizes, layer: int | None
-) -> Iterator[Piece]:
-    """Yield a piece for each chunk; ``layer`` is None where layers are stacked in front."""
-    stacked = layer is None and whole.row.home is Home.LAYER
-    wanted = (sizes[Axis.LAYER], *whole.shape) if stacked else whole.shape
-    where = f"{contents.folder}: {tensor.name}"
-    if tensor.shape != wanted:
-        raise BadCheckpointError(
-            f"{where}: shape {tensor.shape}, wanted {wanted}",
-            "the args and the weights do not agree",
-        )
-    for chunk in tensor.chunks:
-        spans = [(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
-        own = layer
-        if stacked:
-            (own, stop), *spans = spans
-            if stop != own + 1:
-                raise BadCheckpointError(f"{where}: a chunk spans layers {own} to {stop}")
-        try:
-            placement = chunk_placement(whole, sizes, own, spans)
-        except BadCheckpointError as error:
-            raise BadCheckpointError(f"{where}: {error.message}") from None
-        yield ItemPiece(placement, tensor.dtype, tensor.name, chunk, contents.items)
-
-
-def find_pieces(
-    contents: DistFolder, tensors: Mapping[str, LogicalTensor], sizes: Sizes, prefix: str = ""
-) -> list[Piece]:
-    """Return a piece for every chunk of every parameter, its key behind ``prefix``.
-
-    Raises BadCheckpointError for one that is missing or has another shape than the model says.
-    """
-    stored = contents.metadata.tensors
-    pieces: list[Piece] = []
-    for whole in _expected(tensors, sizes):
-        key = prefix + whole.key.replace("{layer}.", "")
-        if key in stored:
-            pieces += _cut(contents, stored[key], whole, sizes, None)
-            continue
-        numbered = [prefix + whole.key.format(layer=n) for n in range(sizes[Axis.LAYER])]
-        if whole.row.home is not Home.LAYER or not all(name in stored for name in numbered):
+def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouched) -> None:
+    """Refuse every array and object that is neither of the model nor known to be left out."""
+    known = {piece.name for piece in pieces if isinstance(piece, ItemPiece | FlatPiece)}
+    where = contents.folder
+    for name in contents.metadata.tensors:
+        if name not in known and not name.startswith(_OPTIMIZER):
             raise BadCheckpointError(
-                f"{contents.folder}: {key}: not there", "the args and the weights do not agree"
+                f"{where}: {name}: no such parameter in the model the args describe",
+                "flmgrow drops nothing in silence; this model has a part it does not know",
             )
-        for layer, name in enumerate(numbered):
-            pieces += _cut(contents, stored[name], whole, sizes, layer)
-    return pieces
-
-
-def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece]) -> None:
-    known = {piece.name for piece in pieces if isinstance(piece, ItemPiece)}
-    others = [n for n in contents.metadata.objects if n != COMMON_STATE]
-    objects = [n for n in others if "_extra_state/" not in n]
-    odd = [n for n in contents.metadata.tensors if n not in known and not n.startswith(_OPTIMIZER)]
-    odd += [n for n in objects if not n.startswith((_RANDOM, _OPTIMIZER))]
-    if odd:
-        raise BadCheckpointError(
-            f"{contents.folder}: {odd[0]}: no such parameter in the model the args describe",
-            "flmgrow drops nothing in silence; this model has a part it does not know",
-        )
+    for name in contents.metadata.objects:
+        if name == COMMON_STATE or name.startswith(_OPTIMIZER) or extra_state_key(name):
+            continue
+        key = parse_name(name).key
+        if key not in PER_RANK and not vouched.covers(key):
+            refuse_parts([key], str(where))
+            raise BadCheckpointError(
+                f"{where}: {name}: an object that flmgrow does not know",
+                "flmgrow drops nothing in silence; if the model computes nothing with it, "
+                f"--ignore-arg {key} leaves it out",
+            )
 
 
 def _rank_keys(
     contents: DistFolder, expected: Sequence[Placement], layout: Layout
 ) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
     """Return, per rank and chunk, its keys in module order, each with its key in the whole
-    model.
+    model. Every ``_extra_state`` is in the chunk that has its layer.
+
+    Raises BadCheckpointError for one of a layer that there is not.
     """
-    extra: dict[str, list[str]] = {}
+    homes: dict[tuple[int, int], dict[str, str]] = {}
     for key in contents.extra_states:
-        extra.setdefault(key.rpartition(".")[0], []).append(key)
+        pipeline, chunk, own = _home(key, layout, contents.folder)
+        homes.setdefault((pipeline, chunk), {})[own] = key
     models: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
-    for rank in layout.ranks:
-        for chunk in range(layout.vpp):
-            own = [
-                p for p in expected
-                if (p.tensor_rank, p.pipeline_rank, p.chunk) == (*rank, chunk)
-            ]  # fmt: skip
-            first, _ = layout.chunk_range(rank[1], chunk)
-            origin: dict[str, str] = {}
-            for key in module_keys([placement.key for placement in own]):
-                origin[key] = _global(key, first)
-                for state in extra.get(_global(key, first).rpartition(".")[0], ()):
-                    origin[f"{key.rpartition('.')[0]}.{state.rpartition('.')[2]}"] = state
-            models.setdefault(rank, {})[chunk_key(chunk, layout)] = origin
+    for rank, chunk in product(layout.ranks, range(layout.vpp)):
+        own_keys = [
+            p.key for p in expected if (p.tensor_rank, p.pipeline_rank, p.chunk) == (*rank, chunk)
+        ]
+        first, _ = layout.chunk_range(rank[1], chunk)
+        origin = {key: _global(key, first) for key in module_keys(own_keys)}
+        origin |= homes.get((rank[1], chunk), {})
+        models.setdefault(rank, {})[chunk_key(chunk, layout)] = origin
     return models
+
+
+def _home(key: str, layout: Layout, where: Path) -> tuple[int, int, str]:
+    """Return the pipeline rank and chunk that hold a module, and its key with the chunk's number of
+    the layer.
+    """
+    if not key.startswith(LAYERS):
+        begins = key.startswith("embedding.")
+        return (0, 0, key) if begins else (layout.pp - 1, layout.vpp - 1, key)
+    number, _, rest = key.removeprefix(LAYERS).partition(".")
+    for pipeline, chunk in product(range(layout.pp), range(layout.vpp)):
+        first, stop = layout.chunk_range(pipeline, chunk)
+        if first <= int(number) < stop:
+            return pipeline, chunk, f"{LAYERS}{int(number) - first}.{rest}"
+    raise BadCheckpointError(
+        f"{where}: {key}: of layer {number}, the args say {layout.layers} layers",
+        "the args and the weights do not agree",
+    )
 
 
 def _global(key: str, first: int) -> str:
@@ -158,9 +133,13 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     elif options.given_arguments:
         contents.arguments = corrected(own, options.given_arguments)
     arguments = arguments_in(contents.root, where)
-    stored = stored_model(arguments, where, options, shapes)
+    objects = [parse_name(name).key for name in contents.metadata.objects]
+    for_args = Vouched("--ignore-arg", options.ignored_arguments).idle(objects)
+    stored = stored_model(arguments, where, replace(options, ignored_arguments=for_args), shapes)
+    refuse_parts(contents.metadata.tensors, str(contents.folder))
     pieces = find_pieces(contents, stored.tensors, stored.sizes)
-    _refuse_unknown(contents, pieces)
+    vouched = Vouched("--ignore-arg", options.ignored_arguments)
+    _refuse_unknown(contents, pieces, vouched)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)
     fused = arguments.get("transformer_impl") != "local"
     contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
@@ -176,19 +155,23 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         reader=reader,
         contents=contents,
         fused=fused,
-        carried=_carried(contents),
+        carried=_carried(contents, vouched),
         notes=stored.notes,
         given=options.given_arguments,
         format="torch_dist",
     )
 
 
-def _carried(contents: DistFolder) -> dict[str, str]:
+def _carried(contents: DistFolder, vouched: Vouched) -> dict[str, str]:
     """Name what the checkpoint holds beside weights and arguments."""
     names = [*contents.metadata.tensors, *contents.metadata.objects]
+    states = [state for state in contents.extra_states.values() if state is not None]
     found = {
-        "optimizer": (any(name.startswith(_OPTIMIZER) for name in names), "optimizer state"),
-        "opt_param_scheduler": ("opt_param_scheduler" in contents.root, "learning-rate schedule"),
-        _RANDOM: (any(name.startswith(_RANDOM) for name in names), "random number state"),
+        "optimizer": any(name.startswith(_OPTIMIZER) for name in names),
+        "opt_param_scheduler": "opt_param_scheduler" in contents.root,
+        "rerun_state_machine": "rerun_state_machine" in contents.root,
+        EXTRA_STATE: bool(states),
     }
-    return {key: text for key, (there, text) in found.items() if there}
+    there = {key: KINDS[key] for key, is_there in found.items() if is_there}
+    there |= left_out(contents.metadata.objects, vouched)
+    return {key: there[key] for key in (*KINDS, *there) if key in there}

@@ -5,10 +5,13 @@ object in a shard, as 0.19 does. Both are read, but not out of one folder: megat
 the file, and a later save into the same folder has left it behind.
 """
 
-import re
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
+from operator import mul
 from pathlib import Path
 
 import xxhash
@@ -17,41 +20,64 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp_items import DcpItems
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
 from flmgrow.formats.dist_integrity import check_integrity, read_integrity
+from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.given_arguments import with_arguments
 from flmgrow.formats.inert_calls import describe
-from flmgrow.formats.inert_values import OrderedMap
+from flmgrow.formats.inert_values import OrderedMap, namespace
 from flmgrow.formats.layout import Placement
+from flmgrow.formats.strict_json import read_object
 from flmgrow.formats.strided import read_tensor
+from flmgrow.formats.torch_dist_objects import extra_state_key
 from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
+from flmgrow.formats.unsupported import BACKENDS, Unsupported, plain_dcp
 
-DISTRIBUTED = ("metadata.json", ".metadata")
-"""Files of which a distributed checkpoint has one at least."""
 COMMON = "common.pt"
 COMMON_STATE = "common_state/shard_0_1"
 """The object that takes its place in 0.19: a list with the same dict in it."""
 
-LAYERS = "decoder.layers."
-_EXTRA = re.compile(r"(.+_extra_state)/shard_(\d+)_\d+")
+BACKEND_FILE = "metadata.json"
+_BACKEND = "torch_dist"
+_MAX_BACKEND_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box inside a chunk: its offsets there, and its sizes, in elements."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ItemPiece:
-    """A piece that is one chunk of a distributed tensor; its item is opened when it is read."""
+    """A piece that is one chunk of a distributed tensor, or a part of it.
+
+    Its item is opened when it is read.
+    """
 
     placement: Placement
     dtype: str
     name: str
     chunk: DcpChunk
     items: DcpItems
+    part: Part | None = None
 
     def __str__(self) -> str:
         return f"{self.items.folder / self.chunk.file}: {self.name}: chunk {self.chunk.offsets}"
 
+    @property
+    def count(self) -> int:
+        """The number of its elements."""
+        return prod(self.chunk.sizes if self.part is None else self.part.sizes)
+
     def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the chunk's bytes from byte ``offset`` on."""
+        """Fill ``target`` with the piece's bytes from byte ``offset`` on."""
         file, record = self.items.open_item(self.name, self.dtype, self.chunk)
+        if self.part is not None:
+            start = sum(map(mul, self.part.offsets, record.stride))
+            record = replace(record, shape=self.part.sizes, start=record.start + start)
         try:
             read_tensor(file, record, offset, target)
         except BadCheckpointError as error:
@@ -68,6 +94,7 @@ class DistFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        _check_backend(folder / BACKEND_FILE)
         self.metadata: DcpMetadata = read_metadata(folder)
         self.items = DcpItems(folder)
         self.common = self._open_common()
@@ -100,7 +127,7 @@ class DistFolder:
         return [".metadata", *([] if self.in_shard else [COMMON]), *self.shards]
 
     def _open_common(self) -> TorchFile:
-        beside = (self.folder / COMMON).is_file()
+        beside = os.path.lexists(self.folder / COMMON)
         if self.in_shard and beside:
             raise BadCheckpointError(
                 f"{self.folder}: has a {COMMON} and {COMMON_STATE} in a shard, wanted one of them",
@@ -109,11 +136,22 @@ class DistFolder:
         if self.in_shard:
             return self.items.open_object(self.metadata.objects[COMMON_STATE])
         if not beside:
+            if other := self._plain_dcp():
+                raise other.refusal(str(self.folder))
             raise BadCheckpointError(
                 f"{self.folder}: has no {COMMON}, and no {COMMON_STATE} in its shards",
                 "the checkpoint is not complete: copy the file to it",
             )
         return TorchFile(self.folder / COMMON)
+
+    def _plain_dcp(self) -> Unsupported | None:
+        """Return what this is without megatron-core's own file and its common part, if known."""
+        objects = self.metadata.objects
+        said = None
+        with suppress(BadCheckpointError):
+            args = self.items.open_object(objects["args"]).root if "args" in objects else None
+            said = namespace(args).get("ckpt_format")
+        return plain_dcp([*self.metadata.tensors, *objects], said)
 
     def _look(self) -> dict[str, tuple[int, int, int]]:
         """Size, time of change and number of every file."""
@@ -149,13 +187,15 @@ class DistFolder:
 
     @cached_property
     def extra_states(self) -> dict[str, object]:
-        """The layers' ``_extra_state`` by key, with the layer's number in it."""
+        """Every ``_extra_state`` by its key in the whole model, with a layer's number in it."""
         found: dict[str, object] = {}
         for name, item in self.metadata.objects.items():
-            if match := _EXTRA.fullmatch(name):
-                key = match[1]
-                if key.startswith(LAYERS):
-                    key = f"{LAYERS}{int(match[2])}.{key.removeprefix(LAYERS)}"
+            if key := extra_state_key(name):
+                if key in found:
+                    raise BadCheckpointError(
+                        f"{self.folder}: {name}: found {key} twice, wanted it once",
+                        "two saves are mixed: use another copy",
+                    )
                 found[key] = self.object(item)
         return found
 
@@ -210,6 +250,25 @@ class DistFolder:
         """Close all files."""
         self.common.close()
         self.items.close()
+
+
+def _check_backend(path: Path) -> None:
+    """Raise BadCheckpointError if megatron-core's file says that a folder is of another format."""
+    if not os.path.lexists(path):
+        return
+    file = ReadOnlyFile(path)
+    try:
+        backend = read_object(file, _MAX_BACKEND_BYTES).get("sharded_backend", _BACKEND)
+    finally:
+        file.close()
+    if backend in BACKENDS:
+        raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
+    if backend != _BACKEND:
+        raise BadCheckpointError(
+            f"{path}: sharded_backend: found {describe(backend)}, wanted {_BACKEND}",
+            "load it with the Megatron-LM that wrote it and --ckpt-convert-format torch "
+            "--ckpt-convert-save DIR",
+        )
 
 
 def param_groups(optimizer: object, where: str) -> tuple[Mapping[object, object], ...]:

@@ -3,8 +3,9 @@ their own.
 
 ``optimizer.state.exp_avg.KEY`` and so on have the shape and the chunks of parameter ``KEY``:
 megatron-core writes a non-distributed optimizer so, and a distributed one if it is told to be fully
-reshardable; param groups and steps then lie in the common part. Its default for the latter are flat
-buffers bound to one layout: see :mod:`flmgrow.formats.torch_dist_buckets`.
+reshardable, or with megatron-core up to 0.14 in local shards; param groups and steps then lie in
+the common part. Today's default for the latter are flat buffers bound to one layout: see
+:mod:`flmgrow.formats.torch_dist_buckets` and :mod:`flmgrow.formats.torch_dist_gathered`.
 """
 
 import re
@@ -16,21 +17,23 @@ from flmgrow.formats.gradient_buffers import BELONG
 from flmgrow.formats.megatron import arguments_in
 from flmgrow.formats.megatron_adam import MOMENTS
 from flmgrow.formats.reading import LogicalReader, Piece
-from flmgrow.formats.torch_dist import find_pieces
 from flmgrow.formats.torch_dist_buckets import has_buckets, read_buckets
 from flmgrow.formats.torch_dist_contents import DistFolder, param_groups
+from flmgrow.formats.torch_dist_gathered import is_gathered, read_gathered
+from flmgrow.formats.torch_dist_pieces import find_pieces
+from flmgrow.formats.torch_dist_ranks import SHARDING
 from flmgrow.model.states import State
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
+_STATE = "optimizer.state."
 _MASTERS = {True: "param", False: "fp32_param"}
-_SHARDING = "param_state_sharding_type"
 _RESHARDABLE = "fully_reshardable"
 _STEP = "common_step"
 
 
 def _prefix(state: State, distributed: bool) -> str:
     name = _MASTERS[distributed] if state is State.MASTER else state
-    return f"optimizer.state.{name}."
+    return f"{_STATE}{name}."
 
 
 def state_prefixes(optimizer: OptimizerState) -> dict[State, str]:
@@ -43,7 +46,7 @@ def common_entry(optimizer: OptimizerState) -> dict[object, object]:
     """Return the ``optimizer`` of a new ``common.pt``: groups, steps, and what is carried."""
     inner: dict[object, object] = {"param_groups": list(optimizer.groups)}
     if optimizer.gradient_dtype is not None:
-        return {"optimizer": inner, **optimizer.other, _SHARDING: _RESHARDABLE}
+        return {"optimizer": inner, **optimizer.other, SHARDING: _RESHARDABLE}
     inner = {"state": {} if optimizer.step is None else {_STEP: optimizer.step}, **inner}
     return {"optimizer": inner, **optimizer.other} if optimizer.half else inner
 
@@ -72,9 +75,9 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
         raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", BELONG)
     inner = common.get("optimizer", common)
     groups = param_groups(inner, where)
-    known = ("optimizer", _SHARDING)
+    known = ("optimizer", SHARDING)
     other = {} if inner is common else {k: v for k, v in common.items() if k not in known}
-    if _SHARDING in common:
+    if SHARDING in common:
         wide = arguments_in(contents.root, where).get("accumulate_allreduce_grads_in_fp32")
         gradients = "float32" if wide or weights == "float32" else weights
         half = weights != "float32"
@@ -92,12 +95,19 @@ def _read_arrays(
     """Return every parameter's pieces of each state, and what is not per parameter."""
     _check_names(contents)
     names = contents.metadata.tensors
-    distributed = any(name.startswith("optimizer.state.param.") for name in names)
-    halves = any(name.startswith("optimizer.state.fp32_param.") for name in names)
-    kinds = (State.MASTER, *MOMENTS) if distributed or halves else MOMENTS
+    masters = [
+        name for name in _MASTERS.values() if any(n.startswith(f"{_STATE}{name}.") for n in names)
+    ]
+    if len(masters) > 1:
+        raise BadCheckpointError(
+            f"{contents.folder}: {_STATE}: found {' and '.join(masters)}, wanted one of them",
+            BELONG,
+        )
     tensors, sizes = checkpoint.reader.tensors, checkpoint.stored_sizes
+    prefixes = {State.MASTER: f"{_STATE}{masters[0]}."} if masters else {}
+    prefixes |= {moment: f"{_STATE}{moment}." for moment in MOMENTS}
     pieces = {
-        state: find_pieces(contents, tensors, sizes, _prefix(state, distributed)) for state in kinds
+        state: find_pieces(contents, tensors, sizes, prefix) for state, prefix in prefixes.items()
     }
     return pieces, _state(contents, checkpoint.dtype)
 
@@ -107,7 +117,11 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Che
 
     Raises BadCheckpointError if it does not fit the weights, UsageError if it is of another kind.
     """
-    read = read_buckets if has_buckets(contents) else _read_arrays
+    read = _read_arrays
+    if has_buckets(contents):
+        read = read_buckets
+    elif is_gathered(contents):
+        read = read_gathered
     pieces, found = read(checkpoint, contents)
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}

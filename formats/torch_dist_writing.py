@@ -33,7 +33,8 @@ from flmgrow.formats.targets import (
     TargetFile,
     TargetSums,
 )
-from flmgrow.formats.torch_dist_contents import COMMON, COMMON_STATE, LAYERS
+from flmgrow.formats.torch_dist_contents import COMMON, COMMON_STATE
+from flmgrow.formats.torch_dist_objects import LAYERS
 from flmgrow.formats.torch_dist_optimizer import common_entry, content_entry, state_prefixes
 from flmgrow.formats.torch_zip import new_tensor
 from flmgrow.model.axes import Axis, Sizes
@@ -113,11 +114,18 @@ def _without_copies(wanted: Sequence[Placement]) -> Iterator[Placement]:
 
 
 def _objects(source: Checkpoint, target: TargetModel) -> Iterator[NewObject]:
-    """Yield the layers' ``_extra_state``, each layer's from its donor in the source."""
+    """Yield every ``_extra_state``; a layer's comes from its donor in the source.
+
+    megatron-core's GPT has none of the output layer, which holds nothing.
+    """
     for key, value in extra_states(source).items():
+        if not key.startswith(LAYERS):
+            if value is not None or not key.startswith("output_layer."):
+                yield NewObject(f"{key}/shard_0_1", [value])
+            continue
         number, _, rest = key.removeprefix(LAYERS).partition(".")
         for layer, donor in enumerate(target.donors):
-            if key.startswith(LAYERS) and donor == int(number):
+            if donor == int(number):
                 yield NewObject(f"{LAYERS}{rest}/shard_{layer}_{len(target.donors)}", [value])
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.files import read_if_there
 from flmgrow.formats.problems import problems
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 
@@ -125,12 +126,11 @@ def read_training_state(folder: Path) -> TrainingState | None:
     Raises BadCheckpointError if there is one that cannot be read.
     """
     path = folder / TRAINING
-    if not path.is_file():
+    content = read_if_there(path, MAX_BYTES)
+    if content is None:
         return None
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES} bytes")
-        found = _Form.model_validate(json.loads(path.read_bytes()), strict=True)
+        found = _Form.model_validate(json.loads(content), strict=True)
         if found.training_version != VERSION:
             raise ValueError(f"version {found.training_version}, wanted {VERSION}")
         if found.stage_begin > found.iteration:

@@ -19,8 +19,8 @@ import torch
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.inert_values import TensorRecord
+from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import Json, family, masks_of, training_of
-from flmgrow.formats.megatron import TRACKER
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.megatron_writing import folder_name
 from flmgrow.formats.opening import open_checkpoint

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import lineage, read_manifest
-from flmgrow.formats.megatron import TRACKER
 from flmgrow.formats.megatron_writing import folder_name
 from flmgrow.formats.training_state import read_training_state
 from flmgrow.stages.schedule import PlannedStage

@@ -6,26 +6,13 @@ are therefore compared as numbers, wherever and however they are stored: Adam's 
 number, or a setting of the param groups.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-import xxhash
 
 from flmgrow.formats.checkpoint import OptimizerState
-from flmgrow.formats.inert_values import Opaque, TensorRecord
-from flmgrow.formats.reading import DTYPES
-from flmgrow.formats.torch_zip import source_chunks
+from flmgrow.formats.inert_text import text_of
 from flmgrow.model.mup import KIND, grown_group
 from flmgrow.operators.growth import Growth
 
-_NUMBERS: Mapping[str, np.dtype[Any]] = {
-    **DTYPES,
-    **{name: np.dtype(name) for name in ("int64", "int32", "bool")},
-}
-_SMALL = 4096
-_LONGEST = 200
 _SHOWN = 3
 _STEP = "step"
 
@@ -56,52 +43,14 @@ def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
     )
 
 
-def _stored(record: TensorRecord) -> str:
-    """Return a stored tensor as text: the number that it is, or a digest of several."""
-    dtype = _NUMBERS.get(record.dtype)
-    if dtype is not None and record.count == 1 and record.storage.nbytes <= _SMALL:
-        data = b"".join(bytes(chunk) for chunk in source_chunks(record.storage))
-        return repr(np.frombuffer(data, dtype, 1, record.offset)[0].item())
-    digest = xxhash.xxh3_128()
-    for chunk in source_chunks(record.storage):
-        digest.update(chunk)
-    place = (record.dtype, record.shape, record.stride, record.start)
-    return f"{place} {digest.hexdigest()}"
-
-
-def _members(value: object) -> Iterator[object]:
-    """Yield what a value is made of; nothing if it has no parts."""
-    if isinstance(value, Mapping):
-        for pair in value.items():
-            yield from pair
-    elif isinstance(value, list | tuple):
-        yield from value
-    elif isinstance(value, Opaque):
-        yield from (str(value.function), value.arguments, value.state, value.items, value.pairs)
-
-
-def _text(value: object, known: dict[int, str]) -> str:
-    """Return a text that two values share if and only if they are the same; ``known`` by id."""
-    if isinstance(value, TensorRecord):
-        return _stored(value)
-    if not isinstance(value, Mapping | list | tuple | Opaque):
-        return repr(value)
-    if id(value) not in known:
-        known[id(value)] = "..."  # where it holds itself
-        text = f"[{', '.join(_text(member, known) for member in _members(value))}]"
-        short = len(text) <= _LONGEST
-        known[id(value)] = text if short else xxhash.xxh3_128_hexdigest(text.encode())
-    return known[id(value)]
-
-
 def _settings(state: OptimizerState) -> dict[str, str]:
     """Return everything an optimizer holds beside the states, by a name for people."""
     known: dict[int, str] = {}
-    settings = {} if state.step is None else {_STEP: _text(state.step, known)}
+    settings = {} if state.step is None else {_STEP: text_of(state.step, known)}
     for number, group in enumerate(state.groups):
         for key, value in group.items():
-            settings[f"{key} of param group {number}"] = _text(value, known)
-    return settings | {str(key): _text(value, known) for key, value in state.other.items()}
+            settings[f"{key} of param group {number}"] = text_of(value, known)
+    return settings | {str(key): text_of(value, known) for key, value in state.other.items()}
 
 
 def compare_counted(

@@ -3,7 +3,8 @@
 Each kind of evidence can fail on its own, and has a file of its own in ``evidence/``. *Checksums*:
 every CRC32 in both, and every file against the manifest. *Manifest*: against its own sum.
 *Copies*: what several ranks hold agrees. *Model*: the arguments are what the growth leads to.
-*Optimizer*: step counts and param groups are the source's. *Elements*: growth is deterministic, so
+*Optimizer*: step counts and param groups are the source's. *Carried*: so is what lies beside
+weights and optimizer. *Elements*: growth is deterministic, so
 every stored value is derived again from the source and compared bit for bit. *Function*: both
 models run through one reference forward on the same tokens. *Gradients* (on request): which fresh
 parameters are alive, and whether old ones get the gradients they got.
@@ -23,6 +24,7 @@ from flmgrow.formats.manifest_file import Json, manifest_of
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.arguments import check_iteration
+from flmgrow.surgery.evidence.carried import check_carried
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import check_sums
 from flmgrow.surgery.evidence.copies import check_copies
@@ -98,7 +100,8 @@ def _derived(
         way = recorded_way(source, manifest)
         drifted = "rank0" in (how.replicated, manifest["options"].get("replicated"))
         copies = check_copies(start, drifted) + check_copies(result)
-        return way.growth, copies + evidence_of(start, result, way, how.effort)
+        carried = check_carried(start, result, way.growth, manifest["dropped"])
+        return way.growth, [*copies, carried, *evidence_of(start, result, way, how.effort)]
     found, lost = _with_states(result)
     start, also_lost = _with_states(source) if found.state_readers else (source, [])
     copies = check_copies(start, how.replicated == "rank0") + check_copies(found)

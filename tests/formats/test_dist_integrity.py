@@ -202,11 +202,14 @@ def test_what_is_no_json_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["metadata.json", INTEGRITY])
-def test_a_link_out_of_the_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_link_is_the_file_it_leads_to(tmp_path: Path, name: str) -> None:
     source = make_dist_checkpoint(tmp_path, "llama")
     (folder_of(source) / "metadata.json").write_text("{}")
     path = add_manifest(source) / name
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BadCheckpointError, match="is a link to"):
+    with open_checkpoint(source) as opened:
+        assert opened.contents.verify(lambda _: None) == ("CRC32", "SHA-256")
+    (tmp_path / "elsewhere").unlink()
+    with pytest.raises(BadCheckpointError, match=f"{name}: does not exist"):
         open_checkpoint(source)

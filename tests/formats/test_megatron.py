@@ -10,8 +10,9 @@ from growing import checkpoint_logits, grow_checkpoint, tokens_for
 from pico import CONFIGS, DictWeights, even, logical_weights, make_checkpoint, stored_weights
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.iterations import TRACKER, iteration_folder
 from flmgrow.formats.layout import Layout
-from flmgrow.formats.megatron import TRACKER, iteration_folder, open_megatron
+from flmgrow.formats.megatron import open_megatron
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
@@ -79,12 +80,8 @@ def test_iterations_are_found_as_megatron_finds_them(tmp_path: Path) -> None:
     with open_megatron(tmp_path / "iter_0001000") as opened:
         assert opened.iteration == 1000
     (tmp_path / "latest_checkpointed_iteration.txt").unlink()
-    with pytest.raises(BadCheckpointError) as refusal:
+    with pytest.raises(BadCheckpointError, match="has neither rank folders nor"):
         open_megatron(tmp_path)
-    assert refusal.value.hint == (
-        "the newest complete iteration is 1000: pass --iteration 1000, or write 1000 into "
-        "latest_checkpointed_iteration.txt"
-    )
 
 
 def test_a_release_has_no_iteration_and_stays_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from stage_plans import written
 from stage_runs import prepared
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.megatron import TRACKER
+from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.strict_yaml import read_yaml
 from flmgrow.stages.preparing import encoded
 from flmgrow.stages.steps import submitted

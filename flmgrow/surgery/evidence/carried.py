@@ -1,0 +1,85 @@
+"""What is carried: everything beside weights and optimizer that a result must have from its source.
+
+Scales of Transformer Engine belong to a layer, a new layer has those of its donor; a schedule, a
+random number state or a number of iterations is as it was. All of it decides on how training goes
+on, and none of it shows in what the model computes.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.inert_text import text_of
+from flmgrow.formats.megatron import chunk_key
+from flmgrow.formats.megatron_writing import extra_states, keeps_tensor_ranks
+from flmgrow.formats.torch_dist_objects import LAYERS
+from flmgrow.formats.writing import written_format
+from flmgrow.model.axes import Axis
+from flmgrow.operators.growth import Growth
+from flmgrow.surgery.evidence.check import Check
+
+_SEEN_TO = ("args", "optimizer")
+"""Content that other evidence is of."""
+
+_SHOWN = 3
+
+
+def check_carried(
+    source: Checkpoint, result: Checkpoint, growth: Growth, dropped: Collection[str]
+) -> Check:
+    """Compare what ``result`` carries with what ``source`` has, but for what was ``dropped``."""
+    if not written_format(result.format).ranks:
+        return Check("carried", None, "not compared: the format carries nothing")
+    kept = keeps_tensor_ranks(source, result.layout, result.format)
+    ranks = range(result.layout.tp if kept else 1)
+    wanted, found = _content(source, result, dropped), _content(result, result, dropped)
+    for rank in ranks:
+        wanted |= _states(source, rank, growth)
+        found |= _states(result, rank)
+    wrong = [
+        f"{name} is {'not there' if name not in found else 'another'}"
+        for name in wanted
+        if found.get(name) != wanted[name]
+    ]
+    wrong += [f"{name} is not the source's" for name in found if name not in wanted]
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
+        return Check("carried", False, "; ".join(wrong[:_SHOWN]) + more)
+    return Check("carried", True, f"{len(wanted)} entries beside weights are the source's")
+
+
+def _states(checkpoint: Checkpoint, rank: int, growth: Growth | None = None) -> dict[str, str]:
+    """Return every ``_extra_state`` of a tensor rank that is something, as text; after a growth if
+    one is given.
+    """
+    known: dict[int, str] = {}
+    states = {k: v for k, v in extra_states(checkpoint, rank).items() if v is not None}
+    layer_map = None if growth is None else growth.maps.get(Axis.LAYER)
+    donors = None if layer_map is None else layer_map.donors.tolist()
+    named = {name: states[key] for name, key in _names(states, donors)}
+    return {f"{name} of tensor rank {rank}": text_of(v, known) for name, v in named.items()}
+
+
+def _names(states: Mapping[str, object], donors: list[int] | None) -> Iterator[tuple[str, str]]:
+    """Yield the keys that states have in a model whose layers have ``donors``, with their own."""
+    for key in states:
+        if donors is None or not key.startswith(LAYERS):
+            yield key, key
+            continue
+        number, _, rest = key.removeprefix(LAYERS).partition(".")
+        for layer, donor in enumerate(donors):
+            if donor == int(number):
+                yield f"{LAYERS}{layer}.{rest}", key
+
+
+def _content(source: Checkpoint, result: Checkpoint, dropped: Collection[str]) -> dict[str, str]:
+    """Return what each rank of ``result`` has of ``source``, beside models and what was dropped."""
+    left = {*_SEEN_TO, *(item.partition(": ")[0] for item in dropped)}  # some with their reason
+    left |= {chunk_key(chunk, source.layout) for chunk in range(source.layout.vpp)}
+    found: dict[str, str] = {}
+    for rank in result.layout.ranks:
+        known: dict[int, str] = {}
+        content = source.contents.content(rank if rank in source.layout.ranks else (0, 0))
+        for key, value in content.items():
+            if key not in left:
+                found[f"{key} of rank {rank}"] = text_of(value, known)
+    return found
