@@ -68,7 +68,9 @@ def vouched_arguments(ignored: Collection[str]) -> Vouched:
 def judge(arguments: Arguments, ignored: Collection[str] = ()) -> Judgement:
     """Return what is to be said of ``arguments``; those that match ``ignored`` are passed over."""
     vouched = vouched_arguments(ignored)
-    features, doubtful, unknown = [], [], []
+    features: list[str] = []
+    doubtful: list[str] = []
+    unknown: list[str] = []
     for name, value in arguments.items():
         if name in UNDERSTOOD or name in HARMLESS or vouched.covers(name):
             continue

@@ -70,7 +70,9 @@ def with_arguments(
     content: Mapping[object, object], arguments: Mapping[str, object]
 ) -> dict[object, object]:
     """Return a rank's content with other arguments, and the version of what has some."""
-    version = {} if "args" in content else {"checkpoint_version": CHECKPOINT_VERSION}
+    version: dict[object, object] = {}
+    if "args" not in content:
+        version["checkpoint_version"] = CHECKPOINT_VERSION
     return {**version, **content, "args": make_namespace(dict(arguments))}
 
 

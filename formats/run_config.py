@@ -58,7 +58,7 @@ def read_run_config(path: Path) -> tuple[dict[str, object], list[str]]:
         if fields.get(name) is not None
     }
     refuse_unknown({n: value for n, value in own.items() if n in FEATURES}, str(path))
-    notes = []
+    notes: list[str] = []
     if fields.get("share_embeddings_and_output_weights") is not None:
         shared = fields["share_embeddings_and_output_weights"]
         own["untie_embeddings_and_output_weights"] = not shared

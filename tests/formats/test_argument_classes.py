@@ -5,6 +5,7 @@ once.
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def args_of(config: ModelConfig, **changes: object) -> dict[str, object]:
     return {**vars(arguments(config, even(config))), **changes}
 
 
-def stock(version: str) -> dict[str, object]:
+def stock(version: str) -> dict[str, Any]:
     """The arguments of a version, at their defaults, that a pico checkpoint does not fix."""
     found = {name: value for name, value in defaults_of(version).items() if name not in OF_PICO}
     return {n: torch.float32 if v == "torch.float32" else v for n, v in found.items()}
@@ -167,7 +168,7 @@ def test_ignored_patterns_that_match_nothing_are_told() -> None:
     )
 
 
-SERVER: dict[str, object] = {
+SERVER: dict[str, Any] = {
     "sglang_moe_runner_backend": "auto",
     "sglang_kv_cache_dtype": "auto",
     "sglang_attention_backend": "fa3",

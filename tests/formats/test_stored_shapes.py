@@ -140,7 +140,7 @@ def test_heads_that_cannot_be_told_are_left_to_the_user(
 
 
 def test_the_older_name_of_rotary_positions_is_overruled(tmp_path: Path) -> None:
-    wrong = {"use_rotary_position_embeddings": True}
+    wrong: dict[str, Any] = {"use_rotary_position_embeddings": True}
     path = make_checkpoint(tmp_path, "gpt", **wrong)
     with pytest.raises(BadCheckpointError, match="type is rope, wanted learned_abs") as refusal:
         read(path)
