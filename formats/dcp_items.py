@@ -16,6 +16,7 @@ from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.torch_zip import TorchFile
 
+KEPT_BYTES = 16 << 10
 KEPT_ITEMS = 4096
 """Headers that are kept, a few kilobytes each: reading one again would check its sums again."""
 
@@ -81,6 +82,8 @@ class DcpItems:
                 error.hint,
             ) from None
         with self._lock:
+            if opened.pickle_bytes > KEPT_BYTES:
+                return opened
             opened = self._opened.setdefault(key, opened)  # another thread's, if it was faster
             if len(self._opened) > KEPT_ITEMS:
                 self._opened.popitem(last=False)

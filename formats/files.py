@@ -73,6 +73,12 @@ class Fingerprint(NamedTuple):
     dev: int
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """Return the first ``count`` bytes of a small file, or all it has. Raises OSError."""
+    with path.open("rb", buffering=0) as file:
+        return file.read(count)
+
+
 class _Descriptor:
     """One open descriptor and who is reading from it now."""
 

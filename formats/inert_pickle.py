@@ -16,13 +16,22 @@ from contextlib import contextmanager
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats import inert_calls as calls
 from flmgrow.formats.inert_calls import CALLS, Budget, KeyCheck, checked_set, describe, refuse
-from flmgrow.formats.inert_values import Global, Opaque, OrderedMap, Storage, StoredBytes
+from flmgrow.formats.inert_values import (
+    Global,
+    Opaque,
+    OrderedMap,
+    Storage,
+    StoredBytes,
+    TensorRecord,
+)
 from flmgrow.formats.inert_writer import to_pickle
 
 __all__ = ["to_pickle", "unpickle"]
 
 MAX_INSTRUCTIONS = 1 << 24
 """Some 35 are needed for a tensor: this is a shard of half a million."""
+MAX_WEIGHT = 768 << 20
+"""Bytes of memory that the values of one pickle may take: one instruction can make a set."""
 MAX_INTEGER_BYTES = 1 << 16
 MAX_NAME_BYTES = 1 << 12
 
@@ -70,6 +79,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self.storages_by_key = storages_by_key
         self.budget = Budget(len(data))
+        self.weight = 0
         self.check_key = KeyCheck()
 
     def run(self) -> object:
@@ -129,6 +139,10 @@ class _Machine:
     # --- the stack
 
     def push(self, value: object) -> None:
+        """Put a new value on the stack; it is the machine that makes it, so it takes memory."""
+        self.weight += _WEIGHTS.get(type(value), 0)
+        if self.weight > MAX_WEIGHT:
+            refuse(f"a pickle that takes more than {MAX_WEIGHT >> 20} MiB of memory")
         self.stack.append(value)
 
     def pop(self) -> object:
@@ -151,10 +165,14 @@ class _Machine:
     def pop_many(self, count: int) -> list[object]:
         return [self.pop() for _ in range(count)][::-1]
 
+    def remember(self, index: int) -> None:
+        self.weight += _WEIGHT_OF_MEMORY
+        self.memo[index] = self.top()
+
     def recall(self, index: int) -> None:
         if index not in self.memo:
             refuse(f"broken pickle: refers to value {index}, which was not kept")
-        self.push(self.memo[index])
+        self.stack.append(self.memo[index])
 
     def drop(self) -> None:
         if self.marks and self.marks[-1] == len(self.stack):
@@ -225,6 +243,13 @@ class _Machine:
             refuse(f"broken pickle: sets items of {describe(target)}")
 
 
+_WEIGHTS: dict[type, int] = {
+    dict: 64, list: 56, set: 216, frozenset: 216, tuple: 56, int: 32, float: 24, str: 56,
+    bytes: 40, bytearray: 64, OrderedMap: 128, Opaque: 256, TensorRecord: 160,
+}  # fmt: skip
+"""Bytes that a value of each type takes, beside those that were read for it (CPython 3.11)."""
+_WEIGHT_OF_MEMORY = 100
+
 _Instruction = Callable[[_Machine], None]
 
 _CONSTANTS: dict[bytes, _Instruction] = {
@@ -265,9 +290,9 @@ _CONTAINERS: dict[bytes, _Instruction] = {
 }
 
 _REFERENCES: dict[bytes, _Instruction] = {
-    pickle.BINPUT: lambda m: m.memo.__setitem__(m.number(1), m.top()),
-    pickle.LONG_BINPUT: lambda m: m.memo.__setitem__(m.number(4), m.top()),
-    pickle.MEMOIZE: lambda m: m.memo.__setitem__(len(m.memo), m.top()),
+    pickle.BINPUT: lambda m: m.remember(m.number(1)),
+    pickle.LONG_BINPUT: lambda m: m.remember(m.number(4)),
+    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
     pickle.BINGET: lambda m: m.recall(m.number(1)),
     pickle.LONG_BINGET: lambda m: m.recall(m.number(4)),
     pickle.POP: lambda m: m.drop(),

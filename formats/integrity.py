@@ -44,7 +44,7 @@ def verify_files(
     for record in records:
         _check_size(folder, record)
     for record in records:
-        found = _checksum_of(folder / record.path, progress)
+        found = checksum_of(folder / record.path, progress)
         if found != record.xxh3_128:
             raise _damaged(
                 folder, record, f"damaged: xxh3 {found}, manifest says {record.xxh3_128}"
@@ -60,7 +60,7 @@ def is_intact(folder: Path, record: FileRecord) -> bool:
     with storage_errors(path, "looking up"):
         if not path.is_file() or path.stat().st_size != record.size:
             return False
-    return _checksum_of(path, None) == record.xxh3_128
+    return checksum_of(path) == record.xxh3_128
 
 
 def _check_size(folder: Path, record: FileRecord) -> None:
@@ -80,7 +80,8 @@ def _damaged(folder: Path, record: FileRecord, what: str) -> BadCheckpointError:
     )
 
 
-def _checksum_of(path: Path, progress: Callable[[int], None] | None) -> str:
+def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Return the XXH3 sum (128 bits, in hex) of a file as the disk has it. Raises StorageError."""
     checksum = xxhash.xxh3_128()
     buffer = memoryview(bytearray(READ_SIZE))
     with storage_errors(path, "reading"), path.open("rb", buffering=0) as file:

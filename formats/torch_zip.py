@@ -30,7 +30,7 @@ from flmgrow.formats.trusted_names import refuse_programs
 from flmgrow.formats.zip_directory import Record, read_directory
 from flmgrow.formats.zip_writer import ZipWriter
 
-MAX_PICKLE_BYTES = 256 << 20
+MAX_PICKLE_BYTES = 128 << 20
 STORAGE_ALIGNMENT = 64
 
 _VERSION = b"3\n"
@@ -166,6 +166,7 @@ class TorchFile:
 
     def _unpickle(self) -> object:
         record = self.records[f"{self._prefix}/data.pkl"]
+        self.pickle_bytes = record.nbytes
         if record.nbytes > MAX_PICKLE_BYTES:
             self._refuse(f"data.pkl: has {record.nbytes} bytes, wanted at most {MAX_PICKLE_BYTES}")
         folder = f"{self._prefix}/data/"
@@ -177,7 +178,11 @@ class TorchFile:
         return unpickle(self._read_whole(record), f"{self.file.path}: data.pkl", places)
 
     def _read_whole(self, record: Record) -> bytes:
-        return b"".join(bytes(piece) for piece in checked_chunks(self._place(record)))
+        data, at = bytearray(record.nbytes), 0
+        for piece in checked_chunks(self._place(record)):
+            data[at : at + piece.nbytes] = piece
+            at += piece.nbytes
+        return bytes(data)
 
 
 class _Check:
@@ -255,8 +260,15 @@ def scalar(record: TensorRecord) -> float:
     """Return the value of a float32 tensor of one element; any other is a BadCheckpointError."""
     if record.dtype != "float32" or record.count != 1:
         raise BadCheckpointError(f"a tensor {record.dtype} {list(record.shape)}, wanted one number")
-    data = b"".join(bytes(piece) for piece in source_chunks(record.storage))
-    value: float = struct.unpack_from("<f", data, record.offset)[0]
+    data = bytearray()
+    at = 0
+    for piece in source_chunks(record.storage):  # of any size: all of it is checked
+        low, high = (
+            min(max(end - at, 0), piece.nbytes) for end in (record.offset, record.offset + 4)
+        )
+        data += piece[low:high]
+        at += piece.nbytes
+    value: float = struct.unpack("<f", data)[0]
     return value
 
 

@@ -13,7 +13,9 @@ from typing import NamedTuple, NoReturn
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.files import ReadOnlyFile
 
-MAX_RECORDS = 4_000_000
+MAX_RECORDS = 1_000_000
+MAX_DIRECTORY_BYTES = 128 << 20
+"""Of this and of each record as many bytes are in memory, several times over."""
 MAX_NAME_BYTES = 4096
 
 U16_MAX = 0xFFFF
@@ -143,7 +145,8 @@ class _Archive:
             self.refuse("an archive of several disks")
         if start + nbytes != end:
             self.refuse("the directory is not where the end of the archive says")
-        if count > MAX_RECORDS or nbytes > count * (ENTRY.size + MAX_NAME_BYTES + 64):
+        most = min(MAX_DIRECTORY_BYTES, count * (ENTRY.size + MAX_NAME_BYTES + 64))
+        if count > MAX_RECORDS or nbytes > most:
             self.refuse(f"{count} records in {nbytes} bytes of directory: over the limit")
         return count, start, end
 

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.formats.integrity import checksum_of
 from flmgrow.trainer.data import Json
 from flmgrow.trainer.data_prepare import MANIFEST, PREFIX
 from flmgrow.trainer.indexed import Index, read_index
@@ -70,7 +71,7 @@ def open_corpus_files(
     prefix = prefix_of(path)
     index_file = _file(prefix, ".idx")
     index = read_index(index_file)
-    index_sum = xxhash.xxh3_128_hexdigest(index_file.read_bytes())
+    index_sum = checksum_of(index_file)
     found = CorpusFiles(path, prefix, index, index_sum)
     _check_size(_file(prefix, ".bin"), found.tokens * index.dtype.itemsize)
     manifest = _manifest_of(prefix)

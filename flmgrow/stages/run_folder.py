@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.files import first_bytes
 from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import lineage, read_manifest
 from flmgrow.formats.megatron_writing import folder_name
@@ -61,7 +62,7 @@ class RunFolder:
         tracker = self.of(planned, CHECKPOINTS, TRACKER)
         if not tracker.is_file():
             return None
-        text = tracker.read_bytes()[:64].decode("ascii", "replace").strip()
+        text = first_bytes(tracker, 64).decode("ascii", "replace").strip()
         if not text.isdecimal():
             raise BadCheckpointError(f"{tracker}: found {text!r}, wanted a number")
         return int(text)
