@@ -12,8 +12,7 @@ from pathlib import Path
 from flmgrow.formats.dcp_metadata import read_metadata
 from flmgrow.formats.huggingface_contents import HuggingFaceFolder, is_huggingface
 from flmgrow.formats.inert_values import walk_tensors
-from flmgrow.formats.megatron import TRACKER, iteration_folder
-from flmgrow.formats.torch_dist_contents import DISTRIBUTED
+from flmgrow.formats.iterations import TRACKER, is_distributed, iteration_folder
 from flmgrow.formats.torch_zip import TorchFile
 
 _OPTIMIZER = "optimizer."
@@ -43,7 +42,7 @@ def stored_arrays(path: Path, iteration: int | None = None) -> dict[str, list[Li
                 for name, shard in contents.shards.items()
             }
     folder = iteration_folder(path, iteration)
-    if any((folder / name).exists() for name in DISTRIBUTED):
+    if is_distributed(folder):
         tensors = read_metadata(folder).tensors.values()
         own = [Listed(t.name, t.shape, t.dtype) for t in tensors if not _is_optimizers(t.name)]
         return {".metadata": own}
