@@ -133,9 +133,18 @@ MISTAKES = {
 WITHOUT_MASKS = [name for name in MISTAKES if name != "output multiplier as before"]
 
 
-def make(mistake: Mistake, tmp_path: Path) -> tuple[Path, Path]:
+def of_size(model: str, size: float) -> dict[str, torch.Tensor]:
+    """The weights of a model whose logits are ``size`` times what they are."""
+    weights = dict(stored_weights(CONFIGS[model]))
+    for name in {"final_norm.gain", "final_norm.bias"} & weights.keys():
+        weights[name] = weights[name] * size
+    return weights
+
+
+def make(mistake: Mistake, tmp_path: Path, size: float = 1.0) -> tuple[Path, Path]:
     """Grow a checkpoint, see that verify is content, and make the mistake."""
-    source = make_checkpoint(tmp_path / "source", mistake.model)
+    weights = of_size(mistake.model, size)
+    source = make_checkpoint(tmp_path / "source", mistake.model, weights=weights)
     accepted("expand", source, tmp_path / "grown", *mistake.options.split())
     if mistake.change is not nothing:
         accepted("verify", source, tmp_path / "grown", "--no-receipt")
@@ -152,9 +161,21 @@ def verdicts(source: Path, grown: Path, *options: object) -> tuple[int, dict[str
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_every_mistake_is_found_by_the_check_it_is_for(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "size",
+    [
+        1.0,
+        1e3,
+        pytest.param(1e6, marks=pytest.mark.slow),
+        pytest.param(1e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_every_mistake_is_found_by_the_check_it_is_for(
+    name: str, size: float, tmp_path: Path
+) -> None:
+    """However large logits are, which decides on how far apart rounding alone can bring them."""
     mistake = MISTAKES[name]
-    source, grown = make(mistake, tmp_path)
+    source, grown = make(mistake, tmp_path, size)
     code, found = verdicts(source, grown)
     assert code == 1
     assert found["checksums of grown"] == "ok"

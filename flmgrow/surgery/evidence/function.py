@@ -1,10 +1,12 @@
 """Function: both models run through one reference forward on the same tokens.
 
+<<<<<<< HEAD
 How far their logits may be apart follows from the dtypes in which weights are stored and computed.
 Ids that only the result has must leave the old ones what they had: none may be likelier than the
 average old one.
 """
 
+import math
 from dataclasses import asdict, replace
 
 import torch
@@ -19,10 +21,10 @@ from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.evidence.check import Check
 
 EXACT = 1e-10
-"""Largest difference of logits in float64 where weights are stored exactly."""
+"""Largest difference of logits of size 1 in float64 where weights are stored exactly."""
 
 ROUNDED = 1e-4
-"""Largest difference of logits where float32 weights had to be rounded, or float32 computes."""
+"""The same where float32 weights had to be rounded, or float32 computes."""
 
 OWN_ROUNDING = 5
 """...or this many times the source's own rounding in its dtype, if that is more."""
@@ -57,9 +59,15 @@ def _rounded(source: Checkpoint, result: Checkpoint, growth: Growth | None) -> b
     return any(growth.rounds(tensor) for tensor in logical_tensors(growth.new).values())
 
 
+def _size(difference: Difference) -> float:
+    """Return what bounds are multiplied by: the size of the logits, and at least 1."""
+    largest = difference.largest_logit
+    return max(1.0, largest) if math.isfinite(largest) else 1.0
+
+
 def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
-    """What the dtypes allow: exact where nothing was rounded, else a multiple of the source's
-    rounding.
+    """What the dtypes allow logits of size 1: exact where nothing was rounded, else a multiple of
+    the source's rounding.
     """
     stored = {source.checkpoint.dtype, result.dtype}
     rounded = _rounded(source.checkpoint, result, growth) and stored != {"float64"}
@@ -68,7 +76,10 @@ def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: 
     coarsest = min(stored, key=DTYPES_BY_PRECISION.index)
     dtype = getattr(torch, coarsest) if rounded else source.dtype
     reference, low = replace(source, dtype=torch.float64), replace(source, dtype=dtype)
-    own = compare(reference, low, tokens, {}, 1.0).max_logit
+    difference = compare(reference, low, tokens, {}, 1.0)
+    own = difference.max_logit / _size(difference)
+    if not math.isfinite(own):
+        return ROUNDED  # its logits do not fit the dtype: that must not allow anything
     if dtype in (torch.float16, torch.bfloat16):
         return OWN_ROUNDING_16 * own
     return max(ROUNDED, OWN_ROUNDING * own)
@@ -83,8 +94,9 @@ def check_function(
 ) -> Check:
     """Compare the logits, and judge them by what the dtypes in play allow."""
     first, second = (Side(x, masks_of(x), compute) for x in (source, result))
-    tolerance = _tolerance(first, result, growth, tokens)
-    difference = compare(first, second, tokens, _places(growth), tolerance)
+    allowed = _tolerance(first, result, growth, tokens)
+    difference = compare(first, second, tokens, _places(growth), allowed)
+    tolerance = allowed * _size(difference)
     numbers = {
         **asdict(difference),
         "tolerance": tolerance,
@@ -92,7 +104,7 @@ def check_function(
         "stored_dtypes": [source.dtype, result.dtype],
         "tokens": tokens.numel(),
     }
-    equal = difference.max_logit <= tolerance
+    equal = math.isfinite(difference.max_logit) and difference.max_logit <= tolerance
     detail = _describe(difference, tolerance, compute)
     if difference.new_ids is not None:
         slack = tolerance + NEW_ID_NOISE + _row_rounding(result) * difference.largest_logit
