@@ -112,7 +112,7 @@ def read_whole(piece: Piece) -> Array:
     return values
 
 
-def pieces_of(piece: Piece, limit: int = PIECE_BYTES) -> Iterator[Array]:
+def pieces_of(piece: Piece, limit: int) -> Iterator[Array]:
     """Yield the values of a piece from front to back, at most ``limit`` bytes of them at once."""
     dtype = DTYPES[piece.dtype]
     total, step = prod(piece.placement.shape), max(1, limit // dtype.itemsize)

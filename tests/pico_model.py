@@ -140,7 +140,7 @@ def logical_weights(config: ModelConfig, seed: int = 0, dtype: str = "float64") 
 
 
 class DictWeights:
-    """Feeds the reference forward from whole logical tensors; the tables come in two blocks."""
+    """Feeds the reference forward from whole logical tensors; matrices come in two parts."""
 
     def __init__(
         self, arrays: Mapping[str, Array | Tensor], dtype: torch.dtype = torch.float64
@@ -153,6 +153,10 @@ class DictWeights:
     def rows(self, name: str, ids: Tensor) -> Tensor:
         return self.tensors[name][ids]
 
-    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
-        yield self.tensors[name][: stop // 2]
-        yield self.tensors[name][stop // 2 : stop]
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[Tensor]:
+        whole = self.tensor(name, layer)[:stop]
+        rows = whole.flatten(-inputs).flatten(0, -2)
+        yield rows[: len(rows) // 2]
+        yield rows[len(rows) // 2 :]

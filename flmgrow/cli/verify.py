@@ -11,7 +11,7 @@ import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.parsing import read_small_file
+from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -70,6 +70,7 @@ def verify(
         bool, typer.Option("--no-receipt", help="Do not write the result into DST's flmgrow.json.")
     ] = False,
     replicated: options.Replicated = "check",
+    max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
     as_json: options.AsJson = False,
     *,
@@ -94,20 +95,19 @@ def verify(
         if chosen is None:
             small = max(parameter_count(x.config) for x in (source, result)) <= _LARGE
             chosen = "float64" if small else "float32"
-        with progress_bar(source.nbytes + result.nbytes, "checking") as progress:
-            how = Verification(
-                dtype=_torch_dtype(chosen),
-                tokens=None if tokens is None else _read_tokens(tokens),
-                seed=seed,
-                checksums=not skip_checksums,
-                elements=not skip_elements,
-                gradients=gradients,
-                workers=default_workers(workers),
-                replicated=replicated,
-                progress=progress,
-            )
-            checks = run(source, result, how)
-        verdict = Verdict(checks)
+        how = Verification(
+            dtype=_torch_dtype(chosen),
+            tokens=None if tokens is None else _read_tokens(tokens),
+            seed=seed,
+            checksums=not skip_checksums,
+            elements=not skip_elements,
+            gradients=gradients,
+            workers=default_workers(workers),
+            replicated=replicated,
+            max_memory=parse_size(max_memory),
+            bar=progress_bar,
+        )
+        verdict = Verdict(run(source, result, how))
         content = receipt(source, verdict)
         if not no_receipt and result.hub is None:
             content["written"] = write_receipt(result, content)

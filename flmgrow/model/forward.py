@@ -1,10 +1,10 @@
 """The reference forward: what a logical model computes, in plain torch, on one page.
 
 Verification compares two checkpoints through this function, so it must not depend on Megatron, and
-it must run models larger than memory: weights are asked for one tensor at a time, and nothing holds
-on to them. It applies masks as ``model/masks.py`` defines them. Shapes are written in einops'
-notation: b batch, s and t positions, g groups, q query heads per group, d head_dim, h hidden, f FFN
-units, v vocabulary.
+it must run models larger than memory: matrices are asked for in parts, whole outputs at a time, and
+nothing holds on to them. It applies masks as ``model/masks.py`` defines them. Shapes are written in
+einops' notation: b batch, s and t positions, g groups, q query heads per group, d head_dim, h
+hidden, f FFN units, v vocabulary.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,19 @@ class Weights(Protocol):
     """Where the forward gets its weights from, in the dtype it shall compute in."""
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a logical tensor (of one layer, without the layer axis)."""
+        """Return a logical tensor (of one layer, without the layer axis): a gain, or a bias."""
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         """Return rows of a table, with the shape of ``ids`` and the table's columns behind."""
 
-    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
-        """Yield rows 0 to ``stop`` of a table, in consecutive blocks."""
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield a logical tensor (of one layer) as a matrix, in consecutive parts of its rows.
+
+        The last ``inputs`` axes are its columns, the others its rows; all of them, or the first
+        ``stop`` along the first axis.
+        """
 
 
 @dataclass(frozen=True)
@@ -111,16 +117,24 @@ def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
     return torch.cat((turned, rest), -1)
 
 
+def _project(
+    x: Tensor, name: str, layer: int, weights: Weights, bias: bool, inputs: int = 1
+) -> Tensor:
+    """Return ``x`` (b, s, inputs) times a matrix, part by part of its outputs."""
+    parts = weights.parts(name, layer, inputs)
+    y = torch.cat([functional.linear(x, part) for part in parts], -1)
+    return y + weights.tensor(f"{name}.bias", layer).flatten() if bias else y
+
+
 def attention(
     x: Tensor, layer: int, config: ModelConfig, weights: Weights, head_mask: Tensor | None
 ) -> Tensor:
     """Return what causal attention adds to the residual stream; ``x`` is normalised, (b, s, h)."""
 
     def project(name: str, pattern: str) -> Tensor:
-        y = einsum(x, weights.tensor(name, layer), f"b s h, {pattern} d h -> b {pattern} s d")
-        if config.qkv_bias:
-            y = y + weights.tensor(f"{name}.bias", layer).unsqueeze(-2)
-        return y
+        y = _project(x, name, layer, weights, config.qkv_bias)
+        sizes = {"g": config.kv_groups, "d": config.head_dim}
+        return rearrange(y, f"b s ({pattern} d) -> b {pattern} s d", **sizes)
 
     query, key, value = project("query", "g q"), project("key", "g"), project("value", "g")
     if config.qk_norm:
@@ -134,8 +148,8 @@ def attention(
     context = einsum(shares, value, "b g q s t, b g t d -> b g q s d")
     if head_mask is not None:
         context = context * head_mask[:, :, None, None]
-    out = einsum(context, weights.tensor("attention_out", layer), "b g q s d, h g q d -> b s h")
-    return out + weights.tensor("attention_out.bias", layer) if config.linear_bias else out
+    heads = rearrange(context, "b g q s d -> b s (g q d)")
+    return _project(heads, "attention_out", layer, weights, config.linear_bias, inputs=3)
 
 
 def ffn(
@@ -143,13 +157,10 @@ def ffn(
 ) -> Tensor:
     """Return what the FFN adds to the residual stream; ``x`` is normalised, (b, s, h)."""
 
-    def project(name: str) -> Tensor:
-        bias = weights.tensor(f"{name}.bias", layer) if config.linear_bias else None
-        return functional.linear(x, weights.tensor(name, layer), bias)
-
-    up = project("up")
+    up = _project(x, "up", layer, weights, config.linear_bias)
     if config.activation == "swiglu":
-        unit = functional.silu(project("gate")) * up
+        gate = _project(x, "gate", layer, weights, config.linear_bias)
+        unit = functional.silu(gate) * up
     elif config.activation == "squared_relu":
         unit = functional.relu(up).square()
     else:
@@ -158,8 +169,7 @@ def ffn(
         )
     if mask is not None:
         unit = unit * mask
-    bias = weights.tensor("down.bias", layer) if config.linear_bias else None
-    return functional.linear(unit, weights.tensor("down", layer), bias)
+    return _project(unit, "down", layer, weights, config.linear_bias)
 
 
 def residuals(
@@ -189,8 +199,8 @@ def logit_blocks(
     residual.
     """
     y = _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
-    for block in weights.blocks("embedding" if config.tied else "head", stop):
-        yield functional.linear(y, block)
+    for part in weights.parts("embedding" if config.tied else "head", stop=stop):
+        yield functional.linear(y, part)
 
 
 def logits(

@@ -17,7 +17,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.forward import UnitMasks, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
-from flmgrow.surgery.weights import CheckpointWeights, unit_masks
+from flmgrow.surgery.weights import BLOCK, CheckpointWeights, Progress, unit_masks
 
 VOCAB_BLOCK = 4096
 """Ids compared at once."""
@@ -25,16 +25,21 @@ VOCAB_BLOCK = 4096
 
 @dataclass(frozen=True)
 class Side:
-    """One of two models to compare: a checkpoint, its masks, and the dtype it computes in."""
+    """One of two models to compare: a checkpoint, its masks, and the dtype it computes in.
+
+    At most ``block`` elements of a weight are in memory; ``progress`` is told the bytes read.
+    """
 
     checkpoint: Checkpoint
     masks: Mapping[Dimension, Mask]
     dtype: torch.dtype
+    block: int = BLOCK
+    progress: Progress = lambda _: None
 
     @property
     def weights(self) -> CheckpointWeights:
         """The weights, in the dtype to compute in."""
-        return CheckpointWeights(self.checkpoint, self.dtype)
+        return CheckpointWeights(self.checkpoint, self.dtype, self.block, self.progress)
 
     @property
     def unit_masks(self) -> UnitMasks:

@@ -6,6 +6,7 @@ models in memory. A fresh parameter may well have no gradient at the first step 
 still zero and wakes first; a mask at 0 hides it), so this is a report, not a verdict.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -41,9 +42,12 @@ class LeafWeights:
         """Return rows of a table."""
         return self.leaves[name, None][ids]
 
-    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
-        """Yield rows 0 to ``stop`` of a table, at once."""
-        yield self.leaves[name, None][:stop]
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield a tensor as a matrix, in one part."""
+        leaf = self.leaves[name, layer][:stop]
+        yield leaf.reshape(-1, math.prod(leaf.shape[leaf.ndim - inputs :]))
 
 
 Gradients = Mapping[tuple[str, int | None], Tensor]

@@ -13,6 +13,8 @@ from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
 from flmgrow.model.axes import FloatArray
 
 _WAY_OUT = "replicas have drifted apart; --replicated rank0 takes the first rank's"
+BLOCK = 4 << 20
+"""Bytes of a copy compared at once."""
 
 
 def _equal(a: Piece, b: Piece) -> bool:
@@ -21,7 +23,7 @@ def _equal(a: Piece, b: Piece) -> bool:
     sums = a.checksum(), b.checksum()
     if None not in sums:
         return sums[0] == sums[1]
-    blocks = zip(pieces_of(a), pieces_of(b), strict=True)
+    blocks = zip(pieces_of(a, BLOCK), pieces_of(b, BLOCK), strict=True)
     return all(as_bytes(one) == as_bytes(other) for one, other in blocks)
 
 
@@ -30,7 +32,7 @@ def _difference(a: Piece, b: Piece) -> str:
         return f"dtype {a.dtype} and {b.dtype}"
     count = total = 0
     worst = 0.0
-    for one, other in zip(pieces_of(a), pieces_of(b), strict=True):
+    for one, other in zip(pieces_of(a, BLOCK), pieces_of(b, BLOCK), strict=True):
         bits = f"V{one.itemsize}"
         count += int((one.view(bits) != other.view(bits)).sum())
         total += one.size

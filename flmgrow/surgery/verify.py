@@ -12,7 +12,6 @@ parameters are alive, and whether old ones get the gradients they got.
 What is not there is said, too (:class:`flmgrow.surgery.evidence.check.Verdict`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +29,21 @@ from flmgrow.surgery.evidence.checksums import check_sums
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.derivation import Effort, evidence_of, recorded_way, undeclared
 from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
-from flmgrow.surgery.evidence.function import check_function
+from flmgrow.surgery.evidence.function import Forward, check_function
 from flmgrow.surgery.evidence.manifests import check_manifest
+from flmgrow.surgery.evidence.progress import Bar, no_bar
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
+from flmgrow.surgery.execute import BYTES_PER_ELEMENT
+from flmgrow.surgery.weights import BLOCK
 
-Progress = Callable[[int], None]
+BASE_MEMORY = 400 << 20
+"""What the process needs before the first block: interpreter, torch, headers."""
+
+BYTES_PER_WEIGHT = 24
+"""Peak bytes of an element of a weight that the forward reads: stored, float32 and float64."""
+
+MIN_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Verification:
     """How to verify.
 
     ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s). ``replicated`` is
-    ``check``, or ``rank0`` if copies in the source may have drifted apart.
+    ``check``, or ``rank0`` if copies in the source may have drifted apart. ``max_memory`` is in
+    bytes (gradients need more: both models). ``bar`` shows how far each pass over files has come.
     """
 
     dtype: torch.dtype = torch.float64
@@ -54,12 +63,29 @@ class Verification:
     gradients: bool = False
     workers: int = 1
     replicated: str = "check"
-    progress: Progress = lambda _: None
+    max_memory: int = 1 << 30
+    bar: Bar = no_bar
+
+    def __post_init__(self) -> None:
+        needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
+        if self.max_memory < needed:
+            raise UsageError(
+                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at "
+                f"least {-(-needed >> 20)} MiB",
+                "give more memory or fewer workers",
+            )
 
     @property
     def effort(self) -> Effort:
         """How elements are derived."""
-        return Effort(self.elements, self.workers, ELEMENT_BLOCK)
+        spare = (self.max_memory - BASE_MEMORY) // (BYTES_PER_ELEMENT * (self.workers + 1))
+        return Effort(self.elements, self.workers, min(spare, ELEMENT_BLOCK), self.bar)
+
+    @property
+    def forward(self) -> Forward:
+        """How models are run."""
+        spare = (self.max_memory - BASE_MEMORY) // BYTES_PER_WEIGHT
+        return Forward(self.dtype, min(spare, BLOCK), self.bar)
 
 
 def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
@@ -67,11 +93,18 @@ def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> lis
     checks: list[Check] = []
     for checkpoint in (source, result):
         if how.checksums:
-            checks.append(check_sums(checkpoint, manifest_of(checkpoint), how.progress))
+            checks.append(_checksums(checkpoint, how))
         checks += check_iteration(checkpoint)
     if not how.checksums:
         checks.append(Check("checksums", None, "skipped", missing="skipped"))
     return checks + check_manifest(source) + check_manifest(result)
+
+
+def _checksums(checkpoint: Checkpoint, how: Verification) -> Check:
+    manifest = manifest_of(checkpoint)
+    total = checkpoint.nbytes * (2 if manifest else 1)
+    with how.bar(total, f"checking {checkpoint.name}") as progress:
+        return check_sums(checkpoint, manifest, progress)
 
 
 def _claims(manifest: Json | None, source: Checkpoint) -> bool:
@@ -125,7 +158,7 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     if tokens is None:
         tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
     tokens = check_tokens(tokens, source)
-    checks.append(check_function(source, result, growth, tokens, how.dtype))
+    checks.append(check_function(source, result, growth, tokens, how.forward))
     if how.gradients:
         checks.append(report_gradients(source, result, growth, tokens))
     return checks

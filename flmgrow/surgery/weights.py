@@ -1,6 +1,7 @@
-"""Feeding the reference forward from a checkpoint, one tensor at a time."""
+"""Feeding the reference forward from a checkpoint, a part of one tensor at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
 
 import numpy as np
 import torch
@@ -12,18 +13,33 @@ from flmgrow.model.axes import Box, full_box, split
 from flmgrow.model.forward import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
 
-BLOCK = 1 << 24
-"""Elements of a table read at once."""
+BLOCK = 1 << 22
+"""Elements of a matrix read at once."""
+
+Progress = Callable[[int], None]
 
 
 class CheckpointWeights:
-    """Reads logical tensors on demand, as torch tensors of ``dtype``; keeps none of them."""
+    """Reads logical tensors on demand, as torch tensors of ``dtype``; keeps none of them.
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    At most ``block`` elements of a matrix are read at once, but at least one row. ``progress`` is
+    told the bytes that were read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        block: int = BLOCK,
+        progress: Progress = lambda _: None,
+    ) -> None:
         self._reader = checkpoint.reader
         self._dtype = dtype
+        self._block = block
+        self._progress = progress
 
     def _tensor(self, name: str, values: Array) -> Tensor:
+        self._progress(values.nbytes)
         shift = self._reader.tensors[name].shift
         exact = np.float64 if shift or values.dtype == np.float64 else np.float32
         wide = torch.from_numpy(values.astype(exact, copy=False))
@@ -47,11 +63,27 @@ class CheckpointWeights:
         ]
         return self._tensor(name, np.concatenate(read))[inverse]
 
-    def blocks(self, name: str, stop: int) -> Iterator[Tensor]:
-        """Yield rows 0 to ``stop`` of a table, in consecutive blocks."""
-        columns = self._reader.shape(name)[1]
-        for box in split(Box(((0, stop), (0, columns))), max(BLOCK, columns)):
-            yield self._tensor(name, self._reader.read(name, box))
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield a tensor (of one layer) as a matrix whose columns are the last ``inputs`` axes, in
+        consecutive parts of its rows; the first ``stop`` of a table.
+        """
+        shape = self._reader.shape(name)
+        first = () if layer is None else ((layer, layer + 1),)
+        rest = full_box(shape).ranges[len(first) :]
+        if stop is not None:
+            rest = ((0, stop), *rest[1:])
+        columns = prod(shape[-inputs:])
+        for box in split(Box((*first, *rest)), max(self._block, columns)):
+            yield self._tensor(name, self._reader.read(name, box)).reshape(-1, columns)
+
+
+def weight_bytes(checkpoint: Checkpoint) -> int:
+    """Return how many bytes one pass over all weights reads, about."""
+    reader = checkpoint.reader
+    stored = reader.stored_elements().items()
+    return sum(count * reader.dtype(name).itemsize for name, count in stored)
 
 
 def unit_masks(

@@ -144,9 +144,12 @@ class MegatronWeights:
         """Return rows of a table."""
         return self.state[self.NAMES[name]][ids]
 
-    def blocks(self, name: str, stop: int) -> Iterator[torch.Tensor]:
-        """Yield a table in one block."""
-        yield self.state[self.NAMES[name]][:stop]
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield a matrix in one part."""
+        whole = self.tensor(name, layer) if layer is not None else self.state[self.NAMES[name]]
+        yield whole[:stop].flatten(-inputs).flatten(0, -2)
 
 
 def run_as_script() -> None:

@@ -17,7 +17,7 @@ def check_sums(
     try:
         sums = checkpoint.contents.verify(progress)
         records = [] if manifest is None else records_of(manifest)
-        verify_files(checkpoint.path, records)
+        verify_files(checkpoint.path, records, progress)
     except BadCheckpointError as error:
         return Check(name, False, error.message)
     *kinds, last = (*sums, "xxh3") if records else sums or ("",)

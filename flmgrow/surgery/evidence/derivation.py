@@ -20,7 +20,8 @@ from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.evidence.arguments import check_model
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.elements import check_elements
+from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK, check_elements, stored_bytes
+from flmgrow.surgery.evidence.progress import Bar, no_bar
 from flmgrow.surgery.rebuild import growth_from_manifest
 
 
@@ -37,9 +38,10 @@ class Way:
 class Effort:
     """How to derive elements: whether at all, by how many workers, and how many at once by each."""
 
-    elements: bool
-    workers: int
-    limit: int
+    elements: bool = True
+    workers: int = 1
+    limit: int = ELEMENT_BLOCK
+    bar: Bar = no_bar
 
 
 def recorded_way(source: Checkpoint, manifest: Json) -> Way:
@@ -72,7 +74,11 @@ def evidence_of(source: Checkpoint, result: Checkpoint, way: Way, how: Effort) -
         same, detail = compare_counted(source.optimizer, result.optimizer, way.growth)
         checks.append(Check("optimizer", same, detail))
     if how.elements:
-        found = check_elements(source, result, way.growth, way.init_std, how.workers, how.limit)
+        total = sum(stored_bytes(reader) for reader in result.readers.values())
+        with how.bar(total, "deriving values") as progress:
+            found = check_elements(
+                source, result, way.growth, way.init_std, how.workers, how.limit, progress
+            )
     else:
         found = Check("elements", None, "not derived again: skipped", missing="skipped")
     return [*checks, found]

@@ -8,23 +8,25 @@ first of several copies.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import prod
 
 import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.reading import DTYPES, Array, Piece, as_bytes
+from flmgrow.formats.reading import DTYPES, Array, LogicalReader, Piece, as_bytes
 from flmgrow.formats.segments import Strip
 from flmgrow.model.states import State
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.states import ModelValues
 
 ELEMENT_BLOCK = 1 << 20
 """Elements derived at once by each worker, at most."""
 
-Compared = tuple[str, int]
-"""The difference that was found, or "", and how many elements were compared."""
+Compared = tuple[str, int, int]
+"""The difference that was found, or "", and how many elements and bytes were compared."""
 
 
 class _Derived:
@@ -53,8 +55,8 @@ class _Derived:
         found = np.empty(wanted.size, dtype)
         array.read_into(start * dtype.itemsize, as_bytes(found))
         if as_bytes(found) == as_bytes(wanted):
-            return "", found.size
-        return f"{array}: {state} of {_place(strip, found, wanted)}", found.size
+            return "", found.size, found.nbytes
+        return f"{array}: {state} of {_place(strip, found, wanted)}", found.size, found.nbytes
 
 
 def _place(strip: Strip, found: Array, wanted: Array) -> str:
@@ -76,6 +78,12 @@ def _place(strip: Strip, found: Array, wanted: Array) -> str:
     return f"{name} differs in {index}: {found[first]}, wanted {wanted[first]}"
 
 
+def stored_bytes(reader: LogicalReader) -> int:
+    """Return how many bytes all arrays of a state have, copies included."""
+    arrays = reader.arrays
+    return sum(prod(a.placement.shape) * DTYPES[a.dtype].itemsize for a in arrays)
+
+
 def check_elements(
     source: Checkpoint,
     result: Checkpoint,
@@ -83,10 +91,12 @@ def check_elements(
     init_std: float | None,
     workers: int,
     limit: int = ELEMENT_BLOCK,
+    progress: Progress = lambda _: None,
 ) -> Check:
     """Derive every element of the result again from the source, and compare the bits.
 
-    Each of the ``workers`` derives at most ``limit`` elements at once.
+    Each of the ``workers`` derives at most ``limit`` elements at once; ``progress`` is told the
+    bytes that were compared.
     """
     if lost := source.readers.keys() - result.readers.keys():
         return Check("elements", False, f"{result.folder}: has no {', '.join(sorted(lost))}")
@@ -98,9 +108,10 @@ def check_elements(
     derived = _Derived(source, result, growth, init_std)
     total = 0
     with ThreadPoolExecutor(workers) as pool:
-        for difference, count in in_order(pool, derived.tasks(limit), workers + 1):
+        for difference, count, nbytes in in_order(pool, derived.tasks(limit), workers + 1):
             if difference:
                 return Check("elements", False, difference)
             total += count
+            progress(nbytes)
     kinds = "values" if len(result.readers) == 1 else f"{', '.join(result.readers)} values"
     return Check("elements", True, f"{total:,} {kinds} derived again from the source: bit-equal")

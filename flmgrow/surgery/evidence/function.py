@@ -7,7 +7,7 @@ average old one.
 """
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.evidence.progress import Bar, no_bar
+from flmgrow.surgery.weights import BLOCK, weight_bytes
 
 EXACT = 1e-10
 """Largest difference of logits of size 1 in float64 where weights are stored exactly."""
@@ -65,16 +67,22 @@ def _size(difference: Difference) -> float:
     return max(1.0, largest) if math.isfinite(largest) else 1.0
 
 
-def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: Tensor) -> float:
-    """What the dtypes allow logits of size 1: exact where nothing was rounded, else a multiple of
-    the source's rounding.
-    """
+def _own_dtype(source: Side, result: Checkpoint, growth: Growth | None) -> torch.dtype | None:
+    """Return the dtype whose rounding of the source decides; None where nothing was rounded."""
     stored = {source.checkpoint.dtype, result.dtype}
     rounded = _rounded(source.checkpoint, result, growth) and stored != {"float64"}
-    if source.dtype == torch.float64 and not rounded:
+    if not rounded:
+        return None if source.dtype == torch.float64 else source.dtype
+    coarsest: torch.dtype = getattr(torch, min(stored, key=DTYPES_BY_PRECISION.index))
+    return coarsest
+
+
+def _tolerance(source: Side, dtype: torch.dtype | None, tokens: Tensor) -> float:
+    """What logits of size 1 are allowed: exact where nothing was rounded, else a multiple of what
+    the source rounds in ``dtype``.
+    """
+    if dtype is None:
         return EXACT
-    coarsest = min(stored, key=DTYPES_BY_PRECISION.index)
-    dtype = getattr(torch, coarsest) if rounded else source.dtype
     reference, low = replace(source, dtype=torch.float64), replace(source, dtype=dtype)
     difference = compare(reference, low, tokens, {}, 1.0)
     own = difference.max_logit / _size(difference)
@@ -85,17 +93,33 @@ def _tolerance(source: Side, result: Checkpoint, growth: Growth | None, tokens: 
     return max(ROUNDED, OWN_ROUNDING * own)
 
 
+@dataclass(frozen=True)
+class Forward:
+    """How to run models: the dtype to compute in, how many elements of a weight to hold at once,
+    and what shows the progress.
+    """
+
+    dtype: torch.dtype = torch.float64
+    block: int = BLOCK
+    bar: Bar = no_bar
+
+
 def check_function(
     source: Checkpoint,
     result: Checkpoint,
     growth: Growth | None,
     tokens: Tensor,
-    compute: torch.dtype,
+    how: Forward,
 ) -> Check:
     """Compare the logits, and judge them by what the dtypes in play allow."""
-    first, second = (Side(x, masks_of(x), compute) for x in (source, result))
-    allowed = _tolerance(first, result, growth, tokens)
-    difference = compare(first, second, tokens, _places(growth), allowed)
+    compute = how.dtype
+    first, second = (Side(x, masks_of(x), compute, how.block) for x in (source, result))
+    own = _own_dtype(first, result, growth)
+    total = weight_bytes(source) * (1 if own is None else 3) + weight_bytes(result)
+    with how.bar(total, "comparing what they compute") as progress:
+        first, second = (replace(side, progress=progress) for side in (first, second))
+        allowed = _tolerance(first, own, tokens)
+        difference = compare(first, second, tokens, _places(growth), allowed)
     tolerance = allowed * _size(difference)
     numbers = {
         **asdict(difference),
