@@ -135,6 +135,18 @@ class TargetModel:
     huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
 
 
+FileSums = Callable[[Callable[[int], object]], tuple[str, ...]]
+"""Checks all sums of one file, telling the bytes read, and returns the names of their kinds.
+
+Raises BadCheckpointError, naming the file.
+"""
+
+
+def check_all(sums: Mapping[Path, FileSums], progress: Callable[[int], object]) -> tuple[str, ...]:
+    """Check the sums of all files and return the names of their kinds."""
+    return tuple(sorted({kind for check in sums.values() for kind in check(progress)}))
+
+
 class Contents(Protocol):
     """The files of a checkpoint, and what they hold beside its pieces."""
 
@@ -155,6 +167,9 @@ class Contents(Protocol):
 
     def digest(self) -> str:
         """Return a digest of all content."""
+
+    def sums(self) -> Mapping[Path, FileSums]:
+        """Return, for every file, what checks the sums that the format has for it."""
 
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """Check all sums and return the names of their kinds; the format may have none.

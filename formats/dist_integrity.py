@@ -86,16 +86,15 @@ def _refused(path: Path, what: str) -> BadCheckpointError:
     return BadCheckpointError(f"{path}: {what}", _STALE)
 
 
-def check_integrity(folder: Path, sums: Mapping[str, str]) -> None:
-    """Read every listed file whole. Raises BadCheckpointError for the first with another sum."""
-    for name, wanted in sums.items():
-        found = hashlib.sha256()
-        file = ReadOnlyFile(folder / name)
-        for piece in file.chunks(0, file.size):
-            found.update(piece)
-        file.close()
-        if found.hexdigest() != wanted:
-            raise BadCheckpointError(
-                f"{folder / name}: damaged: SHA-256 {found.hexdigest()}, {INTEGRITY} says {wanted}",
-                "use another copy",
-            )
+def check_sum(path: Path, wanted: str) -> None:
+    """Read a listed file whole. Raises BadCheckpointError if it has another sum than ``wanted``."""
+    found = hashlib.sha256()
+    file = ReadOnlyFile(path)
+    for piece in file.chunks(0, file.size):
+        found.update(piece)
+    file.close()
+    if found.hexdigest() != wanted:
+        raise BadCheckpointError(
+            f"{path}: damaged: SHA-256 {found.hexdigest()}, {INTEGRITY} says {wanted}",
+            "use another copy",
+        )

@@ -1,10 +1,13 @@
 """The files of a legacy Megatron checkpoint: one torch file per (tensor rank, pipeline rank)."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
 import xxhash
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.given_arguments import corrected, with_arguments
 from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.torch_zip import TorchFile
@@ -29,6 +32,12 @@ def content_of(file: TorchFile) -> Mapping[object, object]:
             f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict"
         )
     return file.root
+
+
+def check_records(file: TorchFile, progress: Callable[[int], object]) -> tuple[str, ...]:
+    """Check the CRC32 of every record of a file; it may have been saved without."""
+    file.verify(progress)
+    return ("CRC32",) if file.has_checksums else ()
 
 
 def digest_files(files: Mapping[RankKey, TorchFile]) -> str:
@@ -87,11 +96,13 @@ class RankFiles:
     def _opened(self) -> list[TorchFile]:
         return [*self.files.values(), *self.beside.values()]
 
+    def sums(self) -> Mapping[Path, FileSums]:
+        """Return what checks every CRC32 of each file."""
+        return {file.file.path: partial(check_records, file) for file in self._opened()}
+
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """Check every CRC32. Raises BadCheckpointError, naming file and record."""
-        for file in self._opened():
-            file.verify(progress)
-        return ("CRC32",)
+        return check_all(self.sums(), progress)
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

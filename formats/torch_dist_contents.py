@@ -6,10 +6,10 @@ the file, and a later save into the same folder has left it behind.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from operator import mul
 from pathlib import Path
@@ -17,15 +17,17 @@ from pathlib import Path
 import xxhash
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.dcp_items import DcpItems
 from flmgrow.formats.dcp_metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
-from flmgrow.formats.dist_integrity import check_integrity, read_integrity
+from flmgrow.formats.dist_integrity import check_sum, read_integrity
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.given_arguments import with_arguments
 from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap, namespace
 from flmgrow.formats.layout import Placement
+from flmgrow.formats.megatron_contents import check_records
 from flmgrow.formats.strict_json import read_object
 from flmgrow.formats.strided import read_tensor
 from flmgrow.formats.torch_dist_objects import extra_state_key
@@ -225,17 +227,43 @@ class DistFolder:
             self._digest = digest.hexdigest()
         return self._digest
 
-    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
-        """Check the CRC32 of every record of every item, and the sums in ``integrity.json``."""
+    def sums(self) -> Mapping[Path, FileSums]:
+        """Return what checks the CRC32 of every record of every item of each file, and its sum in
+        ``integrity.json``.
+        """
+        items: dict[str, list[Callable[[], TorchFile]]] = {name: [] for name in self.files}
         if not self.in_shard:
-            self.common.verify(progress)
+            items[COMMON].append(lambda: self.common)
         for name, tensor in self.metadata.tensors.items():
             for chunk in tensor.chunks:
-                self.items.open_item(name, tensor.dtype, chunk)[0].verify(progress)
+                items[chunk.file].append(partial(self._opened_item, name, tensor.dtype, chunk))
         for item in self.metadata.objects.values():
-            self.items.open_object(item).verify(progress)
-        check_integrity(self.folder, self.integrity)
-        return ("CRC32", "SHA-256") if self.integrity else ("CRC32",)
+            items[item.file].append(partial(self.items.open_object, item))
+        listed = {**{name: [] for name in self.integrity}, **items}
+        return {
+            self.folder / name: partial(self._check_file, name, own) for name, own in listed.items()
+        }
+
+    def _opened_item(self, name: str, dtype: str, chunk: DcpChunk) -> TorchFile:
+        return self.items.open_item(name, dtype, chunk)[0]
+
+    def _check_file(
+        self,
+        name: str,
+        items: Sequence[Callable[[], TorchFile]],
+        progress: Callable[[int], object],
+    ) -> tuple[str, ...]:
+        kinds: tuple[str, ...] = ()
+        for opening in items:
+            kinds = check_records(opening(), progress) or kinds
+        if name in self.integrity:
+            check_sum(self.folder / name, self.integrity[name])
+            kinds = (*kinds, "SHA-256")
+        return kinds
+
+    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
+        """Check the CRC32 of every record of every item, and the sums in ``integrity.json``."""
+        return check_all(self.sums(), progress)
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""

@@ -10,6 +10,7 @@ from flmgrow.formats.manifest_file import Json
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import logical_tensors, parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
+from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.manifest import source_runs
 from flmgrow.surgery.plan import Plan
@@ -30,6 +31,11 @@ def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
     return [f"{name:<{width}}  {printable(value)}".rstrip() for name, value in pairs]
+
+
+def check_lines(checks: Iterable[Check]) -> list[str]:
+    """Return each piece of evidence on a line."""
+    return aligned((f"{check.word:<9}  {check.name}", check.detail) for check in checks)
 
 
 def _changes(plan: Plan) -> list[tuple[str, str]]:

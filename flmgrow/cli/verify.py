@@ -11,6 +11,7 @@ import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
@@ -52,9 +53,15 @@ _MOST_TOKEN_BYTES = 64 << 20
 def verify(
     src: options.Source,
     dst: Annotated[
-        Path,
+        Path | None,
         typer.Argument(metavar="DST", help="The checkpoint to compare with it; on the Hub, too."),
-    ],
+    ] = None,
+    integrity: Annotated[
+        bool,
+        typer.Option(
+            "--integrity", help="Check SRC alone: all sums that its files carry, and its copies."
+        ),
+    ] = False,
     dtype: Dtype = None,
     tokens: Tokens = None,
     gradients: Gradients = False,
@@ -76,7 +83,9 @@ def verify(
     *,
     reading: Reading,
 ) -> None:
-    """Prove that DST computes what SRC computes. Exit code 0: equal; 1: different.
+    """Prove that DST computes what SRC computes.
+
+    Exit code 0: proved; 1: different; 9: no difference found, but evidence is missing.
 
     Checks all checksums, derives every value of DST again from SRC, and runs both models layer by
     layer through one reference forward; masks are applied. The receipt goes into DST's
@@ -84,8 +93,19 @@ def verify(
 
     \b
     Example: flmgrow verify ckpt-16b ckpt-51b
+    Example: flmgrow verify --integrity ckpt-51b
     """
     from flmgrow.surgery.evidence.check import Verdict
+
+    if integrity:
+        if dst is not None:
+            raise UsageError(f"--integrity: checks one checkpoint, found {dst}, too")
+        raise typer.Exit(show_integrity(src, reading, as_json))
+    if dst is None:
+        raise UsageError(
+            "DST: is not given",
+            "name what to compare with; --integrity checks one alone",
+        )
     from flmgrow.surgery.receipt import receipt, write_receipt
     from flmgrow.surgery.verify import Verification
     from flmgrow.surgery.verify import verify as run
@@ -129,8 +149,7 @@ def _open_source(reading: Reading, path: Path, result: Checkpoint) -> Checkpoint
 
 
 def _lines(verdict: "Verdict") -> list[str]:
-    rows = [(f"{check.word:<9}  {check.name}", check.detail) for check in verdict.checks]
-    return [*report.aligned(rows), verdict.text]
+    return [*report.check_lines(verdict.checks), verdict.text]
 
 
 def _torch_dtype(name: str) -> "torch.dtype":

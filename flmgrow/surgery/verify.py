@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.manifest_file import Json, manifest_of
 from flmgrow.formats.megatron_optimizer import with_optimizer
@@ -32,6 +32,7 @@ from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
 from flmgrow.surgery.evidence.function import Forward, check_function
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Bar, no_bar
+from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
@@ -112,15 +113,6 @@ def _claims(manifest: Json | None, source: Checkpoint) -> bool:
     return manifest is not None and manifest["source"]["digest"] == source.contents.digest()
 
 
-def _with_states(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Check]]:
-    """Find optimizer state that nothing says must be understood; if it is not, it is missing."""
-    try:
-        return with_optimizer(checkpoint), []
-    except (BadCheckpointError, UsageError) as error:
-        detail = f"not compared: {error.message}"
-        return checkpoint, [Check("optimizer", None, detail, missing="unproven")]
-
-
 def _derived(
     source: Checkpoint, result: Checkpoint, how: Verification
 ) -> tuple[Growth | None, list[Check]]:
@@ -135,8 +127,8 @@ def _derived(
         copies = check_copies(start, drifted) + check_copies(result)
         carried = check_carried(start, result, way.growth, manifest["dropped"])
         return way.growth, [*copies, carried, *evidence_of(start, result, way, how.effort)]
-    found, lost = _with_states(result)
-    start, also_lost = _with_states(source) if found.state_readers else (source, [])
+    found, lost = with_known_states(result)
+    start, also_lost = with_known_states(source) if found.state_readers else (source, [])
     copies = check_copies(start, how.replicated == "rank0") + check_copies(found)
     if start.optimizer is None:
         found = result  # weights alone can be compared

@@ -1,0 +1,135 @@
+"""Whether the files of one checkpoint are what they were when they were written.
+
+Nothing is compared with another checkpoint: only with the sums that the files carry or that lie
+beside them. Disks rot, copies break off; which file it hit is what one wants to know, and which
+files nobody could tell it of.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError, StorageError
+from flmgrow.formats.checkpoint import Checkpoint, FileSums
+from flmgrow.formats.dist_integrity import INTEGRITY
+from flmgrow.formats.integrity import FileRecord, verify_files
+from flmgrow.formats.manifest_file import MANIFEST, has_sum, manifest_of, read_manifest, records_of
+from flmgrow.formats.megatron import TRACKER
+from flmgrow.surgery.evidence.arguments import check_iteration
+from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.evidence.copies import check_copies
+from flmgrow.surgery.evidence.manifests import check_manifest
+from flmgrow.surgery.evidence.progress import Progress
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """The files of a checkpoint, and what is known of each."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file of the iteration's folder, and those of the root that belong to all."""
+        root, folder = self.checkpoint.path, self.checkpoint.folder
+        found = {path for path in folder.rglob("*") if path.is_file()}
+        found |= {path for path in (root / MANIFEST, root / TRACKER) if path.is_file()}
+        found |= {root / name for name in self.records}
+        return sorted(found | self.sums.keys())
+
+    @cached_property
+    def sums(self) -> dict[Path, FileSums]:
+        return dict(self.checkpoint.contents.sums())
+
+    @cached_property
+    def records(self) -> dict[str, FileRecord]:
+        """What the manifest says of each file; nothing if it cannot be read."""
+        try:
+            manifest = manifest_of(self.checkpoint)
+        except BadCheckpointError:
+            return {}
+        return {} if manifest is None else {record.path: record for record in records_of(manifest)}
+
+    def name(self, path: Path) -> str:
+        return str(path.relative_to(self.checkpoint.path))
+
+    def kinds(self, path: Path, progress: Progress) -> Iterator[str]:
+        """Yield the kinds of sums that match. Raises BadCheckpointError for one that does not."""
+        root = self.checkpoint.path
+        if path in self.sums:
+            yield from self.sums[path](progress)
+        if (record := self.records.get(self.name(path))) is not None:
+            verify_files(root, [record], progress)
+            yield "xxh3"
+        if self.checkpoint.hub is not None and (kind := _check_cached(path, progress)):
+            yield kind
+        if path.name == MANIFEST and (manifest := read_manifest(path.parent)) is not None:
+            yield from ["its own sum"] if has_sum(manifest) else []
+        if path.name == TRACKER:
+            yield "the iteration that it names"
+        if path.name == INTEGRITY and self.checkpoint.format == "torch_dist":
+            yield "its list"
+
+
+def _check_cached(path: Path, progress: Progress) -> str:
+    """Compare a file in the Hub's cache with the name it has there: its SHA-256, or Git's sum.
+
+    Returns the kind of sum, "" if the name is none (a cache without links has no such names).
+    """
+    wanted = path.resolve().name if path.is_symlink() else ""
+    sums: dict[int, tuple[str, Callable[[], hashlib._Hash]]] = {
+        64: ("SHA-256 of the Hub", hashlib.sha256),
+        40: ("SHA-1 of Git", lambda: hashlib.sha1(usedforsecurity=False)),
+    }
+    if len(wanted) not in sums or not set(wanted) <= set("0123456789abcdef"):
+        return ""
+    kind, make = sums[len(wanted)]
+    digest = make()
+    if len(wanted) == 40:
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            progress(len(piece))
+    if digest.hexdigest() != wanted:
+        raise BadCheckpointError(
+            f"{path}: damaged: {kind} {digest.hexdigest()}, the Hub says {wanted}",
+            "remove it from the cache and fetch it again",
+        )
+    return kind
+
+
+def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
+    name = files.name(path)
+    try:
+        kinds = list(files.kinds(path, progress))
+    except (BadCheckpointError, StorageError) as error:
+        return Check(name, False, error.message.removeprefix(f"{path}: "))
+    if not kinds:
+        return Check(name, None, "no checksum covers it", missing="unproven")
+    *most, last = kinds
+    named = f"{', '.join(most)} and {last}" if most else last
+    return Check(name, True, f"{named} {'matches' if len(kinds) == 1 else 'match'}")
+
+
+def check_integrity(checkpoint: Checkpoint, progress: Progress) -> list[Check]:
+    """Return a check for every file of a checkpoint, and for its copies, manifests and iteration.
+
+    States beside the weights are looked at if they are at hand.
+    """
+    files = _Files(checkpoint)
+    checks = [_check_file(files, path, progress) for path in files.paths]
+    checks += check_iteration(checkpoint) + check_copies(checkpoint)
+    if all(check.passed is not False for check in checks):
+        checks += [check for check in check_manifest(checkpoint) if check.passed is False]
+    return checks
+
+
+def integrity_bytes(checkpoint: Checkpoint) -> int:
+    """Return how many bytes are read for it, about."""
+    passes = 2 if _Files(checkpoint).records or checkpoint.hub is not None else 1
+    return checkpoint.nbytes * passes

@@ -1,0 +1,17 @@
+"""States beside the weights, where nothing says that they must be understood."""
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.surgery.evidence.check import Check
+
+
+def with_known_states(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Check]]:
+    """Return ``checkpoint`` with its optimizer state found; if that is not understood, it is
+    missing.
+    """
+    try:
+        return with_optimizer(checkpoint), []
+    except (BadCheckpointError, UsageError) as error:
+        detail = f"not compared: {error.message}"
+        return checkpoint, [Check("optimizer", None, detail, missing="unproven")]
