@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
+from flmgrow.formats.manifest_file import encode
 from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
@@ -168,7 +169,7 @@ def stand_in(finished: Path, folder: RunFolder, ran: list[str]) -> Callable[[tup
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change values of a file of JSON; ``a__b`` is the ``b`` in ``a``."""
+    """Change values of a file of JSON; ``a__b`` is the ``b`` in ``a``. A manifest's sums follow."""
     content = json.loads(path.read_text())
     for name, value in changes.items():
         *above, last = name.split("__")
@@ -176,4 +177,4 @@ def edit(path: Path, **changes: Any) -> None:
         for key in above:
             inside = inside[key]
         inside[last] = value
-    path.write_text(json.dumps(content))
+    path.write_bytes(encode(content) if path.name == MANIFEST else json.dumps(content).encode())

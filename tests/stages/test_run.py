@@ -41,6 +41,10 @@ ORDER = ["train", "expand", "verify", "train"]
 SMALL, START, LARGE = "01-small/checkpoints", "02-large/start", "02-large/checkpoints"
 
 
+DIFFERENT = {"equal": False, "source": "checkpoints"}
+UNPROVEN = {"equal": True, "proven": False, "missing": ["elements"], "source": "checkpoints"}
+
+
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schedule")
@@ -132,7 +136,9 @@ def test_what_was_grown_and_verified_outlives_its_source(
     assert all(step.done() for step in steps)
 
 
-@pytest.mark.parametrize("receipt", [None, {"equal": False, "source": "checkpoints"}])
+@pytest.mark.parametrize(
+    "receipt", [None, DIFFERENT, UNPROVEN], ids=["none", "different", "unproven"]
+)
 @pytest.mark.parametrize("gone", [SMALL, f"{SMALL}/iter_0000006"])
 def test_a_start_without_proof_or_source_stops_the_run(
     schedule: Path, copied: Path, receipt: Any, gone: str
