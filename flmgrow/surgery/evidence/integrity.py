@@ -15,8 +15,8 @@ from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.dist_integrity import INTEGRITY
 from flmgrow.formats.integrity import FileRecord, verify_files
+from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import MANIFEST, has_sum, manifest_of, read_manifest, records_of
-from flmgrow.formats.megatron import TRACKER
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.copies import check_copies
