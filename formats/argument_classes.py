@@ -29,7 +29,7 @@ _MODEL_WORDS = frozenset(
     logits qk kv qkv hybrid heterogeneous
     """.split()
 )
-_SHOWN_LENGTH = 400
+_SHOWN_LENGTH = 300
 _HINT_LENGTH = 700
 _MANY = 8
 _OPTION = len(" --ignore-arg ")
@@ -99,8 +99,9 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
         listed = "args: " + ", ".join(names)
     if found.features:
         kinds = " and ".join(dict.fromkeys(FEATURES[name] for name in found.features))
+        short = len(listed) + len(kinds) <= 2 * _SHOWN_LENGTH
         raise BadCheckpointError(
-            f"{where}: {listed}; flmgrow does not support {kinds}",
+            f"{where}: {listed}; flmgrow does not support {kinds if short else 'these features'}",
             "no option helps: flmgrow works on dense GPT models, every layer of one kind",
         )
     hint = vouched_arguments(ignored).hint(patterns_for(names))

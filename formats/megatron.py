@@ -280,6 +280,9 @@ def _assemble(
     shapes, layout = rank_shapes(files)
     contents.given = options.given_arguments
     if "args" not in content_of(first):
+        for key, chunk in content_of(first).items():
+            if str(key).startswith("model") and isinstance(chunk, dict):
+                refuse_parts(chunk, where)
         given = options.given_arguments
         contents.given = made_arguments(given, shapes, layout, _is_fused(files), where, folder)
     arguments = arguments_in(contents.content(next(iter(files))), where)

@@ -128,6 +128,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     shapes = listed_shapes(contents.metadata)
     own = arguments_in(contents.root, where) if "args" in contents.root else None
     if own is None:
+        refuse_parts(contents.metadata.tensors, str(contents.folder))
         given = options.given_arguments
         contents.arguments = made_arguments(given, shapes, None, True, where, contents.folder)
     elif options.given_arguments:

@@ -211,3 +211,15 @@ def test_hugging_face_folders_have_no_arguments(tmp_path: Path) -> None:
     says = "has no args, its config.json says the model"
     refused(2, says, "inspect", folder, "--set-arg", "num_layers=3", place=tmp_path)
     refused(2, "no such file", "inspect", folder, "--args-from", tmp_path / "x", place=tmp_path)
+
+
+def test_a_part_that_is_not_supported_is_named_before_any_argument(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path, "llama")
+
+    def with_experts(content: Any) -> None:
+        content.pop("args")
+        content["model"]["decoder.layers.0.mlp.router.weight"] = torch.zeros(2, 12)
+
+    edit_all(source, with_experts)
+    outcome = refused(3, "router.weight: a mixture of experts", "inspect", source, place=tmp_path)
+    assert "--set-arg" not in outcome.err
