@@ -23,7 +23,7 @@ class RotarySection(Section):
     """How rotary positions are computed: see :class:`RotarySettings`."""
 
     base: Positive = 10000.0
-    percent: Annotated[float, Field(gt=0, le=1)] = 1.0
+    percent: Annotated[float, Field(ge=0, le=1)] = 1.0
     interleaved: bool = False
     scaling_factor: Positive | None = None
     interpolation: Positive | None = None

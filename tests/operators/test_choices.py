@@ -9,7 +9,7 @@ from pico import CONFIGS
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
-from flmgrow.model.masks import Dimension
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.choices import METHODS, check_methods
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
@@ -98,5 +98,7 @@ def test_maps_and_factors_are_numbers_that_make_sense() -> None:
             AxisMap(4, source, **wrong)
     with pytest.raises(ValueError, match="donors"):
         AxisMap(4, source, donor=source[:2])
+    with pytest.raises(BadCheckpointError, match="a ramp of 0 steps"):
+        Mask(Dimension.FFN, {Axis.FFN: source}, ramp_steps=0)
     with pytest.raises(ValueError, match="epsilon"):
         DimensionGrowth({Axis.HIDDEN: AxisMap(4, source)}, eps_factor=0.0)
