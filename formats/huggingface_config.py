@@ -27,6 +27,18 @@ Fields = Mapping[str, object]
 NO_IDS: Fields = MappingProxyType({"bos_token_id": None, "eos_token_id": None})
 
 
+_OTHER_KINDS = {
+    "models of pictures or sound are not supported: give the folder of a text model alone": (
+        "vision_config", "audio_config", "text_config",
+    ),
+    "mixtures of experts are not supported": (
+        "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
+    ),
+    "models with an encoder are not supported": ("is_encoder_decoder", "encoder_layers"),
+}  # fmt: skip
+"""What a model of no family is instead, by fields that only such models have."""
+
+
 def family_of(fields: Fields, where: str) -> Family:
     """Return the family that ``config.json``, found in file ``where``, belongs to.
 
@@ -36,7 +48,10 @@ def family_of(fields: Fields, where: str) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         raise BadCheckpointError(
             f"{where}: model_type: found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
-            "flmgrow knows only these families",
+            next(
+                (hint for hint, names in _OTHER_KINDS.items() if any(map(fields.get, names))),
+                "flmgrow knows only these families",
+            ),
         )
     return FAMILIES[name]
 

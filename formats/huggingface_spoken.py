@@ -61,13 +61,11 @@ def spoken(source: Checkpoint, target: TargetModel) -> Spoken:
         files |= {TOKENIZER_JSON: byte_tokenizer(facts.eod)}
     tokenizer = parsed(read_content(files[TOKENIZER_JSON])) if TOKENIZER_JSON in files else {}
     ids = _ids(source, target, facts, files, tokenizer)
-    notes = [
-        *_notes_on_end(source, facts, ids),
-        *_notes_on_tokenizer(target, facts, files, tokenizer),
-    ]
+    notes = list(_notes_on_tokenizer(target, facts, files, tokenizer))
+    if made := bool(given) or source.format != "huggingface":  # else it is as it was
+        notes += _notes_on_what_lacks(source, facts, ids, files)
     if facts is not None and GENERATION in files:
         files[GENERATION] = _settled(files[GENERATION], ids)
-    made = given or source.format != "huggingface"
     if made and tokenizer.get("model") and TOKENIZER_CONFIG not in files:
         files[TOKENIZER_CONFIG] = made_config(tokenizer, ids, target.config.max_positions)
     return Spoken(ids, files, notes)
@@ -114,9 +112,14 @@ def _settled(settings: Content, ids: Mapping[str, object]) -> bytes:
     return json.dumps({**found, **changed}, indent=2).encode() + b"\n"
 
 
-def _notes_on_end(
-    source: Checkpoint, facts: TokenizerFacts | None, ids: Mapping[str, object]
+def _notes_on_what_lacks(
+    source: Checkpoint,
+    facts: TokenizerFacts | None,
+    ids: Mapping[str, object],
+    files: Mapping[str, Content],
 ) -> Iterator[str]:
+    if all(name == GENERATION for name in files):
+        yield f"no tokenizer goes along: {_WAY}"
     before = ids_of(source.companions.ids.get("eos_token_id"))
     if facts is not None and before and facts.eod not in before:
         yield (
@@ -136,9 +139,6 @@ def _notes_on_tokenizer(
     files: Mapping[str, Content],
     tokenizer: Json,
 ) -> Iterator[str]:
-    if all(name == GENERATION for name in files):
-        yield f"no tokenizer goes along: {_WAY}"
-        return
     count, rows = id_count(tokenizer), target.config.vocab
     if count > rows:
         yield (

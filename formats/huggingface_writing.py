@@ -140,7 +140,13 @@ def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
 
 def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return what one must know to use the target folder."""
-    return spoken(source, target).notes
+    config, notes = target.config, spoken(source, target).notes
+    if config.head_dim * config.heads != config.hidden:
+        notes.append(
+            f"{config.heads} heads of {config.head_dim} are not as wide as the model "
+            f"({config.hidden}): transformers before 4.48 may not read head_dim"
+        )
+    return notes
 
 
 def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:

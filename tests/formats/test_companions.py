@@ -84,7 +84,7 @@ def test_ids_that_no_field_says_are_the_familys_usual_ones(
     """transformers takes them, too: an export says so itself."""
     model = "qwen2" if "model_type" in given else "llama"
     kinds = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}
-    assert {name: getattr(kinds[model](**given), name) for name in IDS} == wanted  # type: ignore[arg-type]
+    assert {name: getattr(kinds[model](**given), name) for name in IDS} == wanted
     if model == "qwen2":
         return
     source = make_folder(tmp_path / "hf", fields(**given))
@@ -99,6 +99,13 @@ def test_what_nobody_says_is_null_and_told(tmp_path: Path) -> None:
     assert "note: no tokenizer goes along: export --tokenizer FILE or FOLDER names one\n" in err
     assert "note: nothing says which id ends a text: eos_token_id is null" in err
     assert ids_in(tmp_path / "hf") == dict.fromkeys(IDS)
+    assert "tokenizer" not in accepted("export", tmp_path / "hf", tmp_path / "again").err
+
+
+def test_heads_that_older_transformers_cannot_read_are_told(tmp_path: Path) -> None:
+    wide = make_checkpoint(tmp_path / "m", MODELS["qwen3"])
+    err = accepted("export", wide, tmp_path / "hf").err
+    assert "note: 4 heads of 8 are not as wide as the model (16): transformers before 4.48" in err
 
 
 def test_generation_stops_where_the_source_stops(tmp_path: Path) -> None:

@@ -120,3 +120,18 @@ def test_texts_longer_than_the_model_was_made_for_are_refused(tmp_path: Path) ->
             "--max-position-embeddings", 33, place=tmp_path)  # fmt: skip
     with pytest.raises(Exception, match="a table of 16 positions"):
         read_fields(family_of(GPT2, "x"), GPT2, "x", ReadOptions(max_positions=8))
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ({"vision_config": {"x": 1}}, "a text model alone"),
+        ({"num_local_experts": 8}, "mixtures of experts"),
+        ({"is_encoder_decoder": True}, "an encoder"),
+        ({}, "only these families"),
+    ],
+)
+def test_a_model_of_no_family_is_told_what_it_is(more: dict[str, object], hint: str) -> None:
+    with pytest.raises(BadCheckpointError) as refusal:
+        family_of({"model_type": "other", **more}, "config.json")
+    assert hint in refusal.value.hint
