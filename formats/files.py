@@ -313,5 +313,26 @@ def read_if_there(path: Path, most: int) -> bytes | None:
         file.close()
 
 
+class MemoryFile(ReadOnlyFile):
+    """Bytes in memory, read as a file is; ``name`` stands for it in messages."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.path = Path(name)
+        self.size = len(data)
+        self._data = memoryview(data)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes at ``offset``; errors are those of a file."""
+        target = target.cast("B")
+        self._check_range(offset, target.nbytes)
+        target[:] = self._data[offset : offset + target.nbytes]
+
+    def check_unchanged(self) -> None:
+        """Do nothing: nobody else has them."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _fingerprint(status: os.stat_result) -> Fingerprint:
     return Fingerprint(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)

@@ -16,6 +16,7 @@ from flmgrow.formats.arguments import shown
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.given_arguments import made_arguments
+from flmgrow.formats.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.inert_values import Opaque, TensorRecord, enum_value, namespace
 from flmgrow.formats.iterations import FILE_NAME, RANK, iteration_folder, names_in, root_folder
 from flmgrow.formats.layout import Layout, Placement
@@ -184,6 +185,8 @@ def _match(
                         "the args describe",
                         "flmgrow drops nothing in silence; this model has a part it does not know",
                     )
+                if key not in known:
+                    refuse_hidden_programs(chunk[key], f"{files[rank].file.path}: {key}")
 
 
 def _is_extra_state(key: object, layers: int) -> bool:

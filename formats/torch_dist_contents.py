@@ -24,6 +24,7 @@ from flmgrow.formats.dist_integrity import check_sum, read_integrity
 from flmgrow.formats.files import ReadOnlyFile
 from flmgrow.formats.foreign_objects import check_content
 from flmgrow.formats.given_arguments import with_arguments
+from flmgrow.formats.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.inert_calls import describe
 from flmgrow.formats.inert_values import OrderedMap, namespace
 from flmgrow.formats.layout import Placement
@@ -205,6 +206,8 @@ class DistFolder:
         """Return what is no tensor, as inert data. Raises BadCheckpointError for a program."""
         file = self.items.open_object(item)
         refuse_programs(file.root, f"{file.file.path}: {item.name}")
+        if "_extra_state/" in item.name:
+            refuse_hidden_programs(file.root, f"{file.file.path}: {item.name}")
         root = file.root
         return root[0] if isinstance(root, list) and len(root) == 1 else root
 

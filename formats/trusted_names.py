@@ -14,7 +14,6 @@ We write protocol 2, where Python's unpickler takes the names of Python 2 for th
 import _compat_pickle  # what the unpickler itself goes by
 import sys
 from collections.abc import Iterator, Mapping
-from typing import cast
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.inert_values import (
@@ -186,7 +185,7 @@ def untrusted_names(root: object) -> list[Global]:
             seen.add(id(value))
             if isinstance(value, Opaque) and python3_name(value.function) not in CALLED:
                 found.add(value.function)
-            todo.extend(_members(value))
+            todo.extend(members_of(value))
     return sorted(found, key=str)
 
 
@@ -211,7 +210,8 @@ def shown_name(name: Global) -> str:
 _HOLDING = dict | list | tuple | set | frozenset | Opaque
 
 
-def _members(value: object) -> Iterator[object]:
+def members_of(value: object) -> Iterator[object]:
+    """Yield what a container or an opaque object of a file holds; nothing for all else."""
     if isinstance(value, Opaque):
         yield from value.arguments
         yield from (value.state, value.items, value.pairs)
@@ -220,5 +220,5 @@ def _members(value: object) -> Iterator[object]:
         yield from value.values()
         if isinstance(value, OrderedMap):
             yield value.state
-    else:
-        yield from cast(list[object], value)
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
