@@ -199,10 +199,10 @@ class DistFolder:
                         f"{self.folder}: {name}: found {key} twice, wanted it once",
                         "two saves are mixed: use another copy",
                     )
-                found[key] = self.object(item)
+                found[key] = self.open_object(item)
         return found
 
-    def object(self, item: DcpObject) -> object:
+    def open_object(self, item: DcpObject) -> object:
         """Return what is no tensor, as inert data. Raises BadCheckpointError for a program."""
         file = self.items.open_object(item)
         refuse_programs(file.root, f"{file.file.path}: {item.name}")

@@ -62,7 +62,7 @@ def rank_entries(contents: DistFolder, ranks: Collection[str]) -> dict[str, dict
         if not match or match[1] not in found:
             _refuse(contents, name, "the args and the layout make no such rank")
         if match[2] not in _ELSEWHERE:
-            found[match[1]][match[2]] = contents.object(item)
+            found[match[1]][match[2]] = contents.open_object(item)
     return found
 
 

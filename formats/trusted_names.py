@@ -207,7 +207,7 @@ def shown_name(name: Global) -> str:
     return str(name) if taken == str(name) else f"{name} ({taken})"
 
 
-_HOLDING = dict | list | tuple | set | frozenset | Opaque
+_HOLDING = (dict, list, tuple, set, frozenset, Opaque)
 
 
 def members_of(value: object) -> Iterator[object]:

@@ -367,6 +367,6 @@ def runs(file: Path, canary: Path, patience: float = 2.0) -> bool:
 def _tidy() -> None:
     """Undo what forms do to Python itself."""
     with contextlib.suppress(AttributeError):
-        del argparse.Namespace.__setstate__
+        delattr(argparse.Namespace, "__setstate__")
     with contextlib.suppress(ValueError):
         copyreg.remove_extension("os", "system", 240)

@@ -1,6 +1,7 @@
 """An interrupt may end a read or a close between any two lines, and later ones must not wait."""
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -107,9 +108,9 @@ def test_a_file_is_closed_while_it_is_read(tmp_path: Path) -> None:
     (file,) = opened(tmp_path, 1)
     with files._open_files.borrow(file) as number:
         in_time(file.close)
-        assert files.os.pread(number, 1, 0) == b"0"
+        assert os.pread(number, 1, 0) == b"0"
     with pytest.raises(OSError, match="Bad file descriptor"):
-        files.os.pread(number, 1, 0)
+        os.pread(number, 1, 0)
     assert file.read(0, 1) == b"0"
     file.close()
 

@@ -27,6 +27,13 @@ COMMANDS = {
 Place = Callable[[dict[str, Any]], object]
 EXTRA = "decoder.layers.0.mlp.linear_fc1._extra_state"
 
+
+def tensor_with_attribute() -> torch.Tensor:
+    tensor = torch.ones(2)
+    tensor.own = MARKER  # type: ignore[attr-defined]
+    return tensor
+
+
 PLACES: dict[str, Place] = {
     "argument": lambda content: setattr(content["args"], "lr", MARKER),
     "list": lambda content: setattr(content["args"], "data_path", [1, {"x": MARKER}]),
@@ -36,9 +43,7 @@ PLACES: dict[str, Place] = {
     "group": lambda content: content["optimizer"]["param_groups"][0].update(own=MARKER),
     "rerun state": lambda content: content.update(rerun_state_machine={"mode": MARKER}),
     "extra state": lambda content: content["model"].update({EXTRA: MARKER}),
-    "attribute": lambda content: content["model"].update(
-        {"own": setattr(tensor := torch.ones(2), "own", MARKER) or tensor}
-    ),
+    "attribute": lambda content: content["model"].update(own=tensor_with_attribute()),
 }
 
 

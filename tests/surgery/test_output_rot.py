@@ -163,7 +163,7 @@ def test_a_small_file_that_fails_leaves_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    places: dict[str, object] = {"rename": Path, "fsync": durable.os}
+    places: dict[str, object] = {"rename": Path, "fsync": os}
     monkeypatch.setattr(places.get(call, durable), call, fail)
     with pytest.raises((StorageError, OSError), match="No space left"):
         write_small(path, b"after")
