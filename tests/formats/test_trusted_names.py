@@ -26,7 +26,7 @@ from flmgrow.formats.torch_zip import TorchFile, TorchFileWriter
 from flmgrow.formats.trusted_names import python3_name, untrusted_names
 
 
-def content(file: TorchFile) -> dict[object, object]:
+def content_of(file: TorchFile) -> dict[object, object]:
     assert isinstance(file.root, dict)
     return file.root
 
@@ -49,7 +49,7 @@ def test_a_form_is_refused_or_left_out(form: Form, tmp_path: Path) -> None:
         assert untrusted_names(opened.root)
         with contextlib.suppress(BadCheckpointError):
             check_content(opened.root, "file")
-            assert list(left_out_objects(content(opened))) == ["args.lr"]
+            assert list(left_out_objects(content_of(opened))) == ["args.lr"]
         with pytest.raises(BadCheckpointError, match="not known to be harmless"):
             written(opened.root)
     assert not canary.exists()
@@ -176,7 +176,7 @@ def test_an_object_of_an_unknown_package_is_left_out_with_the_reason(tmp_path: P
     with TorchFile(tmp_path / "file.pt") as opened:
         check_content(opened.root, "file")
         reason = f"names {Colour.__module__}.Colour, which may run anything when it is loaded"
-        assert left_out_objects(content(opened)) == {"args.a": reason, "own": reason}
+        assert left_out_objects(content_of(opened)) == {"args.a": reason, "own": reason}
 
 
 def test_an_object_among_the_weights_cannot_be_left_out(tmp_path: Path) -> None:
