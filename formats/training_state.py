@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.files import read_if_there
@@ -26,6 +26,8 @@ MAX_BYTES = 64 << 20
 Json = dict[str, Any]
 
 _Number = Annotated[int, Field(ge=0, le=1 << 62)]
+_Batch = Annotated[int, Field(ge=1, le=1 << 62)]
+_Loss = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class TokenizerFacts(BaseModel):
@@ -51,7 +53,9 @@ class Carried(BaseModel):
     ``data_keys`` are what decides on that data, by a stage file's keys, so that what differs can
     be named. ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
     ``base_output`` is the output multiplier of the first model, before growth changed it: muP's
-    settings of the head follow from both. None if nothing says it.
+    settings of the head follow from both. None if nothing says it. ``losses`` are what the guard
+    against spikes compares the next one with, oldest first, and ``loss_batches`` the samples that
+    each of them is a mean of, or empty where nothing says it.
 
     ``tokenizer`` is what ``export`` asks for the id that ends documents, and compares the tokenizer
     with that it is given: it is in ``training_of(checkpoint)``
@@ -68,6 +72,14 @@ class Carried(BaseModel):
     tokens: _Number = 0
     flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0
     base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    losses: list[_Loss] = []
+    loss_batches: list[_Batch] = []
+
+    @model_validator(mode="after")
+    def _losses_have_batches(self) -> Self:
+        if self.loss_batches and len(self.loss_batches) != len(self.losses):
+            raise ValueError(f"{len(self.losses)} losses of {len(self.loss_batches)} batches")
+        return self
 
     @property
     def position(self) -> Json | None:
@@ -82,8 +94,9 @@ class Carried(BaseModel):
 class TrainingState:
     """A run at one iteration. ``stage_begin`` is the iteration at which its stage began.
 
-    ``losses`` are what the guard against spikes compares the next one with. ``family`` is the
-    ancestry of the checkpoint that the stage began with, that one last.
+    Since then it has read ``stage_tokens``; its first step had ``stage_batch`` samples (None, both,
+    where an older flmgrow saved it). ``settings`` are what it was trained with, by the stage file's
+    keys. ``family`` is the ancestry of the checkpoint that the stage began with, that one last.
     """
 
     iteration: int
@@ -91,8 +104,10 @@ class TrainingState:
     stage_begin: int
     carried: Carried = field(default_factory=Carried)
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
-    losses: tuple[float, ...] = ()
     family: tuple[Json, ...] = ()
+    stage_tokens: int | None = None
+    stage_batch: int | None = None
+    settings: Json = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the bytes of its file."""
@@ -101,9 +116,11 @@ class TrainingState:
             "iteration": self.iteration,
             "stage": self.stage,
             "stage_begin": self.stage_begin,
+            "stage_tokens": self.stage_tokens,
+            "stage_batch": self.stage_batch,
+            "settings": self.settings,
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
-            "losses": list(self.losses),
             "family": list(self.family),
         }
         return json.dumps(content, indent=1).encode() + b"\n"
@@ -114,10 +131,18 @@ class _Form(BaseModel):
     iteration: _Number
     stage: str
     stage_begin: _Number
+    stage_tokens: _Number | None = None
+    stage_batch: _Batch | None = None
+    settings: dict[str, Any] = {}
     carried: Carried
     masks: dict[str, dict[str, Any]]
-    losses: list[Annotated[float, Field(allow_inf_nan=False)]]
+    losses: list[_Loss] = []
     family: list[dict[str, Any]]
+
+
+def _with_losses(form: _Form) -> Carried:
+    """Return what goes on through growth; an older flmgrow kept the losses beside it."""
+    return form.carried.model_copy(update={"losses": form.losses}) if form.losses else form.carried
 
 
 def read_training_state(folder: Path) -> TrainingState | None:
@@ -146,8 +171,10 @@ def read_training_state(folder: Path) -> TrainingState | None:
         iteration=found.iteration,
         stage=found.stage,
         stage_begin=found.stage_begin,
-        carried=found.carried,
+        carried=_with_losses(found),
         masks=masks,
-        losses=tuple(found.losses),
         family=tuple(found.family),
+        stage_tokens=found.stage_tokens,
+        stage_batch=found.stage_batch,
+        settings=found.settings,
     )

@@ -196,13 +196,15 @@ class Batches:
         self._digest = digest_of(samples)
         self._keys = keys or {}
         self.consumed = 0 if begin is None else int(begin["consumed_samples"])
-        if begin is not None and begin["data"] not in (self._digest, _digest(samples.earlier)):
+        if begin is not None and begin["data"] not in digests_of(samples):
             differing = changes(begin["keys"], self._keys) if begin.get("keys") else ""
             digests = f"its digest is {begin['data']}, now {self._digest}"
             raise UsageError(
                 f"the checkpoint consumed {self.consumed} samples of other data: "
                 f"{differing or digests}",
-                "give the data of the stage before: samples are counted on through all stages",
+                "give the data of the stage before: samples are counted on through all stages; or "
+                "begin with weights only (checkpoint.begin: anew), or let it be other data from a "
+                "checkpoint on (checkpoint.change_at)",
             )
 
     @property
@@ -222,6 +224,11 @@ class Batches:
 def digest_of(samples: Samples) -> str:
     """Return a short digest of what decides on a sequence of samples."""
     return _digest(samples.identity)
+
+
+def digests_of(samples: Samples) -> tuple[str, str]:
+    """Return its digest, and the one that earlier versions gave the same sequence."""
+    return digest_of(samples), _digest(samples.earlier)
 
 
 def _digest(identity: Json) -> str:

@@ -5,13 +5,18 @@ given, a loss that lies further than that above the mean of the latest ones. The
 once there are ``FEWEST`` losses behind it (or a whole window, where windows are shorter): the first
 losses of a run are few and fall fast. A loss that stopped the run is not remembered.
 
+A batch's loss is a mean over its samples, and strays from the expected one as the root of their
+number falls. So where a batch is smaller than those remembered (growth may have made it so),
+``spike`` is worth as much more, until the window holds batches of its own size.
+
 What is remembered belongs into a checkpoint, so that a resumed run stops where an undisturbed one
-would.
+would, and a stage whose model grew out of it where the one before would have.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import repeat
 
 from flmgrow.errors import DivergenceError
 
@@ -21,29 +26,50 @@ FEWEST = 10
 class LossGuard:
     """Watches the losses of a run, in nats per token."""
 
-    def __init__(self, spike: float | None, window: int, losses: Iterable[float] = ()) -> None:
-        """Begin with ``losses``, the ``state`` of a guard before, of which ``window`` count.
+    def __init__(
+        self,
+        spike: float | None,
+        window: int,
+        batch: int,
+        losses: Sequence[float] = (),
+        batches: Sequence[int] = (),
+    ) -> None:
+        """Begin with ``losses``, and the samples in the ``batches`` of each, of a guard before.
 
-        With ``spike`` None, any finite loss passes; it is remembered all the same.
+        Those of the last ``window`` steps count; without ``batches`` all are taken to be of
+        ``batch`` samples, as those to come are. With ``spike`` None, any finite loss passes; it is
+        remembered all the same.
         """
-        self._spike = spike
-        self._losses = deque(losses, maxlen=window)
+        self._spike, self._batch = spike, batch
+        sizes = batches or repeat(batch, len(losses))
+        self._known = deque(zip(losses, sizes, strict=True), maxlen=window)
         self._needed = min(FEWEST, window)
 
-    def state(self) -> list[float]:
-        """Return the losses that the next step is compared with, oldest first."""
-        return list(self._losses)
+    @property
+    def losses(self) -> list[float]:
+        """The losses that the next step is compared with, oldest first."""
+        return [loss for loss, _ in self._known]
+
+    @property
+    def batches(self) -> list[int]:
+        """The samples that each of them is a mean of."""
+        return [batch for _, batch in self._known]
 
     def check(self, step: int, loss: float, grad_norm: float) -> None:
         """Take the loss of a step. Raises DivergenceError, without a hint, to stop the run."""
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise DivergenceError(f"step {step}: {name} {value}, wanted a finite number")
-        if self._spike is not None and len(self._losses) >= self._needed:
-            mean = math.fsum(self._losses) / len(self._losses)
-            if loss > mean + self._spike:
+        if self._spike is not None and len(self._known) >= self._needed:
+            mean = math.fsum(self.losses) / len(self._known)
+            most = mean + self._spike * self._noise()
+            if loss > most:
                 raise DivergenceError(
-                    f"step {step}: loss {loss:.6g}, mean of the last {len(self._losses)} is "
-                    f"{mean:.6g}, wanted at most {mean + self._spike:.6g}"
+                    f"step {step}: loss {loss:.6g}, mean of the last {len(self._known)} is "
+                    f"{mean:.6g}, wanted at most {most:.6g}"
                 )
-        self._losses.append(loss)
+        self._known.append((loss, self._batch))
+
+    def _noise(self) -> float:
+        """Return how much further a batch's loss strays than those remembered did, at least 1."""
+        return math.sqrt(max(1.0, sum(self.batches) / len(self._known) / self._batch))

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from flmgrow.errors import LostRankError, tell
+from flmgrow.errors import FlmgrowError, LostRankError, tell
 from flmgrow.trainer.processes import end_with_parent, stopping_signals
 
 GRACE = 5.0
@@ -41,6 +41,8 @@ def launch(stage: Path, world: int) -> int:
         code, rank = _first_failure(ranks)
         if code < 0 and not signals.asked:
             _tell_of_signal(rank, -code)
+        elif -code in stopping_signals():  # before the rank could say so itself
+            tell(FlmgrowError("interrupted", "the same command resumes"))
         return code if code >= 0 else 128 - code
     finally:
         for process in ranks:

@@ -8,10 +8,11 @@ before a byte of a weight is read: the model as far as the stage file speaks of 
 import base64
 import json
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +22,18 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.inert_values import TensorRecord
 from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import Json, family, masks_of, training_of
-from flmgrow.formats.megatron_optimizer import with_optimizer
-from flmgrow.formats.megatron_writing import folder_name
-from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_zip import scalar
 from flmgrow.formats.training_state import TRAINING, Carried, read_training_state
-from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer import cpu
-from flmgrow.trainer.model_section import FIELDS, ModelSection
+from flmgrow.trainer.changes import changes_steps
+from flmgrow.trainer.clock import Progress, progress_of
+from flmgrow.trainer.model_section import ModelSection, contradictions
+from flmgrow.trainer.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.parameters import OptimizerView, Parameter, empty, fill
-from flmgrow.trainer.saving import RANDOM, iterations, point_to
-from flmgrow.trainer.section import Section
+from flmgrow.trainer.saved import saved_iterations
+from flmgrow.trainer.saving import RANDOM, point_to
 from flmgrow.trainer.stage import StageFile
 
 cpu.install()
@@ -46,7 +46,10 @@ class Begin:
     """Where a stage goes on, or begins.
 
     ``checkpoint`` is what it reads, None for fresh weights. ``resumed`` says that the stage itself
-    saved it. ``masks`` are those that are not open yet, as the checkpoint has them.
+    saved it, ``progress`` how far it was. ``masks`` are those that are not open yet, as the
+    checkpoint has them. ``settings`` are those that it was trained with, as far as it knows;
+    ``left`` is the iteration that it had reached, if it goes back from there. ``anew`` says that it
+    takes weights only.
     """
 
     checkpoint: Checkpoint | None
@@ -55,33 +58,91 @@ class Begin:
     stage_begin: int
     carried: Carried
     masks: Mapping[Dimension, Mask]
-    losses: tuple[float, ...] = ()
     family: tuple[Json, ...] = ()
+    progress: Progress = field(default_factory=Progress)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left: int | None = None
+    anew: bool = False
 
 
-def find_begin(stage: StageFile) -> Begin:
-    """Return where ``stage`` goes on; the caller closes its checkpoint.
+def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
+    """Return where ``stage`` goes on with the data of these digests; the caller closes its
+    checkpoint.
 
     On all ranks at once. Raises BadCheckpointError, StorageError, or UsageError if the checkpoint
-    in its folder is of another stage.
+    in its folder is of another stage, or there is none at which its settings shall change.
     """
+    newest, at = _newest(stage), stage.checkpoint.change_at
+    if at is None:
+        return _first(stage) if newest is None else newest
+    if newest is not None:
+        done = newest.settings and not changes_steps(stage, newest.settings)
+        if at == newest.iteration or (done and newest.carried.data in ("", *data)):
+            return newest
+        _close(newest)
+    if newest is not None and at != newest.stage_begin:
+        return replace(_earlier(stage, at), left=newest.iteration)
+    first = _first(stage)
+    if first.iteration != at:
+        _close(first)
+        raise UsageError(
+            f"{stage.checkpoint.folder}: has no checkpoint of iteration {at}, from which on "
+            "checkpoint.change_at wants the settings to hold",
+            f"the stage begins at iteration {first.iteration}: say that, or leave it out",
+        )
+    if newest is None:
+        return first
+    return replace(first, settings=newest.settings, left=newest.iteration)
+
+
+def _newest(stage: StageFile) -> Begin | None:
+    """Return where the newest checkpoint of a stage's folder has it go on, if there is any."""
     folder = stage.checkpoint.folder
     if (folder / TRACKER).exists():
-        return _resumed(stage, with_optimizer(open_checkpoint(folder)))
+        return _resumed(stage, opened(stage, folder))
     # Killed between the first iteration and the tracker: it appeared whole.
-    if saved := [n for n in iterations(folder) if (folder / folder_name(n) / TRAINING).is_file()]:
-        begin = _resumed(stage, with_optimizer(open_checkpoint(folder, saved[-1])))
+    if saved := saved_iterations(folder):
+        begin = _resumed(stage, opened(stage, folder, saved[-1]))
         if torch.distributed.get_rank() == 0:
             point_to(folder, begin.iteration)
         return begin
-    if stage.checkpoint.load is None:
+    return None
+
+
+def _earlier(stage: StageFile, iteration: int) -> Begin:
+    """Return where a stage goes on from further back. Later checkpoints stay until it is there."""
+    folder = stage.checkpoint.folder
+    if iteration not in (saved := saved_iterations(folder)):
+        told = ", ".join(f"{each}" for each in saved)
+        raise UsageError(
+            f"{folder}: has no checkpoint of iteration {iteration}, from which on "
+            "checkpoint.change_at wants the settings to hold",
+            f"saved are {told}; the iteration at which the stage begins will do, too",
+        )
+    begin = _resumed(stage, opened(stage, folder, iteration))
+    if torch.distributed.get_rank() == 0:
+        point_to(folder, iteration)
+    return begin
+
+
+def _close(begin: Begin) -> None:
+    if begin.checkpoint is not None:
+        begin.checkpoint.close()
+
+
+def _first(stage: StageFile) -> Begin:
+    """Return what a stage begins with."""
+    load = stage.checkpoint.load
+    if load is None:
         return Begin(None, False, 0, 0, Carried(), {})
-    checkpoint = with_optimizer(open_checkpoint(stage.checkpoint.load))
-    iteration = checkpoint.iteration or 0
+    anew = begins_anew(stage.checkpoint, load)
+    checkpoint = (weights_of if anew else opened)(stage, load)
     masks = stage.masks.rising(masks_of(checkpoint))
-    carried = training_of(checkpoint) or Carried()
-    ancestors = tuple(family(checkpoint))
-    return Begin(checkpoint, False, iteration, iteration, carried, masks, family=ancestors)
+    carried, ancestors = training_of(checkpoint) or Carried(), tuple(family(checkpoint))
+    if anew:
+        carried = Carried(base_output=carried.base_output)
+    iteration = 0 if anew else checkpoint.iteration or 0
+    return Begin(checkpoint, False, iteration, iteration, carried, masks, ancestors, anew=anew)
 
 
 def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
@@ -105,8 +166,9 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
         state.stage_begin,
         state.carried,
         stage.masks.rising(state.masks),
-        state.losses,
         state.family,
+        progress_of(stage, state),
+        state.settings,
     )
 
 
@@ -115,38 +177,12 @@ def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
 
     Only what the file says is compared: what it leaves out is as the checkpoint has it.
     """
-    found, wanted = _fields(checkpoint.config), _spoken(section)
-    differences = [
-        f"{name} is {found[name]}, the stage file says {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name] != found[name]
-    ]
+    differences = contradictions(section, checkpoint.config)
     if differences:
         raise UsageError(
             f"{checkpoint.folder}: {'; '.join(differences)}",
             "give the checkpoint of this model, or grow it first",
         )
-
-
-def _spoken(section: ModelSection) -> dict[str, object]:
-    """Return what a section says of a model's fields; a default says nothing."""
-    spoken: dict[str, object] = {}
-    for key in section.model_fields_set:
-        value = getattr(section, key)
-        if isinstance(value, Section):
-            spoken |= {f"{key}.{name}": getattr(value, name) for name in value.model_fields_set}
-        elif value is not None:
-            spoken[FIELDS.get(key, key)] = value
-    return spoken
-
-
-def _fields(config: ModelConfig) -> dict[str, object]:
-    """Return all fields of a model, those of its parts by the part's name and their own."""
-    fields: dict[str, object] = {"heads": config.heads}
-    for name, value in asdict(config).items():
-        parts = value.items() if isinstance(value, dict) else ()
-        fields |= {f"{name}.{part}": inner for part, inner in parts} or {name: value}
-    return fields
 
 
 def load(checkpoint: Checkpoint, parameters: Sequence[Parameter], optimizer: OptimizerView) -> None:
@@ -182,15 +218,15 @@ def step_count(optimizer: OptimizerState) -> int:
     return int(found)
 
 
-def restore_random_states(folder: Path) -> None:
+def restore_random_states(folder: Path) -> str | None:
     """Continue this rank's sources of chance where the checkpoint in ``folder`` left them.
 
     A run with other ranks than before, or on another kind of device, keeps those it was started
-    with.
+    with. Returns why they begin anew, if they do.
     """
-    files = sorted((folder / RANDOM).glob("rank_*.json"))
-    if len(files) != torch.distributed.get_world_size():
-        return
+    files, world = sorted((folder / RANDOM).glob("rank_*.json")), torch.distributed.get_world_size()
+    if len(files) != world:
+        return f"{folder / RANDOM} has those of {len(files)} ranks, this run has {world}"
     path = files[torch.distributed.get_rank()]
     try:
         found = json.loads(path.read_bytes())
@@ -204,6 +240,8 @@ def restore_random_states(folder: Path) -> None:
             torch.cuda.set_rng_state(device)
             trackers = {name: _state(text) for name, text in found["trackers"].items()}
             tensor_parallel.get_cuda_rng_tracker().set_states(trackers)
+            return None
+        return f"{path} has that of another kind of device"
     except (
         ValueError,
         LookupError,

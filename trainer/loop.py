@@ -20,23 +20,30 @@ from flmgrow.formats.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.agreement import Postponed, check_alike, together
+from flmgrow.trainer.changes import settings_of
+from flmgrow.trainer.closed import ClosedUnits
 from flmgrow.trainer.companions import companions_of_run
-from flmgrow.trainer.data import Batches, MicroBatches, blank, checked, digest_of
+from flmgrow.trainer.data import Batches, MicroBatches, blank, checked, digest_of, digests_of
 from flmgrow.trainer.folder import own_folder
 from flmgrow.trainer.guard import LossGuard
 from flmgrow.trainer.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.metrics import StepRecord, ValidationRecord
 from flmgrow.trainer.model import start_parallel, stop_parallel
+from flmgrow.trainer.pace import SAVING, VALIDATION
 from flmgrow.trainer.reporting import Reporter, say
 from flmgrow.trainer.saving import Saving
 from flmgrow.trainer.setting import (
     Setting,
+    changes_of,
     check_space,
     decisive,
+    make_setting,
     notes,
-    setting_of,
+    position_in,
+    record_changes,
     summary,
+    taken,
 )
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_data import StageData, open_data
@@ -74,13 +81,13 @@ def train(stage: StageFile, path: Path) -> int:
 
 def _train(stage: StageFile, path: Path, stop: Stop) -> int:
     with own_folder(stage.checkpoint.folder):
-        begin = together(lambda: find_begin(stage))
+        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        data = together(lambda: open_data(stage.data, sums=first_here))
+        begin = together(lambda: find_begin(stage, digests_of(data.training)))
         try:
-            first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-            data = together(lambda: open_data(stage.data, sums=first_here))
             ids = data.tokenizer.vocab_size
             with told_of(path):
-                setting = together(lambda: setting_of(stage, begin, ids))
+                setting = together(lambda: make_setting(stage, begin, ids))
             check_alike({**decisive(setting), **data.keys, "the data": digest_of(data.training)})
             return Run(setting, data).until_done(stop)
         finally:
@@ -98,18 +105,30 @@ class Run:
         dtype = getattr(torch, stage.training.precision)
         self._live = LiveMasks(begin.masks, config, dtype)
         self._trainee = build(setting, self._live)
-        self._carried = begin.carried
+        self._carried, self._progress = begin.carried, begin.progress
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
         self._batches = together(
-            lambda: Batches(data.training, setting.batching, begin.carried.position, data.keys)
+            lambda: Batches(
+                data.training, setting.batching, position_in(data.training, setting), data.keys
+            )
         )
         self._micro_batches: MicroBatches = blank(setting.batching, stage.data.sequence_length)
-        self._guard = LossGuard(stage.guard.spike, stage.guard.window, begin.losses)
-        together(self._load)
-        self._trainee.schedule.num_steps = begin.iteration - begin.stage_begin
+        self._guard = LossGuard(
+            stage.guard.spike,
+            stage.guard.window,
+            stage.training.batch,
+            begin.carried.losses,
+            begin.carried.loss_batches,
+        )
+        self._chance = together(self._load)
+        self._clock = setting.clock
+        self._trainee.schedule.num_steps = self._clock.position
         self._trainee.schedule.step(0)
+        trainee = self._trainee
+        self._closed = ClosedUnits(trainee.parameters, trainee.view, config)
+        self._closed.move_to(self._masks)
         self._saving = Saving(
             folder=stage.checkpoint.folder,
             format=stage.checkpoint.format,
@@ -124,27 +143,33 @@ class Run:
             ),
         )
 
-    def _load(self) -> None:
-        begin = self._setting.begin
+    def _load(self) -> str | None:
+        """Fill model and optimizer; return why sources of chance begin anew where they do."""
+        begin, lost = self._setting.begin, None
         if begin.checkpoint is not None:
             load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
             if begin.resumed:
-                restore_random_states(begin.checkpoint.folder)
+                lost = restore_random_states(begin.checkpoint.folder)
             begin.checkpoint.close()  # what is removed later must not be held open
+        return lost
 
     def until_done(self, stop: Stop) -> int:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
         setting, stage = self._setting, self._setting.stage
         if self._iteration >= setting.last:
-            taken = f"{self._iteration - setting.begin.stage_begin:,} of {stage.steps:,} steps"
-            say(f"{stage.name}  has taken {taken}: there is nothing to do")
+            say(f"{stage.name}  {taken(setting)}: there is nothing to do")
             return 0
         together(lambda: check_space(setting))
         begin, resumed = setting.begin.iteration, setting.begin.resumed
+        changes = changes_of(setting, self._data)
+        together(partial(record_changes, stage, changes))
         make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
         with together(make) as reporter:
             reporter.note(f"{stage.name}  {summary(setting)}")
-            for note in notes(setting):
+            told = [*notes(setting), *(change.text for change in changes), *reporter.notes]
+            if self._chance is not None:
+                told.append(f"{self._chance}: sources of chance begin anew")
+            for note in told:
                 reporter.note(f"note: {note}")
             for line in self._reads():
                 reporter.note(line if line.startswith("note: ") else f"{stage.name}  {line}")
@@ -157,10 +182,13 @@ class Run:
                 self._check(record)
                 ends = self._iteration == setting.last
                 if self._due(stage.log.validation_every, ends):
-                    self._failure.attempt(partial(reporter.validation, self._validate()), None)
+                    with reporter.pace.timed(VALIDATION):
+                        found = self._validate()
+                    self._failure.attempt(partial(reporter.validation, found), None)
                 if asked or self._due(stage.checkpoint.every, ends) or ends:
                     self._failure.attempt(reporter.sync, None)
-                    self._save()
+                    with reporter.pace.timed(SAVING):
+                        self._save()
                 if ends:
                     return 0
                 if asked:
@@ -187,8 +215,9 @@ class Run:
         trainee.zero_gradients()
         length = self._setting.stage.data.sequence_length
         sums = run_batch(trainee.models, self._micro_batches, sequence_length=length)
-        _, norm, _ = trainee.optimizer.step()
-        trainee.schedule.step(increment=1)
+        with self._closed.kept():
+            _, norm, _ = trainee.optimizer.step()
+        trainee.schedule.step(increment=self._clock.step)
         self._iteration += 1
         self._raise_masks()
         failed = self._failure.error is not None
@@ -239,6 +268,7 @@ class Run:
     def _raise_masks(self) -> None:
         self._masks = ramped(self._masks, 1, in_turn=self._setting.stage.masks.in_turn)
         self._live.move_to(self._masks)
+        self._closed.move_to(self._masks)
 
     def _advance(self) -> None:
         position = self._batches.position
@@ -251,21 +281,27 @@ class Run:
             flops=self._carried.flops + self._flops_per_step,
             base_output=self._setting.base_output,
         )
+        self._progress = self._progress.after_step(self._setting.stage)
 
     def _check(self, record: StepRecord) -> None:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
-            good = (
-                f"the last good checkpoint in {self._saving.folder} is that of step {self._saved}"
-            )
-            if self._saved is None:
-                good = "no checkpoint was saved before"
-            raise DivergenceError(
-                error.message,
-                f"{good}; lower the learning rate, look at the data of this step, and at settings "
-                "far from their defaults",
-            ) from None
+            raise DivergenceError(error.message, self._way_out()) from None
+
+    def _way_out(self) -> str:
+        """Return what to do about a step at which the run has diverged."""
+        back, begin = self._saved, self._setting.begin.stage_begin
+        good = f"the last good checkpoint in {self._saving.folder} is that of step {back}"
+        if back is None:
+            back, good = begin, "no checkpoint was saved before"
+        earlier = f" (or that of an earlier one, from {begin} on)" if back > begin else ""
+        return (
+            f"{good}; look at the data of this step, and at settings far from their defaults; to "
+            f"go on with a lower learning_rate.peak, another batch or data.seed, change it and say "
+            f"checkpoint.change_at: {back}{earlier} in the stage file, or for this stage in the "
+            "schedule, and run the same command again"
+        )
 
     @torch.no_grad()
     def _validate(self) -> ValidationRecord:
@@ -317,10 +353,14 @@ class Run:
             iteration=self._iteration,
             stage=self._setting.stage.name,
             stage_begin=begin.stage_begin,
-            carried=self._carried,
+            carried=self._carried.model_copy(
+                update={"losses": self._guard.losses, "loss_batches": self._guard.batches}
+            ),
             masks={name: mask for name, mask in self._masks.items() if mask.value < 1},
-            losses=tuple(self._guard.state()),
             family=begin.family,
+            stage_tokens=self._progress.tokens,
+            stage_batch=self._progress.batch,
+            settings=settings_of(self._setting.stage),
         )
         trainee = self._trainee
         schedule = trainee.schedule.state_dict()

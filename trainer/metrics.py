@@ -32,6 +32,7 @@ Json = dict[str, Any]
 OLD = ".old"
 COUNTS = ("step", "samples", "tokens", "flops")
 
+_STEP = b'"kind": "step"'
 _UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -118,9 +119,12 @@ class MetricsLog:
         if path.exists() and not path.is_file():
             raise UsageError(f"{path}: is no ordinary file", "name another log.metrics")
         kept = b"".join(_kept_lines(path, stage, begin)) if path.exists() else b""
+        self.set_aside = 0
+        """The steps of an earlier attempt."""
         with storage_errors(path, "opening"):
             unchanged = path.exists() and path.stat().st_size == len(kept)
             if not unchanged and not resumed and path.exists():
+                self.set_aside = path.read_bytes().count(_STEP) - kept.count(_STEP)
                 path.replace(path.with_name(path.name + OLD))
         if not unchanged:
             write_small(path, kept)
@@ -217,18 +221,18 @@ def read_metrics(path: Path) -> list[Record]:
     return [record for _, record in _lines(path)]
 
 
-def progress_line(record: StepRecord, last_step: int) -> str:
+def progress_line(record: StepRecord, last_step: int, seconds_left: float) -> str:
     """Return a step as one line for a terminal; lines of a stage have their columns aligned.
 
-    The time to ``last_step`` is an estimate from this step's. Utilisation is there if a peak is
-    known, masks while they are below 1.
+    ``seconds_left`` is an estimate of the time that the stage still takes. Utilisation is there if
+    a peak is known, masks while they are below 1.
     """
     width = len(f"{last_step:,}")
     norm = f"{record.grad_norm:.{'3f' if record.grad_norm < 100 else '1e'}}"
     speed = f"{record.model_tflops:7.3g} TFLOP/s"
     if record.utilisation is not None:
         speed += f" {record.utilisation:5.1%}"
-    left = _duration((last_step - record.step) * record.seconds)
+    left = _duration(seconds_left)
     parts = [
         f"{record.stage}  {record.step:{width},}/{last_step:,}",
         f"loss {record.loss:7.4f}",

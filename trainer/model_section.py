@@ -3,6 +3,7 @@
 Sizes have Megatron-LM's names, as everywhere in flmgrow.
 """
 
+from dataclasses import asdict
 from typing import Annotated
 
 from pydantic import Field
@@ -156,3 +157,37 @@ class ModelSection(Section):
             rotary=RotarySection(**vars(config.rotary)),
             multipliers=MultiplierSection(**vars(config.multipliers)),
         )
+
+
+def contradictions(section: ModelSection, config: ModelConfig) -> list[str]:
+    """Return, in words, where what a section says is not so in ``config``.
+
+    Only what the file says is compared: what it leaves out is as the model has it.
+    """
+    found, wanted = _fields(config), _spoken(section)
+    return [
+        f"{name} is {found[name]}, the stage file says {wanted[name]}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name] != found[name]
+    ]
+
+
+def _spoken(section: ModelSection) -> dict[str, object]:
+    """Return what a section says of a model's fields; a default says nothing."""
+    spoken: dict[str, object] = {}
+    for key in section.model_fields_set:
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            spoken |= {f"{key}.{name}": getattr(value, name) for name in value.model_fields_set}
+        elif value is not None:
+            spoken[FIELDS.get(key, key)] = value
+    return spoken
+
+
+def _fields(config: ModelConfig) -> dict[str, object]:
+    """Return all fields of a model, those of its parts by the part's name and their own."""
+    fields: dict[str, object] = {"heads": config.heads}
+    for name, value in asdict(config).items():
+        parts = value.items() if isinstance(value, dict) else ()
+        fields |= {f"{name}.{part}": inner for part, inner in parts} or {name: value}
+    return fields

@@ -13,12 +13,14 @@ from types import TracebackType
 import torch
 
 from flmgrow.trainer.metrics import (
+    OLD,
     MetricsLog,
     StepRecord,
     TensorBoard,
     ValidationRecord,
     progress_line,
 )
+from flmgrow.trainer.pace import Pace
 from flmgrow.trainer.stage import StageFile
 
 
@@ -41,12 +43,20 @@ class Reporter:
 
     def __init__(self, stage: StageFile, last: int, begin: int, *, resumed: bool) -> None:
         self._stage, self._last = stage, last
+        self.pace = Pace(stage, last)
         self._open = ExitStack()
         self._sinks: list[MetricsLog | TensorBoard] = []
         self._told: int | None = None
+        self.notes: list[str] = []
+        """What somebody may not expect of the files that it writes to."""
         if torch.distributed.get_rank() == 0:
             log = MetricsLog(stage.log.metrics, stage.name, begin, resumed=resumed)
             self._sinks.append(self._open.enter_context(log))
+            if log.set_aside:
+                self.notes.append(
+                    f"{stage.log.metrics} tells of {log.set_aside:,} steps of this stage, which "
+                    f"begins anew all the same; it is kept as {stage.log.metrics.name}{OLD}"
+                )
             if stage.log.tensorboard is not None:
                 board = TensorBoard(stage.log.tensorboard)
                 self._sinks.append(self._open.enter_context(board))
@@ -58,7 +68,8 @@ class Reporter:
         often = record.step % self._stage.log.every == 0
         if self._told is None or often or record.step == self._last:
             self._told = record.step
-            self.note(progress_line(record, self._last))
+            left = self.pace.left(record.step, record.seconds)
+            self.note(progress_line(record, self._last, left))
 
     def validation(self, record: ValidationRecord) -> None:
         """Tell of a validation."""

@@ -45,6 +45,7 @@ from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer import cpu
 from flmgrow.trainer.agreement import together
 from flmgrow.trainer.parameters import OptimizerView, Parameter, live_states
+from flmgrow.trainer.saved import iterations
 
 cpu.install()
 
@@ -184,12 +185,6 @@ def point_to(folder: Path, iteration: int) -> None:
     """Let the tracker in a folder of checkpoints name an iteration. Raises StorageError."""
     pointer, content = tracker(iteration)
     write_small(folder / pointer, content)
-
-
-def iterations(folder: Path) -> list[int]:
-    """Return the iterations in a folder of checkpoints, in rising order."""
-    names = (path.name.removeprefix("iter_") for path in folder.glob("iter_*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def random_states() -> bytes:

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,11 @@ def amount(value: object) -> object:
     if number.denominator != 1:
         raise ValueError(f"found {value!r:.40}, wanted an amount, such as 245.37B or 4,608,000")
     return number.numerator
+
+
+def nearest(number: Fraction) -> int:
+    """Return the nearest whole number, the larger of two."""
+    return floor(number + Fraction(1, 2))
 
 
 def token_text(value: object) -> object:

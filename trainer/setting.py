@@ -3,14 +3,14 @@
 The stage file says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.durable import check_free_space
+from flmgrow.formats.durable import check_free_space, make_folders
 from flmgrow.formats.layout import Layout, padded_size
 from flmgrow.formats.manifest_file import base_output
 from flmgrow.formats.strict_yaml import dotted
@@ -18,9 +18,12 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.trainer import cpu
-from flmgrow.trainer.data import Batching
+from flmgrow.trainer.changes import CHANGES, Change, changed_settings, record
+from flmgrow.trainer.clock import Clock, clock_of, steps_left
+from flmgrow.trainer.data import Batching, Json, Samples, digest_of, digests_of
 from flmgrow.trainer.loading import Begin, check_model
 from flmgrow.trainer.stage import StageFile, checkpoint_bytes, layout_of
+from flmgrow.trainer.stage_data import StageData
 from flmgrow.trainer.stage_keys import in_keys
 
 cpu.install()
@@ -51,7 +54,12 @@ class Setting:
     @property
     def last(self) -> int:
         """The iteration at which the stage ends."""
-        return self.begin.stage_begin + self.stage.steps
+        return self.begin.iteration + steps_left(self.stage, self.begin.progress)
+
+    @property
+    def clock(self) -> Clock:
+        """What the learning rate follows, where the run goes on."""
+        return clock_of(self.stage, self.begin.progress)
 
     @property
     def batching(self) -> Batching:
@@ -65,7 +73,7 @@ class Setting:
         )
 
 
-def setting_of(stage: StageFile, begin: Begin, ids: int) -> Setting:
+def make_setting(stage: StageFile, begin: Begin, ids: int) -> Setting:
     """Return the setting of ``stage``, whose tokenizer has so many ``ids``.
 
     Raises a FlmgrowError where its parts do not fit.
@@ -127,10 +135,63 @@ def _near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def taken(setting: Setting) -> str:
+    """Return what a stage has done that has come to its end."""
+    progress, training = setting.begin.progress, setting.stage.training
+    if training.steps is not None:
+        return f"has taken {progress.steps:,} of {training.steps:,} steps"
+    return f"has read {progress.tokens:,} of {training.tokens:,} tokens"
+
+
+def position_in(samples: Samples, setting: Setting) -> Json | None:
+    """Return where the run takes ``samples`` up, which are others only from a change on."""
+    position, at = setting.begin.carried.position, setting.stage.checkpoint.change_at
+    if position is not None and at == setting.begin.iteration:
+        return {**position, "data": digest_of(samples)}
+    return position
+
+
+def changes_of(setting: Setting, data: StageData) -> list[Change]:
+    """Return what holds from here on, and did not before."""
+    stage, begin = setting.stage, setting.begin
+    changed = changed_settings(stage, begin.settings)
+    if begin.carried.data not in ("", *digests_of(data.training)):
+        before, after = begin.carried.data_keys or {}, data.keys
+        changed |= (
+            {
+                key: (before.get(key), after.get(key))
+                for key in {**before, **after}
+                if before.get(key) != after.get(key)
+            }
+            if before
+            else {"data": (begin.carried.data, digest_of(data.training))}
+        )
+    return [
+        Change(stage.name, begin.iteration, key, *values, begin.progress)
+        for key, values in changed.items()
+    ]
+
+
+def record_changes(stage: StageFile, changes: Sequence[Change]) -> None:
+    """Write changes beside the stage's metrics, on the first rank."""
+    if torch.distributed.get_rank() == 0:
+        make_folders(Path(stage.log.metrics.anchor), stage.log.metrics.parent)
+        record(stage.log.metrics.with_name(CHANGES), changes)
+
+
 def notes(setting: Setting) -> Iterator[str]:
     """Yield what somebody may not expect of a run that begins."""
-    checkpoint, stage = setting.begin.checkpoint, setting.stage
-    if checkpoint is not None and checkpoint.optimizer is None:
+    begin, stage = setting.begin, setting.stage
+    checkpoint = begin.checkpoint
+    if begin.left is not None:
+        yield (
+            f"checkpoint.change_at: goes back from iteration {begin.left:,} to {begin.iteration:,}"
+        )
+    if checkpoint is not None and not begin.resumed:
+        yield from checkpoint.notes
+    if checkpoint is not None and begin.anew:
+        yield f"of {checkpoint.folder} only weights are taken: Adam, data and iterations begin anew"
+    elif checkpoint is not None and checkpoint.optimizer is None:
         yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
     if stage.warmup_steps >= stage.steps:
         yield (

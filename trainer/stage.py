@@ -21,7 +21,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
 from flmgrow.trainer.model_section import ModelSection
-from flmgrow.trainer.section import Name, Section
+from flmgrow.trainer.section import Name, Section, nearest
 from flmgrow.trainer.stage_sections import (
     CheckpointSection,
     DataSection,
@@ -87,14 +87,14 @@ class StageFile(Section):
     @property
     def warmup_steps(self) -> int:
         """The steps until the learning rate has its peak, rounded."""
-        return round(Fraction(self.learning_rate.warmup_samples, self.training.batch))
+        return nearest(Fraction(self.learning_rate.warmup_samples, self.training.batch))
 
     @property
     def decay_steps(self) -> int:
         """The steps, counted from the stage's begin, until it has its floor."""
         if self.learning_rate.decay_tokens is None:
             return self.steps
-        return max(1, round(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
+        return max(1, nearest(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
 
 
 def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:

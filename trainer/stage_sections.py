@@ -24,6 +24,7 @@ from flmgrow.trainer.section import (
     Seed,
     Share,
     amount,
+    nearest,
     token_text,
 )
 
@@ -113,7 +114,7 @@ class TrainingSection(Section):
         if self.steps is not None:
             return self.steps
         assert self.tokens is not None
-        return max(1, round(Fraction(self.tokens, self.batch * sequence_length)))
+        return max(1, nearest(Fraction(self.tokens, self.batch * sequence_length)))
 
 
 class LearningRateSection(Section):
@@ -174,11 +175,21 @@ class CheckpointSection(Section):
 
     The stage goes on from the newest checkpoint in ``folder``; if there is none, it begins with
     ``load`` (a checkpoint of any format and layout); without that, with fresh weights. ``every``
-    counts steps; ``keep`` is how many are kept (None: all).
+    counts steps; ``keep`` is how many are kept (None: all). ``begin`` says whether ``load`` gives
+    all that it has, or weights only, as it always is of a Hugging Face folder. ``change_at`` is an
+    iteration from whose checkpoint on settings hold that the stage did not begin with.
+    ``ignore_arguments`` and ``ignore_fields`` (of a ``config.json``) name what is vouched for
+    though flmgrow does not know it, or are patterns; ``true_vocab_size`` are the real rows of
+    ``load`` where its files do not say.
     """
 
     folder: FilePath = Path("checkpoints")
     load: FilePath | None = None
+    begin: Literal["anew", "continue"] | None = None
+    change_at: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    ignore_arguments: list[str] = Field(default_factory=list)
+    ignore_fields: list[str] = Field(default_factory=list)
+    true_vocab_size: Count | None = None
     every: Count | None = None
     keep: Count | None = None
     format: Literal["megatron", "torch_dist"] = "torch_dist"

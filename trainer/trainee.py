@@ -13,6 +13,7 @@ import torch
 from flmgrow.formats.new_arguments import new_arguments
 from flmgrow.formats.pipeline_arguments import layout_text
 from flmgrow.trainer import cpu
+from flmgrow.trainer.clock import Clock
 from flmgrow.trainer.masks import LiveMasks
 from flmgrow.trainer.model import build_model_chunks, transformer_config
 from flmgrow.trainer.optimizer import mup_overrides
@@ -97,7 +98,8 @@ def build(setting: Setting, masks: LiveMasks) -> Trainee:
     settings.grad_scale_func = optimizer.scale_loss
     parameters = parameters_of(plain, config, layout, setting.padded_vocab)
     view = OptimizerView(optimizer)
-    return Trainee(models, optimizer, view, _schedule(stage, optimizer), parameters)
+    schedule = _schedule(stage, setting.clock, optimizer)
+    return Trainee(models, optimizer, view, schedule, parameters)
 
 
 def _leave_padding_out(model: Any, vocab: int) -> None:
@@ -158,20 +160,21 @@ def _optimizer(setting: Setting, models: list[Any]) -> Any:
     return optimizer
 
 
-def _schedule(stage: StageFile, optimizer: Any) -> Any:
+def _schedule(stage: StageFile, clock: Clock, optimizer: Any) -> Any:
+    """Return the schedule, which counts samples, as Megatron-LM's does."""
     rate, decay = stage.learning_rate, stage.optimizer.weight_decay
-    steps = max(stage.decay_steps, stage.warmup_steps + 1)
+    end = max(clock.decay, clock.warmup + 1)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=rate.peak,
         min_lr=rate.floor,
-        lr_warmup_steps=stage.warmup_steps,
-        lr_decay_steps=steps,
+        lr_warmup_steps=clock.warmup,
+        lr_decay_steps=end,
         lr_decay_style=rate.style,
         start_wd=decay,
         end_wd=decay,
-        wd_incr_steps=steps,
+        wd_incr_steps=end,
         wd_incr_style="constant",
     )
 

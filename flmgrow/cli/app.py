@@ -8,6 +8,7 @@ import typer
 from flmgrow import __version__
 from flmgrow.cli import bake, data, expand, export, import_, inspect, plot, reshard, train, verify
 from flmgrow.cli import run as run_
+from flmgrow.cli.ended import EndedError
 from flmgrow.errors import FlmgrowError, as_storage_error, printable, tell
 
 INTERRUPTED = 130
@@ -47,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     except FlmgrowError as error:
         tell(error)
         return error.exit_code
+    except EndedError as ended:
+        return ended.code
     except typer.TyperException as error:
         print(f"error: {printable(error.format_message())}", file=sys.stderr)
         print("hint: flmgrow COMMAND --help lists what is accepted", file=sys.stderr)

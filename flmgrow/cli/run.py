@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from flmgrow.cli import options, report
+from flmgrow.cli.ended import EndedError
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
+from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
-from flmgrow.stages.run_folder import CHECKPOINTS, RunFolder
+from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.runner import launch, run_steps
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
@@ -56,7 +58,8 @@ def run(
     \b
     Example: flmgrow run configs/tiny.yaml --out runs/tiny
     """
-    stages = read_schedule(schedule)
+    where = out or Path("runs") / schedule.stem
+    stages = read_schedule(schedule, where)
     names = [planned.stage.name for planned in stages]
     if until is not None and until not in names:
         raise UsageError(f"--until {until}: no such stage", f"one of {', '.join(names)}")
@@ -64,7 +67,7 @@ def run(
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
     if as_json and not dry_run:
         raise UsageError("--json: shows a plan as data, wanted with --dry-run", "add --dry-run")
-    folder = RunFolder(out or Path("runs") / schedule.stem, stages)
+    folder = RunFolder(where, stages)
     if dry_run:
         checked(folder, schedule)
         _show(folder, list(steps_of(folder, until)), as_json)
@@ -78,7 +81,7 @@ def run(
         return
     code = run_steps(steps, launch, lambda line: print(line, file=sys.stderr, flush=True))
     if code:
-        raise typer.Exit(code)
+        raise EndedError(code)
     last = stages[-1] if until is None else stages[names.index(until)]
     print(folder.of(last, CHECKPOINTS))
 

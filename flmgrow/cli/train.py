@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flmgrow.cli.ended import EndedError
 from flmgrow.trainer.launch import launch
 from flmgrow.trainer.stage import read_stage
 
@@ -22,4 +23,4 @@ def train(stage: StagePath) -> None:
     Example: flmgrow train runs/16b/stage.yaml
     """
     if code := launch(stage, read_stage(stage).layout.world):
-        raise typer.Exit(code)
+        raise EndedError(code)

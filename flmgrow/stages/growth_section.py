@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from flmgrow.errors import UsageError
 from flmgrow.formats.problems import problems
 from flmgrow.model.config import ModelConfig
+from flmgrow.operators.growth import Growth
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.model_section import SIZES
 from flmgrow.trainer.stage import StageFile
@@ -29,6 +30,9 @@ GROWTH = (
     "seed",
 )
 """What a stage may say of its growth: all of a target but sizes and layout."""
+
+ACCEPTED = "changed-function"
+"""What ``growth.accept`` may say."""
 
 KEYS = {**STAGE_KEYS, **{name: f"growth.{name}" for name in GROWTH}}
 """A schedule's keys by the names of options, fields and axes."""
@@ -72,6 +76,29 @@ def check_only_sizes(changes: object) -> None:
         )
 
 
+def accepts_change(growth: Json) -> bool:
+    """Return whether a stage may grow into another function. Raises UsageError for other words."""
+    said = growth.get("accept")
+    if said not in (None, ACCEPTED):
+        raise UsageError(f"growth.accept: is {said!r:.60}, wanted {ACCEPTED}", HINT)
+    return said is not None
+
+
+def check_keeps_function(growth: Growth, *, accepts: bool) -> None:
+    """Raise UsageError if a growth changes the function and the schedule does not accept that.
+
+    It would be trained for, grown, and then stopped by its verification.
+    """
+    if growth.preserves or accepts:
+        return
+    methods = ", ".join(f"{name} by {method}" for name, method in growth.methods.items())
+    raise UsageError(
+        f"growth.method: {methods} changes the function, so its verification would stop the run",
+        "choose a method that keeps it (mask, zero or copy), or say growth.accept: "
+        f"{ACCEPTED} in that stage: verify's verdict is then recorded, and the run goes on",
+    )
+
+
 def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig) -> TargetFile:
     """Return what ``flmgrow expand --to`` is given, sizes that stay left out."""
     changed = {
@@ -80,6 +107,7 @@ def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig
         if key != "kv_channels" and getattr(new, field) != getattr(old, field)
     }
     layout = stage.layout.model_dump(include={"tp", "pp", "vpp", "pipeline_layers"})
+    growth = {key: value for key, value in growth.items() if key != "accept"}
     if unknown := sorted(map(str, growth.keys() - set(GROWTH))):
         raise UsageError(f"growth: {unknown[0]}: there is no such key", HINT)
     try:

@@ -7,6 +7,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.start import Start
 from flmgrow.trainer.stage import StageFile, checkpoint_bytes
 
 Json = dict[str, Any]
@@ -17,7 +18,7 @@ def stage_data(planned: PlannedStage) -> Json:
     """Return the numbers of a stage."""
     stage, layout = planned.stage, planned.stage.layout
     parameters = parameter_count(planned.config)
-    tokens = stage.steps * stage.tokens_per_step
+    tokens = planned.steps * stage.tokens_per_step
     return {
         "name": stage.name,
         "parameters": parameters,
@@ -25,7 +26,7 @@ def stage_data(planned: PlannedStage) -> Json:
         "replicas": layout.dp,
         "processes": layout.world,
         "first_iteration": planned.first,
-        "steps": stage.steps,
+        "steps": planned.steps,
         "tokens": tokens,
         "batch": stage.training.batch,
         "batch_tokens": stage.tokens_per_step,
@@ -48,6 +49,8 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     """Return what a person wants to know of a stage, by name."""
     data, stage = stage_data(planned), planned.stage
     rows = [("stage", f"{stage.name}, {planned.folder}")]
+    if planned.start is not None:
+        rows.append(("start", _start_text(planned.start)))
     if before is not None:
         rows += _growth_rows(planned, before)
     batch = f"{data['batch']:,} sequences of {stage.data.sequence_length:,}"
@@ -71,9 +74,16 @@ def _growth_rows(planned: PlannedStage, before: PlannedStage) -> Rows:
     ramps = {mask.ramp_steps for mask in planned.growth.masks.values()}
     ramp = f", open after {max(ramps):,} steps" if ramps else ""
     if ramps and planned.unfinished:
-        ramp += f", of which the stage has {planned.stage.steps:,}"
+        ramp += f", of which the stage has {planned.steps:,}"
     moved = f"{before.layout} -> {planned.layout}"
-    return [("growth", f"{methods or 'none'}{ramp}; {moved}")]
+    other = "; changes the function, which is accepted" if planned.accepts else ""
+    return [("growth", f"{methods or 'none'}{ramp}; {moved}{other}")]
+
+
+def _start_text(start: Start) -> str:
+    """Return what a run begins with, and what of it."""
+    taken = "weights only" if start.anew else f"all that it has, from iteration {start.iteration:,}"
+    return f"{start.place}: {taken}"
 
 
 def _processes(data: Json) -> str:

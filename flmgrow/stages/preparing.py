@@ -18,9 +18,12 @@ from flmgrow.formats.problems import problems
 from flmgrow.formats.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.formats.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.run_folder import CHECKPOINTS, GROWTH, STAGE, START, RunFolder
+from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.run_folder import GROWTH, SOURCE, STAGE, START, RunFolder
 from flmgrow.stages.schedule import TENSORBOARD, PlannedStage
+from flmgrow.stages.start import StartFile
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.trainer.saved import saved_iterations
 from flmgrow.trainer.stage import StageFile
 
 SCHEDULE = "schedule.yaml"
@@ -28,7 +31,23 @@ _LENGTHS = ("training.steps", "training.tokens")
 _FREE = ("checkpoint.", "log.", "guard.")
 """What may change while a stage runs: how it is watched and kept. So may its length, to its end."""
 
-_FORMS: Mapping[str, type[BaseModel]] = {STAGE: StageFile, GROWTH: TargetFile}
+_CHANGEABLE = (
+    "training.",
+    "learning_rate.",
+    "optimizer.",
+    "masks.",
+    "data.",
+    "layout.",
+)
+"""What may change from a checkpoint on, where the stage says from which. Not its model."""
+
+_REFUSED = "this stage has begun: give another --out, or the schedule it began with"
+
+_FORMS: Mapping[str, type[BaseModel]] = {
+    STAGE: StageFile,
+    GROWTH: TargetFile,
+    SOURCE: StartFile,
+}
 _FOLDER = re.compile(r"\d{2,}-.+")
 
 Json = dict[str, Any]
@@ -69,8 +88,10 @@ def checked(folder: RunFolder, schedule: Path) -> Files:
 def _contents(planned: PlannedStage) -> dict[str, Json]:
     stage = planned.stage
     begins: Json = {"folder": Path(CHECKPOINTS)}
-    if planned.target is not None:
+    if planned.is_given:
         begins["load"] = Path(START)
+    if planned.start is not None:
+        begins["begin"] = "anew" if planned.start.anew else "continue"
     checkpoint = stage.checkpoint.model_copy(update=begins)
     log: Json = {"metrics": Path("metrics.jsonl")}
     if stage.log.tensorboard is not None:
@@ -79,6 +100,8 @@ def _contents(planned: PlannedStage) -> dict[str, Json]:
     files = {STAGE: _plain(stage.model_copy(update=changed))}
     if planned.target is not None:
         files[GROWTH] = _plain(planned.target)
+    if planned.start is not None:
+        files[SOURCE] = _plain(StartFile.of(planned.start, stage))
     return files
 
 
@@ -101,9 +124,13 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: Mapping[st
     settled = folder.is_settled(planned)
     ended = settled or any(folder.of(stage, START).exists() for stage in folder.after(planned))
     free = _FREE if ended else (*_FREE, *_LENGTHS)
+    if not ended and planned.stage.checkpoint.change_at is not None:
+        free = (*free, *_CHANGEABLE)
+    given = settled or folder.of(planned, START).exists() or bool(folder.ancestry(planned))
     begun = {
         STAGE: settled or folder.of(planned, CHECKPOINTS).exists(),
-        GROWTH: settled or folder.of(planned, START).exists() or bool(folder.ancestry(planned)),
+        GROWTH: given,
+        SOURCE: given,
     }
     for name, content in files.items():
         path = folder.of(planned, name)
@@ -112,15 +139,27 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: Mapping[st
         old, new = _written(path), dotted(content)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and not key.startswith(free):
+                changeable = name == STAGE and not ended and key.startswith(_CHANGEABLE)
                 raise UsageError(
                     f"{path}: {key} is {_shown(old.get(key))}, the schedule says "
                     f"{_shown(new.get(key))}",
-                    "this stage has begun: give another --out, or the schedule it began with",
+                    _way_on(folder, planned) if changeable else _REFUSED,
                 )
 
 
+def _way_on(folder: RunFolder, planned: PlannedStage) -> str:
+    """Return how a setting of a stage that has begun may be changed."""
+    saved = saved_iterations(folder.of(planned, CHECKPOINTS))
+    told = f" ({', '.join(map(str, saved))})" if saved else ""
+    return (
+        "this stage has begun: for it to hold from a checkpoint on, say checkpoint.change_at in "
+        f"this stage, with an iteration that is saved{told} or {planned.first} for its begin; else "
+        "give another --out, or the schedule it began with"
+    )
+
+
 def _check_length(folder: RunFolder, planned: PlannedStage, schedule: Path) -> None:
-    reached = folder.trained_to(planned)
+    reached = None if folder.is_pending(planned) else folder.trained_to(planned)
     if reached is not None and reached > planned.last:
         key = "steps" if planned.stage.training.tokens is None else "tokens"
         raise UsageError(

@@ -6,6 +6,7 @@
     RUN/01-NAME/stage.yaml       what the trainer is given
     RUN/01-NAME/checkpoints/     what it saved
     RUN/01-NAME/metrics.jsonl    what it told
+    RUN/01-NAME/changes.jsonl    settings that are others since a checkpoint, if any
     RUN/02-NAME/growth.yaml      what expand is given
     RUN/02-NAME/start/           the grown checkpoint, with the receipt of its verification
 
@@ -14,6 +15,9 @@ whole or not at all. So a run that was killed at any moment goes on with the sam
 
 What a stage was needed for ends when the next one's growth is verified. From then on it is done,
 whether or not its checkpoints are still there: who needs the disk may remove them.
+
+A first stage that starts with a model has a folder ``start`` of its own, and ``start.yaml``, which
+says what it was made from.
 """
 
 from collections.abc import Sequence
@@ -21,15 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.files import first_bytes
-from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import lineage, read_manifest
 from flmgrow.formats.megatron_writing import folder_name
 from flmgrow.formats.training_state import read_training_state
+from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_to
 from flmgrow.stages.schedule import PlannedStage
 
-STAGE, GROWTH, START, CHECKPOINTS = "stage.yaml", "growth.yaml", "start", "checkpoints"
+STAGE, GROWTH, SOURCE, START = "stage.yaml", "growth.yaml", "start.yaml", "start"
+
+FUNCTION = "function"
+"""What ``verify`` calls its comparison of what two models compute."""
 
 Json = dict[str, Any]
 
@@ -59,17 +64,18 @@ class RunFolder:
 
     def trained_to(self, planned: PlannedStage) -> int | None:
         """Return the iteration of a stage's newest checkpoint, None if it has none."""
-        tracker = self.of(planned, CHECKPOINTS, TRACKER)
-        if not tracker.is_file():
-            return None
-        text = first_bytes(tracker, 64).decode("ascii", "replace").strip()
-        if not text.isdecimal():
-            raise BadCheckpointError(f"{tracker}: found {text!r}, wanted a number")
-        return int(text)
+        return trained_to(self.of(planned, CHECKPOINTS))
 
     def is_trained(self, planned: PlannedStage) -> bool:
-        """Whether a stage has come to its end."""
-        return self.is_settled(planned) or self.trained_to(planned) == planned.last
+        """Whether a stage has come to its end, with the settings that it has."""
+        if self.is_settled(planned):
+            return True
+        return self.trained_to(planned) == planned.last and not self.is_pending(planned)
+
+    def is_pending(self, planned: PlannedStage) -> bool:
+        """Whether a stage goes back from its newest checkpoint, to change its settings."""
+        newest = newest_state(self.of(planned, CHECKPOINTS), planned.stage.name)
+        return is_pending(planned.stage, newest)
 
     def is_grown(self, planned: PlannedStage) -> bool:
         """Whether the checkpoint that a stage begins with is there, or no longer needed."""
@@ -77,7 +83,7 @@ class RunFolder:
         return start.exists() or self._is_proved(planned) or self.is_settled(planned)
 
     def is_verified(self, planned: PlannedStage) -> bool:
-        """Whether that checkpoint was found to compute what the one before does.
+        """Whether that checkpoint was found to compute what the one before does, or may differ.
 
         A verdict of its own counts before that of a later stage: a gate that is shut stays shut.
         """
@@ -112,12 +118,26 @@ class RunFolder:
         return {**known[-2], **(manifest.get("training") or {})} if known[1:] else {}
 
     def _verdict(self, planned: PlannedStage) -> bool | None:
-        """Return whether verification proved a stage's start in full, None if it was not asked."""
+        """Return whether verification proved a stage's start in full, None if it was not asked.
+
+        Where another function is accepted, all else must have been as it should.
+        """
         known = self.ancestry(planned)
         receipt = known[-1].get("receipt") if known else None
         if not isinstance(receipt, dict):
             return None
-        return receipt.get("equal") is True and receipt.get("proven") is not False
+        if receipt.get("equal") is True:
+            return receipt.get("proven") is not False
+        return planned.accepts and not receipt.get("missing") and self._only_differs(planned)
+
+    def _only_differs(self, planned: PlannedStage) -> bool:
+        """Whether a stage's start failed in nothing but its function, as far as it is there.
+
+        It was asked before the stage was trained.
+        """
+        manifest = read_manifest(self.of(planned, START))
+        checks = ((manifest or {}).get("receipt") or {}).get("checks", [])
+        return {c.get("name") for c in checks if c.get("passed") is False} <= {FUNCTION}
 
     def _is_proved(self, planned: PlannedStage) -> bool:
-        return planned.target is not None and self._verdict(planned) is True
+        return planned.is_given and self._verdict(planned) is True

@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType
 
 from flmgrow.errors import FlmgrowError
-from flmgrow.stages.steps import Step
+from flmgrow.stages.steps import DIFFERS, Step
 from flmgrow.trainer.processes import end_with_parent, stopping_signals
 
 Launch = Callable[[tuple[str, ...]], int]
@@ -32,7 +32,10 @@ def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None])
         if step.done():
             continue
         say(f"$ {step.command}")
-        if code := launch(step.words):
+        code = launch(step.words)
+        if code == DIFFERS and step.may_differ and step.done():
+            say("note: another function, which growth.accept allows: the run goes on")
+        elif code:
             return code
         if not step.done():
             raise StepNotDoneError(

@@ -22,11 +22,15 @@ from flmgrow.operators.target import grow
 from flmgrow.stages.growth_section import (
     HINT,
     KEYS,
+    accepts_change,
+    check_keeps_function,
     check_only_sizes,
     growth_of,
     sizes_after,
     target_of,
 )
+from flmgrow.stages.past import steps_of
+from flmgrow.stages.start import Start, check_agrees, start_of
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.data import changes
 from flmgrow.trainer.model_section import ModelSection
@@ -40,6 +44,9 @@ _LENGTHS = ("steps", "tokens")
 _OF_THE_FOLDER = ("checkpoint.folder", "checkpoint.load", "log.metrics")
 """What a stage file says and a schedule does not: the run's folder decides."""
 
+_OF_ONE_STAGE = ("checkpoint.begin", "checkpoint.change_at")
+"""What can hold for one stage only."""
+
 TENSORBOARD = "tensorboard"
 """The folder beside a stage's checkpoints, if it has one."""
 
@@ -50,8 +57,12 @@ Json = dict[str, Any]
 class PlannedStage:
     """One stage of a run: its file, its model, and how it grows (None for the first).
 
+    A first stage may have a ``start``. Of a later one ``accepts`` says that it may grow into
+    another function.
+
     ``first`` is the iteration at which it begins, ``folder`` its folder in the run's, ``masks`` are
-    those with which it begins.
+    those with which it begins. It takes ``steps`` of them, of which some may have had another
+    batch.
     """
 
     stage: StageFile
@@ -59,26 +70,36 @@ class PlannedStage:
     layout: Layout
     padded_vocab: int
     first: int
+    steps: int
     folder: str
     target: TargetFile | None = None
     growth: Growth | None = None
+    start: Start | None = None
+    accepts: bool = False
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it begins with a checkpoint, and not with fresh weights."""
+        return self.target is not None or self.start is not None
 
     @property
     def unfinished(self) -> dict[Dimension, Mask]:
         """The masks that are not open when it ends."""
-        return self.stage.masks.after(self.masks, self.stage.steps)
+        return self.stage.masks.after(self.masks, self.steps)
 
     @property
     def last(self) -> int:
         """The iteration at which it ends."""
-        return self.first + self.stage.steps
+        return self.first + self.steps
 
 
-def read_schedule(path: Path) -> list[PlannedStage]:
+def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
     """Return the stages of a schedule file, in order.
 
-    Raises UsageError, naming file, stage and key, for what cannot be carried out.
+    ``run`` is the run's folder: how many steps a stage takes depends on what has been done there
+    with other batches. Raises UsageError, naming file, stage and key, for what cannot be carried
+    out, and what opening the checkpoint raises that the first stage starts with.
     """
     data = read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
@@ -89,11 +110,14 @@ def read_schedule(path: Path) -> list[PlannedStage]:
     common = {key: value for key, value in data.items() if key != "stages"}
     with told_of(path):
         _check_places(common)
+        _check_of_one_stage(common)
     planned: list[PlannedStage] = []
     for number, (name, own) in enumerate(zip(names, data["stages"], strict=True), 1):
         before = planned[-1] if planned else None
         with told_of(path, f"stage {name}: "):
-            planned.append(_planned(path, number, common, own, before))
+            planned.append(_planned(Place(path, number, run), common, own, before))
+        if planned[-1].start is not None:  # what is said of the model is said once, by its start
+            common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
     return planned
 
 
@@ -145,30 +169,53 @@ def _check_places(data: Json) -> None:
         )
 
 
-def _planned(
-    path: Path, number: int, common: Json, own: Json, before: PlannedStage | None
-) -> PlannedStage:
+def _check_of_one_stage(data: Json) -> None:
+    for key in _OF_ONE_STAGE:
+        section, name = key.split(".")
+        inside = data.get(section)
+        if isinstance(inside, dict) and inside.get(name) is not None:
+            raise UsageError(f"{key}: holds for one stage only", "say it in that stage")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage stands: the schedule's file, its number there, and the run's folder."""
+
+    schedule: Path
+    number: int
+    run: Path | None
+
+    def steps_of(self, stage: StageFile, first: int) -> int:
+        """Return the steps that a stage takes, of which some may be done."""
+        if self.run is None:
+            return stage.steps
+        return steps_of(self.run / self.folder_of(stage), stage, first)
+
+    def folder_of(self, stage: StageFile) -> str:
+        """Return the name of the stage's folder."""
+        return f"{self.number:02d}-{stage.name}"
+
+
+def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None) -> PlannedStage:
     _check_places(own)
-    growth = growth_of(own, first=before is None)
-    sizes = {} if before is None else {"model": sizes_after(before.config, own.get("model"))}
+    if before is None:
+        return _first(place, common, own)
+    _check_later(own)
+    growth = growth_of(own, first=False)
+    sizes = {"model": sizes_after(before.config, own.get("model"))}
     merged = merge(merge(common, sizes), {k: v for k, v in own.items() if k != "growth"})
-    stage = stage_of(merged, path)
-    if stage.model.vocab_size is None:
-        raise UsageError("model.vocab_size: is not given", "a run is planned before data is read")
-    with in_keys("model", KEYS):
-        asked = stage.model.config(stage.model.vocab_size, stage.data.sequence_length)
-    folder = f"{number:02d}-{stage.name}"
+    stage = stage_of(merged, place.schedule)
+    asked = _asked(stage)
     multiple = stage.model.make_vocab_size_divisible_by
     padded = padded_size(asked.vocab, multiple, stage.layout.tp)
-    if before is None:
-        with in_keys("layout", KEYS):
-            layout = layout_of(stage, asked, padded)
-        return PlannedStage(stage, asked, layout, padded, 0, folder)
     check_only_sizes(own.get("model"))
-    _check_same_data(before.stage, stage)
+    if stage.checkpoint.change_at is None:
+        _check_same_data(before.stage, stage)
     with in_keys("growth", KEYS):
+        accepts = accepts_change(growth)
         target = target_of(growth, stage, before.config, asked)
         grown = grow(before.config, target.target(), before.padded_vocab, padded)
+        check_keeps_function(grown, accepts=accepts)
         masks = _masks_of(grown, before)
     with in_keys("layout", KEYS):
         layout = layout_of(stage, grown.new, padded)
@@ -180,11 +227,58 @@ def _planned(
         layout,
         padded,
         before.last,
-        folder,
+        place.steps_of(stage, before.last),
+        place.folder_of(stage),
         target=target,
         growth=grown,
+        accepts=not grown.preserves,
         masks=masks,
     )
+
+
+def _first(place: Place, common: Json, own: Json) -> PlannedStage:
+    """Return the first stage, which begins with fresh weights, or a start."""
+    growth_of(own, first=True)
+    merged = merge(common, {key: value for key, value in own.items() if key != "start"})
+    stage = stage_of(merged, place.schedule)
+    start = start_of(own, stage, place.schedule.absolute().parent)
+    if start is None:
+        if stage.checkpoint.begin is not None:
+            raise UsageError(
+                f"checkpoint.begin: is {stage.checkpoint.begin}, but the stage has no start",
+                "fresh weights begin anew: leave it out",
+            )
+        config = _asked(stage)
+    else:
+        check_agrees(stage.model, start)
+        config = start.config
+        stage = stage.model_copy(update={"model": start.section})
+    padded = padded_size(config.vocab, stage.model.make_vocab_size_divisible_by, stage.layout.tp)
+    with in_keys("layout", KEYS):
+        layout = layout_of(stage, config, padded)
+    first = 0 if start is None else start.iteration
+    steps, folder = place.steps_of(stage, first), place.folder_of(stage)
+    return PlannedStage(stage, config, layout, padded, first, steps, folder, start=start)
+
+
+def _asked(stage: StageFile) -> ModelConfig:
+    """Return the model that a stage describes."""
+    if stage.model.vocab_size is None:
+        raise UsageError("model.vocab_size: is not given", "a run is planned before data is read")
+    with in_keys("model", KEYS):
+        return stage.model.config(stage.model.vocab_size, stage.data.sequence_length)
+
+
+def _check_later(own: Json) -> None:
+    """Raise UsageError if a later stage says how the run begins."""
+    checkpoint = own.get("checkpoint")
+    begins = isinstance(checkpoint, dict) and checkpoint.get("begin") is not None
+    if begins or own.get("start") is not None:
+        key = "checkpoint.begin" if begins else "start"
+        raise UsageError(
+            f"{key}: a later stage begins with what grew out of the one before",
+            "only the first stage of a schedule may say it",
+        )
 
 
 def _masks_of(growth: Growth, before: PlannedStage) -> Mapping[Dimension, Mask]:
@@ -195,7 +289,7 @@ def _masks_of(growth: Growth, before: PlannedStage) -> Mapping[Dimension, Mask]:
         left = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in before.unfinished.items())
         raise UsageError(
             f"growth: the stage {before.stage.name} has not opened its own when it ends ({left})",
-            f"let its masks open within {before.stage.steps:,} steps (growth.ramp_steps), or make "
+            f"let its masks open within {before.steps:,} steps (growth.ramp_steps), or make "
             "it longer",
         )
     return growth.masks

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from flmgrow.stages.run_folder import CHECKPOINTS, GROWTH, STAGE, START, RunFolder
+from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.run_folder import GROWTH, STAGE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.start import Start
+from flmgrow.trainer.opening import said_of
 
 PORT = 29500
+DIFFERS = 1
+"""The exit code of a ``verify`` that found a difference."""
+
 FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 
 
@@ -22,12 +28,14 @@ FIRST_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 class Step:
     """One step: ``words`` are its command, without ``flmgrow``; ``done`` looks at the disk.
 
-    ``stage`` is the one that is trained, or that the step makes the start of.
+    ``stage`` is the one that is trained, or that the step makes the start of. ``may_differ``:
+    that it finds another function (exit code 1) is no failure.
     """
 
     stage: PlannedStage
     words: tuple[str, ...]
     done: Callable[[], bool]
+    may_differ: bool = False
 
     @property
     def command(self) -> str:
@@ -43,28 +51,59 @@ class Step:
 def steps_of(folder: RunFolder, until: str | None = None) -> Iterator[Step]:
     """Yield the steps of a run in order, up to the training of the stage called ``until``."""
     for planned in folder.stages:
-        if planned.target is not None:
-            yield from _growth(folder, planned)
+        if planned.is_given:
+            yield from _start(folder, planned)
         words = ("train", str(folder.of(planned, STAGE)))
         yield Step(planned, words, partial(folder.is_trained, planned))
         if planned.stage.name == until:
             return
 
 
-def _growth(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
-    source = str(folder.of(folder.before(planned), CHECKPOINTS))
-    start = str(folder.of(planned, START))
-    target = ("--to", str(folder.of(planned, GROWTH)))
+def _start(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
+    """Yield what makes the checkpoint that a stage begins with, and proves it."""
+    start, said = str(folder.of(planned, START)), _said(planned)
+    how: tuple[str, ...]
+    if planned.start is None:
+        source = str(folder.of(folder.before(planned), CHECKPOINTS))
+        how = ("expand", source, start, "--to", str(folder.of(planned, GROWTH)))
+    else:
+        source = planned.start.place
+        how = (*_laid_out(planned, planned.start), source, start)
     form = ("--format", planned.stage.checkpoint.format)
-    expand = ("expand", source, start, *target, *form)
-    yield Step(planned, expand, partial(folder.is_grown, planned))
-    yield Step(planned, ("verify", source, start), partial(folder.is_verified, planned))
+    yield Step(planned, (*how, *form, *said), partial(folder.is_grown, planned))
+    words = ("verify", source, start, *said)
+    yield Step(planned, words, partial(folder.is_verified, planned), planned.accepts)
+
+
+def _laid_out(planned: PlannedStage, start: Start) -> tuple[str, ...]:
+    """Return the command, and its options, that lays a model out for the first stage."""
+    layout = planned.stage.layout
+    words = ["import" if start.imported else "reshard"]
+    words += ["--tp", str(layout.tp), "--pp", str(layout.pp), "--vpp", str(layout.vpp)]
+    if layout.pipeline_layers is not None:
+        words += ["--pipeline-layers", ",".join(map(str, layout.pipeline_layers))]
+    return (*words, "--no-optimizer") if start.anew and not start.imported else tuple(words)
+
+
+def _said(planned: PlannedStage) -> tuple[str, ...]:
+    """Return the options by which the user vouches for what a start has; the rest is flmgrow's."""
+    if planned.start is None:
+        return ()
+    said = said_of(planned.stage)
+    words = [word for name in said.ignored_arguments for word in ("--ignore-arg", name)]
+    words += [word for name in said.ignored_fields for word in ("--ignore-field", name)]
+    numbers = {
+        "--true-vocab-size": said.true_vocab,
+        "--max-position-embeddings": planned.start.max_positions,
+    }
+    words += [w for option, n in numbers.items() if n is not None for w in (option, str(n))]
+    return tuple(words)
 
 
 def submitted(step: Step, launcher: str, devices: int) -> str:
     """Return the command to submit for ``step`` on nodes with ``devices`` devices each."""
     if not step.trains:
-        return step.command
+        return f"{step.command} || [ $? -eq {DIFFERS} ]" if step.may_differ else step.command
     world = step.stage.stage.layout.world
     # A launcher starts equally many ranks on every node.
     nodes = next(n for n in range(ceil(world / devices), world + 1) if world % n == 0)

@@ -111,7 +111,7 @@ def describe(
         "options": dict(options),
         "dropped": list(plan.dropped),
         "optimizer": _optimizer(plan),
-        "training": _training(source),
+        "training": _training(plan),
         "drift": list(drift),
         "notes": list(growth.notes),
         "files": [{"path": f.path, "size": f.size, "xxh3_128": f.xxh3_128} for f in files],
@@ -119,9 +119,13 @@ def describe(
     }
 
 
-def _training(source: Checkpoint) -> Json | None:
-    carried = training_of(source)
-    return None if carried is None else carried.model_dump()
+def _training(plan: Plan) -> Json | None:
+    """Return what training goes on with; losses of another function say nothing of this one's."""
+    carried = training_of(plan.source)
+    if carried is None:
+        return None
+    lost = set() if plan.growth.preserves else {"losses", "loss_batches"}
+    return carried.model_dump(exclude=lost)
 
 
 def _base_output(source: Checkpoint) -> float:

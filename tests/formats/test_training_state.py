@@ -58,9 +58,12 @@ STATES = st.builds(
         data_keys=st.none() | st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
         tokenizer=st.none()
         | st.builds(TokenizerFacts, vocab_size=st.integers(1, 1 << 62), eod=COUNTS),
+        losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)),
     ),
     masks=masks(),
-    losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)).map(tuple),
+    stage_tokens=st.none() | COUNTS,
+    stage_batch=st.none() | st.integers(1, 1 << 62),
+    settings=st.dictionaries(st.text(max_size=5), st.none() | st.text(max_size=5) | COUNTS),
     family=st.lists(st.fixed_dictionaries({"name": st.text(), "parameters": COUNTS})).map(tuple),
 ).map(of_a_stage)
 
@@ -78,7 +81,8 @@ def test_it_comes_back_to_the_last_bit(
         state.iteration, state.stage, state.stage_begin,
     )  # fmt: skip
     assert found.carried == state.carried
-    assert found.losses == state.losses
+    assert (found.stage_tokens, found.stage_batch) == (state.stage_tokens, state.stage_batch)
+    assert found.settings == state.settings
     assert list(found.masks) == list(state.masks)  # masks that rise in turn rise in this order
     for name, mask in state.masks.items():
         assert (found.masks[name].value, found.masks[name].ramp_steps) == (
@@ -98,9 +102,8 @@ def good() -> dict[str, Any]:
         iteration=7,
         stage="small",
         stage_begin=3,
-        carried=Carried(consumed_samples=56, data="abc", tokens=1792, flops=10**30),
+        carried=Carried(consumed_samples=56, data="abc", tokens=1792, flops=10**30, losses=[3.5]),
         masks={Dimension.FFN: Mask(Dimension.FFN, fresh, 0.25, 8)},
-        losses=(3.5,),
         family=({"name": "start"},),
     )
     content: dict[str, Any] = json.loads(state.encode())
@@ -154,7 +157,11 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
         read_training_state(tmp_path)
 
 
-@pytest.mark.parametrize("key", sorted(good()))
+NEWER = {"stage_tokens", "stage_batch", "settings"}
+"""What files of the first trainers lack."""
+
+
+@pytest.mark.parametrize("key", sorted(good().keys() - NEWER))
 def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
     content = good()
     del content[key]
@@ -172,3 +179,22 @@ def test_earlier_versions_told_no_tokenizer() -> None:
 def test_a_position_needs_data() -> None:
     assert Carried().position is None
     assert Carried(consumed_samples=3, data="d").position == {"consumed_samples": 3, "data": "d"}
+
+
+def test_an_older_file_has_its_losses_beside_what_goes_on(tmp_path: Path) -> None:
+    content = {key: value for key, value in good().items() if key not in NEWER}
+    for key in ("losses", "loss_batches"):
+        del content["carried"][key]
+    (tmp_path / TRAINING).write_text(json.dumps(content | {"losses": [3.5, 2.25]}))
+    found = read_training_state(tmp_path)
+    assert found is not None
+    assert (found.carried.losses, found.carried.loss_batches) == ([3.5, 2.25], [])
+    assert (found.stage_tokens, found.stage_batch, found.settings) == (None, None, {})
+
+
+def test_losses_have_as_many_batches(tmp_path: Path) -> None:
+    content = good()
+    content["carried"] |= {"losses": [3.5, 2.25], "loss_batches": [8]}
+    (tmp_path / TRAINING).write_text(json.dumps(content))
+    with pytest.raises(BadCheckpointError, match=r"carried: .*2 losses of 1 batches"):
+        read_training_state(tmp_path)

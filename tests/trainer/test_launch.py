@@ -118,6 +118,21 @@ def test_signals_reach_every_rank_once(place: Path, number: signal.Signals) -> N
         assert (place / f"asked-{rank}").read_text() == str(int(number))
 
 
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [("sys.exit(128 + number)", ""), ("end(number)", "error: interrupted\n")],
+)
+def test_an_interrupt_is_told_once(place: Path, then: str, told: str) -> None:
+    """By the rank, or by who started it if the rank could not: it was still being loaded."""
+    end = "def end(n): signal.signal(n, signal.SIG_DFL); os.kill(os.getpid(), n)\nimport os\n"
+    process = launched(place, 1, end + HANDLER.replace("{then}", then))
+    wait_for(place, ["ready-0"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert (place / "told").read_text().startswith(told)
+    assert (place / "told").read_text().count("interrupted") == told.count("interrupted")
+
+
 def test_a_second_signal_kills(place: Path) -> None:
     process = launched(place, 2, HANDLER.replace("{then}", ""))
     wait_for(place, ["ready-0", "ready-1"])

@@ -218,6 +218,8 @@ def test_what_may_not_be_expected_is_told(data: Path, begun: Path, tmp_path: Pat
     process.wait()
     summary = f"small  33,696 parameters  TP1 x PP1 x DP1  float32  begins with {exported}\n"
     assert told.pop(0) == summary
-    assert told[0] == f"note: {exported} has no optimizer state: Adam begins anew\n"
+    assert told[0] == (
+        f"note: of {exported} only weights are taken: Adam, data and iterations begin anew\n"
+    )
     assert told[1].startswith("note: checkpoint.every is not given: 2,000 steps are saved")
     assert told[2].startswith("small")

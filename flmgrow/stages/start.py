@@ -1,0 +1,109 @@
+"""A run may begin with a model that exists, and its sizes are that model's.
+
+It is laid out for the first stage, in a folder of the run's own, and that it still computes the
+same is verified: from there on it is treated as what grows between two stages is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.hub.names import hub_name, is_on_hub
+from flmgrow.hub.reading import fetch
+from flmgrow.model.config import ModelConfig
+from flmgrow.trainer.model_section import ModelSection, contradictions
+from flmgrow.trainer.opening import begins_anew, in_keys_of_a_stage, said_of
+from flmgrow.trainer.section import Section
+from flmgrow.trainer.stage import StageFile
+
+HINT = "such as start: models/llama, or start: hf://ORG/NAME"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The model that a run begins with.
+
+    ``place`` is where it is, as a command takes it. Counting begins at ``iteration``, which is 0
+    where only weights are taken (``anew``). ``imported``: it is a Hugging Face folder.
+    ``max_positions`` is the length of texts that it is wanted for, where that was said.
+    """
+
+    place: str
+    config: ModelConfig
+    vocab_multiple: int
+    iteration: int
+    anew: bool
+    imported: bool
+    max_positions: int | None
+
+    @property
+    def section(self) -> ModelSection:
+        """The model as a stage file describes it."""
+        return ModelSection.of(self.config, self.vocab_multiple)
+
+
+class StartFile(Section):
+    """What a run's folder keeps of how its first stage begins."""
+
+    start: str
+    begin: Literal["anew", "continue"]
+    tp: int
+    pp: int
+    vpp: int
+    pipeline_layers: list[int] | None = None
+    format: str
+
+    @classmethod
+    def of(cls, start: Start, stage: StageFile) -> "StartFile":
+        """Return it for the stage that begins with ``start``."""
+        layout = stage.layout
+        return cls(
+            start=start.place,
+            begin="anew" if start.anew else "continue",
+            tp=layout.tp,
+            pp=layout.pp,
+            vpp=layout.vpp,
+            pipeline_layers=layout.pipeline_layers,
+            format=stage.checkpoint.format,
+        )
+
+
+def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | None:
+    """Return the model that a stage says it begins with, None if it says none.
+
+    A path is seen from ``folder``. Raises UsageError, and what opening it raises.
+    """
+    said = own.get("start")
+    if said is None:
+        return None
+    if not isinstance(said, str) or not said:
+        raise UsageError(f"start: is {said!r:.60}, wanted a folder, or a model on the Hub", HINT)
+    on_hub = is_on_hub(Path(said))
+    place = str(hub_name(Path(said))) if on_hub else str(folder / Path(said).expanduser())
+    path = fetch(hub_name(Path(said)))[0] if on_hub else Path(place)
+    with in_keys_of_a_stage():
+        anew = begins_anew(stage.checkpoint, path)
+        with open_checkpoint(path, None, said_of(stage)) as checkpoint:
+            return Start(
+                place,
+                checkpoint.config,
+                checkpoint.vocab_multiple,
+                0 if anew else checkpoint.iteration or 0,
+                anew,
+                checkpoint.format == "huggingface",
+                stage.model.max_position_embeddings,
+            )
+
+
+def check_agrees(section: ModelSection, start: Start) -> None:
+    """Raise UsageError, naming each difference, if a schedule says otherwise than its start."""
+    if differing := contradictions(section, start.config):
+        raise UsageError(
+            f"model: of {start.place} {'; '.join(differing)}",
+            "leave the model out: all of it follows from there; a later stage may grow it",
+        )

@@ -1,0 +1,187 @@
+"""A run may begin with a model that exists: its sizes are the model's, and are never said twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import accepted, flmgrow
+from hub_places import hub_at, upload
+from stage_runs import make_data, metrics, write_schedule, write_stage
+from trained_here import carried_out, small, trained
+
+from flmgrow.cli import run as cli
+from flmgrow.formats.manifest_file import family, read_manifest
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.stages.curves import read_runs
+
+LARGER = {
+    "name": "larger",
+    "model": {"num_layers": 3},
+    "growth": {"method": "zero"},
+    "training": {"steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def models(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model in each format, of an unusual kind: all of it comes from there."""
+    folder = tmp_path_factory.mktemp("models")
+    content = small(data, training={"steps": 3}, checkpoint={"format": "megatron"})
+    kind = {"normalization": "rmsnorm", "activation": "swiglu", "linear_bias": False}
+    content["model"] = {**content["model"], **kind, "tied": False, "vocab_size": 257}
+    trained(write_stage(folder, content))
+    (folder / "checkpoints").rename(folder / "legacy")
+    accepted("reshard", folder / "legacy", folder / "dist", "--format", "torch_dist")
+    accepted("export", folder / "legacy", folder / "hf")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "launch", carried_out)
+
+
+def schedule_of(data: Path, start: str, *later: dict[str, Any], **first: Any) -> dict[str, Any]:
+    return {
+        "data": {"sequence_length": 32, "corpora": [{"path": str(data / "corpus")}]},
+        "training": {"batch": 8, "micro_batch": 4},
+        "learning_rate": {"peak": 1e-3},
+        "stages": [{"name": "first", "start": start, "training": {"steps": 2}, **first}, *later],
+    }
+
+
+@pytest.mark.parametrize(("kind", "first"), [("hf", 0), ("legacy", 3), ("dist", 3)])
+def test_a_stage_begins_with_a_model_and_the_next_one_grows_it(
+    data: Path, models: Path, tmp_path: Path, kind: str, first: int
+) -> None:
+    """From a path that is seen from the schedule's file; a Hugging Face folder counts from 0."""
+    schedule = write_schedule(models, schedule_of(data, kind, LARGER))
+    words = ("run", schedule, "--out", tmp_path / "run")
+    shown = accepted(*words, "--dry-run").out
+    assert f"start       {models / kind}: {'all that' if first else 'weights only'}" in shown
+    assert not (tmp_path / "run").exists()
+    done = flmgrow(*words)
+    assert done.code == 0, done.err
+    folders = [tmp_path / "run" / name for name in ("01-first", "02-larger")]
+    steps = [record for folder in folders for record in metrics(folder / "stage.yaml")]
+    assert [record["step"] for record in steps] == list(range(first + 1, first + 5))
+    assert steps[0]["samples"] == 8 * (first + 1)
+    for folder in folders:
+        manifest = read_manifest(folder / "start")
+        assert manifest is not None
+        assert manifest["receipt"]["equal"]
+    with open_checkpoint(folders[1] / "checkpoints") as opened:
+        assert (opened.config.layers, opened.config.norm) == (3, "rmsnorm")
+        assert family(opened)[-1]["name"] == "larger"
+    assert flmgrow(*words).err == ""
+    assert [len(run.stages) for run in read_runs([tmp_path / "run"])] == [2]
+
+
+def test_counting_may_begin_anew(data: Path, models: Path, tmp_path: Path) -> None:
+    """On other data, which samples that were counted on would not allow."""
+    content = schedule_of(data, "dist", checkpoint={"begin": "anew"})
+    content["data"]["sequence_length"] = 64
+    words = ("run", write_schedule(models, content), "--out", tmp_path / "run")
+    assert " --no-optimizer" in accepted(*words, "--print-commands").out
+    done = flmgrow(*words)
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run" / "01-first" / "stage.yaml")
+    assert [record["tokens"] for record in found] == [512, 1024]
+
+
+def test_a_model_on_the_hub(
+    data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hub_at(tmp_path / "hub", monkeypatch) as hub:
+        upload(hub, models / "hf", "org/small")
+        content = schedule_of(data, "hf://org/small")
+        words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
+        assert "hf://org/small: weights only" in accepted(*words, "--dry-run").out
+        done = flmgrow(*words)
+        assert done.code == 0, done.err
+
+
+def test_its_model_is_said_by_the_start_alone(data: Path, models: Path, tmp_path: Path) -> None:
+    content = schedule_of(data, "hf")
+    content["model"] = {"num_layers": 5, "hidden_size": 32}
+    outcome = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert outcome.code == 2
+    assert (
+        f"stage first: model: of {models / 'hf'} layers is 2, the stage file says 5" in outcome.err
+    )
+    content["model"] = {"num_layers": 2, "hidden_size": 32}
+    accepted("run", write_schedule(models, content), "--dry-run")
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a number": ({"start": 3}, "start: is 3, wanted a folder, or a model on the Hub"),
+    "nothing there": ({"start": "missing"}, "missing: no such folder"),
+    "all of weights": (
+        {"checkpoint": {"begin": "continue"}},
+        "checkpoint.begin is continue, but a Hugging Face folder has weights only",
+    ),
+    "no start": ({"start": None, "checkpoint": {"begin": "anew"}}, "the stage has no start"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_start_that_is_none_is_refused(data: Path, models: Path, case: str) -> None:
+    changes, message = WRONG[case]
+    content = schedule_of(data, "hf")
+    content["stages"][0] |= changes
+    outcome = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert outcome.code in (2, 3)
+    assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"start": "hf"}, "start"), ({"checkpoint": {"begin": "anew"}}, "checkpoint.begin")],
+)
+def test_only_the_first_stage_starts(
+    data: Path, models: Path, changes: dict[str, Any], key: str
+) -> None:
+    content = schedule_of(data, "hf", {**LARGER, **changes})
+    outcome = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert f"stage larger: {key}: a later stage begins with what grew" in outcome.err
+
+
+def test_another_start_after_the_run_has_begun_is_refused(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    schedule = write_schedule(models, schedule_of(data, "hf"))
+    accepted("run", schedule, "--out", out, "--print-commands")
+    source = yaml.safe_load((out / "01-first" / "start.yaml").read_text())
+    assert (source["start"], source["begin"]) == (str(models / "hf"), "anew")
+    (out / "01-first" / "start").mkdir()
+    write_schedule(models, schedule_of(data, "dist"))
+    outcome = flmgrow("run", schedule, "--out", out, "--dry-run")
+    assert outcome.code == 2
+    assert "01-first/start.yaml: begin is anew, the schedule says continue" in outcome.err
+
+
+def test_what_is_vouched_for_goes_to_the_commands(data: Path, models: Path, tmp_path: Path) -> None:
+    checkpoint = {"ignore_fields": ["odd_*"], "ignore_arguments": ["a b"]}
+    config = json.loads((models / "hf" / "config.json").read_text())
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for path in (models / "hf").iterdir():
+        (odd / path.name).write_bytes(path.read_bytes())
+    (odd / "config.json").write_text(json.dumps({**config, "odd_gate": 3}))
+    content = schedule_of(data, str(odd))
+    words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
+    refused = flmgrow(*words, "--dry-run")
+    assert 'say checkpoint.ignore_fields: ["odd_gate"]' in refused.err
+    content["stages"][0]["checkpoint"] = checkpoint
+    write_schedule(tmp_path, content)
+    lines = accepted(*words, "--print-commands").out.splitlines()
+    for line in lines[:2]:
+        assert line.endswith("--ignore-arg 'a b' --ignore-field 'odd_*'")
