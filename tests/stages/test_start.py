@@ -1,6 +1,7 @@
 """A run may begin with a model that exists: its sizes are the model's, and are never said twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from commands import accepted, flmgrow
 from hub_places import hub_at, upload
 from stage_runs import make_data, metrics, write_schedule, write_stage
+from test_structure import ROOT
 from trained_here import carried_out, small, trained
 
 from flmgrow.cli import run as cli
@@ -118,6 +120,16 @@ def test_its_model_is_said_by_the_start_alone(data: Path, models: Path, tmp_path
     )
     content["model"] = {"num_layers": 2, "hidden_size": 32}
     accepted("run", write_schedule(models, content), "--dry-run")
+
+
+def test_the_guides_example_starts_with_a_model(models: Path, tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "guides" / "run.md").read_text(encoding="utf-8")
+    _, text = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "llama").symlink_to(models / "hf")
+    (tmp_path / "schedule.yaml").write_text(text)
+    shown = accepted("run", tmp_path / "schedule.yaml", "--out", tmp_path / "run", "--dry-run").out
+    assert "6 layers, hidden 32" in shown
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
