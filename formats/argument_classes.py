@@ -29,7 +29,7 @@ _MODEL_WORDS = frozenset(
     logits qk kv qkv hybrid heterogeneous
     """.split()
 )
-_SHOWN_LENGTH = 300
+_SHOWN_LENGTH = 400
 _HINT_LENGTH = 700
 _MANY = 8
 _OPTION = len(" --ignore-arg ")
@@ -95,11 +95,11 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
     if not names:
         return
     listed = "; ".join(f"args.{name}: found {reprlib.repr(arguments[name])}" for name in names)
-    if len(listed) > _SHOWN_LENGTH:
+    if len(listed) > _SHOWN_LENGTH and len(names) > 1:
         listed = "args: " + ", ".join(names)
     if found.features:
         kinds = " and ".join(dict.fromkeys(FEATURES[name] for name in found.features))
-        short = len(listed) + len(kinds) <= 2 * _SHOWN_LENGTH
+        short = len(listed) + len(kinds) <= 1.5 * _SHOWN_LENGTH
         raise BadCheckpointError(
             f"{where}: {listed}; flmgrow does not support {kinds if short else 'these features'}",
             "no option helps: flmgrow works on dense GPT models, every layer of one kind",
