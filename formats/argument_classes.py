@@ -140,7 +140,7 @@ def notes_of(
         hint = vouched.hint(patterns_for(found.doubtful))
         notes.append(
             f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; only "
-            f"inspect works on this checkpoint as it is: {hint} to the others"
+            f"inspect takes them as they are; for other commands, {hint}"
         )
     if carried := [name for name in found.unknown if not is_left_out(arguments[name])]:
         notes.append(

@@ -207,20 +207,22 @@ def _wanted(value: object) -> object:
     return "rope or none" if value is None else value
 
 
+_HEADS = ("num_attention_heads", "kv_channels", "num_query_groups")
 _Heads = tuple[str, dict[str, object]]
 
 
 def _way_out(
     wrong: Mapping[str, object], heads: _Heads | None, choices: Mapping[str, object]
 ) -> str:
-    given = " ".join(f"--set-arg {quote(f'{name}={value}')}" for name, value in choices.items())
-    more = []
+    doubts = ["the args and the weights do not agree"]
+    options = [f"--set-arg {quote(f'{name}={value}')}" for name, value in choices.items()]
     if wrong.get("position_embedding_type", "") is None:
-        more.append("--set-arg position_embedding_type=rope (or none)")
+        doubts.append("no array tells which kind of positions it is, rope or none")
+        options.append("--set-arg position_embedding_type=KIND")
     if heads is not None and not heads[1]:
-        more.append("the right ones of num_attention_heads, kv_channels and num_query_groups")
-    options = " and ".join([*([given] if given else []), *more])
-    return f"the args and the weights do not agree; if the weights are right, pass {options}"
+        doubts.append("no array tells how heads, their size and their groups come to that")
+        options += [f"--set-arg {name}=N" for name in _HEADS]
+    return f"{'; '.join(doubts)}; if the weights are right, pass {' '.join(options)}"
 
 
 def _told(stored: StoredShapes, name: str) -> bool:

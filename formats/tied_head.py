@@ -42,10 +42,10 @@ def check_head(
 
 
 def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpointError:
+    doubt = "" if wanted else f"--set-arg {_ARGUMENT}=True says that a head begins as a copy; "
     return BadCheckpointError(
         f"{head}: is {found}; args.{_ARGUMENT} is {said}, wanted {wanted}",
-        f"if the weights are right, pass --set-arg {_ARGUMENT}={wanted}"
-        + ("" if wanted else f"; if the head only begins as a copy, --set-arg {_ARGUMENT}=True"),
+        f"{doubt}if the weights are right, pass --set-arg {_ARGUMENT}={wanted}",
     )
 
 
