@@ -30,12 +30,13 @@ def check_head(
     unties: fine in what flmgrow wrote, which is ``trusted``, and where the user gave the argument.
     A copy that has drifted a little is left to whoever compares copies.
     """
-    heads = {p.placement.tensor_rank: p for p in pieces if p.placement.key == _HEAD}
-    tables = {p.placement.tensor_rank: p for p in pieces if p.placement.key == _TABLE}
+    known = [piece for piece in pieces if piece.dtype in DTYPES]
+    heads = {p.placement.tensor_rank: p for p in known if p.placement.key == _HEAD}
+    tables = {p.placement.tensor_rank: p for p in known if p.placement.key == _TABLE}
     pairs = [(tables[rank], head) for rank, head in heads.items() if rank in tables]
     if not pairs or pairs[0][0].placement.pipeline_rank == pairs[0][1].placement.pipeline_rank:
         return
-    if config.tied and all(_correlation(*pair) < _ALIKE for pair in pairs):
+    if config.tied and all(_likeness(pair) < _ALIKE for pair in pairs):
         raise _refusal(pairs[0][1], False, "not the embedding table", True)
     if not config.tied and not trusted and _ARGUMENT not in given and all(map(_equal, pairs)):
         raise _refusal(pairs[0][1], True, "the embedding table, bit for bit", False)
@@ -67,10 +68,11 @@ def _values(piece: Piece) -> NDArray[np.float64]:
     return np.frombuffer(data, dtype).astype(np.float64)
 
 
-def _correlation(table: Piece, head: Piece) -> float:
-    """Return the cosine of the angle between the first values of both."""
-    a, b = _values(table), _values(head)
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if not np.isfinite(size) or size == 0:
-        return 1.0
-    return float(a @ b) / size
+def _likeness(pair: tuple[Piece, Piece]) -> float:
+    """Return the share of the first values that are about the same in both.
+
+    Two that have nothing to do with each other share a fifth; a flipped bit changes one value.
+    """
+    table, head = map(_values, pair)
+    with np.errstate(all="ignore"):
+        return float(np.mean(~(np.abs(table - head) > np.abs(table) / 2)))
