@@ -56,8 +56,9 @@ def read_gathered(
         if not isinstance(file.root, list) or len(file.root) != 1:
             raise BadCheckpointError(f"{where}: found {describe(file.root)}, wanted a list of one")
         (root,) = file.root
+        entry: dict[object, object] = {**entries[rank]}
         found = DistributedRank(
-            file, entries[rank], file, own, checkpoint.dtype, cut, root=root, where=where
+            file, entry, file, own, checkpoint.dtype, cut, root=root, where=where
         )
         gradients = found.gradients or DTYPE
         for state in BUFFERS:

@@ -146,8 +146,8 @@ def _boxes(
         return
     shards: dict[tuple[int, ...], Found] = {}
     for chunk in tensor.chunks:
-        for part, (*shard, at), _ in _split(chunk, len(local)):
-            shards.setdefault(tuple(shard), []).append((at, chunk, part))
+        for part, offsets, _ in _split(chunk, len(local)):
+            shards.setdefault(offsets[:-1], []).append((offsets[-1], chunk, part))
     for shard, found in shards.items():
         spans = [(at * size, (at + 1) * size) for at, size in zip(shard, local, strict=True)]
         yield spans, sorted(found, key=lambda one: one[0])

@@ -89,7 +89,9 @@ def test_ranks_that_disagree_in_arguments_name_all_of_them(source: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe junk", b"-3", b"30\n31", b"\x1b[31m", b"1e3"])
 def test_a_tracker_that_names_no_iteration_suggests_one(source: Path, content: bytes) -> None:
     (source / "latest_checkpointed_iteration.txt").write_bytes(content)
-    expand_refused(source, 3, "iteration.txt: found .*wanted a number.*pass --iteration 30")
+    expand_refused(
+        source, 3, "iteration.txt: found .*wanted a number.*newest complete .* 30: .*--iteration 30"
+    )
     accepted("expand", source, source.parent / "out", *GROW, "--iteration", 30)
 
 
@@ -98,7 +100,8 @@ def test_a_tracker_that_names_a_missing_folder_suggests_another(
     source: Path, content: bytes
 ) -> None:
     (source / "latest_checkpointed_iteration.txt").write_bytes(content)
-    expand_refused(source, 3, "there is no (iter_[0-9]+|release) in it.*pass --iteration 30")
+    says = "(iter_0000099|release): is not there|found '9+', wanted a number"
+    expand_refused(source, 3, f"({says}).*newest complete .* 30: .*--iteration 30")
 
 
 def test_only_a_complete_iteration_is_suggested(source: Path) -> None:
@@ -106,13 +109,15 @@ def test_only_a_complete_iteration_is_suggested(source: Path) -> None:
     (source / "iter_0000050" / "mp_rank_00_000").mkdir(parents=True)
     shutil.copytree(source / FOLDER, source / "iter_0000040")
     shutil.rmtree(source / "iter_0000040" / "mp_rank_00_001")
-    expand_refused(source, 3, "has neither rank folders nor latest.*pass --iteration 30")
+    expand_refused(source, 3, "has neither rank folders nor latest.*newest complete .* 30: ")
 
 
 def test_what_is_no_legacy_checkpoint_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     expand_refused(source, 3, "source: no such folder")
     source.mkdir()
+    expand_refused(source, 3, "source: is empty")
+    (source / "notes.txt").touch()
     expand_refused(source, 3, "neither rank folders nor .*is this a Megatron checkpoint")
     (source / FOLDER).mkdir()
     (source / FOLDER / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
