@@ -56,7 +56,7 @@ def read_gathered(
         if not isinstance(file.root, list) or len(file.root) != 1:
             raise BadCheckpointError(f"{where}: found {describe(file.root)}, wanted a list of one")
         (root,) = file.root
-        entry: dict[object, object] = {**entries[rank]}
+        entry: dict[object, object] = dict(entries[rank].items())
         found = DistributedRank(
             file, entry, file, own, checkpoint.dtype, cut, root=root, where=where
         )
