@@ -173,6 +173,9 @@ def _tokens_of(document: Document, recipe: Recipe) -> tuple[str, Tokens]:
     except UnicodeEncodeError as error:
         message = f"not a text: {error}"
         raise BadDocumentError(document, "half a surrogate", message) from None
+    except ValueError as error:
+        message = f"the tokenizer cannot encode it: {error}"
+        raise BadDocumentError(document, "not encoded", message) from None
 
 
 def _compare(

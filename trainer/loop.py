@@ -51,7 +51,7 @@ from flmgrow.trainer.stage_keys import told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
 from flmgrow.trainer.stopping import Stop
 from flmgrow.trainer.trainee import arguments_of, build
-from flmgrow.trainer.validation import sample_count, validation_batches
+from flmgrow.trainer.validation import read_again, sample_count, validation_batches
 
 
 def train(stage: StageFile, path: Path) -> int:
@@ -339,12 +339,8 @@ class Run:
         steps = self._setting.last - begin.iteration
         yield from (f"note: {note}" for note in self._data.notes)
         yield from self._data.epochs(first, first + steps * stage.training.batch)
-        there = self._data.held_out_samples
-        if stage.log.validation_every is not None and self._validated > there:
-            yield (
-                f"note: a validation reads {self._validated:,} samples, {there:,} are held out: "
-                f"{self._validated / there:.1f} times each"
-            )
+        if stage.log.validation_every is not None:
+            yield from read_again(self._validated, self._data.held_out_samples)
 
     def _save(self) -> None:
         self._failure.raise_together()

@@ -68,7 +68,10 @@ class Tokenizer(Protocol):
         """The same, under the name that megatron-core asks for."""
 
     def encode(self, text: str) -> Tokens:
-        """Return the tokens of ``text``, none added. Raises ValueError for half a surrogate."""
+        """Return the tokens of ``text``, none added.
+
+        Raises ValueError for half a surrogate, and for what the tokenizer has no way to say.
+        """
 
     @property
     def exact(self) -> bool:
@@ -175,7 +178,11 @@ class HuggingFaceTokenizer(_Described):
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, without those its template would add."""
         text.encode()  # the library would replace half a surrogate, silently
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        try:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        except Exception as error:  # words without a token, and none for unknown ones
+            raise ValueError(str(error)) from None
+        return np.array(found.ids, np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text; the end of a document and unknown tokens are left out."""

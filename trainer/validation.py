@@ -28,6 +28,15 @@ def sample_count(log: LogSection, batch: int, held_out: int) -> int:
     return min(USUAL, held_out)
 
 
+def read_again(count: int, held_out: int) -> Iterator[str]:
+    """Yield a note if a validation of ``count`` samples reads those ``held_out`` repeatedly."""
+    if count > held_out:
+        yield (
+            f"note: a validation reads {count:,} samples, {held_out:,} are held out: "
+            f"{count / held_out:.1f} times each"
+        )
+
+
 def validation_batches(
     held_out: Samples, count: int, batching: Batching, multiple: int
 ) -> Iterator[MicroBatches]:

@@ -123,7 +123,7 @@ def prepare(
         ("read", _read(found)),
         ("corpus", _corpus(manifest)),
         ("tokenizer", f"{vocabulary}, end of document {end}"),
-        *_missing(manifest),
+        *((kind, printable(what)) for kind, what in _missing(manifest)),
     ]
     print("\n".join(report.aligned(rows)))
 

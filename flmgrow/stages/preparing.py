@@ -28,7 +28,7 @@ from flmgrow.trainer.stage import StageFile
 
 SCHEDULE = "schedule.yaml"
 _LENGTHS = ("training.steps", "training.tokens")
-_FREE = ("checkpoint.", "log.", "guard.")
+_FREE = ("checkpoint.", "log.", "guard.", "data.checksums")
 """What may change while a stage runs: how it is watched and kept. So may its length, to its end."""
 
 _CHANGEABLE = (

@@ -170,6 +170,18 @@ def test_text_that_holds_the_end_of_a_document_is_told(tmp_path: Path) -> None:
     assert "ends inside" not in manifest["missing"]["lost"]
 
 
+def test_a_tokenizer_that_gives_up_is_told(tmp_path: Path) -> None:
+    """Of words, without one for those that it does not know."""
+    tokenizer = make_tokenizer(tmp_path / "t.json", "words")
+    content = json.loads(tokenizer.read_text())
+    content["model"]["unk_token"] = "<none>"
+    tokenizer.write_text(json.dumps(content))
+    make_jsonl(tmp_path / "a.jsonl", ["the thing", "zoo"])
+    words = ["data", "prepare", tmp_path / "a.jsonl", tmp_path / "out", "--tokenizer", tokenizer]
+    refused(3, r"a\.jsonl:2: the tokenizer cannot encode it: ", *words, place=tmp_path)
+    assert "1 not encoded (a.jsonl:2)" in accepted(*words, "--max-bad-lines", 1).out
+
+
 BAD = {
     "{": "cut line",
     '{"text": "a"': "cut line",

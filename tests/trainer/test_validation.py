@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flmgrow.trainer.data import Batching, Sample
 from flmgrow.trainer.stage_sections import LogSection
-from flmgrow.trainer.validation import USUAL, sample_count, validation_batches
+from flmgrow.trainer.validation import USUAL, read_again, sample_count, validation_batches
 
 
 class Numbers:
@@ -66,6 +66,12 @@ def test_how_many_are_read(batch: int, held_out: int) -> None:
     assert sample_count(LogSection(), batch, held_out) == min(USUAL, held_out)
     assert sample_count(LogSection(validation_samples=300), batch, held_out) == 300
     assert sample_count(LogSection(validation_batches=4), batch, held_out) == 4 * batch
+
+
+def test_more_than_there_is_is_told() -> None:
+    (note,) = read_again(3200, 20)
+    assert note == "note: a validation reads 3,200 samples, 20 are held out: 160.0 times each"
+    assert not list(read_again(20, 20))
 
 
 def test_one_way_to_say_it_at_a_time() -> None:
