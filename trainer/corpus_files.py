@@ -58,7 +58,8 @@ class CorpusFiles:
 
     def tokens_in(self, documents: range) -> int:
         """Return how many tokens are in some of its documents."""
-        return int(self.index.lengths[documents.start : documents.stop].sum(dtype=np.int64))
+        chosen = self.index.lengths[documents.start : documents.stop : documents.step]
+        return int(chosen.sum(dtype=np.int64))
 
 
 def open_corpus_files(
