@@ -222,4 +222,4 @@ def test_what_may_not_be_expected_is_told(data: Path, begun: Path, tmp_path: Pat
         f"note: of {exported} only weights are taken: Adam, data and iterations begin anew\n"
     )
     assert told[1].startswith("note: checkpoint.every is not given: 2,000 steps are saved")
-    assert told[2].startswith("small")
+    assert told[2].startswith("note: reads data.teacher: 30 samples an epoch, epochs 0.")
