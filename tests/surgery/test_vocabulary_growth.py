@@ -125,7 +125,7 @@ def test_rows_depend_neither_on_the_layout_nor_on_how_the_work_is_cut(tmp_path: 
     wanted = target(config, "copy", 40, 30)
     for tp in (1, 4):
         make_checkpoint(tmp_path / f"source {tp}", config, even(config, tp), seed=SEED)
-    cuts = {"whole": Execution(), "three workers": SmallBlocks(workers=3)}
+    cuts = {"whole": Execution(), "three workers": SmallBlocks(elements=61, workers=3)}
     found: list[Mapping[str, Array]] = []
     for tp in (1, 4):
         for name, execution in cuts.items():
