@@ -46,7 +46,8 @@ class ReadOptions:
     the names that a Megatron checkpoint written from a Hugging Face folder has. ``look_only``:
     nothing will be written, so an argument that nobody knows is told, not refused.
     ``given_arguments`` take the place of Megatron-LM's arguments in the files, or stand for missing
-    ones; they are as JSON can say them, a dtype as ``torch.bfloat16``.
+    ones; they are as JSON can say them, a dtype as ``torch.bfloat16``. ``only_missing``: they leave
+    a checkpoint alone that has arguments.
     """
 
     ignored_arguments: Collection[str] = ()
@@ -57,6 +58,12 @@ class ReadOptions:
     fused: bool = True
     look_only: bool = False
     given_arguments: Mapping[str, object] = field(default_factory=dict)
+    only_missing: bool = False
+
+    @property
+    def corrections(self) -> Mapping[str, object]:
+        """The given arguments that take the place of stored ones."""
+        return {} if self.only_missing else self.given_arguments
 
     def real_rows(self, told: int, stored: int) -> int:
         """Return how many of ``stored`` embedding rows are real, where the files say ``told``.

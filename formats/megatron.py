@@ -279,15 +279,15 @@ def _assemble(
     first = next(iter(files.values()))
     where = str(first.file.path)
     contents = RankFiles(files)
-    _check_agreement(files, options.given_arguments)
+    _check_agreement(files, options.corrections)
     shapes, layout = rank_shapes(files)
-    contents.given = options.given_arguments
+    contents.given = said = options.corrections
     if "args" not in content_of(first):
         for key, chunk in content_of(first).items():
             if str(key).startswith("model") and isinstance(chunk, dict):
                 refuse_parts(chunk, where)
-        given = options.given_arguments
-        contents.given = made_arguments(given, shapes, layout, _is_fused(files), where, folder)
+        said = options.given_arguments
+        contents.given = made_arguments(said, shapes, layout, _is_fused(files), where, folder)
     arguments = arguments_in(contents.content(next(iter(files))), where)
     whole = layout is not None and _ranks_of(arguments) == (layout.tp, layout.pp)
     stored = stored_model(arguments, where, options, shapes if whole else None)
@@ -298,7 +298,7 @@ def _assemble(
     fused = _is_fused(files)
     arrays = list(_match(files, stored.layout, stored.placements(fused)))
     trusted = any((at / name).is_file() for at in (path, folder) for name in (MANIFEST, TRAINING))
-    check_head(arrays, stored.config, options.given_arguments, trusted)
+    check_head(arrays, stored.config, said, trusted)
     reader = LogicalReader(stored.tensors, stored.sizes, arrays)
     return Checkpoint(
         path=path,
@@ -313,6 +313,6 @@ def _assemble(
         contents=contents,
         fused=fused,
         notes=stored.notes,
-        given=options.given_arguments,
+        given=said,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

@@ -42,8 +42,8 @@ def open_checkpoint(
     if is_huggingface(path) and not os.path.lexists(path / TRACKER):
         if iteration is not None:
             raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
-        if options.given_arguments:
-            name = next(iter(options.given_arguments))
+        if options.corrections:
+            name = next(iter(options.corrections))
             raise UsageError(
                 f"--set-arg {name}: {path} has no args, its config.json says the model",
                 "correct the config.json in a copy of the folder",

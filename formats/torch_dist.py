@@ -131,8 +131,8 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         refuse_parts(contents.metadata.tensors, str(contents.folder))
         given = options.given_arguments
         contents.arguments = made_arguments(given, shapes, None, True, where, contents.folder)
-    elif options.given_arguments:
-        contents.arguments = corrected(own, options.given_arguments)
+    elif options.corrections:
+        contents.arguments = corrected(own, options.corrections)
     arguments = arguments_in(contents.root, where)
     objects = [parse_name(name).key for name in contents.metadata.objects]
     for_args = Vouched("--ignore-arg", options.ignored_arguments).idle(objects)
@@ -158,7 +158,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         fused=fused,
         carried=_carried(contents, vouched),
         notes=stored.notes,
-        given=options.given_arguments,
+        given=options.corrections if own else options.given_arguments,
         format="torch_dist",
     )
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from flmgrow.cli import options, report
@@ -41,8 +42,9 @@ class Reading:
     untie: options.Untie = None
     true_vocab_size: options.TrueVocab = None
 
+    @cached_property
     def given_arguments(self) -> dict[str, object]:
-        """Return the arguments given in the place of the source's; notes on them go to stderr."""
+        """The arguments given in the place of the source's; notes on them go to stderr, once."""
         elsewhere: dict[str, object] = {}
         if self.args_from is not None:
             elsewhere, notes = arguments_from(self.args_from)
@@ -57,11 +59,13 @@ class Reading:
         fused: bool = True,
         look_only: bool = False,
         given: Mapping[str, object] | None = None,
+        only_missing: bool = False,
     ) -> Checkpoint:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
         it. What is to be known of how it was read is told on stderr.
 
-        ``given`` arguments take the place of those that the options give.
+        ``given`` arguments take the place of those that the options give. ``only_missing``: none
+        of them changes arguments that are stored.
         """
         folder, origin = local_folder(path)
         said = ReadOptions(
@@ -72,7 +76,8 @@ class Reading:
             true_vocab=self.true_vocab_size,
             fused=fused,
             look_only=look_only,
-            given_arguments=self.given_arguments() if given is None else given,
+            given_arguments=self.given_arguments if given is None else given,
+            only_missing=only_missing,
         )
         opened = open_checkpoint(folder, iteration, said)
         for note in opened.notes:

@@ -110,7 +110,10 @@ def verify(
     from flmgrow.surgery.verify import Verification
     from flmgrow.surgery.verify import verify as run
 
-    with reading.open(dst, given={}) as result, _open_source(reading, src, result) as source:
+    with (
+        reading.open(dst, only_missing=True) as result,
+        _open_source(reading, src, result) as source,
+    ):
         chosen = dtype
         if chosen is None:
             small = max(parameter_count(x.config) for x in (source, result)) <= _LARGE

@@ -223,3 +223,11 @@ def test_a_part_that_is_not_supported_is_named_before_any_argument(tmp_path: Pat
     edit_all(source, with_experts)
     outcome = refused(3, "router.weight: a mixture of experts", "inspect", source, place=tmp_path)
     assert "--set-arg" not in outcome.err
+
+
+def test_verify_gives_arguments_to_both_where_both_have_none(bare: Path, tmp_path: Path) -> None:
+    other = without_args(make_dist_checkpoint(tmp_path / "other", "llama", tp=2))
+    proof = accepted("verify", bare, other, *options(HAND))
+    assert "equal" in proof.out
+    outcome = flmgrow("verify", bare, make_checkpoint(tmp_path / "own", "qk"), *options(HAND))
+    assert outcome.code == 1
