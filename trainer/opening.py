@@ -34,6 +34,9 @@ _OTHERS = {
 }
 """A stage file's keys where a command has options."""
 
+_ELSEWHERE = ("--set-arg", "--args-from", "--untie")
+"""Options that say so much of a source that it is better written anew."""
+
 
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
     """Open the checkpoint at ``path`` with its optimizer; the caller closes it.
@@ -92,7 +95,10 @@ def in_keys_of_a_stage() -> Iterator[None]:
     try:
         yield
     except FlmgrowError as error:
-        raise type(error)(_keyed(error.message), _keyed(error.hint)) from None
+        hint = _keyed(error.hint)
+        if any(option in hint for option in _ELSEWHERE):
+            hint += "; with flmgrow reshard (or import): then name here what that writes"
+        raise type(error)(_keyed(error.message), hint) from None
 
 
 def _keyed(text: str) -> str:

@@ -14,10 +14,11 @@ from pico import make_checkpoint
 from stage_runs import make_data, metrics, write_stage
 from trained_here import small, trained, trained_in
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.manifest_file import masks_of, training_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import Axis, Box
-from flmgrow.trainer.opening import _keyed
+from flmgrow.trainer.opening import _keyed, in_keys_of_a_stage
 from flmgrow.trainer.stage import read_stage
 
 LARGE = ("--hidden-size", 48, "--ffn-hidden-size", 176, "--num-attention-heads", 6)
@@ -247,3 +248,12 @@ def test_an_iteration_that_is_missing_is_named_so_that_it_can_be_given(
     assert f"the newest complete iteration is 12: give {lost / 'iter_0000012'}" in told
     assert read_stage(stage).checkpoint.load == lost / "iter_0000012"
     trained(stage)
+
+
+def test_what_only_a_command_can_say_names_the_command() -> None:
+    with pytest.raises(UsageError) as caught, in_keys_of_a_stage():
+        raise UsageError("args: has none", "pass --set-arg num_layers=2")
+    assert caught.value.hint == (
+        "pass --set-arg num_layers=2; with flmgrow reshard (or import): then name here what that "
+        "writes"
+    )
