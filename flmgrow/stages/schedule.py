@@ -158,7 +158,7 @@ def _check_places(data: Json) -> None:
             raise UsageError(
                 f"{key}: is {inside[name]!r:.60}, but the run's folder decides it",
                 "leave it out: all of a run lies in its folder, and each stage begins with what "
-                "was grown for it",
+                "was grown for it; a model that the first one begins with is its start: FOLDER",
             )
     log = data.get("log")
     board = log.get("tensorboard") if isinstance(log, dict) else None
