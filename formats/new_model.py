@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.inert_values import OrderedMap, make_namespace
 from flmgrow.formats.layout import Layout, placements
@@ -58,6 +58,9 @@ class _NoFiles:
 
     def digest(self) -> str:
         return ""
+
+    def sums(self) -> Mapping[Path, FileSums]:
+        return {}
 
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         return ()

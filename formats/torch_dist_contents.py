@@ -36,6 +36,8 @@ from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.trusted_names import refuse_programs
 from flmgrow.formats.unsupported import BACKENDS, Unsupported, plain_dcp
 
+Progress = Callable[[int], object]
+
 COMMON = "common.pt"
 COMMON_STATE = "common_state/shard_0_1"
 """The object that takes its place in 0.19: a list with the same dict in it."""
@@ -254,7 +256,7 @@ class DistFolder:
         self,
         name: str,
         items: Sequence[Callable[[], TorchFile]],
-        progress: Callable[[int], object],
+        progress: Progress,
     ) -> tuple[str, ...]:
         kinds: tuple[str, ...] = ()
         for opening in items:
@@ -264,7 +266,7 @@ class DistFolder:
             kinds = (*kinds, "SHA-256")
         return kinds
 
-    def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
+    def verify(self, progress: Progress) -> tuple[str, ...]:
         """Check the CRC32 of every record of every item, and the sums in ``integrity.json``."""
         return check_all(self.sums(), progress)
 

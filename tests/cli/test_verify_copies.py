@@ -155,7 +155,7 @@ def test_a_copy_in_the_source_that_is_another_is_told(
     accepted("expand", tmp_path / "a", tmp_path / "c", *GROWTH, "--replicated", "rank0")
     outcome = accepted("verify", tmp_path / "a", tmp_path / "c")
     assert "note       copies in a" in outcome.out
-    assert "the first is taken, as --replicated rank0 said: iter_" in outcome.out
+    assert "the first is taken, as --replicated rank0 said: mp_rank_" in outcome.out
     assert outcome.out.splitlines()[-1] == "equal"
 
 
