@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from damage import rank_files
-from pico import make_checkpoint
+from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats import inert_pickle, zip_writer
@@ -33,6 +34,7 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.manifest_file import manifest_of
 from flmgrow.formats.iterations import iteration_folder
 from flmgrow.formats.torch_zip import TorchFile, scalar
+from flmgrow.surgery.replicas import check_replicas
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 place = Path(sys.argv[1])
@@ -103,6 +105,19 @@ def test_a_large_tracker(tmp_path: Path) -> None:
     sparse(place)
     said, memory = grown(tmp_path, "iteration_folder(place, None)")
     assert "wanted a number or 'release'" in said
+    assert memory < MOST
+
+
+def test_copies_in_files_without_sums_are_compared_in_pieces(tmp_path: Path) -> None:
+    config = replace(CONFIGS["llama"], vocab=1_500_000)
+    torch.serialization.set_crc32_options(False)
+    try:
+        source = make_checkpoint(tmp_path / "source", config, even(config, pp=2), dtype="float32")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert sum(file.stat().st_size for file in rank_files(source)) > 2 * MOST
+    said, memory = grown(source, "len(check_replicas(open_checkpoint(place).reader))")
+    assert said == "0"
     assert memory < MOST
 
 
