@@ -6,7 +6,7 @@ sizes are taken from its arrays, what the user gave comes on top, and what neith
 run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
@@ -20,6 +20,7 @@ from flmgrow.formats.layout import Layout
 from flmgrow.formats.new_arguments import IMPLEMENTATIONS, new_arguments
 from flmgrow.formats.pipeline_arguments import written_layout
 from flmgrow.formats.stored_shapes import StoredShapes, shown_arguments, shown_heads
+from flmgrow.formats.strict_yaml import parse_yaml
 
 CHECKPOINT_VERSION = 3.0
 _DTYPE = "torch."
@@ -34,6 +35,22 @@ _SYNONYMS = (
     ("position_embedding_type", "use_rotary_position_embeddings"),
 )
 """Two names for one thing: whichever is given, the other must not overrule it."""
+
+
+def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
+    """Return the values in texts such as ``num_layers=28``, that stand under ``option``.
+
+    A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
+    """
+    found: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"{option} {text}: wanted NAME=VALUE", "such as num_layers=28")
+        if name in found:
+            raise UsageError(f"{option} {name}: given twice")
+        found[name] = None if value == "None" else parse_yaml(value.encode(), f"{option} {text}")
+    return found
 
 
 def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> None:

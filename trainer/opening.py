@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
+from flmgrow.formats.given_arguments import parse_given
 from flmgrow.formats.huggingface_contents import is_huggingface
 from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.megatron_optimizer import with_optimizer
@@ -22,10 +23,11 @@ from flmgrow.model.states import State
 from flmgrow.trainer.stage import StageFile
 from flmgrow.trainer.stage_sections import CheckpointSection
 
-_VOUCHED = re.compile(r"(?:pass )?(--ignore-(?:arg|field)) \S+(?: \1 \S+)*")
+_VOUCHED = re.compile(r"(?:pass )?(--ignore-(?:arg|field)|--set-arg) \S+(?: \1 \S+)*")
 _LISTS = {
     "--ignore-arg": "checkpoint.ignore_arguments",
     "--ignore-field": "checkpoint.ignore_fields",
+    "--set-arg": "checkpoint.set_arguments",
 }
 _OTHERS = {
     "--true-vocab-size": "checkpoint.true_vocab_size",
@@ -34,7 +36,7 @@ _OTHERS = {
 }
 """A stage file's keys where a command has options."""
 
-_ELSEWHERE = ("--set-arg", "--args-from", "--untie")
+_ELSEWHERE = ("--args-from", "--untie")
 """Options that say so much of a source that it is better written anew."""
 
 
@@ -71,6 +73,7 @@ def said_of(stage: StageFile) -> ReadOptions:
         ignored_fields=tuple(section.ignore_fields),
         max_positions=stage.model.max_position_embeddings,
         true_vocab=section.true_vocab_size,
+        given_arguments=parse_given("checkpoint.set_arguments:", section.set_arguments),
     )
 
 

@@ -179,8 +179,9 @@ class CheckpointSection(Section):
     all that it has, or weights only, as it always is of a Hugging Face folder. ``change_at`` is an
     iteration from whose checkpoint on settings hold that the stage did not begin with.
     ``ignore_arguments`` and ``ignore_fields`` (of a ``config.json``) name what is vouched for
-    though flmgrow does not know it, or are patterns; ``true_vocab_size`` are the real rows of
-    ``load`` where its files do not say.
+    though flmgrow does not know it, or are patterns; ``set_arguments`` (``num_layers=28``) stand in
+    the place of missing or wrong ones; ``true_vocab_size`` are the real rows of ``load`` where its
+    files do not say.
     """
 
     folder: FilePath = Path("checkpoints")
@@ -189,6 +190,7 @@ class CheckpointSection(Section):
     change_at: Annotated[int, Field(ge=0, le=MOST)] | None = None
     ignore_arguments: list[str] = Field(default_factory=list)
     ignore_fields: list[str] = Field(default_factory=list)
+    set_arguments: list[str] = Field(default_factory=list)
     true_vocab_size: Count | None = None
     every: Count | None = None
     keep: Count | None = None

@@ -1,10 +1,8 @@
 """What the text of an option means, and the small files that options name."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.strict_yaml import parse_yaml
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -36,22 +34,6 @@ def parse_size(text: str, option: str = "--max-memory") -> int:
         return int(value * _UNITS[unit])
     except (ValueError, OverflowError):
         raise UsageError(f"{option} {text}: not a size", "such as 800M or 4G") from None
-
-
-def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, object]:
-    """Return the values in texts such as ``num_layers=28``, given to ``option``.
-
-    A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
-    """
-    found: dict[str, object] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"{option} {text}: wanted NAME=VALUE", "such as num_layers=28")
-        if name in found:
-            raise UsageError(f"{option} {name}: given twice")
-        found[name] = None if value == "None" else parse_yaml(value.encode(), f"{option} {text}")
-    return found
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from flmgrow.cli import options, report
-from flmgrow.cli.parsing import parse_assignments, parse_size
+from flmgrow.cli.parsing import parse_size
 from flmgrow.errors import UsageError, printable
 from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, HuggingFaceOptions, ReadOptions
+from flmgrow.formats.given_arguments import parse_given
 from flmgrow.formats.manifest_file import provenance_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
@@ -50,7 +51,7 @@ class Reading:
             elsewhere, notes = arguments_from(self.args_from)
             for note in notes:
                 print(f"note: {printable(note)}", file=sys.stderr)
-        return {**elsewhere, **parse_assignments("--set-arg", self.set_arg or ())}
+        return {**elsewhere, **parse_given("--set-arg", self.set_arg or ())}
 
     def open(
         self,

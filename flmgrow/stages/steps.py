@@ -92,6 +92,8 @@ def _said(planned: PlannedStage) -> tuple[str, ...]:
     said = said_of(planned.stage)
     words = [word for name in said.ignored_arguments for word in ("--ignore-arg", name)]
     words += [word for name in said.ignored_fields for word in ("--ignore-field", name)]
+    given = planned.stage.checkpoint.set_arguments
+    words += [word for text in given for word in ("--set-arg", text)]
     numbers = {
         "--true-vocab-size": said.true_vocab,
         "--max-position-embeddings": planned.start.max_positions,

@@ -14,9 +14,9 @@ from pico import CONFIGS, even, make_checkpoint
 from pico_dist import make_dist_checkpoint
 from strategies import examples
 
-from flmgrow.cli.parsing import parse_assignments
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import ReadOptions
+from flmgrow.formats.given_arguments import parse_given
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
 
@@ -79,7 +79,7 @@ def read(path: Path, **arguments: object) -> ModelConfig:
 def offered(error: BadCheckpointError) -> dict[str, object]:
     words = shlex.split(error.hint.partition("pass ")[2])
     assert words[::2] == ["--set-arg"] * (len(words) // 2), error.hint
-    return parse_assignments("--set-arg", words[1::2])
+    return parse_given("--set-arg", words[1::2])
 
 
 @pytest.mark.parametrize("kind", ["one rank", "four ranks", "distributed"])

@@ -197,3 +197,13 @@ def test_what_is_vouched_for_goes_to_the_commands(data: Path, models: Path, tmp_
     lines = accepted(*words, "--print-commands").out.splitlines()
     for line in lines[:2]:
         assert line.endswith("--ignore-arg 'a b' --ignore-field 'odd_*'")
+
+
+def test_arguments_that_are_given_go_to_the_commands(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    content = schedule_of(data, str(models / "dist"))
+    content["stages"][0]["checkpoint"] = {"set_arguments": ["seq_length=8"]}
+    words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
+    lines = accepted(*words, "--print-commands").out.splitlines()
+    assert "--set-arg seq_length=8" in lines[0]

@@ -220,12 +220,26 @@ def test_what_the_user_vouches_for_has_a_key(data: Path, tmp_path: Path) -> None
     assert "the tokenizer has 257 ids, the model " in told  # it was read
 
 
+def test_arguments_that_are_wrong_have_a_key(data: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "odd", "gpt", dtype="float32", num_layers=6)
+    content = next_stage(data, tmp_path / "odd", data={"sequence_length": 8})
+    told = trained_in(tmp_path / "a", content, expect=3)
+    assert 'say checkpoint.set_arguments: ["num_layers=4"]' in told
+    content["checkpoint"]["set_arguments"] = ["num_layers=4"]
+    told = trained_in(tmp_path / "b", content, expect=2)
+    assert "the tokenizer has 257 ids, the model " in told  # it was read
+
+
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
         (
             "pass --ignore-arg 'a*' --ignore-arg b to",
             'say checkpoint.ignore_arguments: ["a*", "b"] to',
+        ),
+        (
+            "pass --set-arg num_layers=2 --set-arg swiglu=True",
+            'say checkpoint.set_arguments: ["num_layers=2", "swiglu=True"]',
         ),
         ("pass --ignore-field c", 'say checkpoint.ignore_fields: ["c"]'),
         ("--true-vocab-size 9: only", "checkpoint.true_vocab_size 9: only"),
@@ -252,8 +266,8 @@ def test_an_iteration_that_is_missing_is_named_so_that_it_can_be_given(
 
 def test_what_only_a_command_can_say_names_the_command() -> None:
     with pytest.raises(UsageError) as caught, in_keys_of_a_stage():
-        raise UsageError("args: has none", "pass --set-arg num_layers=2")
+        raise UsageError("args: has none", "pass --args-from a.yaml")
     assert caught.value.hint == (
-        "pass --set-arg num_layers=2; with flmgrow reshard (or import): then name here what that "
+        "pass --args-from a.yaml; with flmgrow reshard (or import): then name here what that "
         "writes"
     )
