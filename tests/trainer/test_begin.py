@@ -268,6 +268,5 @@ def test_what_only_a_command_can_say_names_the_command() -> None:
     with pytest.raises(UsageError) as caught, in_keys_of_a_stage():
         raise UsageError("args: has none", "pass --args-from a.yaml")
     assert caught.value.hint == (
-        "pass --args-from a.yaml; with flmgrow reshard (or import): then name here what that "
-        "writes"
+        "pass --args-from a.yaml; with flmgrow reshard (or import): then name here what that writes"
     )
