@@ -26,6 +26,7 @@ from flmgrow.formats.torch_dist_objects import (
     LAYERS,
     PER_RANK,
     extra_state_key,
+    is_of_optimizer,
     left_out,
     parse_name,
 )
@@ -34,21 +35,19 @@ from flmgrow.formats.torch_dist_shapes import listed_shapes
 from flmgrow.formats.unsupported import refuse_parts
 from flmgrow.formats.vouched import Vouched
 
-_OPTIMIZER = "optimizer."
-
 
 def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouched) -> None:
     """Refuse every array and object that is neither of the model nor known to be left out."""
     known = {piece.name for piece in pieces if isinstance(piece, ItemPiece | FlatPiece)}
     where = contents.folder
     for name in contents.metadata.tensors:
-        if name not in known and not name.startswith(_OPTIMIZER):
+        if name not in known and not is_of_optimizer(name):
             raise BadCheckpointError(
                 f"{where}: {name}: no such parameter in the model the args describe",
                 "flmgrow drops nothing in silence; this model has a part it does not know",
             )
     for name in contents.metadata.objects:
-        if name == COMMON_STATE or name.startswith(_OPTIMIZER) or extra_state_key(name):
+        if name == COMMON_STATE or is_of_optimizer(name) or extra_state_key(name):
             continue
         key = parse_name(name).key
         if key not in PER_RANK and not vouched.covers(key):
@@ -168,7 +167,7 @@ def _carried(contents: DistFolder, vouched: Vouched) -> dict[str, str]:
     names = [*contents.metadata.tensors, *contents.metadata.objects]
     states = [state for state in contents.extra_states.values() if state is not None]
     found = {
-        "optimizer": any(name.startswith(_OPTIMIZER) for name in names),
+        "optimizer": any(map(is_of_optimizer, names)),
         "opt_param_scheduler": "opt_param_scheduler" in contents.root,
         "rerun_state_machine": "rerun_state_machine" in contents.root,
         EXTRA_STATE: bool(states),

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import NoReturn
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.dcp_items import DcpItems
 from flmgrow.formats.dcp_metadata import DcpTensor
@@ -36,6 +36,7 @@ from flmgrow.formats.gradient_buffers import (
 from flmgrow.formats.megatron import arguments_in
 from flmgrow.formats.reading import AssembledArray, Piece
 from flmgrow.formats.torch_dist_contents import DistFolder, ItemPiece
+from flmgrow.formats.torch_dist_objects import is_of_optimizer, unread_state
 from flmgrow.formats.torch_dist_ranks import (
     IN_MEMORY,
     PREFIX,
@@ -103,13 +104,10 @@ def _dtypes(contents: DistFolder, weights: str) -> tuple[str, str]:
     """Return the one dtype of all weights in buckets, and that of their gradients."""
     pairs = set()
     for name in contents.metadata.tensors:
-        if name.startswith("optimizer."):
+        if is_of_optimizer(name):
             match = _BUCKET.fullmatch(name)
             if not match:
-                raise UsageError(
-                    f"{contents.folder}: {name}: optimizer state of a kind that is not read",
-                    "save it with --dist-ckpt-optim-fully-reshardable, or pass --no-optimizer",
-                )
+                raise unread_state(contents.folder, name)
             pairs.add((match[1], match[2]))
             if len(pairs) > 1 or match[1] != weights or match[2] not in GRADIENTS:
                 _refuse(contents, name, f"wanted buckets of {weights}, of gradients of one dtype")

@@ -8,8 +8,10 @@ so is some rank's own, and means nothing in another layout.
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.megatron_contents import EXTRA_STATE, KINDS
 from flmgrow.formats.vouched import Vouched
 
@@ -35,6 +37,26 @@ class ObjectName(NamedTuple):
 
     key: str
     place: str
+
+
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..*", re.DOTALL)
+"""Where a run has several optimizers, each has a prefix of its own."""
+
+
+def is_of_optimizer(name: str) -> bool:
+    """Whether an array or object is an optimizer's."""
+    return _OPTIMIZER.fullmatch(name) is not None
+
+
+def unread_state(folder: Path, name: str) -> UsageError:
+    """Return the refusal of an optimizer's state that is of no kind that is read."""
+    what = "optimizer state of a kind that is not read"
+    if name.startswith("chained_"):
+        what = "one of several optimizers, which are not read"
+    return UsageError(
+        f"{folder}: {name}: {what}",
+        "only Adam's state for all parameters is understood; --no-optimizer goes on without",
+    )
 
 
 def parse_name(name: str) -> ObjectName:

@@ -11,7 +11,7 @@ the common part. Today's default for the latter are flat buffers bound to one la
 import re
 from dataclasses import replace
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.gradient_buffers import BELONG
 from flmgrow.formats.megatron import arguments_in
@@ -20,6 +20,7 @@ from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_dist_buckets import has_buckets, read_buckets
 from flmgrow.formats.torch_dist_contents import DistFolder, param_groups
 from flmgrow.formats.torch_dist_gathered import is_gathered, read_gathered
+from flmgrow.formats.torch_dist_objects import is_of_optimizer, unread_state
 from flmgrow.formats.torch_dist_pieces import find_pieces
 from flmgrow.formats.torch_dist_ranks import SHARDING
 from flmgrow.model.states import State
@@ -60,11 +61,8 @@ def content_entry(optimizer: OptimizerState | None) -> dict[object, object]:
 
 def _check_names(contents: DistFolder) -> None:
     for name in contents.metadata.tensors:
-        if name.startswith("optimizer.") and not _ENTRY.fullmatch(name):
-            raise UsageError(
-                f"{contents.folder}: {name}: optimizer state of a kind that is not read",
-                "save it with --dist-ckpt-optim-fully-reshardable, or pass --no-optimizer",
-            )
+        if is_of_optimizer(name) and not _ENTRY.fullmatch(name):
+            raise unread_state(contents.folder, name)
 
 
 def _state(contents: DistFolder, weights: str) -> OptimizerState:

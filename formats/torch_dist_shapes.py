@@ -4,9 +4,9 @@ import re
 
 from flmgrow.formats.dcp_metadata import DcpMetadata
 from flmgrow.formats.stored_shapes import ShapeCollector, StoredShapes
+from flmgrow.formats.torch_dist_objects import is_of_optimizer
 
 _STACKED = re.compile(r"decoder\.layers\.(?![0-9]+\.).*", re.DOTALL)
-_OPTIMIZER = "optimizer."
 _TABLE = "embedding.word_embeddings.weight"
 
 
@@ -15,7 +15,7 @@ def listed_shapes(metadata: DcpMetadata) -> StoredShapes:
     collector = ShapeCollector()
     single = []
     for name, tensor in metadata.tensors.items():
-        if name.startswith(_OPTIMIZER):
+        if is_of_optimizer(name):
             continue
         if _STACKED.fullmatch(name) and tensor.shape:
             collector.add_stacked(name, tensor.shape)

@@ -12,7 +12,7 @@ from optimizer_states import states
 from pico import CONFIGS
 from pico_forms import LAYERS, make_form
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.megatron_optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.target import Target, parse_methods
@@ -119,3 +119,23 @@ def test_masters_of_two_kinds_are_refused(tmp_path: Path) -> None:
 
     root = make_form(tmp_path, "llama", 2, states="local shards", change=both)
     refused(root, "found param and fp32_param, wanted one of them")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("optimizer.state.momentum_buffer.x", "optimizer state of a kind that is not read"),
+        ("chained_0.optimizer.state.exp_avg.x", "one of several optimizers, which are not read"),
+    ],
+)
+def test_states_of_other_optimizers_are_named_or_left_out(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    def add(state: dict[str, Any], boxes: dict[str, Any]) -> None:
+        state[name] = torch.zeros(3)
+
+    root = make_form(tmp_path, "llama", 1, change=add)
+    with open_checkpoint(root) as opened, pytest.raises(UsageError, match=f"{name}: {says}") as no:
+        with_optimizer(opened)
+    assert no.value.hint.endswith("--no-optimizer goes on without")
+    accepted("reshard", root, tmp_path / "out", "--no-optimizer")
