@@ -42,7 +42,8 @@ def working(
     context = get_context("spawn")
     others = context.active_children()
     begin = (os.getpid(), function)
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=begin)
+    with _interrupts_held():  # its locks start Python's own helper
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=begin)
 
     def submit(item: Item) -> Callable[[], Result]:
         with _interrupts_held():
