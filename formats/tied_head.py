@@ -36,7 +36,7 @@ def check_head(
     pairs = [(tables[rank], head) for rank, head in heads.items() if rank in tables]
     if not pairs or pairs[0][0].placement.pipeline_rank == pairs[0][1].placement.pipeline_rank:
         return
-    if config.tied and all(_likeness(pair) < _ALIKE for pair in pairs):
+    if config.tied and all(not _equal(p) and _likeness(p) < _ALIKE for p in pairs):
         raise _refusal(pairs[0][1], False, "not the embedding table", True)
     if not config.tied and not trusted and _ARGUMENT not in given and all(map(_equal, pairs)):
         raise _refusal(pairs[0][1], True, "the embedding table, bit for bit", False)
@@ -51,7 +51,9 @@ def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpoint
 
 
 def _equal(pair: tuple[Piece, Piece]) -> bool:
-    """Whether two pieces hold the same bytes, by their sums or, without any, by samples."""
+    """Whether two pieces hold the same bytes: by their sums, no value is read for that; without
+    any, by samples.
+    """
     first, second = pair
     sums = first.checksum(), second.checksum()
     if None not in sums:
