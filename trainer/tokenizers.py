@@ -18,6 +18,7 @@ import base64
 import binascii
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,7 +219,9 @@ def located(name: str, folder: Path) -> str:
     if kind == "tiktoken" and rest.endswith(".tiktoken"):
         return f"tiktoken:{folder / Path(rest).expanduser()}"
     is_file = name.endswith((".tiktoken", ".json"))
-    is_folder = name != "bytes" and (folder / Path(name).expanduser()).is_dir()
+    is_folder = name != "bytes" and os.path.isdir(  # noqa: PTH112 (Path.is_dir raises for names that are too long)
+        folder / Path(name).expanduser()
+    )
     if kind != "tiktoken" and (is_file or is_folder):
         return str(folder / Path(name).expanduser())
     return name
