@@ -30,7 +30,7 @@ from flmgrow.stages.growth_section import (
     target_of,
 )
 from flmgrow.stages.past import steps_of
-from flmgrow.stages.start import Start, check_agrees, start_of
+from flmgrow.stages.start import Start, check_agrees, start_of, with_start
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.data import changes
 from flmgrow.trainer.model_section import ModelSection
@@ -197,6 +197,8 @@ class Place:
 
 
 def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None) -> PlannedStage:
+    if before is None:
+        own = with_start(own)
     _check_places(own)
     if before is None:
         return _first(place, common, own)

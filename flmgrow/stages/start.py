@@ -73,6 +73,21 @@ class StartFile(Section):
         )
 
 
+def with_start(own: Json) -> Json:
+    """Return what a first stage says, the ``checkpoint.load`` of a stage file said as its start."""
+    checkpoint = own.get("checkpoint")
+    if not isinstance(checkpoint, dict) or checkpoint.get("load") is None:
+        return own
+    load = checkpoint["load"]
+    if own.get("start") not in (None, load):
+        raise UsageError(
+            f"checkpoint.load: is {load!r:.60}, but start is {own['start']!r:.60}",
+            "they say the same: leave one of the two out",
+        )
+    rest = {key: value for key, value in checkpoint.items() if key != "load"}
+    return {**own, "checkpoint": rest, "start": load}
+
+
 def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | None:
     """Return the model that a stage says it begins with, None if it says none.
 

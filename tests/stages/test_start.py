@@ -122,6 +122,13 @@ def test_its_model_is_said_by_the_start_alone(data: Path, models: Path, tmp_path
     accepted("run", write_schedule(models, content), "--dry-run")
 
 
+def test_what_a_stage_file_loads_is_a_start(data: Path, models: Path) -> None:
+    wanted = accepted("run", write_schedule(models, schedule_of(data, "hf")), "--dry-run").out
+    content = schedule_of(data, "hf")
+    content["stages"][0] |= {"start": None, "checkpoint": {"load": "hf"}}
+    assert accepted("run", write_schedule(models, content), "--dry-run").out == wanted
+
+
 def test_the_guides_example_starts_with_a_model(models: Path, tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "guides" / "run.md").read_text(encoding="utf-8")
     _, text = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
@@ -139,6 +146,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"checkpoint": {"begin": "continue"}},
         "checkpoint.begin is continue, but a Hugging Face folder has weights only",
     ),
+    "two of them": ({"checkpoint": {"load": "dist"}}, "checkpoint.load: is 'dist', but start is"),
     "no start": ({"start": None, "checkpoint": {"begin": "anew"}}, "the stage has no start"),
 }
 
