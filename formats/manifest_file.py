@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pydantic import ValidationError
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.content_sum import SUM, is_intact, sum_of, with_sum
 from flmgrow.formats.files import read_if_there
 from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.manifest_form import check_form
@@ -32,7 +32,6 @@ VERSION = 2
 WITHOUT_SUM = 1
 """The version that had no sum over its content."""
 
-SUM = "xxh3_128"
 MAX_BYTES = 64 << 20
 _SHORT = 200
 
@@ -69,35 +68,25 @@ def has_sum(manifest: Json) -> bool:
     return SUM in manifest
 
 
-def _sum(content: object) -> str:
-    """Return the sum of plain data as JSON without spaces, keys in order."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
 def encode(manifest: Json) -> bytes:
     """Return a manifest, and its receipt, with their sums as the bytes of its file."""
     receipt = manifest["receipt"]
-    if receipt is not None:
-        plain = {key: value for key, value in receipt.items() if key != SUM}
-        receipt = {**plain, SUM: _sum(plain)}
-    content = content_of(manifest)
-    whole = {**content, SUM: _sum(content), "receipt": receipt}
+    receipt = None if receipt is None else with_sum(receipt)
+    whole = {**with_sum(content_of(manifest)), "receipt": receipt}
     return json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def _check_sums(manifest: Json, path: Path) -> None:
     """Raise BadCheckpointError if a manifest or its receipt is not what its sum was taken of."""
-    receipt = manifest["receipt"] or {}
-    plain = {key: value for key, value in receipt.items() if key != SUM}
+    receipt = manifest["receipt"]
     if has_sum(manifest) or manifest["manifest_version"] != WITHOUT_SUM:
-        if manifest.get(SUM) != _sum(content_of(manifest)):
+        if manifest.get(SUM) != sum_of(content_of(manifest)):
             raise BadCheckpointError(
                 f"{path}: its own sum does not match its content",
                 "it was altered: restore it from a copy; those at the root and in the iteration's "
                 "folder are alike but for the receipt",
             )
-        if receipt and receipt.get(SUM) != _sum(plain):
+        if receipt and not is_intact(receipt):
             raise BadCheckpointError(
                 f"{path}: receipt: its sum does not match it",
                 "it was altered: restore it from a copy, or put null in its place and run "

@@ -15,12 +15,16 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.content_sum import SUM, is_intact, with_sum
 from flmgrow.formats.files import read_if_there
 from flmgrow.formats.problems import problems
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 
 TRAINING = "flmgrow_training.json"
-VERSION = 1
+VERSION = 2
+WITHOUT_SUM = 1
+"""The version that had no sum over its content."""
+
 MAX_BYTES = 64 << 20
 
 Json = dict[str, Any]
@@ -97,6 +101,7 @@ class TrainingState:
     Since then it has read ``stage_tokens``; its first step had ``stage_batch`` samples (None, both,
     where an older flmgrow saved it). ``settings`` are what it was trained with, by the stage file's
     keys. ``family`` is the ancestry of the checkpoint that the stage began with, that one last.
+    ``has_sum``: its file has a sum over its content, as all have but those of older versions.
     """
 
     iteration: int
@@ -108,6 +113,7 @@ class TrainingState:
     stage_tokens: int | None = None
     stage_batch: int | None = None
     settings: Json = field(default_factory=dict)
+    has_sum: bool = True
 
     def encode(self) -> bytes:
         """Return the bytes of its file."""
@@ -123,7 +129,7 @@ class TrainingState:
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
             "family": list(self.family),
         }
-        return json.dumps(content, indent=1).encode() + b"\n"
+        return json.dumps(with_sum(content), indent=1).encode() + b"\n"
 
 
 class _Form(BaseModel):
@@ -155,8 +161,9 @@ def read_training_state(folder: Path) -> TrainingState | None:
     if content is None:
         return None
     try:
-        found = _Form.model_validate(json.loads(content), strict=True)
-        if found.training_version != VERSION:
+        data = json.loads(content)
+        found = _Form.model_validate(data, strict=True)
+        if found.training_version not in (VERSION, WITHOUT_SUM):
             raise ValueError(f"version {found.training_version}, wanted {VERSION}")
         if found.stage_begin > found.iteration:
             raise ValueError(
@@ -167,6 +174,11 @@ def read_training_state(folder: Path) -> TrainingState | None:
         raise BadCheckpointError(f"{path}: {problems(error.errors())}") from None
     except (ValueError, RecursionError, BadCheckpointError) as error:
         raise BadCheckpointError(f"{path}: not readable: {error}") from None
+    if (SUM in data or found.training_version != WITHOUT_SUM) and not is_intact(data):
+        raise BadCheckpointError(
+            f"{path}: its own sum does not match its content",
+            "it was altered: restore it from a copy, or go on from another checkpoint",
+        )
     return TrainingState(
         iteration=found.iteration,
         stage=found.stage,
@@ -177,4 +189,5 @@ def read_training_state(folder: Path) -> TrainingState | None:
         stage_tokens=found.stage_tokens,
         stage_batch=found.stage_batch,
         settings=found.settings,
+        has_sum=SUM in data,
     )

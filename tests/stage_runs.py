@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
+from flmgrow.formats.content_sum import SUM, with_sum
 from flmgrow.formats.manifest_file import encode
 from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
@@ -169,7 +170,7 @@ def stand_in(finished: Path, folder: RunFolder, ran: list[str]) -> Callable[[tup
 
 
 def edit(path: Path, **changes: Any) -> None:
-    """Change values of a file of JSON; ``a__b`` is the ``b`` in ``a``. A manifest's sums follow."""
+    """Change values of a file of JSON; ``a__b`` is the ``b`` in ``a``. Its sums follow."""
     content = json.loads(path.read_text())
     for name, value in changes.items():
         *above, last = name.split("__")
@@ -177,4 +178,7 @@ def edit(path: Path, **changes: Any) -> None:
         for key in above:
             inside = inside[key]
         inside[last] = value
-    path.write_bytes(encode(content) if path.name == MANIFEST else json.dumps(content).encode())
+    if path.name == MANIFEST:
+        path.write_bytes(encode(content))
+    else:
+        path.write_text(json.dumps(with_sum(content) if SUM in content else content))

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from flmgrow import __version__
 from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.content_sum import SUM
 from flmgrow.formats.inert_values import namespace
 from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.manifest_file import (
-    SUM,
     VERSION,
     Json,
     base_output,

@@ -1,6 +1,7 @@
 """What a run knows of its past comes back from its file to the last bit, or is refused by name."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.content_sum import SUM, sum_of, with_sum
 from flmgrow.formats.training_state import (
     MAX_BYTES,
     TRAINING,
@@ -107,11 +109,17 @@ def good() -> dict[str, Any]:
         family=({"name": "start"},),
     )
     content: dict[str, Any] = json.loads(state.encode())
+    assert content.pop(SUM) == sum_of(content)
     return content
 
 
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """As who writes on purpose would: with a sum of what is there."""
+    (folder / TRAINING).write_text(json.dumps(with_sum(content)))
+
+
 DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
-    "of a later version": ({"training_version": 2}, "version 2, wanted 1"),
+    "of a later version": ({"training_version": 3}, "version 3, wanted 2"),
     "no iteration": ({"iteration": None}, "iteration: "),
     "an iteration as text": ({"iteration": "7"}, "iteration: "),
     "an iteration below 0": ({"iteration": -1}, "iteration: "),
@@ -136,7 +144,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_what_is_wrong_is_named(case: str, tmp_path: Path) -> None:
     changes, message = DAMAGED[case]
-    (tmp_path / TRAINING).write_text(json.dumps(good() | changes))
+    write(tmp_path, good() | changes)
     with pytest.raises(BadCheckpointError) as caught:
         read_training_state(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / TRAINING}: ")
@@ -165,7 +173,7 @@ NEWER = {"stage_tokens", "stage_batch", "settings"}
 def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
     content = good()
     del content[key]
-    (tmp_path / TRAINING).write_text(json.dumps(content))
+    write(tmp_path, content)
     with pytest.raises(BadCheckpointError, match=f"{key}: is not given"):
         read_training_state(tmp_path)
 
@@ -185,9 +193,11 @@ def test_an_older_file_has_its_losses_beside_what_goes_on(tmp_path: Path) -> Non
     content = {key: value for key, value in good().items() if key not in NEWER}
     for key in ("losses", "loss_batches"):
         del content["carried"][key]
-    (tmp_path / TRAINING).write_text(json.dumps(content | {"losses": [3.5, 2.25]}))
+    older = content | {"losses": [3.5, 2.25], "training_version": 1}
+    (tmp_path / TRAINING).write_text(json.dumps(older))
     found = read_training_state(tmp_path)
     assert found is not None
+    assert not found.has_sum
     assert (found.carried.losses, found.carried.loss_batches) == ([3.5, 2.25], [])
     assert (found.stage_tokens, found.stage_batch, found.settings) == (None, None, {})
 
@@ -195,6 +205,26 @@ def test_an_older_file_has_its_losses_beside_what_goes_on(tmp_path: Path) -> Non
 def test_losses_have_as_many_batches(tmp_path: Path) -> None:
     content = good()
     content["carried"] |= {"losses": [3.5, 2.25], "loss_batches": [8]}
-    (tmp_path / TRAINING).write_text(json.dumps(content))
+    write(tmp_path, content)
     with pytest.raises(BadCheckpointError, match=r"carried: .*2 losses of 1 batches"):
+        read_training_state(tmp_path)
+
+
+def test_a_changed_character_is_told(tmp_path: Path) -> None:
+    """Any digit: what was read, how far masks are open, where data goes on."""
+    write(tmp_path, good())
+    text = (tmp_path / TRAINING).read_text()
+    assert read_training_state(tmp_path) is not None
+    digits = [match.start() for match in re.finditer("[0-9]", text)]
+    assert len(digits) > 50
+    for place in digits:
+        other = str((int(text[place]) + 1) % 10)
+        (tmp_path / TRAINING).write_text(text[:place] + other + text[place + 1 :])
+        with pytest.raises(BadCheckpointError, match=TRAINING):
+            read_training_state(tmp_path)
+
+
+def test_a_file_of_this_version_has_a_sum(tmp_path: Path) -> None:
+    (tmp_path / TRAINING).write_text(json.dumps(good()))
+    with pytest.raises(BadCheckpointError, match="its own sum does not match"):
         read_training_state(tmp_path)

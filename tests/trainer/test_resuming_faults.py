@@ -25,6 +25,7 @@ from stage_runs import (
 )
 
 from flmgrow.cli.app import run
+from flmgrow.formats.content_sum import with_sum
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STEPS = 2
@@ -121,7 +122,7 @@ def test_a_training_state_that_cannot_be_is_refused(
     change, message = TRAINING[case]
     stage = copied(begun, data, tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "iter_0000002" / "flmgrow_training.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    file.write_text(json.dumps(with_sum(change(json.loads(file.read_text())))))
     told = train(stage, expect=3)
     assert told.startswith(f"error: {file}: ")
     assert message in told

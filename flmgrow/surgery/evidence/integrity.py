@@ -17,6 +17,7 @@ from flmgrow.formats.dist_integrity import INTEGRITY
 from flmgrow.formats.integrity import FileRecord, verify_files
 from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import MANIFEST, has_sum, manifest_of, read_manifest, records_of
+from flmgrow.formats.training_state import TRAINING, read_training_state
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.copies import check_copies
@@ -69,6 +70,8 @@ class _Files:
             yield kind
         if path.name == MANIFEST and (manifest := read_manifest(path.parent)) is not None:
             yield from ["its own sum"] if has_sum(manifest) else []
+        if path.name == TRAINING and (state := read_training_state(path.parent)) is not None:
+            yield from ["its own sum"] if state.has_sum else []
         if path.name == TRACKER:
             yield "the iteration that it names"
         if path.name == INTEGRITY and self.checkpoint.format == "torch_dist":
