@@ -36,7 +36,7 @@ _OTHERS = {
 }
 """A stage file's keys where a command has options."""
 
-_ELSEWHERE = ("--args-from", "--untie")
+_ELSEWHERE = ("--args-from", "--untie", "--tie")
 """Options that say so much of a source that it is better written anew."""
 
 
