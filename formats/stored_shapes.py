@@ -67,12 +67,14 @@ class ShapeCollector:
     """Collects the arrays of one or more chunks of a model; ``tp`` is how many ranks share them.
 
     What contradicts itself (a layer left out, two shapes under one key) is not told of: whoever
-    looks for every single array says it better.
+    looks for every single array says it better. Nor is an array with another number of dimensions
+    than its parameter has: its sizes are those of shards (``torch_dist_pieces``), or nobody's.
     """
 
     def __init__(self, tp: int = 1) -> None:
         self._tp = tp
         self._split = _split_dims()
+        self._dims = {row.key.replace("{layer}.", ""): 1 + bool(row.columns) for row in ROWS}
         self._shapes: dict[str, Shape] = {}
         self._odd: set[str] = set()
         self._layers: int | None = 0
@@ -101,7 +103,8 @@ class ShapeCollector:
     def _add(self, key: str, part: Shape) -> None:
         dim = self._split.get(key)
         whole = tuple(n * self._tp if place == dim else n for place, n in enumerate(part))
-        if self._shapes.setdefault(key, whole) != whole:
+        apart = len(part) != self._dims.get(key, len(part))
+        if self._shapes.setdefault(key, whole) != whole or apart:
             self._odd.add(key)
 
     def result(self, own_head: bool, dtype: str) -> StoredShapes:

@@ -291,7 +291,7 @@ def test_other_classes_must_be_vouched_for(tmp_path: Path) -> None:
     other = {"AutoModelForCausalLM": "modeling_other.Other"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": other}))
     assert "auto_map: found {'AutoModelForCausalLM'" in refusal(3, "inspect", folder)
-    accepted("export", folder, tmp_path / "out", "--ignore-arg", "auto_map")
+    accepted("export", folder, tmp_path / "out", "--ignore-field", "auto_map")
     told = json.loads((tmp_path / "out" / "config.json").read_text())
     assert told["auto_map"] == FAMILIES["flm"].fixed["auto_map"]
 

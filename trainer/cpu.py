@@ -105,6 +105,10 @@ def _new_tensors_named_cuda_are_made_on_cpu() -> None:
 
         return made
 
+    # ``with torch.device("meta")`` lists the functions it acts on when it is first used. Were ours
+    # on that list, it would act on none of torch's, and transformers would load rubbish.
+    with torch.device("cpu"):
+        torch.empty(0)
     for name in ("zeros", "ones", "empty", "full", "tensor", "arange", "zeros_like", "empty_like"):
         _replace(torch, name, on_cpu(getattr(torch, name)))
 

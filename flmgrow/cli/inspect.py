@@ -75,7 +75,7 @@ def _with_arrays(
         return error
     if not wanted:
         more = "inspect --tensors lists the arrays that are stored"
-        return BadCheckpointError(error.message, "; ".join(filter(None, (more, error.hint))))
+        return BadCheckpointError(error.message, "; ".join(filter(None, (error.hint, more))))
     if as_json:
         listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
         print(json.dumps({"path": str(path), "why_not": error.message, "stored": listed}, indent=1))

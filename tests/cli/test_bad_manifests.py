@@ -125,7 +125,7 @@ def test_fresh_indices_beyond_the_model_are_refused(grown: Path) -> None:
         (put("growth", "request", "ffn", value=8), "ffn: wanted 8, the source has 20"),
         (put("growth", "request", "ffn", value=1 << 40), "ffn: wanted .*, at most"),
         (put("growth", "request", "ffn", value="x"), "request is malformed"),
-        (put("growth", "request", "methods", value={"ffn": "none"}), "method ffn=none"),
+        (put("growth", "request", "methods", "ffn", value="none"), "'none' is no method for ffn"),
         (put("growth", "axes", "ffn", value=[]), "axis maps do not follow"),
         (put("padded_vocab", value=51), "axis maps do not follow"),
     ],

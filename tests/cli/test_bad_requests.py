@@ -99,7 +99,7 @@ def test_a_growth_without_an_exact_way_is_refused(
         ("bake source out", "source: has no masks to bake"),
         ("bake source out --value 2", "--value.*less than or equal to 1"),
         ("expand source", "Missing argument 'DST'"),
-        ("verify source", "Missing argument 'DST'"),
+        ("verify source", "DST: is not given"),
         ("verify source source --dtype int8", "--dtype int8: unknown"),
         ("reshard source out --tp 0", "--tp.*greater than or equal to 1"),
     ],
