@@ -13,12 +13,14 @@ NEWER := .venv/megatron-core-0.19
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow check demo docs bench clean
+.PHONY: help setup test test-slow test-exhaustive check demo docs bench clean
 
 help:
 	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
 	@echo "make test       the tests, without those that take minutes"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-exhaustive"
+	@echo "                every combination of what other tests sample"
 	@echo "make check      lint, formatting, types, structure"
 	@echo "make demo       train a tiny model in three stages, growing it between them"
 	@echo "make docs       write docs/reference/cli.md from the commands' own help"
@@ -40,7 +42,10 @@ test: setup
 	@$(PY) -m pytest $(SPREAD) -m "not slow"
 
 test-slow: setup $(NEWER)/.installed
-	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m slow
+	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m "slow and not exhaustive"
+
+test-exhaustive: setup
+	@$(PY) -m pytest $(SPREAD) -m exhaustive
 
 # What the newest megatron-core does is tested beside the one that this Python can install.
 $(NEWER)/.installed: $(STAMP)

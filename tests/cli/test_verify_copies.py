@@ -77,6 +77,7 @@ def test_any_bit_of_any_array_is_found_without_checksums(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_array_is_compared(pair: Path, tmp_path: Path) -> None:
     for number in range(len(list(stored(pair / "grown")))):
         grown, _ = flipped(pair, tmp_path / str(number), number)

@@ -1,6 +1,6 @@
 """What a hostile source names is in no output: stock torch, which runs what it loads, runs nothing.
 
-Every form is tried for every command and place in the slow tests; here each in one of them.
+Every form is tried for every command and place in the exhaustive tests; here each in one of them.
 """
 
 import itertools
@@ -121,6 +121,7 @@ def test_an_output_runs_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_an_output_runs_nothing_wherever_the_form_is(
