@@ -90,7 +90,7 @@ def test_signals_at_three_hundred_moments(tmp_path: Path) -> None:
     assert sweep(100, 2, "inspect", source, "--json") > 30
     assert sweep(100, 3, "expand", source, tmp_path / "out", "--ffn-hidden-size", 48,
                  "--dry-run") > 30  # fmt: skip
-    assert sweep(100, 4, "verify", source) > 30
+    assert sweep(100, 4, "verify", source, source) > 30
 
 
 # --- where an exception alone would not do
