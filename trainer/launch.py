@@ -90,11 +90,22 @@ def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
         if all(code == 0 for code in codes):
             return 0, 0
         time.sleep(_POLL)
-    end = time.monotonic() + GRACE  # the first rank may be telling of what all have met
-    while ranks[0].poll() is None and time.monotonic() < end:
+    end = time.monotonic() + GRACE
+    while _more_may_be_told(codes) and time.monotonic() < end:
         time.sleep(_POLL)
-    failed = [(code, rank) for rank, process in enumerate(ranks) if (code := process.poll())]
+        codes = [rank.poll() for rank in ranks]
+    failed = [(code, rank) for rank, code in enumerate(codes) if code]
     return next((each for each in failed if each[0] != LostRankError.exit_code), failed[0])
+
+
+def _more_may_be_told(codes: Sequence[int | None]) -> bool:
+    """Whether the code that says what went wrong may be still to come.
+
+    Rank 0 may be telling of what all have met, and a rank that was lost may end after those that
+    lost it.
+    """
+    only_lost = all(code in (None, 0, LostRankError.exit_code) for code in codes)
+    return codes[0] is None or (only_lost and None in codes)
 
 
 def _tell_of_signal(rank: int, number: int) -> None:

@@ -94,7 +94,10 @@ def test_a_rank_that_is_killed_ends_all(place: Path) -> None:
 
 def test_a_rank_that_lost_another_is_not_the_one_that_failed(place: Path) -> None:
     assert launched(place, 3, "sys.exit(8 if rank != 1 else 4)").wait(60) == 4
+    late = "sys.exit(8) if rank != 1 else (time.sleep(0.7), sys.exit(4))"
+    assert launched(place, 3, late).wait(60) == 4, "it ends after those that lost it"
     assert launched(place, 3, "sys.exit(8)").wait(60) == 8
+    assert launched(place, 3, "sys.exit(8) if rank != 1 else time.sleep(600)").wait(60) == 8
 
 
 HANDLER = """
