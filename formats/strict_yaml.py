@@ -16,6 +16,8 @@ from flmgrow.errors import UsageError
 
 MOST_BYTES = 1 << 20
 MOST_ALIKE = 64
+MOST_NODES = 1 << 20
+"""Values and keys, each as often as it is referred to: thirty lines can say a billion."""
 _CORE = {
     "null": (r"~|null|Null|NULL", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -35,6 +37,28 @@ _BREAKS = "\x85\u2028\u2029\ufeff"
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with YAML 1.2's scalars, and without keys that stand twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.counts: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Return the next node, unless what it refers to makes it too large, or endless."""
+        mark = self.peek_event().start_mark
+        is_alias = self.check_event(yaml.AliasEvent)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if not is_alias:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            inner = [each for part in parts for each in (part if type(part) is tuple else (part,))]
+            self.counts[node] = 1 + sum(self.counts[each] for each in inner)
+        elif node not in self.counts:
+            raise yaml.composer.ComposerError(None, None, "a value that holds itself", mark)
+        if self.counts[node] > MOST_NODES:
+            problem = f"more than {MOST_NODES} values, counted as often as they are referred to"
+            raise yaml.composer.ComposerError(None, None, problem, mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return a mapping as it stands there, before any merge adds keys to it."""

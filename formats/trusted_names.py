@@ -142,6 +142,28 @@ MENTIONED = CALLED | _names(_ONLY_MENTIONED)
 a set of its members, are data by the time they are read (``inert_calls``).
 """
 
+_GO_THROUGH = frozenset(
+    {("torch", "Size"), *(("collections", name) for name in _PYTHON["collections"].split())}
+)
+"""What goes through all that it is given. A range, or a tensor of stride 0, would never end."""
+
+_CALLS_ITS_ARGUMENT: Mapping[tuple[str, str], tuple[int, frozenset[tuple[str, str]]]] = {
+    ("torch._tensor", "_rebuild_from_type_v2"): (
+        0,
+        _names({"torch._utils": _TORCH["torch._utils"]}),
+    ),
+    **{
+        ("numpy.random._pickle", name): (
+            1,
+            _names({"numpy.random._pickle": "__bit_generator_ctor"}),
+        )
+        for name in ("__generator_ctor", "__randomstate_ctor")
+    },
+}
+"""What calls one of its arguments: the position, and what may stand there. A mentioned type is as
+harmless there as in a call of its own, and no more: ``bytearray`` takes what memory it is told.
+"""
+
 _LIBRARIES = frozenset(
     {*sys.stdlib_module_names, *_compat_pickle.IMPORT_MAPPING, "numpy", "pip", "torch"}
 )
@@ -183,10 +205,24 @@ def untrusted_names(root: object) -> list[Global]:
                 todo.append(value.attributes)
         elif isinstance(value, _HOLDING) and id(value) not in seen:
             seen.add(id(value))
-            if isinstance(value, Opaque) and python3_name(value.function) not in CALLED:
+            if isinstance(value, Opaque) and (
+                python3_name(value.function) not in CALLED or _is_misused(value)
+            ):
                 found.add(value.function)
             todo.extend(members_of(value))
     return sorted(found, key=str)
+
+
+def _is_misused(call: Opaque) -> bool:
+    """Return whether a call of what only makes data would not end, or call something else."""
+    name = python3_name(call.function)
+    if name in _GO_THROUGH:
+        return any(isinstance(argument, Opaque | TensorRecord) for argument in call.arguments)
+    position, wanted = _CALLS_ITS_ARGUMENT.get(name, (0, None))
+    if wanted is None or len(call.arguments) <= position:
+        return False
+    called = call.arguments[position]
+    return not isinstance(called, Global) or python3_name(called) not in wanted
 
 
 def refuse_programs(root: object, where: str) -> None:

@@ -335,7 +335,26 @@ INDIRECT = [
     ),
 ]  # fmt: skip
 
-FORMS = [*SHELLS, *PROGRAMS, *WRITERS, *INDIRECT]
+RANGE = call(named("__builtin__", "xrange"), 1 << 45)
+BYTEARRAY = named("builtins", "bytearray")
+MEMORY = [
+    Form(name, lambda _, piece=piece: piece, runs=False)  # type: ignore[misc]
+    for name, piece in {
+        "a range in a deque": call(named("collections", "deque"), RANGE),
+        "a range in a Counter": call(named("collections", "Counter"), RANGE),
+        "a range in a Size": call(named("torch", "Size"), RANGE),
+        "a range in a new deque": named("collections", "deque") + tuple_of(RANGE) + pickle.NEWOBJ,
+        "memory by torch's own rebuilding": call(
+            named("torch._tensor", "_rebuild_from_type_v2"), BYTEARRAY, BYTEARRAY,
+            tuple_of(1 << 45), None,
+        ),
+        "memory by numpy's own rebuilding": call(
+            named("numpy.random._pickle", "__generator_ctor"), 1 << 45, BYTEARRAY
+        ),
+    }.items()
+]  # fmt: skip
+
+FORMS = [*SHELLS, *PROGRAMS, *WRITERS, *INDIRECT, *MEMORY]
 
 
 def plant(file: Path, form: Form, canary: Path) -> None:

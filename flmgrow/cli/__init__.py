@@ -9,7 +9,7 @@ training diverged and was stopped; 8 a rank of a run was lost; 129, 130 and 143 
 
 import sys
 
-from flmgrow.cli.interruption import Interrupted, answer_signals, finish, tell
+from flmgrow.cli.interruption import answer_signals, finish, interrupted, tell
 
 
 def main() -> None:
@@ -17,8 +17,11 @@ def main() -> None:
     try:
         answer_signals()
         code = finish(_run())
-    except Interrupted as interrupted:
-        code = interrupted.code
+    except BaseException:
+        # Not of an Interrupted alone: a library may make another exception of it, and raise that.
+        code = interrupted()
+        if not code:
+            raise
         tell()
     sys.exit(code)
 

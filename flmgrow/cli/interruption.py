@@ -62,6 +62,11 @@ def finish(code: int) -> int:
     return _State.code or code
 
 
+def interrupted() -> int:
+    """Return the exit code of the signal that arrived, or 0."""
+    return _State.code
+
+
 def tell() -> None:
     """Say on stderr, once, that the command was interrupted."""
     if _State.told:

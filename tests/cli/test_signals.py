@@ -122,8 +122,10 @@ flmgrow.cli.main()
             "__import__('threading').Thread(target=time.sleep, args=(60,)).start(); return 0",
         ),
         ("SIGTERM", "__import__('atexit').register(time.sleep, 60); return 0"),
+        ("SIGINT", "raise ValueError('made of the interrupt by a library')"),
+        ("SIGTERM", "sys.exit(3)"),
     ],
-    ids=["swallowed", "event", "lock", "sleep", "thread", "shutdown"],
+    ids=["swallowed", "event", "lock", "sleep", "thread", "shutdown", "another", "exit"],
 )
 def test_what_swallows_it_or_waits_for_ever_is_ended(name: str, then: str) -> None:
     number = signal.Signals[name]

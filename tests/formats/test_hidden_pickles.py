@@ -35,12 +35,42 @@ def as_tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
+def by_stride(data: bytes, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """A view of every second element of a matrix, which has the bytes in its order."""
+    elements = as_tensor(data + bytes(-len(data) % 16)).view(dtype)
+    return torch.stack((elements, torch.zeros_like(elements)), 1)[:, 0]
+
+
+class FromNumpy:
+    """A tensor that torch makes of a numpy array when it is loaded."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = np.frombuffer(data, np.uint8)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        function = torch._utils._rebuild_device_tensor_from_numpy
+        return function, (self.data, torch.uint8, "cpu", False)
+
+
+def at_its_end(data: bytes) -> io.BytesIO:
+    """A BytesIO whose position is behind something that is no pickle."""
+    state = io.BytesIO(b"\0" * 7 + data)
+    state.seek(7)
+    return state
+
+
 CARRIERS: dict[str, Callable[[bytes], object]] = {
     "bytes": lambda data: data,
     "bytearray": bytearray,
     "BytesIO": io.BytesIO,
     "tensor": as_tensor,
     "part of a tensor": lambda data: torch.cat((torch.ones(3).byte(), as_tensor(data)))[3:],
+    "strided": by_stride,
+    "strided numbers": lambda data: by_stride(data, torch.float32),
+    "numbers": lambda data: as_tensor(data + bytes(-len(data) % 8)).view(torch.int64),
+    "transposed": lambda data: by_stride(data).reshape(2, -1).t().contiguous().t(),
+    "of numpy": FromNumpy,
+    "from a position on": at_its_end,
     "deep": lambda data: {"state": [(data,)]},
     "a pickle in a pickle": lambda data: pickle.dumps({"x": io.BytesIO(data)}),
 }
@@ -49,6 +79,9 @@ PROGRAMS = {
     "pickle": b"\x80\x02" + PROGRAM + b".",
     "protocol 4": pickle.dumps(Program(), 4),
     "protocol 0": b"cos\nsystem\n(S'true'\ntR.",
+    "behind a number of C": b"I0x10\n0cos\nsystem\n(S'true'\ntR.",
+    "behind a long number of C": b"L0x10\n0cos\nsystem\n(S'true'\ntR.",
+    "behind a text of utf-8": b"S'\xc3\xa9'\n0cos\nsystem\n(S'true'\ntR.",
     "unknown package": b"\x80\x02" + named(OWN_PACKAGE, "own_function") + b".",
     "Python 2": b"\x80\x02" + call(named("commands", "getoutput"), "true") + b".",
     "cut off behind it": b"\x80\x02" + PROGRAM,
@@ -79,6 +112,26 @@ CASES = [
     for number, program in enumerate(PROGRAMS)
     for carrier in [list(CARRIERS)[number % len(CARRIERS)], "bytes"]
 ]
+
+
+def test_loading_the_bytes_runs_a_program(tmp_path: Path) -> None:
+    """The control: Python's unpickler carries out what looks odd."""
+    canary = tmp_path / "canary"
+    for name in ("behind a number of C", "behind a long number of C"):
+        pickle.loads(PROGRAMS[name].replace(b"true", f"touch {canary}".encode()))
+        assert canary.exists(), name
+        canary.unlink()
+
+
+def test_a_carrier_has_the_bytes() -> None:
+    """The control: what Transformer Engine would unpickle begins with what was put in."""
+    data = PROGRAMS["pickle"]
+    for name in ("strided", "strided numbers", "numbers", "transposed", "of numpy"):
+        state = CARRIERS[name](data)
+        file = io.BytesIO(saved(state))
+        state = torch.load(file, weights_only=False)
+        assert isinstance(state, torch.Tensor)
+        assert state.numpy().tobytes().startswith(data), name
 
 
 @pytest.mark.parametrize(("program", "carrier"), sorted(set(CASES)))

@@ -91,3 +91,37 @@ def test_a_mapping_may_be_merged_into_another() -> None:
         "base": {"lr": 1, "steps": 2},
         "stage": {"lr": 1, "steps": 3},
     }
+
+
+def repeated(form: str, levels: int) -> bytes:
+    """YAML in which each level refers to the one before twice."""
+    lines = [form.format(own=n, before=n - 1) for n in range(1, levels)]
+    return "\n".join(["a0: &a0 {x: 1}", *lines]).encode()
+
+
+FORMS = {
+    "mapping": "a{own}: &a{own} {{p: *a{before}, q: *a{before}}}",
+    "list": "a{own}: &a{own} [*a{before}, *a{before}]",
+    "merge": "a{own}: &a{own} {{<<: [*a{before}, *a{before}], y{own}: 1}}",
+    "key": "? &a{own} {{<<: [*a{before}, *a{before}]}}\n: 1",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_grows_by_reference_is_refused_before_it_is_made(form: str) -> None:
+    with pytest.raises(UsageError, match=r"more than \d+ values, counted as often as they are"):
+        parse_yaml(repeated(FORMS[form], 40), "file")
+
+
+def test_references_are_honest_in_small_numbers() -> None:
+    assert parse_yaml(repeated(FORMS["mapping"], 3), "file") == {
+        "a0": {"x": 1},
+        "a1": {"p": {"x": 1}, "q": {"x": 1}},
+        "a2": {name: {"p": {"x": 1}, "q": {"x": 1}} for name in "pq"},
+    }
+
+
+def test_what_holds_itself_is_refused() -> None:
+    for text in ("a: &a [*a]", "a: &a {b: {c: *a}}"):
+        with pytest.raises(UsageError, match="a value that holds itself"):
+            parse_yaml(text.encode(), "file")
