@@ -1,6 +1,5 @@
 """Function: both models run through one reference forward on the same tokens.
 
-<<<<<<< HEAD
 How far their logits may be apart follows from the dtypes in which weights are stored and computed.
 Ids that only the result has must leave the old ones what they had: none may be likelier than the
 average old one.
