@@ -11,9 +11,16 @@ from typing import ClassVar
 
 MAX_LENGTH = 900
 _CREDENTIALS = (
-    # One slash is what pathlib leaves of two. hf://NAME@REVISION is no credential.
-    (re.compile(r"(?i)\b([a-z][\w+.-]*:/{1,3})[^\s/@]*:[^\s/@]*@"), r"\1***@"),
+    # One slash is what pathlib leaves of two. hf://NAME@REVISION is no credential. A password may
+    # have a slash or an @ in it: what follows the colon is no port then.
+    (re.compile(r"(?i)\b([a-z][\w+.-]*:/{1,3})[^\s/@:]*:(?!\d*(?:[/?#\s]|$))\S*@"), r"\1***@"),
     (re.compile(r"(?i)\b(https?:/{1,3})[^\s/@]+@"), r"\1***@"),
+    (
+        re.compile(
+            r"(?i)([?&#;][\w-]*(?:token|secret|passw(?:or)?d|signature|key|sig)=)[^\s&#;'\"]+"
+        ),
+        r"\1***",
+    ),
     (re.compile(r"(?i)\b(hf:/{1,3})(?:hf|api_org)_\w+@"), r"\1***@"),
     (re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}"), "***"),
 )

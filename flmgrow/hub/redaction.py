@@ -6,8 +6,10 @@ the rest. Other secrets (tokens of others, credentials in addresses, signatures)
 """
 
 import base64
+import codecs
 import html
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
@@ -16,32 +18,59 @@ from flmgrow.errors import printable
 WITHHELD = "(a text that holds the token is not shown)"
 LONGEST = 400
 _PIECE = 8
+_WIDE_PIECE = 20
+_NAMED = r"token|secret|passw(?:or)?d|signature|(?:api|access|private)[_-]?key"
 _BLOTS = (
-    (re.compile(r"\b(?:hf|api_org)_\w{6,}"), "***"),
+    (
+        re.compile(r"\b(?:(?:hf|api_org|gh[oprsu]|github_pat)_|(?:glpat|sk|xox[abp])-)[\w-]{6,}"),
+        "***",
+    ),
     (re.compile(r"(?i)\b(authorization|cookie|api-key)\b[^,;}\n]*"), r"\1 ***"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}"), r"\1 ***"),
-    (re.compile(r"(\w+:/{1,2})[^/@\s]+@"), r"\1***@"),
+    # A password may have a slash or another @ in it: what follows the colon is no port then.
+    (re.compile(r"(/{2,3})[^/@:\s]*:(?!\d*(?:[/?#]|$))[^\s'\"]*@"), r"\1***@"),
+    (re.compile(r"((?:\w+:)?/{2,3}|\w+:/)[^/\s]+@"), r"\1***@"),
     (re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\"]+"), r"\1?***"),
+    (re.compile(rf"(?i)((?:{_NAMED})\w*=)[^\s&;,'\")]+"), r"\1***"),
 )
 
 
 def _bare(text: str) -> str:
-    """Return the letters and digits alone: quotes and line breaks may be anywhere."""
-    return re.sub(r"[^0-9a-z]", "", text.lower())
+    """Return the letters and digits alone, of any width: quotes and line breaks may be anywhere."""
+    return re.sub(r"[^0-9a-z]", "", unicodedata.normalize("NFKC", text).lower())
 
 
 # --- how a text can say the token: forms of the token that are looked for in the text's characters
 
 
-def _encodings(token: str) -> Iterator[str]:
-    data = token.encode()
-    yield from (token, token[::-1], quote(token, safe=""), data.hex(), data.hex()[::-1])
+def _base64(data: bytes) -> Iterator[str]:
     # What stands before the token in a longer text decides where groups of bytes begin in it, and
     # the first and last group are made of other bytes, too.
     for shift in range(3):
         yield base64.b64encode(bytes(shift) + data).decode()[4 if shift else 0 : -4]
-    for shift in range(5):
-        yield base64.b32encode(bytes(shift) + data).decode()[8 if shift else 0 : -8]
+
+
+def _base32(data: bytes) -> Iterator[str]:
+    for encode in (base64.b32encode, base64.b32hexencode):
+        for shift in range(5):
+            yield encode(bytes(shift) + data).decode()[8 if shift else 0 : -8]
+
+
+def _encodings(token: str) -> Iterator[str]:
+    data = token.encode()
+    yield from (token, quote(token, safe=""), codecs.encode(token, "rot13"), data.hex())
+    yield from _base32(data)
+    yield from _base64(data)
+
+
+def _wide_encodings(token: str) -> Iterator[str]:
+    """Yield forms that take several letters or digits for each character of the token."""
+    yield "".join(str(ord(character)) for character in token)
+    for data in (token.encode("utf-16-le"), token.encode("utf-16-be")):
+        yield data.hex()
+        yield from _base64(data)
+    for once in _base64(token.encode()):
+        yield from _base64(once.encode())
 
 
 _BASE85 = (base64.b85encode, base64.a85encode)
@@ -89,6 +118,7 @@ def _readings(text: str) -> Iterator[str]:
     yield text
     for _ in range(3):
         undone = html.unescape(text)
+        undone = re.sub(r"</?[a-zA-Z][^<>]*>", "", undone)
         for pattern, stands_for in _ESCAPES:
             undone = pattern.sub(stands_for, undone)
         if undone == text:
@@ -117,7 +147,9 @@ class Redactor:
     """Makes any text fit to be shown to whoever must not see ``token``."""
 
     def __init__(self, token: str | None) -> None:
-        self._pieces = _pieces({_bare(form) for form in _encodings(token)}) if token else set()
+        forms = {_bare(form) for form in _encodings(token)} if token else set()
+        wide = {_bare(form) for form in _wide_encodings(token)} if token else set()
+        self._pieces = _pieces(forms | {form[::-1] for form in forms}) | _pieces(wide, _WIDE_PIECE)
         self._exact = _pieces(set(_exact_encodings(token))) if token else set()
 
     def holds_token(self, text: str) -> bool:
@@ -148,13 +180,21 @@ MOST = 1 << 16
 
 
 def without_credentials(text: str) -> str:
-    """Return ``text`` with whatever looks like a token, a password or a signature blotted out."""
+    """Return ``text`` with whatever looks like a token, a password or a signature blotted out.
+
+    If it has one in escapes alone, they are undone.
+    """
+    *_, undone = _readings(text)
+    return _blotted(text if _blotted(undone) == undone else undone)
+
+
+def _blotted(text: str) -> str:
     for pattern, blot in _BLOTS:
         text = pattern.sub(blot, text)
     return text
 
 
-def _pieces(forms: set[str]) -> set[str]:
+def _pieces(forms: set[str], length: int = _PIECE) -> set[str]:
     return {
-        form[i : i + _PIECE] for form in forms for i in range(max(1, len(form) - _PIECE + 1))
+        form[i : i + length] for form in forms for i in range(max(1, len(form) - length + 1))
     } - {""}

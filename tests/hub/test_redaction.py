@@ -1,6 +1,7 @@
 """Whatever form a server gives the token back in, it is not shown; what is harmless is."""
 
 import base64
+import codecs
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,6 +68,15 @@ ESCAPED = {
     "u escapes in braces": each("\\u{{{n:x}}}"),
     "code points": each("U+{n:04X}", " "),
     "octal escapes": each("\\{n:03o}"),
+    "tags": each("<b>{c}</b>"),
+    "decimal in one": each("{n}"),
+    "wide letters": "".join(chr(ord(c) + 0xFEE0) for c in TOKEN),
+    "rot13": codecs.encode(TOKEN, "rot13"),
+    "base64 backwards": base64.b64encode(DATA).decode()[::-1],
+    "base32hex": base64.b32hexencode(b"x" + DATA).decode(),
+    "hex of utf-16": TOKEN.encode("utf-16-le").hex(),
+    "base64 of utf-16": base64.b64encode(TOKEN.encode("utf-16-be")).decode(),
+    "base64 twice": base64.b64encode(b"x" + base64.b64encode(b"u:" + DATA + b"@host")).decode(),
     "half in escapes": TOKEN[:7] + each("\\u{n:04x}")[6 * 7 :],
 }
 for _shift in range(8):
@@ -98,6 +108,11 @@ def test_another_token_in_that_form_is_no_reason(form: str) -> None:
         ("hf:/user:secret@org/name: is no name", "hf:/***@org/name: is no name"),
         (f"https://{TOKEN}@huggingface.co/x", "https://***@huggingface.co/x"),
         ("https:/hf_abc@huggingface.co/x", "https:/***@huggingface.co/x"),
+        ("https://user:pa/ss@host/x", "https://***@host/x"),
+        ("https:/user:p@ss@host/x: is no name", "https:/***@host/x: is no name"),
+        ("https://host/x?a=1&token=secret#k", "https://host/x?a=1&token=***#k"),
+        ("https:/host/x#access_token=secret: no", "https:/host/x#access_token=*** no"),
+        ("http://host:8080/x@y and http://host:80", "http://host:8080/x@y and http://host:80"),
         (f"no option --token={TOKEN}", "no option --token=***"),
         (
             "hf://gpt2@main and hf://org/name@refs/pr/1",
@@ -152,6 +167,13 @@ def test_a_token_on_the_command_line_is_not_shown_again(
         ("proxy http://me:secret@host/x", "proxy http://***@host/x"),
         ("PUT https://s3/x?X-Sig=abc&y=1 failed", "PUT https://s3/x?*** failed"),
         ("Set-Cookie: session=1", "Set-Cookie ***"),
+        ("at https%3A%2F%2Fme%3Asecret%40host/x", "at https://***@host/x"),
+        ("at https:\\u002f\\u002fme:secret@host", "at https://***@host"),
+        ("at //me:secret@host/x", "at //***@host/x"),
+        ("HF_TOKEN=secret", "HF_TOKEN=***"),
+        ("ghp_ABCDEFGHJKLMNPQR", "***"),
+        ("hf://org/name@main", "hf://org/name@main"),
+        ("100%25 of a%2Fb at http://host:80/x", "100%25 of a%2Fb at http://host:80/x"),
     ],
 )
 @pytest.mark.parametrize("token", [TOKEN, None])
