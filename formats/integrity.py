@@ -34,6 +34,7 @@ def verify_files(
     folder: Path,
     records: Iterable[FileRecord],
     progress: Callable[[int], None] | None = None,
+    recorded_in: str = "manifest",
 ) -> None:
     """Check that each file is there with the size and checksum recorded; all sizes come first.
 
@@ -42,12 +43,12 @@ def verify_files(
     """
     records = list(records)
     for record in records:
-        _check_size(folder, record)
+        _check_size(folder, record, recorded_in)
     for record in records:
         found = checksum_of(folder / record.path, progress)
         if found != record.xxh3_128:
             raise _damaged(
-                folder, record, f"damaged: xxh3 {found}, manifest says {record.xxh3_128}"
+                folder, record, f"damaged: xxh3 {found}, {recorded_in} says {record.xxh3_128}"
             )
 
 
@@ -63,14 +64,14 @@ def is_intact(folder: Path, record: FileRecord) -> bool:
     return checksum_of(path) == record.xxh3_128
 
 
-def _check_size(folder: Path, record: FileRecord) -> None:
+def _check_size(folder: Path, record: FileRecord, recorded_in: str) -> None:
     if not is_safe(record.path):
-        raise _damaged(folder, record, "the manifest names a file outside the folder")
+        raise _damaged(folder, record, f"the {recorded_in} names a file outside the folder")
     path = folder / record.path
     if not path.is_file():
-        raise _damaged(folder, record, f"missing, manifest says {record.size} bytes")
+        raise _damaged(folder, record, f"missing, {recorded_in} says {record.size} bytes")
     if (size := path.stat().st_size) != record.size:
-        raise _damaged(folder, record, f"{size} bytes, manifest says {record.size}")
+        raise _damaged(folder, record, f"{size} bytes, {recorded_in} says {record.size}")
 
 
 def _damaged(folder: Path, record: FileRecord, what: str) -> BadCheckpointError:

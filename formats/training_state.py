@@ -2,28 +2,33 @@
 
 It lies in an iteration's folder, beside the weights that flmgrow's trainer saved there: how much
 was read and of which data, how far masks are open, which stage this is and when it began, and what
-the model grew from. The part that goes on through growth (:attr:`TrainingState.carried`) is handed
-on by ``expand`` and ``reshard`` in ``flmgrow.json``.
+the model grew from, and which files were written beside it (:attr:`TrainingState.files`), so that a
+bit that rotted is found. The part that goes on through growth (:attr:`TrainingState.carried`) is
+handed on by ``expand`` and ``reshard`` in ``flmgrow.json``.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.content_sum import SUM, is_intact, with_sum
 from flmgrow.formats.files import read_if_there
+from flmgrow.formats.integrity import FileRecord, is_safe
 from flmgrow.formats.problems import problems
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 
 TRAINING = "flmgrow_training.json"
-VERSION = 2
+VERSION = 3
+WITHOUT_FILES = 2
+"""The version that listed no files."""
+
 WITHOUT_SUM = 1
-"""The version that had no sum over its content."""
+"""The version that had no sum over its content, either."""
 
 MAX_BYTES = 64 << 20
 
@@ -101,6 +106,8 @@ class TrainingState:
     Since then it has read ``stage_tokens``; its first step had ``stage_batch`` samples (None, both,
     where an older flmgrow saved it). ``settings`` are what it was trained with, by the stage file's
     keys. ``family`` is the ancestry of the checkpoint that the stage began with, that one last.
+    ``files`` are the others in its folder, by their paths in it (none, where an older flmgrow saved
+    it).
     ``has_sum``: its file has a sum over its content, as all have but those of older versions.
     """
 
@@ -113,6 +120,7 @@ class TrainingState:
     stage_tokens: int | None = None
     stage_batch: int | None = None
     settings: Json = field(default_factory=dict)
+    files: tuple[FileRecord, ...] = ()
     has_sum: bool = True
 
     def encode(self) -> bytes:
@@ -128,8 +136,26 @@ class TrainingState:
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
             "family": list(self.family),
+            "files": [_file(record) for record in self.files],
         }
         return json.dumps(with_sum(content), indent=1).encode() + b"\n"
+
+
+def _file(record: FileRecord) -> Json:
+    return {name: value for name, value in asdict(record).items() if value != ""}
+
+
+class _File(BaseModel):
+    path: str
+    size: _Number
+    xxh3_128: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+    @field_validator("path")
+    @classmethod
+    def _lies_inside(cls, path: str) -> str:
+        if not is_safe(path):
+            raise ValueError("is outside the folder")
+        return path
 
 
 class _Form(BaseModel):
@@ -144,6 +170,7 @@ class _Form(BaseModel):
     masks: dict[str, dict[str, Any]]
     losses: list[_Loss] = []
     family: list[dict[str, Any]]
+    files: list[_File] = []
 
 
 def _with_losses(form: _Form) -> Carried:
@@ -163,7 +190,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
     try:
         data = json.loads(content)
         found = _Form.model_validate(data, strict=True)
-        if found.training_version not in (VERSION, WITHOUT_SUM):
+        if found.training_version not in (VERSION, WITHOUT_FILES, WITHOUT_SUM):
             raise ValueError(f"version {found.training_version}, wanted {VERSION}")
         if found.stage_begin > found.iteration:
             raise ValueError(
@@ -189,5 +216,6 @@ def read_training_state(folder: Path) -> TrainingState | None:
         stage_tokens=found.stage_tokens,
         stage_batch=found.stage_batch,
         settings=found.settings,
+        files=tuple(FileRecord(each.path, each.size, each.xxh3_128) for each in found.files),
         has_sum=SUM in data,
     )

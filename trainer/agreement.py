@@ -41,7 +41,7 @@ def together(do: Callable[[], Result]) -> Result:
     end the rest.
     """
     result, own = _attempted(do, None)
-    met = _gathered(own and (type(own), own.message, own.hint))
+    met = gathered(own and (type(own), own.message, own.hint))
     if failed := next((each for each in met if each is not None), None):
         kind, message, hint = failed
         raise kind(message, hint)
@@ -51,7 +51,7 @@ def together(do: Callable[[], Result]) -> Result:
 
 def check_alike(found: Mapping[str, object]) -> None:
     """Raise UsageError, on all ranks, unless all of them have ``found`` the same."""
-    first, *others = _gathered(dict(found))
+    first, *others = gathered(dict(found))
     for rank, other in enumerate(others, 1):
         names = sorted(first.keys() | other.keys())
         if differing := [name for name in names if other.get(name) != first.get(name)]:
@@ -62,7 +62,7 @@ def check_alike(found: Mapping[str, object]) -> None:
             )
 
 
-def _gathered(own: object) -> list[Any]:
+def gathered(own: object) -> list[Any]:
     """Return what every rank has, on every rank."""
     met: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(met, own, group=_channel[0])

@@ -11,11 +11,13 @@ import base64
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
@@ -30,6 +32,7 @@ from flmgrow.formats.durable import (
 )
 from flmgrow.formats.files import Bytes
 from flmgrow.formats.inert_values import Storage
+from flmgrow.formats.integrity import FileRecord
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.megatron_writing import folder_name, tracker
 from flmgrow.formats.new_model import new_model
@@ -43,7 +46,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer import cpu
-from flmgrow.trainer.agreement import together
+from flmgrow.trainer.agreement import gathered, together
 from flmgrow.trainer.parameters import OptimizerView, Parameter, live_states
 from flmgrow.trainer.saved import iterations
 
@@ -87,8 +90,9 @@ class Saving:
         name = folder_name(state.iteration)
         hidden = self.folder / f".{name}.flmgrow"
         together(lambda: self._begin(hidden, name))
-        together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
-        together(lambda: self._appear(hidden, name, state))
+        own = together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
+        files = sorted(chain.from_iterable(gathered(own)), key=lambda record: record.path)
+        together(lambda: self._appear(hidden, name, replace(state, files=tuple(files))))
         return self.folder / name
 
     def _begin(self, hidden: Path, name: str) -> None:
@@ -108,8 +112,8 @@ class Saving:
         parameters: Sequence[Parameter],
         optimizer: OptimizerView,
         schedule: Mapping[str, object],
-    ) -> None:
-        """Write this rank's files."""
+    ) -> list[FileRecord]:
+        """Write this rank's files, and return them by their paths in the iteration's folder."""
         described = _optimizer_state(optimizer, self.dtype)
         states = [State.WEIGHT, *described.dtypes]
         writes = parallel_state.get_data_parallel_rank() == 0
@@ -132,12 +136,16 @@ class Saving:
         rank = torch.distributed.get_rank()
         folder = hidden / folder_name(state.iteration)
         make_folders(hidden, folder / RANDOM)
-        write_small(folder / RANDOM / f"rank_{rank:05d}.json", random_states())
+        chance, content = f"{RANDOM}/rank_{rank:05d}.json", random_states()
+        write_small(folder / chance, content)
+        written = [FileRecord(chance, len(content), xxhash.xxh3_128_hexdigest(content))]
         if not writes:
-            return
+            return written
         for file in described_files(source, target):
             if _owner(file) == _own_rank() and not file.sums_of:
-                _write_file(file, hidden, readers)
+                path, sum_ = hidden / file.path, _write_file(file, hidden, readers)
+                written.append(FileRecord(str(path.relative_to(folder)), file.total_size, sum_))
+        return written
 
     def _source(self, state: TrainingState, schedule: Mapping[str, object]) -> Checkpoint:
         arguments = {
@@ -241,7 +249,8 @@ def _settings(group: Mapping[str, object]) -> dict[object, object]:
     return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
 
 
-def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> None:
+def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> str:
+    """Write a file below ``root`` and return the XXH3 of what was written (128 bits, in hex)."""
     path = root / file.path
     make_folders(root, path.parent)
 
@@ -257,5 +266,13 @@ def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader
             position = array.stop
         yield bytes(storage.nbytes - position * dtype.itemsize)
 
+    found = xxhash.xxh3_128()
     with new_file(path, file.total_size) as output:
-        file.produce(lambda data: output.write(memoryview(data).cast("B")), fill, {})
+
+        def write(data: Bytes) -> None:
+            flat = memoryview(data).cast("B")
+            found.update(flat)
+            output.write(flat)
+
+        file.produce(write, fill, {})
+    return found.hexdigest()

@@ -25,7 +25,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.checksums import check_sums
+from flmgrow.surgery.evidence.checksums import check_sums, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.derivation import Effort, evidence_of, recorded_way, undeclared
 from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
@@ -102,10 +102,9 @@ def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> lis
 
 
 def _checksums(checkpoint: Checkpoint, how: Verification) -> Check:
-    manifest = manifest_of(checkpoint)
-    total = checkpoint.nbytes * (2 if manifest else 1)
+    total = checkpoint.nbytes * (1 + len(listed_files(checkpoint)))
     with how.bar(total, f"checking {checkpoint.name}") as progress:
-        return check_sums(checkpoint, manifest, progress)
+        return check_sums(checkpoint, progress)
 
 
 def _claims(manifest: Json | None, source: Checkpoint) -> bool:

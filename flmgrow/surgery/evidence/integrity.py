@@ -7,19 +7,19 @@ files nobody could tell it of.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.dist_integrity import INTEGRITY
-from flmgrow.formats.integrity import FileRecord, verify_files
 from flmgrow.formats.iterations import TRACKER
-from flmgrow.formats.manifest_file import MANIFEST, has_sum, manifest_of, read_manifest, records_of
+from flmgrow.formats.manifest_file import MANIFEST, has_sum, read_manifest
 from flmgrow.formats.training_state import TRAINING, read_training_state
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
+from flmgrow.surgery.evidence.checksums import Listed, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
@@ -39,7 +39,7 @@ class _Files:
         root, folder = self.checkpoint.path, self.checkpoint.folder
         found = {path for path in folder.rglob("*") if path.is_file()}
         found |= {path for path in (root / MANIFEST, root / TRACKER) if path.is_file()}
-        found |= {root / name for name in self.records}
+        found |= self.listed.keys()
         return sorted(found | self.sums.keys())
 
     @cached_property
@@ -47,24 +47,27 @@ class _Files:
         return dict(self.checkpoint.contents.sums())
 
     @cached_property
-    def records(self) -> dict[str, FileRecord]:
-        """What the manifest says of each file; nothing if it cannot be read."""
+    def listed(self) -> dict[Path, Listed]:
+        """What a list says of each file alone; nothing if a list cannot be read."""
         try:
-            manifest = manifest_of(self.checkpoint)
+            lists = listed_files(self.checkpoint)
         except BadCheckpointError:
             return {}
-        return {} if manifest is None else {record.path: record for record in records_of(manifest)}
+        return {
+            each.folder / record.path: replace(each, records=[record])
+            for each in lists
+            for record in each.records
+        }
 
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.checkpoint.path))
 
     def kinds(self, path: Path, progress: Progress) -> Iterator[str]:
         """Yield the kinds of sums that match. Raises BadCheckpointError for one that does not."""
-        root = self.checkpoint.path
         if path in self.sums:
             yield from self.sums[path](progress)
-        if (record := self.records.get(self.name(path))) is not None:
-            verify_files(root, [record], progress)
+        if (listed := self.listed.get(path)) is not None:
+            listed.check(progress)
             yield "xxh3"
         if self.checkpoint.hub is not None and (kind := _check_cached(path, progress)):
             yield kind
@@ -134,5 +137,5 @@ def check_integrity(checkpoint: Checkpoint, progress: Progress) -> list[Check]:
 
 def integrity_bytes(checkpoint: Checkpoint) -> int:
     """Return how many bytes are read for it, about."""
-    passes = 2 if _Files(checkpoint).records or checkpoint.hub is not None else 1
+    passes = 2 if _Files(checkpoint).listed or checkpoint.hub is not None else 1
     return checkpoint.nbytes * passes
