@@ -29,22 +29,54 @@ def check_carried(
     """Compare what ``result`` carries with what ``source`` has, but for what was ``dropped``."""
     if not written_format(result.format).ranks:
         return Check("carried", None, "not compared: the format carries nothing")
+    wanted, found = _all_states(source, result, growth)
+    wanted |= _content(source, result, dropped)
+    found |= _content(result, result, dropped)
+    wrong = _differences(wanted, found)
+    if wrong:
+        return Check("carried", False, wrong)
+    return Check("carried", True, f"{len(wanted)} entries beside weights are the source's")
+
+
+def check_states(source: Checkpoint, result: Checkpoint, growth: Growth) -> list[Check]:
+    """Compare every ``_extra_state`` alone: [] if there is none.
+
+    What else a checkpoint carries may be another where nothing declares that ``result`` came from
+    ``source``; these decide on what a model computes in FP8, so that without them it is not proved.
+    """
+    if not (written_format(source.format).ranks and written_format(result.format).ranks):
+        return []
+    wanted, found = _all_states(source, result, growth)
+    if not wanted and not found:
+        return []
+    if wrong := _differences(wanted, found):
+        return [Check("carried", None, wrong, missing="unproven")]
+    return [Check("carried", True, f"{len(wanted)} states beside weights are the source's")]
+
+
+def _all_states(
+    source: Checkpoint, result: Checkpoint, growth: Growth
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the states that ``result`` must have, and those that it has."""
     kept = keeps_tensor_ranks(source, result.layout, result.format)
-    ranks = range(result.layout.tp if kept else 1)
-    wanted, found = _content(source, result, dropped), _content(result, result, dropped)
-    for rank in ranks:
+    wanted: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for rank in range(result.layout.tp if kept else 1):
         wanted |= _states(source, rank, growth)
         found |= _states(result, rank)
+    return wanted, found
+
+
+def _differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """Return what is not as wanted, the first of it by name; empty if nothing is."""
     wrong = [
         f"{name} is {'not there' if name not in found else 'another'}"
         for name in wanted
         if found.get(name) != wanted[name]
     ]
     wrong += [f"{name} is not the source's" for name in found if name not in wanted]
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
-        return Check("carried", False, "; ".join(wrong[:_SHOWN]) + more)
-    return Check("carried", True, f"{len(wanted)} entries beside weights are the source's")
+    more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
+    return "; ".join(wrong[:_SHOWN]) + more
 
 
 def _states(checkpoint: Checkpoint, rank: int, growth: Growth | None = None) -> dict[str, str]:

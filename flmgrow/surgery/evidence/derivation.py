@@ -1,10 +1,10 @@
 """How a result may have come from a source, and whether it did.
 
 A manifest that names the source by its digest says so itself: then every value must be what that
-growth makes of it. Without one, two ways are tried: the growth in a manifest that names another
-source (which may be the same one, saved anew), and none at all (two layouts of one model). If all
-values bear one of them out, that is as good a proof; if not, nobody claimed they would, and the
-elements stay unproven.
+growth makes of it. Without one, other ways are tried: the growth in a manifest that names another
+source (which may be the same one, saved anew), and none at all (two layouts of one model; a format
+that pads no table may have lain between them). If all values bear one of them out, that is as good
+a proof; if not, nobody claimed they would, and the elements stay unproven.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.evidence.arguments import check_model
+from flmgrow.surgery.evidence.carried import check_states
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK, check_elements, stored_bytes
 from flmgrow.surgery.evidence.progress import Bar, no_bar
@@ -27,11 +28,15 @@ from flmgrow.surgery.rebuild import growth_from_manifest
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """A growth, with the masks that its result has and the spread that was drawn with."""
+    """A growth, with the masks that its result has and the spread that was drawn with.
+
+    ``makes`` says what it makes of a source.
+    """
 
     growth: Growth
     masks: Mapping[Dimension, Mask]
     init_std: float | None = None
+    makes: str = "what its manifest's growth makes of this source"
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,25 @@ def _possible_ways(source: Checkpoint, result: Checkpoint, manifest: Json | None
             recorded = recorded_way(source, manifest)
         if recorded is not None:
             yield recorded
-    if source.config == result.config:
-        same = grow(source.config, Target(), source.padded_vocab, result.padded_vocab)
-        yield Way(same, masks_of(source))
+    if source.config != result.config:
+        return
+    copied = {"a copy of this source": source.padded_vocab}
+    if source.padded_vocab > source.config.vocab:
+        copied["one without its padding"] = source.config.vocab
+    for makes, rows in copied.items():
+        same = grow(source.config, Target(), rows, result.padded_vocab)
+        yield Way(same, masks_of(source), makes=makes)
 
 
-def evidence_of(source: Checkpoint, result: Checkpoint, way: Way, how: Effort) -> list[Check]:
+def evidence_of(
+    source: Checkpoint, result: Checkpoint, way: Way, how: Effort, *, declared: bool = True
+) -> list[Check]:
     """Return what speaks for and against ``result`` being what ``way`` makes of ``source``.
 
-    States beside the weights are compared if they are at hand.
+    States beside the weights are compared if they are at hand. ``declared``: the result's manifest
+    says so.
     """
-    checks = [check_model(source, result, way.growth, way.masks)]
+    checks = [check_model(source, result, way.growth, way.masks, declared=declared)]
     if source.optimizer is not None or result.optimizer is not None:
         same, detail = compare_counted(source.optimizer, result.optimizer, way.growth)
         checks.append(Check("optimizer", same, detail))
@@ -94,8 +107,11 @@ def undeclared(
     why = "its manifest names another source" if manifest else "it has no manifest"
     if not how.elements:
         return None, [Check("elements", None, f"skipped, and {why}", missing="skipped")]
+    detail = f"not derived again: {why}"
     for way in _possible_ways(source, result, manifest):
-        checks = evidence_of(source, result, way, how)
-        if all(check.passed for check in checks):
-            return way.growth, checks
-    return None, [Check("elements", None, f"not derived again: {why}", missing="unproven")]
+        checks = evidence_of(source, result, way, how, declared=False)
+        failed = next((check for check in checks if not check.passed), None)
+        if failed is None:
+            return way.growth, [*checks, *check_states(source, result, way.growth)]
+        detail += f"; not {way.makes}: {failed.detail}"
+    return None, [Check("elements", None, detail, missing="unproven")]
