@@ -29,7 +29,7 @@ def decompressed(raw: io.RawIOBase, compression: str, path: Path) -> io.Buffered
     The stream raises BadDataError for a file that is damaged or cut short. Raises UsageError where
     the library of that compression is missing.
     """
-    stream = _DECODERS[compression](raw, path) if compression else raw
+    stream = _DECODERS[compression](_Begun(raw), path) if compression else raw
     return io.BufferedReader(_Telling(stream, path), BLOCK)
 
 
@@ -71,6 +71,27 @@ class _Telling(io.RawIOBase):
 
     def _refuse(self, error: Exception) -> NoReturn:
         raise BadDataError(f"{self._path}: damaged or cut short: {error}") from None
+
+
+class _Begun(io.RawIOBase):
+    """A compressed file that has at least one byte, as what is nothing has when it is compressed.
+
+    Some decoders take no bytes at all for no text: a download that never began would be empty.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = int(self._raw.readinto(buffer) or 0)
+        if not count and not self._begun:
+            raise EOFError("there is not a byte in it")
+        self._begun = True
+        return count
 
 
 class _Zstandard(io.RawIOBase):

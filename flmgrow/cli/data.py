@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,9 @@ import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.running import check_apart, default_workers, progress_bar
-from flmgrow.errors import printable
-from flmgrow.surgery.output import OutputFolder
+from flmgrow.errors import OutputExistsError, StorageError, printable
+from flmgrow.surgery.output import OutputFolder, clear_leftovers
+from flmgrow.trainer import prepared
 from flmgrow.trainer.compressed import USUAL_WINDOW, window_of
 from flmgrow.trainer.data_parts import ENDS, Recipe
 from flmgrow.trainer.data_prepare import Limits
@@ -90,7 +92,7 @@ def prepare(
 
     Documents keep their order, and the bytes are the same for every number of workers. What is not
     read, left out or lost is told, and kept in flmgrow-data.json. A run that was stopped is resumed
-    by the same command.
+    by the same command; one that was finished is found, and nothing is done.
 
     \b
     Example: flmgrow data prepare wiki.jsonl.zst corpus-en --tokenizer tiktoken:cl100k_base
@@ -104,14 +106,21 @@ def prepare(
     plan = {**recipe.to_json(), "sources": [source.name for source in found.files]}
     total = sum(source.path.stat().st_size for source in found.files)
     limits, processes = Limits(max_bad_lines, max_lost), default_workers(workers)
-    with OutputFolder(dst, plan, restart=restart) as folder:
-        try:
-            with progress_bar(total, "reading") as progress:
-                manifest = prepare_data(found, recipe, folder, processes, progress, limits)
-        except BaseException:
-            if not folder.finished:
-                folder.discard()
-            raise
+    with progress_bar(total, "reading") as progress:
+        there = prepared.found(dst, found, recipe, limits, progress)
+    if there is None:
+        with OutputFolder(dst, plan, restart=restart) as folder:
+            try:
+                with progress_bar(total, "reading") as progress:
+                    manifest = prepare_data(found, recipe, folder, processes, progress, limits)
+            except BaseException:
+                if not folder.finished:
+                    folder.discard()
+                raise
+    else:
+        manifest = there
+        with suppress(OSError, StorageError, OutputExistsError):
+            clear_leftovers(dst)
     if as_json:
         print(json.dumps(manifest, indent=1))
         return
@@ -119,8 +128,8 @@ def prepare(
     vocabulary = f"{tokenizer}, {recipe.tokenizer.vocab_size:,} ids"
     end = f"token {recipe.tokenizer.eod}" if append_eod else "not marked"
     rows = [
-        ("wrote", f"{dst}  ({size})"),
-        ("read", _read(found)),
+        ("wrote" if there is None else "found", f"{dst}  ({size})"),
+        ("read", _read(found, manifest)),
         ("corpus", _corpus(manifest)),
         ("tokenizer", f"{vocabulary}, end of document {end}"),
         *((kind, printable(what)) for kind, what in _missing(manifest)),
@@ -139,9 +148,11 @@ def _tell_of(sources: Sources) -> None:
         print(f"note: {largest.path}: takes {need} of memory to decompress", file=sys.stderr)
 
 
-def _read(sources: Sources) -> str:
+def _read(sources: Sources, manifest: Json) -> str:
     count = f"{len(sources.files):,} {'file' if len(sources.files) == 1 else 'files'}"
-    return count + (f" ({len(sources.left_out):,} not)" if sources.left_out else "")
+    empty = sum(not said["size"] for said in manifest["sources"])
+    rest = [f"{n:,} {what}" for n, what in ((empty, "empty"), (len(sources.left_out), "not")) if n]
+    return count + (f" ({', '.join(rest)})" if rest else "")
 
 
 def _corpus(manifest: Json) -> str:

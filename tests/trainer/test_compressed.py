@@ -62,6 +62,13 @@ def test_a_file_that_is_cut_short_is_noticed(ending: str, kept: float) -> None:
 
 
 @pytest.mark.parametrize("ending", PACKED)
+def test_a_file_without_a_byte_is_cut_short(ending: str) -> None:
+    with pytest.raises(BadDataError, match=rf"^a{ending}: damaged or cut short"):
+        read(b"", ending)
+    assert read(COMPRESSORS[ending](b""), ending) == b""
+
+
+@pytest.mark.parametrize("ending", PACKED)
 def test_a_file_that_was_altered_is_noticed(ending: str) -> None:
     whole = bytearray(COMPRESSORS[ending](os.urandom(4096) * 3))
     whole[len(whole) // 2] ^= 0x10
