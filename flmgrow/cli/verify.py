@@ -41,7 +41,8 @@ Tokens = Annotated[
 Gradients = Annotated[
     bool,
     typer.Option(
-        "--gradients", help="Also compare gradients; needs both models in memory, in float64."
+        "--gradients",
+        help="Also compare gradients; needs both models in --max-memory, in float64.",
     ),
 ]
 

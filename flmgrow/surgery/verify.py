@@ -31,6 +31,7 @@ from flmgrow.surgery.evidence.derivation import Effort, evidence_of, recorded_wa
 from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
 from flmgrow.surgery.evidence.function import Forward, check_function
 from flmgrow.surgery.evidence.manifests import check_manifest
+from flmgrow.surgery.evidence.memory import check_memory
 from flmgrow.surgery.evidence.progress import Bar, no_bar
 from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
@@ -53,7 +54,8 @@ class Verification:
 
     ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s). ``replicated`` is
     ``check``, or ``rank0`` if copies in the source may have drifted apart. ``max_memory`` is in
-    bytes (gradients need more: both models). ``bar`` shows how far each pass over files has come.
+    bytes; tokens that are given, and gradients, are refused if they need more. ``bar`` shows how
+    far each pass over files has come.
     """
 
     dtype: torch.dtype = torch.float64
@@ -135,20 +137,32 @@ def _derived(
     return growth, [*copies, *lost, *also_lost, *checks]
 
 
+def _tokens(source: Checkpoint, result: Checkpoint, how: Verification) -> Tensor:
+    """Return the tokens to run on (b, s). Raises UsageError if the model, or the memory, cannot."""
+    tokens = how.tokens
+    if tokens is None:
+        tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
+    tokens = check_tokens(tokens, source)
+    if how.gradients or how.tokens is not None:
+        block = how.forward.block
+        spare = how.max_memory - BASE_MEMORY - (0 if how.gradients else block * BYTES_PER_WEIGHT)
+        configs = source.config, result.config
+        check_memory(configs, tokens, how.dtype.itemsize, block, how.gradients, max(spare, 0))
+    return tokens
+
+
 def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
     """Return the evidence on whether ``result`` computes what ``source`` does.
 
-    If one of them is not intact, nothing else is looked at.
+    If one of them is not intact, nothing else is looked at. Raises UsageError, before all else, for
+    tokens that the model or the memory cannot take.
     """
+    tokens = _tokens(source, result, how)
     checks = _integrity(source, result, how)
     if any(check.passed is False for check in checks):
         return checks
     growth, found = _derived(source, result, how)
     checks += found
-    tokens = how.tokens
-    if tokens is None:
-        tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
-    tokens = check_tokens(tokens, source)
     checks.append(check_function(source, result, growth, tokens, how.forward))
     if how.gradients:
         checks.append(report_gradients(source, result, growth, tokens))

@@ -1,7 +1,5 @@
 """Verifying holds blocks of weights, never a whole table: its memory does not grow with a model."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 from commands import accepted, flmgrow, refused
 from damage import edit, rank_files
+from peak_memory import peak
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.formats.manifest_file import masks_of
@@ -16,30 +15,10 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.surgery.comparison import Side, compare
 from flmgrow.surgery.health import examine
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from flmgrow.cli.app import run
-code = run(sys.argv[1:])
-print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-sys.exit(code)
-"""
-# getrusage would count what the process that started it had in memory at that moment.
-
 LARGE = replace(
     CONFIGS["llama"], hidden=512, ffn=2048, kv_groups=8, queries_per_group=1, head_dim=64,
     vocab=60_000,
 )  # fmt: skip
-
-
-def peak(code: int, *arguments: object) -> int:
-    """The peak of a command's resident memory, in MiB; it must end with ``code``."""
-    words = [str(argument) for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return int(done.stdout.splitlines()[-1]) >> 10
 
 
 @pytest.mark.slow
