@@ -6,7 +6,7 @@ sizes are taken from its arrays, what the user gave comes on top, and what neith
 run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
@@ -14,16 +14,18 @@ from shlex import quote
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.argument_defaults import defaults
 from flmgrow.formats.argument_names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
-from flmgrow.formats.arguments import read_config
+from flmgrow.formats.arguments import read_config, shown
 from flmgrow.formats.inert_values import Global, make_namespace
 from flmgrow.formats.layout import Layout
 from flmgrow.formats.new_arguments import IMPLEMENTATIONS, new_arguments
 from flmgrow.formats.pipeline_arguments import written_layout
+from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.stored_shapes import StoredShapes, shown_arguments, shown_heads
 from flmgrow.formats.strict_yaml import parse_yaml
 
 CHECKPOINT_VERSION = 3.0
 _DTYPE = "torch."
+_WEIGHTS_DTYPE = "params_dtype"
 _ROTARY = ("rotary_base", "rotary_percent")
 _BESIDE = ("run_config.yaml", "config.json", "huggingface/config.json")
 """Files that may describe the model, as Megatron-Bridge and verl lay them beside its weights."""
@@ -36,6 +38,21 @@ _SYNONYMS = (
 )
 """Two names for one thing: whichever is given, the other must not overrule it."""
 
+_IN_CONFIG_JSON: Mapping[str, str] = {
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "ffn_hidden_size",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "rms_norm_eps": "norm_epsilon",
+    "layer_norm_eps": "norm_epsilon",
+    "layer_norm_epsilon": "norm_epsilon",
+    "rope_theta": "rotary_base",
+    "partial_rotary_factor": "rotary_percent",
+    "tie_word_embeddings": "untie_embeddings_and_output_weights",
+    "torch_dtype": _WEIGHTS_DTYPE,
+}
+"""What a ``config.json`` calls arguments, where the names are not alike."""
+
 
 def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
     """Return the values in texts such as ``num_layers=28``, that stand under ``option``.
@@ -45,6 +62,7 @@ def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        name = name.replace("-", "_")  # as Megatron-LM's own options are spelt
         if not equals or not name.isidentifier():
             raise UsageError(f"{option} {text}: wanted NAME=VALUE", "such as num_layers=28")
         if name in found:
@@ -55,24 +73,54 @@ def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
 
 def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> None:
     """Raise UsageError for a name that neither Megatron-LM nor the checkpoint has."""
-    known = {*UNDERSTOOD, *FEATURES, *UNCLEAR, *HARMLESS, *defaults(), *stored, "params_dtype"}
+    known = {*UNDERSTOOD, *FEATURES, *UNCLEAR, *HARMLESS, *defaults(), *stored, _WEIGHTS_DTYPE}
     for name in given:
         if name not in known:
-            near = get_close_matches(name, known, 1)
+            near = _meant(name, known)
             raise UsageError(
                 f"--set-arg {name}: Megatron-LM has no such argument",
-                f"did you mean {near[0]}?" if near else "names are those of its args: num_layers",
+                f"did you mean {near}?" if near else "names are those of its args: num_layers",
             )
 
 
+def _meant(name: str, known: Collection[str]) -> str | None:
+    """Return the argument that ``name`` stands for elsewhere, or is likely a slip for."""
+    near = get_close_matches(name, known, 1, 0.8) if name not in _IN_CONFIG_JSON else ()
+    longer = sorted((one for one in known if one.startswith(name)), key=len)
+    found = (*near, *longer, *get_close_matches(name, UNDERSTOOD, 1))
+    return _IN_CONFIG_JSON.get(name) or next(iter(found), None)
+
+
 def as_stored(given: Mapping[str, object]) -> dict[str, object]:
-    """Return given values as a file would hold them: ``torch.bfloat16`` is a dtype."""
-    return {
-        name: Global("torch", value.removeprefix(_DTYPE))
-        if isinstance(value, str) and value.startswith(_DTYPE)
-        else value
-        for name, value in given.items()
-    }
+    """Return given values as a file would hold them: ``torch.bfloat16`` is a dtype, and so is
+    ``bfloat16`` where an argument is one.
+
+    Raises UsageError for a value of another kind than every version's default.
+    """
+    return {name: _stored_value(name, value) for name, value in given.items()}
+
+
+def _stored_value(name: str, value: object) -> object:
+    usual = [one for one in defaults().get(name, ()) if one is not None]
+    if value is None or isinstance(value, Global):
+        return value
+    if name == _WEIGHTS_DTYPE or any(str(one).startswith(_DTYPE) for one in usual):
+        kind = str(value).removeprefix(_DTYPE)
+        if kind == str(value) and kind not in DTYPES:
+            raise UsageError(f"--set-arg {name}={shown(value)}: wanted a dtype: torch.bfloat16")
+        return Global("torch", kind)
+    kinds = {_kind(one) for one in usual}
+    if len(kinds) == 1 and _kind(value) not in kinds:
+        raise UsageError(
+            f"--set-arg {name}={shown(value)}: wanted {kinds.pop()}, as {shown(usual[0])} is"
+        )
+    return value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "True or False"
+    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def corrected(stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:

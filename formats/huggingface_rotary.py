@@ -25,6 +25,16 @@ _PARAMETERS: Mapping[str, frozenset[str]] = {
     "llama3": _NAMES | {"factor", *_LLAMA3},
 }
 
+_DYNAMIC = (
+    "it does not touch texts of up to max_position_embeddings: for those, in a copy of the folder, "
+    'set {0} to "default", and leave out the factor beside it'
+)
+_OTHER_SCALING = (
+    "Megatron-LM's dense models have no such scaling; a version of the model from before its "
+    "texts were made longer, if there is one, can be read"
+)
+"""The ways out of kinds that are not read. ``dynamic`` raises the base for longer texts alone."""
+
 
 def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
     """Return the field that holds the parameters, and them; nothing if there is none."""
@@ -78,7 +88,7 @@ def read_rotary(
     """
     name, parameters = _parameters(reader)
     field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")
-    kind = field.choice("rope_type", _PARAMETERS, str(parameters.get("type", "default")))
+    kind = _kind(field)
     if odd := sorted(parameters.keys() - _PARAMETERS[kind]):
         raise BadCheckpointError(
             f"{reader.where}: {name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
@@ -105,6 +115,16 @@ def read_rotary(
         scaling_factor=factor if kind == "llama3" else None,
         interpolation=factor if kind == "linear" else None,
     )
+
+
+def _kind(field: ArgumentReader) -> str:
+    """Return the kind of scaling, which transformers before 4.43 calls ``type``."""
+    name = "rope_type" if field.arguments.get("rope_type") is not None else "type"
+    try:
+        return field.choice(name, _PARAMETERS, "default")
+    except BadCheckpointError as error:
+        hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
+        raise BadCheckpointError(error.message, hint.format(f"{field.prefix}{name}")) from None
 
 
 def _check_llama3(reader: ArgumentReader, field: ArgumentReader) -> None:

@@ -105,7 +105,8 @@ def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str
     if isinstance(declared, Global) and known and declared.name != first.dtype:
         raise BadCheckpointError(
             f"{first}: dtype {first.dtype}, args.params_dtype says {declared.name}",
-            "the args and the weights do not agree",
+            "the args and the weights do not agree; if the weights are right, pass --set-arg "
+            f"params_dtype=torch.{first.dtype}",
         )
     return first.dtype
 

@@ -231,3 +231,43 @@ def test_verify_gives_arguments_to_both_where_both_have_none(bare: Path, tmp_pat
     assert "equal" in proof.out
     outcome = flmgrow("verify", bare, make_checkpoint(tmp_path / "own", "qk"), *options(HAND))
     assert outcome.code == 1
+
+
+@pytest.mark.parametrize("make", [make_checkpoint, make_dist_checkpoint])
+def test_a_dtype_that_the_arguments_have_wrong_is_set_as_the_hint_says(
+    make: Callable[..., Path], tmp_path: Path
+) -> None:
+    wrong = {"dtype": "float32", "params_dtype": torch.bfloat16}
+    source = make(tmp_path / "a", CONFIGS["llama"], **wrong)
+    told = refused(3, "float32, args.params_dtype says bfloat16", "inspect", source, place=tmp_path)
+    hint = shlex.split(told.err.partition("pass ")[2].partition(";")[0])
+    assert hint == ["--set-arg", "params_dtype=torch.float32"]
+    accepted("reshard", source, tmp_path / "b", *hint)
+    with open_checkpoint(tmp_path / "b") as opened:
+        assert opened.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("params_dtype=bfloat16", "args.params_dtype says bfloat16"),
+        ("params_dtype=bf16", "--set-arg params_dtype='bf16': wanted a dtype: torch.bfloat16"),
+        ("consumed_train_samples=many", "='many': wanted a number, as 0 is"),
+        ("finetune=1", "finetune=1: wanted True or False, as False is"),
+        ("rope_theta=5e5", "did you mean rotary_base?"),
+        ("untie_embeddings=True", "did you mean untie_embeddings_and_output_weights?"),
+        ("n_layer=2", "did you mean num_layers?"),
+        ("num_layer=2", "did you mean num_layers?"),
+        ("colour=red", "names are those of its args"),
+    ],
+)
+def test_a_slip_in_a_given_argument_is_told(given: str, told: str, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", CONFIGS["llama"], dtype="float32")
+    outcome = flmgrow("inspect", source, "--set-arg", given)
+    assert outcome.code in (2, 3)
+    assert told in outcome.err
+
+
+def test_a_given_argument_may_be_spelt_as_an_option(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", CONFIGS["llama"], num_layers=3)
+    accepted("inspect", source, "--set-arg", "num-layers=4")

@@ -169,9 +169,9 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(rope_theta=0.0), "rope_theta: found 0, wanted a positive number"),
     (fields(rope_scaling={"type": "linear", "factor": -2.0}), "factor: found -2, wanted a pos"),
     (fields(rope_scaling="linear"), "rope_scaling: found 'linear', wanted an object"),
-    (fields(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_scaling.rope_type: .*dynamic|"
-     "rope_scaling.rope_type: found .*wanted default or linear or llama3"),
-    (fields(rope_scaling={"type": "yarn", "factor": 2.0}), "rope_scaling.rope_type"),
+    (fields(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_scaling.type: found "
+     "'dynamic', wanted default or linear or llama3"),
+    (fields(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type: found 'yarn'"),
     (fields(rope_scaling={"type": "linear"}), "rope_scaling.factor: found 'nothing'"),
     (fields(rope_scaling={"rope_type": "linear", "factor": 2.0, "beta": 1}), "rope_scaling.beta"),
     (fields(rope_scaling={**LLAMA3, "high_freq_factor": 8.0}), "high_freq_factor: found 8, want"),

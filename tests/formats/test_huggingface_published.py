@@ -135,3 +135,37 @@ def test_a_model_of_no_family_is_told_what_it_is(more: dict[str, object], hint: 
     with pytest.raises(BadCheckpointError) as refusal:
         family_of({"model_type": "other", **more}, "config.json")
     assert hint in refusal.value.hint
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("name", ["type", "rope_type"])
+def test_a_scaling_of_longer_texts_alone_is_left_out_as_the_hint_says(
+    field: str, name: str, tmp_path: Path
+) -> None:
+    """What comes of it computes what transformers does with the scaling, on texts that fit."""
+    source = tmp_path / "hf"
+    save_model("llama", source, torch.float64)
+    config = json.loads((source / "config.json").read_text())
+    config.pop("rope_scaling", None)
+    theta = config.pop("rope_parameters", {}).get("rope_theta", 10000.0)
+    place = {"rope_theta": theta} if field == "rope_scaling" else {}
+    inner = {} if place else {"rope_theta": theta}
+    scaled = {**config, **place, field: {**inner, name: "dynamic", "factor": 4.0}}
+    (source / "config.json").write_text(json.dumps(scaled))
+    told = refused(3, f"{field}.{name}: found 'dynamic', wanted default or linear or llama3",
+                   "inspect", source, place=tmp_path)  # fmt: skip
+    assert f'set {field}.{name} to "default", and leave out the factor' in told.err
+    wanted = exact_logits(source, LONG)
+    (source / "config.json").write_text(
+        json.dumps({**config, **place, field: {**inner, name: "default"}})
+    )
+    with open_checkpoint(source) as opened:
+        found = logits(opened.config, CheckpointWeights(opened, torch.float64), LONG)
+    assert (found - wanted).abs().max() <= 1e-9
+
+
+def test_a_scaling_that_cannot_be_said_is_named_as_it_is() -> None:
+    given = fields(rope_scaling={"type": "yarn", "factor": 4.0})
+    with pytest.raises(BadCheckpointError, match=r"rope_scaling.type: found 'yarn'") as error:
+        read_fields(family_of(given, "x"), given, "x")
+    assert "--ignore-field" not in error.value.hint
