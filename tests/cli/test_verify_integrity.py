@@ -150,6 +150,16 @@ def test_what_the_hub_gave_is_compared_with_the_hubs_own_sums(
         assert lines(found.out)[file.name][0] == "DIFFERENT"
 
 
+def test_an_exported_folder_is_intact_whatever_its_card_says(tmp_path: Path) -> None:
+    """The card is written last, and edited by hand."""
+    source = make_checkpoint(tmp_path / "a", "llama", LAYOUT)
+    accepted("export", source, tmp_path / "b")
+    found, last = checked(0, tmp_path / "b")
+    assert found["README.md"][0] == "note"
+    assert last == "intact"
+    assert {word for name, (word, _) in found.items() if name != "README.md"} == {"ok"}
+
+
 def test_programs_get_the_same_as_json(tmp_path: Path) -> None:
     outcome = flmgrow("verify", "--integrity", make_folder(tmp_path / "hf"), "--json")
     data = json.loads(outcome.out)

@@ -66,12 +66,9 @@ def _possible_ways(source: Checkpoint, result: Checkpoint, manifest: Json | None
             yield recorded
     if source.config != result.config:
         return
-    copied = {"a copy of this source": source.padded_vocab}
-    if source.padded_vocab > source.config.vocab:
-        copied["one without its padding"] = source.config.vocab
-    for makes, rows in copied.items():
+    for rows in dict.fromkeys((source.padded_vocab, source.config.vocab)):  # with padding, without
         same = grow(source.config, Target(), rows, result.padded_vocab)
-        yield Way(same, masks_of(source), makes=makes)
+        yield Way(same, masks_of(source), makes="a copy of this source")
 
 
 def evidence_of(
@@ -107,11 +104,12 @@ def undeclared(
     why = "its manifest names another source" if manifest else "it has no manifest"
     if not how.elements:
         return None, [Check("elements", None, f"skipped, and {why}", missing="skipped")]
-    detail = f"not derived again: {why}"
+    found: dict[str, str] = {}
     for way in _possible_ways(source, result, manifest):
         checks = evidence_of(source, result, way, how, declared=False)
         failed = next((check for check in checks if not check.passed), None)
         if failed is None:
             return way.growth, [*checks, *check_states(source, result, way.growth)]
-        detail += f"; not {way.makes}: {failed.detail}"
-    return None, [Check("elements", None, detail, missing="unproven")]
+        found.setdefault(way.makes, failed.detail)
+    against = "".join(f"; not {makes}: {detail}" for makes, detail in found.items())
+    return None, [Check("elements", None, f"not derived again: {why}{against}", missing="unproven")]

@@ -6,6 +6,7 @@ files nobody could tell it of.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
 
 _PIECE = 1 << 20
+_FOR_PEOPLE = re.compile(r"README\.md|LICENSE(\..+)?|NOTICE(\..+)?|\.gitattributes")
+"""Files that may be edited at any time, as a model card is, without harm to the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,8 @@ def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
         kinds = list(files.kinds(path, progress))
     except (BadCheckpointError, StorageError) as error:
         return Check(name, False, error.message.removeprefix(f"{path}: "))
+    if not kinds and _FOR_PEOPLE.fullmatch(path.name):
+        return Check(name, None, "no checksum covers it; it is for people, and nothing loads it")
     if not kinds:
         return Check(name, None, "no checksum covers it", missing="unproven")
     *most, last = kinds
