@@ -40,7 +40,11 @@ def arguments_from(path: Path) -> tuple[dict[str, object], list[str]]:
     UsageError or BadCheckpointError.
     """
     if not path.exists():
-        raise UsageError(f"--args-from {path}: no such file or folder")
+        hub = str(path).startswith("hf:")
+        raise UsageError(
+            f"--args-from {path}: no such file or folder",
+            "download the config.json of that model, and give it" if hub else "",
+        )
     if path.is_dir() and is_huggingface(path):
         return _of_fields(path / CONFIG), []
     if path.is_dir():

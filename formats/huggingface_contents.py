@@ -163,7 +163,8 @@ class HuggingFaceFolder:
         if extra := sorted(numbered - listed):
             raise BadCheckpointError(
                 f"{self.folder / extra[0]}: is a shard that the index does not name",
-                "copy index and shards again, all from one save",
+                f"remove {' '.join(extra)} if an earlier save left them behind; else copy index "
+                "and shards again, all from one save",
             )
         return names, metadata.get("total_size")
 

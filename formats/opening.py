@@ -15,6 +15,7 @@ from flmgrow.formats.elsewhere import not_a_checkpoint
 from flmgrow.formats.huggingface import open_huggingface
 from flmgrow.formats.huggingface_contents import is_huggingface
 from flmgrow.formats.iterations import (
+    ITERATION,
     RELEASE,
     TRACKER,
     is_distributed,
@@ -45,14 +46,15 @@ def open_checkpoint(
         if options.corrections:
             name = next(iter(options.corrections))
             raise UsageError(
-                f"--set-arg {name}: {path} has no args, its config.json says the model",
-                "correct the config.json in a copy of the folder",
+                f"{name} was given: {path} has no args, its config.json says the model",
+                "leave out --set-arg and --args-from; what is wrong in config.json, correct in a "
+                "copy of the folder",
             )
         return open_huggingface(path, options)
-    if (told := not_a_checkpoint(path, is_megatron)) is not None:
-        raise told
-    folder = None
+    folder = path if ITERATION.fullmatch(path.name) else None
     try:
+        if (told := not_a_checkpoint(path, is_megatron)) is not None:
+            raise told
         folder = iteration_folder(path, iteration)
         return _open(root_folder(path, folder), folder, options)
     except BadCheckpointError as error:

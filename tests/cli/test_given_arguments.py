@@ -210,7 +210,11 @@ def test_hugging_face_folders_have_no_arguments(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "hf")
     says = "has no args, its config.json says the model"
     refused(2, says, "inspect", folder, "--set-arg", "num_layers=3", place=tmp_path)
+    refused(2, "leave out --set-arg and --args-from", "inspect", folder, "--args-from",
+            make_checkpoint(tmp_path / "a", "llama"), place=tmp_path)  # fmt: skip
     refused(2, "no such file", "inspect", folder, "--args-from", tmp_path / "x", place=tmp_path)
+    refused(2, "hint: download the config.json", "inspect", folder, "--args-from", "hf://a/b",
+            place=tmp_path)  # fmt: skip
 
 
 def test_a_part_that_is_not_supported_is_named_before_any_argument(tmp_path: Path) -> None:

@@ -196,3 +196,13 @@ def test_a_null_metadata_is_none(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
     assert len(load_file(path)) == len(llama_arrays())
     accepted("import", source, tmp_path / "out")
+
+
+def test_a_shard_of_an_earlier_save_is_removed_as_the_hint_says(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", shards=2)
+    stale = source / "model-00001-of-00009.safetensors"
+    stale.write_bytes(next(source.glob("model-00001-of-00002.safetensors")).read_bytes())
+    told = refused(3, "is a shard that the index does not name", "inspect", source, place=tmp_path)
+    assert f"hint: remove {stale.name} if an earlier save left them behind" in told.err
+    stale.unlink()
+    accepted("inspect", source)

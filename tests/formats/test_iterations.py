@@ -123,6 +123,11 @@ def test_also_where_an_iteration_is_asked_for_or_its_folder_is_given(tmp_path: P
     shutil.rmtree(root / NEWER / "mp_rank_01")
     assert "the newest complete iteration is 10" in hint_of(root, 30)
     assert "the newest complete iteration is 10" in hint_of(root / NEWER)
+    shutil.rmtree(root / NEWER)
+    assert "the newest complete iteration is 10" in hint_of(root / NEWER)  # is not there
+    (root / NEWER).mkdir()
+    assert "the newest complete iteration is 10" in hint_of(root / NEWER)  # is empty
+    assert "the newest" not in hint_of(root / "elsewhere")
 
 
 def test_what_is_wrong_with_all_of_them_sends_nobody_to_another(tmp_path: Path) -> None:
