@@ -59,8 +59,8 @@ def prose(page: Path) -> str:
     return _BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
-def shown_commands(page: Path, *more: str) -> Iterator[tuple[list[str], int]]:
-    """Each ``flmgrow`` command on a page, and the exit code that the page shows (else 0).
+def shown_commands(page: Path, *more: str) -> Iterator[tuple[list[str], int, list[str]]]:
+    """Each ``flmgrow`` command on a page, the exit code that the page shows (else 0), the output.
 
     Blocks of kind ``log`` show what took files that are not here: they count only as one ``more``.
     """
@@ -74,7 +74,13 @@ def shown_commands(page: Path, *more: str) -> Iterator[tuple[list[str], int]]:
             yield (
                 shlex.split(lines[start].removeprefix("$ "))[1:],
                 int(lines[after + 1]) if told else 0,
+                lines[start + 1 : after],
             )
+
+
+def checks_in(output: list[str]) -> list[str]:
+    """What verify's lines speak of, and what it made of each, without their numbers."""
+    return [" ".join(re.split(r" {2,}", line)[:2]) for line in output]
 
 
 def make_texts(folder: Path) -> None:
@@ -136,7 +142,7 @@ def test_pages_name_no_path_of_a_machine(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_shown_commands_have_such_options(page: Path) -> None:
-    for words, _ in shown_commands(page, "log"):
+    for words, _, _ in shown_commands(page, "log"):
         outcome = flmgrow(*words, "--help")
         assert outcome.code == 0, f"{' '.join(words)}: {outcome.err}"
 
@@ -144,7 +150,7 @@ def test_shown_commands_have_such_options(page: Path) -> None:
 @pytest.mark.parametrize("page", [*GUIDES, *CONCEPTS], ids=name_of)
 def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of a page, one after the other, on a tiny checkpoint of the same kind; the Hub
-    is one on loopback.
+    is one on loopback. Each of verify's lines is shown.
     """
     monkeypatch.chdir(tmp_path)
     layout = even(CONFIGS["llama"], tp=2, pp=2)
@@ -156,9 +162,11 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
         assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0
     ran = 0
     with hub_at(tmp_path, monkeypatch):
-        for words, code in shown_commands(page):
+        for words, code, shown in shown_commands(page):
             outcome = flmgrow(*words)
             assert outcome.code == code, f"{' '.join(words)}: {outcome.out}{outcome.err}"
+            if words[0] == "verify" and shown and "..." not in shown:
+                assert checks_in(shown) == checks_in(outcome.out.splitlines())
             ran += 1
     assert ran
 
@@ -170,7 +178,7 @@ def test_the_guides_read_what_the_guide_to_data_makes(
     monkeypatch.chdir(tmp_path)
     make_texts(tmp_path)
     guides = ROOT / "docs" / "guides"
-    for words, _ in shown_commands(guides / "data.md"):
+    for words, _, _ in shown_commands(guides / "data.md"):
         flmgrow(*words)
     sections = []
     for name in ("train", "run"):
