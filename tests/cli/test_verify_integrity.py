@@ -11,6 +11,7 @@ from damage import edit, flip_bit, rank_files, record_of
 from hf_folders import make_folder
 from hub_places import hub_at, upload
 from pico import CONFIGS, even, make_checkpoint
+from pico_distributed import distribute
 
 LAYOUT = even(CONFIGS["llama"], tp=2, pp=2)
 
@@ -84,6 +85,27 @@ def test_damage_is_found_in_its_file_and_the_others_are_read_all_the_same(
     assert (word, says in detail) == ("DIFFERENT", True), detail
     others = [str(path.relative_to(grown)) for path in rank_files(grown) if path != file]
     assert all(found[name][0] == "ok" for name in others)
+
+
+def test_a_damaged_optimizer_is_damage_though_nobody_can_read_it(tmp_path: Path) -> None:
+    """A bit in its pickle, one in its values, an end that is not there: each is in its file."""
+    source = distribute(
+        make_checkpoint(tmp_path / "a", "llama", LAYOUT, dtype="bfloat16", optimizer=True)
+    )
+    assert checked(0, source)[1] == "intact"
+    file = rank_files(source)[1].with_name("distrib_optim.pt")
+    whole = file.read_bytes()
+    for damaged in (flipped_at(whole, 100), flipped_at(whole, len(whole) // 2), whole[:-50]):
+        file.write_bytes(damaged)
+        found, last = checked(1, source)
+        assert last == "DAMAGED"
+        assert found[str(file.relative_to(source))][0] == "DIFFERENT"
+        others = [path.with_name(file.name) for path in rank_files(source)]
+        assert [found[str(p.relative_to(source))][0] for p in others if p != file] == ["ok"] * 3
+
+
+def flipped_at(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def test_a_copy_that_drifted_is_damage_though_every_sum_is_right(tmp_path: Path) -> None:

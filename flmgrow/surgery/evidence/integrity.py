@@ -17,6 +17,8 @@ from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.dist_integrity import INTEGRITY
 from flmgrow.formats.iterations import TRACKER
 from flmgrow.formats.manifest_file import MANIFEST, has_sum, read_manifest
+from flmgrow.formats.megatron_contents import check_records
+from flmgrow.formats.torch_zip import TorchFile
 from flmgrow.formats.training_state import TRAINING, read_training_state
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
@@ -26,6 +28,7 @@ from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
 
 _PIECE = 1 << 20
+_ARCHIVE = b"PK\x03\x04"
 _FOR_PEOPLE = re.compile(r"README\.md|LICENSE(\..+)?|NOTICE(\..+)?|\.gitattributes")
 """Files that may be edited at any time, as a model card is, without harm to the model."""
 
@@ -69,6 +72,9 @@ class _Files:
         """Yield the kinds of sums that match. Raises BadCheckpointError for one that does not."""
         if path in self.sums:
             yield from self.sums[path](progress)
+        elif path.suffix == ".pt" and _is_archive(path):  # what it holds was not understood
+            with TorchFile(path) as file:
+                yield from check_records(file, progress)
         if (listed := self.listed.get(path)) is not None:
             listed.check(progress)
             yield "xxh3"
@@ -82,6 +88,12 @@ class _Files:
             yield "the iteration that it names"
         if path.name == INTEGRITY and self.checkpoint.format == "torch_dist":
             yield "its list"
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as those that torch.save writes, which carry sums."""
+    with path.open("rb") as file:
+        return file.read(len(_ARCHIVE)) == _ARCHIVE
 
 
 def _check_cached(path: Path, progress: Progress) -> str:
@@ -134,8 +146,9 @@ def check_integrity(checkpoint: Checkpoint, progress: Progress) -> list[Check]:
     """
     files = _Files(checkpoint)
     checks = [_check_file(files, path, progress) for path in files.paths]
-    checks += check_iteration(checkpoint) + check_copies(checkpoint)
-    if all(check.passed is not False for check in checks):
+    checks += check_iteration(checkpoint)
+    if all(check.passed is not False for check in checks):  # else their values are not to be had
+        checks += check_copies(checkpoint)
         checks += [check for check in check_manifest(checkpoint) if check.passed is False]
     return checks
 
