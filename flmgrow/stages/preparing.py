@@ -42,6 +42,10 @@ _CHANGEABLE = (
 """What may change from a checkpoint on, where the stage says from which. Not its model."""
 
 _REFUSED = "this stage has begun: give another --out, or the schedule it began with"
+_ENDED = (
+    "this stage has ended: leave it what it was, and say the other value in the sections of later "
+    "stages alone; else give another --out"
+)
 
 _FORMS: Mapping[str, type[BaseModel]] = {
     STAGE: StageFile,
@@ -139,16 +143,19 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: Mapping[st
         old, new = _written(path), dotted(content)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and not key.startswith(free):
-                changeable = name == STAGE and not ended and key.startswith(_CHANGEABLE)
+                changeable = name == STAGE and key.startswith(_CHANGEABLE)
+                ways = _way_on(folder, planned, ended=ended) if changeable else _REFUSED
                 raise UsageError(
                     f"{path}: {key} is {_shown(old.get(key))}, the schedule says "
                     f"{_shown(new.get(key))}",
-                    _way_on(folder, planned) if changeable else _REFUSED,
+                    ways,
                 )
 
 
-def _way_on(folder: RunFolder, planned: PlannedStage) -> str:
-    """Return how a setting of a stage that has begun may be changed."""
+def _way_on(folder: RunFolder, planned: PlannedStage, *, ended: bool) -> str:
+    """Return how a setting of a stage that has begun, or that others grew from, may be changed."""
+    if ended:
+        return _ENDED
     saved = saved_iterations(folder.of(planned, CHECKPOINTS))
     told = f" ({', '.join(map(str, saved))})" if saved else ""
     return (

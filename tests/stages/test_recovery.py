@@ -138,7 +138,7 @@ def test_a_stage_that_another_grew_from_stays_what_it_is(
     refused = ran(folder, content)
     assert refused.code == 2
     assert "01-small/stage.yaml: optimizer.beta1 is 0.9, the schedule says 0.8" in refused.err
-    assert "hint: this stage has begun: give another --out" in refused.err
+    assert "hint: this stage has ended: leave it what it was" in refused.err
 
 
 def test_its_model_never_changes(data: Path, tmp_path: Path) -> None:
