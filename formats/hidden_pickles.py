@@ -26,6 +26,7 @@ MOST = 4 << 20
 _LAYERS = 8
 """So many times the bytes of the largest state are looked at: one pickle may lie in another."""
 
+_BY_CODE = {code.code: code for code in pickletools.opcodes}
 _NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"}
 _LINES = {"GLOBAL": 2, "INST": 2}
 _COUNTED = {
@@ -142,7 +143,7 @@ def _instructions(data: bytes, position: int) -> Iterator[tuple[str, int]]:
     the unpickler accepts, and what comes after them would not be seen.
     """
     while position < len(data):
-        code = pickletools.code2op.get(chr(data[position]))
+        code = _BY_CODE.get(chr(data[position]))
         if code is None:
             return
         position += 1
