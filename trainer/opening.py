@@ -33,11 +33,13 @@ _OTHERS = {
     "--true-vocab-size": "checkpoint.true_vocab_size",
     "--max-position-embeddings": "model.max_position_embeddings",
     "--no-optimizer": "checkpoint.begin: anew",
+    "--untie": "checkpoint.untie: true",
+    "--tie": "checkpoint.untie: false",
 }
 """A stage file's keys where a command has options."""
 
-_ELSEWHERE = ("--args-from", "--untie", "--tie")
-"""Options that say so much of a source that it is better written anew."""
+_ELSEWHERE = "--args-from"
+"""The option that says so much of a source that it is better written anew."""
 
 
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
@@ -72,6 +74,7 @@ def said_of(stage: StageFile) -> ReadOptions:
         ignored_arguments=tuple(section.ignore_arguments),
         ignored_fields=tuple(section.ignore_fields),
         max_positions=stage.model.max_position_embeddings,
+        untie=section.untie,
         true_vocab=section.true_vocab_size,
         given_arguments=parse_given("checkpoint.set_arguments:", section.set_arguments),
     )
@@ -99,7 +102,7 @@ def in_keys_of_a_stage() -> Iterator[None]:
         yield
     except FlmgrowError as error:
         hint = _keyed(error.hint)
-        if any(option in hint for option in _ELSEWHERE):
+        if _ELSEWHERE in hint:
             hint += "; with flmgrow reshard (or import): then name here what that writes"
         raise type(error)(_keyed(error.message), hint) from None
 

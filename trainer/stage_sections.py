@@ -181,7 +181,8 @@ class CheckpointSection(Section):
     ``ignore_arguments`` and ``ignore_fields`` (of a ``config.json``) name what is vouched for
     though flmgrow does not know it, or are patterns; ``set_arguments`` (``num_layers=28``) stand in
     the place of missing or wrong ones; ``true_vocab_size`` are the real rows of ``load`` where its
-    files do not say.
+    files do not say. ``untie`` says whether a Hugging Face model with a shared table keeps the head
+    that is stored beside it.
     """
 
     folder: FilePath = Path("checkpoints")
@@ -192,6 +193,7 @@ class CheckpointSection(Section):
     ignore_fields: list[str] = Field(default_factory=list)
     set_arguments: list[str] = Field(default_factory=list)
     true_vocab_size: Count | None = None
+    untie: bool | None = None
     every: Count | None = None
     keep: Count | None = None
     format: Literal["megatron", "torch_dist"] = "torch_dist"

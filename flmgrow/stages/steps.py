@@ -94,6 +94,8 @@ def _said(planned: PlannedStage) -> tuple[str, ...]:
     words += [word for name in said.ignored_fields for word in ("--ignore-field", name)]
     given = planned.stage.checkpoint.set_arguments
     words += [word for text in given for word in ("--set-arg", text)]
+    if said.untie is not None:
+        words.append("--untie" if said.untie else "--tie")
     numbers = {
         "--true-vocab-size": said.true_vocab,
         "--max-position-embeddings": planned.start.max_positions,

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from commands import accepted, flmgrow
 from hub_places import hub_at, upload
+from safetensors.torch import load_file, save_file
 from stage_runs import make_data, metrics, write_schedule, write_stage
 from test_structure import ROOT
 from trained_here import carried_out, small, trained
@@ -215,3 +218,32 @@ def test_arguments_that_are_given_go_to_the_commands(
     words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
     lines = accepted(*words, "--print-commands").out.splitlines()
     assert "--set-arg seq_length=8" in lines[0]
+
+
+def test_a_head_beside_a_shared_table_is_kept_as_the_hint_says(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(models / "hf", both, ignore=shutil.ignore_patterns("flmgrow.json"))
+    config = json.loads((both / "config.json").read_text())
+    (both / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    weights = load_file(both / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, both / "model.safetensors")
+    content = schedule_of(data, str(both))
+    words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
+    refused = flmgrow(*words, "--dry-run")
+    assert refused.code == 3
+    assert "which checkpoint.untie: true keeps" in refused.err
+    assert "which checkpoint.untie: false keeps" in refused.err
+    for untie in (True, False):
+        content["stages"][0]["checkpoint"] = {"untie": untie}
+        write_schedule(tmp_path, content)
+        told = accepted("run", *words[1:3], tmp_path / f"run-{untie}", "--dry-run").out
+        assert ("tied embeddings" in told) is not untie
+        commands = accepted("run", *words[1:3], tmp_path / f"run-{untie}", "--print-commands").out
+        lay_out, verify, *_ = (shlex.split(line)[1:] for line in commands.splitlines())
+        accepted(*lay_out)
+        accepted(*verify)
+        with open_checkpoint(tmp_path / f"run-{untie}" / "01-first" / "start") as opened:
+            assert opened.config.tied is not untie
