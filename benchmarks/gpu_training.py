@@ -20,7 +20,7 @@ from training_work import Work
 
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.flops import training_flops
-from flmgrow.trainer.masks import LiveMasks
+from flmgrow.trainer.megatron.live_masks import LiveMasks
 
 SIDES = ("plain", "masked")
 BATCH, MICRO_BATCH, LENGTH = 16, 4, 2048

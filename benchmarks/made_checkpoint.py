@@ -13,14 +13,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from flmgrow.formats import zip_writer
-from flmgrow.formats.arguments import written_arguments
-from flmgrow.formats.inert_values import OrderedMap, make_namespace
-from flmgrow.formats.layout import Layout, make_layout, padded_size, placements
-from flmgrow.formats.megatron_writing import folder_name, rank_path, tracker
-from flmgrow.formats.pipeline_arguments import written_layout
+from flmgrow.formats.layout.placements import Layout, make_layout, padded_size, placements
+from flmgrow.formats.megatron.arguments.model import written_arguments
+from flmgrow.formats.megatron.arguments.pipeline import written_layout
+from flmgrow.formats.megatron.folders import folder_name, rank_path, tracker
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.formats.torch_zip import TorchFileWriter, new_tensor
+from flmgrow.formats.torch_file import zip_writer
+from flmgrow.formats.torch_file.file import TorchFileWriter, new_tensor
+from flmgrow.formats.torch_file.values import OrderedMap, make_namespace
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors

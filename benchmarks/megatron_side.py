@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from training_work import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Step, Work
 
-from flmgrow.formats.layout import make_layout
-from flmgrow.formats.training_state import Carried
+from flmgrow.formats.history.training_state import Carried
+from flmgrow.formats.layout.placements import make_layout
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import AXES, Dimension, Mask
-from flmgrow.trainer.loading import Begin
-from flmgrow.trainer.masks import LiveMasks
-from flmgrow.trainer.model import start_parallel
-from flmgrow.trainer.model_section import ModelSection
+from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.megatron.live_masks import LiveMasks
+from flmgrow.trainer.megatron.model import start_parallel
 from flmgrow.trainer.setting import Setting
-from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.trainee import build
 

@@ -1,8 +1,8 @@
 """What speed would a trainer have that is only PyTorch? The measure for one that is not.
 
-The model that ``trainer/model.py`` builds of megatron-core's parts (pre-norm, LayerNorm with
-biases, rotary positions, GELU, tied head), on one device and without any parallelism, as one would
-write it for speed: batch first, torch's own attention, AdamW in one kernel. It takes
+The model that ``trainer/megatron/model.py`` builds of megatron-core's parts (pre-norm, LayerNorm
+with biases, rotary positions, GELU, tied head), on one device and without any parallelism, as one
+would write it for speed: batch first, torch's own attention, AdamW in one kernel. It takes
 megatron-core's weights and returns the same loss.
 """
 

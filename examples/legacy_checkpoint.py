@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmgrow.trainer import cpu
+from flmgrow.trainer.megatron import cpu
 
 cpu.install()
 
@@ -23,9 +23,9 @@ from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.enums import ModelType  # noqa: E402
 from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 
-from flmgrow.formats.arguments import read_config  # noqa: E402
+from flmgrow.formats.megatron.arguments.model import read_config  # noqa: E402
 from flmgrow.model.config import ModelConfig  # noqa: E402
-from flmgrow.trainer.model import PipelineLayers  # noqa: E402
+from flmgrow.trainer.megatron.model import PipelineLayers  # noqa: E402
 
 
 @dataclass(frozen=True)

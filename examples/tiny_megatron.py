@@ -26,7 +26,7 @@ from pydoc_data.topics import topics
 
 import torch
 
-from flmgrow.trainer import cpu
+from flmgrow.trainer.megatron import cpu
 
 # On a CPU even where there are GPUs: few machines have as many as a layout has ranks.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -61,7 +61,7 @@ from tiny_steps import (  # noqa: E402
 )
 
 from flmgrow.model.config import ModelConfig  # noqa: E402
-from flmgrow.trainer.model import (  # noqa: E402
+from flmgrow.trainer.megatron.model import (  # noqa: E402
     PipelineLayers,
     build_model_chunks,
     full_logits,

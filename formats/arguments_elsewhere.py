@@ -3,18 +3,19 @@
 from pathlib import Path
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.argument_classes import Arguments, refuse_unknown
-from flmgrow.formats.argument_names import UNDERSTOOD
-from flmgrow.formats.arguments import written_arguments
-from flmgrow.formats.files import ReadOnlyFile
-from flmgrow.formats.huggingface_config import family_of, read_fields
-from flmgrow.formats.huggingface_contents import CONFIG, MAX_CONFIG_BYTES, is_huggingface
-from flmgrow.formats.iterations import is_distributed, iteration_folder
-from flmgrow.formats.megatron import arguments_in, first_arguments
-from flmgrow.formats.new_arguments import new_arguments
-from flmgrow.formats.run_config import read_run_config
-from flmgrow.formats.strict_json import read_object
-from flmgrow.formats.torch_dist_contents import DistFolder
+from flmgrow.formats.huggingface.config import family_of, read_fields
+from flmgrow.formats.huggingface.contents import CONFIG, MAX_CONFIG_BYTES, is_huggingface
+from flmgrow.formats.megatron.arguments.classes import Arguments, refuse_unknown
+from flmgrow.formats.megatron.arguments.model import written_arguments
+from flmgrow.formats.megatron.arguments.names import UNDERSTOOD
+from flmgrow.formats.megatron.arguments.new import new_arguments
+from flmgrow.formats.megatron.arguments.run_config import read_run_config
+from flmgrow.formats.megatron.content import arguments_in
+from flmgrow.formats.megatron.folders import is_distributed, iteration_folder
+from flmgrow.formats.megatron.legacy.reader import first_arguments
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
+from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.storage.strict_json import read_object
 
 _LAYOUT = frozenset(
     """

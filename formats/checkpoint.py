@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.companions import Companions, Ids
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig

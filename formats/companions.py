@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.arguments import shown
-from flmgrow.formats.files import Bytes, ReadOnlyFile
-from flmgrow.formats.links import own_file
-from flmgrow.formats.strict_json import read_object, refuse_pointer
+from flmgrow.formats.fields import shown
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
+from flmgrow.storage.files import Bytes, ReadOnlyFile
+from flmgrow.storage.links import own_file
+from flmgrow.storage.strict_json import read_object, refuse_pointer
 
 GENERATION = "generation_config.json"
 TOKENIZER = re.compile(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.files import ReadOnlyFile
-from flmgrow.formats.strict_json import read_object
+from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.storage.strict_json import read_object
 
 ADAPTER = "adapter_config.json"
 _MOST_ADAPTER_BYTES = 1 << 20

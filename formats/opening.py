@@ -12,9 +12,9 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.companions import companions_in
 from flmgrow.formats.elsewhere import not_a_checkpoint
-from flmgrow.formats.huggingface import open_huggingface
-from flmgrow.formats.huggingface_contents import is_huggingface
-from flmgrow.formats.iterations import (
+from flmgrow.formats.huggingface.contents import is_huggingface
+from flmgrow.formats.huggingface.reader import open_huggingface
+from flmgrow.formats.megatron.folders import (
     ITERATION,
     RELEASE,
     TRACKER,
@@ -24,8 +24,8 @@ from flmgrow.formats.iterations import (
     others,
     root_folder,
 )
-from flmgrow.formats.megatron import open_ranks
-from flmgrow.formats.torch_dist import open_torch_dist
+from flmgrow.formats.megatron.legacy.reader import open_ranks
+from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 
 _TRIED = 3
 """Other iterations that are tried until one can be opened."""

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.inert_values import TensorRecord
-from flmgrow.formats.layout import Placement
-from flmgrow.formats.segments import Segment
-from flmgrow.formats.strided import read_tensor
-from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.layout.segments import Segment
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.strided import read_tensor
+from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.axes import Box, Sizes, intersect
 from flmgrow.model.tensors import LogicalTensor
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Protocol
 
-from flmgrow.formats.files import Bytes
-from flmgrow.formats.inert_values import Storage
-from flmgrow.formats.layout import Placement
-from flmgrow.formats.torch_zip import TorchFileWriter, source_chunks
+from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.torch_file.file import TorchFileWriter, source_chunks
+from flmgrow.formats.torch_file.values import Storage
 from flmgrow.model.states import State
+from flmgrow.storage.files import Bytes
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.companions import companion_files
-from flmgrow.formats.huggingface_writing import (
+from flmgrow.formats.huggingface.writer import (
     huggingface_dropped,
     huggingface_files,
     huggingface_notes,
 )
-from flmgrow.formats.megatron_writing import dropped_notes, folder_name, target_files, tracker
+from flmgrow.formats.megatron.carried import dropped_notes
+from flmgrow.formats.megatron.folders import folder_name, tracker
+from flmgrow.formats.megatron.legacy.writer import target_files
+from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
 from flmgrow.formats.targets import NewFile
-from flmgrow.formats.torch_dist_writing import VERSIONS, torch_dist_files
 
 
 def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import xxhash
 
-from flmgrow.formats.inert_values import TensorRecord
-from flmgrow.formats.integrity import FileRecord
-from flmgrow.formats.manifest_file import encode
-from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.formats.history.manifest import encode
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.storage.checksums import FileRecord
 
 State = dict[str, Any]
 Change = Callable[[State], object]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flmgrow.formats.layout import Layout
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import Array, read_whole
 from flmgrow.model.axes import full_box

@@ -17,10 +17,10 @@ import torch
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.model.config import ModelConfig
-from flmgrow.trainer import cpu
-from flmgrow.trainer.data import Batches, Batching, Blend, attention_mask, stacked
-from flmgrow.trainer.freelm import Proposition, Teacher
-from flmgrow.trainer.tokenizers import ByteTokenizer, open_tokenizer
+from flmgrow.trainer.data.batches import Batches, Batching, Blend, attention_mask, stacked
+from flmgrow.trainer.data.freelm import Proposition, Teacher
+from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
+from flmgrow.trainer.megatron import cpu
 
 cpu.install()
 
@@ -32,9 +32,9 @@ from megatron.core.datasets.indexed_dataset import (  # noqa: E402
 )
 from megatron.core.datasets.utils import Split  # noqa: E402
 
-from flmgrow.trainer.corpora import Corpus  # noqa: E402
-from flmgrow.trainer.stage_data import StageData, open_data  # noqa: E402
-from flmgrow.trainer.stage_sections import DataSection  # noqa: E402
+from flmgrow.trainer.data.corpora import Corpus  # noqa: E402
+from flmgrow.trainer.data.stage_data import StageData, open_data  # noqa: E402
+from flmgrow.trainer.stage.sections import DataSection  # noqa: E402
 
 LENGTH = 16
 WEIGHTS = (Fraction(107, 200), Fraction(93, 200))
@@ -221,7 +221,7 @@ def reading(folder: Path) -> dict[str, Any]:
 
 def attention() -> dict[str, float]:
     """Return how far logits in a packed row are from those of a proposition alone, in float64."""
-    from flmgrow.trainer import model
+    from flmgrow.trainer.megatron import model
 
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
     model.start_parallel(tp=1, pp=1)

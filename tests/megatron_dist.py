@@ -25,7 +25,7 @@ from megatron.core.dist_checkpointing.validation import StrictHandling
 from tiny_megatron import saved_pipeline_layers  # the module prepares megatron-core for the CPU
 from tiny_steps import optimizer_and_schedule, replicated
 
-from flmgrow.trainer.model import (
+from flmgrow.trainer.megatron.model import (
     PipelineLayers,
     build_model_chunks,
     start_parallel,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from damage import rank_files
 
-from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import full_box

@@ -15,7 +15,7 @@ import torch
 from pico_model import CONFIGS, DictWeights, draw, logical_weights, stored_weights
 from torch import Tensor
 
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.model.config import ModelConfig
 
 __all__ = [

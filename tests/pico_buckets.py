@@ -16,7 +16,7 @@ from pico import CONFIGS, make_checkpoint, padded_vocab
 from pico_dist import Boxes, dist_state, save_dist
 from torch import Tensor
 
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout.placements import Layout
 
 Content = dict[str, Any]
 Cuts = Callable[[int], list[Box]]

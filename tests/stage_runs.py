@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
-from flmgrow.formats.content_sum import SUM, with_sum
-from flmgrow.formats.manifest_file import encode
+from flmgrow.formats.history.manifest import encode
 from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of
+from flmgrow.storage.content_sum import SUM, with_sum
 
 MODEL: dict[str, Any] = {
     "num_layers": 2,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pico import CONFIGS
 
-from flmgrow.formats.layout import Layout
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target

@@ -23,9 +23,9 @@ from test_structure import FOLDERS, ROOT, find_modules
 from tiny_tokenizers import make_jsonl, make_ranks
 
 from flmgrow.stages.schedule import read_schedule
-from flmgrow.trainer.corpus_files import open_corpus_files
-from flmgrow.trainer.stage import read_stage
-from flmgrow.trainer.tokenizers import open_tokenizer
+from flmgrow.trainer.data.corpus_files import open_corpus_files
+from flmgrow.trainer.data.tokenizers import open_tokenizer
+from flmgrow.trainer.stage.file import read_stage
 
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [

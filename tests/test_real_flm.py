@@ -20,8 +20,8 @@ from pico import CONFIGS, even, make_checkpoint
 from torch import Tensor
 from transformers_models import model_logits
 
-from flmgrow.formats import huggingface_code
-from flmgrow.formats.huggingface_families import FAMILIES
+from flmgrow.formats.huggingface import shipped as huggingface_code
+from flmgrow.formats.huggingface.families import FAMILIES
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 from flmgrow.model.forward import logits

@@ -23,7 +23,7 @@ from megatron_runs import model_ranks, torchrun_batch
 from torch import Tensor
 
 from flmgrow.cli.app import run
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.surgery.weights import CheckpointWeights
 

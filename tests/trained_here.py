@@ -13,7 +13,7 @@ from commands import flmgrow
 from stage_runs import stage_data, write_stage
 
 from flmgrow.trainer.__main__ import ALONE
-from flmgrow.trainer.stage import read_stage
+from flmgrow.trainer.stage.file import read_stage
 
 with warnings.catch_warnings(action="ignore"):  # megatron-core's, of what a CPU lacks
     from flmgrow.trainer.loop import train

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
-from flmgrow.trainer.stage import read_stage
+from flmgrow.trainer.stage.file import read_stage
 
 PATIENCE = 10.0
 """Seconds that a rank leaves to those who know better to tell of an error; a launcher takes less to
@@ -64,8 +64,8 @@ def _run(path: Path) -> int:
         )
     warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
     try:
-        from flmgrow.trainer.agreement import is_lost_rank
         from flmgrow.trainer.loop import train
+        from flmgrow.trainer.ranks.agreement import is_lost_rank
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise UsageError(

@@ -16,23 +16,32 @@ from typing import Any
 import torch
 
 from flmgrow.errors import DivergenceError, FlmgrowError, tell
-from flmgrow.formats.training_state import Carried, TrainingState
+from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
-from flmgrow.trainer.agreement import Postponed, check_alike, together
-from flmgrow.trainer.changes import settings_of
-from flmgrow.trainer.closed import ClosedUnits
-from flmgrow.trainer.companions import companions_of_run
-from flmgrow.trainer.data import Batches, MicroBatches, blank, checked, digest_of, digests_of
-from flmgrow.trainer.folder import own_folder
-from flmgrow.trainer.guard import LossGuard
-from flmgrow.trainer.loading import find_begin, load, restore_random_states
-from flmgrow.trainer.masks import LiveMasks
-from flmgrow.trainer.metrics import StepRecord, ValidationRecord
-from flmgrow.trainer.model import start_parallel, stop_parallel
-from flmgrow.trainer.pace import SAVING, VALIDATION
-from flmgrow.trainer.reporting import Reporter, say
-from flmgrow.trainer.saving import Saving
+from flmgrow.trainer.checkpoint.companions import companions_of_run
+from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
+from flmgrow.trainer.checkpoint.saving import Saving
+from flmgrow.trainer.data.batches import (
+    Batches,
+    MicroBatches,
+    blank,
+    checked,
+    digest_of,
+    digests_of,
+)
+from flmgrow.trainer.data.stage_data import StageData, open_data
+from flmgrow.trainer.data.validation import read_again, sample_count, validation_batches
+from flmgrow.trainer.megatron.closed import ClosedUnits
+from flmgrow.trainer.megatron.live_masks import LiveMasks
+from flmgrow.trainer.megatron.model import start_parallel, stop_parallel
+from flmgrow.trainer.metrics.guard import LossGuard
+from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
+from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.reporting import Reporter, say
+from flmgrow.trainer.ranks.agreement import Postponed, check_alike, together
+from flmgrow.trainer.ranks.folder_lock import own_folder
+from flmgrow.trainer.ranks.stopping import Stop
 from flmgrow.trainer.setting import (
     Setting,
     changes_of,
@@ -45,13 +54,11 @@ from flmgrow.trainer.setting import (
     summary,
     taken,
 )
-from flmgrow.trainer.stage import StageFile
-from flmgrow.trainer.stage_data import StageData, open_data
-from flmgrow.trainer.stage_keys import told_of
+from flmgrow.trainer.stage.changes import settings_of
+from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.keys import told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
-from flmgrow.trainer.stopping import Stop
 from flmgrow.trainer.trainee import arguments_of, build
-from flmgrow.trainer.validation import read_again, sample_count, validation_batches
 
 
 def train(stage: StageFile, path: Path) -> int:

@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.durable import check_free_space, make_folders
-from flmgrow.formats.layout import Layout, padded_size
-from flmgrow.formats.manifest_file import base_output
-from flmgrow.formats.strict_yaml import dotted
+from flmgrow.formats.history.manifest import base_output
+from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
-from flmgrow.trainer import cpu
-from flmgrow.trainer.changes import CHANGES, Change, changed_settings, record
-from flmgrow.trainer.clock import Clock, clock_of, steps_left
-from flmgrow.trainer.data import Batching, Json, Samples, digest_of, digests_of
-from flmgrow.trainer.loading import Begin, check_model
-from flmgrow.trainer.stage import StageFile, checkpoint_bytes, layout_of
-from flmgrow.trainer.stage_data import StageData
-from flmgrow.trainer.stage_keys import in_keys
+from flmgrow.storage.durable import check_free_space, make_folders
+from flmgrow.storage.strict_yaml import dotted
+from flmgrow.trainer.checkpoint.loading import Begin, check_model
+from flmgrow.trainer.data.batches import Batching, Json, Samples, digest_of, digests_of
+from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
+from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
+from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of
+from flmgrow.trainer.stage.keys import in_keys
 
 cpu.install()
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flmgrow.trainer import cpu
-from flmgrow.trainer.data import MicroBatches, attention_mask, is_packed
+from flmgrow.trainer.data.batches import MicroBatches, attention_mask, is_packed
+from flmgrow.trainer.megatron import cpu
 
 cpu.install()
 

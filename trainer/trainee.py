@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-from flmgrow.formats.new_arguments import new_arguments
-from flmgrow.formats.pipeline_arguments import layout_text
-from flmgrow.trainer import cpu
-from flmgrow.trainer.clock import Clock
-from flmgrow.trainer.masks import LiveMasks
-from flmgrow.trainer.model import build_model_chunks, transformer_config
-from flmgrow.trainer.optimizer import mup_overrides
-from flmgrow.trainer.parameters import OptimizerView, Parameter, parameters_of
+from flmgrow.formats.megatron.arguments.new import new_arguments
+from flmgrow.formats.megatron.arguments.pipeline import layout_text
+from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.live_masks import LiveMasks
+from flmgrow.trainer.megatron.model import build_model_chunks, transformer_config
+from flmgrow.trainer.megatron.mup import mup_overrides
+from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, parameters_of
 from flmgrow.trainer.setting import Setting
-from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.stage.clock import Clock
+from flmgrow.trainer.stage.file import StageFile
 
 cpu.install()
 

@@ -8,7 +8,7 @@ from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, Running, carry_out
 from flmgrow.errors import UsageError
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import LayoutWish, make_plan
 

@@ -12,14 +12,14 @@ import typer
 from flmgrow.cli import options, report
 from flmgrow.cli.running import check_apart, default_workers, progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
-from flmgrow.surgery.output import OutputFolder, clear_leftovers
-from flmgrow.trainer import prepared
-from flmgrow.trainer.compressed import USUAL_WINDOW, window_of
-from flmgrow.trainer.data_parts import ENDS, Recipe
-from flmgrow.trainer.data_prepare import Limits
-from flmgrow.trainer.data_prepare import prepare as prepare_data
-from flmgrow.trainer.sources import Sources, find_sources, left_out_line
-from flmgrow.trainer.tokenizers import open_tokenizer
+from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.trainer.data import prepared
+from flmgrow.trainer.data.compressed import USUAL_WINDOW, window_of
+from flmgrow.trainer.data.parts import ENDS, Recipe
+from flmgrow.trainer.data.prepare import Limits
+from flmgrow.trainer.data.prepare import prepare as prepare_data
+from flmgrow.trainer.data.sources import Sources, find_sources, left_out_line
+from flmgrow.trainer.data.tokenizers import open_tokenizer
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggin
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan

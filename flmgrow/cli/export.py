@@ -12,8 +12,8 @@ from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import TOKENIZER
-from flmgrow.formats.manifest_file import masks_of
-from flmgrow.formats.tokenizer_files import NO_TOKENIZER, tokenizer_files
+from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.hub.names import push_name

@@ -5,7 +5,7 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
 from flmgrow.errors import UsageError
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.writing import written_format
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan

@@ -12,7 +12,7 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, local_folder, progress_bar
 from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import Json, family, manifest_of, masks_of, verdict_text
+from flmgrow.formats.history.manifest import Json, family, manifest_of, masks_of, verdict_text
 from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount

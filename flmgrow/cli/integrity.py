@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flmgrow.cli import report
 from flmgrow.cli.running import Reading, progress_bar
-from flmgrow.formats.manifest_file import Json
+from flmgrow.formats.history.manifest import Json
 from flmgrow.surgery.evidence.check import Check, Verdict
 from flmgrow.surgery.evidence.integrity import check_integrity, integrity_bytes
 from flmgrow.surgery.evidence.states import with_known_states

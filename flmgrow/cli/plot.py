@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from flmgrow.errors import UsageError, printable
-from flmgrow.formats.durable import write_small
 from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
 from flmgrow.stages.plots import KINDS, Look, picture
+from flmgrow.storage.durable import write_small
 
 Runs = Annotated[
     list[Path],

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flmgrow.errors import printable
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import Json
+from flmgrow.formats.history.manifest import Json
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import logical_tensors, parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text

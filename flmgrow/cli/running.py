@@ -14,11 +14,11 @@ from flmgrow.cli.parsing import parse_size
 from flmgrow.errors import UsageError, printable
 from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, HuggingFaceOptions, ReadOptions
-from flmgrow.formats.given_arguments import parse_given
-from flmgrow.formats.manifest_file import provenance_of
+from flmgrow.formats.history.manifest import provenance_of
+from flmgrow.formats.megatron.arguments.given import parse_given
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.reading import DTYPES
-from flmgrow.formats.tokenizer_files import NO_TOKENIZER, GivenTokenizer
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.reading import fetch

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.errors import UsageError
-from flmgrow.formats.problems import problems
-from flmgrow.formats.strict_yaml import parse_yaml
+from flmgrow.storage.strict_yaml import parse_yaml
+from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
 
 _MOST_BYTES = 1 << 16

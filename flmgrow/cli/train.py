@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from flmgrow.cli.ended import EndedError
-from flmgrow.trainer.launch import launch
-from flmgrow.trainer.stage import read_stage
+from flmgrow.trainer.ranks.launch import launch
+from flmgrow.trainer.stage.file import read_stage
 
 StagePath = Annotated[Path, typer.Argument(metavar="STAGE", help="A stage file (YAML).")]
 

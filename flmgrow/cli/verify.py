@@ -16,7 +16,7 @@ from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.running import Reading, default_workers, progress_bar
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import manifest_of
+from flmgrow.formats.history.manifest import manifest_of
 from flmgrow.model.tensors import parameter_count
 
 if TYPE_CHECKING:

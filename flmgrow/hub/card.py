@@ -14,7 +14,7 @@ import yaml
 
 from flmgrow import __version__
 from flmgrow.errors import printable
-from flmgrow.formats.manifest_file import Json, lineage, methods_text
+from flmgrow.formats.history.manifest import Json, lineage, methods_text
 from flmgrow.hub.evaluation import Score
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import amount, kind_text, model_text

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.strict_json import parse_object
+from flmgrow.storage.strict_json import parse_object
 
 MOST_SCORES = 500
 _FORM = 'wanted {"results": {TASK: {METRIC: NUMBER}}}, as lm-evaluation-harness writes it'

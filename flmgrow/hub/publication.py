@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmgrow.formats.durable import write_small
-from flmgrow.formats.manifest_file import Json
+from flmgrow.formats.history.manifest import Json
 from flmgrow.hub.card import CARD, CardFacts, card, is_own
 from flmgrow.hub.push import Push
+from flmgrow.storage.durable import write_small
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmgrow.errors import HubError, OutputExistsError, UsageError
-from flmgrow.formats.huggingface_writing import is_shipped
-from flmgrow.formats.manifest_file import MANIFEST, Json, records_of
+from flmgrow.formats.history.manifest import MANIFEST, Json, records_of
+from flmgrow.formats.huggingface.writer import is_shipped
 from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
 from flmgrow.hub.names import HubName

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from flmgrow.errors import HubError
 from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.companions import GENERATION
-from flmgrow.formats.huggingface_contents import CONFIG, INDEX
-from flmgrow.formats.manifest_file import MANIFEST
+from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.formats.huggingface.contents import CONFIG, INDEX
 from flmgrow.hub.client import AGAIN, patiently, session
 from flmgrow.hub.names import HubName
 

@@ -1,9 +1,9 @@
 """One description of a decoder, free of any file format, that is valid whenever it can be held.
 
-Formats translate their own arguments to and from this (``formats/arguments.py``); growth changes
-its sizes and the few values that must follow; the reference forward computes exactly what it says.
-A field that changes the function and is not in here does not exist for flmgrow: the formats must
-refuse it.
+Formats translate their own arguments to and from this (``formats/megatron/arguments/model.py``);
+growth changes its sizes and the few values that must follow; the reference forward computes exactly
+what it says. A field that changes the function and is not in here does not exist for flmgrow: the
+formats must refuse it.
 """
 
 from dataclasses import dataclass, replace

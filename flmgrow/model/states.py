@@ -25,3 +25,6 @@ class State(StrEnum):
     def gradient_power(self) -> int:
         """Which power of the gradient the state is made of; 0 for weights."""
         return {State.EXP_AVG: 1, State.EXP_AVG_SQ: 2}.get(self, 0)
+
+
+MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord, read_metrics
+from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord, read_metrics
 
 METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50

@@ -5,13 +5,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.problems import problems
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.growth import Growth
+from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.trainer.model_section import SIZES
-from flmgrow.trainer.stage import StageFile
-from flmgrow.trainer.stage_keys import KEYS as STAGE_KEYS
+from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.keys import KEYS as STAGE_KEYS
+from flmgrow.trainer.stage.model import SIZES
 
 HINT = "see docs/guides/run.md"
 

@@ -8,7 +8,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
-from flmgrow.trainer.stage import StageFile, checkpoint_bytes
+from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes
 
 Json = dict[str, Any]
 Rows = list[tuple[str, str]]

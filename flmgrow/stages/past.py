@@ -7,13 +7,12 @@ folder: how far each stage was when it was last saved, or when its settings last
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.files import first_bytes
-from flmgrow.formats.iterations import TRACKER
-from flmgrow.formats.megatron_writing import folder_name
-from flmgrow.formats.training_state import TrainingState, read_training_state
-from flmgrow.trainer.changes import CHANGES, changes_steps, read_changes
-from flmgrow.trainer.clock import Progress, progress_of, steps_in_all
-from flmgrow.trainer.stage import StageFile
+from flmgrow.formats.history.training_state import TrainingState, read_training_state
+from flmgrow.formats.megatron.folders import TRACKER, folder_name
+from flmgrow.storage.files import first_bytes
+from flmgrow.trainer.stage.changes import CHANGES, changes_steps, read_changes
+from flmgrow.trainer.stage.clock import Progress, progress_of, steps_in_all
+from flmgrow.trainer.stage.file import StageFile
 
 CHECKPOINTS = "checkpoints"
 

@@ -13,18 +13,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.durable import make_folders, write_small
-from flmgrow.formats.problems import problems
-from flmgrow.formats.strict_yaml import dotted, dump_yaml, read_yaml
-from flmgrow.formats.training_state import read_training_state
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.run_folder import GROWTH, SOURCE, STAGE, START, RunFolder
 from flmgrow.stages.schedule import TENSORBOARD, PlannedStage
 from flmgrow.stages.start import StartFile
+from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
+from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.trainer.saved import saved_iterations
-from flmgrow.trainer.stage import StageFile
+from flmgrow.trainer.checkpoint.saved import saved_iterations
+from flmgrow.trainer.stage.file import StageFile
 
 SCHEDULE = "schedule.yaml"
 _LENGTHS = ("training.steps", "training.tokens")

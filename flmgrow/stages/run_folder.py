@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flmgrow.formats.manifest_file import lineage, read_manifest
-from flmgrow.formats.megatron_writing import folder_name
-from flmgrow.formats.training_state import read_training_state
+from flmgrow.formats.history.manifest import lineage, read_manifest
+from flmgrow.formats.history.training_state import read_training_state
+from flmgrow.formats.megatron.folders import folder_name
 from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_to
 from flmgrow.stages.schedule import PlannedStage
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.stages.steps import DIFFERS, Step
-from flmgrow.trainer.processes import end_with_parent, stopping_signals
+from flmgrow.trainer.ranks.processes import end_with_parent, stopping_signals
 
 Launch = Callable[[tuple[str, ...]], int]
 

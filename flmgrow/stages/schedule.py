@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout import Layout, padded_size
-from flmgrow.formats.strict_yaml import dotted, read_yaml
+from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
@@ -31,11 +30,12 @@ from flmgrow.stages.growth_section import (
 )
 from flmgrow.stages.past import steps_of
 from flmgrow.stages.start import Start, check_agrees, start_of, with_start
+from flmgrow.storage.strict_yaml import dotted, read_yaml
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.trainer.data import changes
-from flmgrow.trainer.model_section import ModelSection
-from flmgrow.trainer.stage import StageFile, layout_of, stage_of
-from flmgrow.trainer.stage_keys import in_keys, told_of
+from flmgrow.trainer.data.batches import changes
+from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
+from flmgrow.trainer.stage.keys import in_keys, told_of
+from flmgrow.trainer.stage.model import ModelSection
 
 LONGEST_NAME = 100
 """Bytes of a stage's name: folders are called after it, and file systems take 255."""

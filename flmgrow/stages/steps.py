@@ -15,7 +15,7 @@ from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.run_folder import GROWTH, STAGE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
-from flmgrow.trainer.opening import said_of
+from flmgrow.trainer.checkpoint.opening import said_of
 
 PORT = 29500
 DIFFERS = 1

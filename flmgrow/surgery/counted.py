@@ -9,7 +9,7 @@ number, or a setting of the param groups.
 from dataclasses import replace
 
 from flmgrow.formats.checkpoint import OptimizerState
-from flmgrow.formats.inert_text import text_of
+from flmgrow.formats.same_values import text_of
 from flmgrow.model.mup import KIND, grown_group
 from flmgrow.operators.growth import Growth
 

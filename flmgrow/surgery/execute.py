@@ -25,18 +25,18 @@ from flmgrow.errors import (
     UsageError,
     printable,
 )
-from flmgrow.formats.files import Bytes
-from flmgrow.formats.inert_values import Storage
-from flmgrow.formats.integrity import verify_files
-from flmgrow.formats.manifest_file import MANIFEST, Json, encode, read_manifest, records_of
+from flmgrow.formats.history.manifest import MANIFEST, Json, encode, read_manifest, records_of
+from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
-from flmgrow.formats.segments import Strip
 from flmgrow.formats.targets import NewFile, TargetArray
+from flmgrow.formats.torch_file.values import Storage
 from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
+from flmgrow.storage.checksums import verify_files
+from flmgrow.storage.files import Bytes
+from flmgrow.storage.output import OutputFolder, clear_leftovers
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
-from flmgrow.surgery.output import OutputFolder, clear_leftovers
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import check_replicas
 from flmgrow.surgery.states import ModelValues

@@ -1,7 +1,7 @@
 """``flmgrow.json``: what a checkpoint is, where it came from, how it grew, and what it must equal.
 
 It lies in every output folder and is written last. Later commands read it
-(:mod:`flmgrow.formats.manifest_file`): the trainer for masks, ``verify`` for what to compare,
+(:mod:`flmgrow.formats.history.manifest`): the trainer for masks, ``verify`` for what to compare,
 ``inspect`` for the family tree. It names no path of the machine it was written on.
 """
 
@@ -11,12 +11,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from flmgrow import __version__
-from flmgrow.formats.arguments import tokens_seen
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.content_sum import SUM
-from flmgrow.formats.inert_values import namespace
-from flmgrow.formats.integrity import FileRecord
-from flmgrow.formats.manifest_file import (
+from flmgrow.formats.history.manifest import (
     VERSION,
     Json,
     base_output,
@@ -25,7 +21,11 @@ from flmgrow.formats.manifest_file import (
     manifest_of,
     training_of,
 )
+from flmgrow.formats.megatron.arguments.model import tokens_seen
+from flmgrow.formats.torch_file.values import namespace
 from flmgrow.model.axes import AxisMap
+from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.content_sum import SUM
 from flmgrow.surgery.plan import Plan
 
 _LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", SUM)

@@ -9,7 +9,7 @@ told the old size would not load it.
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.layout import padded_size
+from flmgrow.formats.layout.placements import padded_size
 from flmgrow.formats.writing import written_format
 
 

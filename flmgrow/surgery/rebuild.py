@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import Json, masks_of
+from flmgrow.formats.history.manifest import Json, masks_of
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Growth

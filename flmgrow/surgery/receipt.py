@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.durable import write_small
-from flmgrow.formats.manifest_file import MANIFEST, Json, encode, manifest_of
+from flmgrow.formats.history.manifest import MANIFEST, Json, encode, manifest_of
+from flmgrow.storage.durable import write_small
 from flmgrow.surgery.evidence.check import Verdict
 
 

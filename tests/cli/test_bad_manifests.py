@@ -9,7 +9,7 @@ from commands import accepted, check_lines, flmgrow, refused
 from damage import Change, State, edit_manifest
 from pico import CONFIGS, even, make_checkpoint
 
-from flmgrow.formats.manifest_file import family, masks_of
+from flmgrow.formats.history.manifest import family, masks_of
 from flmgrow.formats.opening import open_checkpoint
 
 

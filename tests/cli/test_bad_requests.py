@@ -9,7 +9,7 @@ import pytest
 from commands import accepted, flmgrow, refused
 from pico import CONFIGS, even, make_checkpoint
 
-from flmgrow.formats.torch_zip import TorchFile
+from flmgrow.formats.torch_file.file import TorchFile
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pico import make_checkpoint
 from strategies import examples
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.manifest_file import content_of, encode, read_manifest
+from flmgrow.formats.history.manifest import content_of, encode, read_manifest
 
 GROWTH = ("--ffn-hidden-size", 24, "--ramp-steps", 30)
 MANIFEST = "flmgrow.json"

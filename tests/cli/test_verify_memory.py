@@ -10,7 +10,7 @@ from damage import edit, rank_files
 from peak_memory import peak
 from pico import CONFIGS, even, make_checkpoint
 
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.surgery.comparison import Side, compare
 from flmgrow.surgery.health import examine

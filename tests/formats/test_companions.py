@@ -15,7 +15,7 @@ from transformers_models import make_model
 
 from flmgrow.formats.companions import TOKEN_IDS, companions_in
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.tokenizer_settings import id_count, made_config, named_ids
+from flmgrow.formats.tokenizer.settings import id_count, made_config, named_ids
 
 IDS = {"bos_token_id": 3, "eos_token_id": [5, 7], "pad_token_id": 0}
 FILES = ("tokenizer.json", "tokenizer_config.json", "merges.txt", "generation_config.json")

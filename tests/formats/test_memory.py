@@ -17,10 +17,11 @@ from damage import rank_files
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats import inert_pickle, zip_writer
-from flmgrow.formats.inert_pickle import unpickle
-from flmgrow.formats.inert_values import Storage, TensorRecord
-from flmgrow.formats.torch_zip import TorchFileWriter
+from flmgrow.formats.torch_file import unpickler as inert_pickle
+from flmgrow.formats.torch_file import zip_writer
+from flmgrow.formats.torch_file.file import TorchFileWriter
+from flmgrow.formats.torch_file.unpickler import unpickle
+from flmgrow.formats.torch_file.values import Storage, TensorRecord
 
 LARGE = 300 << 20
 MOST = 48 << 20
@@ -31,9 +32,9 @@ import resource, sys
 from pathlib import Path
 from flmgrow.errors import FlmgrowError
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.manifest_file import manifest_of
-from flmgrow.formats.iterations import iteration_folder
-from flmgrow.formats.torch_zip import TorchFile, scalar
+from flmgrow.formats.history.manifest import manifest_of
+from flmgrow.formats.megatron.folders import iteration_folder
+from flmgrow.formats.torch_file.file import TorchFile, scalar
 from flmgrow.surgery.replicas import check_replicas
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -188,7 +189,7 @@ def test_what_a_pickle_makes_is_weighed(
 def test_instructions_that_make_much_of_a_byte(tmp_path: Path, piece: bytes, count: int) -> None:
     """A pickle of a few megabytes whose values would take gigabytes."""
     (tmp_path / "data").write_bytes(hostile_pickle(piece, count))
-    body = "__import__('flmgrow.formats.inert_pickle').formats.inert_pickle.unpickle("
+    body = "__import__('flmgrow.formats.torch_file.unpickler').formats.inert_pickle.unpickle("
     said, memory = grown(tmp_path / "data", body + "place.read_bytes(), 'file', {})")
     assert "of memory" in said or "instructions" in said
     assert memory < 1200 << 20

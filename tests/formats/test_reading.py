@@ -13,8 +13,8 @@ from strategies import examples
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats import reading
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.layout import Layout
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.reading import AssembledArray, LogicalReader, as_bytes, read_whole
 from flmgrow.model.axes import Axis, Box, full_box
 

@@ -12,7 +12,7 @@ from hub_places import manifest
 from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.safetensors_file import SafetensorsFile
+from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile
 from flmgrow.hub.card import CardFacts, card, is_own
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.model.config import ModelConfig

@@ -11,7 +11,7 @@ from pico import CONFIGS, DictWeights, even, make_checkpoint
 from torch import Tensor
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import UnitMasks, logits

@@ -10,7 +10,7 @@ from pico import CONFIGS
 from strategies import Case, cases, examples
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout import padded_size
+from flmgrow.formats.layout.placements import padded_size
 from flmgrow.model.axes import (
     FRESH,
     PADDING,

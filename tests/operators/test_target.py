@@ -8,7 +8,7 @@ import pytest
 from pico import CONFIGS
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout import padded_size
+from flmgrow.formats.layout.placements import padded_size
 from flmgrow.model.axes import FRESH, PADDING, Axis, Fill, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stage_runs import environment, make_data, schedule_data, write_schedule
 
-from flmgrow.trainer.metrics import StepRecord, read_metrics
+from flmgrow.trainer.metrics.records import StepRecord, read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from flmgrow.model.masks import Dimension
 from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
 from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
 from flmgrow.stages.plots import COLOURS, KINDS, Look, picture, shortened, tokens_text
-from flmgrow.trainer.metrics import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 
 pytest.importorskip("matplotlib")
 

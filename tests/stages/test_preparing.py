@@ -14,10 +14,10 @@ from stage_plans import written
 from stage_runs import prepared
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.iterations import TRACKER
-from flmgrow.formats.strict_yaml import read_yaml
+from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.stages.preparing import encoded
 from flmgrow.stages.steps import submitted
+from flmgrow.storage.strict_yaml import read_yaml
 
 
 def begun(schedule: Path, out: Path) -> None:

@@ -16,11 +16,11 @@ from stage_runs import make_data, metrics, write_schedule
 from trained_here import MODEL, carried_out
 
 from flmgrow.cli import run as cli
-from flmgrow.formats.manifest_file import encode, read_manifest
+from flmgrow.formats.history.manifest import encode, read_manifest
 from flmgrow.stages import preparing
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
-from flmgrow.trainer.changes import CHANGES, read_changes
+from flmgrow.trainer.stage.changes import CHANGES, read_changes
 
 LARGE = {"num_layers": 2, "hidden_size": 48, "num_attention_heads": 6}
 

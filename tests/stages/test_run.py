@@ -27,13 +27,13 @@ from stage_runs import (
 )  # fmt: skip
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.manifest_file import family, read_manifest, training_of
+from flmgrow.formats.history.manifest import family, read_manifest, training_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.runner import StepNotDoneError, launch, run_steps
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import steps_of
-from flmgrow.trainer.metrics import StepRecord, read_metrics
+from flmgrow.trainer.metrics.records import StepRecord, read_metrics
 
 ORDER = ["train", "expand", "verify", "train"]
 

@@ -17,7 +17,7 @@ from test_structure import ROOT
 from trained_here import carried_out, small, trained
 
 from flmgrow.cli import run as cli
-from flmgrow.formats.manifest_file import family, read_manifest
+from flmgrow.formats.history.manifest import family, read_manifest
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.stages.curves import read_runs
 

@@ -18,8 +18,8 @@ from optimizer_states import optimizers, states
 from pico import CONFIGS, even, make_checkpoint
 from strategies import Case, as_wish, cases, examples
 
-from flmgrow.formats.manifest_file import read_manifest
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.history.manifest import read_manifest
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.axes import Box
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.choices import Moments

@@ -12,7 +12,7 @@ from strategies import Case, as_wish, cases, examples
 from torch import Tensor
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.operators.target import Target, parse_methods

@@ -19,9 +19,9 @@ from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from strategies import Case, any_config, as_wish, cases, examples, layouts_of
 
 from flmgrow.errors import StorageError
-from flmgrow.formats.layout import Layout
-from flmgrow.formats.manifest_file import read_manifest
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.history.manifest import read_manifest
+from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution, Executor

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pico import CONFIGS, even, make_checkpoint
 
-from flmgrow.formats.layout import padded_size
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.layout.placements import padded_size
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 
 TABLE = "embedding.word_embeddings.weight"
 ROWS = 72

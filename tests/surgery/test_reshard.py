@@ -15,9 +15,9 @@ from hypothesis.strategies import DataObject
 from pico import CONFIGS, even, make_checkpoint, padded_vocab, stored_weights
 from strategies import Case, any_config, as_wish, cases, examples, layouts_of
 
-from flmgrow.formats.layout import Layout
-from flmgrow.formats.manifest_file import MANIFEST
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.reading import Array
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution

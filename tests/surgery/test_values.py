@@ -12,7 +12,7 @@ from hypothesis.strategies import DataObject
 from pico import CONFIGS, even, logical_weights, make_checkpoint, stored_weights
 from strategies import examples
 
-from flmgrow.formats.megatron import open_megatron
+from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import Axis, Box, full_box
 from flmgrow.model.tensors import logical_tensors

@@ -28,11 +28,11 @@ from stage_runs import (
 )
 
 from flmgrow.cli.app import run
-from flmgrow.formats.lock import take_lock
-from flmgrow.formats.manifest_file import family, masks_of, training_of
-from flmgrow.formats.megatron_optimizer import with_optimizer
+from flmgrow.formats.history.manifest import family, masks_of, training_of
+from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.mup import KIND
+from flmgrow.storage.lock import take_lock
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2 sp": {"tp": 2, "sequence_parallel": True},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.writing import written_format
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth

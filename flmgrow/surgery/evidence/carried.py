@@ -8,10 +8,10 @@ on, and none of it shows in what the model computes.
 from collections.abc import Collection, Iterator, Mapping
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.inert_text import text_of
-from flmgrow.formats.megatron import chunk_key
-from flmgrow.formats.megatron_writing import extra_states, keeps_tensor_ranks
-from flmgrow.formats.torch_dist_objects import LAYERS
+from flmgrow.formats.megatron.carried import extra_states, keeps_tensor_ranks
+from flmgrow.formats.megatron.content import chunk_key
+from flmgrow.formats.megatron.torch_dist.objects import LAYERS
+from flmgrow.formats.same_values import text_of
 from flmgrow.formats.writing import written_format
 from flmgrow.model.axes import Axis
 from flmgrow.operators.growth import Growth

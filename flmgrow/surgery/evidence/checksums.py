@@ -10,9 +10,9 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.integrity import FileRecord, verify_files
-from flmgrow.formats.manifest_file import manifest_of, records_of
-from flmgrow.formats.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.manifest import manifest_of, records_of
+from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.storage.checksums import FileRecord, verify_files
 from flmgrow.surgery.evidence.check import Check
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import Json, masks_of
+from flmgrow.formats.history.manifest import Json, masks_of
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow

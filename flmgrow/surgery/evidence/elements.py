@@ -13,8 +13,8 @@ from math import prod
 import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, LogicalReader, Piece, as_bytes
-from flmgrow.formats.segments import Strip
 from flmgrow.model.states import State
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check

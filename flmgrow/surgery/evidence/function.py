@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.growth import Growth

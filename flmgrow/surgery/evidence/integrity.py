@@ -14,12 +14,11 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
-from flmgrow.formats.dist_integrity import INTEGRITY
-from flmgrow.formats.iterations import TRACKER
-from flmgrow.formats.manifest_file import MANIFEST, has_sum, read_manifest
-from flmgrow.formats.megatron_contents import check_records
-from flmgrow.formats.torch_zip import TorchFile
-from flmgrow.formats.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.manifest import MANIFEST, has_sum, read_manifest
+from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.formats.megatron.folders import TRACKER
+from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
+from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import Listed, listed_files

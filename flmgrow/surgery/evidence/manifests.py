@@ -1,11 +1,11 @@
 """Manifests: what says how a checkpoint came about must itself be what was written.
 
-Its sum was compared when it was read (:mod:`flmgrow.formats.manifest_file`). It lies in two places,
-as an iteration is often moved alone, and either may be read: both must say the same.
+Its sum was compared when it was read (:mod:`flmgrow.formats.history.manifest`). It lies in two
+places, as an iteration is often moved alone, and either may be read: both must say the same.
 """
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import content_of, has_sum, manifests_of
+from flmgrow.formats.history.manifest import content_of, has_sum, manifests_of
 from flmgrow.surgery.evidence.check import Check
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.manifest_file import masks_of
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.gradients import compare_gradients

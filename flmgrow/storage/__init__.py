@@ -1,0 +1,1 @@
+"""Files: read whole or refused, written for certain or not at all."""

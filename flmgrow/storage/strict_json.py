@@ -1,0 +1,84 @@
+"""JSON out of a checkpoint, which may say one thing twice, or nest until the reader falls over.
+
+Python's parser takes the last of two equal keys and accepts numbers that JSON does not have; two
+programs that read one file differently are how a hostile file passes a check. Here such files are
+refused, and so are larger ones than there can honestly be.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import NoReturn
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.storage.files import ReadOnlyFile
+
+LFS = b"version https://git-lfs.github.com/spec/"
+MOST_KEYS = 2_000_000
+
+
+def refuse_pointer(start: bytes, where: str) -> None:
+    """Raise BadCheckpointError if a file begins as the pointer that Git LFS leaves in its place."""
+    if start.startswith(LFS):
+        raise BadCheckpointError(
+            f"{where}: is a Git LFS pointer, not the file itself", "run git lfs pull in its folder"
+        )
+
+
+def _unique(where: str) -> Callable[[list[tuple[str, object]]], dict[str, object]]:
+    count = 0
+
+    def build(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal count
+        count += len(pairs)
+        if count > MOST_KEYS:
+            raise BadCheckpointError(f"{where}: holds more than {MOST_KEYS} keys")
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
+            raise BadCheckpointError(
+                f"{where}: {twice}: stands there twice",
+                "it is damaged or hostile: use another copy",
+            )
+        return result
+
+    return build
+
+
+def parse_object(data: bytes, where: str) -> dict[str, object]:
+    """Return the one JSON object in ``data``; ``where`` names its file in messages.
+
+    Raises BadCheckpointError for anything else, and for a key that stands there twice.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number")
+
+    try:
+        found = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique(where), parse_constant=refuse
+        )
+    except RecursionError:
+        raise BadCheckpointError(
+            f"{where}: is nested too deeply", "use another copy of the file"
+        ) from None
+    except ValueError as error:
+        raise BadCheckpointError(
+            f"{where}: is not JSON: {error}", "copy the file again from where it was complete"
+        ) from None
+    if not isinstance(found, dict):
+        raise BadCheckpointError(f"{where}: holds a {type(found).__name__}, wanted an object")
+    return found
+
+
+def read_object(file: ReadOnlyFile, most: int) -> dict[str, object]:
+    """Return the JSON object that a file of at most ``most`` bytes holds.
+
+    Raises BadCheckpointError.
+    """
+    if file.size > most:
+        raise BadCheckpointError(f"{file.path}: has {file.size} bytes, wanted at most {most}")
+    data = file.read(0, file.size)
+    refuse_pointer(data, str(file.path))
+    return parse_object(data, str(file.path))

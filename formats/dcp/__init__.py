@@ -1,0 +1,1 @@
+"""A folder of torch's distributed checkpoints: what lies where in it."""

@@ -1,0 +1,1 @@
+"""What a checkpoint says of where it comes from: its manifest, and a trainer's state."""

@@ -1,0 +1,98 @@
+"""What a manifest must look like before anything in it is believed.
+
+It may have been edited, damaged or made to deceive. What is checked here holds wherever a manifest
+is read; what its numbers mean (masks, the growth) is checked by who uses them. Unknown keys are
+left alone: a later version may add some.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.storage.validation import problems
+
+_Count = Annotated[int, Field(ge=0, le=1 << 50)]
+_Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
+_Rows = Annotated[int, Field(ge=1, le=1 << 26)]
+
+
+class _Receipt(BaseModel):
+    equal: bool
+    proven: bool | None = None
+    missing: list[str] = []
+    source: str
+    date: str = ""
+    checks: list[dict[str, Any]] = []
+
+
+class _Hub(BaseModel):
+    repository: str
+    commit: str
+
+
+class _Member(BaseModel):
+    name: str
+    parameters: _Count
+    iteration: _Count | None
+    methods: dict[str, str] = {}
+    receipt: _Receipt | None = None
+    hub: _Hub | None = None
+    tokens: _Tokens | None = None
+    date: str | None = None
+
+
+class _Source(BaseModel):
+    name: str
+    hub: _Hub | None = None
+    tokens: _Tokens | None = None
+    date: str | None = None
+    digest: str
+    arguments: dict[str, Any] = {}
+    parameters: _Count
+    base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    iteration: _Count | None
+    family: list[_Member]
+    receipt: _Receipt | None
+
+
+class _Growth(BaseModel):
+    methods: dict[str, str]
+    request: dict[str, Any]
+    axes: dict[str, list[dict[str, Any]]]
+
+
+class _Options(BaseModel):
+    init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class _File(BaseModel):
+    path: str
+    size: _Count
+    xxh3_128: str
+
+
+class _Manifest(BaseModel):
+    parameters: _Count
+    iteration: _Count | None
+    padded_vocab: _Rows
+    source: _Source
+    growth: _Growth
+    masks: dict[str, dict[str, Any]]
+    optimizer: str
+    training: dict[str, Any] | None = None
+    options: _Options
+    files: list[_File]
+    receipt: _Receipt | None
+
+
+def check_form(data: object, where: str) -> None:
+    """Raise BadCheckpointError, naming the first key that is not as flmgrow writes it, for file
+    ``where``.
+    """
+    try:
+        _Manifest.model_validate(data, strict=True)
+    except ValidationError as error:
+        raise BadCheckpointError(
+            f"{where}: {problems(error.errors())}", "it was altered: restore it from a copy"
+        ) from None

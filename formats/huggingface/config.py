@@ -1,0 +1,238 @@
+"""``config.json`` to ``ModelConfig`` and back.
+
+Whatever a family cannot say is found by saying it: the fields that are to be written are read
+again, and a model that comes back changed is refused with the differences named. So there is one
+list of abilities, and it cannot be wrong.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import cast
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
+from flmgrow.formats.fields import ArgumentReader, shown
+from flmgrow.formats.huggingface.families import FAMILIES, Family
+from flmgrow.formats.huggingface.field_names import NEUTRAL, PRIVATE, ROTARY, is_harmless
+from flmgrow.formats.huggingface.parts import FULL_ATTENTION
+from flmgrow.formats.huggingface.quantized import ENTRIES
+from flmgrow.formats.vouched import Vouched
+from flmgrow.model.config import ModelConfig
+
+_LEFT = {*PRIVATE, *ENTRIES}
+CONFIG_FILE = "config.json"
+Fields = Mapping[str, object]
+NO_IDS: Fields = MappingProxyType({"bos_token_id": None, "eos_token_id": None})
+
+
+_OTHER_KINDS = {
+    "models of pictures or sound are not supported: give the folder of a text model alone": (
+        "vision_config", "audio_config", "text_config",
+    ),
+    "mixtures of experts are not supported": (
+        "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
+    ),
+    "models with an encoder are not supported": ("is_encoder_decoder", "encoder_layers"),
+}  # fmt: skip
+"""What a model of no family is instead, by fields that only such models have."""
+
+
+def family_of(fields: Fields, where: str) -> Family:
+    """Return the family that ``config.json``, found in file ``where``, belongs to.
+
+    Raises BadCheckpointError.
+    """
+    name = fields.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise BadCheckpointError(
+            f"{where}: model_type: found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
+            next(
+                (hint for hint, names in _OTHER_KINDS.items() if any(map(fields.get, names))),
+                "flmgrow knows only these families",
+            ),
+        )
+    return FAMILIES[name]
+
+
+def vouched_fields(options: ReadOptions) -> Vouched:
+    """Return the fields that the user vouches for."""
+    return Vouched("--ignore-field", options.ignored_fields)
+
+
+def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
+    """Return ``config.json`` as the user wants it read.
+
+    Without what they vouch for, and for texts no longer than they say. Raises UsageError for longer
+    ones than the model knows positions for.
+    """
+    vouched = vouched_fields(options)
+    kept = {name: value for name, value in fields.items() if not vouched.covers(name)}
+    wanted, declared = options.max_positions, kept.get(family.positions)
+    if wanted is None:
+        return kept
+    if isinstance(declared, int) and wanted > declared:
+        raise UsageError(f"--max-position-embeddings {wanted}: the model is for {declared}")
+    return {**kept, family.positions: wanted}
+
+
+def read_fields(
+    family: Family, fields: Fields, where: str, options: ReadOptions = AS_STORED
+) -> ModelConfig:
+    """Return the model that ``config.json`` describes.
+
+    Raises BadCheckpointError for a malformed field, and for those that are not understood.
+    """
+    kept = seen(family, fields, options)
+    strange = {name: value for name, value in kept.items() if value and _is_strange(family, name)}
+    strange |= {n: v for n, v in kept.items() if n in NEUTRAL and not _is_neutral(family, n, v)}
+    if strange:
+        listed = "; ".join(f"{name}: found {shown(value)}" for name, value in strange.items())
+        raise BadCheckpointError(
+            f"{where}: {listed}, which flmgrow does not understand in a model of type "
+            f"{family.name}",
+            vouched_fields(options).hint(strange),
+        )
+    config = model_of(family, kept, where)
+    if config.positions == "learned" and options.max_positions is not None:
+        raise UsageError(
+            f"--max-position-embeddings {options.max_positions}: the model has a table of "
+            f"{fields.get(family.positions)} positions",
+            "leave it out: shorter texts need nothing else",
+        )
+    return config
+
+
+def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
+    """Return the model that the fields describe which ``family`` understands, whatever the others.
+
+    Raises BadCheckpointError for a malformed field.
+    """
+    try:
+        return family.read(ArgumentReader(fields, where, prefix=""))
+    except UsageError as error:
+        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+
+
+def _is_strange(family: Family, name: str) -> bool:
+    """Whether no rule says anything about a field."""
+    told = name in family.understood or name in NEUTRAL or name in family.fixed
+    return not told and not is_harmless(name)
+
+
+def _is_neutral(family: Family, name: str, value: object) -> bool:
+    return name in family.understood or family.is_plain(name, value)
+
+
+def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> list[str]:
+    """Return what one should know of how ``config.json`` was read."""
+    vouched, notes = vouched_fields(options), []
+    silent = [name for name, value in fields.items() if not value and _is_strange(family, name)]
+    if silent := [name for name in silent if not vouched.covers(name)]:
+        listed = ", ".join(f"{name} is {json.dumps(fields[name])}" for name in silent)
+        notes.append(f"{CONFIG_FILE}: {listed}: taken to change nothing")
+    notes += [
+        f"{vouched.option} {pattern}: {CONFIG_FILE} has no such field"
+        for pattern in vouched.idle(fields)
+    ]
+    return notes
+
+
+def _flat(config: ModelConfig) -> dict[str, object]:
+    """Return a model's fields, those of its parts among them."""
+    result: dict[str, object] = {}
+    for name, value in asdict(config).items():
+        result.update({f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict)
+                      else {name: value})  # fmt: skip
+    return result
+
+
+def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
+    """Return what of a model is lost in ``fields``; an empty string if nothing is."""
+    try:
+        found = _flat(model_of(family, fields, CONFIG_FILE))
+    except BadCheckpointError as error:
+        return error.message.removeprefix(f"{CONFIG_FILE}: ")
+    wanted = _flat(config)
+    return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
+
+
+def _merged(
+    family: Family, config: ModelConfig, ids: Fields, own: Fields, old: ModelConfig
+) -> Fields:
+    """Return a model's own fields with those that its growth changed brought up to date.
+
+    A field that is null, or not there, stands for a default that may depend on sizes: all such are
+    written out.
+    """
+    before, after = family.write(old), family.write(config)
+    kept = {name: value for name, value in own.items() if name not in _LEFT}
+    changed = {
+        name: value
+        for name, value in after.items()
+        if name not in ROTARY and (own.get(name) is None or before[name] != value)
+    }
+    if isinstance(own.get("layer_types"), list) and config.layers != old.layers:
+        changed["layer_types"] = [FULL_ATTENTION] * config.layers
+    if "n_ctx" in own:
+        changed["n_ctx"] = config.max_positions
+    return {**ids, **_other_spelling(own, after), **kept, **changed}
+
+
+def _other_spelling(own: Fields, written: Fields) -> Fields:
+    """Return how the other versions of transformers spell a source's rotary positions.
+
+    Only where they are spelt in one of the two ways that :mod:`huggingface_rotary` writes.
+    """
+    said = {name: own[name] for name in ROTARY if own.get(name) is not None}
+    if not said or not all(name in written for name in said):
+        return {}
+    return {name: written[name] for name in written if name in ROTARY and name not in said}
+
+
+def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        **family.fixed,
+        **family.write(config),
+        **ids,
+    }
+
+
+def written_fields(
+    config: ModelConfig,
+    name: str | None = None,
+    ids: Fields = NO_IDS,
+    own: tuple[Fields, ModelConfig] | None = None,
+    options: ReadOptions = AS_STORED,
+) -> tuple[Family, dict[str, object]]:
+    """Return the family and the ``config.json`` that say ``config``.
+
+    ``name`` chooses the family, ``ids`` are the special tokens'. ``own`` is what the source's file
+    says, and the model it means when it is read with ``options``. Raises UsageError, with the
+    reasons, if no family (or not that one) can say the model.
+    """
+    if name is not None and name not in FAMILIES:
+        raise UsageError(f"--family {name}: unknown", f"one of {', '.join(FAMILIES)}")
+    kept = own is not None and name in (None, own[0]["model_type"])
+    options = options if kept else AS_STORED
+    if own is not None and kept:
+        family = FAMILIES[cast(str, own[0]["model_type"])]
+        candidates = {family.name: _merged(family, config, ids, *own)}
+    else:
+        names = FAMILIES if name is None else [name]
+        candidates = {each: _new(FAMILIES[each], config, ids) for each in names}
+    reasons = {}
+    for each, fields in candidates.items():
+        reasons[each] = _unsaid(FAMILIES[each], seen(FAMILIES[each], fields, options), config)
+        if not reasons[each]:
+            architecture = {"architectures": [FAMILIES[each].architecture]}
+            return FAMILIES[each], {**fields, **architecture}
+    listed = "; ".join(f"{each} cannot say {reason}" for each, reason in reasons.items())
+    raise UsageError(
+        f"this model cannot be said in Hugging Face's terms: {listed}",
+        "keep it as a Megatron checkpoint (--format megatron), or grow it to sizes that a family "
+        "can say",
+    )

@@ -1,0 +1,178 @@
+"""Describing a Hugging Face folder before any weight is touched.
+
+Tensors go into shards in the order of the table, as many as fit. The true vocabulary is written,
+without Megatron's padding. What lies beside the weights of a Hugging Face source comes along if it
+is known to be data; programs stay behind unless asked for.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import ClassVar
+
+from flmgrow import __version__
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, HuggingFaceOptions, TargetModel
+from flmgrow.formats.companions import as_new_file
+from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
+from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
+from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.matching import family_placements
+from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
+from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.tokenizer.spoken import spoken
+from flmgrow.formats.torch_file.file import new_tensor
+from flmgrow.storage.files import Bytes
+
+_CODE = "flmgrow.formats.huggingface.shipped"
+_METADATA = (("format", "pt"), ("flmgrow", __version__))
+_DTYPE_FIELDS = ("dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetShard:
+    """A safetensors file to be written: path, arrays in order, and where they come from."""
+
+    path: str
+    arrays: tuple[TargetArray, ...]
+    provenance: tuple[tuple[str, str], ...] = ()
+    sums_of: ClassVar[Sequence[str]] = ()
+
+    @cached_property
+    def plan(self) -> SafetensorsPlan:
+        """Where each array will lie."""
+        tensors = (NewTensor(a.placement.key, a.dtype, a.placement.shape) for a in self.arrays)
+        return SafetensorsPlan(tuple(tensors), (*_METADATA, *self.provenance))
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return self.plan.total_size
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Write it from front to back."""
+        write(self.plan.header)
+        for array in self.arrays:
+            for chunk in fill(array.storage, [array]):
+                write(chunk)
+
+
+def _array(placement: Placement, dtype: str) -> TargetArray:
+    return TargetArray(placement, dtype, new_tensor(dtype, placement.shape).storage)
+
+
+def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetArray, ...]]:
+    """Yield arrays that together have at most ``limit`` bytes (but at least one array)."""
+    group: list[TargetArray] = []
+    size = 0
+    for array in arrays:
+        if group and size + array.storage.nbytes > limit:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(array)
+        size += array.storage.nbytes
+    yield tuple(group)
+
+
+def _shards(arrays: Sequence[TargetArray], options: HuggingFaceOptions) -> list[TargetShard]:
+    groups = list(_groups(arrays, options.shard_size))
+    told = options.provenance
+    if len(groups) == 1:
+        return [TargetShard(SINGLE, groups[0], told)]
+    return [
+        TargetShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, told)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _index(shards: Sequence[TargetShard]) -> TargetBytes:
+    placed = {a.placement.key: shard.path for shard in shards for a in shard.arrays}
+    total = sum(a.storage.nbytes for shard in shards for a in shard.arrays)
+    data = {"metadata": {"total_size": total}, "weight_map": placed}
+    return TargetBytes(INDEX, json.dumps(data, indent=2).encode() + b"\n")
+
+
+def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
+    """Let the configuration name the dtype of the weights, as transformers 5 reads it and as 4."""
+    return {**fields, **dict.fromkeys(_DTYPE_FIELDS, dtype)}
+
+
+def _kinds(target: TargetModel) -> tuple[str, ...]:
+    """Return which kinds of files that lie beside the weights of a folder come along."""
+    tokenizer = () if target.huggingface.tokenizer else ("tokenizer",)
+    code = ("code",) if target.huggingface.keep_code else ()
+    return ("generation", *tokenizer, *code)
+
+
+def _kept_code(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+    contents = source.contents
+    if not isinstance(contents, HuggingFaceFolder) or not target.huggingface.keep_code:
+        return []
+    return [as_new_file(name, contents.folder / name) for name in contents.beside()["code"]]
+
+
+def is_shipped(file: Path) -> bool:
+    """Whether a file is code of flmgrow's own, byte for byte."""
+    own = resources.files(_CODE).joinpath(file.name)
+    return file.name != "__init__.py" and own.is_file() and own.read_bytes() == file.read_bytes()
+
+
+def _shipped(family: Family, carried: Sequence[NewFile]) -> Iterator[TargetBytes]:
+    """Yield flmgrow's own code for a family that has no class in transformers.
+
+    Code of the source's own, where it is kept, stands in its place.
+    """
+    folder = resources.files(_CODE)
+    kept = {file.path for file in carried}
+    for name in (name for name in family.code_files if name not in kept):
+        yield TargetBytes(name, folder.joinpath(name).read_bytes())
+
+
+def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Name the carried content that has no place in the target and is left out."""
+    if source.format != "huggingface":
+        return list(source.carried)
+    return [text for kind, text in source.carried.items() if kind not in _kinds(target)]
+
+
+def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
+    """Return what one must know to use the target folder."""
+    config, notes = target.config, spoken(source, target).notes
+    if config.head_dim * config.heads != config.hidden:
+        notes.append(
+            f"{config.heads} heads of {config.head_dim} are not as wide as the model "
+            f"({config.hidden}): transformers before 4.48 may not read head_dim"
+        )
+    return notes
+
+
+def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+    """Return every file of the target folder, described but not produced.
+
+    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    """
+    told, own_model, read = spoken(source, target), None, AS_STORED
+    if isinstance(source.contents, HuggingFaceFolder):
+        own, read, where = source.contents.fields, source.contents.options, str(source.folder)
+        own_model = (own, read_fields(family_of(own, where), own, where, read))
+    wanted_family = target.huggingface.family
+    family, fields = written_fields(target.config, wanted_family, told.ids, own_model, read)
+    if not target.huggingface.keep_code:
+        fields.pop("auto_map", None)
+        fields.update(family.fixed)
+    dtype = target.dtype or source.dtype
+    wanted = family_placements(family, target.config, target.config.sizes)
+    shards = _shards([_array(p, dtype) for p in wanted], target.huggingface)
+    config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
+    code = _kept_code(source, target)
+    return [
+        *shards,
+        *([_index(shards)] if len(shards) > 1 else []),
+        *(as_new_file(name, content) for name, content in told.files.items()),
+        *code,
+        *_shipped(family, code),
+        TargetBytes(CONFIG, config),
+    ]

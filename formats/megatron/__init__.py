@@ -1,0 +1,1 @@
+"""Megatron's checkpoints: what both of its formats have in common."""

@@ -1,0 +1,1 @@
+"""Megatron's legacy format: one torch file per rank."""

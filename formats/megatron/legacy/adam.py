@@ -1,0 +1,219 @@
+"""The non-distributed Adam state of a legacy rank: which record belongs to which parameter.
+
+It knows parameters by number only. Numbers run through the param groups,
+and inside a group through the rank's parameters in the order of its modules, which is the order of
+its state dict. Which group a parameter is in is not written down either: Megatron-LM puts biases
+and one-dimensional parameters into groups without weight decay and, if asked to, embedding and head
+into groups with a learning rate of their own; groups made for muP name the kind of parameter they
+are for (``flmgrow/model/mup.py``). With 16-bit weights, float32 masters lie beside.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import OptimizerState
+from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.megatron.folders import DISTRIBUTED
+from flmgrow.formats.reading import Piece, StoredArray
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.model.mup import KIND, kind_of
+from flmgrow.model.states import MOMENTS, State
+
+Group = Mapping[object, object]
+MASTERS = "fp32_from_fp16_params"
+_OF_A_PARAMETER = {"step", *map(str, MOMENTS)}
+_BELONG = "the optimizer and the weights do not belong together"
+
+
+class Placed(Protocol):
+    """Anything that has a placement."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where it belongs."""
+
+
+Item = TypeVar("Item", bound=Placed)
+
+
+def _has_own_rate(placement: Placement) -> bool:
+    return placement.key.startswith(("embedding.", "output_layer."))
+
+
+def _without_decay(placement: Placement) -> bool:
+    return placement.key.endswith(".bias") or len(placement.shape) == 1
+
+
+def _group_of(groups: Sequence[Group], placement: Placement) -> int:
+    """Return the number of the group a parameter belongs to: by Megatron-LM's own rule, and by the
+    kind that a group made for muP names.
+    """
+    if len(groups) == 1:
+        return 0
+    kind = kind_of(placement.parts[0])
+    decoupled = any(group.get("is_decoupled_lr") for group in groups)
+    fitting = [
+        number
+        for number, group in enumerate(groups)
+        if (group.get("wd_mult", 1.0) == 0.0) == _without_decay(placement)
+        and bool(group.get("is_decoupled_lr")) == (decoupled and _has_own_rate(placement))
+        and group.get(KIND, kind) == kind
+    ]
+    if len(fitting) != 1:
+        raise BadCheckpointError(
+            f"{placement.key}: fits {len(fitting)} of the optimizer's {len(groups)} param groups",
+            "only Megatron-LM's own groups are understood; --no-optimizer goes on without",
+        )
+    return fitting[0]
+
+
+def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]:
+    """Return the parameters of each group, in the order in which the optimizer numbers them.
+
+    Raises BadCheckpointError if a parameter fits no group or several.
+    """
+    result: list[list[Item]] = [[] for _ in groups]
+    for item in items:
+        result[_group_of(groups, item.placement)].append(item)
+    return result
+
+
+def _keys(groups: Sequence[Sequence[Placed]]) -> set[tuple[str, ...]]:
+    return {tuple(sorted(item.placement.key for item in group)) for group in groups if group}
+
+
+class AdamRank:
+    """Reads one rank's non-distributed optimizer state."""
+
+    def __init__(self, file: TorchFile, arrays: Sequence[Piece]) -> None:
+        self.file = file
+        self.where = f"{file.file.path}: optimizer"
+        self.gradients: str | None = None
+        assert isinstance(file.root, dict)
+        content = file.root.get("optimizer")
+        if content is None and (file.file.path.parent / DISTRIBUTED).exists():
+            raise self._distributed()
+        self.content = self._dict(content, "the whole")
+        self.half = "optimizer" in self.content
+        self.inner = self._dict(self.content["optimizer"], "inner") if self.half else self.content
+        if "state" not in self.inner:
+            raise self._distributed()
+        if self.half and MASTERS not in self.content:
+            raise BadCheckpointError(f"{self.where}: {MASTERS}: not there", _BELONG)
+        self._check_known(self.inner, {"state", "param_groups"}, "")
+        self.groups = self._groups()
+        try:
+            self.grouped = by_group(self.groups, arrays)
+        except BadCheckpointError as error:
+            raise BadCheckpointError(f"{self.where}: {error.message}", error.hint) from None
+
+    @property
+    def members(self) -> set[tuple[str, ...]]:
+        """The keys of the parameters in each group that has any."""
+        return _keys(self.grouped)
+
+    def members_by(self, groups: Sequence[Group]) -> set[tuple[str, ...]]:
+        """Return what ``members`` would be were the rank's groups these, of another rank."""
+        return _keys(by_group(groups, [piece for group in self.grouped for piece in group]))
+
+    def _distributed(self) -> BadCheckpointError:
+        return BadCheckpointError(
+            f"{self.where}: has no state: a distributed optimizer needs its param groups and "
+            f"{DISTRIBUTED} beside them",
+            "copy the rank folders again; --no-optimizer goes on without",
+        )
+
+    def _check_known(self, found: Mapping[object, object], known: set[str], of: str) -> None:
+        """Nothing is dropped in silence: a key that would not be written again is refused."""
+        if unknown := [str(key) for key in found if key not in known]:
+            raise BadCheckpointError(
+                f"{self.where}: {unknown[0]}{of}: flmgrow does not know what it is",
+                "only Adam's state is understood; --no-optimizer goes on without",
+            )
+
+    def _dict(self, value: object, name: str) -> Mapping[object, object]:
+        if not isinstance(value, dict):
+            raise BadCheckpointError(f"{self.where}: {name}: is no dict, but {value!r:.60}")
+        return value
+
+    def _groups(self) -> list[Group]:
+        groups = self.inner.get("param_groups")
+        if not isinstance(groups, list) or not groups:
+            raise BadCheckpointError(f"{self.where}: has no param_groups")
+        return [self._dict(group, "param group") for group in groups]
+
+    def _record(self, value: object, array: Piece, name: str) -> StoredArray:
+        where = f"{self.where}: {name} of {array.placement.key}"
+        if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
+            found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
+            raise BadCheckpointError(f"{where}: {found}, wanted {array.placement.shape}", _BELONG)
+        return StoredArray(array.placement, self.file, value)
+
+    def _numbers(self, group: Group, members: int) -> list[int]:
+        """Return the numbers of a group's parameters, one for each of its ``members``."""
+        numbers = group.get("params")
+        found = len(numbers) if isinstance(numbers, list) else "no"
+        if not isinstance(numbers, list) or found != members:
+            what = f"a param group has {found} parameters, wanted {members}"
+            raise BadCheckpointError(f"{self.where}: {what}", _BELONG)
+        if not all(type(number) is int for number in numbers):
+            raise BadCheckpointError(f"{self.where}: a param group numbers them {numbers!r:.60}")
+        return numbers
+
+    def entries(self) -> Iterator[tuple[Piece, Mapping[object, object]]]:
+        """Yield every parameter with its entry in the state."""
+        state = self._dict(self.inner["state"], "state")
+        arrays = [array for members in self.grouped for array in members]
+        numbers = [
+            number
+            for group, members in zip(self.groups, self.grouped, strict=True)
+            for number in self._numbers(group, len(members))
+        ]
+        if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
+            found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
+            raise BadCheckpointError(f"{self.where}: {found}, wanted {len(arrays)}", _BELONG)
+        for number, array in zip(numbers, arrays, strict=True):
+            entry = self._dict(state.get(number), f"state of {array.placement.key}")
+            self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
+            yield array, entry
+
+    @property
+    def kinds(self) -> tuple[State, ...]:
+        """The states that are kept for every parameter."""
+        return (State.MASTER, *MOMENTS) if self.half else MOMENTS
+
+    def pieces(self, kind: State) -> list[StoredArray]:
+        """Return one state of every parameter."""
+        if kind is State.MASTER:
+            return self._masters()
+        return [self._record(entry.get(str(kind)), a, str(kind)) for a, entry in self.entries()]
+
+    def _masters(self) -> list[StoredArray]:
+        stored = self.content[MASTERS]
+        wanted = [len(members) for members in self.grouped]
+        groups = stored if isinstance(stored, list) else []
+        found = [len(group) if isinstance(group, list) else None for group in groups]
+        if not isinstance(stored, list) or found != wanted:
+            raise BadCheckpointError(f"{self.where}: {MASTERS}: not one per parameter", _BELONG)
+        return [
+            self._record(record, array, "master")
+            for records, members in zip(stored, self.grouped, strict=True)
+            for record, array in zip(records, members, strict=True)
+        ]
+
+    def steps(self) -> list[object]:
+        """Return what Adam counted for every parameter."""
+        return [entry.get("step") for _, entry in self.entries()]
+
+    def state(self) -> OptimizerState:
+        """Return what is not per parameter."""
+        return OptimizerState(
+            groups=tuple({k: v for k, v in g.items() if k != "params"} for g in self.groups),
+            step=next(iter(self.steps()), None),
+            half=self.half,
+            other={k: v for k, v in self.content.items() if k not in ("optimizer", MASTERS)}
+            if self.half
+            else {},
+        )

@@ -1,0 +1,149 @@
+"""The optimizer state of a legacy Megatron checkpoint, of either kind, as readers of its states.
+
+Adam's state lies with the weights, one record per parameter, or beside them in the flat buffers of
+a distributed optimizer. Whatever it is, every rank must have the same, and have counted the same
+steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.megatron.content import arguments_in
+from flmgrow.formats.megatron.distributed import DistributedRank
+from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
+from flmgrow.formats.megatron.gradient_buffers import Cut, module_order
+from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
+from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
+from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
+from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.model.states import State
+
+RankOptimizer = AdamRank | DistributedRank
+
+
+def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> RankOptimizer:
+    """Return the reader of a rank's optimizer state, of whichever kind it is."""
+    file, pieces = files.files[rank], module_order(checkpoint, rank, checkpoint.reader.arrays)
+    content = files.content(rank).get("optimizer")
+    inner = content.get("optimizer") if isinstance(content, dict) else None
+    without_state = isinstance(inner, dict) and "state" not in inner
+    if (
+        isinstance(content, dict)
+        and without_state
+        and file.file.path.with_name(DISTRIBUTED).exists()
+    ):
+        split = checkpoint.config.tied and checkpoint.layout.pp > 1
+        cut = Cut(arguments_in(files.content(rank), str(file.file.path)), split)
+        return DistributedRank(
+            file, content, files.open_beside(rank, DISTRIBUTED), pieces, checkpoint.dtype, cut
+        )
+    return AdamRank(file, pieces)
+
+
+def _value(optimizer: RankOptimizer, value: object) -> object:
+    """Return a setting as something that can be compared: the bytes of one kept as a tensor."""
+    if isinstance(value, TensorRecord):
+        return bytes(optimizer.file.read(value.storage, value.offset, value.nbytes))
+    return value
+
+
+def _step_value(optimizer: RankOptimizer) -> object:
+    """Return the one step count of a rank. Raises BadCheckpointError if parameters differ in it."""
+    values = {repr(_value(optimizer, step)) for step in optimizer.steps()}
+    if len(values) > 1:
+        raise BadCheckpointError(
+            f"{optimizer.where}: parameters have {len(values)} different step counts",
+            "parameters frozen for a while cannot be carried; --no-optimizer goes on without",
+        )
+    return next(iter(values), None)
+
+
+def _settings(optimizer: RankOptimizer, group: Group) -> dict[object, object]:
+    """Return what a param group says, but for its parameters."""
+    return {key: _value(optimizer, value) for key, value in group.items() if key != "params"}
+
+
+def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
+    """All ranks must have the same groups and have counted alike; one without layers has none.
+
+    The groups may stand in another order, and one that no parameter of a rank is in may lack there:
+    megatron-core up to 0.15 makes them as a rank's own parameters come.
+    """
+    left = [_settings(first, group) for group in first.groups]
+    for group in optimizer.groups:
+        own = _settings(optimizer, group)
+        if own not in left:
+            raise BadCheckpointError(
+                f"{optimizer.where}: a param group {_unlike(own, left)} {first.where}",
+                "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            )
+        left.remove(own)
+    if isinstance(optimizer, AdamRank) and optimizer.members != optimizer.members_by(first.groups):
+        raise BadCheckpointError(
+            f"{optimizer.where}: has {len(optimizer.groups)} param groups, wanted those of "
+            f"{len(first.groups)} in {first.where} that its parameters belong to",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+    if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
+        raise BadCheckpointError(
+            f"{optimizer.where}: keeps other states than {first.where}",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+    if optimizer.steps() and _step_value(optimizer) != _step_value(first):
+        raise BadCheckpointError(
+            f"{optimizer.where}: another step count than {first.where}",
+            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+        )
+
+
+def _unlike(group: Mapping[object, object], others: Sequence[Mapping[object, object]]) -> str:
+    """Say what a group has that none of ``others`` has: the first setting in which all differ."""
+    for key, value in group.items():
+        found = [other.get(key) for other in others]
+        if value not in found:
+            shown = ", ".join(sorted({repr(one)[:40] for one in found})) or "no such group"
+            return f"has {str(key)[:40]} {value!r:.40}, wanted {shown} as in"
+    return "is unlike all of"
+
+
+def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
+    """Return the one dtype of a state. Raises BadCheckpointError if parameters differ in it."""
+    first = pieces[0]
+    for piece in pieces:
+        if piece.dtype != first.dtype:
+            raise BadCheckpointError(
+                f"{piece}: {kind} is {piece.dtype}, that of {first} is {first.dtype}",
+                "one state in several dtypes is not supported; --no-optimizer goes on without",
+            )
+    return first.dtype
+
+
+def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
+
+    Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
+    that is not understood, or differs between ranks where it may not.
+    """
+    if "optimizer" not in checkpoint.carried:
+        return checkpoint
+    files = checkpoint.contents
+    if isinstance(files, DistFolder):
+        return with_distributed_states(checkpoint, files)
+    assert isinstance(files, RankFiles)
+    ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
+    first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
+    for optimizer in ranks.values():
+        _check_alike(optimizer, first)
+    plain = {name: replace(t, shift=0.0) for name, t in checkpoint.reader.tensors.items()}
+    readers = {}
+    for kind in first.kinds:
+        arrays = [piece for optimizer in ranks.values() for piece in optimizer.pieces(kind)]
+        tensors = checkpoint.reader.tensors if kind is State.MASTER else plain
+        readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, arrays)
+    dtypes = {kind: _dtype(kind, reader.arrays) for kind, reader in readers.items()}
+    state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside))
+    return replace(checkpoint, optimizer=state, state_readers=readers)

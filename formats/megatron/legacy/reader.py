@@ -1,0 +1,296 @@
+"""Opening a legacy Megatron checkpoint: one folder per rank, one torch file in each.
+
+``ROOT/iter_0000100/mp_rank_TT[_PPP]/model_optim_rng.pt``, and
+``ROOT/latest_checkpointed_iteration.txt``, which holds a number or ``release``. Nothing in these
+files is trusted: every rank must be there, all ranks must agree, every array must have the key and
+shape that the arguments imply, and an array that no row of the table explains stops the run.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.fields import shown
+from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.formats.history.training_state import TRAINING
+from flmgrow.formats.layout.placements import Layout, Placement
+from flmgrow.formats.megatron.arguments.given import made_arguments
+from flmgrow.formats.megatron.arguments.names import FEATURES, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
+from flmgrow.formats.megatron.folders import (
+    DISTRIBUTED,
+    FILE_NAME,
+    RANK,
+    RankKey,
+    iteration_folder,
+    names_in,
+    root_folder,
+)
+from flmgrow.formats.megatron.legacy.contents import RankFiles, content_of
+from flmgrow.formats.megatron.legacy.shapes import rank_shapes
+from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
+from flmgrow.formats.megatron.tied_head import check_head
+from flmgrow.formats.megatron.unsupported import old_optimizer, refuse_parts
+from flmgrow.formats.reading import LogicalReader, StoredArray
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.foreign_objects import check_content
+from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
+from flmgrow.formats.torch_file.values import Opaque, TensorRecord, enum_value
+
+_EXTRA_STATE = re.compile(
+    r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
+)
+_OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
+_MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {"params_dtype"}
+
+
+def _rank_files(folder: Path) -> dict[RankKey, Path]:
+    """Return the file of every (tensor rank, pipeline rank)."""
+    files: dict[RankKey, Path] = {}
+    found = [folder / name for name in names_in(folder) if RANK.fullmatch(name)]
+    if old := old_optimizer(found):
+        raise old.refusal(str(folder))
+    for child in found:
+        match = RANK.fullmatch(child.name)
+        assert match is not None
+        if match[3]:
+            raise BadCheckpointError(
+                f"{child}: names an expert rank: a mixture of experts, which flmgrow does not read",
+                "there is no way around it: flmgrow knows dense decoders alone",
+            )
+        rank = (int(match[1]), int(match[2] or 0))
+        if rank in files:
+            raise BadCheckpointError(f"{child}: the same rank as {files[rank].parent.name}")
+        files[rank] = child / FILE_NAME
+    if not files:
+        raise BadCheckpointError(f"{folder}: no mp_rank folders", "is this a legacy checkpoint?")
+    return files
+
+
+def _arguments_of(file: TorchFile) -> dict[str, object]:
+    return arguments_in(content_of(file), str(file.file.path))
+
+
+def _agree(a: object, b: object) -> bool:
+    """Whether two values of an argument are the same; that none of them is NaN is seen to later."""
+    if isinstance(a, Opaque) and isinstance(b, Opaque):
+        return (a.function, enum_value(a)) == (b.function, enum_value(b))
+    return a == b or a != a
+
+
+def _check_agreement(files: Mapping[RankKey, TorchFile], given: Collection[str]) -> None:
+    """All ranks must come from one run and one iteration, whatever their ``given`` arguments."""
+    first = next(iter(files.values()))
+    without = not any("args" in content_of(file) for file in files.values())
+    reference = {} if without else _arguments_of(first)
+    iterations: dict[str, list[str]] = {}
+    for file in files.values():
+        arguments = {} if without else _arguments_of(file)
+        odd = [
+            f"args.{name} is {shown(arguments.get(name))}, not {shown(reference.get(name))}"
+            for name in sorted(_MUST_AGREE - set(given))
+            if not _agree(reference.get(name), arguments.get(name))
+        ]
+        if odd:
+            raise BadCheckpointError(
+                f"{file.file.path}: unlike {first.file.path.parent.name}: {', '.join(odd)}",
+                "ranks of one checkpoint must agree; this looks like two runs mixed up",
+            )
+        number = shown(content_of(file).get("iteration"))
+        iterations.setdefault(number, []).append(file.file.path.parent.name)
+    if len(iterations) > 1:
+        table = "; ".join(f"{number}: {', '.join(ranks)}" for number, ranks in iterations.items())
+        raise BadCheckpointError(
+            f"{first.file.path.parents[1]}: ranks are from different iterations: {table}",
+            "copy the rank folders again, all from one iteration",
+        )
+
+
+def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> None:
+    wanted = set(layout.ranks)
+    for problem, odd in (("missing", wanted - set(ranks)), ("unexpected", set(ranks) - wanted)):
+        if odd:
+            names = ", ".join(f"(TP {t}, PP {p})" for t, p in sorted(odd))
+            raise BadCheckpointError(
+                f"{folder}: {problem} ranks {names}; args say TP{layout.tp} x PP{layout.pp}",
+                "copy all rank folders of the iteration" if problem == "missing" else "",
+            )
+
+
+def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
+    chunk = content_of(file).get(key)
+    if not isinstance(chunk, dict):
+        raise BadCheckpointError(f"{file.file.path}: {key}: not there, wanted a state dict")
+    return chunk
+
+
+def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object]) -> StoredArray:
+    record = chunk.get(placement.key)
+    where = f"{file.file.path}: {placement.key}"
+    if record is None:
+        raise BadCheckpointError(f"{where}: not there", "the args and the weights do not agree")
+    if not isinstance(record, TensorRecord):
+        raise BadCheckpointError(f"{where}: is not a plain dense tensor ({record!r:.60})")
+    if record.shape != placement.shape:
+        raise BadCheckpointError(
+            f"{where}: shape {record.shape}, wanted {placement.shape}",
+            "the args and the weights do not agree",
+        )
+    return StoredArray(placement, file, record)
+
+
+def _match(
+    files: Mapping[RankKey, TorchFile], layout: Layout, expected: list[Placement]
+) -> Iterator[StoredArray]:
+    """Find every placement, and refuse every key that is none and no ``_extra_state``."""
+    seen: dict[tuple[int, int, int], set[str]] = {}
+    for placement in expected:
+        rank = (placement.tensor_rank, placement.pipeline_rank)
+        chunk = _chunk(files[rank], chunk_key(placement.chunk, layout))
+        seen.setdefault((*rank, placement.chunk), set()).add(placement.key)
+        yield _stored(placement, files[rank], chunk)
+    for rank in layout.ranks:
+        for number in range(layout.vpp):
+            chunk = _chunk(files[rank], chunk_key(number, layout))
+            known = seen.get((*rank, number), set())
+            first, stop = layout.chunk_range(rank[1], number)
+            for key in chunk:
+                if key not in known and not _is_extra_state(key, stop - first):
+                    raise BadCheckpointError(
+                        f"{files[rank].file.path}: {key}: no such parameter in the model that "
+                        "the args describe",
+                        "flmgrow drops nothing in silence; this model has a part it does not know",
+                    )
+                if key not in known:
+                    refuse_hidden_programs(chunk[key], f"{files[rank].file.path}: {key}")
+
+
+def _is_extra_state(key: object, layers: int) -> bool:
+    """Whether a key is that of an ``_extra_state`` in a chunk of so many layers."""
+    match = _EXTRA_STATE.fullmatch(str(key))
+    return match is not None and (match[1] is None or int(match[1]) < layers)
+
+
+def _carried(file: TorchFile) -> dict[str, str]:
+    """Name what a rank's file holds beside weights and arguments."""
+    content = content_of(file)
+    found = {key: text for key, text in KINDS.items() if content.get(key) is not None}
+    if any((file.file.path.parent / name).exists() for name in _OPTIMIZER_FILES):
+        found.setdefault("optimizer", KINDS["optimizer"])
+    chunks = (value for key, value in content.items() if str(key).startswith("model"))
+    states = (chunk.items() for chunk in chunks if isinstance(chunk, dict))
+    if any(v is not None and str(k).endswith(EXTRA_STATE) for own in states for k, v in own):
+        found[EXTRA_STATE] = KINDS[EXTRA_STATE]
+    return found
+
+
+def _open_files(paths: Mapping[RankKey, Path]) -> dict[RankKey, TorchFile]:
+    files: dict[RankKey, TorchFile] = {}
+    try:
+        for rank, path in paths.items():
+            files[rank] = TorchFile(path)
+            check_content(files[rank].root, str(path))
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return files
+
+
+def open_megatron(
+    path: Path, iteration: int | None = None, options: ReadOptions = AS_STORED
+) -> Checkpoint:
+    """Open the legacy Megatron checkpoint at ``path``, which may be an iteration's folder."""
+    folder = iteration_folder(path, iteration)
+    return open_ranks(root_folder(path, folder), folder, options)
+
+
+def open_ranks(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
+    """Open the legacy Megatron checkpoint in ``folder``, whose root is ``path``; the caller closes
+    it.
+
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    """
+    files = _open_files(_rank_files(folder))
+    try:
+        return _assemble(path, folder, files, options)
+    except BaseException as error:
+        for file in files.values():
+            file.close()
+        if isinstance(error, RecursionError):
+            raise BadCheckpointError(f"{folder}: args: hold data nested too deeply") from None
+        raise
+
+
+def _is_fused(files: Mapping[RankKey, TorchFile]) -> bool:
+    """Whether a norm has its name in Transformer Engine's layer spec."""
+    return any(
+        "linear_qkv.layer_norm_weight" in str(key)
+        for file in files.values()
+        for name, chunk in content_of(file).items()
+        if str(name).startswith("model") and isinstance(chunk, dict)
+        for key in chunk
+    )
+
+
+def _ranks_of(arguments: Mapping[str, object]) -> tuple[object, object]:
+    """Return the tensor and pipeline ranks that arguments speak of."""
+    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+    tp, pp = (arguments.get(name) for name in sizes)
+    return tp or 1, pp or 1
+
+
+def first_arguments(folder: Path) -> tuple[dict[str, object], str]:
+    """Return the arguments in an iteration's folder of rank files, and the file they are in."""
+    with TorchFile(next(iter(_rank_files(folder).values()))) as file:
+        return _arguments_of(file), str(file.file.path)
+
+
+def _assemble(
+    path: Path,
+    folder: Path,
+    files: Mapping[RankKey, TorchFile],
+    options: ReadOptions,
+) -> Checkpoint:
+    first = next(iter(files.values()))
+    where = str(first.file.path)
+    contents = RankFiles(files)
+    _check_agreement(files, options.corrections)
+    shapes, layout = rank_shapes(files)
+    contents.given = said = options.corrections
+    if "args" not in content_of(first):
+        for key, chunk in content_of(first).items():
+            if str(key).startswith("model") and isinstance(chunk, dict):
+                refuse_parts(chunk, where)
+        said = options.given_arguments
+        contents.given = made_arguments(said, shapes, layout, _is_fused(files), where, folder)
+    arguments = arguments_in(contents.content(next(iter(files))), where)
+    whole = layout is not None and _ranks_of(arguments) == (layout.tp, layout.pp)
+    stored = stored_model(arguments, where, options, shapes if whole else None)
+    _check_ranks(folder, files.keys(), stored.layout)
+    for file in files.values():
+        for number in range(stored.layout.vpp):
+            refuse_parts(_chunk(file, chunk_key(number, stored.layout)), str(file.file.path))
+    fused = _is_fused(files)
+    arrays = list(_match(files, stored.layout, stored.placements(fused)))
+    trusted = any((at / name).is_file() for at in (path, folder) for name in (MANIFEST, TRAINING))
+    check_head(arrays, stored.config, said, trusted)
+    reader = LogicalReader(stored.tensors, stored.sizes, arrays)
+    return Checkpoint(
+        path=path,
+        folder=folder,
+        iteration=iteration_number(content_of(first), where, folder.name),
+        config=stored.config,
+        layout=stored.layout,
+        padded_vocab=stored.padded_vocab,
+        vocab_multiple=stored.vocab_multiple,
+        dtype=weights_dtype(arguments, reader),
+        reader=reader,
+        contents=contents,
+        fused=fused,
+        notes=stored.notes,
+        given=said,
+        carried={key: text for file in files.values() for key, text in _carried(file).items()},
+    )

@@ -1,0 +1,1 @@
+"""Megatron's distributed format ``torch_dist``."""

@@ -1,0 +1,167 @@
+"""In which arrays of a distributed checkpoint a parameter lies, and in which form.
+
+megatron-core has had several, for weights and for an optimizer's states alike:
+
+* One array of the parameter's own shape, all layers stacked in front; or one for each layer, its
+  number in the name, where layers are not alike (``non_homogeneous_layers``).
+* A fused pair (gate and up) as two arrays, ``NAME_w`` and ``NAME_v``, where every rank's part is a
+  tensor of its own (``singleton_local_shards``).
+* Up to megatron-core 0.14, what a data-parallel rank holds only a range of (the distributed
+  optimizer's states, ``fully_sharded_model_space``; weights under Megatron's own FSDP) in *local
+  shards*: a parameter of shape (X, Y) that is cut into shards of (x, y), each flat, is an array
+  (X / x, Y / y, x * y), and a stacked one (L, X / x, Y / y, x * y). The shards of a pair are those
+  of its halves.
+
+The last is megatron-core 0.13's ``dist_checkpointing/strategies/resharding.py``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import product
+from math import prod
+from operator import add
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.dcp.metadata import DcpChunk, DcpTensor
+from flmgrow.formats.layout.chunks import Span, chunk_placement, whole_placement
+from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder, ItemPiece, Part
+from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
+from flmgrow.formats.reading import Piece
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
+from flmgrow.model.axes import Axis, Sizes
+from flmgrow.model.tensors import LogicalTensor
+
+_HALVES = ("_w", "_v")
+_DISAGREE = "the args and the weights do not agree"
+
+
+def find_pieces(
+    contents: DistFolder, tensors: Mapping[str, LogicalTensor], sizes: Sizes, prefix: str = ""
+) -> list[Piece]:
+    """Return a piece for every chunk of every parameter, its key behind ``prefix``.
+
+    Raises BadCheckpointError for one that is missing or has another shape than the model says.
+    """
+    pieces: list[Piece] = []
+    for whole in _expected(tensors, sizes):
+        for name, part, layer in _arrays(contents, whole, sizes, prefix):
+            pieces += _cut(contents, contents.metadata.tensors[name], part, sizes, layer)
+    return pieces
+
+
+def _expected(tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> Iterator[Placement]:
+    """Yield the placement of every whole array a checkpoint of this model has."""
+    for row in ROWS:
+        parts = [tensors[name] for name in row.parts if name in tensors]
+        if parts and row.home is not Home.LAST_COPY:
+            yield whole_placement(row, parts, sizes)
+
+
+def _arrays(
+    contents: DistFolder, whole: Placement, sizes: Sizes, prefix: str
+) -> Iterator[tuple[str, Placement, int | None]]:
+    """Yield the arrays that ``whole`` lies in: name, placement, and the layer unless stacked."""
+    key = prefix + whole.key.replace("{layer}.", "")
+    if found := _stored(contents, key, whole):
+        yield from ((name, part, None) for name, part in found)
+        return
+    layers = range(sizes[Axis.LAYER]) if whole.row.home is Home.LAYER else ()
+    numbered = [_stored(contents, prefix + whole.key.format(layer=n), whole) for n in layers]
+    if not numbered or not any(numbered):
+        raise BadCheckpointError(f"{contents.folder}: {key}: not there", _DISAGREE)
+    for layer, arrays in enumerate(numbered):
+        if not arrays:
+            name = prefix + whole.key.format(layer=layer)
+            raise BadCheckpointError(f"{contents.folder}: {name}: not there", _DISAGREE)
+        yield from ((name, part, layer) for name, part in arrays)
+
+
+def _stored(contents: DistFolder, key: str, whole: Placement) -> list[tuple[str, Placement]]:
+    """Return the array called ``key``, or the two halves that it is in; nothing if neither."""
+    stored = contents.metadata.tensors
+    if key in stored:
+        return [(key, whole)]
+    names = [key + half for half in _HALVES]
+    pair = len(whole.parts) == len(_HALVES) and not whole.row.outer
+    if pair and all(name in stored for name in names):
+        halves = [replace(whole, parts=(part,)) for part in whole.parts]
+        return list(zip(names, halves, strict=True))
+    return []
+
+
+def _cut(
+    contents: DistFolder, tensor: DcpTensor, whole: Placement, sizes: Sizes, layer: int | None
+) -> Iterator[Piece]:
+    """Yield the pieces of an array; ``layer`` is None where layers are stacked in front."""
+    stacked = layer is None and whole.row.home is Home.LAYER
+    wanted = (sizes[Axis.LAYER], *whole.shape) if stacked else whole.shape
+    where = f"{contents.folder}: {tensor.name}"
+    local = _local_shape(tensor.shape, wanted)
+    if tensor.shape != wanted and local is None:
+        raise BadCheckpointError(f"{where}: shape {tensor.shape}, wanted {wanted}", _DISAGREE)
+    try:
+        for spans, found in _boxes(tensor, local, stacked):
+            own = layer
+            if stacked:
+                (own, _), *spans = spans
+            placement = chunk_placement(whole, sizes, own, spans)
+            pieces = [
+                (at, ItemPiece(placement, tensor.dtype, tensor.name, chunk, contents.items, part))
+                for at, chunk, part in found
+            ]
+            yield pieces[0][1] if local is None else FlatPiece(placement, tuple(pieces))
+    except BadCheckpointError as error:
+        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+
+
+def _local_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of a local shard if ``found`` is that of an array of them, else None."""
+    *cuts, flat = found or (0,)
+    if len(cuts) != len(wanted) or any(
+        cut < 1 or size % cut for cut, size in zip(cuts, wanted, strict=True)
+    ):
+        return None
+    local = tuple(size // cut for cut, size in zip(cuts, wanted, strict=True))
+    return local if prod(local) == flat else None
+
+
+Found = list[tuple[int, DcpChunk, Part | None]]
+"""Chunks, or parts of chunks, each with the place of its first element in a local shard."""
+
+
+def _boxes(
+    tensor: DcpTensor, local: tuple[int, ...] | None, stacked: bool
+) -> Iterator[tuple[list[Span], Found]]:
+    """Yield the boxes that are stored, none of several layers: the span on each axis, and where.
+
+    Each is a chunk or a layer of it, or a local shard of the shape ``local``.
+    """
+    if local is None:
+        for chunk in tensor.chunks:
+            for part, offsets, sizes in _split(chunk, int(stacked)):
+                spans = [(at, at + size) for at, size in zip(offsets, sizes, strict=True)]
+                yield spans, [(0, chunk, part)]
+        return
+    shards: dict[tuple[int, ...], Found] = {}
+    for chunk in tensor.chunks:
+        for part, offsets, _ in _split(chunk, len(local)):
+            shards.setdefault(offsets[:-1], []).append((offsets[-1], chunk, part))
+    for shard, found in shards.items():
+        spans = [(at * size, (at + 1) * size) for at, size in zip(shard, local, strict=True)]
+        yield spans, sorted(found, key=lambda one: one[0])
+
+
+def _split(
+    chunk: DcpChunk, axes: int
+) -> Iterator[tuple[Part | None, tuple[int, ...], tuple[int, ...]]]:
+    """Cut a chunk so that its first ``axes`` are of size one; yield parts, offsets and sizes."""
+    outer, inner = chunk.sizes[:axes], chunk.sizes[axes:]
+    if all(size == 1 for size in outer):
+        yield None, chunk.offsets, chunk.sizes
+        return
+    sizes = (*(1 for _ in outer), *inner)
+    for place in product(*map(range, outer)):
+        inside = (*place, *(0 for _ in inner))
+        yield Part(inside, sizes), tuple(map(add, chunk.offsets, inside)), sizes

@@ -1,0 +1,176 @@
+"""Opening megatron-core's distributed checkpoint (``torch_dist``) without Megatron or torch.
+
+``ROOT/iter_0000100/`` holds ``.metadata`` and ``.distcp`` shards, in which every parameter of the
+model is one global array cut into chunks, and a common part with everything else, ``args`` above
+all. Keys are those of the Transformer Engine spec without layer numbers: layers are stacked on a
+leading dimension, or numbered where they are not alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
+from flmgrow.formats.layout.placements import Layout, Placement
+from flmgrow.formats.megatron.arguments.given import corrected, made_arguments
+from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
+from flmgrow.formats.megatron.module_order import module_keys
+from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
+from flmgrow.formats.megatron.torch_dist.contents import COMMON_STATE, DistFolder, ItemPiece
+from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
+from flmgrow.formats.megatron.torch_dist.objects import (
+    LAYERS,
+    PER_RANK,
+    extra_state_key,
+    is_of_optimizer,
+    left_out,
+    parse_name,
+)
+from flmgrow.formats.megatron.torch_dist.pieces import find_pieces
+from flmgrow.formats.megatron.torch_dist.shapes import listed_shapes
+from flmgrow.formats.megatron.unsupported import refuse_parts
+from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.vouched import Vouched
+
+
+def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouched) -> None:
+    """Refuse every array and object that is neither of the model nor known to be left out."""
+    known = {piece.name for piece in pieces if isinstance(piece, ItemPiece | FlatPiece)}
+    where = contents.folder
+    for name in contents.metadata.tensors:
+        if name not in known and not is_of_optimizer(name):
+            raise BadCheckpointError(
+                f"{where}: {name}: no such parameter in the model the args describe",
+                "flmgrow drops nothing in silence; this model has a part it does not know",
+            )
+    for name in contents.metadata.objects:
+        if name == COMMON_STATE or is_of_optimizer(name) or extra_state_key(name):
+            continue
+        key = parse_name(name).key
+        if key not in PER_RANK and not vouched.covers(key):
+            refuse_parts([key], str(where))
+            raise BadCheckpointError(
+                f"{where}: {name}: an object that flmgrow does not know",
+                "flmgrow drops nothing in silence; if the model computes nothing with it, "
+                f"--ignore-arg {key} leaves it out",
+            )
+
+
+def _rank_keys(
+    contents: DistFolder, expected: Sequence[Placement], layout: Layout
+) -> dict[tuple[int, int], dict[str, dict[str, str]]]:
+    """Return, per rank and chunk, its keys in module order, each with its key in the whole
+    model. Every ``_extra_state`` is in the chunk that has its layer.
+
+    Raises BadCheckpointError for one of a layer that there is not.
+    """
+    homes: dict[tuple[int, int], dict[str, str]] = {}
+    for key in contents.extra_states:
+        pipeline, chunk, own = _home(key, layout, contents.folder)
+        homes.setdefault((pipeline, chunk), {})[own] = key
+    models: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
+    for rank, chunk in product(layout.ranks, range(layout.vpp)):
+        own_keys = [
+            p.key for p in expected if (p.tensor_rank, p.pipeline_rank, p.chunk) == (*rank, chunk)
+        ]
+        first, _ = layout.chunk_range(rank[1], chunk)
+        origin = {key: _global(key, first) for key in module_keys(own_keys)}
+        origin |= homes.get((rank[1], chunk), {})
+        models.setdefault(rank, {})[chunk_key(chunk, layout)] = origin
+    return models
+
+
+def _home(key: str, layout: Layout, where: Path) -> tuple[int, int, str]:
+    """Return the pipeline rank and chunk that hold a module, and its key with the chunk's number of
+    the layer.
+    """
+    if not key.startswith(LAYERS):
+        begins = key.startswith("embedding.")
+        return (0, 0, key) if begins else (layout.pp - 1, layout.vpp - 1, key)
+    number, _, rest = key.removeprefix(LAYERS).partition(".")
+    for pipeline, chunk in product(range(layout.pp), range(layout.vpp)):
+        first, stop = layout.chunk_range(pipeline, chunk)
+        if first <= int(number) < stop:
+            return pipeline, chunk, f"{LAYERS}{int(number) - first}.{rest}"
+    raise BadCheckpointError(
+        f"{where}: {key}: of layer {number}, the args say {layout.layers} layers",
+        "the args and the weights do not agree",
+    )
+
+
+def _global(key: str, first: int) -> str:
+    """Return a chunk's key with its layer numbered through the whole model."""
+    if not key.startswith(LAYERS):
+        return key
+    number, _, rest = key.removeprefix(LAYERS).partition(".")
+    return f"{LAYERS}{int(number) + first}.{rest}"
+
+
+def open_torch_dist(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
+    """Open the distributed checkpoint in ``folder``, whose root is ``path``; the caller closes it.
+
+    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    """
+    contents = DistFolder(folder)
+    try:
+        return _assemble(path, contents, options)
+    except BaseException:
+        contents.close()
+        raise
+
+
+def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpoint:
+    where = contents.where
+    shapes = listed_shapes(contents.metadata)
+    own = arguments_in(contents.root, where) if "args" in contents.root else None
+    if own is None:
+        refuse_parts(contents.metadata.tensors, str(contents.folder))
+        given = options.given_arguments
+        contents.arguments = made_arguments(given, shapes, None, True, where, contents.folder)
+    elif options.corrections:
+        contents.arguments = corrected(own, options.corrections)
+    arguments = arguments_in(contents.root, where)
+    objects = [parse_name(name).key for name in contents.metadata.objects]
+    for_args = Vouched("--ignore-arg", options.ignored_arguments).idle(objects)
+    stored = stored_model(arguments, where, replace(options, ignored_arguments=for_args), shapes)
+    refuse_parts(contents.metadata.tensors, str(contents.folder))
+    pieces = find_pieces(contents, stored.tensors, stored.sizes)
+    vouched = Vouched("--ignore-arg", options.ignored_arguments)
+    _refuse_unknown(contents, pieces, vouched)
+    reader = LogicalReader(stored.tensors, stored.sizes, pieces)
+    fused = arguments.get("transformer_impl") != "local"
+    contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
+    return Checkpoint(
+        path=path,
+        folder=contents.folder,
+        iteration=iteration_number(contents.root, where, contents.folder.name),
+        config=stored.config,
+        layout=stored.layout,
+        padded_vocab=stored.padded_vocab,
+        vocab_multiple=stored.vocab_multiple,
+        dtype=weights_dtype(arguments, reader),
+        reader=reader,
+        contents=contents,
+        fused=fused,
+        carried=_carried(contents, vouched),
+        notes=stored.notes,
+        given=options.corrections if own else options.given_arguments,
+        format="torch_dist",
+    )
+
+
+def _carried(contents: DistFolder, vouched: Vouched) -> dict[str, str]:
+    """Name what the checkpoint holds beside weights and arguments."""
+    names = [*contents.metadata.tensors, *contents.metadata.objects]
+    states = [state for state in contents.extra_states.values() if state is not None]
+    found = {
+        "optimizer": any(map(is_of_optimizer, names)),
+        "opt_param_scheduler": "opt_param_scheduler" in contents.root,
+        "rerun_state_machine": "rerun_state_machine" in contents.root,
+        EXTRA_STATE: bool(states),
+    }
+    there = {key: KINDS[key] for key, is_there in found.items() if is_there}
+    there |= left_out(contents.metadata.objects, vouched)
+    return {key: there[key] for key in (*KINDS, *there) if key in there}

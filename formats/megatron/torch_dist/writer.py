@@ -1,0 +1,236 @@
+"""Describing a distributed checkpoint (``torch_dist``) before any weight is touched.
+
+Every target rank gets a shard with its own chunks, so that a run in the target layout reads few
+bytes that are not its own; what ranks share is written once. A common part carries what is no
+tensor of the model, and ``.metadata``, which makes the folder a checkpoint, follows from the
+shards' plans. The form is that of megatron-core 0.16 to 0.18, or that of 0.19; ``integrity.json``
+is 0.19's in either, as older ones pass over it.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import ClassVar
+
+from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject, DcpTensor
+from flmgrow.formats.dcp.writer import DcpFilePlan, NewChunk, NewObject, metadata_bytes
+from flmgrow.formats.layout.chunks import chunks_of, whole_placement
+from flmgrow.formats.layout.placements import Placement, placements
+from flmgrow.formats.megatron.carried import carried_content, extra_states
+from flmgrow.formats.megatron.folders import folder_name
+from flmgrow.formats.megatron.torch_dist.contents import COMMON, COMMON_STATE
+from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY, encode_integrity
+from flmgrow.formats.megatron.torch_dist.objects import LAYERS
+from flmgrow.formats.megatron.torch_dist.optimizer import (
+    common_entry,
+    content_entry,
+    state_prefixes,
+)
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.tables.row import Home
+from flmgrow.formats.targets import (
+    Fill,
+    NewFile,
+    Sums,
+    TargetArray,
+    TargetBytes,
+    TargetFile,
+    TargetSums,
+)
+from flmgrow.formats.torch_file.file import new_tensor
+from flmgrow.model.axes import Axis, Sizes
+from flmgrow.model.states import State
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.storage.files import Bytes
+
+CONTENT: dict[object, object] = {
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+}
+"""What megatron-core's loader is told about the sharded content: its own values."""
+
+_SHARDED: dict[str, object] = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+BACKENDS: dict[str, dict[str, object]] = {
+    "0.16": {**_SHARDED, "common_backend": "torch", "common_backend_version": 1},
+    "0.19": _SHARDED,
+}
+"""What ``metadata.json`` says, by the first megatron-core that writes it so."""
+
+VERSIONS = tuple(BACKENDS)
+
+Item = NewChunk | NewObject
+
+
+@dataclass(frozen=True, eq=False)
+class TargetShard:
+    """A shard to be written: its path, its items in order, and the array behind each chunk."""
+
+    path: str
+    items: tuple[Item, ...]
+    behind: tuple[TargetArray | None, ...]
+    sums_of: ClassVar[Sequence[str]] = ()
+
+    @property
+    def arrays(self) -> tuple[TargetArray, ...]:
+        """The arrays in it, in order."""
+        return tuple(array for array in self.behind if array is not None)
+
+    @cached_property
+    def plan(self) -> DcpFilePlan:
+        """Where each item will lie."""
+        return DcpFilePlan(self.path.rpartition("/")[2], self.items)
+
+    @property
+    def total_size(self) -> int:
+        """Its size in bytes."""
+        return self.plan.total_size
+
+    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+        """Write it from front to back."""
+        writer = self.plan.writer(write)
+        for item, array in zip(self.items, self.behind, strict=True):
+            if isinstance(item, NewChunk) and array is not None:
+                writer.write_chunk(item, fill(array.storage, [array]))
+            elif isinstance(item, NewObject):
+                writer.write_object(item)
+        writer.finish()
+
+
+def _name(placement: Placement) -> str:
+    return placement.row.name(fused=True).replace("{layer}.", "")
+
+
+def _global_shape(placement: Placement, sizes: Sizes) -> tuple[int, ...]:
+    whole = whole_placement(placement.row, placement.parts, sizes)
+    return (sizes[Axis.LAYER], *whole.shape) if placement.row.home is Home.LAYER else whole.shape
+
+
+def _without_copies(wanted: Sequence[Placement]) -> Iterator[Placement]:
+    """Leave out what an earlier rank has, too, and the tied copy of the embedding."""
+    seen = set()
+    for placement in wanted:
+        key = (placement.row.key, tuple(placement.ranges.items()))
+        if placement.row.home is not Home.LAST_COPY and key not in seen:
+            seen.add(key)
+            yield placement
+
+
+def _objects(source: Checkpoint, target: TargetModel) -> Iterator[NewObject]:
+    """Yield every ``_extra_state``; a layer's comes from its donor in the source.
+
+    megatron-core's GPT has none of the output layer, which holds nothing.
+    """
+    for key, value in extra_states(source).items():
+        if not key.startswith(LAYERS):
+            if value is not None or not key.startswith("output_layer."):
+                yield NewObject(f"{key}/shard_0_1", [value])
+            continue
+        number, _, rest = key.removeprefix(LAYERS).partition(".")
+        for layer, donor in enumerate(target.donors):
+            if donor == int(number):
+                yield NewObject(f"{LAYERS}{rest}/shard_{layer}_{len(target.donors)}", [value])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept of every parameter: the name's beginning, and the dtype."""
+
+    state: State
+    prefix: str
+    dtype: str
+
+
+def _kept(source: Checkpoint, target: TargetModel) -> list[_Kept]:
+    """Return the states the checkpoint shall hold, the weights first."""
+    weights = _Kept(State.WEIGHT, "", target.dtype or source.dtype)
+    optimizer = target.optimizer
+    if optimizer is None:
+        return [weights]
+    prefixes = state_prefixes(optimizer)
+    return [weights, *(_Kept(s, prefixes[s], dtype) for s, dtype in optimizer.dtypes.items())]
+
+
+def _backend(target: TargetModel) -> Mapping[str, object]:
+    return BACKENDS[target.torch_dist_version or VERSIONS[0]]
+
+
+def _common(source: Checkpoint, target: TargetModel) -> tuple[list[NewObject], list[TargetFile]]:
+    """Return the common part, as an object for the first shard or as a file beside it."""
+    optimizer = target.optimizer
+    rebuilt = {} if optimizer is None else {"optimizer": common_entry(optimizer)}
+    carried = carried_content(source, target, rebuilt)
+    content = {**carried, "content_metadata": {**CONTENT, **content_entry(optimizer)}}
+    if "common_backend" in _backend(target):
+        return [], [TargetFile(f"{folder_name(source.iteration)}/{COMMON}", content, ())]
+    return [NewObject(COMMON_STATE, [content])], []
+
+
+def _shards(
+    source: Checkpoint,
+    target: TargetModel,
+    kept: Sequence[_Kept],
+    wanted: Sequence[Placement],
+    sizes: Sizes,
+    common: Sequence[NewObject],
+) -> list[TargetShard]:
+    """Return one shard per target rank; the first has the objects as well."""
+    folder = folder_name(source.iteration)
+    items: dict[tuple[int, int], list[Item]] = {rank: [] for rank in target.layout.ranks}
+    behind: dict[tuple[int, int], list[TargetArray | None]] = {rank: [] for rank in items}
+    for own, placement in product(kept, wanted):
+        rank = (placement.tensor_rank, placement.pipeline_rank)
+        name = own.prefix + _name(placement)
+        for chunk, offsets, extents in chunks_of(placement, sizes):
+            storage = new_tensor(own.dtype, extents).storage
+            items[rank].append(NewChunk(name, own.dtype, offsets, extents))
+            behind[rank].append(TargetArray(chunk, own.dtype, storage, own.state))
+    for item in (*_objects(source, target), *common):
+        items[0, 0].append(item)
+        behind[0, 0].append(None)
+    return [
+        TargetShard(f"{folder}/__{n}_0.distcp", tuple(items[rank]), tuple(behind[rank]))
+        for n, rank in enumerate(items)
+        if items[rank]
+    ]
+
+
+def _metadata(shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """Return ``.metadata``: every tensor with its chunks, every object with its place."""
+    chunks: dict[str, list[DcpChunk]] = {name: [] for name in shapes}
+    dtypes: dict[str, str] = {}
+    objects = []
+    for shard in shards:
+        for item, placed in zip(shard.items, shard.plan.placed, strict=True):
+            if isinstance(item, NewChunk) and isinstance(placed, DcpChunk):
+                chunks[item.name].append(placed)
+                dtypes[item.name] = item.dtype
+            elif isinstance(placed, DcpObject):
+                objects.append(placed)
+    tensors = [DcpTensor(n, dtypes[n], shapes[n], tuple(own)) for n, own in chunks.items()]
+    return metadata_bytes(tensors, objects)
+
+
+def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+    """Return every file of the target checkpoint, described but not produced.
+
+    Raises UsageError for a layout the model cannot take.
+    """
+    sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
+    everything = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)
+    wanted = list(_without_copies(everything))
+    kept = _kept(source, target)
+    objects, beside = _common(source, target)
+    shards = _shards(source, target, kept, wanted, sizes, objects)
+    shapes = {k.prefix + _name(p): _global_shape(p, sizes) for k, p in product(kept, wanted)}
+    folder = folder_name(source.iteration)
+    files: list[NewFile] = [
+        *shards,
+        *beside,
+        TargetBytes(f"{folder}/metadata.json", json.dumps(_backend(target)).encode()),
+        TargetBytes(f"{folder}/.metadata", _metadata(shards, shapes)),
+    ]
+    listed = tuple(file.path for file in files)
+    return [*files, TargetSums(f"{folder}/{INTEGRITY}", listed, encode_integrity)]

@@ -1,0 +1,1 @@
+"""What turns text into a model's tokens, as files beside it."""

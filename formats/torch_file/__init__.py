@@ -1,0 +1,1 @@
+"""One ``.pt`` file: its archive, and its pickle read without calling anything."""

@@ -1,0 +1,308 @@
+"""A few calls in a checkpoint's pickle make plain data: tensors, bytes, sets. What do they make?
+
+Each function of this module stands for a call that torch or Python's own pickler writes, and
+returns the value it would make, or None when the call is of a form whose meaning is not known here
+(it is then kept as an opaque value). Nothing is ever called.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import NoReturn, cast
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.values import (
+    ITEMSIZES,
+    MAX_BYTES,
+    STORAGE_DTYPES,
+    UNTYPED,
+    Global,
+    OrderedMap,
+    SizeTuple,
+    Storage,
+    StoredBytes,
+    TensorRecord,
+    storage_itemsize,
+)
+
+MAX_KEY_PARTS = 64
+MAX_KEY_BITS = 1024
+MAX_ALIKE = 64
+"""Keys of one container with the same hash: by chance there are two, among many millions."""
+LARGEST_PLAIN_HASH = sys.hash_info.modulus
+"""Whole numbers below this one are their own hash."""
+
+TENSOR = Global("torch", "Tensor")
+TENSOR_V1 = Global("torch._utils", "_rebuild_tensor")
+TENSOR_V2 = Global("torch._utils", "_rebuild_tensor_v2")
+TENSOR_V3 = Global("torch._utils", "_rebuild_tensor_v3")
+TENSOR_WITH_ATTRIBUTES = Global("torch._tensor", "_rebuild_from_type_v2")
+PARAMETER = Global("torch._utils", "_rebuild_parameter")
+PARAMETER_WITH_ATTRIBUTES = Global("torch._utils", "_rebuild_parameter_with_state")
+SIZE = Global("torch", "Size")
+ORDERED_DICT = Global("collections", "OrderedDict")
+ENCODE = Global("_codecs", "encode")
+
+Arguments = tuple[object, ...]
+
+
+def refuse(found: str) -> NoReturn:
+    """Refuse the pickle: the reader of it adds the file's name to what was found."""
+    raise BadCheckpointError(found, "the file is damaged or hostile: use another copy")
+
+
+def describe(value: object) -> str:
+    """Return a short name for any value, however large or hostile it is."""
+    if isinstance(value, str | bytes):
+        return repr(value[:60])
+    if isinstance(value, bool | Global) or (isinstance(value, int) and value.bit_length() < 64):
+        return str(value)
+    return type(value).__name__
+
+
+class Budget:
+    """How much may still be copied by calls.
+
+    A call can copy what was read once and is referred to many times; without a bound, a small file
+    could fill the memory.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def spend(self, count: int) -> None:
+        """Take ``count`` elements or bytes off the budget, or refuse the pickle."""
+        self.left -= count
+        if self.left < 0:
+            refuse("calls that copy more data than the file has")
+
+
+def check_key(key: object) -> None:
+    """Refuse what cannot be a dict key or a set member, or would take long to hash."""
+    parts = [key]
+    checked = 0
+    while parts:
+        part = parts.pop()
+        checked += 1
+        if isinstance(part, tuple | frozenset) and len(part) + checked <= MAX_KEY_PARTS:
+            parts.extend(part)
+        elif not _is_plain_key(part) or checked > MAX_KEY_PARTS:
+            refuse(f"a {describe(part)} as key of a dict or member of a set")
+
+
+class KeyCheck:
+    """Checks the keys of a file's dicts and sets, which someone may have chosen to collide.
+
+    Python finds a key by its hash, and compares it with every other of the same hash. Those of
+    texts and bytes are random; those of numbers and tuples are not, and as many with one hash as
+    are wanted can be written down: a megabyte of them would take minutes.
+    """
+
+    def __init__(self) -> None:
+        self.alike: dict[tuple[int, int], int] = {}
+
+    def __call__(self, key: object, container: object) -> None:
+        """Refuse ``key`` if it is none, or one of many in ``container`` of the same hash."""
+        check_key(key)
+        if type(key) in _HASHED_BY_VALUE and not (
+            type(key) is int and -LARGEST_PLAIN_HASH < key < LARGEST_PLAIN_HASH
+        ):
+            place = (id(container), hash(key))
+            self.alike[place] = count = self.alike.get(place, 0) + 1
+            if count > MAX_ALIKE:
+                refuse(f"more than {MAX_ALIKE} keys chosen to have the same hash")
+
+
+def _is_plain_key(value: object) -> bool:
+    # An opaque value is kept by identity, so that nothing of its own decides what it equals.
+    if isinstance(value, int):
+        return value.bit_length() <= MAX_KEY_BITS
+    return value is None or type(value).__name__ in _PLAIN_KEYS
+
+
+_PLAIN_KEYS = {"str", "float", "bytes", "Global", "Opaque"}
+_HASHED_BY_VALUE = (int, float, tuple, frozenset)
+
+
+def storage_of(
+    identity: object, known: dict[str, Storage], places: Mapping[str, StoredBytes]
+) -> Storage:
+    """Return the storage a persistent id names, the same object whenever it is named.
+
+    ``known`` collects the storages by key; ``places`` says where their bytes lie.
+    """
+    match identity:
+        case ("storage", Global(module, kind), str(key), str(location), int(count)) if (
+            type(count) is int
+        ):
+            pass
+        case _:
+            refuse(f"a persistent id that is no storage: {describe(identity)}")
+    is_known = kind == UNTYPED or kind in STORAGE_DTYPES
+    if not is_known or module not in ("torch", "torch.storage", "torch.cuda"):
+        refuse(f"storage {key!r} is of the unknown kind {module}.{kind}")
+    place = places.get(key)
+    if place is None:
+        refuse(f"storage {key!r} has no record data/{key} in the file")
+    wanted = count * storage_itemsize(kind)
+    if not 0 <= count <= MAX_BYTES or wanted != place.nbytes:
+        refuse(f"storage {key!r}: record has {place.nbytes} bytes, {count} x {kind} needs {wanted}")
+    storage = known.get(key)
+    if storage is None:
+        storage = known[key] = Storage(
+            kind, count, location, place.file, place.name, place.offset, place.crc
+        )
+    elif storage.kind != kind:
+        refuse(f"storage {key!r} is used as {storage.kind} and as {kind}")
+    return storage
+
+
+def _tensor(arguments: Arguments, dtype: str | None = None) -> TensorRecord | None:
+    """Make a tensor of (storage, start, shape, stride, requires_grad, hooks)."""
+    storage, start, shape, stride, requires_grad, hooks = arguments
+    if not (
+        isinstance(storage, Storage)
+        and isinstance(shape, tuple)
+        and isinstance(stride, tuple)
+        and isinstance(requires_grad, bool)
+    ):
+        refuse("broken tensor: its arguments are " + ", ".join(map(describe, arguments)))
+    dtype = dtype or STORAGE_DTYPES.get(storage.kind)
+    if dtype is None or dtype.startswith("q") or hooks:
+        return None
+    # The record checks that these are numbers, and that the tensor lies inside its storage.
+    return TensorRecord(
+        storage, dtype, tuple(shape), tuple(stride), cast(int, start), requires_grad
+    )
+
+
+def _tensor_v1(arguments: Arguments, _: Budget) -> object:
+    if len(arguments) != 4:
+        refuse(f"broken tensor: {len(arguments)} arguments, wanted 4")
+    return _tensor((*arguments, False, None))
+
+
+def _tensor_v2(arguments: Arguments, _: Budget) -> object:
+    if len(arguments) not in (6, 7):
+        refuse(f"broken tensor: {len(arguments)} arguments, wanted 6 or 7")
+    is_plain = not any(arguments[6:])  # a seventh says that the values are to be negated or so
+    return _tensor(arguments[:6]) if is_plain else None
+
+
+def _tensor_v3(arguments: Arguments, _: Budget) -> object:
+    if len(arguments) not in (7, 8):
+        refuse(f"broken tensor: {len(arguments)} arguments, wanted 7 or 8")
+    storage, dtype = arguments[0], arguments[6]
+    if not isinstance(storage, Storage) or not isinstance(dtype, Global):
+        refuse(f"broken tensor: {describe(storage)} of {describe(dtype)}")
+    is_plain = dtype.module == "torch" and dtype.name in ITEMSIZES and not any(arguments[7:])
+    return _tensor(arguments[:6], dtype.name) if is_plain and storage.kind == UNTYPED else None
+
+
+def _tensor_with_attributes(arguments: Arguments, budget: Budget) -> object:
+    match arguments:
+        case (Global() as function, Global() as kind, tuple() as inner, attributes) if (
+            kind == TENSOR and function in (TENSOR_V2, TENSOR_V3)
+        ):
+            record = CALLS[function](inner, budget)
+            if isinstance(record, TensorRecord):
+                return replace(record, attributes=attributes)
+    return None  # a subclass of Tensor
+
+
+def _parameter(arguments: Arguments, _: Budget) -> object:
+    match arguments:
+        case (TensorRecord(attributes=None) as data, bool(requires_grad), hooks) if not hooks:
+            return replace(data, requires_grad=requires_grad, is_parameter=True)
+    return None
+
+
+def _parameter_with_attributes(arguments: Arguments, budget: Budget) -> object:
+    record = _parameter(arguments[:3], budget)
+    if isinstance(record, TensorRecord) and len(arguments) == 4:
+        return replace(record, attributes=arguments[3])
+    return None
+
+
+def _size(arguments: Arguments, budget: Budget) -> object:
+    match arguments:
+        case (tuple() | list() as sizes,) if all(type(size) is int for size in sizes):
+            budget.spend(len(sizes))
+            return SizeTuple(sizes)
+    return None
+
+
+def _ordered_map(arguments: Arguments, _: Budget) -> object:
+    return None if arguments else OrderedMap()
+
+
+def _encoded(arguments: Arguments, budget: Budget) -> object:
+    match arguments:
+        case (str(text), "latin1" | "latin-1"):
+            budget.spend(len(text))
+            try:
+                return text.encode("latin-1")
+            except UnicodeEncodeError:
+                refuse("bytes written as a text that has more than bytes in it")
+    return None
+
+
+def _bytes(arguments: Arguments, _: Budget) -> object:
+    return None if arguments else b""
+
+
+def _bytearray(arguments: Arguments, budget: Budget) -> object:
+    match arguments:
+        case ():
+            return bytearray()
+        case (bytes() as data,):
+            budget.spend(len(data))
+            return bytearray(data)
+        case (str(), str()):
+            encoded = _encoded(arguments, budget)
+            return bytearray(encoded) if isinstance(encoded, bytes) else None
+    return None  # bytearray(a number) asks for that much memory
+
+
+def checked_set(members: Iterable[object]) -> set[object]:
+    """Return the set of ``members``, or refuse one that can be none or collides with many."""
+    check, made = KeyCheck(), set[object]()
+    for member in members:
+        check(member, made)
+        made.add(member)
+    return made
+
+
+def _set(arguments: Arguments, budget: Budget) -> object:
+    match arguments:
+        case (list(members),):
+            budget.spend(len(members))
+            return checked_set(members)
+    return None
+
+
+def _frozenset(arguments: Arguments, budget: Budget) -> object:
+    members = _set(arguments, budget)
+    return frozenset(members) if isinstance(members, set) else None
+
+
+CALLS: dict[Global, Callable[[Arguments, Budget], object]] = {
+    TENSOR_V1: _tensor_v1,
+    TENSOR_V2: _tensor_v2,
+    TENSOR_V3: _tensor_v3,
+    TENSOR_WITH_ATTRIBUTES: _tensor_with_attributes,
+    PARAMETER: _parameter,
+    PARAMETER_WITH_ATTRIBUTES: _parameter_with_attributes,
+    SIZE: _size,
+    ORDERED_DICT: _ordered_map,
+    ENCODE: _encoded,
+    Global("__builtin__", "bytes"): _bytes,
+    Global("builtins", "bytes"): _bytes,
+    Global("__builtin__", "bytearray"): _bytearray,
+    Global("builtins", "bytearray"): _bytearray,
+    Global("__builtin__", "set"): _set,
+    Global("builtins", "set"): _set,
+    Global("__builtin__", "frozenset"): _frozenset,
+    Global("builtins", "frozenset"): _frozenset,
+}
+"""What each known function makes of its arguments."""

@@ -1,0 +1,347 @@
+"""One ``.pt`` file can be larger than memory, and torch neither checks nor bounds what it reads.
+
+:class:`TorchFile` opens what ``torch.save`` wrote without torch: the objects as inert values at
+once, the tensors' bytes in ranges when they are asked for, each record checked against its CRC32
+(which every such file has, and which torch never looks at) before the first of its bytes is handed
+out. :class:`TorchFileWriter` is the inverse: it writes the bytes ``torch.save`` would write, from
+front to back, holding one piece of one tensor at a time.
+"""
+
+import math
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import NoReturn, Self
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.trusted_names import refuse_programs
+from flmgrow.formats.torch_file.unpickler import to_pickle, unpickle
+from flmgrow.formats.torch_file.values import (
+    STORAGE_DTYPES,
+    UNTYPED,
+    UNTYPED_DTYPES,
+    Storage,
+    StoredBytes,
+    TensorRecord,
+)
+from flmgrow.formats.torch_file.zip_reader import Record, read_directory
+from flmgrow.formats.torch_file.zip_writer import ZipWriter
+from flmgrow.storage.files import PIECE, Bytes, ReadOnlyFile, crc32
+
+MAX_PICKLE_BYTES = 128 << 20
+STORAGE_ALIGNMENT = 64
+
+_VERSION = b"3\n"
+_SERIALIZATION_ID_BYTES = 40
+_KINDS = {dtype: kind for kind, dtype in STORAGE_DTYPES.items() if not dtype.startswith("q")}
+
+
+class TorchFile:
+    """A file that ``torch.save`` wrote, or such a file inside a file: bytes [base, base + length).
+
+    Several may share one :class:`ReadOnlyFile`, which is then given in place of the path.
+    ``root`` is the saved object as inert values (see :mod:`flmgrow.formats.torch_file.values`),
+    ``records`` the archive's records by name, ``file`` the file they lie in. Any number of threads
+    may read at once.
+
+    Raises:
+        BadCheckpointError: the file is missing, damaged, hostile or of another kind.
+        StorageError: the file system failed.
+    """
+
+    root: object
+    file: ReadOnlyFile
+    records: dict[str, Record]
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | ReadOnlyFile,
+        *,
+        base: int = 0,
+        length: int | None = None,
+    ) -> None:
+        self.file = path if isinstance(path, ReadOnlyFile) else ReadOnlyFile(path)
+        self._lock = threading.Lock()
+        self._checks: dict[str, _Check] = {}
+        try:
+            self.records = read_directory(self.file, base, length)
+            # torch.serialization.set_crc32_options(False) leaves out all sums, never some.
+            self.has_checksums = any(record.crc for record in self.records.values())
+            self._prefix = self._find_prefix()
+            self._check_kind()
+            self.root = self._unpickle()
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file's descriptor back. Its storages can still be read: that opens it again."""
+        self.file.close()
+
+    def read(self, storage: Storage, offset: int, count: int) -> bytes:
+        """Return ``count`` bytes of ``storage`` from its byte ``offset``.
+
+        The first read of a storage checks the whole of it.
+
+        Raises:
+            BadCheckpointError: the storage's bytes are not those that were saved, or are fewer.
+            StorageError: the file system failed.
+        """
+        self._check_range(storage, offset, count)
+        return self.file.read(storage.offset + offset, count)
+
+    def read_into(self, storage: Storage, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with bytes of ``storage`` from its byte ``offset``, as :meth:`read`."""
+        self._check_range(storage, offset, target.nbytes)
+        self.file.read_into(storage.offset + offset, target)
+
+    def verify(self, progress: Callable[[int], object] | None = None) -> int:
+        """Check every record and return the number of bytes that were checked.
+
+        It is 0 for a file that was saved without checksums. ``progress`` is called with the bytes
+        of each piece.
+
+        Raises:
+            BadCheckpointError: a record is not as it was saved.
+            StorageError: the file system failed.
+        """
+        if not self.has_checksums:
+            return 0
+        for record in self.records.values():
+            for piece in checked_chunks(self._place(record)):
+                if progress is not None:
+                    progress(piece.nbytes)
+        return sum(record.nbytes for record in self.records.values())
+
+    def _check_range(self, storage: Storage, offset: int, count: int) -> None:
+        if storage.file is not self.file:
+            raise ValueError(f"storage {storage.name!r} is not of {self.file.path}")
+        if offset < 0 or count < 0 or offset + count > storage.nbytes:
+            self._refuse(
+                f"{storage.name}: has {storage.nbytes} bytes, wanted {count} from byte {offset}"
+            )
+        with self._lock:
+            check = self._checks.setdefault(storage.name, _Check())
+        check.run_once(self._place(self.records[storage.name]))
+
+    def _place(self, record: Record) -> StoredBytes:
+        crc = record.crc if self.has_checksums else None
+        return StoredBytes(self.file, record.name, record.offset, record.nbytes, crc)
+
+    def _refuse(self, found: str) -> NoReturn:
+        raise BadCheckpointError(
+            f"{self.file.path}: {found}", "give a checkpoint that torch.save wrote, or another copy"
+        )
+
+    def _find_prefix(self) -> str:
+        """Return the folder inside the archive that holds everything."""
+        found = [
+            name.removesuffix("/data.pkl")
+            for name in self.records
+            if name.endswith("/data.pkl") and name.count("/") == 1
+        ]
+        if len(found) != 1:
+            self._refuse(f"holds {len(found)} data.pkl records, wanted one: not of torch.save")
+        return found[0]
+
+    def _check_kind(self) -> None:
+        if f"{self._prefix}/constants.pkl" in self.records:
+            self._refuse("is a TorchScript archive (a program), wanted a checkpoint")
+        order = self.records.get(f"{self._prefix}/byteorder")
+        if order is not None and (order.nbytes != 6 or self._read_whole(order) != b"little"):
+            self._refuse("byteorder: found big-endian or damaged, wanted little-endian data")
+
+    def _unpickle(self) -> object:
+        record = self.records[f"{self._prefix}/data.pkl"]
+        self.pickle_bytes = record.nbytes
+        if record.nbytes > MAX_PICKLE_BYTES:
+            self._refuse(f"data.pkl: has {record.nbytes} bytes, wanted at most {MAX_PICKLE_BYTES}")
+        folder = f"{self._prefix}/data/"
+        places = {
+            name.removeprefix(folder): self._place(record)
+            for name, record in self.records.items()
+            if name.startswith(folder)
+        }
+        return unpickle(self._read_whole(record), f"{self.file.path}: data.pkl", places)
+
+    def _read_whole(self, record: Record) -> bytes:
+        data, at = bytearray(record.nbytes), 0
+        for piece in checked_chunks(self._place(record)):
+            data[at : at + piece.nbytes] = piece
+            at += piece.nbytes
+        return bytes(data)
+
+
+class _Check:
+    """The check of one storage, which is made once, however many threads ask for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.passed = False
+
+    def run_once(self, place: StoredBytes) -> None:
+        with self.lock:
+            if not self.passed:
+                for _ in checked_chunks(place):
+                    pass
+                self.passed = True
+
+
+def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
+    """Stream the bytes at ``place`` in pieces, each valid until the next one.
+
+    Raises:
+        BadCheckpointError: after the last piece, when the bytes do not have the CRC32 they should.
+        StorageError: the file system failed.
+    """
+    found = 0
+    for piece in place.file.chunks(place.offset, place.nbytes, PIECE):
+        if place.crc is not None:
+            found = crc32(piece, found)
+        yield piece
+    if place.crc is not None and found != place.crc:
+        raise BadCheckpointError(
+            f"{place.file.path}: {place.name}: damaged: its bytes have CRC32 {found:08x}, "
+            f"wanted {place.crc:08x}",
+            "copy the file again from where it was complete",
+        )
+
+
+def source_chunks(storage: Storage) -> Iterator[memoryview]:
+    """Stream the bytes of a storage out of its file, or what it has; as :func:`checked_chunks`."""
+    if storage.data is not None:
+        return iter([memoryview(storage.data)])
+    if storage.file is None:
+        raise ValueError("the storage is new: its bytes are in no file yet")
+    return checked_chunks(
+        StoredBytes(storage.file, storage.name, storage.offset, storage.nbytes, storage.crc)
+    )
+
+
+def new_tensor(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
+    """Return a contiguous tensor over a storage of its own, to be written to a new file.
+
+    Raises:
+        ValueError: torch has no such dtype.
+    """
+    count = math.prod(shape)
+    if dtype in UNTYPED_DTYPES:
+        storage = Storage(UNTYPED, count * UNTYPED_DTYPES[dtype])
+    elif dtype in _KINDS:
+        storage = Storage(_KINDS[dtype], count)
+    else:
+        raise ValueError(f"{dtype!r} is not a dtype of torch")
+    inner_axes = (shape[axis + 1 :] for axis in range(len(shape)))
+    stride = tuple(math.prod(max(size, 1) for size in sizes) for sizes in inner_axes)
+    return TensorRecord(storage, dtype, shape, stride)
+
+
+def new_scalar(value: float) -> TensorRecord:
+    """Return a float32 tensor of no dimensions that holds ``value``, to be written to a file."""
+    return TensorRecord(
+        Storage("FloatStorage", 1, data=struct.pack("<f", value)), "float32", (), ()
+    )
+
+
+def scalar(record: TensorRecord) -> float:
+    """Return the value of a float32 tensor of one element; any other is a BadCheckpointError."""
+    if record.dtype != "float32" or record.count != 1:
+        raise BadCheckpointError(f"a tensor {record.dtype} {list(record.shape)}, wanted one number")
+    data = bytearray()
+    at = 0
+    for piece in source_chunks(record.storage):  # of any size: all of it is checked
+        low, high = (
+            min(max(end - at, 0), piece.nbytes) for end in (record.offset, record.offset + 4)
+        )
+        data += piece[low:high]
+        at += piece.nbytes
+    value: float = struct.unpack("<f", data)[0]
+    return value
+
+
+class TorchFileWriter:
+    """A file as ``torch.save`` writes it, given out from front to back through ``write``.
+
+    ``root`` is made of inert values. ``storages`` are its storages in the order in which their
+    bytes must be given; ``total_size`` is the size of the whole file in bytes. The file is complete
+    when :meth:`finish` returns. ``write`` must take all it is given (an unbuffered file may not).
+
+    Raises:
+        BadCheckpointError: ``root`` names something that whoever loads the file might run. This is
+            the last gate: what gets here was looked at when it was read.
+    """
+
+    storages: list[Storage]
+    total_size: int
+
+    def __init__(
+        self, root: object, write: Callable[[Bytes], object], prefix: str = "archive"
+    ) -> None:
+        refuse_programs(root, "the output")
+        data, self.storages = to_pickle(root)
+        leading = {
+            "data.pkl": data,
+            ".format_version": b"1",
+            ".storage_alignment": str(STORAGE_ALIGNMENT).encode(),
+            "byteorder": b"little",
+        }
+        sizes = {f"{prefix}/{name}": len(content) for name, content in leading.items()}
+        for number, storage in enumerate(self.storages):
+            sizes[f"{prefix}/data/{number}"] = storage.nbytes
+        sizes[f"{prefix}/version"] = len(_VERSION)
+        sizes[f"{prefix}/.data/serialization_id"] = _SERIALIZATION_ID_BYTES
+        self._names = list(sizes)[:-1]
+        self._zip = ZipWriter(sizes, write, STORAGE_ALIGNMENT)
+        self.total_size = self._zip.total_size
+        self._written = 0
+        for content in leading.values():
+            self._zip.write_record([content])
+
+    def write_storage(self, storage: Storage, chunks: Iterable[Bytes]) -> None:
+        """Write the next storage, whose bytes ``chunks`` together are.
+
+        Raises:
+            ValueError: it is not the turn of ``storage``, or the chunks are more or fewer bytes.
+        """
+        if self._written == len(self.storages) or storage is not self.storages[self._written]:
+            raise ValueError(f"storage {self._written} of {len(self.storages)} comes next")
+        self._zip.write_record(chunks)
+        self._written += 1
+
+    def finish(self) -> None:
+        """Write what follows the storages, all of which must have been written (ValueError)."""
+        if self._written != len(self.storages):
+            raise ValueError(f"storage {self._written} of {len(self.storages)} is not written")
+        self._zip.write_record([_VERSION])
+        self._zip.write_record([_serialization_id(self._names, self._zip.crcs)])
+        self._zip.finish()
+
+
+def _serialization_id(names: Iterable[str], crcs: Iterable[int]) -> bytes:
+    """Return 40 digits that tell this file from others by its records' names and their CRC32.
+
+    torch makes them with a hash of its C++ library, which nothing else can repeat; it is the only
+    thing in which a file written here differs from torch's. It is an id, and is never checked.
+    """
+    joined_names = "\0".join(names).encode()
+    joined_crcs = b"".join(crc.to_bytes(4, "little") for crc in crcs)
+    return f"{crc32(joined_names):020d}{crc32(joined_crcs):020d}".encode()
+
+
+def check_records(file: TorchFile, progress: Callable[[int], object]) -> tuple[str, ...]:
+    """Check the CRC32 of every record of a file; it may have been saved without."""
+    file.verify(progress)
+    return ("CRC32",) if file.has_checksums else ()

@@ -1,0 +1,1 @@
+"""Where a stage begins, and what it saves."""

@@ -1,0 +1,257 @@
+"""What a run begins with: any checkpoint that flmgrow can open, in any layout, or nothing.
+
+Ranks read the boxes of logical tensors that they hold, so a checkpoint need not have the layout,
+the format or the precision of the run. What decides on the result must agree, and is compared
+before a byte of a weight is read: the model as far as the stage file speaks of it.
+"""
+
+import base64
+import json
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.history.manifest import Json, family, masks_of, training_of
+from flmgrow.formats.history.training_state import TRAINING, Carried, read_training_state
+from flmgrow.formats.megatron.folders import TRACKER
+from flmgrow.formats.reading import AssembledArray, LogicalReader
+from flmgrow.formats.torch_file.file import scalar
+from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.model.masks import Dimension, Mask
+from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
+from flmgrow.trainer.checkpoint.saved import saved_iterations
+from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
+from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
+from flmgrow.trainer.stage.changes import changes_steps
+from flmgrow.trainer.stage.clock import Progress, progress_of
+from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.model import ModelSection, contradictions
+
+cpu.install()
+
+from megatron.core import tensor_parallel  # noqa: E402
+
+
+@dataclass(frozen=True, eq=False)
+class Begin:
+    """Where a stage goes on, or begins.
+
+    ``checkpoint`` is what it reads, None for fresh weights. ``resumed`` says that the stage itself
+    saved it, ``progress`` how far it was. ``masks`` are those that are not open yet, as the
+    checkpoint has them. ``settings`` are those that it was trained with, as far as it knows;
+    ``left`` is the iteration that it had reached, if it goes back from there. ``anew`` says that it
+    takes weights only.
+    """
+
+    checkpoint: Checkpoint | None
+    resumed: bool
+    iteration: int
+    stage_begin: int
+    carried: Carried
+    masks: Mapping[Dimension, Mask]
+    family: tuple[Json, ...] = ()
+    progress: Progress = field(default_factory=Progress)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left: int | None = None
+    anew: bool = False
+
+
+def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
+    """Return where ``stage`` goes on with the data of these digests; the caller closes its
+    checkpoint.
+
+    On all ranks at once. Raises BadCheckpointError, StorageError, or UsageError if the checkpoint
+    in its folder is of another stage, or there is none at which its settings shall change.
+    """
+    newest, at = _newest(stage), stage.checkpoint.change_at
+    if at is None:
+        return _first(stage) if newest is None else newest
+    if newest is not None:
+        done = newest.settings and not changes_steps(stage, newest.settings)
+        if at == newest.iteration or (done and newest.carried.data in ("", *data)):
+            return newest
+        _close(newest)
+    if newest is not None and at != newest.stage_begin:
+        return replace(_earlier(stage, at), left=newest.iteration)
+    first = _first(stage)
+    if first.iteration != at:
+        _close(first)
+        raise UsageError(
+            f"{stage.checkpoint.folder}: has no checkpoint of iteration {at}, from which on "
+            "checkpoint.change_at wants the settings to hold",
+            f"the stage begins at iteration {first.iteration}: say that, or leave it out",
+        )
+    if newest is None:
+        return first
+    return replace(first, settings=newest.settings, left=newest.iteration)
+
+
+def _newest(stage: StageFile) -> Begin | None:
+    """Return where the newest checkpoint of a stage's folder has it go on, if there is any."""
+    folder = stage.checkpoint.folder
+    if (folder / TRACKER).exists():
+        return _resumed(stage, opened(stage, folder))
+    # Killed between the first iteration and the tracker: it appeared whole.
+    if saved := saved_iterations(folder):
+        begin = _resumed(stage, opened(stage, folder, saved[-1]))
+        if torch.distributed.get_rank() == 0:
+            point_to(folder, begin.iteration)
+        return begin
+    return None
+
+
+def _earlier(stage: StageFile, iteration: int) -> Begin:
+    """Return where a stage goes on from further back. Later checkpoints stay until it is there."""
+    folder = stage.checkpoint.folder
+    if iteration not in (saved := saved_iterations(folder)):
+        told = ", ".join(f"{each}" for each in saved)
+        raise UsageError(
+            f"{folder}: has no checkpoint of iteration {iteration}, from which on "
+            "checkpoint.change_at wants the settings to hold",
+            f"saved are {told}; the iteration at which the stage begins will do, too",
+        )
+    begin = _resumed(stage, opened(stage, folder, iteration))
+    if torch.distributed.get_rank() == 0:
+        point_to(folder, iteration)
+    return begin
+
+
+def _close(begin: Begin) -> None:
+    if begin.checkpoint is not None:
+        begin.checkpoint.close()
+
+
+def _first(stage: StageFile) -> Begin:
+    """Return what a stage begins with."""
+    load = stage.checkpoint.load
+    if load is None:
+        return Begin(None, False, 0, 0, Carried(), {})
+    anew = begins_anew(stage.checkpoint, load)
+    checkpoint = (weights_of if anew else opened)(stage, load)
+    masks = stage.masks.rising(masks_of(checkpoint))
+    carried, ancestors = training_of(checkpoint) or Carried(), tuple(family(checkpoint))
+    if anew:
+        carried = Carried(base_output=carried.base_output)
+    iteration = 0 if anew else checkpoint.iteration or 0
+    return Begin(checkpoint, False, iteration, iteration, carried, masks, ancestors, anew=anew)
+
+
+def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
+    state = read_training_state(checkpoint.folder)
+    if state is None or state.stage != stage.name:
+        found = "no run of flmgrow's trainer" if state is None else f"the stage {state.stage!r}"
+        raise UsageError(
+            f"{checkpoint.folder}: is of {found}, this is the stage {stage.name!r}",
+            "give the stage a checkpoint folder of its own, and name this one as checkpoint.load",
+        )
+    if state.iteration != checkpoint.iteration:
+        raise BadCheckpointError(
+            f"{checkpoint.folder / TRAINING}: is of iteration {state.iteration}, the checkpoint of "
+            f"{checkpoint.iteration}",
+            "it was altered: restore it from a copy",
+        )
+    return Begin(
+        checkpoint,
+        True,
+        state.iteration,
+        state.stage_begin,
+        state.carried,
+        stage.masks.rising(state.masks),
+        state.family,
+        progress_of(stage, state),
+        state.settings,
+    )
+
+
+def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Raise UsageError, naming each difference, if a stage file contradicts its checkpoint.
+
+    Only what the file says is compared: what it leaves out is as the checkpoint has it.
+    """
+    differences = contradictions(section, checkpoint.config)
+    if differences:
+        raise UsageError(
+            f"{checkpoint.folder}: {'; '.join(differences)}",
+            "give the checkpoint of this model, or grow it first",
+        )
+
+
+def load(checkpoint: Checkpoint, parameters: Sequence[Parameter], optimizer: OptimizerView) -> None:
+    """Fill parameters and optimizer with what ``checkpoint`` holds of them.
+
+    Raises BadCheckpointError for damaged bytes, as far as the format has sums.
+    """
+    step = 0 if checkpoint.optimizer is None else step_count(checkpoint.optimizer)
+    for parameter in parameters:
+        values = {state: _values(parameter, reader) for state, reader in checkpoint.readers.items()}
+        fill(parameter, optimizer, values, step)
+    if optimizer.counts_by_group and step:
+        for group in optimizer.groups:
+            group["step"] = step
+
+
+def _values(parameter: Parameter, reader: LogicalReader) -> torch.Tensor:
+    stored = AssembledArray(parameter.placement, reader)
+    values, data = empty(stored.dtype, prod(parameter.placement.shape))
+    stored.read_into(0, data)
+    return values
+
+
+def step_count(optimizer: OptimizerState) -> int:
+    """Return how many steps Adam has counted. Raises BadCheckpointError if it does not say."""
+    found = optimizer.step
+    if found is None:
+        found = next((g["step"] for g in optimizer.groups if "step" in g), None)
+    if isinstance(found, TensorRecord):
+        found = scalar(found)
+    if not isinstance(found, int | float):
+        raise BadCheckpointError(f"optimizer: counts {found!r:.40}, wanted a number of steps")
+    return int(found)
+
+
+def restore_random_states(folder: Path) -> str | None:
+    """Continue this rank's sources of chance where the checkpoint in ``folder`` left them.
+
+    A run with other ranks than before, or on another kind of device, keeps those it was started
+    with. Returns why they begin anew, if they do.
+    """
+    files, world = sorted((folder / RANDOM).glob("rank_*.json")), torch.distributed.get_world_size()
+    if len(files) != world:
+        return f"{folder / RANDOM} has those of {len(files)} ranks, this run has {world}"
+    path = files[torch.distributed.get_rank()]
+    try:
+        found = json.loads(path.read_bytes())
+        version, keys, gauss = found["python"]
+        random.setstate((version, tuple(keys), gauss))
+        kind, numbers, *rest = found["numpy"]
+        np.random.set_state((kind, np.array(numbers, np.uint32), *rest))
+        torch.set_rng_state(_state(found["torch"]))
+        device = _state(found["device"])
+        if len(device) == len(torch.cuda.get_rng_state()):
+            torch.cuda.set_rng_state(device)
+            trackers = {name: _state(text) for name, text in found["trackers"].items()}
+            tensor_parallel.get_cuda_rng_tracker().set_states(trackers)
+            return None
+        return f"{path} has that of another kind of device"
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        raise BadCheckpointError(f"{path}: not as the trainer wrote it: {error}") from None
+
+
+def _state(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,278 @@
+"""Saving a run: whole or not at all, in a format that any tool can read, without losing a step.
+
+Each model rank writes its own file, its first replica that is, straight from memory through the
+formats' own writers. All files go into a hidden folder beside the iteration's; when every rank has
+its file on the disk, one rename makes the iteration appear, and only then the tracker points to it.
+So a kill at any moment leaves the checkpoint before, and at worst a hidden folder, which the next
+save removes.
+"""
+
+import base64
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+
+from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.companions import NO_COMPANIONS, Companions
+from flmgrow.formats.history.training_state import TRAINING, TrainingState
+from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.folders import folder_name, tracker
+from flmgrow.formats.megatron.new_model import new_model
+from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
+from flmgrow.formats.targets import NewFile, TargetArray
+from flmgrow.formats.torch_file.file import new_scalar
+from flmgrow.formats.torch_file.values import Storage
+from flmgrow.formats.writing import described_files
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.durable import (
+    make_folders,
+    new_file,
+    remove_tree,
+    storage_errors,
+    sync_folder,
+    sync_tree,
+    write_small,
+)
+from flmgrow.storage.files import Bytes
+from flmgrow.trainer.checkpoint.saved import iterations
+from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states
+from flmgrow.trainer.ranks.agreement import gathered, together
+
+cpu.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402
+
+RANDOM = "random_states"
+BLOCK = 1 << 22
+_PLAIN = (bool, int, float, str, type(None), tuple)
+
+
+@dataclass(frozen=True, eq=False)
+class Saving:
+    """How and where a run is saved.
+
+    ``arguments`` are Megatron-LM's, of this run; ``companions`` say how its model is spoken to.
+    """
+
+    folder: Path
+    format: str
+    keep: int | None
+    config: ModelConfig
+    layout: Layout
+    padded_vocab: int
+    dtype: str
+    arguments: Mapping[str, object]
+    companions: Companions = NO_COMPANIONS
+
+    def save(
+        self,
+        state: TrainingState,
+        parameters: Sequence[Parameter],
+        optimizer: OptimizerView,
+        schedule: Mapping[str, object],
+    ) -> Path:
+        """Save the run as it is now, on all ranks at once, and return the iteration's folder.
+
+        ``schedule`` is that of the learning rate. Raises StorageError, on every rank.
+        """
+        name = folder_name(state.iteration)
+        hidden = self.folder / f".{name}.flmgrow"
+        together(lambda: self._begin(hidden, name))
+        own = together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
+        files = sorted(chain.from_iterable(gathered(own)), key=lambda record: record.path)
+        together(lambda: self._appear(hidden, name, replace(state, files=tuple(files))))
+        return self.folder / name
+
+    def _begin(self, hidden: Path, name: str) -> None:
+        """Make the hidden folder, on the first rank, and remove those that are left over."""
+        if torch.distributed.get_rank() != 0:
+            return
+        make_folders(Path(self.folder.anchor), self.folder)
+        for left in self.folder.glob(".iter_*.flmgrow"):
+            remove_tree(left)
+        with storage_errors(hidden, "creating"):
+            (hidden / name).mkdir(parents=True)
+
+    def _write(
+        self,
+        hidden: Path,
+        state: TrainingState,
+        parameters: Sequence[Parameter],
+        optimizer: OptimizerView,
+        schedule: Mapping[str, object],
+    ) -> list[FileRecord]:
+        """Write this rank's files, and return them by their paths in the iteration's folder."""
+        described = _optimizer_state(optimizer, self.dtype)
+        states = [State.WEIGHT, *described.dtypes]
+        writes = parallel_state.get_data_parallel_rank() == 0
+        live = list(live_states(parameters, optimizer, states, writes=writes))
+        source = self._source(state, schedule)
+        target = TargetModel(
+            config=self.config,
+            layout=self.layout,
+            padded_vocab=self.padded_vocab,
+            donors=tuple(range(self.config.layers)),
+            optimizer=described,
+            format=self.format,
+        )
+        sizes = {**self.config.sizes, Axis.VOCAB: self.padded_vocab}
+        tensors = logical_tensors(self.config)
+        readers = {
+            kind: LogicalReader(tensors, sizes, [piece for of, piece in live if of is kind])
+            for kind in states
+        }
+        rank = torch.distributed.get_rank()
+        folder = hidden / folder_name(state.iteration)
+        make_folders(hidden, folder / RANDOM)
+        chance, content = f"{RANDOM}/rank_{rank:05d}.json", random_states()
+        write_small(folder / chance, content)
+        written = [FileRecord(chance, len(content), xxhash.xxh3_128_hexdigest(content))]
+        if not writes:
+            return written
+        for file in described_files(source, target):
+            if _owner(file) == _own_rank() and not file.sums_of:
+                path, sum_ = hidden / file.path, _write_file(file, hidden, readers)
+                written.append(FileRecord(str(path.relative_to(folder)), file.total_size, sum_))
+        return written
+
+    def _source(self, state: TrainingState, schedule: Mapping[str, object]) -> Checkpoint:
+        arguments = {
+            **self.arguments,
+            "iteration": state.iteration,
+            "consumed_train_samples": state.carried.consumed_samples,
+        }
+        extra = {"optimizer": None, "opt_param_scheduler": dict(schedule)}
+        return new_model(
+            state.stage,
+            self.config,
+            arguments,
+            self.padded_vocab,
+            self.dtype,
+            state.iteration,
+            extra,
+            self.companions,
+        )
+
+    def _appear(self, hidden: Path, name: str, state: TrainingState) -> None:
+        """Let a finished iteration appear, point to it, and remove what need not be kept.
+
+        All on the first rank.
+        """
+        if torch.distributed.get_rank() != 0:
+            return
+        write_small(hidden / name / TRAINING, state.encode())
+        sync_tree(hidden)
+        target = self.folder / name
+        if target.exists():  # of a run that went on from further back
+            remove_tree(target)
+        with storage_errors(target, "renaming"):
+            (hidden / name).rename(target)
+            hidden.rmdir()
+        sync_folder(self.folder)
+        point_to(self.folder, state.iteration)
+        if self.keep is not None:
+            # Later ones are of a run that was taken up again from further back: not this one's.
+            own = [found for found in iterations(self.folder) if found <= state.iteration]
+            for old in own[: -self.keep]:
+                remove_tree(self.folder / folder_name(old))
+
+
+def point_to(folder: Path, iteration: int) -> None:
+    """Let the tracker in a folder of checkpoints name an iteration. Raises StorageError."""
+    pointer, content = tracker(iteration)
+    write_small(folder / pointer, content)
+
+
+def random_states() -> bytes:
+    """Return, as JSON, the state of every source of chance of this rank."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    trackers = tensor_parallel.get_cuda_rng_tracker().get_states()
+    found = {
+        "python": json.loads(json.dumps(random.getstate())),
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "torch": _text(torch.get_rng_state()),
+        "device": _text(torch.cuda.get_rng_state()),
+        "trackers": {name: _text(state) for name, state in trackers.items()},
+    }
+    return json.dumps(found).encode() + b"\n"
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(bytes(state.cpu().numpy())).decode()
+
+
+def _own_rank() -> tuple[int, int]:
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+
+
+def _owner(file: NewFile) -> tuple[int, int]:
+    """Return the rank whose values are in a file; the first writes what has none."""
+    if not file.arrays:
+        return (0, 0)
+    placement = file.arrays[0].placement
+    return (placement.tensor_rank, placement.pipeline_rank)
+
+
+def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
+    """Describe the optimizer as a checkpoint keeps it."""
+    half = dtype != "float32"
+    count = optimizer.step_count()
+    in_groups = optimizer.distributed or optimizer.counts_by_group
+    counted: dict[object, object] = {"step": count} if in_groups else {}
+    groups = tuple({**_settings(group), **counted} for group in optimizer.groups)
+    kinds = State.beside_weights(dtype, distributed=optimizer.distributed)
+    return OptimizerState(
+        groups=groups,
+        step=None if in_groups else new_scalar(count),
+        half=half,
+        dtypes=dict.fromkeys(kinds, "float32"),
+        gradient_dtype="float32" if optimizer.distributed else None,
+    )
+
+
+def _settings(group: Mapping[str, object]) -> dict[object, object]:
+    return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
+
+
+def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> str:
+    """Write a file below ``root`` and return the XXH3 of what was written (128 bits, in hex)."""
+    path = root / file.path
+    make_folders(root, path.parent)
+
+    def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[Bytes]:
+        dtype = DTYPES[arrays[0].dtype]
+        position = 0
+        for array in arrays:
+            yield bytes((array.start - position) * dtype.itemsize)
+            for strip in array.placement.strips(BLOCK):
+                pairs = zip(strip.segments, strip.boxes, strict=True)
+                reader = readers[array.state]
+                yield as_bytes(strip.arrange([reader.read(s.tensor, box) for s, box in pairs]))
+            position = array.stop
+        yield bytes(storage.nbytes - position * dtype.itemsize)
+
+    found = xxhash.xxh3_128()
+    with new_file(path, file.total_size) as output:
+
+        def write(data: Bytes) -> None:
+            flat = memoryview(data).cast("B")
+            found.update(flat)
+            output.write(flat)
+
+        file.produce(write, fill, {})
+    return found.hexdigest()

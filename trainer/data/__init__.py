@@ -1,0 +1,1 @@
+"""From text files to the samples of a step."""

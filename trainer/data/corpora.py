@@ -1,0 +1,110 @@
+"""A prepared corpus becomes training samples, epoch after epoch, by megatron-core's GPTDataset.
+
+GPTDataset shuffles documents, cuts their tokens into samples and shuffles those. Asked for several
+epochs it mixes them in a way that depends on how many samples are wanted in all, so here each epoch
+is a dataset of its own with its own seed: sample n is the same for a run of any length
+(:mod:`flmgrow.trainer.data.batches`). The tokens that fill no sample at an epoch's end, fewer than
+a sample, are left out in that epoch; another shuffle leaves out others.
+
+The indices of one epoch lie in the memory of every rank: 4 bytes per document, 12 per sample.
+"""
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from flmgrow.errors import BadDataError
+from flmgrow.trainer.data.batches import SHOWN, Json, Sample, seed_of
+from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
+from flmgrow.trainer.data.tokenizers import Tokenizer
+from flmgrow.trainer.megatron import cpu
+
+cpu.install()
+
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: E402
+from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
+from megatron.core.datasets.utils import Split  # noqa: E402
+
+logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)  # it warns of each epoch
+
+
+class Corpus:
+    """The samples of one corpus, endlessly, each of ``sequence_length`` tokens.
+
+    ``corpus`` is one that ``flmgrow data prepare`` made, however it is named
+    (:mod:`flmgrow.trainer.data.corpus_files`), or Megatron's prefix of a .bin and an .idx file.
+    ``documents`` takes only some of its documents, for instance to hold others out. ``per_epoch``
+    is the number of samples before the corpus begins anew, ``summary`` what the whole of it is, in
+    a few words. Raises BadDataError for files that do not fit together or hold less than a sample,
+    UsageError for another tokenizer's.
+    """
+
+    def __init__(
+        self,
+        corpus: Path | CorpusFiles,
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        seed: int,
+        documents: range | None = None,
+    ) -> None:
+        files = open_corpus_files(corpus, tokenizer) if isinstance(corpus, Path) else corpus
+        self._prefix = files.prefix
+        count = len(files.index.lengths)
+        chosen = range(count) if documents is None else documents
+        self._chosen = np.array(chosen, dtype=np.int32)
+        self._length = sequence_length
+        self._seed = seed
+        self._tokenizer = tokenizer
+        self._stored = IndexedDataset(str(self._prefix))
+        used = files.tokens_in(chosen)
+        self.per_epoch = samples_in(used, sequence_length)
+        if self.per_epoch < 1:
+            raise BadDataError(
+                f"{files.prefix}.idx: {used} tokens, wanted more than {sequence_length} for one "
+                "sample"
+            )
+        self.identity: Json = {
+            "tokens": files.tokens,
+            "index": files.index_sum,
+            "files": list(files.files),
+            "tokenizer": tokenizer.identity,
+            "sequence_length": sequence_length,
+            "seed": seed,
+            "documents": [chosen.start, chosen.stop, chosen.step],
+        }
+        self.earlier: Json = {
+            **self.identity,
+            "tokenizer": tokenizer.earlier,
+            "files": list(files.files) if files.path.is_dir() else [],
+        }
+        self.summary = (
+            f"{files.tokens:,} tokens in {count:,} documents, checksum {files.index_sum[:SHOWN]}"
+        )
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # two: a batch may span an epoch's end
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index``, counted from 0 over all epochs."""
+        epoch, place = divmod(index, self.per_epoch)
+        found = self._epoch(epoch)[place]
+        return Sample(
+            found["tokens"].numpy(),
+            found["labels"].numpy(),
+            found["loss_mask"].numpy(),
+            found["position_ids"].numpy(),
+        )
+
+    def _shuffled(self, epoch: int) -> GPTDataset:
+        # Without a blend, megatron-core keeps the indices in memory: no files beside the corpus, no
+        # rank that waits for another, nothing half-written after a kill.
+        config = GPTDatasetConfig(
+            random_seed=seed_of(self._seed, epoch),
+            sequence_length=self._length,
+            tokenizer=self._tokenizer,
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        return GPTDataset(self._stored, str(self._prefix), self._chosen, None, Split.train, config)

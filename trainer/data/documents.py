@@ -1,0 +1,171 @@
+"""A corpus comes as text or JSON lines, plain or compressed, and is larger than memory.
+
+:func:`read_documents` gives the documents of a file one after the other, as bytes that are not yet
+looked into, with the place where each begins. :func:`text_of` looks into one, so that many
+processes can do so. What is wrong with one is a :class:`BadDocumentError`: it has a place, and a
+kind, by which such documents can be counted.
+
+A ``.txt`` file is one document: a blank line ends a paragraph, and nothing in plain text tells a
+document's end. A file of JSON lines has one object per line, and the text under a key of it. A byte
+order mark (U+FEFF) at the start of either is no text, and left out.
+"""
+
+import io
+import json
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import xxhash
+
+from flmgrow.errors import BadDataError
+from flmgrow.trainer.data.compressed import decompressed
+from flmgrow.trainer.data.sources import Source
+
+MAX_DOCUMENT = 256 << 20
+_WANTED = {str: "a text", bool: "true or false"}
+
+
+class Document(NamedTuple):
+    """A document as it lies in its file; ``line`` is 0 where the file is the document.
+
+    ``whole`` is False where it is longer than ``MAX_DOCUMENT`` and the rest was passed over.
+    """
+
+    source: Source
+    line: int
+    data: bytes
+    whole: bool = True
+
+    @property
+    def place(self) -> str:
+        """Where the document begins, as error lines say it."""
+        return f"{self.source.path}:{self.line}" if self.line else str(self.source.path)
+
+    @property
+    def name(self) -> str:
+        """The same where no path of this machine may stand."""
+        return f"{self.source.name}:{self.line}" if self.line else self.source.name
+
+
+class BadDocumentError(BadDataError):
+    """A document that is no text; ``kind`` says in a few words what is wrong with it."""
+
+    def __init__(self, document: Document, kind: str, message: str, hint: str = "") -> None:
+        self.kind = kind
+        super().__init__(f"{document.place}: {message}", hint)
+
+
+@dataclass
+class Reading:
+    """What is known of a source after it was read: its size and checksum (XXH3, 128 bits)."""
+
+    size: int = 0
+    xxh3_128: str = ""
+
+
+def read_documents(
+    source: Source, reading: Reading, progress: Callable[[int], None]
+) -> Iterator[Document]:
+    """Yield the documents of a file, and fill in ``reading`` at its end.
+
+    ``progress`` gets the bytes of the file read since its last call. Lines without a character are
+    no documents. Raises BadDataError for a file that is damaged or cut short; OSError if the file
+    cannot be read.
+    """
+    with source.path.open("rb", buffering=0) as file:
+        raw = _Watched(file, progress)
+        stream = decompressed(raw, source.compression, source.path)
+        number = 0
+        while data := _next(stream, source.lines):
+            number += 1
+            whole = len(data) <= MAX_DOCUMENT
+            if not whole:
+                _pass_over(stream, source.lines, data)
+                data = b""
+            text = data.removeprefix(BOM_UTF8) if number == 1 else data
+            if not whole or (text.strip() if source.lines else text):
+                yield Document(source, number if source.lines else 0, text, whole)
+        reading.size, reading.xxh3_128 = raw.size, raw.checksum.hexdigest()
+
+
+def text_of(document: Document, key: str) -> str:
+    """Return a document's text, of a JSON line what is under ``key``. Raises BadDocumentError."""
+    if not document.whole:
+        hint = "" if document.source.lines else "put its documents into a .jsonl file"
+        message = f"more than {MAX_DOCUMENT} bytes in one document"
+        raise BadDocumentError(document, "too long", message, hint)
+    try:
+        text = document.data.decode()
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} is not UTF-8 ({document.data[error.start]:#04x})"
+        wide = document.data.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        hint = "it looks like UTF-16: write it as UTF-8, as iconv does" if wide else ""
+        raise BadDocumentError(document, "not UTF-8", found, hint) from None
+    return field_of(document, text, key, str) if document.source.lines else text
+
+
+def field_of(document: Document, line: str, key: str, kind: type[str] | type[bool]) -> Any:
+    """Return what a JSON line has under ``key``, which must be of a ``kind``.
+
+    Raises BadDocumentError.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        cut = _is_cut(line, error)
+        hint = "wanted one JSON object on each line" if document.line == 1 else ""
+        raise BadDocumentError(
+            document,
+            "cut line" if cut else "not JSON",
+            f"not JSON{', cut short' if cut else ''}: {error}",
+            hint,
+        ) from None
+    if not isinstance(value, dict):
+        raise BadDocumentError(document, "no object", f"no object, wanted the key {key!r}")
+    if key not in value:
+        found = f"has {', '.join(map(str, value))}"[:200]
+        raise BadDocumentError(document, f"no {key!r}", f"{found}, wanted the key {key!r}")
+    if not isinstance(value[key], kind):
+        found = "null" if value[key] is None else f"of type {type(value[key]).__name__}"
+        what = f"{key!r} is {found}"
+        raise BadDocumentError(document, what, f"{what}, wanted {_WANTED[kind]}")
+    return value[key]
+
+
+def _is_cut(line: str, error: Exception) -> bool:
+    """Whether a line that is no JSON would be the beginning of some."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated string") or error.pos >= len(line.rstrip())
+
+
+def _next(stream: io.BufferedReader, lines: bool) -> bytes:
+    return stream.readline(MAX_DOCUMENT + 1) if lines else stream.read(MAX_DOCUMENT + 1)
+
+
+def _pass_over(stream: io.BufferedReader, lines: bool, data: bytes) -> None:
+    """Read what is left of a document that begins with ``data``."""
+    while data and not (lines and data.endswith(b"\n")):
+        data = _next(stream, lines)
+
+
+class _Watched(io.RawIOBase):
+    """A file that counts and sums what is read of it."""
+
+    def __init__(self, file: io.FileIO, progress: Callable[[int], None]) -> None:
+        self.size = 0
+        self.checksum = xxhash.xxh3_128()
+        self._file = file
+        self._progress = progress
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self.checksum.update(memoryview(buffer)[:count])
+        self.size += count
+        self._progress(count)
+        return count

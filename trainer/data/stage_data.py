@@ -1,0 +1,177 @@
+"""The data section of a stage as samples: what is trained on, and what is held out of it.
+
+All ranks build the same samples. Of every corpus the last documents are held out, as many as the
+validation share says; they are validated on one after the other, always the same.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.history.training_state import TokenizerFacts
+from flmgrow.trainer.data.batches import SHOWN, Blend, Keys, Samples, counted, weights_of
+from flmgrow.trainer.data.corpora import Corpus
+from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
+from flmgrow.trainer.data.freelm import Teacher, mixed, read_propositions
+from flmgrow.trainer.data.tokenizers import Tokenizer, open_tokenizer
+from flmgrow.trainer.stage.sections import CorpusSection, DataSection
+
+_OPTION = re.compile(r"--(tokenizer|eod)\b")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where samples come from: ``per_epoch`` of them, before they come again, and their weight."""
+
+    name: str
+    per_epoch: int
+    weight: Fraction
+
+
+@dataclass(frozen=True, eq=False)
+class StageData:
+    """``training`` samples, and those held out for validation, if any.
+
+    ``keys`` are what decides on the training samples, by the stage file's keys. ``origins`` are of
+    the training samples, ``held_out_samples`` how many there are before the first comes again.
+    ``notes`` are what somebody may not expect of them.
+    """
+
+    tokenizer: Tokenizer
+    training: Samples
+    held_out: Samples | None
+    keys: Keys
+    origins: tuple[Origin, ...]
+    held_out_samples: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> TokenizerFacts:
+        """What a checkpoint remembers of the tokenizer."""
+        return TokenizerFacts.model_validate(self.tokenizer.identity)
+
+    def epochs(self, first: int, last: int) -> Iterator[str]:
+        """Yield, for each origin, what samples ``first`` to ``last`` read of it, in a line.
+
+        A line that says that something is read more than once is a note.
+        """
+        weights = [origin.weight for origin in self.origins]
+        spans = zip(counted(first, weights), counted(last, weights), strict=True)
+        for origin, (begin, end) in zip(self.origins, spans, strict=True):
+            span = f"{begin / origin.per_epoch:.2f} to {end / origin.per_epoch:.2f}"
+            again = "note: " if end > origin.per_epoch else ""
+            size = f"{origin.per_epoch:,} samples an epoch"
+            yield f"{again}reads {origin.name}: {size}, epochs {span}"
+
+
+def open_data(data: DataSection, *, sums: bool = True) -> StageData:
+    """Return the samples that a data section describes.
+
+    ``sums`` False leaves the checksums of tokens to another rank. Raises UsageError or BadDataError
+    for what cannot be read or is too short.
+    """
+    tokenizer = _tokenizer(data)
+    weights = weights_of([str(corpus.weight) for corpus in data.corpora])
+    checksums = data.checksums if sums else "never"
+    files = [open_corpus_files(each.path, tokenizer, checksums) for each in data.corpora]
+    spans = [_split(each, data) for each in files]
+    used = [
+        _corpus(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
+    ]
+    named = zip(files, used, weights, strict=True)
+    origins = [Origin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
+    keys = {**_keys(data, tokenizer), **_keys_of_corpora(data.corpora, files, used)}
+    training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
+    notes: tuple[str, ...] = ()
+    if data.teacher is not None:
+        propositions = list(read_propositions(data.teacher.files))
+        teacher = Teacher(
+            propositions, tokenizer, data.sequence_length, data.seed, packed=data.teacher.packed
+        )
+        keys |= {
+            "data.teacher.files": teacher.summary,
+            "data.teacher.share": data.teacher.share,
+            "data.teacher.packed": data.teacher.packed,
+        }
+        notes = (f"data.teacher.files: {teacher.lost}",) if len(teacher.lost) else ()
+        share = Fraction(str(data.teacher.share))
+        training = mixed(training, teacher, share)
+        rest = [Origin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
+        origins = [Origin("data.teacher", teacher.rows, share), *rest]
+    if not data.validation_share:
+        return StageData(tokenizer, training, None, keys, tuple(origins), 0, notes)
+    held = [
+        _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
+    ]
+    held_out = held[0] if len(held) == 1 else Blend(held, weights)
+    once = min(int(each.per_epoch / weight) for each, weight in zip(held, weights, strict=True))
+    return StageData(tokenizer, training, held_out, keys, tuple(origins), once, notes)
+
+
+def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:
+    """Return what decides on samples beside the texts."""
+    facts = TokenizerFacts.model_validate(tokenizer.identity)
+    digest = f", digest {facts.sha256[:SHOWN]}" if facts.sha256 else ""
+    return {
+        "data.tokenizer": f"{facts.kind} of {facts.vocab_size:,} ids{digest}",
+        "data.eod": facts.eod,
+        "data.sequence_length": data.sequence_length,
+        "data.seed": data.seed,
+        "data.validation_share": data.validation_share,
+    }
+
+
+def _keys_of_corpora(
+    sections: Sequence[CorpusSection], files: Sequence[CorpusFiles], corpora: Sequence[Corpus]
+) -> Keys:
+    keys: dict[str, str | float] = {}
+    for number, section in enumerate(sections):
+        told = f"{files[number].name} ({corpora[number].summary})"
+        keys[f"data.corpora.{number}.path"] = told
+        keys[f"data.corpora.{number}.weight"] = section.weight
+    return keys
+
+
+def _tokenizer(data: DataSection) -> Tokenizer:
+    """Return the tokenizer; errors speak of the section's keys instead of the command's options."""
+    try:
+        return open_tokenizer(data.tokenizer, data.eod)
+    except UsageError as error:
+        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.message, error.hint))
+        raise UsageError(message, hint) from None
+
+
+def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
+    """Return which documents are trained on, and which are held out."""
+    count = len(corpus.index.lengths)
+    held = ceil(count * data.validation_share)
+    if held >= count:
+        raise UsageError(
+            f"{corpus.path}: {count} documents, of which {held} would be held out",
+            "make validation_share smaller, or prepare more documents",
+        )
+    used, rest = range(count - held), range(count - held, count)
+    if held:
+        wanted = f"wanted more than {data.sequence_length:,} for one sample"
+        for documents, purpose, change in (
+            (rest, "validation", "larger"),
+            (used, "training", "smaller"),
+        ):
+            tokens = corpus.tokens_in(documents)
+            if samples_in(tokens, data.sequence_length) < 1:
+                raise UsageError(
+                    f"{corpus.path}: data.validation_share {data.validation_share:g} leaves "
+                    f"{tokens:,} of {corpus.tokens:,} tokens for {purpose} ({len(documents):,} of "
+                    f"{count:,} documents), {wanted}",
+                    f"make data.validation_share {change}, or prepare more documents",
+                )
+    return used, rest
+
+
+def _corpus(
+    corpus: CorpusFiles, tokenizer: Tokenizer, data: DataSection, documents: range
+) -> Corpus:
+    return Corpus(corpus, tokenizer, data.sequence_length, data.seed, documents)

@@ -1,0 +1,129 @@
+"""Attention takes most of a step where it writes down all scores, and the paper's is not stock.
+
+megatron-core's own attention, without Transformer Engine, writes length x length scores a dozen
+times over. Here torch's fused attention stands in for it (flash attention on GPUs that have it),
+equal within rounding, and what torch has no words for is left to megatron-core.
+
+Of the paper's attention megatron-core lacks two things: scores damped by depth, and xPos. xPos
+scales queries by ``zeta ** ((n - centre) / scale_base)`` at position n, and keys by the inverse,
+with one zeta for each rotated pair (``model/config.py``). As both entries of a pair are scaled
+alike, the scale commutes with the rotation: it can be applied first, and the rotation left to
+megatron-core. Neither has parameters.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flmgrow.model.config import ModelConfig, RotarySettings
+from flmgrow.trainer.megatron import cpu
+
+cpu.install()
+
+from megatron.core.transformer.attention import SelfAttention  # noqa: E402
+from megatron.core.transformer.dot_product_attention import DotProductAttention  # noqa: E402
+from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class XposSelfAttention(SelfAttention):  # type: ignore[misc]
+    """Self-attention whose queries and keys are scaled before they are rotated."""
+
+    def __init__(self, *arguments: Any, model: ModelConfig, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._scale = partial(xpos_scale, rotary=model.rotary)
+
+    def get_query_key_value_tensors(self, *arguments: Any, **settings: Any) -> Any:
+        """Return query, key and value (positions, batch, heads, head_dim), the first two scaled."""
+        query, key, *rest = super().get_query_key_value_tensors(*arguments, **settings)
+        length, _, _, head_dim = query.shape
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scale = self._scale(length, head_dim, dtype=wide, device=query.device)[:, None, None]
+        return (query * scale).to(query.dtype), (key / scale).to(key.dtype), *rest
+
+
+class FusedAttention(DotProductAttention):  # type: ignore[misc]
+    """Causal attention by torch's fused kernels, wherever they can say what is asked."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **others: Any,
+    ) -> Tensor:
+        """Return the context (positions, batch, heads * head_dim).
+
+        ``query``, ``key`` and ``value`` are (positions, batch, heads or groups, head_dim);
+        ``attention_mask`` is true where a key is hidden, None for causality alone.
+        """
+        if self._asks_for_more(query, key, others):
+            output: Tensor = super().forward(query, key, value, attention_mask, **others)
+            return output
+        queries_per_group = query.shape[2] // key.shape[2]
+        if queries_per_group > 1:
+            key = key.repeat_interleave(queries_per_group, 2)
+            value = value.repeat_interleave(queries_per_group, 2)
+        context = functional.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=None if attention_mask is None else ~attention_mask,
+            is_causal=attention_mask is None,
+            scale=self.softmax_scale,
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _asks_for_more(self, query: Tensor, key: Tensor, others: Mapping[str, Any]) -> bool:
+        softmax = self.scale_mask_softmax
+        return (
+            self.attention_dropout.p > 0.0
+            or self.softmax_offset is not None
+            or softmax.window_size is not None
+            or softmax.scale is not None
+            or softmax.attn_mask_type is not AttnMaskType.causal
+            or len(query) != len(key)
+            # In 16 bits on a CPU, torch's lets two layouts of a model drift apart thrice as far.
+            or (query.device.type == "cpu" and query.dtype in _HALF)
+            or any(others.get(name) is not None for name in ("attention_bias", "packed_seq_params"))
+        )
+
+
+class DepthScaledAttention(FusedAttention):
+    """Attention whose scores in the n-th layer, counted from 1, are divided by n."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.softmax_scale /= self.layer_number
+
+
+@lru_cache(maxsize=8)
+def xpos_scale(
+    length: int,
+    head_dim: int,
+    *,
+    rotary: RotarySettings,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Return what queries are multiplied by and keys divided by: (length, head_dim).
+
+    Computed in float64, on the CPU. Entries that are not rotated have 1.
+    """
+    size = rotary.size(head_dim)
+    zeta = (torch.arange(0, size, 2, dtype=torch.float64) / size + 0.4) / 1.4
+    power = (
+        torch.arange(length, dtype=torch.float64) - rotary.xpos_centre
+    ) / rotary.xpos_scale_base
+    pairs = zeta ** power[:, None]
+    rotated = (
+        pairs.repeat_interleave(2, -1) if rotary.interleaved else torch.cat((pairs, pairs), -1)
+    )
+    rest = torch.ones(length, head_dim - rotated.shape[-1], dtype=torch.float64)
+    return torch.cat((rotated, rest), -1).to(device, dtype)

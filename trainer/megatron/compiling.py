@@ -1,0 +1,21 @@
+"""Elementwise functions are many kernels where they could be one."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flmgrow.trainer.megatron import cpu
+
+cpu.install()
+
+from megatron.core.jit import jit_fuser  # noqa: E402
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Let a function become one kernel where there is a compiler for the device.
+
+    megatron-core does so with its own elementwise functions. On a CPU it stays as it is.
+    """
+    fused: Function = jit_fuser(function)
+    return fused

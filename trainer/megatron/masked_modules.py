@@ -1,0 +1,59 @@
+"""megatron-core knows no masks: small modules bring them in through its layer specs.
+
+Each derives from the plain module it replaces, adds no parameter, and does what that module does
+once its mask is 1. A norm weighs its statistics (:mod:`flmgrow.trainer.megatron.norms`). Here a
+row-parallel projection masks what it reads, which is heads in attention and units in the FFN, and a
+branch is scaled before it joins the residual.
+
+Tensor parallelism cuts heads and units, and a projection takes the part of the mask that belongs to
+its rank. Hidden channels are never cut, not even by sequence parallelism, which cuts positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.compiling import compiled
+from flmgrow.trainer.megatron.live_masks import LiveMask, multiplied
+
+cpu.install()
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
+from megatron.core.tensor_parallel import RowParallelLinear  # noqa: E402
+from megatron.core.utils import get_pg_rank, get_pg_size  # noqa: E402
+
+_multiplied = compiled(multiplied)
+
+
+class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
+    """The projection that reads heads or FFN units, of which some are masked."""
+
+    def __init__(self, *sizes: int, mask: LiveMask, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self._mask = mask
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the stock projection does for ``x`` (..., this rank's entries), masked."""
+        part, parts = get_pg_rank(self.tp_group), get_pg_size(self.tp_group)
+        if self._mask.value < 1.0:
+            x = _multiplied(x, self._mask.part(part, parts))
+        return super().forward(x)
+
+
+def masked_branch(mask: LiveMask) -> Callable[..., Any]:
+    """Return what adds the branches of a fresh layer to the residual stream."""
+
+    def bias_dropout_add(training: bool, fused: bool) -> Callable[..., Any]:
+        add = get_bias_dropout_add(training, fused)
+
+        def masked(branch: tuple[Tensor, Tensor | None], residual: Tensor, prob: float) -> Any:
+            if mask.value < 1.0:
+                output, bias = branch
+                branch = (output * mask.value, None if bias is None else bias * mask.value)
+            return add(branch, residual, prob)
+
+        return masked
+
+    return bias_dropout_add

@@ -1,0 +1,135 @@
+"""Norms over hidden channels, of which some may be masked; and over a head's entries, never masked.
+
+The plain ones are torch's. megatron-core's own, without Apex or Transformer Engine, are the same
+but refuse sequence parallelism, though that only cuts positions: all it takes is the flag by which
+the gradients of their parameters are summed over the tensor ranks. So the kernels are alike on
+every machine, whatever is installed, before, while and after masks are open.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flmgrow.trainer.megatron.compiling import compiled
+from flmgrow.trainer.megatron.live_masks import LiveMask
+
+
+class PlainNorm:
+    """What makes torch's own norm of megatron-core's settings, as its layer specs ask for one."""
+
+    def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
+        """Return a LayerNorm or RMSNorm over ``hidden_size`` entries."""
+        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        norm = kind(hidden_size, eps=eps)
+        _mark_for_sequence_parallelism(norm, config)
+        return norm
+
+
+class MaskedLayerNorm(torch.nn.LayerNorm):
+    """LayerNorm over hidden channels of which some are masked."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
+        super().__init__(hidden_size, eps=eps)
+        _mark_for_sequence_parallelism(self, config)
+        self._mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (positions, batch, hidden)."""
+        if self._mask.value == 1.0:
+            return super().forward(x)
+        mask = self._mask.units
+        return _masked_norm(x, self.weight * mask, self.bias * mask, mask, self.eps)
+
+
+class MaskedRMSNorm(torch.nn.RMSNorm):
+    """RMSNorm over hidden channels of which some are masked."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
+        super().__init__(hidden_size, eps=eps)
+        _mark_for_sequence_parallelism(self, config)
+        self._mask, self._eps = mask, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (positions, batch, hidden)."""
+        if self._mask.value == 1.0:
+            return super().forward(x)
+        mask = self._mask.units
+        return _masked_norm(x, self.weight * mask, None, mask, self._eps)
+
+
+def _masked_norm(x: Tensor, gain: Tensor, bias: Tensor | None, mask: Tensor, eps: float) -> Tensor:
+    """Return ``x`` over its root mean square, which weighs with ``mask``, times ``gain``.
+
+    With a ``bias``, which is then added, this is LayerNorm and ``x`` is centred before, by a mean
+    that weighs with the mask, too. All is computed in the mask's precision, which is at least
+    float32's; the result has that of ``x``.
+    """
+    normed: Tensor = _MaskedNorm.apply(  # type: ignore[no-untyped-call]
+        x, gain, bias, mask / mask.sum(), eps
+    )
+    return normed
+
+
+class _MaskedNorm(torch.autograd.Function):
+    """``_masked_norm`` with its gradients written out: autograd's own take three times as long.
+
+    With shares s, y = (x - sum(s x)) / r and r^2 = sum(s (x - sum(s x))^2) + eps. A gradient g of
+    the result is h = gain g at y, and (h - s (sum(h) + y sum(h y))) / r at x, where ``sum(h)`` is
+    there only if y is centred.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, bias: Tensor | None, share: Tensor, eps: float
+    ) -> Tensor:
+        result, y, inverse = _normed(x, gain, bias, share, eps)
+        ctx.save_for_backward(y, inverse, gain, share)
+        ctx.centred = bias is not None
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, inverse, gain, share = ctx.saved_tensors
+        to_x, to_gain, to_bias = _gradients(gradient, y, inverse, gain, share, ctx.centred)
+        return to_x, to_gain, to_bias, None, None
+
+
+@compiled
+def _normed(
+    x: Tensor, gain: Tensor, bias: Tensor | None, share: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = x.to(share.dtype)
+    if bias is not None:
+        wide = wide - _weighted(wide, share)
+    inverse = torch.rsqrt(_weighted(wide.square(), share) + eps)
+    y = wide * inverse
+    result = y * gain if bias is None else torch.addcmul(bias, y, gain)
+    return result.to(x.dtype), y, inverse
+
+
+@compiled
+def _gradients(
+    gradient: Tensor, y: Tensor, inverse: Tensor, gain: Tensor, share: Tensor, centred: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    wide = gradient.to(share.dtype)
+    product = wide * y
+    common = y * _weighted(product, gain)
+    if centred:
+        common += _weighted(wide, gain)
+    to_x = (wide * gain).addcmul_(common, share, value=-1).mul_(inverse).to(gradient.dtype)
+    to_bias = wide.flatten(0, -2).sum(0) if centred else None
+    return to_x, product.flatten(0, -2).sum(0), to_bias
+
+
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """Return the sum over channels with weights; on a CPU a product with a vector is quicker."""
+    return (x * weights).sum(-1, keepdim=True) if x.is_cuda else (x @ weights)[..., None]
+
+
+def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:
+    # By this flag finalize_model_grads sums what each tensor rank saw of the positions.
+    for parameter in norm.parameters():
+        setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010

@@ -1,0 +1,217 @@
+"""A rank's parameters live in megatron-core; checkpoints know logical tensors.
+
+Here the two meet. Every parameter of a rank is one placement of the layout
+(:mod:`flmgrow.formats.layout.placements`), and beside it lies what the optimizer keeps: a float32
+master and Adam's moments, for the whole parameter, or, in a distributed optimizer, for a stretch of
+it on each replica. All of it can be filled from, and seen as, logical tensors; so any checkpoint
+that flmgrow can read begins a run, in any layout.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flmgrow.formats.layout.placements import Layout, Placement, placements
+from flmgrow.formats.reading import as_bytes
+from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+from flmgrow.model.tensors import logical_tensors
+from flmgrow.trainer.megatron import cpu
+
+cpu.install()
+
+from megatron.core import parallel_state  # noqa: E402
+
+MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A parameter of this rank, and where in the model it belongs."""
+
+    placement: Placement
+    tensor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What this rank's optimizer keeps of a parameter: of its flat elements [start, stop).
+
+    ``master`` is the tensor that Adam changes. ``entry`` has the moments, by name, and torch's
+    count of steps; it is empty before the first step.
+    """
+
+    start: int
+    stop: int
+    master: Tensor
+    entry: dict[str, Any]
+
+
+def parameters_of(
+    models: Sequence[Any], config: ModelConfig, layout: Layout, padded_vocab: int
+) -> list[Parameter]:
+    """Return this rank's parameters in the order of its modules, chunk by chunk."""
+    sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
+    own = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    placed = {
+        (p.chunk, p.key): p
+        for p in placements(ROWS, logical_tensors(config), sizes, layout)
+        if (p.tensor_rank, p.pipeline_rank) == own
+    }
+    found = [
+        Parameter(placed.pop((chunk, name)), tensor)
+        for chunk, model in enumerate(models)
+        for name, tensor in model.named_parameters()
+    ]
+    assert not placed, f"megatron-core has no {', '.join(key for _, key in placed)}"
+    return found
+
+
+class OptimizerView:
+    """megatron-core's optimizer of any kind, seen from the parameters."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._members = getattr(optimizer, "chained_optimizers", [optimizer])
+        self.distributed = hasattr(self._members[0], "model_param_group_index_map")
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """All param groups."""
+        return [group for member in self._members for group in member.optimizer.param_groups]
+
+    @property
+    def counts_by_group(self) -> bool:
+        """Whether the step count lies in the param groups, as fused kernels have it."""
+        return not isinstance(self._members[0].optimizer, torch.optim.AdamW | torch.optim.Adam)
+
+    def kept(self, parameter: Tensor) -> Kept | None:
+        """Return what is kept of a parameter; None if another replica keeps all of it."""
+        for member in self._members:
+            if self.distributed:
+                place = member.model_param_group_index_map.get(parameter)
+                if place is None:
+                    continue
+                span = member._get_model_param_range_map(parameter)["param"]
+                master = member.optimizer.param_groups[place[0]]["params"][place[1]]
+                return Kept(span.start, span.end, master, member.optimizer.state[master])
+            master = getattr(parameter, "main_param", parameter)
+            return Kept(0, parameter.numel(), master, member.optimizer.state[master])
+        return None
+
+    def step_count(self) -> int:
+        """Return how many steps Adam has counted."""
+        for member in self._members:
+            for entry in member.optimizer.state.values():
+                if "step" in entry:
+                    return int(entry["step"])
+            for group in member.optimizer.param_groups:
+                if "step" in group:
+                    return int(group["step"])
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class LivePiece:
+    """A flat tensor in memory, on any device, as a piece of a logical tensor.
+
+    It is copied to the host a stretch at a time: the whole states of all ranks of a machine may be
+    more than its memory.
+    """
+
+    placement: Placement
+    values: Tensor
+
+    def __str__(self) -> str:
+        return self.placement.key
+
+    @property
+    def dtype(self) -> str:
+        """Its element type by torch's name."""
+        return str(self.values.dtype).removeprefix("torch.")
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the tensor's bytes from byte ``offset`` on."""
+        stretch = self.values.view(torch.uint8)[offset : offset + len(target)]
+        target[:] = as_bytes(stretch.cpu().numpy())
+
+    def checksum(self) -> int | None:
+        """None: it lies in no file."""
+        return None
+
+
+def live_states(
+    parameters: Sequence[Parameter],
+    optimizer: OptimizerView,
+    states: Sequence[State],
+    *,
+    writes: bool,
+) -> Iterator[tuple[State, LivePiece]]:
+    """Yield every state of every parameter as a whole, on the replica that ``writes``.
+
+    On all replicas at once: what they keep of a parameter is put together, one state at a time.
+    Until it is written that lies on the writer's host.
+    """
+    for state in states:
+        for parameter in parameters:
+            values = _state_of(parameter, optimizer, state, writes=writes)
+            if writes:
+                yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
+
+
+def _state_of(
+    parameter: Parameter, optimizer: OptimizerView, state: State, *, writes: bool
+) -> Tensor:
+    if state is State.WEIGHT:
+        return parameter.tensor
+    kept = optimizer.kept(parameter.tensor)
+    own = None
+    if kept is not None:
+        own = kept.master if state is State.MASTER else kept.entry[state]
+    if not optimizer.distributed:
+        assert own is not None
+        return own
+    # As integers: of all replicas but one the bits are zero, and a sum of those changes none.
+    whole = torch.zeros(parameter.tensor.numel(), dtype=torch.int32, device=parameter.tensor.device)
+    if kept is not None and own is not None:
+        whole[kept.start : kept.stop] = own.detach().view(-1).view(torch.int32)
+    torch.distributed.all_reduce(whole, group=parallel_state.get_data_parallel_group())
+    return whole.view(torch.float32).cpu() if writes else whole
+
+
+@torch.no_grad()
+def fill(
+    parameter: Parameter, optimizer: OptimizerView, values: Mapping[State, Tensor], step: int
+) -> None:
+    """Give a parameter, and what is kept of it, new ``values``, flat in the dtype they are stored.
+
+    A master is taken where there is one, otherwise the weight; without moments, Adam begins anew.
+    """
+    best = values.get(State.MASTER, values[State.WEIGHT]).to(parameter.tensor.device)
+    parameter.tensor.view(-1).copy_(best)
+    kept = optimizer.kept(parameter.tensor)
+    if kept is None:
+        return
+    inside = slice(kept.start, kept.stop)
+    if kept.master.data_ptr() != parameter.tensor.data_ptr():
+        kept.master.view(-1).copy_(best[inside])
+    if State.EXP_AVG not in values:
+        return
+    for state in MOMENTS:
+        moment = values[state][inside].to(kept.master.device, torch.float32)
+        kept.entry[str(state)] = moment.clone().view_as(kept.master)
+    if not optimizer.counts_by_group:
+        kept.entry["step"] = torch.tensor(float(step), device=kept.master.device)
+
+
+def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:
+    """Return a flat tensor on the CPU and its bytes, to be filled."""
+    tensor = torch.empty(count, dtype=getattr(torch, dtype))
+    return tensor, as_bytes(tensor.view(torch.uint8).numpy())

@@ -1,0 +1,1 @@
+"""The processes of a stage: started, stopped and of one mind."""

@@ -1,0 +1,1 @@
+"""A stage of training as a file that a person writes."""

@@ -1,0 +1,194 @@
+"""One file says all that decides on a stage of training, so that it can be read, kept and repeated.
+
+A stage file is YAML. A key that nobody knows is an error and not a default, because a misspelt
+learning rate costs weeks. Relative paths are relative to the file's own folder.
+
+Importing this module loads neither torch nor megatron-core: ``flmgrow run`` plans with it.
+"""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.layout.placements import Layout, check_divisible
+from flmgrow.model.axes import Axis
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.states import State
+from flmgrow.model.tensors import parameter_count
+from flmgrow.storage.strict_yaml import read_yaml
+from flmgrow.storage.validation import problems
+from flmgrow.trainer.stage.model import ModelSection
+from flmgrow.trainer.stage.section import Name, Section, located, nearest
+from flmgrow.trainer.stage.sections import (
+    CheckpointSection,
+    DataSection,
+    GuardSection,
+    LayoutSection,
+    LearningRateSection,
+    LogSection,
+    MaskSection,
+    OptimizerSection,
+    TrainingSection,
+)
+
+_WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
+_STATE_BYTES = 4
+"""Of each state that is kept beside a weight."""
+
+XPOS_REACH = 64
+"""Scale bases from the centre to the farthest position: (0.4 / 1.4) ** 64 is 1e-35."""
+
+
+class StageFile(Section):
+    """One stage of training. ``name`` tells it from others, and its checkpoints from theirs."""
+
+    name: Name
+    model: ModelSection = ModelSection()
+    layout: LayoutSection = LayoutSection()
+    data: DataSection
+    training: TrainingSection
+    learning_rate: LearningRateSection
+    optimizer: OptimizerSection = OptimizerSection()
+    masks: MaskSection = MaskSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    guard: GuardSection = GuardSection()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        training, replicas = self.training, self.layout.dp
+        if training.batch % (training.micro_batch * replicas):
+            raise ValueError(
+                f"a batch of {training.batch} does not divide into micro-batches of "
+                f"{training.micro_batch} on {replicas} replicas"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_data(self) -> Self:
+        if self.log.validation_every is not None and not self.data.validation_share:
+            raise ValueError("log.validation_every needs a data.validation_share above 0")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps."""
+        return self.training.step_count(self.data.sequence_length)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens in a batch."""
+        return self.training.batch * self.data.sequence_length
+
+    @property
+    def warmup_steps(self) -> int:
+        """The steps until the learning rate has its peak, rounded."""
+        return nearest(Fraction(self.learning_rate.warmup_samples, self.training.batch))
+
+    @property
+    def decay_steps(self) -> int:
+        """The steps, counted from the stage's begin, until it has its floor."""
+        if self.learning_rate.decay_tokens is None:
+            return self.steps
+        return max(1, nearest(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
+
+
+def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:
+    """Return about how many bytes a checkpoint of a stage has, optimizer state included."""
+    precision, distributed = stage.training.precision, stage.layout.distributed_optimizer
+    states = State.beside_weights(precision, distributed=distributed)
+    return parameter_count(config) * (_WEIGHT_BYTES[precision] + _STATE_BYTES * len(states))
+
+
+def read_stage(path: Path) -> StageFile:
+    """Return the stage in a YAML file, its paths made absolute; its name is the file's if not told.
+
+    Raises UsageError, naming file and key of each problem.
+    """
+    data = read_yaml(path)
+    return stage_of({"name": path.stem, **data} if isinstance(data, dict) else data, path)
+
+
+def stage_of(data: object, path: Path) -> StageFile:
+    """Return the stage that ``data`` from the file ``path`` describes, its paths made absolute.
+
+    Raises UsageError.
+    """
+    try:
+        stage = StageFile.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(
+            f"{path}: {problems(error.errors())}", "see docs/guides/train.md"
+        ) from None
+    return _located(stage, path.absolute().parent)
+
+
+def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
+    """Return a stage's layout.
+
+    Raises UsageError if ``config`` cannot be laid out so, or not be trained on such sequences.
+    """
+    _check_positions(stage.data.sequence_length, config)
+    layout = stage.layout.layout(config.layers)
+    check_divisible(layout, {**config.sizes, Axis.VOCAB: padded_vocab})
+    if padded_vocab % layout.tp:
+        raise UsageError(
+            f"{padded_vocab} rows of the vocabulary do not divide by TP{layout.tp}",
+            "lay the checkpoint out first: flmgrow reshard, or import for a Hugging Face folder",
+        )
+    if stage.layout.sequence_parallel and stage.data.sequence_length % layout.tp:
+        raise UsageError(
+            f"sequence_length {stage.data.sequence_length} does not divide by TP{layout.tp}, as "
+            "sequence parallelism needs it"
+        )
+    training = stage.training
+    micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
+    if layout.vpp > 1 and micro_batches % layout.pp:
+        raise UsageError(
+            f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual pipeline "
+            "needs it"
+        )
+    return layout
+
+
+def _check_positions(length: int, config: ModelConfig) -> None:
+    if config.positions == "learned" and length > config.max_positions:
+        raise UsageError(
+            f"sequence_length {length}: the model has {config.max_positions} positions"
+        )
+    rotary = config.rotary
+    if config.positions in ("rope", "xpos") and int(config.head_dim * rotary.percent) % 2:
+        raise UsageError(
+            f"heads of {config.head_dim}: {int(config.head_dim * rotary.percent)} channels cannot "
+            "be rotated in pairs",
+            "give an even kv_channels, or other rotary.percent",
+        )
+    farthest = max(abs(position - rotary.xpos_centre) for position in (0, length - 1))
+    if config.positions == "xpos" and farthest > XPOS_REACH * rotary.xpos_scale_base:
+        raise UsageError(
+            f"sequence_length {length}: xPos scales a position {farthest} from its centre by more "
+            f"than 32 bits hold, wanted at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
+            "make rotary.xpos_scale_base larger, or put rotary.xpos_centre into the middle",
+        )
+
+
+def _located(stage: StageFile, folder: Path) -> StageFile:
+    """Return the stage with its paths seen from ``folder``."""
+
+    def seen(value: Any) -> Any:
+        if isinstance(value, Path):
+            return folder / value
+        if isinstance(value, list):
+            return [seen(item) for item in value]
+        if not isinstance(value, Section):
+            return value
+        moved = {name: seen(part) for name, part in value}
+        changed = {name: part for name, part in moved.items() if part != getattr(value, name)}
+        return value.model_copy(update=changed) if changed else value
+
+    result: StageFile = seen(stage)
+    data = result.data.model_copy(update={"tokenizer": located(stage.data.tokenizer, folder)})
+    return result.model_copy(update={"data": data})

@@ -1,0 +1,231 @@
+"""The parts of a stage file: what can be said, in which units, and what holds if nothing is said.
+
+Amounts of text are in tokens, and may be written ``245.37B``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flmgrow.formats.layout.placements import Layout, make_layout
+from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer.stage.section import (
+    MOST,
+    Amount,
+    Count,
+    FilePath,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    amount,
+    nearest,
+    token_text,
+)
+
+
+class LayoutSection(Section):
+    """Ranks: tensor x pipeline x data-parallel, and how layers lie on the pipeline.
+
+    ``pipeline_layers`` has a count for each pipeline rank, or each of their chunks.
+    ``overlap_grad_reduce`` sums gradients over replicas while others are still computed.
+    """
+
+    tp: Count = 1
+    pp: Count = 1
+    vpp: Count = 1
+    dp: Count = 1
+    pipeline_layers: list[int] | None = None
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    overlap_grad_reduce: bool = False
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.tp * self.pp * self.dp
+
+    def layout(self, layers: int) -> Layout:
+        """Return the layout of a model. Raises UsageError where layers do not fit."""
+        return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
+
+
+class CorpusSection(Section):
+    """A corpus that ``flmgrow data prepare`` made (or Megatron's prefix), and its weight."""
+
+    path: FilePath
+    weight: Positive = 1.0
+
+
+class TeacherSection(Section):
+    """Propositions with their truth (.jsonl), and their share of the samples."""
+
+    files: list[FilePath] = Field(min_length=1)
+    share: Annotated[float, Field(gt=0, lt=1)]
+    packed: bool = True
+
+
+class DataSection(Section):
+    """What is read. ``validation_share`` of each corpus' documents, the last, is held out.
+
+    ``checksums`` says whether all tokens are read and summed when a stage begins: ``auto`` does so
+    for corpora up to a gigabyte.
+    """
+
+    tokenizer: str = "bytes"
+    eod: Annotated[str, BeforeValidator(token_text)] | None = None
+    sequence_length: Count
+    corpora: list[CorpusSection] = Field(min_length=1)
+    teacher: TeacherSection | None = None
+    validation_share: Share = 0.0
+    checksums: Literal["auto", "always", "never"] = "auto"
+    seed: Seed = 1234
+
+
+class TrainingSection(Section):
+    """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
+
+    ``batch`` and ``micro_batch`` count sequences; ``init_std`` is the spread of fresh weights, at
+    muP's base width if there is one.
+    """
+
+    steps: Amount | None = None
+    tokens: Amount | None = None
+    batch: Count
+    micro_batch: Count = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    recompute: Literal["none", "selective", "full"] = "none"
+    init_std: Positive = 0.02
+    seed: Seed = 1234
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens")
+        return self
+
+    def step_count(self, sequence_length: int) -> int:
+        """Return the number of optimizer steps, at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return max(1, nearest(Fraction(self.tokens, self.batch * sequence_length)))
+
+
+class LearningRateSection(Section):
+    """The stage's own schedule: warm-up to ``peak``, then down to ``floor``.
+
+    ``decay_tokens`` is where the floor is reached, counted from the stage's begin; by default where
+    the stage ends.
+    """
+
+    peak: Positive
+    floor: NotNegative = 0.0
+    warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0, le=MOST)] = 0
+    decay_tokens: Amount | None = None
+    style: Literal["cosine", "linear", "constant"] = "cosine"
+
+    @model_validator(mode="after")
+    def _floor_is_below(self) -> Self:
+        if self.floor > self.peak:
+            raise ValueError(f"the floor {self.floor:g} is above the peak {self.peak:g}")
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+    clip_grad: NotNegative = 1.0
+
+
+class MaskSection(Section):
+    """How masks rise, from where the checkpoint has them.
+
+    ``ramp_steps`` is the time from 0 to 1, by default what the growth asked for; ``in_turn`` lets
+    one dimension rise after the other instead of all together.
+    """
+
+    ramp_steps: Count | None = None
+    in_turn: bool = False
+
+    def rising(self, masks: Mapping[Dimension, Mask]) -> dict[Dimension, Mask]:
+        """Return the masks that are not open yet, each as steep as the stage wants it."""
+        return {
+            name: mask if self.ramp_steps is None else replace(mask, ramp_steps=self.ramp_steps)
+            for name, mask in masks.items()
+            if mask.value < 1
+        }
+
+    def after(self, masks: Mapping[Dimension, Mask], steps: int) -> dict[Dimension, Mask]:
+        """Return what is not open yet of ``masks`` after so many steps."""
+        return self.rising(ramped(self.rising(masks), steps, in_turn=self.in_turn))
+
+
+class CheckpointSection(Section):
+    """Where checkpoints lie, and what the stage begins with.
+
+    The stage goes on from the newest checkpoint in ``folder``; if there is none, it begins with
+    ``load`` (a checkpoint of any format and layout); without that, with fresh weights. ``every``
+    counts steps; ``keep`` is how many are kept (None: all). ``begin`` says whether ``load`` gives
+    all that it has, or weights only, as it always is of a Hugging Face folder. ``change_at`` is an
+    iteration from whose checkpoint on settings hold that the stage did not begin with.
+    ``ignore_arguments`` and ``ignore_fields`` (of a ``config.json``) name what is vouched for
+    though flmgrow does not know it, or are patterns; ``set_arguments`` (``num_layers=28``) stand in
+    the place of missing or wrong ones; ``true_vocab_size`` are the real rows of ``load`` where its
+    files do not say. ``untie`` says whether a Hugging Face model with a shared table keeps the head
+    that is stored beside it.
+    """
+
+    folder: FilePath = Path("checkpoints")
+    load: FilePath | None = None
+    begin: Literal["anew", "continue"] | None = None
+    change_at: Annotated[int, Field(ge=0, le=MOST)] | None = None
+    ignore_arguments: list[str] = Field(default_factory=list)
+    ignore_fields: list[str] = Field(default_factory=list)
+    set_arguments: list[str] = Field(default_factory=list)
+    true_vocab_size: Count | None = None
+    untie: bool | None = None
+    every: Count | None = None
+    keep: Count | None = None
+    format: Literal["megatron", "torch_dist"] = "torch_dist"
+
+
+class LogSection(Section):
+    """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
+
+    A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
+    counts batches of the stage. ``peak_tflops`` is that of one device, for the utilisation.
+    """
+
+    every: Count = 10
+    metrics: FilePath = Path("metrics.jsonl")
+    tensorboard: FilePath | None = None
+    validation_every: Count | None = None
+    validation_samples: Count | None = None
+    validation_batches: Count | None = None
+    peak_tflops: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> Self:
+        if self.validation_samples is not None and self.validation_batches is not None:
+            raise ValueError("give either validation_samples or validation_batches")
+        return self
+
+
+class GuardSection(Section):
+    """When to stop: a loss ``spike`` nats above the mean of the last ``window`` steps.
+
+    None lets spikes pass. A loss or gradient that is not finite always stops the run.
+    """
+
+    spike: Positive | None = None
+    window: Count = 50
