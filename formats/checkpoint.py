@@ -165,13 +165,6 @@ class Contents(Protocol):
     def count(self) -> int:
         """The number of files."""
 
-    def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
-        """Return what a (tensor, pipeline) rank of the checkpoint's layout would save.
-
-        That is: args, iteration, and so on, and a state dict per model chunk, in the order of its
-        modules. Tensors in it that are pieces need not be there, but their keys are.
-        """
-
     def digest(self) -> str:
         """Return a digest of all content."""
 
@@ -254,10 +247,3 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class WritesFile(Protocol):
-    """Somewhere to write bytes, strictly in order."""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append ``data``."""

@@ -2,10 +2,9 @@
 
 import reprlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.megatron.arguments.classes import Arguments
 
 MAX_LAYERS = 10_000
 """More are taken for damage, before memory is spent on them."""
@@ -26,7 +25,7 @@ class ArgumentReader:
     ``prefix`` is put before an argument's name there.
     """
 
-    def __init__(self, arguments: Arguments, where: str, prefix: str = "args.") -> None:
+    def __init__(self, arguments: Mapping[str, object], where: str, prefix: str = "args.") -> None:
         self.arguments = arguments
         self.where = where
         self.prefix = prefix

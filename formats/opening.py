@@ -24,7 +24,11 @@ from flmgrow.formats.megatron.folders import (
     others,
     root_folder,
 )
+from flmgrow.formats.megatron.legacy.contents import RankFiles
+from flmgrow.formats.megatron.legacy.optimizer import with_rank_states
 from flmgrow.formats.megatron.legacy.reader import open_ranks
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
+from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 
 _TRIED = 3
@@ -95,3 +99,18 @@ def _way_to(folder: Path) -> str:
         f"the newest complete iteration is {number}: give {folder}, or --iteration {number} to a "
         f"command that has it, or write {number} into {TRACKER}"
     )
+
+
+def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
+
+    Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
+    that is not understood, or differs between ranks where it may not.
+    """
+    if "optimizer" not in checkpoint.carried:
+        return checkpoint
+    files = checkpoint.contents
+    if isinstance(files, DistFolder):
+        return with_distributed_states(checkpoint, files)
+    assert isinstance(files, RankFiles)
+    return with_rank_states(checkpoint, files)

@@ -1,8 +1,8 @@
 """What is to be written, described before any value is computed.
 
-A file is a tree of inert values. The storages in it whose bytes do not come from the source are
-filled by arrays: mostly one each; but a flat format puts many into one storage, with gaps between
-them, and its storage is then written from front to back like any other. A file may also be made of
+A file has buffers whose bytes do not come from the source. They are
+filled by arrays: mostly one each; but a flat format puts many into one buffer, with gaps between
+them, which is then written from front to back like any other. A file may also be made of
 the sums of others, taken while these were written: none is read again for it.
 """
 
@@ -12,24 +12,45 @@ from math import prod
 from typing import ClassVar, Protocol
 
 from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_file.file import TorchFileWriter, source_chunks
-from flmgrow.formats.torch_file.values import Storage
 from flmgrow.model.states import State
 from flmgrow.storage.files import Bytes
 
 
+class Buffer(Protocol):
+    """A run of bytes in a file to be written, known by its identity."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class OwnBuffer:
+    """A buffer that is one array and nothing else."""
+
+    nbytes: int
+
+
 @dataclass(frozen=True, eq=False)
 class TargetArray:
-    """An array to be produced: where it belongs, its dtype, and where in which storage it begins.
+    """An array to be produced: where it belongs, its dtype, and where in which buffer it begins.
 
-    ``start`` counts elements. What no array of a storage fills is zero.
+    ``start`` counts elements. What no array of a buffer fills is zero.
     """
 
     placement: Placement
     dtype: str
-    storage: Storage
+    buffer: Buffer
     state: State = State.WEIGHT
     start: int = 0
+
+    @classmethod
+    def alone(cls, placement: Placement, dtype: str, state: State = State.WEIGHT) -> "TargetArray":
+        """Return an array with a buffer of its own."""
+        nbytes = prod(placement.shape) * DTYPES[dtype].itemsize
+        return cls(placement, dtype, OwnBuffer(nbytes), state)
 
     @property
     def stop(self) -> int:
@@ -37,8 +58,8 @@ class TargetArray:
         return self.start + prod(self.placement.shape)
 
 
-Fill = Callable[[Storage, Sequence[TargetArray]], Iterator[Bytes]]
-"""Produces the bytes of a storage from the arrays that lie in it."""
+Fill = Callable[[Buffer, Sequence[TargetArray]], Iterator[Bytes]]
+"""Produces the bytes of a buffer from the arrays that lie in it."""
 
 Sums = Mapping[str, str]
 """The SHA-256 sums of files, in hex, by path."""
@@ -48,7 +69,7 @@ Sums = Mapping[str, str]
 class TargetFile:
     """A file to be written: its path below the output folder, its content, its arrays.
 
-    Arrays that share a storage come in the order in which they lie there.
+    Arrays that share a buffer come in the order in which they lie there.
     """
 
     path: str
@@ -56,11 +77,11 @@ class TargetFile:
     arrays: tuple[TargetArray, ...]
     sums_of: ClassVar[Sequence[str]] = ()
 
-    def by_storage(self) -> Mapping[int, list[TargetArray]]:
-        """Return the arrays of every storage, by the identity of the storage."""
+    def by_buffer(self) -> Mapping[int, list[TargetArray]]:
+        """Return the arrays of every buffer, by the identity of the buffer."""
         result: dict[int, list[TargetArray]] = {}
         for array in self.arrays:
-            result.setdefault(id(array.storage), []).append(array)
+            result.setdefault(id(array.buffer), []).append(array)
         return result
 
     @property
@@ -69,9 +90,9 @@ class TargetFile:
         return TorchFileWriter(self.root, lambda _: None).total_size
 
     def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
-        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays."""
+        """Write it from front to back; ``fill`` gives the bytes of a buffer from its arrays."""
         writer = TorchFileWriter(self.root, write)
-        filling = self.by_storage()
+        filling = self.by_buffer()
         for storage in writer.storages:
             arrays = filling.get(id(storage))
             chunks = source_chunks(storage) if arrays is None else fill(storage, arrays)
@@ -140,7 +161,7 @@ class NewFile(Protocol):
         """Its size in bytes, known before there is any value."""
 
     def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
-        """Write it from front to back; ``fill`` gives the bytes of a storage from its arrays.
+        """Write it from front to back; ``fill`` gives the bytes of a buffer from its arrays.
 
         ``sums`` are those of the files it holds the sums of.
         """

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from damage import rank_files
 
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import full_box
 

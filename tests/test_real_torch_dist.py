@@ -21,9 +21,8 @@ from megatron_runs import ROOT, torchrun, train_tiny
 from stage_runs import NEWER
 
 from flmgrow.cli.app import run
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.model.axes import full_box
 
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}

@@ -28,8 +28,7 @@ from flmgrow.errors import (
 from flmgrow.formats.history.manifest import MANIFEST, Json, encode, read_manifest, records_of
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
-from flmgrow.formats.targets import NewFile, TargetArray
-from flmgrow.formats.torch_file.values import Storage
+from flmgrow.formats.targets import Buffer, NewFile, TargetArray
 from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
@@ -149,9 +148,9 @@ class Executor:
         )
 
     def blocks(
-        self, pool: ThreadPoolExecutor, storage: Storage, arrays: Sequence[TargetArray]
+        self, pool: ThreadPoolExecutor, buffer: Buffer, arrays: Sequence[TargetArray]
     ) -> Iterator[Array]:
-        """Yield the values of a storage from front to back, computed ahead by the pool.
+        """Yield the values of a buffer from front to back, computed ahead by the pool.
 
         ``arrays`` fill it, in this order; what lies between them is zero.
         """
@@ -170,13 +169,13 @@ class Executor:
                 for strip in array.placement.strips(limit):
                     yield partial(self._strip, array, strip)
                 position = array.stop
-            yield from gap(position, storage.nbytes // dtype.itemsize)
+            yield from gap(position, buffer.nbytes // dtype.itemsize)
 
         return in_order(pool, tasks(), self.execution.workers + 1)
 
     def _write(self, pool: ThreadPoolExecutor, file: NewFile, folder: OutputFolder) -> None:
-        def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
-            return map(as_bytes, self.blocks(pool, storage, arrays))
+        def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
+            return map(as_bytes, self.blocks(pool, buffer, arrays))
 
         sums = {path: folder.finished[path].sha256 for path in file.sums_of}
         summed = file.path in self.summed

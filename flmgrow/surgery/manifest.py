@@ -22,6 +22,7 @@ from flmgrow.formats.history.manifest import (
     training_of,
 )
 from flmgrow.formats.megatron.arguments.model import tokens_seen
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.values import namespace
 from flmgrow.model.axes import AxisMap
 from flmgrow.storage.checksums import FileRecord
@@ -137,7 +138,7 @@ def _tokens(source: Checkpoint) -> int | None:
     carried = training_of(source)
     if carried is not None:
         return carried.tokens
-    arguments = source.contents.content((0, 0)).get("args")
+    arguments = rank_content(source, (0, 0)).get("args")
     return None if arguments is None else tokens_seen(namespace(arguments))
 
 

@@ -14,7 +14,7 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.history.manifest import methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
+from flmgrow.formats.opening import with_optimizer
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.writing import (
     described_files,

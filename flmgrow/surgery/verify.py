@@ -20,7 +20,7 @@ from torch import Tensor
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import Json, manifest_of
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
+from flmgrow.formats.opening import with_optimizer
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried

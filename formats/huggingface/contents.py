@@ -42,14 +42,12 @@ class HuggingFaceFolder:
 
     ``fields`` is what ``config.json`` says. ``tensors`` are all stored tensors by name, each with
     its shard. ``options`` are what the user said about reading it, ``notes`` what one
-    should know of how they lie. ``root`` is what a rank of
-    Megatron's would hold of it, set once the model is known.
+    should know of how they lie.
     """
 
     def __init__(self, folder: Path, options: ReadOptions = AS_STORED) -> None:
         self.folder = folder
         self.options = options
-        self.root: Mapping[object, object] = {}
         self.notes: list[str] = []
         self._digest = ""
         self._others: list[ReadOnlyFile] = []
@@ -204,10 +202,6 @@ class HuggingFaceFolder:
     def count(self) -> int:
         """The number of shards."""
         return len(self.shards)
-
-    def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
-        """Return what a rank of Megatron's would save of this model."""
-        return self.root
 
     def _files(self) -> list[ReadOnlyFile]:
         return [*self._others, *(shard.file for shard in self.shards.values())]

@@ -1,8 +1,4 @@
-"""Opening a Hugging Face folder: the same rows as any checkpoint, under other names, on one rank.
-
-So that a Megatron checkpoint can be written from it, its contents can also say what a rank of
-Megatron's would hold: arguments for the model, and the keys of its modules.
-"""
+"""Opening a Hugging Face folder: the rows of any checkpoint, under other names, on one rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,9 +22,7 @@ from flmgrow.formats.huggingface.matching import (
     head_of,
 )
 from flmgrow.formats.huggingface.quantized import refuse_quantized
-from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.megatron.arguments.new import IMPLEMENTATIONS, VOCAB_MULTIPLE, new_arguments
-from flmgrow.formats.megatron.new_model import rank_content
+from flmgrow.formats.layout.placements import VOCAB_MULTIPLE, Layout
 from flmgrow.formats.reading import LogicalReader, widest
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
@@ -118,8 +112,6 @@ def _assemble(contents: HuggingFaceFolder, options: ReadOptions) -> Checkpoint:
     tensors: Mapping[str, LogicalTensor] = logical_tensors(config)
     reader = LogicalReader(tensors, sizes, pieces, mixed=True, ways_out=WAYS_OUT)
     dtype = widest({piece.dtype for piece in pieces})
-    arguments = new_arguments(config, padded, dtype, IMPLEMENTATIONS[options.fused])
-    contents.root = rank_content(arguments, config, padded, options.fused)
     return Checkpoint(
         path=contents.folder,
         folder=contents.folder,

@@ -21,10 +21,8 @@ from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingF
 from flmgrow.formats.huggingface.families import Family
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
-from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.tokenizer.spoken import spoken
-from flmgrow.formats.torch_file.file import new_tensor
 from flmgrow.storage.files import Bytes
 
 _CODE = "flmgrow.formats.huggingface.shipped"
@@ -56,12 +54,8 @@ class TargetShard:
         """Write it from front to back."""
         write(self.plan.header)
         for array in self.arrays:
-            for chunk in fill(array.storage, [array]):
+            for chunk in fill(array.buffer, [array]):
                 write(chunk)
-
-
-def _array(placement: Placement, dtype: str) -> TargetArray:
-    return TargetArray(placement, dtype, new_tensor(dtype, placement.shape).storage)
 
 
 def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetArray, ...]]:
@@ -69,11 +63,11 @@ def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetA
     group: list[TargetArray] = []
     size = 0
     for array in arrays:
-        if group and size + array.storage.nbytes > limit:
+        if group and size + array.buffer.nbytes > limit:
             yield tuple(group)
             group, size = [], 0
         group.append(array)
-        size += array.storage.nbytes
+        size += array.buffer.nbytes
     yield tuple(group)
 
 
@@ -90,7 +84,7 @@ def _shards(arrays: Sequence[TargetArray], options: HuggingFaceOptions) -> list[
 
 def _index(shards: Sequence[TargetShard]) -> TargetBytes:
     placed = {a.placement.key: shard.path for shard in shards for a in shard.arrays}
-    total = sum(a.storage.nbytes for shard in shards for a in shard.arrays)
+    total = sum(a.buffer.nbytes for shard in shards for a in shard.arrays)
     data = {"metadata": {"total_size": total}, "weight_map": placed}
     return TargetBytes(INDEX, json.dumps(data, indent=2).encode() + b"\n")
 
@@ -165,7 +159,7 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
         fields.update(family.fixed)
     dtype = target.dtype or source.dtype
     wanted = family_placements(family, target.config, target.config.sizes)
-    shards = _shards([_array(p, dtype) for p in wanted], target.huggingface)
+    shards = _shards([TargetArray.alone(p, dtype) for p in wanted], target.huggingface)
     config = json.dumps(_with_dtype(fields, dtype), indent=2, sort_keys=True).encode() + b"\n"
     code = _kept_code(source, target)
     return [

@@ -235,6 +235,10 @@ def placements(
     return result
 
 
+VOCAB_MULTIPLE = 128
+"""Megatron-LM's own default of ``make_vocab_size_divisible_by``."""
+
+
 def padded_size(vocab: int, multiple: int, tp: int) -> int:
     """Return ``vocab`` rounded up to a multiple of ``multiple * tp``, as Megatron-LM pads it."""
     step = multiple * tp

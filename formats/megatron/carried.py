@@ -9,6 +9,7 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.model import written_arguments
 from flmgrow.formats.megatron.arguments.pipeline import written_layout
 from flmgrow.formats.megatron.content import EXTRA_STATE, arguments_in, chunk_key
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.same_values import text_of
 from flmgrow.formats.torch_file.foreign_objects import (
     is_left_out,
@@ -28,12 +29,12 @@ _MEANT = (*_PER_RANK, *_OPTIMIZER, EXTRA_STATE)
 _LAYER = "decoder.layers."
 
 
-def _source_chunks(
+def source_chunk_states(
     source: Checkpoint, tensor: int = 0
 ) -> Iterator[tuple[int, int, Mapping[object, object]]]:
     """Yield (pipeline rank, chunk, state dict) of a tensor rank of the source's."""
     for pipeline in range(source.layout.pp):
-        content = source.contents.content((tensor, pipeline))
+        content = rank_content(source, (tensor, pipeline))
         for chunk in range(source.layout.vpp):
             state = content[chunk_key(chunk, source.layout)]
             assert isinstance(state, Mapping)
@@ -45,7 +46,7 @@ def extra_states(source: Checkpoint, tensor: int = 0) -> dict[str, object]:
     numbered through the model.
     """
     result: dict[str, object] = {}
-    for pipeline, chunk, state in _source_chunks(source, tensor):
+    for pipeline, chunk, state in source_chunk_states(source, tensor):
         first, _ = source.layout.chunk_range(pipeline, chunk)
         for key, value in state.items():
             if not str(key).endswith(EXTRA_STATE):
@@ -69,7 +70,7 @@ def _unlike_first(source: Checkpoint) -> bool:
     return len(texts) > 1
 
 
-def _chunk_extra_states(
+def chunk_extra_states(
     states: Mapping[str, object], target: TargetModel, pipeline: int, chunk: int
 ) -> Iterator[tuple[str, object]]:
     """Yield the entries one target chunk gets; a layer takes those of its donor in the source."""
@@ -88,7 +89,8 @@ def _chunk_extra_states(
             yield f"{_LAYER}{layer - first}.{rest}", value
 
 
-def _arguments(template: Mapping[object, object], target: TargetModel) -> object:
+def target_arguments(template: Mapping[object, object], target: TargetModel) -> object:
+    """Return the ``args`` of a target's rank: those of its template, brought up to date."""
     old = arguments_in(template, "the source")
     new = written_arguments(old, target.config)
     new.update(written_layout(old, target.layout))
@@ -120,13 +122,13 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     kept = keeps_tensor_ranks(source, target.layout, target.format)
     if EXTRA_STATE in source.carried and not kept and _unlike_first(source):
         left.append(f"{EXTRA_STATE} of tensor ranks that differ from the first's")
-    unknown = left_out_objects(source.contents.content((0, 0)))
+    unknown = left_out_objects(rank_content(source, (0, 0)))
     return [*left, *(key for key in unknown if key not in left)]
 
 
 def dropped_notes(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return :func:`dropped` with the reason behind each key that has one of its own."""
-    reasons = left_out_objects(source.contents.content((0, 0)))
+    reasons = left_out_objects(rank_content(source, (0, 0)))
     return [f"{key}: {reasons[key]}" if key in reasons else key for key in dropped(source, target)]
 
 
@@ -137,12 +139,12 @@ def carried_content(
 
     ``rebuilt`` takes the place of what the source has under the same keys.
     """
-    template = source.contents.content((0, 0))
-    anew = {"args": _arguments(template, target), **rebuilt}
-    return _root(source, template, anew, {}, dropped(source, target))
+    template = rank_content(source, (0, 0))
+    anew = {"args": target_arguments(template, target), **rebuilt}
+    return rebuilt_content(source, template, anew, {}, dropped(source, target))
 
 
-def _root(
+def rebuilt_content(
     source: Checkpoint,
     template: Mapping[object, object],
     rebuilt: Mapping[str, object],

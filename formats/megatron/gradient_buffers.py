@@ -26,6 +26,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.content import chunk_key
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.reading import DTYPES, Array, Piece, as_bytes
 from flmgrow.model.states import State
 
@@ -120,7 +121,7 @@ def module_order(
     checkpoint: Checkpoint, rank: tuple[int, int], items: Iterable[Item]
 ) -> list[Item]:
     """Return the ``items`` of one rank in the order of its modules: that of its state dicts."""
-    content = checkpoint.contents.content(rank)
+    content = rank_content(checkpoint, rank)
     own = {
         (item.placement.chunk, item.placement.key): item
         for item in items

@@ -23,7 +23,7 @@ from flmgrow.model.tensors import logical_tensors
 _LINEAR = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
 
 
-def rank_content(
+def new_content(
     arguments: Mapping[str, object], config: ModelConfig, padded_vocab: int, fused: bool
 ) -> dict[object, object]:
     """Return what one rank of Megatron's would save, with the keys of its modules in order."""
@@ -87,7 +87,7 @@ def new_model(
     ``extra`` is what ranks hold beside model and arguments, ``companions`` say how the model is
     spoken to. Its values cannot be read.
     """
-    content = rank_content(arguments, config, padded_vocab, fused=False)
+    content = new_content(arguments, config, padded_vocab, fused=False)
     content.update({**extra, "iteration": iteration})
     multiple = arguments["make_vocab_size_divisible_by"]
     assert isinstance(multiple, int)

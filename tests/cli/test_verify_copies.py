@@ -17,8 +17,7 @@ from damage import State, correct_sums, edit, rank_files
 from pico import CONFIGS, even, make_checkpoint
 from pico_distributed import distribute
 
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import as_bytes, read_whole
 
 FORMATS = ("megatron", "distributed", "torch_dist", "huggingface")

@@ -18,6 +18,7 @@ from strategies import Case, any_config, as_wish, cases, examples, layouts_of
 from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.reading import Array
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution
@@ -189,7 +190,7 @@ def test_extra_state_follows_its_layer(tmp_path: Path) -> None:
     )
     grow_checkpoint(a, tmp_path / "b", Target(layers=6), LayoutWish(tp=1, pp=1))
     with open_megatron(tmp_path / "b") as opened:
-        root = opened.contents.content((0, 0))
+        root = rank_content(opened, (0, 0))
         assert isinstance(root, dict)
         state = root["model"]
     names = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1")

@@ -29,8 +29,7 @@ from stage_runs import (
 
 from flmgrow.cli.app import run
 from flmgrow.formats.history.manifest import family, masks_of, training_of
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.model.mup import KIND
 from flmgrow.storage.lock import take_lock
 

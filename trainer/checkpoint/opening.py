@@ -16,8 +16,7 @@ from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.huggingface.contents import is_huggingface
 from flmgrow.formats.megatron.arguments.given import parse_given
 from flmgrow.formats.megatron.folders import TRACKER
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.states import State
 from flmgrow.trainer.stage.file import StageFile

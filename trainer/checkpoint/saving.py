@@ -26,9 +26,8 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
-from flmgrow.formats.targets import NewFile, TargetArray
+from flmgrow.formats.targets import Buffer, NewFile, TargetArray
 from flmgrow.formats.torch_file.file import new_scalar
-from flmgrow.formats.torch_file.values import Storage
 from flmgrow.formats.writing import described_files
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -254,7 +253,7 @@ def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader
     path = root / file.path
     make_folders(root, path.parent)
 
-    def fill(storage: Storage, arrays: Sequence[TargetArray]) -> Iterator[Bytes]:
+    def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[Bytes]:
         dtype = DTYPES[arrays[0].dtype]
         position = 0
         for array in arrays:
@@ -264,7 +263,7 @@ def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader
                 reader = readers[array.state]
                 yield as_bytes(strip.arrange([reader.read(s.tensor, box) for s, box in pairs]))
             position = array.stop
-        yield bytes(storage.nbytes - position * dtype.itemsize)
+        yield bytes(buffer.nbytes - position * dtype.itemsize)
 
     found = xxhash.xxh3_128()
     with new_file(path, file.total_size) as output:

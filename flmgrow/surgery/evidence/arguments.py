@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.writing import written_format
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
@@ -56,7 +57,7 @@ def check_iteration(checkpoint: Checkpoint) -> list[Check]:
     if wanted is None or not written_format(checkpoint.format).ranks:
         return []
     for rank in checkpoint.layout.ranks:
-        found = checkpoint.contents.content(rank).get("iteration")
+        found = rank_content(checkpoint, rank).get("iteration")
         if isinstance(found, int) and found != wanted:
             where = f"rank {rank[0]} of stage {rank[1]}"
             detail = f"{checkpoint.folder.name}: {where} holds iteration {found}, wanted {wanted}"

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.megatron.carried import extra_states, keeps_tensor_ranks
 from flmgrow.formats.megatron.content import chunk_key
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.megatron.torch_dist.objects import LAYERS
 from flmgrow.formats.same_values import text_of
 from flmgrow.formats.writing import written_format
@@ -110,7 +111,7 @@ def _content(source: Checkpoint, result: Checkpoint, dropped: Collection[str]) -
     found: dict[str, str] = {}
     for rank in result.layout.ranks:
         known: dict[int, str] = {}
-        content = source.contents.content(rank if rank in source.layout.ranks else (0, 0))
+        content = rank_content(source, rank if rank in source.layout.ranks else (0, 0))
         for key, value in content.items():
             if key not in left:
                 found[f"{key} of rank {rank}"] = text_of(value, known)

@@ -2,7 +2,7 @@
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
+from flmgrow.formats.opening import with_optimizer
 from flmgrow.surgery.evidence.check import Check
 
 

@@ -5,11 +5,9 @@ what describes the model, its vocabulary and its numbers is made up here; how to
 run that loads it to say.
 """
 
+from flmgrow.formats.layout.placements import VOCAB_MULTIPLE
 from flmgrow.formats.torch_file.values import Global
 from flmgrow.model.config import ModelConfig
-
-VOCAB_MULTIPLE = 128
-"""Megatron-LM's own default of ``make_vocab_size_divisible_by``."""
 
 IMPLEMENTATIONS = {False: "local", True: "transformer_engine"}
 """The layer spec that has the plain names of parameters, and the one that fuses norms."""

@@ -16,8 +16,6 @@ from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.megatron.gradient_buffers import Cut, module_order
 from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
 from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files
-from flmgrow.formats.megatron.torch_dist.contents import DistFolder
-from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.states import State
@@ -122,18 +120,12 @@ def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
     return first.dtype
 
 
-def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
-    """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
+def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
+    """Return ``checkpoint`` with the optimizer state in its rank files found.
 
     Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
     that is not understood, or differs between ranks where it may not.
     """
-    if "optimizer" not in checkpoint.carried:
-        return checkpoint
-    files = checkpoint.contents
-    if isinstance(files, DistFolder):
-        return with_distributed_states(checkpoint, files)
-    assert isinstance(files, RankFiles)
     ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
     first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
     for optimizer in ranks.values():

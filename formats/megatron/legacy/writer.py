@@ -13,19 +13,20 @@ from dataclasses import replace
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.carried import (
-    _arguments,
-    _chunk_extra_states,
-    _root,
-    _source_chunks,
+    chunk_extra_states,
     dropped,
     extra_states,
     keeps_tensor_ranks,
+    rebuilt_content,
+    source_chunk_states,
+    target_arguments,
 )
 from flmgrow.formats.megatron.content import arguments_in, chunk_key
 from flmgrow.formats.megatron.distributed import distributed_entry, flat_content
 from flmgrow.formats.megatron.folders import DISTRIBUTED, folder_name, rank_path
 from flmgrow.formats.megatron.gradient_buffers import Cut
 from flmgrow.formats.megatron.legacy.adam import MASTERS, by_group
+from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import TargetArray, TargetFile
@@ -83,7 +84,7 @@ class _OptimizerBuilder:
 def _module_positions(source: Checkpoint) -> dict[str, int]:
     """Return the place of every key among the source's modules, with layer numbers left out."""
     positions: dict[str, int] = {}
-    for _, _, state in _source_chunks(source):
+    for _, _, state in source_chunk_states(source):
         for key in state:
             positions.setdefault(_LAYER_NUMBER.sub(".", str(key)), len(positions))
     return positions
@@ -121,7 +122,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
     files = []
     for (tensor, pipeline), owned in by_rank.items():
         same = tensor < source.layout.tp and pipeline < source.layout.pp
-        template = source.contents.content((tensor, pipeline) if same else (0, 0))
+        template = rank_content(source, (tensor, pipeline) if same else (0, 0))
         chunks: dict[str, OrderedMap] = {}
         arrays = []
         for chunk in range(target.layout.vpp):
@@ -133,8 +134,8 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
                 record: TensorRecord = new_tensor(dtype, placement.shape)
                 state[placement.key] = record
                 arrays.append(TargetArray(placement, dtype, record.storage))
-            state.update(_chunk_extra_states(states[tensor], target, pipeline, chunk))
-        rebuilt = {"args": _arguments(template, target)}
+            state.update(chunk_extra_states(states[tensor], target, pipeline, chunk))
+        rebuilt = {"args": target_arguments(template, target)}
         folder = folder_name(source.iteration)
         optimizer = target.optimizer
         if optimizer is not None and optimizer.gradient_dtype is not None:
@@ -148,7 +149,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
             builder = _OptimizerBuilder(optimizer, arrays)
             rebuilt["optimizer"] = builder.content()
             arrays += builder.arrays
-        root = _root(source, template, rebuilt, chunks, left_out)
+        root = rebuilt_content(source, template, rebuilt, chunks, left_out)
         path = rank_path(target.layout, folder, tensor, pipeline)
         files.append(TargetFile(path, root, tuple(arrays)))
     return files

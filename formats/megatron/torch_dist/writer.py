@@ -40,7 +40,6 @@ from flmgrow.formats.targets import (
     TargetFile,
     TargetSums,
 )
-from flmgrow.formats.torch_file.file import new_tensor
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
@@ -93,7 +92,7 @@ class TargetShard:
         writer = self.plan.writer(write)
         for item, array in zip(self.items, self.behind, strict=True):
             if isinstance(item, NewChunk) and array is not None:
-                writer.write_chunk(item, fill(array.storage, [array]))
+                writer.write_chunk(item, fill(array.buffer, [array]))
             elif isinstance(item, NewObject):
                 writer.write_object(item)
         writer.finish()
@@ -184,9 +183,8 @@ def _shards(
         rank = (placement.tensor_rank, placement.pipeline_rank)
         name = own.prefix + _name(placement)
         for chunk, offsets, extents in chunks_of(placement, sizes):
-            storage = new_tensor(own.dtype, extents).storage
             items[rank].append(NewChunk(name, own.dtype, offsets, extents))
-            behind[rank].append(TargetArray(chunk, own.dtype, storage, own.state))
+            behind[rank].append(TargetArray.alone(chunk, own.dtype, own.state))
     for item in (*_objects(source, target), *common):
         items[0, 0].append(item)
         behind[0, 0].append(None)

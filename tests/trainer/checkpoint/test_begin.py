@@ -102,7 +102,7 @@ def test_halves_give_their_masters(data: Path, tmp_path: Path) -> None:
 
 
 def masters(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
+    from flmgrow.formats.opening import with_optimizer
     from flmgrow.model.states import State
 
     with open_checkpoint(folder) as opened:

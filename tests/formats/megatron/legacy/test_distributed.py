@@ -17,8 +17,8 @@ from strategies import as_wish
 from torch import Tensor
 
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
 from flmgrow.formats.megatron.legacy.reader import open_megatron
+from flmgrow.formats.opening import with_optimizer
 from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.states import State

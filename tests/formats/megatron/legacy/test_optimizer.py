@@ -12,8 +12,8 @@ from pico import CONFIGS, even, make_checkpoint
 from torch import Tensor
 
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
 from flmgrow.formats.megatron.legacy.reader import open_megatron
+from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.axes import full_box
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutWish

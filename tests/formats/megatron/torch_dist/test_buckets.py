@@ -19,8 +19,7 @@ from strategies import examples
 
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.gradient_buffers import BUFFERS
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.model.axes import full_box
 
 State = dict[str, Any]

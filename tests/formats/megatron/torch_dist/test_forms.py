@@ -13,8 +13,7 @@ from pico import CONFIGS
 from pico_forms import LAYERS, make_form
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutWish
 

@@ -16,8 +16,7 @@ from pico_buckets import LAYOUTS, make_bucket_checkpoint, rank_buckets
 from pico_dist import Boxes
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.megatron.legacy.optimizer import with_optimizer
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 
 State = dict[str, Any]
 PREFIX = "optimizer.distributed."
