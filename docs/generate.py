@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from flmgrow.cli.app import app, run
+from flmgrow.cli.app import run
+from flmgrow.cli.commands import COMMANDS, command_of
 
 REFERENCE = Path(__file__).parent / "reference" / "cli.md"
 ENVIRONMENT = {"COLUMNS": "90", "TERM": "dumb", "NO_COLOR": "1"}
@@ -26,15 +27,12 @@ Exit codes are explained in [When things go wrong](../guides/when-things-go-wron
 
 def commands() -> list[str]:
     """Return the name of every command, ``GROUP NAME`` for one in a group."""
-    groups = [
-        ("", app),
-        *((f"{item.name} ", item.typer_instance) for item in app.registered_groups),
-    ]
-    return [
-        group + (item.name or getattr(item.callback, "__name__", ""))
-        for group, members in groups
-        for item in (members.registered_commands if members else ())
-    ]
+    found = []
+    for name in COMMANDS:
+        command = command_of(name)
+        members = getattr(command, "commands", {})
+        found += [f"{name} {member}" for member in members] or [name]
+    return found
 
 
 def help_of(*words: str) -> str:

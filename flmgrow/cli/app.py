@@ -1,4 +1,4 @@
-"""The application: one command per module, errors turned into lines and exit codes in one place."""
+"""The application: errors turned into lines and exit codes in one place."""
 
 import sys
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from flmgrow import __version__
-from flmgrow.cli import bake, data, expand, export, import_, inspect, plot, reshard, train, verify
-from flmgrow.cli import run as run_
+from flmgrow.cli.commands import CommandGroup
 from flmgrow.cli.ended import EndedError
 from flmgrow.errors import FlmgrowError, as_storage_error, printable, tell
 
@@ -15,15 +14,11 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="flmgrow",
+    cls=CommandGroup,
     help="Grow and reshard model checkpoints, and prove that the function did not change.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run_, train, plot, expand, reshard, import_, export, verify, inspect, bake):
-    function = command.__name__.rpartition(".")[2]
-    app.command(function.rstrip("_"))(getattr(command, function))
-app.add_typer(data.app, name="data")
 
 
 def _version(value: bool) -> None:
