@@ -39,6 +39,30 @@ class Weights(Protocol):
         """
 
 
+class Cache:
+    """Keys and values of the positions that a model was given so far, layer by layer.
+
+    Of a model with ``layers`` layers; one cache belongs to one batch of texts.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    @property
+    def length(self) -> int:
+        """The number of positions that all layers have."""
+        last = self._layers[-1]
+        return 0 if last is None else last[0].shape[-2]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values (b, g, s, d) behind those of a layer, and return all it has."""
+        known = self._layers[layer]
+        if known is not None:
+            key, value = torch.cat((known[0], key), -2), torch.cat((known[1], value), -2)
+        self._layers[layer] = key, value
+        return key, value
+
+
 @dataclass(frozen=True)
 class UnitMasks:
     """Multipliers of units, where the model has masks: (h,), (g, q), (f,) and (layers,)."""
@@ -77,12 +101,12 @@ def _norm(
     return normalise(x, weights.tensor(f"{name}.gain", layer), bias, config, mask)
 
 
-def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
+def _frequencies(config: ModelConfig, size: int, like: Tensor) -> Tensor:
     """Angular frequencies of the rotated pairs, with Llama-3 scaling (context 8192, bands 1 and
-    4).
+    4), in the dtype and on the device of ``like``.
     """
     rotary = config.rotary
-    exponent = torch.arange(0, size, 2, dtype=dtype) / size  # one pair more for an odd size
+    exponent = _steps(like, 0, size, 2) / size  # one pair more for an odd size
     frequency = rotary.base**-exponent
     if rotary.scaling_factor is None:
         return frequency
@@ -91,21 +115,23 @@ def _frequencies(config: ModelConfig, size: int, dtype: torch.dtype) -> Tensor:
     return frequency * (smooth + (1 - smooth) / rotary.scaling_factor)
 
 
-def rotate(x: Tensor, config: ModelConfig, sign: int) -> Tensor:
+def _steps(like: Tensor, start: int, stop: int, step: int = 1) -> Tensor:
+    return torch.arange(start, stop, step, dtype=like.dtype, device=like.device)
+
+
+def rotate(x: Tensor, config: ModelConfig, sign: int, first: int = 0) -> Tensor:
     """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s,
-    d).
+    d), whose positions begin at ``first``.
     """
     rotary = config.rotary
     size, rotated = rotary.size(x.shape[-1]), 2 * rotary.pairs(x.shape[-1])
     if config.positions not in ("rope", "xpos") or not rotated:
         return x
-    positions = torch.arange(x.shape[-2], dtype=x.dtype)
-    angle = torch.outer(
-        positions / (rotary.interpolation or 1.0), _frequencies(config, size, x.dtype)
-    )
+    positions = _steps(x, first, first + x.shape[-2])
+    angle = torch.outer(positions / (rotary.interpolation or 1.0), _frequencies(config, size, x))
     cos, sin = angle.cos(), angle.sin()
     if config.positions == "xpos":
-        zeta = (torch.arange(0, size, 2, dtype=x.dtype) / size + 0.4) / 1.4
+        zeta = (_steps(x, 0, size, 2) / size + 0.4) / 1.4
         power = sign * (positions - rotary.xpos_centre) / rotary.xpos_scale_base
         scale = zeta ** power[:, None]
         cos, sin = cos * scale, sin * scale
@@ -127,9 +153,17 @@ def _project(
 
 
 def attention(
-    x: Tensor, layer: int, config: ModelConfig, weights: Weights, head_mask: Tensor | None
+    x: Tensor,
+    layer: int,
+    config: ModelConfig,
+    weights: Weights,
+    head_mask: Tensor | None,
+    cache: Cache | None = None,
 ) -> Tensor:
-    """Return what causal attention adds to the residual stream; ``x`` is normalised, (b, s, h)."""
+    """Return what causal attention adds to the residual stream; ``x`` is normalised, (b, s, h).
+
+    With a ``cache``, the positions of ``x`` follow those in it, and are put there.
+    """
 
     def project(name: str, pattern: str) -> Tensor:
         y = _project(x, name, layer, weights, config.qkv_bias)
@@ -140,10 +174,13 @@ def attention(
     if config.qk_norm:
         query = _norm(query, "query_norm", layer, config, weights)
         key = _norm(key, "key_norm", layer, config, weights)
-    query, key = rotate(query, config, +1), rotate(key, config, -1)
+    first = 0 if cache is None else cache.length
+    query, key = rotate(query, config, +1, first), rotate(key, config, -1, first)
+    if cache is not None:
+        key, value = cache.extend(layer, key, value)
     scores = einsum(query, key, "b g q s d, b g t d -> b g q s t")
     scores = scores * config.attention_factor(layer)
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(first + 1)
     shares = scores.masked_fill(future, -torch.inf).softmax(-1)
     context = einsum(shares, value, "b g q s t, b g t d -> b g q s d")
     if head_mask is not None:
@@ -173,20 +210,28 @@ def ffn(
 
 
 def residuals(
-    config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Tensor,
+    masks: UnitMasks = NO_MASKS,
+    cache: Cache | None = None,
 ) -> Iterator[Tensor]:
     """Yield the residual stream (b, s, h) after the embedding and after each layer.
 
-    Tokens are (b, s).
+    Tokens are (b, s); with a ``cache`` they follow those that it was given before.
     """
+    first = 0 if cache is None else cache.length
     x = weights.rows("embedding", tokens) * config.multipliers.embedding
     if config.positions == "learned":
-        x = x + weights.rows("position_embedding", torch.arange(tokens.shape[-1]))
+        x = x + weights.rows(
+            "position_embedding",
+            torch.arange(first, first + tokens.shape[-1], device=tokens.device),
+        )
     yield x
     for layer in range(config.layers):
         branch = 1.0 if masks.layers is None else masks.layers[layer]
         y = _norm(x, "attention_norm", layer, config, weights, masks.hidden)
-        x = x + branch * attention(y, layer, config, weights, masks.heads)
+        x = x + branch * attention(y, layer, config, weights, masks.heads, cache)
         y = _norm(x, "ffn_norm", layer, config, weights, masks.hidden)
         x = x + branch * ffn(y, layer, config, weights, masks.ffn)
         yield x
@@ -204,8 +249,12 @@ def logit_blocks(
 
 
 def logits(
-    config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
+    config: ModelConfig,
+    weights: Weights,
+    tokens: Tensor,
+    masks: UnitMasks = NO_MASKS,
+    cache: Cache | None = None,
 ) -> Tensor:
     """Return the logits (b, s, v) of every true id for ``tokens`` (b, s)."""
-    *_, last = residuals(config, weights, tokens, masks)
+    *_, last = residuals(config, weights, tokens, masks, cache)
     return torch.cat(list(logit_blocks(config, weights, last, config.vocab, masks)), -1)

@@ -1,0 +1,93 @@
+"""A model in memory: the reference forward over weights that stay there.
+
+Verification reads weights anew for every pass, since models may be larger than memory. To generate
+text or to look into a model one wants them at hand, on any device, as a module of torch's.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from flmgrow.errors import UsageError
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.forward import NO_MASKS, Cache, UnitMasks, logits
+
+
+class Model(nn.Module):
+    """A decoder whose parameters are the logical tensors of ``config``, with masks applied.
+
+    ``weights`` are by logical name: shapes are those of the axes, gains are what they multiply by
+    (never stored around zero). Parameters have the same names with ``_`` for ``.``, and the dtype
+    and device of the weights. Any ``config.positions`` has at most ``config.max_positions``
+    positions if they are learned.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: Mapping[str, Tensor], masks: UnitMasks = NO_MASKS
+    ) -> None:
+        super().__init__()
+        self.config = config
+        for name, value in weights.items():
+            self.register_parameter(_attribute(name), nn.Parameter(value))
+        for field in fields(UnitMasks):
+            self.register_buffer(f"{field.name}_mask", getattr(masks, field.name))
+
+    @property
+    def masks(self) -> UnitMasks:
+        """The multipliers of units; None where there is no mask."""
+        return UnitMasks(
+            **{field.name: getattr(self, f"{field.name}_mask") for field in fields(UnitMasks)}
+        )
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache for one batch of texts."""
+        return Cache(self.config.layers)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the logits (b, s, v) of every true id for ``tokens`` (b, s).
+
+        With a ``cache``, the tokens follow those that it was given before. Raises UsageError for
+        more positions than a model with learned positions has.
+        """
+        end = tokens.shape[-1] + (0 if cache is None else cache.length)
+        if self.config.positions == "learned" and end > self.config.max_positions:
+            raise UsageError(
+                f"{end} tokens: the model has {self.config.max_positions} learned positions",
+                "give it a shorter text",
+            )
+        return logits(self.config, self, tokens, self.masks, cache)
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        """Return a logical tensor (of one layer, without the layer axis)."""
+        value: Tensor = getattr(self, _attribute(name))
+        return value if layer is None else value[layer]
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """Return rows of a table, with the shape of ``ids`` and the table's columns behind."""
+        return self.tensor(name)[ids]
+
+    def parts(
+        self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield a tensor (of one layer) as one matrix; its columns are the last ``inputs`` axes."""
+        value = self.tensor(name, layer)[:stop]
+        yield value.reshape(-1, prod(value.shape[value.dim() - inputs :]))
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, count: int) -> Tensor:
+        """Return ``tokens`` (b, s) followed by the likeliest ids, ``count`` of them: (b, s+count).
+
+        Raises UsageError as ``forward`` does.
+        """
+        cache, step = self.new_cache(), tokens
+        for _ in range(count):
+            step = self(step, cache)[:, -1:].argmax(-1)
+            tokens = torch.cat((tokens, step), -1)
+        return tokens
+
+
+def _attribute(name: str) -> str:
+    return name.replace(".", "_")
