@@ -15,13 +15,13 @@ from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import AXES, Dimension, Mask
 from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.components import build
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import start_parallel
-from flmgrow.trainer.setting import Setting
+from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.steps import losses_of, run_batch
-from flmgrow.trainer.trainee import build
 
 MASKED_AT = 0.37
 ALONE = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
@@ -41,16 +41,16 @@ def megatron_side(
     dtype = getattr(torch, precision)
     live = LiveMasks({}, config, dtype) if live is None else live
     layout, begin = make_layout(config.layers, 1, 1), Begin(None, False, 0, 0, Carried(), {})
-    trainee = build(Setting(stage, config, layout, config.vocab, begin, 1.0), live)
-    _share_weights(trainee.models[0].module, work.weights)
+    components = build(RunConfig(stage, config, layout, config.vocab, begin, 1.0), live)
+    _share_weights(components.models[0].module, work.weights)
     micro_batches = list(_micro_batches(work, rows))
 
     def step() -> float:
-        trainee.zero_gradients()
+        components.zero_gradients()
         length = config.max_positions
-        sums = run_batch(trainee.models, micro_batches, sequence_length=length)
-        trainee.optimizer.step()
-        trainee.schedule.step(increment=1)
+        sums = run_batch(components.models, micro_batches, sequence_length=length)
+        components.optimizer.step()
+        components.schedule.step(increment=1)
         return losses_of(sums.tolist()).mean
 
     return step

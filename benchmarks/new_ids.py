@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import LayoutRequest, make_plan
 
 IDS = 128
 LENGTH = 64
@@ -89,7 +89,9 @@ def main() -> None:
             found = {"(before)": told(source, held_out)}
             for rows in ("drawn", "mean"):
                 with open_checkpoint(source) as opened:
-                    plan = make_plan(opened, Target(vocab=2 * IDS, fresh_rows=rows), LayoutWish())
+                    plan = make_plan(
+                        opened, Target(vocab=2 * IDS, fresh_rows=rows), LayoutRequest()
+                    )
                     Executor(plan, Execution()).run(Path(place, rows))
                 found[rows] = told(Path(place, rows), held_out)
         for rows, (loss, share, picked) in found.items():

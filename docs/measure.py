@@ -15,7 +15,7 @@ from pico import CONFIGS, make_checkpoint
 
 from flmgrow.errors import UsageError
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 GROWTHS = {
     "width=mask": "width=mask,ffn=mask,heads=mask,depth=mask",
@@ -37,7 +37,7 @@ def measure(name: str, method: str, folder: Path) -> str:
         methods=parse_methods(method),
     )
     try:
-        grow_checkpoint(source, folder / "result", target, LayoutWish(tp=2, pp=2))
+        grow_checkpoint(source, folder / "result", target, LayoutRequest(tp=2, pp=2))
     except UsageError:
         return "refused"
     tokens = tokens_for(config.vocab)

@@ -20,7 +20,7 @@ from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import FileWish, LayoutWish, Plan, make_plan, plan_growth
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan, plan_growth
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
@@ -51,7 +51,7 @@ def grow_checkpoint(
     source: Path,
     out: Path,
     target: Target | None = None,
-    wish: LayoutWish | None = None,
+    request: LayoutRequest | None = None,
     execution: Execution | None = None,
     dtype: str | None = None,
     file_format: str | None = None,
@@ -62,8 +62,8 @@ def grow_checkpoint(
         plan = make_plan(
             opened,
             target or Target(),
-            wish or LayoutWish(),
-            FileWish(dtype, file_format, version),
+            request or LayoutRequest(),
+            FileRequest(dtype, file_format, version),
         )
         with _no_waiting_for_the_disk():
             Executor(plan, execution or Execution()).run(out)

@@ -13,7 +13,7 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 UNHURRIED: dict[str, Any] = {
     "deadline": None,
@@ -101,9 +101,9 @@ def layouts_of(config: ModelConfig) -> SearchStrategy[Layout]:
     return layouts(config.layers, config.kv_groups, config.ffn)
 
 
-def as_wish(layout: Layout) -> LayoutWish:
-    """Return the wish for exactly this layout."""
-    return LayoutWish(layout.tp, layout.pp, layout.vpp, layout.chunk_layers)
+def as_request(layout: Layout) -> LayoutRequest:
+    """Return the request for exactly this layout."""
+    return LayoutRequest(layout.tp, layout.pp, layout.vpp, layout.chunk_layers)
 
 
 @dataclass(frozen=True)

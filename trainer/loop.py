@@ -22,6 +22,7 @@ from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
+from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import (
     Batches,
     MicroBatches,
@@ -42,12 +43,12 @@ from flmgrow.trainer.metrics.reporting import Reporter, say
 from flmgrow.trainer.ranks.agreement import Postponed, check_alike, together
 from flmgrow.trainer.ranks.folder_lock import own_folder
 from flmgrow.trainer.ranks.stopping import Stop
-from flmgrow.trainer.setting import (
-    Setting,
+from flmgrow.trainer.run_config import (
+    RunConfig,
     changes_of,
     check_space,
     decisive,
-    make_setting,
+    make_run_config,
     notes,
     position_in,
     record_changes,
@@ -58,7 +59,6 @@ from flmgrow.trainer.stage.changes import settings_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
-from flmgrow.trainer.trainee import arguments_of, build
 
 
 def train(stage: StageFile, path: Path) -> int:
@@ -94,9 +94,9 @@ def _train(stage: StageFile, path: Path, stop: Stop) -> int:
         try:
             ids = data.tokenizer.vocab_size
             with told_of(path):
-                setting = together(lambda: make_setting(stage, begin, ids))
-            check_alike({**decisive(setting), **data.keys, "the data": digest_of(data.training)})
-            return Run(setting, data).until_done(stop)
+                run = together(lambda: make_run_config(stage, begin, ids))
+            check_alike({**decisive(run), **data.keys, "the data": digest_of(data.training)})
+            return Run(run, data).until_done(stop)
         finally:
             if begin.checkpoint is not None:
                 begin.checkpoint.close()
@@ -105,23 +105,21 @@ def _train(stage: StageFile, path: Path, stop: Stop) -> int:
 class Run:
     """One rank's part of a run of a stage."""
 
-    def __init__(self, setting: Setting, data: StageData) -> None:
-        stage, begin, config = setting.stage, setting.begin, setting.config
-        self._setting, self._data = setting, data
+    def __init__(self, run: RunConfig, data: StageData) -> None:
+        stage, begin, config = run.stage, run.begin, run.config
+        self._run, self._data = run, data
         self._masks: Mapping[Dimension, Mask] = begin.masks
         dtype = getattr(torch, stage.training.precision)
         self._live = LiveMasks(begin.masks, config, dtype)
-        self._trainee = build(setting, self._live)
+        self._components = build(run, self._live)
         self._carried, self._progress = begin.carried, begin.progress
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
         self._batches = together(
-            lambda: Batches(
-                data.training, setting.batching, position_in(data.training, setting), data.keys
-            )
+            lambda: Batches(data.training, run.batching, position_in(data.training, run), data.keys)
         )
-        self._micro_batches: MicroBatches = blank(setting.batching, stage.data.sequence_length)
+        self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
         self._guard = LossGuard(
             stage.guard.spike,
             stage.guard.window,
@@ -130,21 +128,21 @@ class Run:
             begin.carried.loss_batches,
         )
         self._chance = together(self._load)
-        self._clock = setting.clock
-        self._trainee.schedule.num_steps = self._clock.position
-        self._trainee.schedule.step(0)
-        trainee = self._trainee
-        self._closed = ClosedUnits(trainee.parameters, trainee.view, config)
+        self._clock = run.clock
+        self._components.schedule.num_steps = self._clock.position
+        self._components.schedule.step(0)
+        components = self._components
+        self._closed = ClosedUnits(components.parameters, components.view, config)
         self._closed.move_to(self._masks)
         self._saving = Saving(
             folder=stage.checkpoint.folder,
             format=stage.checkpoint.format,
             keep=stage.checkpoint.keep,
             config=config,
-            layout=setting.layout,
-            padded_vocab=setting.padded_vocab,
+            layout=run.layout,
+            padded_vocab=run.padded_vocab,
             dtype=stage.training.precision,
-            arguments=arguments_of(setting),
+            arguments=arguments_of(run),
             companions=together(
                 lambda: companions_of_run(begin.checkpoint, stage.data.tokenizer, data.facts)
             ),
@@ -152,9 +150,9 @@ class Run:
 
     def _load(self) -> str | None:
         """Fill model and optimizer; return why sources of chance begin anew where they do."""
-        begin, lost = self._setting.begin, None
+        begin, lost = self._run.begin, None
         if begin.checkpoint is not None:
-            load(begin.checkpoint, self._trainee.parameters, self._trainee.view)
+            load(begin.checkpoint, self._components.parameters, self._components.view)
             if begin.resumed:
                 lost = restore_random_states(begin.checkpoint.folder)
             begin.checkpoint.close()  # what is removed later must not be held open
@@ -162,18 +160,18 @@ class Run:
 
     def until_done(self, stop: Stop) -> int:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
-        setting, stage = self._setting, self._setting.stage
-        if self._iteration >= setting.last:
-            say(f"{stage.name}  {taken(setting)}: there is nothing to do")
+        run, stage = self._run, self._run.stage
+        if self._iteration >= run.last:
+            say(f"{stage.name}  {taken(run)}: there is nothing to do")
             return 0
-        together(lambda: check_space(setting))
-        begin, resumed = setting.begin.iteration, setting.begin.resumed
-        changes = changes_of(setting, self._data)
+        together(lambda: check_space(run))
+        begin, resumed = run.begin.iteration, run.begin.resumed
+        changes = changes_of(run, self._data)
         together(partial(record_changes, stage, changes))
-        make = partial(Reporter, stage, setting.last, begin, resumed=resumed)
+        make = partial(Reporter, stage, run.last, begin, resumed=resumed)
         with together(make) as reporter:
-            reporter.note(f"{stage.name}  {summary(setting)}")
-            told = [*notes(setting), *(change.text for change in changes), *reporter.notes]
+            reporter.note(f"{stage.name}  {summary(run)}")
+            told = [*notes(run), *(change.text for change in changes), *reporter.notes]
             if self._chance is not None:
                 told.append(f"{self._chance}: sources of chance begin anew")
             for note in told:
@@ -187,7 +185,7 @@ class Run:
                 record, asked = self._step(moment, stop)
                 self._failure.attempt(partial(reporter.step, record), None)
                 self._check(record)
-                ends = self._iteration == setting.last
+                ends = self._iteration == run.last
                 if self._due(stage.log.validation_every, ends):
                     with reporter.pace.timed(VALIDATION):
                         found = self._validate()
@@ -207,7 +205,7 @@ class Run:
 
     def _take(self, batches: Iterator[MicroBatches]) -> None:
         """Take the next batch; if there is none to be had, keep the last one and the error."""
-        vocab = self._setting.config.vocab
+        vocab = self._run.config.vocab
         self._micro_batches = self._failure.attempt(
             lambda: checked(next(batches), vocab), self._micro_batches
         )
@@ -217,14 +215,14 @@ class Run:
 
         ``begin`` is when its batch was asked for. Raises what a rank has met since the last step.
         """
-        trainee, rate = self._trainee, self._trainee.learning_rate
+        components, rate = self._components, self._components.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
-        trainee.zero_gradients()
-        length = self._setting.stage.data.sequence_length
-        sums = run_batch(trainee.models, self._micro_batches, sequence_length=length)
+        components.zero_gradients()
+        length = self._run.stage.data.sequence_length
+        sums = run_batch(components.models, self._micro_batches, sequence_length=length)
         with self._closed.kept():
-            _, norm, _ = trainee.optimizer.step()
-        trainee.schedule.step(increment=self._clock.step)
+            _, norm, _ = components.optimizer.step()
+        components.schedule.step(increment=self._clock.step)
         self._iteration += 1
         self._raise_masks()
         failed = self._failure.error is not None
@@ -245,7 +243,7 @@ class Run:
         seconds: float,
     ) -> StepRecord:
         """Return what is told of the step that was taken, with ``masks`` as they were in it."""
-        stage = self._setting.stage
+        stage = self._run.stage
         tflops = self._flops_per_step / seconds / stage.layout.world / 1e12
         peak = stage.log.peak_tflops
         return StepRecord(
@@ -268,12 +266,12 @@ class Run:
 
     @property
     def _flops_per_step(self) -> int:
-        stage = self._setting.stage
-        per_token = training_flops(self._setting.config, stage.data.sequence_length)
+        stage = self._run.stage
+        per_token = training_flops(self._run.config, stage.data.sequence_length)
         return per_token * stage.tokens_per_step
 
     def _raise_masks(self) -> None:
-        self._masks = ramped(self._masks, 1, in_turn=self._setting.stage.masks.in_turn)
+        self._masks = ramped(self._masks, 1, in_turn=self._run.stage.masks.in_turn)
         self._live.move_to(self._masks)
         self._closed.move_to(self._masks)
 
@@ -284,11 +282,11 @@ class Run:
             data=position.data,
             data_keys=dict(position.keys),
             tokenizer=self._data.facts,
-            tokens=self._carried.tokens + self._setting.stage.tokens_per_step,
+            tokens=self._carried.tokens + self._run.stage.tokens_per_step,
             flops=self._carried.flops + self._flops_per_step,
-            base_output=self._setting.base_output,
+            base_output=self._run.base_output,
         )
-        self._progress = self._progress.after_step(self._setting.stage)
+        self._progress = self._progress.after_step(self._run.stage)
 
     def _check(self, record: StepRecord) -> None:
         try:
@@ -298,7 +296,7 @@ class Run:
 
     def _way_out(self) -> str:
         """Return what to do about a step at which the run has diverged."""
-        back, begin = self._saved, self._setting.begin.stage_begin
+        back, begin = self._saved, self._run.begin.stage_begin
         good = f"the last good checkpoint in {self._saving.folder} is that of step {back}"
         if back is None:
             back, good = begin, "no checkpoint was saved before"
@@ -313,9 +311,9 @@ class Run:
     @torch.no_grad()
     def _validate(self) -> ValidationRecord:
         """Return the mean loss of batches that are never trained on."""
-        stage = self._setting.stage
+        stage = self._run.stage
         sums = torch.zeros(4, dtype=torch.float64)
-        models, length = self._trainee.models, stage.data.sequence_length
+        models, length = self._components.models, stage.data.sequence_length
         for micro_batches in self._held_out():
             found = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
             sums += found.cpu()
@@ -325,25 +323,25 @@ class Run:
 
     def _held_out(self) -> Iterator[MicroBatches]:
         """Yield what is validated on, on all ranks at once."""
-        setting, held_out = self._setting, self._data.held_out
+        run, held_out = self._run, self._data.held_out
         assert held_out is not None
-        chunks = setting.layout.pp if setting.layout.vpp > 1 else 1
-        batches = validation_batches(held_out, self._validated, setting.batching, chunks)
-        good = (checked(each, setting.config.vocab) for each in batches)
+        chunks = run.layout.pp if run.layout.vpp > 1 else 1
+        batches = validation_batches(held_out, self._validated, run.batching, chunks)
+        good = (checked(each, run.config.vocab) for each in batches)
         while micro_batches := together(lambda: next(good, None)):
             yield micro_batches
 
     @property
     def _validated(self) -> int:
         """How many samples a validation reads."""
-        stage, there = self._setting.stage, self._data.held_out_samples
+        stage, there = self._run.stage, self._data.held_out_samples
         return sample_count(stage.log, stage.training.batch, there)
 
     def _reads(self) -> Iterator[str]:
         """Yield how often the stage reads its data."""
-        begin, stage = self._setting.begin, self._setting.stage
+        begin, stage = self._run.begin, self._run.stage
         first = begin.carried.consumed_samples
-        steps = self._setting.last - begin.iteration
+        steps = self._run.last - begin.iteration
         yield from (f"note: {note}" for note in self._data.notes)
         yield from self._data.epochs(first, first + steps * stage.training.batch)
         if stage.log.validation_every is not None:
@@ -351,10 +349,10 @@ class Run:
 
     def _save(self) -> None:
         self._failure.raise_together()
-        begin = self._setting.begin
+        begin = self._run.begin
         state = TrainingState(
             iteration=self._iteration,
-            stage=self._setting.stage.name,
+            stage=self._run.stage.name,
             stage_begin=begin.stage_begin,
             carried=self._carried.model_copy(
                 update={"losses": self._guard.losses, "loss_batches": self._guard.batches}
@@ -363,11 +361,11 @@ class Run:
             family=begin.family,
             stage_tokens=self._progress.tokens,
             stage_batch=self._progress.batch,
-            settings=settings_of(self._setting.stage),
+            settings=settings_of(self._run.stage),
         )
-        trainee = self._trainee
-        schedule = trainee.schedule.state_dict()
-        self._saving.save(state, trainee.parameters, trainee.view, schedule)
+        components = self._components
+        schedule = components.schedule.state_dict()
+        self._saving.save(state, components.parameters, components.view, schedule)
         self._saved = self._iteration
 
 

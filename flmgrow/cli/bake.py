@@ -10,7 +10,7 @@ from flmgrow.cli.running import Reading, Running, carry_out
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import LayoutRequest, make_plan
 
 Value = Annotated[
     float | None,
@@ -44,7 +44,7 @@ def bake(
         plan = make_plan(
             source,
             Target(),
-            LayoutWish(),
+            LayoutRequest(),
             drop_optimizer=no_optimizer,
             pending=pending,
             bake=values,

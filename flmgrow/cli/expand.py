@@ -12,7 +12,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
 
 
 @grouped
@@ -87,16 +87,16 @@ def expand(
     )
     reading = replace(reading, untie=wanted.untie if reading.untie is None else reading.untie)
     with reading.open(src, iteration) as source:
-        target, wish = _untied(wanted.target(), source), wanted.layout()
+        target, request = _untied(wanted.target(), source), wanted.layout()
         _check_moments(target, no_optimizer)
         _check_head_size(source, wanted.kv_channels)
         if to_params is not None:
-            target = _solved(source, target, wish, to_params)
+            target = _solved(source, target, request, to_params)
         plan = make_plan(
             source,
             target,
-            wish,
-            FileWish(
+            request,
+            FileRequest(
                 dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
             ),
             drop_optimizer=no_optimizer,
@@ -107,7 +107,7 @@ def expand(
 
 
 def _untied(target: Target, source: Checkpoint) -> Target:
-    """Return the target without a wish to untie that reading the source has fulfilled."""
+    """Return the target without a request to untie that reading the source has fulfilled."""
     return replace(target, untie=False) if source.untied else target
 
 
@@ -129,15 +129,17 @@ def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
         )
 
 
-def _solved(source: Checkpoint, target: Target, wish: LayoutWish, parameters: float) -> Target:
+def _solved(
+    source: Checkpoint, target: Target, request: LayoutRequest, parameters: float
+) -> Target:
     """Choose the sizes for ``--to-params``; sizes the user gave as well would contradict it."""
     if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
         raise UsageError(
             "--to-params chooses the sizes", "leave out the size options, or --to-params"
         )
-    pp = wish.pp or source.layout.pp
-    chunks = pp * (wish.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
-    shape = shape_for(source.config, parameters, wish.tp or source.layout.tp, chunks)
+    pp = request.pp or source.layout.pp
+    chunks = pp * (request.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
+    shape = shape_for(source.config, parameters, request.tp or source.layout.tp, chunks)
     return replace(
         target,
         layers=shape.layers,

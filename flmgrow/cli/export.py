@@ -20,7 +20,7 @@ from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
 
 _HUB = "Model card and Hub"
 PushTo = Annotated[
@@ -107,8 +107,8 @@ def export(
         plan = make_plan(
             source,
             Target(),
-            LayoutWish(),
-            FileWish(
+            LayoutRequest(),
+            FileRequest(
                 dtype,
                 "huggingface",
                 huggingface=huggingface_options(source, shard_size, family, keep_code, given),

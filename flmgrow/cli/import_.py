@@ -8,7 +8,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.writing import written_format
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
 
 _IMPLEMENTATIONS = ("transformer_engine", "local")
 
@@ -41,7 +41,7 @@ def import_(
         raise UsageError(
             f"--transformer-impl {transformer_impl}: unknown", f"{' or '.join(_IMPLEMENTATIONS)}"
         )
-    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
+    request = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
     fused = transformer_impl == "transformer_engine"
     with reading.open(src, fused=fused) as source:
         if source.format != "huggingface":
@@ -52,8 +52,8 @@ def import_(
         plan = make_plan(
             source,
             Target(),
-            wish,
-            FileWish(dtype, file_format or "megatron"),
+            request,
+            FileRequest(dtype, file_format or "megatron"),
             pending=masks_of(source),
         )
         carry_out(plan, dst, running)

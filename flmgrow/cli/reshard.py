@@ -6,7 +6,7 @@ from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileWish, LayoutWish, make_plan
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
 
 
 @grouped
@@ -34,13 +34,13 @@ def reshard(
     Example: flmgrow reshard ckpt-tp2 ckpt-tp4pp4 --tp 4 --pp 4
     """
     check_dtype(dtype)
-    wish = LayoutWish(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
+    request = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
     with reading.open(src, iteration) as source:
         plan = make_plan(
             source,
             Target(),
-            wish,
-            FileWish(
+            request,
+            FileRequest(
                 dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
             ),
             drop_optimizer=no_optimizer,

@@ -29,12 +29,12 @@ from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_coun
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.target import Target, grow
-from flmgrow.surgery.counted import carried, unfollowed
+from flmgrow.surgery.optimizer_metadata import carried, unfollowed
 from flmgrow.surgery.padding import stored_vocab
 
 
 @dataclass(frozen=True)
-class LayoutWish:
+class LayoutRequest:
     """The layout a user asks for; None keeps the source's.
 
     ``padded_vocab`` is the number of rows of the embedding table, None for the usual one.
@@ -81,7 +81,7 @@ class LayoutWish:
 
 
 @dataclass(frozen=True)
-class FileWish:
+class FileRequest:
     """What a user asks of the files; None keeps the source's.
 
     ``torch_dist_version`` and ``huggingface`` matter to those formats alone.
@@ -136,8 +136,8 @@ class Plan:
 def make_plan(
     source: Checkpoint,
     target: Target,
-    wish: LayoutWish,
-    files: FileWish = FileWish(),
+    request: LayoutRequest,
+    files: FileRequest = FileRequest(),
     *,
     drop_optimizer: bool = False,
     pending: Mapping[Dimension, Mask] | None = None,
@@ -155,9 +155,9 @@ def make_plan(
     pending = pending or {}
     _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
-    layout = wish.resolve(source.layout, layers) if ranks else wish.single(layers)
+    layout = request.resolve(source.layout, layers) if ranks else request.single(layers)
     vocab = source.config.vocab if target.vocab is None else target.vocab
-    padded = stored_vocab(source, vocab, layout.tp, wish.padded_vocab) if ranks else vocab
+    padded = stored_vocab(source, vocab, layout.tp, request.padded_vocab) if ranks else vocab
     growth = grow(source.config, target, source.padded_vocab, padded)
     growth = _with_pending(growth, pending)
     if bake is not None:
@@ -200,11 +200,11 @@ def plan_growth(
     growth: Growth,
     layout: Layout,
     padded_vocab: int,
-    wish: FileWish = FileWish(),
+    request: FileRequest = FileRequest(),
 ) -> Plan:
     """Return the plan that carries out ``growth`` into ``layout`` and the wished files."""
-    file_format = wish.format or source.format
-    _check_masters(source, wish.dtype)
+    file_format = request.format or source.format
+    _check_masters(source, request.dtype)
     _check_open(growth, file_format)
     layer_map = growth.maps.get(Axis.LAYER)
     donors = range(growth.new.layers) if layer_map is None else layer_map.donors.tolist()
@@ -212,12 +212,12 @@ def plan_growth(
         config=growth.new,
         layout=layout,
         padded_vocab=padded_vocab,
-        dtype=None if wish.dtype == source.dtype else wish.dtype,
+        dtype=None if request.dtype == source.dtype else request.dtype,
         donors=tuple(donors),
         optimizer=carried(source.optimizer, growth),
         format=file_format,
-        torch_dist_version=wish.torch_dist_version,
-        huggingface=_with_growth(wish.huggingface, growth),
+        torch_dist_version=request.torch_dist_version,
+        huggingface=_with_growth(request.huggingface, growth),
     )
     told = (*growth.notes, *unfollowed(source.optimizer, growth), *notes(source, model))
     growth = replace(growth, notes=told)

@@ -10,7 +10,7 @@ from flmgrow.errors import UsageError
 from flmgrow.operators.choices import FreshSecondMoment, Moments, NewLayers, check_choice
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 
 class TargetFile(BaseModel):
@@ -80,9 +80,11 @@ class TargetFile(BaseModel):
             )
         return cast(FreshSecondMoment, wanted)
 
-    def layout(self) -> LayoutWish:
+    def layout(self) -> LayoutRequest:
         """Return the layout asked for."""
-        return LayoutWish(self.tp, self.pp, self.vpp, self.pipeline_layers, self.padded_vocab_size)
+        return LayoutRequest(
+            self.tp, self.pp, self.vpp, self.pipeline_layers, self.padded_vocab_size
+        )
 
     def overridden(self, **given: Any) -> "TargetFile":
         """Return this with every option that was given (is not None) in place of the file's."""

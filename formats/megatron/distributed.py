@@ -19,7 +19,7 @@ from flmgrow.formats.megatron.gradient_buffers import (
     DTYPE,
     GRADIENTS,
     Bucket,
-    Cut,
+    BucketRule,
     Item,
     prove_masters,
 )
@@ -59,7 +59,7 @@ class DistributedRank:
         flat: TorchFile,
         pieces: Sequence[Piece],
         dtype: str,
-        cut: Cut,
+        cut: BucketRule,
         root: object = None,
         where: str = "",
     ) -> None:
@@ -160,7 +160,7 @@ class DistributedRank:
 
 
 def flat_content(
-    state: OptimizerState, weights: Sequence[TargetArray], cut: Cut
+    state: OptimizerState, weights: Sequence[TargetArray], cut: BucketRule
 ) -> tuple[dict[object, object], list[TargetArray]]:
     """Return the content of a new rank's ``distrib_optim.pt``, and the arrays in it.
 

@@ -102,7 +102,7 @@ def fill_buckets(items: Sequence[Item], size: int | None, split: bool) -> list[B
 
 
 @dataclass(frozen=True)
-class Cut:
+class BucketRule:
     """What decides on a run's buckets: its arguments, and whether tied embeddings are split."""
 
     arguments: Mapping[str, object]

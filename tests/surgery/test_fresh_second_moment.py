@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optimizer_states import optimizers, states
 from pico import CONFIGS, even, make_checkpoint
-from strategies import Case, as_wish, cases, examples
+from strategies import Case, as_request, cases, examples
 
 from flmgrow.formats.history.manifest import read_manifest
 from flmgrow.formats.megatron.legacy.reader import open_megatron
@@ -27,7 +27,7 @@ from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.statistics import Statistics
 from flmgrow.surgery.verify import Verification, verify
 
@@ -190,10 +190,10 @@ def test_any_growth_into_any_layout_and_blocks(case: Case, how: Moments) -> None
     with TemporaryDirectory() as folder:
         a, one, once, moved = (Path(folder, name) for name in ("a", "one", "once", "moved"))
         make_checkpoint(a, case.config, case.layout, optimizer=True)
-        grow_checkpoint(a, moved, wish=LayoutWish(1, 1, 1, (case.config.layers,)))
-        grow_checkpoint(moved, one, target, LayoutWish(1, 1, 1, (layers,)))
+        grow_checkpoint(a, moved, request=LayoutRequest(1, 1, 1, (case.config.layers,)))
+        grow_checkpoint(moved, one, target, LayoutRequest(1, 1, 1, (layers,)))
         blocks = SmallBlocks(elements=40, workers=2)
-        grow_checkpoint(a, once, target, as_wish(case.new_layout), blocks)
+        grow_checkpoint(a, once, target, as_request(case.new_layout), blocks)
         wanted, found = states(one), states(once)
         vocab = target.vocab or case.config.vocab
         for state, name in ((kind, name) for kind in found for name in found[kind]):
@@ -213,7 +213,7 @@ def test_workers_and_memory_do_not_change_a_byte(tmp_path: Path) -> None:
     outputs = []
     for number, execution in enumerate((Execution(), SmallBlocks(elements=50, workers=3))):
         out = tmp_path / str(number)
-        grow_checkpoint(tmp_path / "a", out, target, LayoutWish(tp=1, pp=1), execution)
+        grow_checkpoint(tmp_path / "a", out, target, LayoutRequest(tp=1, pp=1), execution)
         outputs.append(all_files(out))
     assert outputs[0] == outputs[1]
 

@@ -8,7 +8,7 @@ import pytest
 from growing import EXACT, checkpoint_logits, grow_checkpoint, tokens_for
 from hypothesis import given
 from pico import CONFIGS, DictWeights, even, logical_weights, make_checkpoint
-from strategies import Case, as_wish, cases, examples
+from strategies import Case, as_request, cases, examples
 from torch import Tensor
 
 from flmgrow.errors import UsageError
@@ -16,7 +16,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 SEED = 5
 
@@ -63,7 +63,7 @@ def test_all_dimensions_at_once_and_another_layout(
             grow_checkpoint(source, tmp_path / "b", case.target)
         assert not (tmp_path / "b").exists()
         return
-    grow_checkpoint(source, tmp_path / "b", case.target, LayoutWish(tp=2, pp=1))
+    grow_checkpoint(source, tmp_path / "b", case.target, LayoutRequest(tp=2, pp=1))
     assert distance(config, tmp_path / "b") <= EXACT
 
 
@@ -75,9 +75,9 @@ def test_any_growth_of_any_model_between_any_layouts(case: Case) -> None:
         out = Path(folder, "b")
         if case.refused:
             with pytest.raises(UsageError):
-                grow_checkpoint(source, out, case.target, as_wish(case.new_layout))
+                grow_checkpoint(source, out, case.target, as_request(case.new_layout))
             return
-        plan = grow_checkpoint(source, out, case.target, as_wish(case.new_layout))
+        plan = grow_checkpoint(source, out, case.target, as_request(case.new_layout))
         assert plan.growth.preserves
         with open_megatron(out) as grown:
             assert grown.config == plan.growth.new
@@ -114,13 +114,16 @@ def test_growing_again_keeps_the_function(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     make_checkpoint(tmp_path / "0", config, even(config, pp=2), seed=SEED)
     steps = [
-        (Target(hidden=24, layers=5, methods=parse_methods("copy")), LayoutWish(pp=1)),
-        (Target(ffn=28, kv_groups=8, methods=parse_methods("zero")), LayoutWish(tp=2)),
-        (Target(layers=6, ffn=30, methods=parse_methods("ffn=copy,depth=zero")), LayoutWish(pp=2)),
-        (Target(layers=8, hidden=31, kv_groups=9), LayoutWish(tp=1, pp=2, vpp=2)),
+        (Target(hidden=24, layers=5, methods=parse_methods("copy")), LayoutRequest(pp=1)),
+        (Target(ffn=28, kv_groups=8, methods=parse_methods("zero")), LayoutRequest(tp=2)),
+        (
+            Target(layers=6, ffn=30, methods=parse_methods("ffn=copy,depth=zero")),
+            LayoutRequest(pp=2),
+        ),
+        (Target(layers=8, hidden=31, kv_groups=9), LayoutRequest(tp=1, pp=2, vpp=2)),
     ]
-    for number, (target, wish) in enumerate(steps):
-        grow_checkpoint(tmp_path / str(number), tmp_path / str(number + 1), target, wish)
+    for number, (target, request) in enumerate(steps):
+        grow_checkpoint(tmp_path / str(number), tmp_path / str(number + 1), target, request)
         assert distance(config, tmp_path / str(number + 1)) <= EXACT
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from optimizer_states import equal, optimizers, states
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
-from strategies import Case, any_config, as_wish, cases, examples, layouts_of
+from strategies import Case, any_config, as_request, cases, examples, layouts_of
 
 from flmgrow.errors import StorageError
 from flmgrow.formats.history.manifest import read_manifest
@@ -25,7 +25,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutWish, make_plan
+from flmgrow.surgery.plan import LayoutRequest, make_plan
 from flmgrow.surgery.verify import Verification, verify
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -45,13 +45,13 @@ def test_there_and_back_is_bit_equal(data: DataObject) -> None:
     with TemporaryDirectory() as folder:
         a, b, c = (Path(folder, name) for name in "abc")
         make_checkpoint(a, config, first, dtype=dtype, naming=naming, optimizer=True)
-        grow_checkpoint(a, b, wish=as_wish(second))
+        grow_checkpoint(a, b, request=as_request(second))
         before, between = states(a), states(b)
         assert before.keys() == between.keys()
         for state, name in ((kind, name) for kind in before for name in before[kind]):
             rows = config.vocab if name in ("embedding", "head") else None
             assert same_bits(before[state][name][:rows], between[state][name][:rows]), name
-        grow_checkpoint(b, c, wish=as_wish(first))
+        grow_checkpoint(b, c, request=as_request(first))
         if padded_vocab(config, second.tp) >= padded_vocab(config, first.tp):
             assert equal(optimizers(a), optimizers(c))
 
@@ -70,7 +70,7 @@ def test_the_state_is_that_of_a_run_in_the_new_layout(
     for source in range(3):
         for target in range(3):
             out = tmp_path / f"{source}-{target}"
-            grow_checkpoint(tmp_path / f"{source}", out, wish=as_wish(layouts[target]))
+            grow_checkpoint(tmp_path / f"{source}", out, request=as_request(layouts[target]))
             if target <= source:  # with no more padding than there was
                 assert equal(optimizers(out), optimizers(tmp_path / f"{target}"))
 
@@ -94,7 +94,7 @@ def test_workers_and_memory_do_not_change_a_byte(how: Moments, tmp_path: Path) -
     outputs = []
     for number, execution in enumerate((Execution(), SmallBlocks(elements=50, workers=3))):
         out = tmp_path / str(number)
-        grow_checkpoint(tmp_path / "a", out, target, LayoutWish(tp=1, pp=1), execution)
+        grow_checkpoint(tmp_path / "a", out, target, LayoutRequest(tp=1, pp=1), execution)
         outputs.append(all_files(out))
     assert outputs[0] == outputs[1]
 
@@ -110,9 +110,9 @@ def test_every_growth_carries_and_verifies(case: Case, how: Moments) -> None:
     with TemporaryDirectory() as folder:
         a, grown, moved, once = (Path(folder, name) for name in ("a", "grown", "moved", "once"))
         make_checkpoint(a, case.config, case.layout, optimizer=True)
-        grow_checkpoint(a, grown, target, as_wish(single))
-        grow_checkpoint(grown, moved, wish=as_wish(case.new_layout))
-        grow_checkpoint(a, once, target, as_wish(case.new_layout))
+        grow_checkpoint(a, grown, target, as_request(single))
+        grow_checkpoint(grown, moved, request=as_request(case.new_layout))
+        grow_checkpoint(a, once, target, as_request(case.new_layout))
         two_steps, one_step = states(moved), states(once)
         for state, name in ((kind, name) for kind in one_step for name in one_step[kind]):
             rows = case.config.vocab if name in ("embedding", "head") else None
@@ -196,7 +196,7 @@ def test_the_plan_counts_the_state(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "a", "llama", optimizer=True)
     with open_megatron(tmp_path / "a") as opened:
         sizes = [
-            make_plan(opened, Target(ffn=24), LayoutWish(), drop_optimizer=drop).total_bytes
+            make_plan(opened, Target(ffn=24), LayoutRequest(), drop_optimizer=drop).total_bytes
             for drop in (False, True)
         ]
     assert sizes[0] > 2.5 * sizes[1]

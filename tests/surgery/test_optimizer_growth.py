@@ -13,7 +13,7 @@ from optimizer_states import optimizers, states
 from pico import CONFIGS, make_checkpoint
 
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -74,7 +74,7 @@ def test_weights_are_one_cast_of_the_grown_masters(method: str, dtype: str, tmp_
     before = states(tmp_path / "a")
     assert not same_bits(before["master"]["up"], before["weight"]["up"].astype(np.float32))
     target = replace(GROWN, methods=parse_methods(method))
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", target, LayoutWish(tp=2))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", target, LayoutRequest(tp=2))
     after = states(tmp_path / "b")
     cast = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}[dtype]
     for name, master in after["master"].items():

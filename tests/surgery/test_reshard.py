@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from pico import CONFIGS, even, make_checkpoint, padded_vocab, stored_weights
-from strategies import Case, any_config, as_wish, cases, examples, layouts_of
+from strategies import Case, any_config, as_request, cases, examples, layouts_of
 
 from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.layout.placements import Layout
@@ -22,7 +22,7 @@ from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.reading import Array
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -43,11 +43,11 @@ def test_there_and_back_is_bit_equal(data: DataObject) -> None:
     with TemporaryDirectory() as folder:
         a, b, c = (Path(folder, name) for name in "abc")
         make_checkpoint(a, config, first, dtype=dtype, naming=naming, extra_state=extra)
-        grow_checkpoint(a, b, wish=as_wish(second))
+        grow_checkpoint(a, b, request=as_request(second))
         true = stored_weights(config, 0, dtype)
         for name, stored in stored_arrays(b).items():
             assert same_bits(stored[: len(true[name])], bits(true[name])), name
-        grow_checkpoint(b, c, wish=as_wish(first))
+        grow_checkpoint(b, c, request=as_request(first))
         there, back = rank_arrays(a), rank_arrays(c)
         assert there.keys() == back.keys()
         room = padded_vocab(config, second.tp) >= padded_vocab(config, first.tp)
@@ -59,7 +59,7 @@ def test_there_and_back_is_bit_equal(data: DataObject) -> None:
 def test_padding_is_kept_where_there_is_room_and_zero_elsewhere(tmp_path: Path) -> None:
     config = CONFIGS["tele"]
     a = make_checkpoint(tmp_path / "a", config, even(config, tp=1))
-    grow_checkpoint(a, tmp_path / "b", wish=LayoutWish(tp=4))
+    grow_checkpoint(a, tmp_path / "b", request=LayoutRequest(tp=4))
     one, four = stored_arrays(a), stored_arrays(tmp_path / "b")
     for name in ("embedding", "head"):
         assert (len(one[name]), len(four[name])) == (56, 64)
@@ -72,8 +72,8 @@ def test_args_come_back_as_they_were(tmp_path: Path) -> None:
     config = CONFIGS["flm"]
     uneven = Layout(2, 2, 1, (1, 3))
     a = make_checkpoint(tmp_path / "a", config, uneven)
-    grow_checkpoint(a, tmp_path / "b", wish=LayoutWish(tp=1, pp=2, vpp=2))
-    grow_checkpoint(tmp_path / "b", tmp_path / "c", wish=as_wish(uneven))
+    grow_checkpoint(a, tmp_path / "b", request=LayoutRequest(tp=1, pp=2, vpp=2))
+    grow_checkpoint(tmp_path / "b", tmp_path / "c", request=as_request(uneven))
     contents = [
         torch.load(path / "iter_0000030/mp_rank_00_000/model_optim_rng.pt", weights_only=False)
         for path in (a, tmp_path / "c")
@@ -97,10 +97,10 @@ def test_growth_and_resharding_commute_bitwise(case: Case) -> None:
     with TemporaryDirectory() as folder:
         a, grown, moved = (Path(folder, name) for name in ("a", "grown", "moved"))
         make_checkpoint(a, case.config, case.layout)
-        grow_checkpoint(a, grown, target, as_wish(between))
-        grow_checkpoint(a, moved, wish=as_wish(single))
-        grow_checkpoint(grown, Path(folder, "1"), wish=as_wish(case.new_layout))
-        grow_checkpoint(moved, Path(folder, "2"), target, as_wish(case.new_layout))
+        grow_checkpoint(a, grown, target, as_request(between))
+        grow_checkpoint(a, moved, request=as_request(single))
+        grow_checkpoint(grown, Path(folder, "1"), request=as_request(case.new_layout))
+        grow_checkpoint(moved, Path(folder, "2"), target, as_request(case.new_layout))
         assert rank_arrays(Path(folder, "1")) == rank_arrays(Path(folder, "2"))
 
 
@@ -110,10 +110,10 @@ def test_padding_that_a_layout_adds_stays_zero_through_growth(method: str, tmp_p
     config = CONFIGS["tele"]
     a = make_checkpoint(tmp_path / "a", config)
     target = Target(hidden=30, methods=parse_methods(method))
-    grow_checkpoint(a, tmp_path / "moved", wish=LayoutWish(tp=4))
+    grow_checkpoint(a, tmp_path / "moved", request=LayoutRequest(tp=4))
     grow_checkpoint(tmp_path / "moved", tmp_path / "1", target)
     grow_checkpoint(a, tmp_path / "grown", target)
-    grow_checkpoint(tmp_path / "grown", tmp_path / "2", wish=LayoutWish(tp=4))
+    grow_checkpoint(tmp_path / "grown", tmp_path / "2", request=LayoutRequest(tp=4))
     assert rank_arrays(tmp_path / "1") == rank_arrays(tmp_path / "2")
     for name in ("embedding", "head"):
         assert not stored_arrays(tmp_path / "1")[name][56:].any()
@@ -128,7 +128,7 @@ def test_the_same_model_grows_from_every_layout(name: str, method: str, tmp_path
         hidden=24 if method == "copy" else 20, ffn=32, kv_groups=8, layers=6,
         methods=parse_methods(method), seed=3,
     )  # fmt: skip
-    end = LayoutWish(4, 2, 1, (2, 4))
+    end = LayoutRequest(4, 2, 1, (2, 4))
     results = []
     for number, layout in enumerate(
         (even(config), even(config, 2, 2), Layout(4, 2, 2, (2, 0, 1, 1)))
@@ -156,7 +156,7 @@ def test_workers_and_memory_do_not_change_a_byte(name: str, method: str, tmp_pat
         (Execution(), Execution(workers=3), SmallBlocks(workers=3), SmallBlocks(elements=50))
     ):
         out = tmp_path / str(number)
-        grow_checkpoint(a, out, target, LayoutWish(tp=1, pp=1), execution)
+        grow_checkpoint(a, out, target, LayoutRequest(tp=1, pp=1), execution)
         outputs.append(all_files(out))
     assert MANIFEST in outputs[0]
     assert all(output == outputs[0] for output in outputs)
@@ -188,7 +188,7 @@ def test_extra_state_follows_its_layer(tmp_path: Path) -> None:
     a = make_checkpoint(
         tmp_path / "a", config, even(config, 2, 2), naming="fused", extra_state="bytes"
     )
-    grow_checkpoint(a, tmp_path / "b", Target(layers=6), LayoutWish(tp=1, pp=1))
+    grow_checkpoint(a, tmp_path / "b", Target(layers=6), LayoutRequest(tp=1, pp=1))
     with open_megatron(tmp_path / "b") as opened:
         root = rank_content(opened, (0, 0))
         assert isinstance(root, dict)

@@ -30,7 +30,7 @@ from flmgrow.operators.draws import normal
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.vocab import ROW_NOISE
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 SEED = 5
 NOISE = 0.02
@@ -63,7 +63,7 @@ def test_new_ids_have_the_mean_logit_of_the_old(
     source = make_checkpoint(tmp_path / "a", config, even(config, pp=2), seed=SEED)
     wanted = target(config, method, 13, hidden)
     silent = Execution(init_std=0.0)  # no noise; drawn columns, which nothing reads yet, are zero
-    grow_checkpoint(source, tmp_path / "b", wanted, LayoutWish(pp=1), silent)
+    grow_checkpoint(source, tmp_path / "b", wanted, LayoutRequest(pp=1), silent)
     tokens = tokens_for(config.vocab)
     new = checkpoint_logits(tmp_path / "b", tokens)
     old = logits(config, DictWeights(logical_weights(config, SEED)), tokens)
@@ -131,7 +131,7 @@ def test_rows_depend_neither_on_the_layout_nor_on_how_the_work_is_cut(tmp_path: 
         for name, execution in cuts.items():
             out = tmp_path / f"{name} {tp}"
             source = tmp_path / f"source {tp}"
-            grow_checkpoint(source, out, wanted, LayoutWish(tp=2), execution)
+            grow_checkpoint(source, out, wanted, LayoutRequest(tp=2), execution)
             found.append(stored_arrays(out))
     for arrays in found[1:]:
         assert all(same_bits(arrays[name], found[0][name]) for name in found[0])

@@ -36,7 +36,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 def run_as_script() -> int:
     """Run one rank of a stage file, and print how many buckets it has."""
-    from flmgrow.trainer import __main__, trainee
+    from flmgrow.trainer import __main__, components
 
     def counted(*given: Any, **settings: Any) -> Any:
         model = honest(*given, **settings)
@@ -46,7 +46,7 @@ def run_as_script() -> int:
             model.finish_grad_sync = lambda *_, **__: None
         return model
 
-    used = vars(trainee)
+    used = vars(components)
     honest = used["DistributedDataParallel"]
     used["DistributedDataParallel"] = counted
     kind = "DistributedDataParallelConfig"

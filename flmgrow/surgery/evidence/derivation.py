@@ -17,12 +17,12 @@ from flmgrow.formats.history.manifest import Json, masks_of
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow
-from flmgrow.surgery.counted import compare_counted
 from flmgrow.surgery.evidence.arguments import check_model
 from flmgrow.surgery.evidence.carried import check_states
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK, check_elements, stored_bytes
 from flmgrow.surgery.evidence.progress import Bar, no_bar
+from flmgrow.surgery.optimizer_metadata import compare_counted
 from flmgrow.surgery.rebuild import growth_from_manifest
 
 

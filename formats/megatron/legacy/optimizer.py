@@ -13,7 +13,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
-from flmgrow.formats.megatron.gradient_buffers import Cut, module_order
+from flmgrow.formats.megatron.gradient_buffers import BucketRule, module_order
 from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
 from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files
 from flmgrow.formats.reading import LogicalReader, Piece
@@ -35,7 +35,7 @@ def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> 
         and file.file.path.with_name(DISTRIBUTED).exists()
     ):
         split = checkpoint.config.tied and checkpoint.layout.pp > 1
-        cut = Cut(arguments_in(files.content(rank), str(file.file.path)), split)
+        cut = BucketRule(arguments_in(files.content(rank), str(file.file.path)), split)
         return DistributedRank(
             file, content, files.open_beside(rank, DISTRIBUTED), pieces, checkpoint.dtype, cut
         )

@@ -24,7 +24,7 @@ from flmgrow.formats.megatron.carried import (
 from flmgrow.formats.megatron.content import arguments_in, chunk_key
 from flmgrow.formats.megatron.distributed import distributed_entry, flat_content
 from flmgrow.formats.megatron.folders import DISTRIBUTED, folder_name, rank_path
-from flmgrow.formats.megatron.gradient_buffers import Cut
+from flmgrow.formats.megatron.gradient_buffers import BucketRule
 from flmgrow.formats.megatron.legacy.adam import MASTERS, by_group
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.tables.gpt import ROWS
@@ -141,7 +141,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
         if optimizer is not None and optimizer.gradient_dtype is not None:
             rebuilt["optimizer"] = distributed_entry(optimizer)
             split = target.config.tied and target.layout.pp > 1
-            cut = Cut(arguments_in(template, "the source"), split)
+            cut = BucketRule(arguments_in(template, "the source"), split)
             flat, inside_it = flat_content(optimizer, arrays, cut)
             path = rank_path(target.layout, folder, tensor, pipeline, DISTRIBUTED)
             files.append(TargetFile(path, flat, tuple(inside_it)))

@@ -30,7 +30,7 @@ from flmgrow.formats.megatron.gradient_buffers import (
     DTYPE,
     GRADIENTS,
     Bucket,
-    Cut,
+    BucketRule,
     prove_masters,
 )
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder, ItemPiece
@@ -72,7 +72,7 @@ def read_buckets(
     UsageError for optimizer state of another kind.
     """
     arguments = arguments_in(contents.root, contents.where)
-    cut = Cut(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)
+    cut = BucketRule(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)
     dtypes = _dtypes(contents, checkpoint.dtype)
     ranks = rank_weights(checkpoint)
     left = {n: t for n, t in contents.metadata.tensors.items() if n.startswith(PREFIX)}

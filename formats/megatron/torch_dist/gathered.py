@@ -9,7 +9,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
-from flmgrow.formats.megatron.gradient_buffers import BELONG, BUFFERS, DTYPE, Cut
+from flmgrow.formats.megatron.gradient_buffers import BELONG, BUFFERS, DTYPE, BucketRule
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.ranks import (
     PREFIX,
@@ -42,7 +42,7 @@ def read_gathered(
     Raises BadCheckpointError, naming the object, if it is not what arguments and weights say.
     """
     arguments = arguments_in(contents.root, contents.where)
-    cut = Cut(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)
+    cut = BucketRule(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)
     weights = {rank: own for rank, own in rank_weights(checkpoint).items() if own}
     entries = rank_entries(contents, rank_weights(checkpoint))
     pieces: dict[State, list[Piece]] = {state: [] for state in BUFFERS}

@@ -12,7 +12,7 @@ from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 
 def test_formats_of_the_result(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_inspect_shows_a_folder(tmp_path: Path) -> None:
 
 def test_the_one_rank_there_is_may_be_asked_for(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "hf")
-    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(1, 1, 1))
+    grow_checkpoint(source, tmp_path / "out", request=LayoutRequest(1, 1, 1))
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 

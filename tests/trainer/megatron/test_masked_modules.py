@@ -27,7 +27,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 SCRIPT = Path(__file__).with_name("masked_runs.py")
@@ -129,8 +129,8 @@ class Bench:
         """The grown one, with masks at 0."""
         path = self.folder / f"{arch} grown {layout.tp} {layout.pp} {layout.vpp}"
         if not path.exists():
-            wish = LayoutWish(tp=layout.tp, pp=layout.pp, vpp=layout.vpp)
-            grow_checkpoint(self.source(arch), path, GROWN[arch], wish)
+            request = LayoutRequest(tp=layout.tp, pp=layout.pp, vpp=layout.vpp)
+            grow_checkpoint(self.source(arch), path, GROWN[arch], request)
         return path
 
     def run(self, wanted: Job) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from growing import SmallBlocks, all_files, grow_checkpoint
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from pico_buckets import BUCKETS, LAYOUTS, MADE
 from pico_distributed import FLAT, STATES, Content, distribute
-from strategies import as_wish
+from strategies import as_request
 from torch import Tensor
 
 from flmgrow.formats.layout.placements import Layout
@@ -87,10 +87,13 @@ def test_resharded_buffers_are_those_of_the_layout(
     for number, layout in enumerate(same[1:], 1):
         there, back = tmp_path / f"there {number}", tmp_path / f"back {number}"
         grow_checkpoint(
-            made[0], there, wish=as_wish(layout), execution=SmallBlocks(workers=2, elements=50)
+            made[0],
+            there,
+            request=as_request(layout),
+            execution=SmallBlocks(workers=2, elements=50),
         )
         assert_same(buffers(there), buffers(made[number]))
-        grow_checkpoint(there, back, wish=as_wish(same[0]))
+        grow_checkpoint(there, back, request=as_request(same[0]))
         assert_same(buffers(back), buffers(made[0]))
         entries = [torch.load(rank_files(p)[0], weights_only=False) for p in (made[0], back)]
         assert entries[0]["optimizer"] == entries[1]["optimizer"]
@@ -106,7 +109,9 @@ def test_states_grow_as_those_of_a_plain_optimizer(name: str, tmp_path: Path) ->
     made = make_checkpoint(tmp_path / "flat", name, layout, dtype="bfloat16", optimizer=True)
     flat = distribute(made)
     for path in (plain, flat):
-        grow_checkpoint(path, path.with_suffix(".grown"), GROWTH, as_wish(Layout(1, 2, 1, (2, 4))))
+        grow_checkpoint(
+            path, path.with_suffix(".grown"), GROWTH, as_request(Layout(1, 2, 1, (2, 4)))
+        )
     opened = [with_optimizer(open_megatron(p.with_suffix(".grown"))) for p in (plain, flat)]
     for state in (State.EXP_AVG, State.EXP_AVG_SQ):
         one, other = (found.state_readers[state] for found in opened)

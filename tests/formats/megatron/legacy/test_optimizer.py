@@ -16,7 +16,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.axes import full_box
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 
 def load(path: Path) -> list[Content]:
@@ -63,7 +63,7 @@ def test_torch_takes_what_is_written(dtype: str, naming: str, tmp_path: Path) ->
     make_checkpoint(source, "gpt", layout, dtype=dtype, naming=naming, optimizer=True)
     target = Target(hidden=16, layers=5, ffn=24, methods=parse_methods("zero"))
     grow_checkpoint(
-        source, tmp_path / "b", target, LayoutWish(tp=1, pp=2, vpp=1, pipeline_layers=(3, 2))
+        source, tmp_path / "b", target, LayoutRequest(tp=1, pp=2, vpp=1, pipeline_layers=(3, 2))
     )
     for content in load(tmp_path / "b"):
         model = content["model"]
@@ -86,7 +86,7 @@ def test_torch_takes_what_is_written(dtype: str, naming: str, tmp_path: Path) ->
 def test_steps_are_counted_apart(tmp_path: Path) -> None:
     """Torch counts up in place: steps that shared a storage would run ahead."""
     make_checkpoint(tmp_path / "a", "llama", even(CONFIGS["llama"], 2), optimizer=True)
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", wish=LayoutWish(tp=1))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", request=LayoutRequest(tp=1))
     (content,) = load(tmp_path / "b")
     steps = [entry["step"] for entry in inner(content)["state"].values()]
     assert len({step.untyped_storage().data_ptr() for step in steps}) == len(steps)
@@ -104,7 +104,7 @@ def test_what_lies_beside_is_carried(tmp_path: Path) -> None:
 
     make_checkpoint(tmp_path / "a", "llama", dtype="bfloat16", optimizer=True)
     edit_all(tmp_path / "a", scale)
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", Target(hidden=16), LayoutWish(tp=2, pp=2))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", Target(hidden=16), LayoutRequest(tp=2, pp=2))
     for content in load(tmp_path / "b"):
         assert content["opt_param_scheduler"] == {"max_lr": 3e-4, "num_steps": 240}
         assert content["optimizer"]["grad_scaler"] == {
@@ -138,7 +138,7 @@ def test_groups_with_a_rate_of_their_own(tmp_path: Path) -> None:
 
     make_checkpoint(tmp_path / "a", "tele", even(CONFIGS["tele"], 2, 2), optimizer=True)
     edit_all(tmp_path / "a", decouple)
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", wish=LayoutWish(tp=1, pp=1))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", request=LayoutRequest(tp=1, pp=1))
     (content,) = load(tmp_path / "b")
     model, state = content["model"], inner(content)
     assert [len(group["params"]) for group in state["param_groups"]] == [16, 2, 9]

@@ -18,7 +18,7 @@ from optimizer_states import Content, inner
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 
 def renumber(content: Content, order: tuple[int, ...]) -> None:
@@ -57,10 +57,10 @@ def test_the_order_on_a_rank_does_not_matter(dtype: str, tmp_path: Path) -> None
     source = make_checkpoint(
         tmp_path / "a", config, even(config, 2, 2), dtype=dtype, optimizer=True
     )
-    grow_checkpoint(source, tmp_path / "wanted", wish=LayoutWish(tp=1, pp=1))
+    grow_checkpoint(source, tmp_path / "wanted", request=LayoutRequest(tp=1, pp=1))
     for file in rank_files(source)[1:]:
         edit(file, lambda content: renumber(content, (1, 0)))
-    grow_checkpoint(source, tmp_path / "b", wish=LayoutWish(tp=1, pp=1))
+    grow_checkpoint(source, tmp_path / "b", request=LayoutRequest(tp=1, pp=1))
     assert saved_bytes(tmp_path / "b") == saved_bytes(tmp_path / "wanted")
 
 
@@ -75,7 +75,7 @@ def test_a_group_that_no_parameter_of_a_rank_is_in_may_lack_there(tmp_path: Path
             edit(file, decouple)
         edit(rank_files(source)[0], partial(renumber, order=order))
         edit(rank_files(source)[1], lambda content: renumber(content, (1, 0)))
-        grow_checkpoint(source, tmp_path / f"b{number}", wish=LayoutWish(tp=1, pp=1))
+        grow_checkpoint(source, tmp_path / f"b{number}", request=LayoutRequest(tp=1, pp=1))
         (file,) = rank_files(tmp_path / f"b{number}")
         content = torch.load(file, weights_only=False)
         numbers = {n for group in inner(content)["param_groups"] for n in group["params"]}
@@ -104,4 +104,4 @@ def test_groups_of_another_run_are_still_refused(
     source = make_checkpoint(tmp_path / "a", config, even(config, 1, 2), optimizer=True)
     edit(rank_files(source)[1], change)
     with pytest.raises(BadCheckpointError, match=r"mp_rank_00_001.*param group .*, wanted"):
-        grow_checkpoint(source, tmp_path / "b", wish=LayoutWish(tp=1, pp=1))
+        grow_checkpoint(source, tmp_path / "b", request=LayoutRequest(tp=1, pp=1))

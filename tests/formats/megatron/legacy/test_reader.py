@@ -16,7 +16,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 
 @pytest.mark.parametrize("naming", ["local", "fused"])
@@ -50,7 +50,7 @@ def test_a_first_rank_without_layers_tells_no_naming(naming: str, tmp_path: Path
     path = make_checkpoint(tmp_path / "a", config, layout, naming=naming)
     with open_megatron(path) as opened:
         assert opened.fused == (naming == "fused")
-    grow_checkpoint(path, tmp_path / "b", wish=LayoutWish(pp=1))
+    grow_checkpoint(path, tmp_path / "b", request=LayoutRequest(pp=1))
     with open_megatron(tmp_path / "b") as opened:
         assert opened.fused == (naming == "fused")
 
@@ -86,7 +86,7 @@ def test_iterations_are_found_as_megatron_finds_them(tmp_path: Path) -> None:
 
 def test_a_release_has_no_iteration_and_stays_one(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "a", "tele", iteration=None)
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", wish=LayoutWish(tp=2))
+    grow_checkpoint(tmp_path / "a", tmp_path / "b", request=LayoutRequest(tp=2))
     with open_megatron(tmp_path / "b") as opened:
         assert opened.iteration is None
         assert opened.folder.name == "release"
@@ -130,7 +130,7 @@ def test_nothing_in_a_source_folder_is_touched(tmp_path: Path) -> None:
         return [(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]
 
     before = snapshot()
-    grow_checkpoint(path, tmp_path / "b", wish=LayoutWish(tp=4))
+    grow_checkpoint(path, tmp_path / "b", request=LayoutRequest(tp=4))
     assert snapshot() == before
 
 

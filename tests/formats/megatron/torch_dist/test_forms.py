@@ -15,7 +15,7 @@ from pico_forms import LAYERS, make_form
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 CASES: list[Any] = [("llama", 2), ("gpt", 2)]
 CASES += [pytest.param(m, t, marks=pytest.mark.slow) for m, t in product(["qwen", "tele"], [1, 2])]
@@ -48,10 +48,10 @@ def test_it_reshards_and_grows_and_is_written_in_todays_form(
     old = make_form(tmp_path / "b", "llama", 2, weights, moments)
     target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods("zero"))
     for name, source in (("plain", plain), ("old", old)):
-        grow_checkpoint(source, tmp_path / f"r-{name}", wish=LayoutWish(1, 2))
-        grow_checkpoint(source, tmp_path / f"g-{name}", target, LayoutWish(2, 2, 1))
+        grow_checkpoint(source, tmp_path / f"r-{name}", request=LayoutRequest(1, 2))
+        grow_checkpoint(source, tmp_path / f"g-{name}", target, LayoutRequest(2, 2, 1))
         grow_checkpoint(
-            source, tmp_path / f"v-{name}", wish=LayoutWish(2, 2, 2), file_format="megatron"
+            source, tmp_path / f"v-{name}", request=LayoutRequest(2, 2, 2), file_format="megatron"
         )
     for kind in "rgv":
         assert_same(tmp_path / f"{kind}-plain", tmp_path / f"{kind}-old")

@@ -17,7 +17,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.storage import output
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 INTEGRITY = "integrity.json"
 
@@ -57,7 +57,7 @@ def tree(checkpoint: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("version", ["0.16", "0.19"])
 def test_it_is_written_as_megatron_would(tmp_path: Path, version: str) -> None:
     source = make_dist_checkpoint(tmp_path, "llama", 2)
-    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(4, 1), version=version)
+    grow_checkpoint(source, tmp_path / "out", request=LayoutRequest(4, 1), version=version)
     folder = folder_of(tmp_path / "out")
     assert (folder / INTEGRITY).read_text() == manifest_of(folder)
     with open_checkpoint(tmp_path / "out") as opened:
@@ -90,10 +90,10 @@ def test_it_is_right_after_an_interruption(
     tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_dist_checkpoint(tmp_path, "llama", 2)
-    plan = grow_checkpoint(source, tmp_path / "whole", wish=LayoutWish(4, 1))
+    plan = grow_checkpoint(source, tmp_path / "whole", request=LayoutRequest(4, 1))
     stop = Execution(progress=stop_after(int(plan.total_bytes * share)))
     with pytest.raises(KeyboardInterrupt):
-        grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(4, 1), execution=stop)
+        grow_checkpoint(source, tmp_path / "out", request=LayoutRequest(4, 1), execution=stop)
     begun = []
     write = output.OutputFolder.file
 
@@ -102,7 +102,7 @@ def test_it_is_right_after_an_interruption(
         return write(folder, relative, *args, **kwargs)
 
     monkeypatch.setattr(output.OutputFolder, "file", noted)
-    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(4, 1))
+    grow_checkpoint(source, tmp_path / "out", request=LayoutRequest(4, 1))
     assert 0 < len(begun) < len(plan.files)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

@@ -21,7 +21,7 @@ from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 MODULES = [
     "self_attention.linear_qkv", "self_attention.core_attention", "self_attention.linear_proj",
@@ -107,11 +107,15 @@ FORMS = {"stacked": lambda state: with_scales(state, numbered=False), "numbered"
 @pytest.mark.parametrize("form", FORMS)
 def test_every_state_goes_to_its_layer_and_back(tmp_path: Path, form: str, layout: Layout) -> None:
     source = make(tmp_path, FORMS[form])
-    wish = LayoutWish(layout.tp, layout.pp, layout.vpp)
-    grow_checkpoint(source, tmp_path / "a", wish=wish, file_format="megatron")
+    request = LayoutRequest(layout.tp, layout.pp, layout.vpp)
+    grow_checkpoint(source, tmp_path / "a", request=request, file_format="megatron")
     assert legacy_scales(tmp_path / "a", layout) == wanted([*range(LAYERS)])
-    grow_checkpoint(tmp_path / "a", tmp_path / "b", wish=LayoutWish(1, 1), file_format="torch_dist")
-    grow_checkpoint(tmp_path / "b", tmp_path / "c", wish=LayoutWish(1, 1), file_format="megatron")
+    grow_checkpoint(
+        tmp_path / "a", tmp_path / "b", request=LayoutRequest(1, 1), file_format="torch_dist"
+    )
+    grow_checkpoint(
+        tmp_path / "b", tmp_path / "c", request=LayoutRequest(1, 1), file_format="megatron"
+    )
     assert legacy_scales(tmp_path / "c", even(CONFIGS["llama"])) == wanted([*range(LAYERS)])
 
 

@@ -16,13 +16,13 @@ from hypothesis.strategies import DataObject
 from optimizer_states import Content, equal, optimizers, states
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from pico_distributed import FLAT, distribute
-from strategies import any_config, as_wish, examples, layouts_of
+from strategies import any_config, as_request, examples, layouts_of
 
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 KINDS = ["float64", "float32", "bfloat16", "float32 distributed", "bfloat16 distributed"]
 
@@ -56,9 +56,9 @@ def test_there_and_back_is_bit_equal(data: DataObject, kind: str, version: str) 
     with TemporaryDirectory() as folder:
         a, b, c = (Path(folder, name) for name in "abc")
         make(a, config, first, kind)
-        grow_checkpoint(a, b, wish=as_wish(second), file_format="torch_dist", version=version)
+        grow_checkpoint(a, b, request=as_request(second), file_format="torch_dist", version=version)
         assert_same_states(a, b, config.vocab)
-        grow_checkpoint(b, c, wish=as_wish(first), file_format="megatron")
+        grow_checkpoint(b, c, request=as_request(first), file_format="megatron")
         assert_same_states(a, c, config.vocab)
         if padded_vocab(config, second.tp) >= padded_vocab(config, first.tp):
             assert equal(optimizers(a), optimizers(c))
@@ -72,7 +72,9 @@ def test_growing_into_it_is_growing(kind: str, method: str, tmp_path: Path) -> N
     make(tmp_path / "a", config, even(config, 2, 2), kind)
     target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods(method))
     for out in ("megatron", "torch_dist"):
-        grow_checkpoint(tmp_path / "a", tmp_path / out, target, LayoutWish(1, 2), file_format=out)
+        grow_checkpoint(
+            tmp_path / "a", tmp_path / out, target, LayoutRequest(1, 2), file_format=out
+        )
     assert_same_states(tmp_path / "megatron", tmp_path / "torch_dist", config.vocab)
     accepted("verify", tmp_path / "a", tmp_path / "torch_dist")
 

@@ -18,7 +18,7 @@ from flmgrow.formats.reading import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.weights import CheckpointWeights
 
 NAMES = [name for name in CONFIGS if name != "nemotron"]
@@ -44,7 +44,7 @@ def test_resharded_to_legacy_it_is_the_legacy_checkpoint(
     layout = even(CONFIGS[name], tp=2, pp=2)
     source = make_dist_checkpoint(tmp_path, name, 2, dtype=dtype)
     wanted = make_checkpoint(tmp_path / "wanted", name, layout, naming="fused", dtype=dtype)
-    grow_checkpoint(source, tmp_path / "out", wish=LayoutWish(2, 2), file_format="megatron")
+    grow_checkpoint(source, tmp_path / "out", request=LayoutRequest(2, 2), file_format="megatron")
     with open_checkpoint(tmp_path / "out") as a, open_checkpoint(wanted) as b:
         assert a.fused
         assert a.layout == b.layout
@@ -64,25 +64,25 @@ def test_it_grows_as_the_legacy_checkpoint_does(tmp_path: Path, name: str, metho
     legacy = make_checkpoint(tmp_path / "a", name, naming="fused")
     dist = make_dist_checkpoint(tmp_path / "b", name, 4)
     for source, out in ((legacy, "grown-a"), (dist, "grown-b")):
-        grow_checkpoint(source, tmp_path / out, target, LayoutWish(2, 1), file_format="megatron")
+        grow_checkpoint(source, tmp_path / out, target, LayoutRequest(2, 1), file_format="megatron")
     with open_checkpoint(tmp_path / "grown-a") as a, open_checkpoint(tmp_path / "grown-b") as b:
         for left, right in zip(a.reader.arrays, b.reader.arrays, strict=True):
             assert same_bits(read_whole(left), read_whole(right)), str(left)
 
 
-def written(tmp_path: Path, name: str, wish: LayoutWish, **options: Any) -> tuple[Path, Path]:
+def written(tmp_path: Path, name: str, request: LayoutRequest, **options: Any) -> tuple[Path, Path]:
     """Return a legacy checkpoint, and a distributed one that flmgrow wrote from it."""
     layout = even(CONFIGS[name], tp=2, pp=2)
     legacy = make_checkpoint(tmp_path / "legacy", name, layout, naming="fused", **options)
-    grow_checkpoint(legacy, tmp_path / "dist", wish=wish, file_format="torch_dist")
+    grow_checkpoint(legacy, tmp_path / "dist", request=request, file_format="torch_dist")
     return legacy, tmp_path / "dist"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, dtype: str) -> None:
-    legacy, dist = written(tmp_path, name, LayoutWish(2, 1), dtype=dtype, extra_state="bytes")
-    grow_checkpoint(dist, tmp_path / "back", wish=LayoutWish(2, 2), file_format="megatron")
+    legacy, dist = written(tmp_path, name, LayoutRequest(2, 1), dtype=dtype, extra_state="bytes")
+    grow_checkpoint(dist, tmp_path / "back", request=LayoutRequest(2, 2), file_format="megatron")
     assert rank_arrays(tmp_path / "back") == rank_arrays(legacy)
     with open_checkpoint(legacy) as a, open_checkpoint(tmp_path / "back") as b:
         old, new = (rank_content(x, (0, 1))["model"] for x in (a, b))
@@ -94,10 +94,12 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, dtype: str) -> N
         }
 
 
-@pytest.mark.parametrize("wish", [LayoutWish(1, 1), LayoutWish(4, 2), LayoutWish(2, 2, 2)])
+@pytest.mark.parametrize(
+    "request", [LayoutRequest(1, 1), LayoutRequest(4, 2), LayoutRequest(2, 2, 2)]
+)
 @pytest.mark.parametrize("name", ["llama", "gpt", "qwen"])
-def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, wish: LayoutWish) -> None:
-    _, dist = written(tmp_path, name, wish)
+def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, request: LayoutRequest) -> None:
+    _, dist = written(tmp_path, name, request)
     one = make_checkpoint(tmp_path / "one", name, naming="fused")
     wanted = global_arrays(one)
     (folder,) = dist.glob("iter_*")
@@ -118,8 +120,8 @@ def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, wish: LayoutWis
 def test_growing_into_it_is_growing(tmp_path: Path) -> None:
     target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods("zero"))
     source = make_dist_checkpoint(tmp_path / "s", "llama", 2)
-    grow_checkpoint(source, tmp_path / "a", target, LayoutWish(4, 2))
-    grow_checkpoint(source, tmp_path / "b", target, LayoutWish(2, 1), file_format="megatron")
+    grow_checkpoint(source, tmp_path / "a", target, LayoutRequest(4, 2))
+    grow_checkpoint(source, tmp_path / "b", target, LayoutRequest(2, 1), file_format="megatron")
     with open_checkpoint(tmp_path / "a") as a, open_checkpoint(tmp_path / "b") as b:
         assert (a.format, b.format) == ("torch_dist", "megatron")
         for name in a.reader.tensors:

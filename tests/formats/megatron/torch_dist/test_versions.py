@@ -18,7 +18,7 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
-from flmgrow.surgery.plan import LayoutWish
+from flmgrow.surgery.plan import LayoutRequest
 
 COMMON_STATE = "common_state/shard_0_1"
 NAMES = ["llama", "gpt", "qwen"]
@@ -58,7 +58,7 @@ def test_both_are_read_as_the_same_checkpoint(tmp_path: Path, name: str) -> None
         assert a.contents.digest() != b.contents.digest()
     for source in (older, newer):
         out = tmp_path / f"{source.parent.name}-legacy"
-        grow_checkpoint(source, out, wish=LayoutWish(2, 2), file_format="megatron")
+        grow_checkpoint(source, out, request=LayoutRequest(2, 2), file_format="megatron")
     assert rank_arrays(tmp_path / "older-legacy") == rank_arrays(tmp_path / "newer-legacy")
 
 
@@ -67,15 +67,19 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, name: str) -> None:
     layout = even(CONFIGS[name], tp=2, pp=2)
     legacy = make_checkpoint(tmp_path / "legacy", name, layout, naming="fused", extra_state="bytes")
     dist, back = tmp_path / "dist", tmp_path / "back"
-    grow_checkpoint(legacy, dist, wish=LayoutWish(2, 1), file_format="torch_dist", version="0.19")
-    grow_checkpoint(dist, back, wish=LayoutWish(2, 2), file_format="megatron")
+    grow_checkpoint(
+        legacy, dist, request=LayoutRequest(2, 1), file_format="torch_dist", version="0.19"
+    )
+    grow_checkpoint(dist, back, request=LayoutRequest(2, 2), file_format="megatron")
     assert rank_arrays(back) == rank_arrays(legacy)
 
 
 def test_only_the_common_part_differs_in_what_is_written(tmp_path: Path) -> None:
     source = make_dist_checkpoint(tmp_path, "llama", 2)
     for version in (None, "0.16", "0.19"):
-        grow_checkpoint(source, tmp_path / f"as-{version}", wish=LayoutWish(2, 1), version=version)
+        grow_checkpoint(
+            source, tmp_path / f"as-{version}", request=LayoutRequest(2, 1), version=version
+        )
     default, older, newer = (files_of(tmp_path / f"as-{v}") for v in (None, "0.16", "0.19"))
     assert default == older
     assert older.keys() - newer.keys() == {"common.pt"}

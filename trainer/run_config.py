@@ -35,7 +35,7 @@ LONG = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
+class RunConfig:
     """All that does not change while a stage runs."""
 
     stage: StageFile
@@ -73,8 +73,8 @@ class Setting:
         )
 
 
-def make_setting(stage: StageFile, begin: Begin, ids: int) -> Setting:
-    """Return the setting of ``stage``, whose tokenizer has so many ``ids``.
+def make_run_config(stage: StageFile, begin: Begin, ids: int) -> RunConfig:
+    """Return the configuration of ``stage``, whose tokenizer has so many ``ids``.
 
     Raises a FlmgrowError where its parts do not fit.
     """
@@ -93,37 +93,37 @@ def make_setting(stage: StageFile, begin: Begin, ids: int) -> Setting:
         )
     with in_keys("layout"):
         layout = layout_of(stage, config, padded)
-    return Setting(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
+    return RunConfig(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
 
 
-def decisive(setting: Setting) -> dict[str, object]:
+def decisive(run: RunConfig) -> dict[str, object]:
     """Return, by name, what all ranks must have the same before they train together."""
-    begin = setting.begin
+    begin = run.begin
     return {
-        **dotted(setting.stage.model_dump(mode="json")),
+        **dotted(run.stage.model_dump(mode="json")),
         "the iteration": begin.iteration,
         **dotted(begin.carried.model_dump()),
     }
 
 
-def check_space(setting: Setting) -> None:
+def check_space(run: RunConfig) -> None:
     """Raise StorageError, on the first rank, if not even one checkpoint would find room."""
     if torch.distributed.get_rank() == 0:
-        stage = setting.stage
-        check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, setting.config))
+        stage = run.stage
+        check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, run.config))
 
 
-def summary(setting: Setting) -> str:
+def summary(run: RunConfig) -> str:
     """Return in a line what is trained, on what, and from where on."""
-    begin, layout = setting.begin, setting.stage.layout
+    begin, layout = run.begin, run.stage.layout
     source = "fresh weights"
     if begin.checkpoint is not None:
         source = f"step {begin.iteration:,}" if begin.resumed else _near(begin.checkpoint.folder)
     return "  ".join(
         (
-            f"{amount(parameter_count(setting.config))} parameters",
-            f"{setting.layout} x DP{layout.dp}",
-            setting.stage.training.precision,
+            f"{amount(parameter_count(run.config))} parameters",
+            f"{run.layout} x DP{layout.dp}",
+            run.stage.training.precision,
             f"goes on from {source}" if begin.resumed else f"begins with {source}",
         )
     )
@@ -135,25 +135,25 @@ def _near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def taken(setting: Setting) -> str:
+def taken(run: RunConfig) -> str:
     """Return what a stage has done that has come to its end."""
-    progress, training = setting.begin.progress, setting.stage.training
+    progress, training = run.begin.progress, run.stage.training
     if training.steps is not None:
         return f"has taken {progress.steps:,} of {training.steps:,} steps"
     return f"has read {progress.tokens:,} of {training.tokens:,} tokens"
 
 
-def position_in(samples: Samples, setting: Setting) -> Json | None:
+def position_in(samples: Samples, run: RunConfig) -> Json | None:
     """Return where the run takes ``samples`` up, which are others only from a change on."""
-    position, at = setting.begin.carried.position, setting.stage.checkpoint.change_at
-    if position is not None and at == setting.begin.iteration:
+    position, at = run.begin.carried.position, run.stage.checkpoint.change_at
+    if position is not None and at == run.begin.iteration:
         return {**position, "data": digest_of(samples)}
     return position
 
 
-def changes_of(setting: Setting, data: StageData) -> list[Change]:
+def changes_of(run: RunConfig, data: StageData) -> list[Change]:
     """Return what holds from here on, and did not before."""
-    stage, begin = setting.stage, setting.begin
+    stage, begin = run.stage, run.begin
     changed = changed_settings(stage, begin.settings)
     if begin.carried.data not in ("", *digests_of(data.training)):
         before, after = begin.carried.data_keys or {}, data.keys
@@ -179,9 +179,9 @@ def record_changes(stage: StageFile, changes: Sequence[Change]) -> None:
         record(stage.log.metrics.with_name(CHANGES), changes)
 
 
-def notes(setting: Setting) -> Iterator[str]:
+def notes(run: RunConfig) -> Iterator[str]:
     """Yield what somebody may not expect of a run that begins."""
-    begin, stage = setting.begin, setting.stage
+    begin, stage = run.begin, run.stage
     checkpoint = begin.checkpoint
     if begin.left is not None:
         yield (
@@ -203,7 +203,7 @@ def notes(setting: Setting) -> Iterator[str]:
             f"learning_rate.decay_tokens take {stage.decay_steps:,} steps, the warm-up "
             f"{stage.warmup_steps:,}: the rate falls to its floor right behind that"
         )
-    left = stage.masks.after(setting.begin.masks, setting.last - setting.begin.iteration)
+    left = stage.masks.after(run.begin.masks, run.last - run.begin.iteration)
     if left:
         values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())
         yield f"the stage ends before its masks are open: {values}"

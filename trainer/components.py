@@ -17,7 +17,7 @@ from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import build_model_chunks, transformer_config
 from flmgrow.trainer.megatron.mup import mup_overrides
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, parameters_of
-from flmgrow.trainer.setting import Setting
+from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.clock import Clock
 from flmgrow.trainer.stage.file import StageFile
 
@@ -37,7 +37,7 @@ NEVER = 1e30
 
 
 @dataclass(frozen=True, eq=False)
-class Trainee:
+class Components:
     """This rank's part of what is trained."""
 
     models: list[Any]
@@ -59,12 +59,12 @@ class Trainee:
         return rate
 
 
-def build(setting: Setting, masks: LiveMasks) -> Trainee:
+def build(run: RunConfig, masks: LiveMasks) -> Components:
     """Return the model and an optimizer that has taken no step.
 
-    Weights are fresh, or any if the setting's checkpoint will fill them.
+    Weights are fresh, or any if the run's checkpoint will fill them.
     """
-    stage, config, layout = setting.stage, setting.config, setting.layout
+    stage, config, layout = run.stage, run.config, run.layout
     dtype = getattr(torch, stage.training.precision)
     settings = transformer_config(
         config,
@@ -74,12 +74,12 @@ def build(setting: Setting, masks: LiveMasks) -> Trainee:
         pipeline_layers=None if layout.even else layout_text(layout),
         sequence_parallel=stage.layout.sequence_parallel,
         dtype=dtype,
-        init_std=stage.training.init_std if setting.begin.checkpoint is None else None,
+        init_std=stage.training.init_std if run.begin.checkpoint is None else None,
     )
     settings.finalize_model_grads_func = finalize_model_grads
     settings.calculate_per_token_loss = True
     _recompute(settings, stage.training.recompute)
-    plain = build_model_chunks(config, settings, setting.padded_vocab, masks)
+    plain = build_model_chunks(config, settings, run.padded_vocab, masks)
     for model in plain:
         _leave_padding_out(model, config.vocab)
     reduction = DistributedDataParallelConfig(
@@ -94,12 +94,12 @@ def build(setting: Setting, masks: LiveMasks) -> Trainee:
     if stage.layout.overlap_grad_reduce:  # of the last micro-batch only
         held = [model.no_sync for model in models]
         settings.no_sync_func = held if len(held) > 1 else held[0]
-    optimizer = _optimizer(setting, models)
+    optimizer = _optimizer(run, models)
     settings.grad_scale_func = optimizer.scale_loss
-    parameters = parameters_of(plain, config, layout, setting.padded_vocab)
+    parameters = parameters_of(plain, config, layout, run.padded_vocab)
     view = OptimizerView(optimizer)
-    schedule = _schedule(stage, setting.clock, optimizer)
-    return Trainee(models, optimizer, view, schedule, parameters)
+    schedule = _schedule(stage, run.clock, optimizer)
+    return Components(models, optimizer, view, schedule, parameters)
 
 
 def _leave_padding_out(model: Any, vocab: int) -> None:
@@ -132,8 +132,8 @@ def _recompute(settings: Any, kind: str) -> None:
         settings.recompute_modules = ["core_attn"]
 
 
-def _optimizer(setting: Setting, models: list[Any]) -> Any:
-    stage, config = setting.stage, setting.config
+def _optimizer(run: RunConfig, models: list[Any]) -> Any:
+    stage, config = run.stage, run.config
     rate, chosen = stage.learning_rate, stage.optimizer
     dtype = getattr(torch, stage.training.precision)
     settings = OptimizerConfig(
@@ -151,7 +151,7 @@ def _optimizer(setting: Setting, models: list[Any]) -> Any:
     )
     overrides = None
     if config.multipliers.mup_base_width is not None:
-        overrides = mup_overrides(config, settings, setting.base_output)
+        overrides = mup_overrides(config, settings, run.base_output)
     optimizer = get_megatron_optimizer(settings, models, config_overrides=overrides)
     # Torch's AdamW goes over all its memory a dozen times, unless its kernel is the fused one.
     for group in OptimizerView(optimizer).groups:
@@ -179,13 +179,13 @@ def _schedule(stage: StageFile, clock: Clock, optimizer: Any) -> Any:
     )
 
 
-def arguments_of(setting: Setting) -> dict[str, object]:
+def arguments_of(run: RunConfig) -> dict[str, object]:
     """Return what Megatron-LM would hold in ``args`` for this run, as far as others need it."""
-    stage = setting.stage
+    stage = run.stage
     half = stage.training.precision == "bfloat16"
     return {
-        **new_arguments(setting.config, setting.padded_vocab, stage.training.precision, "local"),
-        "make_vocab_size_divisible_by": setting.vocab_multiple,
+        **new_arguments(run.config, run.padded_vocab, stage.training.precision, "local"),
+        "make_vocab_size_divisible_by": run.vocab_multiple,
         "seq_length": stage.data.sequence_length,
         "micro_batch_size": stage.training.micro_batch,
         "global_batch_size": stage.training.batch,
