@@ -1,3 +1,52 @@
-"""flmgrow grows and reshards Megatron checkpoints, and proves that the function did not change."""
+"""flmgrow grows and reshards Megatron checkpoints, and proves that the function did not change.
+
+What is public is :mod:`flmgrow.api`, reached as ``flmgrow.open`` and so on. It is imported when it
+is first used: ``import flmgrow`` alone imports neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from flmgrow.errors import (
+    BadCheckpointError,
+    FlmgrowError,
+    OutputExistsError,
+    StorageError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from flmgrow.api import (
+        Plan,
+        Written,
+        bake,
+        expand,
+        export,
+        import_,
+        load_model,
+        open,
+        plan,
+        reshard,
+        verify,
+    )
+    from flmgrow.opened import LogicalArray, Source
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
+    "StorageError", "UsageError", "Written", "__version__", "bake", "expand", "export", "import_",
+    "load_model", "open", "plan", "reshard", "verify",
+]  # fmt: skip
+
+_HOMES = {"LogicalArray": "flmgrow.opened", "Source": "flmgrow.opened"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'flmgrow' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "flmgrow.api")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

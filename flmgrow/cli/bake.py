@@ -7,10 +7,7 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.running import Reading, Running, carry_out
-from flmgrow.errors import UsageError
-from flmgrow.formats.history.manifest import masks_of
-from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutRequest, make_plan
+from flmgrow.surgery.requests import plan_bake_of
 
 Value = Annotated[
     float | None,
@@ -37,16 +34,5 @@ def bake(
     Example: flmgrow bake ckpt-51b ckpt-51b-plain --value 1
     """
     with reading.open(src, iteration) as source:
-        pending = masks_of(source)
-        if not pending:
-            raise UsageError(f"{src}: has no masks to bake", "it is an ordinary checkpoint already")
-        values = {} if value is None else dict.fromkeys(pending, value)
-        plan = make_plan(
-            source,
-            Target(),
-            LayoutRequest(),
-            drop_optimizer=no_optimizer,
-            pending=pending,
-            bake=values,
-        )
+        plan = plan_bake_of(source, value, drop_optimizer=no_optimizer)
         carry_out(plan, dst, running)

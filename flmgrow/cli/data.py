@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flmgrow.cli import options, report
-from flmgrow.cli.running import check_apart, default_workers, progress_bar
+from flmgrow.api import check_apart, default_workers
+from flmgrow.cli import options
+from flmgrow.cli.running import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
+from flmgrow.model.wording import aligned, size
 from flmgrow.storage.output import OutputFolder, clear_leftovers
 from flmgrow.trainer.data import prepared
 from flmgrow.trainer.data.compressed import USUAL_WINDOW, window_of
@@ -124,17 +126,17 @@ def prepare(
     if as_json:
         print(json.dumps(manifest, indent=1))
         return
-    size = report.size(sum(file["size"] for file in manifest["files"]))
+    nbytes = size(sum(file["size"] for file in manifest["files"]))
     vocabulary = f"{tokenizer}, {recipe.tokenizer.vocab_size:,} ids"
     end = f"token {recipe.tokenizer.eod}" if append_eod else "not marked"
     rows = [
-        ("wrote" if there is None else "found", f"{dst}  ({size})"),
+        ("wrote" if there is None else "found", f"{dst}  ({nbytes})"),
         ("read", _read(found, manifest)),
         ("corpus", _corpus(manifest)),
         ("tokenizer", f"{vocabulary}, end of document {end}"),
         *((kind, printable(what)) for kind, what in _missing(manifest)),
     ]
-    print("\n".join(report.aligned(rows)))
+    print("\n".join(aligned(rows)))
 
 
 def _tell_of(sources: Sources) -> None:
@@ -144,7 +146,7 @@ def _tell_of(sources: Sources) -> None:
     windows = {s: window_of(s.path) for s in sources.files if s.compression == ".zst"}
     largest = max(windows, key=windows.__getitem__, default=None)
     if largest is not None and windows[largest] > USUAL_WINDOW:
-        need = report.size(windows[largest])
+        need = size(windows[largest])
         print(f"note: {largest.path}: takes {need} of memory to decompress", file=sys.stderr)
 
 

@@ -4,15 +4,10 @@ from dataclasses import replace
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.parsing import parse_layers
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
+from flmgrow.cli.parsing import parse_layers, shard_bytes
+from flmgrow.cli.running import Reading, Running, carry_out
 from flmgrow.cli.target_file import read_target_file
-from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import masks_of
-from flmgrow.operators.shape import shape_for
-from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
+from flmgrow.surgery.requests import Files, plan_growth_of
 
 
 @grouped
@@ -61,7 +56,7 @@ def expand(
     \b
     Example: flmgrow expand ckpt-16b ckpt-51b --hidden-size 8192 --num-layers 62 --tp 4 --pp 2
     """
-    check_dtype(dtype)
+    files = Files(dtype, file_format, torch_dist_version, shard_bytes(shard_size))
     wanted = read_target_file(to).overridden(
         num_layers=num_layers,
         hidden_size=hidden_size,
@@ -87,64 +82,12 @@ def expand(
     )
     reading = replace(reading, untie=wanted.untie if reading.untie is None else reading.untie)
     with reading.open(src, iteration) as source:
-        target, request = _untied(wanted.target(), source), wanted.layout()
-        _check_moments(target, no_optimizer)
-        _check_head_size(source, wanted.kv_channels)
-        if to_params is not None:
-            target = _solved(source, target, request, to_params)
-        plan = make_plan(
+        plan = plan_growth_of(
             source,
-            target,
-            request,
-            FileRequest(
-                dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
-            ),
+            wanted,
+            files,
+            parameters=to_params,
             drop_optimizer=no_optimizer,
-            pending=masks_of(source),
-            bake={} if bake else None,
+            bake=bake,
         )
         carry_out(plan, dst, replace(running, init_std=init_std))
-
-
-def _untied(target: Target, source: Checkpoint) -> Target:
-    """Return the target without a request to untie that reading the source has fulfilled."""
-    return replace(target, untie=False) if source.untied else target
-
-
-def _check_moments(target: Target, dropped: bool) -> None:
-    if dropped and target.fresh_second_moment != "zero":
-        raise UsageError(
-            f"--fresh-second-moment {target.fresh_second_moment}: --no-optimizer leaves all "
-            "moments out",
-            "leave out one of the two",
-        )
-
-
-def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
-    if wanted is not None and wanted != source.config.head_dim:
-        raise UsageError(
-            f"--kv-channels {wanted}: the source has heads of {source.config.head_dim}",
-            "the frequencies of rotary positions and the attention scale depend on the head size, "
-            "so it cannot grow; add heads instead",
-        )
-
-
-def _solved(
-    source: Checkpoint, target: Target, request: LayoutRequest, parameters: float
-) -> Target:
-    """Choose the sizes for ``--to-params``; sizes the user gave as well would contradict it."""
-    if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
-        raise UsageError(
-            "--to-params chooses the sizes", "leave out the size options, or --to-params"
-        )
-    pp = request.pp or source.layout.pp
-    chunks = pp * (request.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
-    shape = shape_for(source.config, parameters, request.tp or source.layout.tp, chunks)
-    return replace(
-        target,
-        layers=shape.layers,
-        hidden=shape.hidden,
-        ffn=shape.ffn,
-        heads=shape.heads,
-        kv_groups=shape.kv_groups,
-    )

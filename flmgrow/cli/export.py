@@ -1,6 +1,7 @@
 """``flmgrow export``: a checkpoint as a Hugging Face folder; weights stay bit for bit."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,19 +9,18 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.parsing import read_small_file
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
+from flmgrow.cli.parsing import read_small_file, shard_bytes
+from flmgrow.cli.running import Reading, Running, carry_out
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import TOKENIZER
-from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
-from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
+from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.requests import Files, plan_layout_of
 
 _HUB = "Model card and Hub"
 PushTo = Annotated[
@@ -93,7 +93,8 @@ def export(
     \b
     Example: flmgrow export ckpt-51b flm-51b-hf --dtype bfloat16
     """
-    check_dtype(dtype)
+    size = shard_bytes(shard_size)
+    files = Files(dtype, "huggingface", shard_size=size, family=family, keep_code=keep_code)
     scores = _scores(evaluation)
     push = _push(push_to, private, revision, keep_code)
     if license is not None and not _LICENSE.fullmatch(license):
@@ -104,17 +105,8 @@ def export(
         given = NO_TOKENIZER
         if tokenizer is not None:
             given = tokenizer_files(tokenizer, source.config)
-        plan = make_plan(
-            source,
-            Target(),
-            LayoutRequest(),
-            FileRequest(
-                dtype,
-                "huggingface",
-                huggingface=huggingface_options(source, shard_size, family, keep_code, given),
-            ),
-            pending=masks_of(source),
-        )
+        files = replace(files, tokenizer=given)
+        plan = plan_layout_of(source, LayoutRequest(), files)
         facts = CardFacts(
             name=dst.name if push is None else push.name.repository,
             config=plan.target.config,

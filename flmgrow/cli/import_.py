@@ -1,16 +1,12 @@
 """``flmgrow import``: a Hugging Face folder as a Megatron checkpoint; weights stay bit for bit."""
 
+from flmgrow.api import is_fused
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import parse_layers
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype
-from flmgrow.errors import UsageError
-from flmgrow.formats.history.manifest import masks_of
-from flmgrow.formats.writing import written_format
-from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
-
-_IMPLEMENTATIONS = ("transformer_engine", "local")
+from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.requests import Files, plan_import_of
 
 
 @grouped
@@ -34,26 +30,9 @@ def import_(
     \b
     Example: flmgrow import llama-hf ckpt-llama --tp 4 --pp 2
     """
-    check_dtype(dtype)
-    if not written_format(file_format or "megatron").ranks:
-        raise UsageError(f"--format {file_format}: import writes Megatron's", "use flmgrow export")
-    if transformer_impl not in _IMPLEMENTATIONS:
-        raise UsageError(
-            f"--transformer-impl {transformer_impl}: unknown", f"{' or '.join(_IMPLEMENTATIONS)}"
-        )
-    request = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
-    fused = transformer_impl == "transformer_engine"
+    files = Files(dtype, file_format)
+    layout = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
+    fused = is_fused(transformer_impl)
     with reading.open(src, fused=fused) as source:
-        if source.format != "huggingface":
-            raise UsageError(
-                f"{src}: is a Megatron checkpoint, wanted a Hugging Face folder",
-                "use flmgrow reshard",
-            )
-        plan = make_plan(
-            source,
-            Target(),
-            request,
-            FileRequest(dtype, file_format or "megatron"),
-            pending=masks_of(source),
-        )
+        plan = plan_import_of(source, layout, files)
         carry_out(plan, dst, running)

@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from flmgrow.api import local_folder
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.running import Reading, local_folder, progress_bar
+from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import Json, family, manifest_of, masks_of, verdict_text
 from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
-from flmgrow.model.wording import amount
+from flmgrow.model.wording import aligned, amount
 from flmgrow.surgery.health import Health, examine
 
 Tensors = Annotated[
@@ -56,7 +57,7 @@ def inspect(
             print(json.dumps(_data(checkpoint, found, tensors), indent=1))
             return
         rows = [*report.model_rows(checkpoint), *_history(checkpoint), *_health(found)]
-        print("\n".join(report.aligned(rows)))
+        print("\n".join(aligned(rows)))
         if tensors:
             print("\n" + "\n".join(report.tensor_lines(checkpoint)))
 
@@ -82,7 +83,7 @@ def _with_arrays(
         return error
     for name, arrays in files.items():
         rows = [(printable(a.name), f"{a.dtype} {list(a.shape)}") for a in arrays]
-        print("\n".join([printable(name), *(f"  {row}" for row in report.aligned(rows))]))
+        print("\n".join([printable(name), *(f"  {row}" for row in aligned(rows))]))
     return error
 
 

@@ -36,6 +36,14 @@ def parse_size(text: str, option: str = "--max-memory") -> int:
         raise UsageError(f"{option} {text}: not a size", "such as 800M or 4G") from None
 
 
+def shard_bytes(text: str) -> int:
+    """Return the bytes that ``--shard-size`` means. Raises UsageError for none at all."""
+    size = parse_size(text, "--shard-size")
+    if size < 1:
+        raise UsageError(f"--shard-size {text}: wanted at least one byte", "such as 5G")
+    return size
+
+
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
     """Return the numbers in ``8,8,7,7``. Raises UsageError for anything else."""
     if text is None:

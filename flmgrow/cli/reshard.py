@@ -2,11 +2,10 @@
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.parsing import parse_layers
-from flmgrow.cli.running import Reading, Running, carry_out, check_dtype, huggingface_options
-from flmgrow.formats.history.manifest import masks_of
-from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, make_plan
+from flmgrow.cli.parsing import parse_layers, shard_bytes
+from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.requests import Files, plan_layout_of
 
 
 @grouped
@@ -33,17 +32,8 @@ def reshard(
     \b
     Example: flmgrow reshard ckpt-tp2 ckpt-tp4pp4 --tp 4 --pp 4
     """
-    check_dtype(dtype)
-    request = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
+    files = Files(dtype, file_format, torch_dist_version, shard_bytes(shard_size))
+    layout = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
     with reading.open(src, iteration) as source:
-        plan = make_plan(
-            source,
-            Target(),
-            request,
-            FileRequest(
-                dtype, file_format, torch_dist_version, huggingface_options(source, shard_size)
-            ),
-            drop_optimizer=no_optimizer,
-            pending=masks_of(source),
-        )
+        plan = plan_layout_of(source, layout, files, drop_optimizer=no_optimizer)
         carry_out(plan, dst, running)

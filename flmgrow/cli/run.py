@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flmgrow.cli import options, report
+from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
 from flmgrow.errors import UsageError
+from flmgrow.model.wording import aligned
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
@@ -95,9 +96,9 @@ def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
         return
     for number, planned in enumerate(stages):
         before = stages[number - 1] if number else None
-        print("\n".join(report.aligned(overview.stage_rows(planned, before))))
+        print("\n".join(aligned(overview.stage_rows(planned, before))))
         for step in steps:
             if step.stage is planned:
                 print(f"$ {step.command}" + ("  # done" if step.done() else ""))
         print()
-    print("\n".join(report.aligned([overview.total_row(stages)])))
+    print("\n".join(aligned([overview.total_row(stages)])))

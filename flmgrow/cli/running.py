@@ -1,34 +1,26 @@
 """What expand, reshard and bake have in common: open, plan, show or carry out."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from flmgrow.api import check_apart, default_workers, opened, write
 from flmgrow.cli import options, report
 from flmgrow.cli.parsing import parse_size
 from flmgrow.errors import UsageError, printable
 from flmgrow.formats.arguments_elsewhere import arguments_from
-from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, HuggingFaceOptions, ReadOptions
-from flmgrow.formats.history.manifest import provenance_of
+from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.megatron.arguments.given import parse_given
-from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.reading import DTYPES
-from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
-from flmgrow.hub.reading import fetch
-from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.model.wording import size
+from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.plan import Plan
-
-
-def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
-    """Return the folder that ``path`` stands for, fetched first if it is on the Hub."""
-    return fetch(hub_name(path)) if is_on_hub(path) else (path, None)
+from flmgrow.surgery.plan_text import plan_data, plan_lines
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,6 @@ class Reading:
         ``given`` arguments take the place of those that the options give. ``only_missing``: none
         of them changes arguments that are stored.
         """
-        folder, origin = local_folder(path)
         said = ReadOptions(
             ignored_arguments=tuple(self.ignore_arg or ()),
             ignored_fields=tuple(self.ignore_field or ()),
@@ -80,10 +71,10 @@ class Reading:
             given_arguments=self.given_arguments if given is None else given,
             only_missing=only_missing,
         )
-        opened = open_checkpoint(folder, iteration, said)
-        for note in opened.notes:
+        found = opened(path, iteration, said)
+        for note in found.notes:
             print(f"note: {printable(note)}", file=sys.stderr)
-        return replace(opened, hub=origin)
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,35 +106,6 @@ class Running:
         )
 
 
-def default_workers(wanted: int | None) -> int:
-    """Return the number of threads to use: what was asked for, or one per core up to 16."""
-    return wanted or min(16, os.cpu_count() or 1)
-
-
-def huggingface_options(
-    source: Checkpoint,
-    shard_size: str,
-    family: str | None = None,
-    keep_code: bool = False,
-    tokenizer: GivenTokenizer = NO_TOKENIZER,
-) -> HuggingFaceOptions:
-    """Return how a Hugging Face folder shall be written of ``source``.
-
-    Raises UsageError for no size.
-    """
-    size = parse_size(shard_size, "--shard-size")
-    if size < 1:
-        raise UsageError(f"--shard-size {shard_size}: wanted at least one byte", "such as 5G")
-    provenance = provenance_of(source)
-    return HuggingFaceOptions(size, family, keep_code, provenance, tokenizer.files, tokenizer.ids)
-
-
-def check_dtype(dtype: str | None) -> None:
-    """Raise UsageError for a dtype weights cannot have."""
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
-
-
 @contextmanager
 def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """Show a bar with bytes per second and time left on stderr, if that is a terminal."""
@@ -172,16 +134,6 @@ def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: bar.advance(task, count)
 
 
-def check_apart(source: Path, destination: Path) -> None:
-    """Raise UsageError if one folder lies in the other: the source is never written to."""
-    read, written = (Path(os.path.realpath(path)) for path in (source, destination))
-    if read in written.parents or written in read.parents:
-        inner, outer = (written, read) if read in written.parents else (read, written)
-        raise UsageError(
-            f"{inner}: lies inside {outer}", "choose an output folder apart from the source"
-        )
-
-
 def carry_out(
     plan: Plan, destination: Path, running: Running, publication: Publication | None = None
 ) -> None:
@@ -197,31 +149,31 @@ def carry_out(
     execution = running.execution(lambda _: None)
     check_apart(plan.source.path, destination)
     if running.dry_run:
-        if running.as_json:
-            print(json.dumps(report.plan_data(plan, execution), indent=1))
-        else:
-            print("\n".join(report.plan_lines(plan, execution)))
+        print(_shown(plan, execution, running.as_json))
         return
     for note in plan.growth.notes:
         print(f"note: {note}", file=sys.stderr)
     for item in plan.dropped:
         print(f"note: left out: {printable(item)}", file=sys.stderr)
-    pushing = publication is not None and publication.push is not None
     with progress_bar(plan.total_bytes, "writing") as progress:
-        execution = running.execution(progress)
-        if publication is not None:
-            execution = replace(execution, beside=publication.beside)
-        executor = Executor(plan, execution)
-        look = executor.written if pushing else executor.found
-        there = look(destination)
-        manifest = executor.run(destination) if there is None else there
+        written = write(plan, destination, running.execution(progress), publication)
     if not running.as_json:
-        did = "wrote" if there is None else "found"
+        did = "found" if written.found else "wrote"
         print("\n".join(report.result_lines(plan, destination, did)), flush=True)
-    if publication is not None and pushing:
+    manifest = written.manifest
+    if publication is not None and publication.push is not None:
         commit = publication.publish(destination, manifest)
         manifest = {**manifest, "pushed": commit}
         if not running.as_json:
             print(commit)
     if running.as_json:
         print(json.dumps(manifest, indent=1))
+
+
+def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:
+    """Return a plan as it is printed, with the memory and the workers it would take."""
+    memory, workers = execution.max_memory, execution.workers
+    if as_json:
+        return json.dumps(plan_data(plan, memory=memory, workers=workers), indent=1)
+    limit = f"at most {size(memory)}, {workers} workers"
+    return "\n".join(plan_lines(plan, ("memory", limit)))

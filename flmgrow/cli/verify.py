@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flmgrow.api import default_workers
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
-from flmgrow.cli.running import Reading, default_workers, progress_bar
+from flmgrow.cli.running import Reading, progress_bar
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import manifest_of
-from flmgrow.model.tensors import parameter_count
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,6 @@ Gradients = Annotated[
     ),
 ]
 
-_LARGE = 2e9
 _MOST_TOKEN_BYTES = 64 << 20
 
 
@@ -108,19 +107,15 @@ def verify(
             "name what to compare with; --integrity checks one alone",
         )
     from flmgrow.surgery.receipt import receipt, write_receipt
-    from flmgrow.surgery.verify import Verification
+    from flmgrow.surgery.verify import Verification, computing_dtype
     from flmgrow.surgery.verify import verify as run
 
     with (
         reading.open(dst, only_missing=True) as result,
         _open_source(reading, src, result) as source,
     ):
-        chosen = dtype
-        if chosen is None:
-            small = max(parameter_count(x.config) for x in (source, result)) <= _LARGE
-            chosen = "float64" if small else "float32"
         how = Verification(
-            dtype=_torch_dtype(chosen),
+            dtype=computing_dtype(source, result) if dtype is None else _torch_dtype(dtype),
             tokens=None if tokens is None else _read_tokens(tokens),
             seed=seed,
             checksums=not skip_checksums,

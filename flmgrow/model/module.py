@@ -21,8 +21,7 @@ class Model(nn.Module):
 
     ``weights`` are by logical name: shapes are those of the axes, gains are what they multiply by
     (never stored around zero). Parameters have the same names with ``_`` for ``.``, and the dtype
-    and device of the weights. Any ``config.positions`` has at most ``config.max_positions``
-    positions if they are learned.
+    and device of the weights.
     """
 
     def __init__(

@@ -1,5 +1,8 @@
 """A model in words: one line of its sizes, one of its choices, and numbers as people read them."""
 
+from collections.abc import Iterable
+
+from flmgrow.errors import printable
 from flmgrow.model.config import ModelConfig
 
 
@@ -30,3 +33,20 @@ def kind_text(config: ModelConfig) -> str:
         parts.append("query and key norms")
     parts.append(f"eps {config.norm_eps:.6g}")
     return ", ".join(parts)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
+
+
+def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return ``name  value`` lines with the values in one column."""
+    pairs = list(rows)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return [f"{name:<{width}}  {printable(value)}".rstrip() for name, value in pairs]

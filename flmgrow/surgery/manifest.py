@@ -24,21 +24,13 @@ from flmgrow.formats.history.manifest import (
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.values import namespace
-from flmgrow.model.axes import AxisMap
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan_text import source_runs
 
 _LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", SUM)
 """Parts that a plan does not fix, or that are compared in their own way."""
-
-
-def source_runs(axis_map: AxisMap) -> list[Json]:
-    """Return runs of new indices: ``new`` [start, stop), and their ``old`` start or ``fresh``."""
-    return [
-        {"new": [run.start, run.stop], **({"old": run.old} if run.old >= 0 else {"fresh": True})}
-        for run in axis_map.runs()
-    ]
 
 
 def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:

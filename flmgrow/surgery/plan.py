@@ -12,7 +12,7 @@ from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
-from flmgrow.formats.history.manifest import methods_text
+from flmgrow.formats.history.manifest import Json, masks_of, methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.formats.targets import NewFile
@@ -31,6 +31,7 @@ from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.optimizer_metadata import carried, unfollowed
 from flmgrow.surgery.padding import stored_vocab
+from flmgrow.surgery.plan_text import plan_data, plan_lines
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ class Plan:
     dropped: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return "\n".join(plan_lines(self))
+
+    def to_json(self) -> Json:
+        """Return the plan as plain data."""
+        return plan_data(self)
+
     @property
     def total_bytes(self) -> int:
         """Bytes to be written, without the manifest."""
@@ -140,19 +148,18 @@ def make_plan(
     files: FileRequest = FileRequest(),
     *,
     drop_optimizer: bool = False,
-    pending: Mapping[Dimension, Mask] | None = None,
     bake: Mapping[Dimension, float] | None = None,
 ) -> Plan:
     """Return the plan that takes ``source`` to ``target`` in the wished layout and files.
 
-    ``pending`` are the source's own masks, which resharding carries along; ``bake`` puts all masks
-    into the weights, at these values instead of their own where given. Raises UsageError for a
+    Masks of the source's own are carried along; ``bake`` puts all masks into the weights, at these
+    values instead of their own where given. Raises UsageError for a
     target that cannot be reached and for content that would be lost unasked.
     """
     ranks = written_format(files.format or source.format).ranks
     if ranks and not drop_optimizer:
         source = with_optimizer(source)
-    pending = pending or {}
+    pending = masks_of(source)
     _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
     layout = request.resolve(source.layout, layers) if ranks else request.single(layers)

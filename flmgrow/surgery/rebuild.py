@@ -9,7 +9,7 @@ from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow
-from flmgrow.surgery.manifest import source_runs
+from flmgrow.surgery.plan_text import source_runs
 
 
 def growth_from_manifest(source: Checkpoint, manifest: Json) -> Growth:

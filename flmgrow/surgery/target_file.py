@@ -4,12 +4,13 @@ names.
 
 from typing import Any, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.operators.choices import FreshSecondMoment, Moments, NewLayers, check_choice
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
+from flmgrow.storage.validation import problems
 from flmgrow.surgery.plan import LayoutRequest
 
 
@@ -89,3 +90,16 @@ class TargetFile(BaseModel):
     def overridden(self, **given: Any) -> "TargetFile":
         """Return this with every option that was given (is not None) in place of the file's."""
         return self.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def parse_target(data: object, where: str = "the request") -> TargetFile:
+    """Return the target that ``data`` describes, found in ``where``.
+
+    Raises UsageError, naming each problem.
+    """
+    try:
+        return TargetFile.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(
+            f"{where}: {problems(error.errors())}", "see flmgrow expand --help"
+        ) from None

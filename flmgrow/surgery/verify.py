@@ -21,6 +21,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import Json, manifest_of
 from flmgrow.formats.opening import with_optimizer
+from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried
@@ -46,6 +47,7 @@ BYTES_PER_WEIGHT = 24
 """Peak bytes of an element of a weight that the forward reads: stored, float32 and float64."""
 
 MIN_BLOCK = 1 << 14
+_LARGE = 2e9
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ class Verification:
         """How models are run."""
         spare = (self.max_memory - BASE_MEMORY) // BYTES_PER_WEIGHT
         return Forward(self.dtype, min(spare, BLOCK), self.bar)
+
+
+def computing_dtype(source: Checkpoint, result: Checkpoint) -> torch.dtype:
+    """Return the dtype to compute in: float64, or float32 for models of over 2e9 parameters."""
+    largest = max(parameter_count(each.config) for each in (source, result))
+    return torch.float64 if largest <= _LARGE else torch.float32
 
 
 def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:

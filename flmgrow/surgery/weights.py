@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.reading import Array
-from flmgrow.model.axes import Box, full_box, split
+from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.forward import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.model.module import Model
 
 BLOCK = 1 << 22
 """Elements of a matrix read at once."""
@@ -77,6 +79,24 @@ class CheckpointWeights:
         columns = prod(shape[-inputs:])
         for box in split(Box((*first, *rest)), max(self._block, columns)):
             yield self._tensor(name, self._reader.read(name, box)).reshape(-1, columns)
+
+
+def load_resident(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device | str
+) -> Model:
+    """Return the model of a checkpoint with its weights in memory, its masks applied.
+
+    ``dtype`` is the stored one if None. The vocabulary comes without its padding.
+    """
+    chosen: torch.dtype = getattr(torch, checkpoint.dtype) if dtype is None else dtype
+    source = CheckpointWeights(checkpoint, chosen)
+    weights = {}
+    for name, tensor in checkpoint.reader.tensors.items():
+        value = source.tensor(name)
+        rows = checkpoint.config.vocab if Axis.VOCAB in tensor.axes[:1] else len(value)
+        weights[name] = value[:rows].clone()
+    masks = unit_masks(masks_of(checkpoint), checkpoint, chosen)
+    return Model(checkpoint.config, weights, masks).to(device)
 
 
 def weight_bytes(checkpoint: Checkpoint) -> int:

@@ -1,0 +1,92 @@
+"""What can be said to the functions of :mod:`flmgrow.api`, in the words of the command line.
+
+All of it may be left out; what that means, each function's own default says.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TypedDict
+
+
+class ReadOptionsGiven(TypedDict, total=False):
+    """How to open a source: what its files leave open, and what its user vouches for.
+
+    ``ignore_arguments`` and ``ignore_fields`` are names or patterns with ``*``; ``set_arguments``
+    take the place of Megatron-LM's arguments that are missing or wrong.
+    """
+
+    ignore_arguments: Collection[str]
+    ignore_fields: Collection[str]
+    set_arguments: Mapping[str, object]
+    max_position_embeddings: int
+    untie: bool
+    true_vocab_size: int
+    transformer_impl: str
+
+
+class LayoutGiven(TypedDict, total=False):
+    """The layout of a result; what is not given stays as near to the source's as it can."""
+
+    tp: int
+    pp: int
+    vpp: int
+    pipeline_layers: list[int]
+    padded_vocab_size: int
+
+
+class FilesGiven(TypedDict, total=False):
+    """The files of a result: ``format`` is megatron, torch_dist or huggingface."""
+
+    dtype: str
+    format: str
+    torch_dist_version: str
+    shard_size: int
+
+
+class PlanGiven(LayoutGiven, FilesGiven, total=False):
+    """The sizes of a grown model in Megatron-LM's terms, how to grow, layout and files.
+
+    ``to_params`` chooses the sizes for so many parameters; ``bake`` puts masks into the weights at
+    once; ``no_optimizer`` leaves the optimizer's state out.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    vocab_size: int
+    to_params: float
+    method: str | dict[str, str]
+    depth_placement: str
+    new_layers: str
+    copy_noise: float
+    ramp_steps: int
+    untie: bool
+    bake: bool
+    optimizer: str
+    fresh_second_moment: str
+    seed: int
+    no_optimizer: bool
+
+
+class ImportGiven(LayoutGiven, FilesGiven, total=False):
+    """What ``import_`` chooses: layout and files."""
+
+
+class LayoutPlanGiven(LayoutGiven, FilesGiven, total=False):
+    """What ``reshard`` changes: layout, files, and whether the optimizer's state comes along."""
+
+    no_optimizer: bool
+
+
+class RunningGiven(TypedDict, total=False):
+    """How to write: ``max_memory`` in bytes, ``progress`` is told bytes as they are written."""
+
+    workers: int
+    max_memory: int
+    restart: bool
+    allow_nonfinite: bool
+    replicated: str
+    init_std: float
+    progress: Callable[[int], None]

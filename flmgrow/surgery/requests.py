@@ -1,0 +1,174 @@
+"""What somebody asks for, made into a plan: the same for the command line and for Python."""
+
+from dataclasses import dataclass, replace
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
+from flmgrow.formats.history.manifest import masks_of, provenance_of
+from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
+from flmgrow.formats.writing import written_format
+from flmgrow.operators.shape import shape_for
+from flmgrow.operators.target import Target
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan
+from flmgrow.surgery.target_file import TargetFile
+
+SHARD_SIZE = 5 << 30
+"""Bytes of a safetensors shard, at most, unless somebody says otherwise."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is asked of the files of a result; None keeps the source's.
+
+    ``shard_size`` is in bytes and, like ``family``, ``keep_code`` and ``tokenizer``, matters to
+    Hugging Face folders alone.
+    """
+
+    dtype: str | None = None
+    format: str | None = None
+    torch_dist_version: str | None = None
+    shard_size: int = SHARD_SIZE
+    family: str | None = None
+    keep_code: bool = False
+    tokenizer: GivenTokenizer = NO_TOKENIZER
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: unknown", f"one of {', '.join(DTYPES)}")
+        if self.shard_size < 1:
+            raise UsageError(
+                f"--shard-size {self.shard_size}: wanted at least one byte", "such as 5G"
+            )
+
+    def request(self, source: Checkpoint) -> FileRequest:
+        """Return the request of the files, which say where the weights of ``source`` come from."""
+        told = HuggingFaceOptions(
+            self.shard_size,
+            self.family,
+            self.keep_code,
+            provenance_of(source),
+            self.tokenizer.files,
+            self.tokenizer.ids,
+        )
+        return FileRequest(self.dtype, self.format, self.torch_dist_version, told)
+
+
+AS_IN_SOURCE = Files()
+
+
+def plan_growth_of(
+    source: Checkpoint,
+    wanted: TargetFile,
+    files: Files = AS_IN_SOURCE,
+    *,
+    parameters: float | None = None,
+    drop_optimizer: bool = False,
+    bake: bool = False,
+) -> Plan:
+    """Return the plan that grows and lays out ``source`` as ``wanted``.
+
+    ``parameters`` lets the sizes be chosen for that many. ``bake`` puts masks into the weights at
+    once. Raises UsageError for a target that cannot be reached and for requests that contradict
+    each other.
+    """
+    target, layout = _untied(wanted.target(), source), wanted.layout()
+    _check_moments(target, drop_optimizer)
+    _check_head_size(source, wanted.kv_channels)
+    if parameters is not None:
+        target = _solved(source, target, layout, parameters)
+    return make_plan(
+        source,
+        target,
+        layout,
+        files.request(source),
+        drop_optimizer=drop_optimizer,
+        bake={} if bake else None,
+    )
+
+
+def plan_layout_of(
+    source: Checkpoint,
+    layout: LayoutRequest,
+    files: Files = AS_IN_SOURCE,
+    *,
+    drop_optimizer: bool = False,
+) -> Plan:
+    """Return the plan that lays ``source`` out anew, in other files or another format."""
+    return make_plan(source, Target(), layout, files.request(source), drop_optimizer=drop_optimizer)
+
+
+def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_IN_SOURCE) -> Plan:
+    """Return the plan that makes a Megatron checkpoint of a Hugging Face folder.
+
+    Raises UsageError if ``source`` is none, or another format is asked for.
+    """
+    wanted = files.format or "megatron"
+    if not written_format(wanted).ranks:
+        raise UsageError(f"--format {wanted}: import writes Megatron's", "use flmgrow export")
+    if source.format != "huggingface":
+        raise UsageError(
+            f"{source.path}: is a Megatron checkpoint, wanted a Hugging Face folder",
+            "use flmgrow reshard",
+        )
+    return plan_layout_of(source, layout, replace(files, format=wanted))
+
+
+def plan_bake_of(
+    source: Checkpoint, value: float | None = None, *, drop_optimizer: bool = False
+) -> Plan:
+    """Return the plan that puts the masks of ``source`` into its weights, all at ``value``.
+
+    Raises UsageError if it has none.
+    """
+    masks = masks_of(source)
+    if not masks:
+        raise UsageError(
+            f"{source.path}: has no masks to bake", "it is an ordinary checkpoint already"
+        )
+    values = {} if value is None else dict.fromkeys(masks, value)
+    return make_plan(source, Target(), LayoutRequest(), drop_optimizer=drop_optimizer, bake=values)
+
+
+def _untied(target: Target, source: Checkpoint) -> Target:
+    """Return the target without a request to untie that reading the source has fulfilled."""
+    return replace(target, untie=False) if source.untied else target
+
+
+def _check_moments(target: Target, dropped: bool) -> None:
+    if dropped and target.fresh_second_moment != "zero":
+        raise UsageError(
+            f"--fresh-second-moment {target.fresh_second_moment}: --no-optimizer leaves all "
+            "moments out",
+            "leave out one of the two",
+        )
+
+
+def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
+    if wanted is not None and wanted != source.config.head_dim:
+        raise UsageError(
+            f"--kv-channels {wanted}: the source has heads of {source.config.head_dim}",
+            "the frequencies of rotary positions and the attention scale depend on the head size, "
+            "so it cannot grow; add heads instead",
+        )
+
+
+def _solved(
+    source: Checkpoint, target: Target, request: LayoutRequest, parameters: float
+) -> Target:
+    """Choose the sizes for so many parameters; sizes that are given as well would contradict it."""
+    if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
+        raise UsageError(
+            "--to-params chooses the sizes", "leave out the size options, or --to-params"
+        )
+    pp = request.pp or source.layout.pp
+    chunks = pp * (request.vpp or (source.layout.vpp if pp == source.layout.pp else 1))
+    shape = shape_for(source.config, parameters, request.tp or source.layout.tp, chunks)
+    return replace(
+        target,
+        layers=shape.layers,
+        hidden=shape.hidden,
+        ffn=shape.ffn,
+        heads=shape.heads,
+        kv_groups=shape.kv_groups,
+    )
