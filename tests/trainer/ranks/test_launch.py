@@ -25,6 +25,8 @@ import os, signal, sys, time
 from pathlib import Path
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[-1])
 (folder / f"pid-{{rank}}").write_text(str(os.getpid()))
+while len([*folder.glob("pid-*")]) < int(os.environ["WORLD_SIZE"]):  # starting takes any time
+    time.sleep(0.01)
 names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 (folder / f"environment-{{rank}}").write_text(" ".join(os.environ[name] for name in names))
 {body}
