@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, ReadOptions
 from flmgrow.formats.history.manifest import Json
-from flmgrow.formats.opening import open_checkpoint
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.given import (
     FilesGiven,
@@ -24,11 +22,9 @@ from flmgrow.given import (
     ReadOptionsGiven,
     RunningGiven,
 )
-from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
-from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
-from flmgrow.opened import Source
+from flmgrow.opened import Source, opened, read_options
 from flmgrow.surgery import plan as planning
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
@@ -154,38 +150,6 @@ def open(
     anything missing, extra or not understood; HubError.
     """
     return Source(opened(Path(path), iteration, read_options(**options)))
-
-
-def read_options(**options: Unpack[ReadOptionsGiven]) -> ReadOptions:
-    """Return what ``options`` say about a source."""
-    return ReadOptions(
-        ignored_arguments=tuple(options.get("ignore_arguments", ())),
-        ignored_fields=tuple(options.get("ignore_fields", ())),
-        max_positions=options.get("max_position_embeddings"),
-        untie=options.get("untie"),
-        true_vocab=options.get("true_vocab_size"),
-        fused=is_fused(options.get("transformer_impl", "transformer_engine")),
-        given_arguments=options.get("set_arguments", {}),
-    )
-
-
-def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
-    """Return the folder that ``path`` stands for, fetched first if it is on the Hub."""
-    return fetch(hub_name(path)) if is_on_hub(path) else (path, None)
-
-
-def is_fused(implementation: str) -> bool:
-    """Whether a layer spec of Megatron's fuses norms into the projections behind them."""
-    known = {"transformer_engine": True, "local": False}
-    if implementation not in known:
-        raise UsageError(f"--transformer-impl {implementation}: unknown", " or ".join(known))
-    return known[implementation]
-
-
-def opened(path: Path, iteration: int | None, options: ReadOptions) -> Checkpoint:
-    """Open the checkpoint at ``path``, fetched first if it is on the Hub."""
-    folder, origin = local_folder(path)
-    return replace(open_checkpoint(folder, iteration, options), hub=origin)
 
 
 def plan(source: Source, **wanted: Unpack[PlanGiven]) -> Plan:

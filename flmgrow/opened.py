@@ -1,18 +1,20 @@
-"""An opened checkpoint as people want to look at it: its model, its layout, its tensors."""
+"""Opening a checkpoint, wherever it is, and looking at it: its model, its layout, its tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, ReadOptions
 from flmgrow.formats.history.manifest import Json, manifest_of, masks_of
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.opening import with_optimizer
+from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import Array, LogicalReader
+from flmgrow.given import ReadOptionsGiven
+from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.model.axes import Box, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
@@ -148,3 +150,39 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def read_options(**options: Unpack[ReadOptionsGiven]) -> ReadOptions:
+    """Return what ``options`` say about a source."""
+    return ReadOptions(
+        ignored_arguments=tuple(options.get("ignore_arguments", ())),
+        ignored_fields=tuple(options.get("ignore_fields", ())),
+        max_positions=options.get("max_position_embeddings"),
+        untie=options.get("untie"),
+        true_vocab=options.get("true_vocab_size"),
+        fused=is_fused(options.get("transformer_impl", "transformer_engine")),
+        given_arguments=options.get("set_arguments", {}),
+    )
+
+
+def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
+    """Return the folder that ``path`` stands for, fetched first if it is on the Hub."""
+    if not is_on_hub(path):
+        return path, None
+    from flmgrow.hub.reading import fetch
+
+    return fetch(hub_name(path))
+
+
+def is_fused(implementation: str) -> bool:
+    """Whether a layer spec of Megatron's fuses norms into the projections behind them."""
+    known = {"transformer_engine": True, "local": False}
+    if implementation not in known:
+        raise UsageError(f"--transformer-impl {implementation}: unknown", " or ".join(known))
+    return known[implementation]
+
+
+def opened(path: Path, iteration: int | None, options: ReadOptions) -> Checkpoint:
+    """Open the checkpoint at ``path``, fetched first if it is on the Hub."""
+    folder, origin = local_folder(path)
+    return replace(open_checkpoint(folder, iteration, options), hub=origin)

@@ -6,10 +6,9 @@ combination is one pass, and the order in which dimensions are named has no mean
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from math import inf
-from typing import get_args
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, get_args
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
@@ -30,6 +29,9 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MAX_SIZE = 1 << 26
 MAX_SIZES = {Axis.LAYER: 10_000}
@@ -110,8 +112,10 @@ class Target:
 
         Raises BadCheckpointError if it is malformed.
         """
+        from pydantic import ValidationError
+
         try:
-            return _TARGET.validate_python({"fresh_rows": "drawn", **data})
+            return _schema().validate_python({"fresh_rows": "drawn", **data})
         except ValidationError as error:
             raise BadCheckpointError(
                 f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"
@@ -120,7 +124,11 @@ class Target:
             raise BadCheckpointError(f"flmgrow.json: its growth request: {error}") from None
 
 
-_TARGET = TypeAdapter(Target)
+@cache  # a schema takes longer to make than most commands to run
+def _schema() -> "TypeAdapter[Target]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Target)
 
 
 def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:

@@ -80,11 +80,10 @@ def test_what_is_not_there_is_named(
 
 def test_what_it_writes_is_what_the_command_writes(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", "llama", optimizer=True)
-    sizes = {"hidden_size": 16, "num_layers": 6, "tp": 2, "seed": 3}
-    words = [word for key, n in sizes.items() for word in (f"--{key.replace('_', '-')}", n)]
-    accepted("expand", source, tmp_path / "command", "--method", "zero", *words)
+    words = "--method zero --hidden-size 16 --num-layers 6 --tp 2 --seed 3"
+    accepted("expand", source, tmp_path / "command", *words.split())
     with flmgrow.open(source) as opened:
-        plan = flmgrow.plan(opened, method="zero", **sizes)
+        plan = flmgrow.plan(opened, method="zero", hidden_size=16, num_layers=6, tp=2, seed=3)
         seen: list[int] = []
         made = plan.write(tmp_path / "api", workers=2, progress=seen.append)
         assert sum(seen) == plan.total_bytes

@@ -6,7 +6,8 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.cli.reading import Reading
+from flmgrow.cli.running import Running, carry_out
 from flmgrow.surgery.requests import plan_bake_of
 
 Value = Annotated[

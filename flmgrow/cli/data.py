@@ -11,7 +11,7 @@ import typer
 
 from flmgrow.api import check_apart, default_workers
 from flmgrow.cli import options
-from flmgrow.cli.running import progress_bar
+from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
 from flmgrow.model.wording import aligned, size
 from flmgrow.storage.output import OutputFolder, clear_leftovers

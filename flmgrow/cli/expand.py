@@ -5,7 +5,8 @@ from dataclasses import replace
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import parse_layers, shard_bytes
-from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.cli.reading import Reading
+from flmgrow.cli.running import Running, carry_out
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.surgery.requests import Files, plan_growth_of
 

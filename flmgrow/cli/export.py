@@ -10,7 +10,8 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file, shard_bytes
-from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.cli.reading import Reading
+from flmgrow.cli.running import Running, carry_out
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import TOKENIZER
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files

@@ -1,10 +1,11 @@
 """``flmgrow import``: a Hugging Face folder as a Megatron checkpoint; weights stay bit for bit."""
 
-from flmgrow.api import is_fused
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import parse_layers
-from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.cli.reading import Reading
+from flmgrow.cli.running import Running, carry_out
+from flmgrow.opened import is_fused
 from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.requests import Files, plan_import_of
 

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flmgrow.api import local_folder
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.cli.progress import progress_bar
+from flmgrow.cli.reading import Reading
 from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import Json, family, manifest_of, masks_of, verdict_text
 from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import aligned, amount
+from flmgrow.opened import local_folder
 from flmgrow.surgery.health import Health, examine
 
 Tensors = Annotated[

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from flmgrow.cli import report
-from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.cli.progress import progress_bar
+from flmgrow.cli.reading import Reading
 from flmgrow.formats.history.manifest import Json
 from flmgrow.surgery.evidence.check import Check, Verdict
 from flmgrow.surgery.evidence.integrity import check_integrity, integrity_bytes

@@ -1,32 +1,16 @@
 """What commands print: the same facts as lines for people and as data for programs."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.tensors import logical_tensors, parameter_count
-from flmgrow.model.wording import aligned, amount, kind_text, model_text, size
+from flmgrow.model.wording import aligned, kind_text, model_text, size
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.plan import Plan
 
 
 def check_lines(checks: Iterable[Check]) -> list[str]:
     """Return each piece of evidence on a line."""
     return aligned((f"{check.word:<9}  {check.name}", check.detail) for check in checks)
-
-
-def result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str]:
-    """Return what was written, or found written, as lines."""
-    old, new = plan.parameters
-    grown = (
-        f"{amount(old)} -> {amount(new)} parameters" if old != new else f"{amount(new)} parameters"
-    )
-    rows = [
-        (did, f"{destination}  ({size(plan.total_bytes)}, {len(plan.files)} files)"),
-        ("model", f"{grown}: {model_text(plan.target.config)}"),
-        ("layout", f"{plan.source.layout} -> {plan.target.layout}"),
-    ]
-    return aligned(rows)
 
 
 def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:

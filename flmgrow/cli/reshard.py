@@ -3,7 +3,8 @@
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import parse_layers, shard_bytes
-from flmgrow.cli.running import Reading, Running, carry_out
+from flmgrow.cli.reading import Reading
+from flmgrow.cli.running import Running, carry_out
 from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.requests import Files, plan_layout_of
 

@@ -2,79 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
-from flmgrow.api import check_apart, default_workers, opened, write
-from flmgrow.cli import options, report
+from flmgrow.api import check_apart, default_workers, write
+from flmgrow.cli import options
 from flmgrow.cli.parsing import parse_size
+from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import UsageError, printable
-from flmgrow.formats.arguments_elsewhere import arguments_from
-from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
-from flmgrow.formats.megatron.arguments.given import parse_given
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
-from flmgrow.model.wording import size
+from flmgrow.model.wording import aligned, amount, model_text, size
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import plan_data, plan_lines
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How to open a source: the options that every command has which reads one."""
-
-    ignore_arg: options.IgnoreArgument = None
-    set_arg: options.SetArgument = None
-    args_from: options.ArgumentsFrom = None
-    ignore_field: options.IgnoreField = None
-    max_position_embeddings: options.MaxPositions = None
-    untie: options.Untie = None
-    true_vocab_size: options.TrueVocab = None
-
-    @cached_property
-    def given_arguments(self) -> dict[str, object]:
-        """The arguments given in the place of the source's; notes on them go to stderr, once."""
-        elsewhere: dict[str, object] = {}
-        if self.args_from is not None:
-            elsewhere, notes = arguments_from(self.args_from)
-            for note in notes:
-                print(f"note: {printable(note)}", file=sys.stderr)
-        return {**elsewhere, **parse_given("--set-arg", self.set_arg or ())}
-
-    def open(
-        self,
-        path: Path,
-        iteration: int | None = None,
-        fused: bool = True,
-        look_only: bool = False,
-        given: Mapping[str, object] | None = None,
-        only_missing: bool = False,
-    ) -> Checkpoint:
-        """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
-        it. What is to be known of how it was read is told on stderr.
-
-        ``given`` arguments take the place of those that the options give. ``only_missing``: none
-        of them changes arguments that are stored.
-        """
-        said = ReadOptions(
-            ignored_arguments=tuple(self.ignore_arg or ()),
-            ignored_fields=tuple(self.ignore_field or ()),
-            max_positions=self.max_position_embeddings,
-            untie=self.untie,
-            true_vocab=self.true_vocab_size,
-            fused=fused,
-            look_only=look_only,
-            given_arguments=self.given_arguments if given is None else given,
-            only_missing=only_missing,
-        )
-        found = opened(path, iteration, said)
-        for note in found.notes:
-            print(f"note: {printable(note)}", file=sys.stderr)
-        return found
 
 
 @dataclass(frozen=True)
@@ -106,34 +48,6 @@ class Running:
         )
 
 
-@contextmanager
-def progress_bar(total: int, label: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar with bytes per second and time left on stderr, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def carry_out(
     plan: Plan, destination: Path, running: Running, publication: Publication | None = None
 ) -> None:
@@ -159,7 +73,7 @@ def carry_out(
         written = write(plan, destination, running.execution(progress), publication)
     if not running.as_json:
         did = "found" if written.found else "wrote"
-        print("\n".join(report.result_lines(plan, destination, did)), flush=True)
+        print("\n".join(_result_lines(plan, destination, did)), flush=True)
     manifest = written.manifest
     if publication is not None and publication.push is not None:
         commit = publication.publish(destination, manifest)
@@ -177,3 +91,17 @@ def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:
         return json.dumps(plan_data(plan, memory=memory, workers=workers), indent=1)
     limit = f"at most {size(memory)}, {workers} workers"
     return "\n".join(plan_lines(plan, ("memory", limit)))
+
+
+def _result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str]:
+    """Return what was written, or found written, as lines."""
+    old, new = plan.parameters
+    grown = (
+        f"{amount(old)} -> {amount(new)} parameters" if old != new else f"{amount(new)} parameters"
+    )
+    rows = [
+        (did, f"{destination}  ({size(plan.total_bytes)}, {len(plan.files)} files)"),
+        ("model", f"{grown}: {model_text(plan.target.config)}"),
+        ("layout", f"{plan.source.layout} -> {plan.target.layout}"),
+    ]
+    return aligned(rows)

@@ -14,7 +14,8 @@ from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
-from flmgrow.cli.running import Reading, progress_bar
+from flmgrow.cli.progress import progress_bar
+from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import manifest_of

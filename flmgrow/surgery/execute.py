@@ -35,6 +35,7 @@ from flmgrow.model.states import State
 from flmgrow.storage.checksums import verify_files
 from flmgrow.storage.files import Bytes
 from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import check_replicas
@@ -103,17 +104,6 @@ def in_order(
     finally:
         for future in waiting:
             future.cancel()
-
-
-def non_finite(values: Array) -> int:
-    """Return how many entries are not finite.
-
-    On the bits, which is an order faster for bfloat16.
-    """
-    if values.dtype == DTYPES["bfloat16"]:
-        bits = values.reshape(-1).view(np.uint16) & np.uint16(0x7FFF)
-        return int((bits >= 0x7F80).sum())
-    return int(values.size - np.isfinite(values).sum())
 
 
 class Executor:

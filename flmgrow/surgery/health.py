@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import Box, full_box, split
-from flmgrow.surgery.execute import non_finite
+from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.replicas import check_replicas
 
 _BLOCK = 1 << 22

@@ -21,7 +21,7 @@ class TargetFile(BaseModel):
     ``width=copy,...``, or a mapping from dimension to method.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     num_layers: int | None = Field(None, ge=1)
     hidden_size: int | None = Field(None, ge=1)

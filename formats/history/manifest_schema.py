@@ -7,7 +7,7 @@ left alone: a later version may add some.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.validation import problems
@@ -17,7 +17,11 @@ _Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
 _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
-class _Receipt(BaseModel):
+class _Checked(BaseModel):
+    model_config = ConfigDict(defer_build=True)  # most commands never read a manifest
+
+
+class _Receipt(_Checked):
     equal: bool
     proven: bool | None = None
     missing: list[str] = []
@@ -26,12 +30,12 @@ class _Receipt(BaseModel):
     checks: list[dict[str, Any]] = []
 
 
-class _Hub(BaseModel):
+class _Hub(_Checked):
     repository: str
     commit: str
 
 
-class _Member(BaseModel):
+class _Member(_Checked):
     name: str
     parameters: _Count
     iteration: _Count | None
@@ -42,7 +46,7 @@ class _Member(BaseModel):
     date: str | None = None
 
 
-class _Source(BaseModel):
+class _Source(_Checked):
     name: str
     hub: _Hub | None = None
     tokens: _Tokens | None = None
@@ -56,23 +60,23 @@ class _Source(BaseModel):
     receipt: _Receipt | None
 
 
-class _Growth(BaseModel):
+class _Growth(_Checked):
     methods: dict[str, str]
     request: dict[str, Any]
     axes: dict[str, list[dict[str, Any]]]
 
 
-class _Options(BaseModel):
+class _Options(_Checked):
     init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
-class _File(BaseModel):
+class _File(_Checked):
     path: str
     size: _Count
     xxh3_128: str
 
 
-class _Manifest(BaseModel):
+class _Manifest(_Checked):
     parameters: _Count
     iteration: _Count | None
     padded_vocab: _Rows

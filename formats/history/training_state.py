@@ -48,7 +48,7 @@ class TokenizerFacts(BaseModel):
     rules (:mod:`flmgrow.formats.tokenizer.identity`); bytes have none.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
 
     kind: str
     vocab_size: Annotated[int, Field(ge=1, le=1 << 62)]
@@ -72,7 +72,7 @@ class Carried(BaseModel):
     checkpoint or it was grown or resharded since. None for what earlier versions saved.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
 
     consumed_samples: _Number = 0
     data: str = ""

@@ -1,0 +1,68 @@
+"""Opening a source as the options of every command say that reads one."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from flmgrow.cli import options
+from flmgrow.errors import printable
+from flmgrow.formats.arguments_elsewhere import arguments_from
+from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
+from flmgrow.formats.megatron.arguments.given import parse_given
+from flmgrow.opened import opened
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to open a source: the options that every command has which reads one."""
+
+    ignore_arg: options.IgnoreArgument = None
+    set_arg: options.SetArgument = None
+    args_from: options.ArgumentsFrom = None
+    ignore_field: options.IgnoreField = None
+    max_position_embeddings: options.MaxPositions = None
+    untie: options.Untie = None
+    true_vocab_size: options.TrueVocab = None
+
+    @cached_property
+    def given_arguments(self) -> dict[str, object]:
+        """The arguments given in the place of the source's; notes on them go to stderr, once."""
+        elsewhere: dict[str, object] = {}
+        if self.args_from is not None:
+            elsewhere, notes = arguments_from(self.args_from)
+            for note in notes:
+                print(f"note: {printable(note)}", file=sys.stderr)
+        return {**elsewhere, **parse_given("--set-arg", self.set_arg or ())}
+
+    def open(
+        self,
+        path: Path,
+        iteration: int | None = None,
+        fused: bool = True,
+        look_only: bool = False,
+        given: Mapping[str, object] | None = None,
+        only_missing: bool = False,
+    ) -> Checkpoint:
+        """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
+        it. What is to be known of how it was read is told on stderr.
+
+        ``given`` arguments take the place of those that the options give. ``only_missing``: none
+        of them changes arguments that are stored.
+        """
+        said = ReadOptions(
+            ignored_arguments=tuple(self.ignore_arg or ()),
+            ignored_fields=tuple(self.ignore_field or ()),
+            max_positions=self.max_position_embeddings,
+            untie=self.untie,
+            true_vocab=self.true_vocab_size,
+            fused=fused,
+            look_only=look_only,
+            given_arguments=self.given_arguments if given is None else given,
+            only_missing=only_missing,
+        )
+        found = opened(path, iteration, said)
+        for note in found.notes:
+            print(f"note: {printable(note)}", file=sys.stderr)
+        return found
