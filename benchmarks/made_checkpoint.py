@@ -13,17 +13,17 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from flmgrow.formats.layout.placements import Layout, make_layout, padded_size, placements
-from flmgrow.formats.megatron.arguments.model import written_arguments
-from flmgrow.formats.megatron.arguments.pipeline import written_layout
-from flmgrow.formats.megatron.folders import folder_name, rank_path, tracker
-from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.formats.checkpoint import OptimizerState, TargetModel
+from flmgrow.formats.layout.placements import VOCAB_MULTIPLE, Layout, make_layout, padded_size
+from flmgrow.formats.megatron.arguments.new import new_arguments
+from flmgrow.formats.megatron.folders import tracker
+from flmgrow.formats.megatron.new_model import new_model
+from flmgrow.formats.targets import TargetFile
 from flmgrow.formats.torch_file import zip_writer
-from flmgrow.formats.torch_file.file import TorchFileWriter, new_tensor
-from flmgrow.formats.torch_file.values import OrderedMap, make_namespace
-from flmgrow.model.axes import Axis
+from flmgrow.formats.torch_file.file import TorchFileWriter, new_scalar
+from flmgrow.formats.writing import described_files
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.tensors import logical_tensors
+from flmgrow.model.states import State
 
 PIECE = 1 << 24
 PRESETS = {
@@ -59,55 +59,59 @@ def _write_filled(path: Path, root: object) -> None:
 def _write_sparse(path: Path, root: object) -> None:
     """Write a torch file whose storages are holes."""
     path.parent.mkdir(parents=True)
-    with path.open("wb") as file:
+    hole = mmap.mmap(-1, PIECE)
+    with path.open("wb") as file, memoryview(hole) as zeros:
 
         def write(data: bytes | bytearray | memoryview) -> None:
-            if memoryview(data).nbytes > 1 << 16:
-                file.seek(memoryview(data).nbytes, 1)
+            if isinstance(data, memoryview) and data.obj is hole:
+                file.seek(data.nbytes, 1)
             else:
                 file.write(data)
 
         writer = TorchFileWriter(root, write)
         for storage in writer.storages:
-            if storage.nbytes > 1 << 16:
-                with mmap.mmap(-1, storage.nbytes) as zeros, memoryview(zeros) as view:
-                    writer.write_storage(storage, [view])
-            else:
-                writer.write_storage(storage, [bytes(storage.nbytes)])
+            sizes = [PIECE] * (storage.nbytes // PIECE) + [storage.nbytes % PIECE]
+            writer.write_storage(storage, [zeros[:size] for size in sizes if size])
         writer.finish()
 
 
-def make(folder: Path, config: ModelConfig, layout: Layout, fill: bool = False) -> None:
+def _adam() -> OptimizerState:
+    """Describe Adam's state of 16-bit weights as Megatron-LM saves it: two groups, float32."""
+    shared = {"lr": 1e-4, "lr_mult": 1.0, "is_decoupled_lr": False}
+    groups = tuple({**shared, "wd_mult": decay} for decay in (1.0, 0.0))
+    kinds = (State.MASTER, State.EXP_AVG, State.EXP_AVG_SQ)
+    dtypes = dict.fromkeys(kinds, "float32")
+    return OptimizerState(groups, step=new_scalar(ITERATION), half=True, dtypes=dtypes)
+
+
+def make(
+    folder: Path, config: ModelConfig, layout: Layout, fill: bool = False, optimizer: bool = False
+) -> None:
     """Make a bfloat16 checkpoint of ``config`` laid out as ``layout``; its weights are holes unless
     filled.
     """
     write = _write_filled if fill else _write_sparse
-    padded = padded_size(config.vocab, 128, layout.tp)
-    arguments = {
-        **written_arguments({"norm_epsilon": 1e-5}, config),
-        **written_layout({}, layout),
-        "padded_vocab_size": padded,
-        "max_position_embeddings": config.max_positions,
-        "normalization": "LayerNorm",
-        "position_embedding_type": "rope",
-        "num_query_groups": 1,
-    }
-    sizes = {**config.sizes, Axis.VOCAB: padded}
-    expected = placements(ROWS, logical_tensors(config), sizes, layout)
-    for tensor, pipeline in layout.ranks:
-        state = OrderedMap()
-        for placement in expected:
-            if (placement.tensor_rank, placement.pipeline_rank) == (tensor, pipeline):
-                state[placement.key] = new_tensor("bfloat16", placement.shape)
-        root = {
-            "args": make_namespace(arguments),
-            "checkpoint_version": 3.0,
-            "iteration": ITERATION,
-            "model": state,
-        }
-        write(folder / rank_path(layout, folder_name(ITERATION), tensor, pipeline), root)
+    padded = padded_size(config.vocab, VOCAB_MULTIPLE, layout.tp)
+    arguments = new_arguments(config, padded, "bfloat16", "local")
+    extra = {"optimizer": None} if optimizer else {}
+    source = new_model("made", config, arguments, padded, "bfloat16", ITERATION, extra)
+    target = TargetModel(
+        config,
+        layout,
+        padded,
+        donors=tuple(range(config.layers)),
+        optimizer=_adam() if optimizer else None,
+    )
+    for file in described_files(source, target):
+        assert isinstance(file, TargetFile)
+        write(folder / file.path, file.root)
     name, content = tracker(ITERATION)
     (folder / name).write_bytes(content)
+
+
+def without_sums() -> None:
+    """Write no CRC32: to sum up holes takes as long as to write them, and nobody reads the sums."""
+    vars(zip_writer)["crc32"] = lambda data, value=0: 0
 
 
 def main() -> None:
@@ -116,12 +120,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=PRESETS, default="51b")
     parser.add_argument("--fill", action="store_true", help="write random weights, not holes")
+    parser.add_argument("--optimizer", action="store_true", help="with Adam's state")
     options = parser.parse_args()
     config, (tp, pp) = PRESETS[options.preset]
     if not options.fill:
-        # Summing up holes would take as long as writing them, and nobody reads the sums.
-        vars(zip_writer)["crc32"] = lambda data, value=0: 0
-    make(options.folder, config, make_layout(config.layers, tp, pp), options.fill)
+        without_sums()
+    layout = make_layout(config.layers, tp, pp)
+    make(options.folder, config, layout, options.fill, options.optimizer)
 
 
 if __name__ == "__main__":

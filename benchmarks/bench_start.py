@@ -1,0 +1,62 @@
+"""How long do commands take that only look? In seconds of the processor, which others do not share.
+
+``python benchmarks/bench_start.py [OTHER ...]`` runs each command several times with this tree, and
+in turn with every OTHER Python that is named (``.venv/bin/python`` of another version's tree), and
+prints the least. The checkpoint of 51B has optimizer state and is made of holes: only headers are
+read.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from made_checkpoint import PRESETS, make, without_sums
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from pico import make_checkpoint
+
+from flmgrow.formats.layout.placements import make_layout
+
+REPEATS = 5
+COMMANDS = {
+    "--version": ["--version"],
+    "--help": ["--help"],
+    "inspect, a small checkpoint": ["inspect", "{small}"],
+    "expand --dry-run, 51B with optimizer": [
+        "expand", "{large}", "{new}", "--hidden-size", "10240", "--ffn-hidden-size", "40960",
+        "--num-attention-heads", "80", "--tp", "4", "--pp", "4", "--dry-run",
+    ],
+}  # fmt: skip
+
+
+def seconds(python: str, words: list[str]) -> float:
+    """Return the processor time that a command takes."""
+    before = os.times()
+    subprocess.run([python, "-m", "flmgrow", *words], check=True, capture_output=True)
+    after = os.times()
+    own = after.children_user - before.children_user
+    return own + after.children_system - before.children_system
+
+
+def main() -> None:
+    """Measure and print a table, one column for each Python."""
+    pythons = [sys.executable, *sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"small": Path(folder, "a"), "large": Path(folder, "b"), "new": Path(folder, "c")}
+        make_checkpoint(places["small"], "llama")
+        without_sums()
+        config, (tp, pp) = PRESETS["51b"]
+        make(places["large"], config, make_layout(config.layers, tp, pp), optimizer=True)
+        print(f"{'CPU seconds':<40}{''.join(f'{Path(p).parents[2].name:>12}' for p in pythons)}")
+        for name, words in COMMANDS.items():
+            filled = [word.format(**places) for word in words]
+            runs = [[seconds(python, filled) for python in pythons] for _ in range(REPEATS)]
+            least = [min(own) for own in zip(*runs, strict=True)]
+            print(f"{name:<40}{''.join(f'{value:>12.2f}' for value in least)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
