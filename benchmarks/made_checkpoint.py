@@ -77,7 +77,7 @@ def _write_sparse(path: Path, root: object) -> None:
 
 def _adam() -> OptimizerState:
     """Describe Adam's state of 16-bit weights as Megatron-LM saves it: two groups, float32."""
-    shared = {"lr": 1e-4, "lr_mult": 1.0, "is_decoupled_lr": False}
+    shared: dict[object, object] = {"lr": 1e-4, "lr_mult": 1.0, "is_decoupled_lr": False}
     groups = tuple({**shared, "wd_mult": decay} for decay in (1.0, 0.0))
     kinds = (State.MASTER, State.EXP_AVG, State.EXP_AVG_SQ)
     dtypes = dict.fromkeys(kinds, "float32")

@@ -192,17 +192,36 @@ def test_the_guides_read_what_the_guide_to_data_makes(
             assert open_corpus_files(corpus.path, tokenizer).files
 
 
-def test_the_file_table_is_the_tree() -> None:
+def modules_by_folder() -> dict[str, set[str]]:
+    """The files of every folder of the library that hold anything, by the folder's path."""
+    found: dict[str, set[str]] = {}
+    for path in find_modules().values():
+        if len(ast.parse(path.read_text(encoding="utf-8")).body) > 1:
+            folder = f"{path.parent.relative_to(ROOT).as_posix()}/"
+            found.setdefault(folder, set()).add(path.name)
+    return found
+
+
+def test_the_table_of_folders_is_the_tree() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w/]+/)` \| `(\w+\.py)` \|", page, re.MULTILINE)
-    table = [folder + file for folder, file in rows]
-    modules = {
-        str(path.relative_to(ROOT))
-        for path in find_modules().values()
-        if len(ast.parse(path.read_text(encoding="utf-8")).body) > 1
+    rows = re.findall(r"^\| `([\w/]+/)` \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE)
+    listed = {
+        folder: [f"{name}.py" for name in re.findall(r"`(\w+)`", row)] for folder, row in rows
     }
-    assert len(table) == len(set(table))
-    assert set(table) == modules
+    assert len(listed) == len(rows)
+    assert all(len(files) == len(set(files)) for files in listed.values())
+    assert {folder: set(files) for folder, files in listed.items()} == modules_by_folder()
+
+
+def test_every_file_is_described_once() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, _, listing = page.partition("## File by file")
+    told: dict[str, list[str]] = {}
+    for part in re.split(r"^\*\*", listing, flags=re.MULTILINE)[1:]:
+        folder, _, rest = part.partition("**")
+        told[folder.strip("`")] = re.findall(r"^- `(\w+\.py)`: .", rest, re.MULTILINE)
+    assert all(len(files) == len(set(files)) for files in told.values())
+    assert {folder: set(files) for folder, files in told.items()} == modules_by_folder()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
