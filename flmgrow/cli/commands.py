@@ -86,7 +86,26 @@ def _panel_of(parameter: Any) -> str:
     return panel or OPTIONS
 
 
-class CommandGroup(TyperGroup):
+class PlainGroup(TyperGroup):
+    """A group whose help tells what each command does in whole sentences."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the first paragraph of every command's own help."""
+        with formatter.section("Commands"):
+            formatter.write_dl(self.summaries(ctx))
+
+    def summaries(self, ctx: Any) -> list[tuple[str, str]]:
+        """Return every command's name and what it does."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        return [(name, summary_of(command)) for name, command in commands]
+
+
+def summary_of(command: Any) -> str:
+    """Return the first paragraph of a command's help on one line."""
+    return " ".join(command.help.partition("\n\n")[0].split())
+
+
+class CommandGroup(PlainGroup):
     """The commands of ``COMMANDS``, each imported when it is wanted."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -97,10 +116,9 @@ class CommandGroup(TyperGroup):
         """Import and return a command; None if there is none of that name."""
         return command_of(cmd_name) if cmd_name in COMMANDS else None
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write every command's summary, whole."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+    def summaries(self, ctx: Any) -> list[tuple[str, str]]:
+        """Return what the table says, and import nothing."""
+        return [(name, entry.summary) for name, entry in COMMANDS.items()]
 
 
 def command_of(name: str) -> Any:

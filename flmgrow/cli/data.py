@@ -11,6 +11,7 @@ import typer
 
 from flmgrow.api import check_apart, default_workers
 from flmgrow.cli import options
+from flmgrow.cli.commands import PanelledCommand, PlainGroup
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
 from flmgrow.model.wording import aligned, size
@@ -25,7 +26,9 @@ from flmgrow.trainer.data.tokenizers import open_tokenizer
 
 Json = dict[str, Any]
 
-app = typer.Typer(help="Make tokens of texts.", rich_markup_mode=None)
+app = typer.Typer(
+    help="Make tokens of texts.", cls=PlainGroup, add_completion=False, rich_markup_mode=None
+)
 
 SourcePaths = Annotated[
     list[Path],
@@ -76,7 +79,7 @@ def _group() -> None:
     """Make tokens of texts."""  # with a single command, typer would make the group that command
 
 
-@app.command()
+@app.command(cls=PanelledCommand)
 def prepare(
     sources: SourcePaths,
     dst: options.Destination,

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-_SIZES = "Sizes of the result (what is not given stays)"
+_SIZES = "What to grow (sizes that are not given stay)"
 _GROWTH = "How to grow"
 _LAYOUT = "Layout of the result"
-_RUN = "Running"
+_FILES = "Files of the result"
 _SOURCE_PANEL = "Reading the source"
+_WAYS_OUT = "Ways out, where a source is unusual"
+_RUN = "Running"
 
 Source = Annotated[
     Path,
@@ -34,7 +36,7 @@ IgnoreArgument = Annotated[
         metavar="NAME",
         help="Carry this unknown training argument along; you vouch that it changes nothing. "
         "May be a pattern such as 'sglang_*', and be given several times.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 IgnoreField = Annotated[
@@ -44,7 +46,7 @@ IgnoreField = Annotated[
         metavar="NAME",
         help="Pass over this field of config.json, or all that match (unsloth_*); you vouch that "
         "it changes nothing.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 MaxPositions = Annotated[
@@ -53,7 +55,7 @@ MaxPositions = Annotated[
         "--max-position-embeddings",
         min=1,
         help="Read a Hugging Face model for texts up to this length, such as its sliding window.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 SetArgument = Annotated[
@@ -63,7 +65,7 @@ SetArgument = Annotated[
         metavar="NAME=VALUE",
         help="Read the source as if this training argument were so, where it is missing or wrong. "
         "May be given several times; held against every array.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 ArgumentsFrom = Annotated[
@@ -73,7 +75,7 @@ ArgumentsFrom = Annotated[
         metavar="FILE|FOLDER",
         help="Take what the model is from a run_config.yaml, a config.json or another checkpoint; "
         "--set-arg comes on top.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 TrueVocab = Annotated[
@@ -82,7 +84,7 @@ TrueVocab = Annotated[
         "--true-vocab-size",
         min=1,
         help="Vocabulary size without padding, where the checkpoint does not say.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 Replicated = Annotated[
@@ -90,7 +92,7 @@ Replicated = Annotated[
     typer.Option(
         metavar="check|rank0",
         help="What to do with copies that should be equal: check them, or take rank0's.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 Optimizer = Annotated[
@@ -115,7 +117,7 @@ NoOptimizer = Annotated[
     typer.Option(
         "--no-optimizer",
         help="Leave out optimizer state and learning-rate schedule.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_FILES,
     ),
 ]
 AllowNonfinite = Annotated[
@@ -123,7 +125,7 @@ AllowNonfinite = Annotated[
     typer.Option(
         "--allow-nonfinite",
         help="Carry NaN and infinite weights over instead of stopping.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
     ),
 ]
 NumLayers = Annotated[
@@ -222,7 +224,7 @@ Untie = Annotated[
         "--untie/--tie",
         help="Of a model with a shared table: keep the head that is stored beside it, or write a "
         "copy of the table as one (expand); or pass over a stored head.",
-        rich_help_panel=_SOURCE_PANEL,
+        rich_help_panel=_WAYS_OUT,
         show_default=False,
     ),
 ]
@@ -291,7 +293,7 @@ Format = Annotated[
         "--format",
         metavar="megatron|torch_dist|huggingface",
         help="Format of the result; the source's if not given.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 TorchDistVersion = Annotated[
@@ -301,7 +303,7 @@ TorchDistVersion = Annotated[
         metavar="0.16|0.19",
         help="Write torch_dist as megatron-core 0.16 to 0.18 do (default; 0.19 reads it, too), or "
         "as 0.19 does.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 ShardSize = Annotated[
@@ -309,7 +311,7 @@ ShardSize = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Largest size of a safetensors shard, such as 500M or 5G.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 Family = Annotated[
@@ -317,7 +319,7 @@ Family = Annotated[
     typer.Option(
         metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm",
         help="Family of transformers to write; the first that can say the model if not given.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 Tokenizer = Annotated[
@@ -325,7 +327,7 @@ Tokenizer = Annotated[
     typer.Option(
         metavar="FOLDER|FILE",
         help="Tokenizer files to carry: those in a folder, or made from a file of tiktoken ranks.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 KeepCode = Annotated[
@@ -333,7 +335,7 @@ KeepCode = Annotated[
     typer.Option(
         "--keep-code",
         help="Carry *.py files of a Hugging Face source along; they are never run.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 TransformerImpl = Annotated[
@@ -341,7 +343,7 @@ TransformerImpl = Annotated[
     typer.Option(
         metavar="transformer_engine|local",
         help="Whose parameter names the result has.",
-        rich_help_panel=_LAYOUT,
+        rich_help_panel=_FILES,
     ),
 ]
 Dtype = Annotated[
@@ -349,7 +351,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="float32|bfloat16|...",
         help="Cast the weights; the source's dtype if not given.",
-        rich_help_panel=_RUN,
+        rich_help_panel=_FILES,
     ),
 ]
 MaxMemory = Annotated[
@@ -375,4 +377,4 @@ Restart = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_RUN)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_RUN)]

@@ -6,13 +6,12 @@ import sys
 import pytest
 from commands import flmgrow
 
-from flmgrow.cli.commands import COMMANDS, command_of
+from flmgrow.cli.commands import COMMANDS, command_of, summary_of
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_summaries_are_the_first_paragraph_of_each_commands_own_help(name: str) -> None:
-    first, _, _ = command_of(name).help.partition("\n\n")
-    assert COMMANDS[name].summary == " ".join(first.split())
+    assert COMMANDS[name].summary == summary_of(command_of(name))
 
 
 def test_summaries_are_whole() -> None:
