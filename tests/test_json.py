@@ -1,0 +1,61 @@
+"""What ``--json`` prints is what the reference says, key by key."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from commands import accepted
+from pico import make_checkpoint
+from tiny_tokenizers import make_jsonl
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference" / "json.md"
+
+
+@cache
+def documented() -> dict[str, list[str]]:
+    """The keys that the page lists, by the heading they stand under."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {
+        section.partition("\n")[0]: re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        for section in sections
+    }
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    source, grown = tmp_path / "a", tmp_path / "b"
+    make_checkpoint(source, "llama", optimizer=True)
+    accepted("expand", source, grown, "--ffn-hidden-size", 32)
+    text = make_jsonl(tmp_path / "text.jsonl", ["hello", "world"])
+    schedule = ROOT / "configs" / "flm-101b.yaml"
+    return {"A": source, "B": grown, "NEW": tmp_path / "c", "TEXT": text, "SCHEDULE": schedule}
+
+
+@pytest.mark.parametrize(
+    ("heading", "command"),
+    [
+        ("inspect", "inspect A --tensors --health"),
+        ("expand, reshard, import, export, bake", "expand A NEW --num-layers 6 --dry-run"),
+        ("verify", "verify A B"),
+        ("verify --integrity", "verify --integrity B"),
+        ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
+        ("run --dry-run", "run SCHEDULE --dry-run"),
+    ],
+)
+def test_the_reference_lists_every_key(heading: str, command: str, places: dict[str, Path]) -> None:
+    words = [places.get(word, word) for word in command.split()]
+    assert list(json.loads(accepted(*words, "--json").out)) == documented()[heading]
+
+
+def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> None:
+    told = json.loads(accepted("reshard", places["A"], places["NEW"], "--tp", 2, "--json").out)
+    kept = json.loads((places["NEW"] / "flmgrow.json").read_text(encoding="utf-8"))
+    assert told.items() <= kept.items()
+
+
+def test_every_section_is_compared() -> None:
+    assert len(documented()) == 6
+    assert all(documented().values())
