@@ -14,7 +14,7 @@ from pathlib import Path
 
 from made_checkpoint import PRESETS, make, without_sums
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from pico import make_checkpoint
 

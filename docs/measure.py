@@ -1,6 +1,7 @@
 """The figures in ``docs/concepts/exactness.md`` must be anybody's to reproduce.
 
-For each architecture of ``tests/pico_model.py``, in float64, every dimension is grown at once by
+For each architecture of ``tests/support/pico_model.py``, in float64, every dimension is grown at
+once by
 one method, into another layout, and the logits are compared. This prints the table.
 """
 
@@ -8,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from growing import checkpoint_logits, grow_checkpoint, tokens_for
 from pico import CONFIGS, make_checkpoint

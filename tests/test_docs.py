@@ -19,7 +19,7 @@ import pytest
 from commands import flmgrow
 from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
-from test_structure import FOLDERS, ROOT, find_modules
+from repository import FOLDERS, ROOT, find_modules
 from tiny_tokenizers import make_jsonl, make_ranks
 
 from flmgrow.stages.schedule import read_schedule

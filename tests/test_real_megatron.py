@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_runs import model_ranks, torchrun_batch
+from megatron_runs import ALL, GROUPS, UNITS, model_ranks, torchrun_batch
 from torch import Tensor
 
 from flmgrow.cli.app import run
@@ -30,8 +30,6 @@ from flmgrow.surgery.weights import CheckpointWeights
 VOCAB = 300
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 LAYOUTS = {"tp4": "--tp 4 --pp 1", "vpp": "--tp 1 --pp 2 --vpp 2"}
-UNITS = "--num-attention-heads 16 --ffn-hidden-size 264 --num-layers 8"
-ALL = f"--hidden-size 96 {UNITS}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class Case:
 
 
 BOTH = ("float32", "float64")
-GROUPS = "--num-query-groups 8"
 # In the order in which they can be made: a source is one of the two trained or an earlier line.
 CASES: dict[str, Case] = {
     # All four dimensions at once. Float64 is for results in which nothing had to be rounded.

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from megatron_runs import torchrun_batch
-from test_real_megatron import ALL, GROUPS
+from megatron_runs import ALL, GROUPS, torchrun_batch
 
 from flmgrow.cli.app import run
 

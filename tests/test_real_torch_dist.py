@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from growing import same_bits
-from megatron_runs import ROOT, torchrun, train_tiny
+from megatron_runs import torchrun, train_tiny
+from repository import ROOT
 from stage_runs import NEWER
 
 from flmgrow.cli.app import run
@@ -33,7 +34,7 @@ def run_megatron(
 ) -> subprocess.CompletedProcess[str]:
     """Run megatron-core, the one in folder ``core`` if given, and return how it ended."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", "tests/megatron_dist.py", *map(str, arguments)]
+    command += [f"--nproc-per-node={ranks}", "tests/support/megatron_dist.py", *map(str, arguments)]
     paths = os.pathsep.join([*filter(None, [core]), str(ROOT / "examples"), str(ROOT)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(

@@ -9,7 +9,6 @@ import ast
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZipFile
@@ -17,11 +16,8 @@ from zipfile import ZipFile
 import pytest
 from hf_folders import make_folder
 from pico import make_checkpoint
+from repository import FOLDERS, ROOT, SETUP, find_modules
 from tiny_tokenizers import make_jsonl
-
-ROOT = Path(__file__).resolve().parents[1]
-SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-FOLDERS: dict[str, str] = SETUP["package-dir"]
 
 # Top first: a module imports from its own line and from those below. Packages on one line do not
 # know of each other.
@@ -85,16 +81,6 @@ UNSAFE_CALLS = {
     "yaml.unsafe_load", "torch.jit.load",
 }  # fmt: skip
 UNSAFE_OPTIONS = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
-
-
-def find_modules() -> dict[str, Path]:
-    """Every module of the library, by the name it is imported under."""
-    found = {}
-    for package, folder in FOLDERS.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
-    return found
 
 
 MODULES = find_modules()

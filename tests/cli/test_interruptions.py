@@ -14,7 +14,7 @@ import pytest
 from commands import accepted, check_lines, flmgrow, names, refused, stop_after
 from damage import contents, rank_files
 from pico import CONFIGS, even, make_checkpoint
-from test_structure import ROOT
+from repository import ROOT
 
 from flmgrow.storage import durable
 from flmgrow.storage.output import OutputFolder

@@ -14,8 +14,8 @@ import yaml
 from commands import accepted, flmgrow
 from hypothesis import given
 from hypothesis import strategies as st
+from repository import ROOT
 from stage_plans import BASE, planned, written
-from test_structure import ROOT
 
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.schedule import LONGEST_NAME, merge, read_schedule

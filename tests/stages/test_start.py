@@ -11,9 +11,9 @@ import pytest
 import yaml
 from commands import accepted, flmgrow
 from hub_places import hub_at, upload
+from repository import ROOT
 from safetensors.torch import load_file, save_file
 from stage_runs import make_data, metrics, write_schedule, write_stage
-from test_structure import ROOT
 from trained_here import carried_out, small, trained
 
 from flmgrow.cli import run as cli

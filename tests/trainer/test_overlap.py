@@ -68,7 +68,7 @@ def run_with_small_buckets(
     stage: Path, ranks: int, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    own = {"PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+    own = {"PYTHONPATH": str(Path(__file__).parents[1] / "support"), **variables}
     return subprocess.run(
         [*words, f"--nproc-per-node={ranks}", __file__, str(stage)],
         env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False,

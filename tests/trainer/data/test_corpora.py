@@ -1,6 +1,7 @@
 """What flmgrow writes must be what megatron-core writes and reads.
 
-megatron-core runs in a process of its own (see ``megatron_runs``): ``tests/megatron_data.py``.
+megatron-core runs in a process of its own (see ``megatron_runs``):
+``tests/support/megatron_data.py``.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from tiny_tokenizers import make_jsonl, make_ranks
 from flmgrow.cli.app import run
 from flmgrow.trainer.data.indexed import token_dtype
 
-SCRIPT = Path(__file__).parents[2] / "megatron_data.py"
+SCRIPT = Path(__file__).parents[2] / "support" / "megatron_data.py"
 TEXTS = [f"{i}: the thing " + "ü" * (i * i % 23) for i in range(50)]
 
 

@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 ROOT = Path(__file__).parents[3]
-for folder in ("examples", "tests"):
+for folder in ("examples", "tests/support"):
     sys.path.insert(0, str(ROOT / folder))
 
 from legacy_checkpoint import Run, load_legacy  # noqa: E402

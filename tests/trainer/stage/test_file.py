@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
+from repository import ROOT
 from stage_runs import MODEL, stage_data, write_stage
-from test_structure import ROOT
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig, Multipliers

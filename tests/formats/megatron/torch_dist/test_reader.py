@@ -95,11 +95,11 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, name: str, dtype: str) -> N
 
 
 @pytest.mark.parametrize(
-    "request", [LayoutRequest(1, 1), LayoutRequest(4, 2), LayoutRequest(2, 2, 2)]
+    "layout", [LayoutRequest(1, 1), LayoutRequest(4, 2), LayoutRequest(2, 2, 2)]
 )
 @pytest.mark.parametrize("name", ["llama", "gpt", "qwen"])
-def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, request: LayoutRequest) -> None:
-    _, dist = written(tmp_path, name, request)
+def test_torch_reads_the_whole_arrays(tmp_path: Path, name: str, layout: LayoutRequest) -> None:
+    _, dist = written(tmp_path, name, layout)
     one = make_checkpoint(tmp_path / "one", name, naming="fused")
     wanted = global_arrays(one)
     (folder,) = dist.glob("iter_*")

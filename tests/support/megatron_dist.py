@@ -1,9 +1,9 @@
 """megatron-core's side of torch_dist: save a legacy checkpoint as one, and load one strictly.
 
-    torchrun --nproc-per-node N tests/megatron_dist.py save LEGACY OUT
-    torchrun --nproc-per-node N tests/megatron_dist.py save-all LEGACY OUT [SHARDING]
-    torchrun --nproc-per-node N tests/megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
-    torchrun --nproc-per-node N tests/megatron_dist.py load-all TORCH_DIST TP PP VPP LEGACY_OUT
+    torchrun --nproc-per-node N megatron_dist.py save LEGACY OUT
+    torchrun --nproc-per-node N megatron_dist.py save-all LEGACY OUT [SHARDING]
+    torchrun --nproc-per-node N megatron_dist.py load TORCH_DIST TP PP VPP LEGACY_OUT
+    torchrun --nproc-per-node N megatron_dist.py load-all TORCH_DIST TP PP VPP LEGACY_OUT
 
 ``save-all`` and ``load-all`` mean the optimizer, too; a distributed one is saved in the given
 sharding (fully reshardable if none is given). Loading lets megatron-core read the checkpoint in its

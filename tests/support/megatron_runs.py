@@ -13,11 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "tiny_megatron.py"
 BATCH = Path(__file__).with_name("megatron_batch.py")
 TIMEOUT = 300
+# What the tiny models of examples/tiny_megatron.py are grown to: in all dimensions but the hidden
+# size and the query groups, and in all but the groups, which only the GQA model has.
+UNITS = "--num-attention-heads 16 --ffn-hidden-size 264 --num-layers 8"
+ALL = f"--hidden-size 96 {UNITS}"
+GROUPS = "--num-query-groups 8"
 
 
 def torchrun(ranks: int, *arguments: str | Path) -> str:
@@ -54,7 +59,11 @@ def torchrun_batch(ranks: int, commands: list[list[str]]) -> None:
 def told_by(script: str | Path) -> dict[str, Any]:
     """Run a script as the only rank there is and return the JSON it prints."""
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    own = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
+    own = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "tests" / "support"),
+    }
     done = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, **alone, **own},

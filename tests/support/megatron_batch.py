@@ -13,7 +13,7 @@ import torch.distributed
 
 def main() -> None:
     """Run every command."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     import tiny_megatron
 
     # Each command joins a process group and leaves it. One group serves them all: a second one
