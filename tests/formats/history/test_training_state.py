@@ -59,7 +59,13 @@ STATES = st.builds(
         flops=st.integers(0, 1 << 120),
         data_keys=st.none() | st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
         tokenizer=st.none()
-        | st.builds(TokenizerFacts, vocab_size=st.integers(1, 1 << 62), eod=COUNTS),
+        | st.builds(
+            TokenizerFacts,
+            kind=st.text(),
+            sha256=st.text(),
+            vocab_size=st.integers(1, 1 << 62),
+            eod=COUNTS,
+        ),
         losses=st.lists(st.floats(allow_nan=False, allow_infinity=False)),
     ),
     masks=masks(),
