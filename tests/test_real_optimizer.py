@@ -20,6 +20,8 @@ from megatron_runs import ALL, GROUPS, torchrun_batch
 
 from flmgrow.cli.app import run
 
+pytestmark = pytest.mark.slow  # the runs that all compare with take two minutes
+
 STEPS, STOP = 6, 3
 KINDS = {
     "plain": "",
@@ -163,7 +165,6 @@ def test_a_moved_run_goes_on(
     assert_same(resumed[name], whole[of_kind(name)], tolerance(name, drift))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVED_FAR)
 def test_a_run_moved_far_goes_on(
     name: str, whole: Mapping[str, Log], resumed_far: Mapping[str, Log], drift: Mapping[str, float]

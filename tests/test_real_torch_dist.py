@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,8 @@ from flmgrow.cli.app import run
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.model.axes import full_box
+
+pytestmark = pytest.mark.slow  # megatron-core saves and loads in every test
 
 LAYOUTS = {"1 1 1": 1, "2 2 1": 4, "2 2 2": 4}
 
@@ -79,7 +80,6 @@ def test_flmgrow_writes_and_megatron_loads_elsewhere(trained: Path, tmp_path: Pa
     assert_same_weights(trained, tmp_path / "loaded")
 
 
-@pytest.mark.slow
 def test_a_grown_checkpoint_is_loaded_and_computes_the_same(trained: Path, tmp_path: Path) -> None:
     sizes = ["--hidden-size", "96", "--num-layers", "8", "--ffn-hidden-size", "264"]
     options = ["--method", "zero", "--tp", "2", "--pp", "1", "--format", "torch_dist"]
@@ -133,12 +133,6 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return train
 
 
-def but_for(usual: str) -> list[Any]:
-    """All kinds, those that are not usual marked as slow."""
-    return [k if k == usual else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimizer_state_megatron_saves_is_read(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str
@@ -159,14 +153,13 @@ def assert_loads(source: Path, tmp_path: Path, layout: str) -> None:
     assert_same_states(source, tmp_path / "loaded")
 
 
-@pytest.mark.parametrize("kind", but_for("plain"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_optimizer_state_flmgrow_writes_is_loaded(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
     assert_loads(stopped(kind), tmp_path, "2 2 2")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["1 1 1", "2 1 1"])
 @pytest.mark.parametrize("kind", ["plain bf16", "distributed"])
 def test_optimizer_state_is_loaded_in_any_layout(
@@ -186,7 +179,6 @@ BUCKETS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUCKETS)
 def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
     options = ["--steps", "2", "--optimizer", "--distributed-optimizer", *BUCKETS[kind].split()]
@@ -204,7 +196,6 @@ def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
     flmgrow("verify", tmp_path / "dist", tmp_path / "back")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_both_ways(trained: Path, tmp_path: Path, layout: str) -> None:
     tp, pp, vpp = layout.split()
@@ -227,7 +218,6 @@ def folder_of(checkpoint: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @needs_newer
 @pytest.mark.parametrize("version", ["0.16", "0.19"])
 @pytest.mark.parametrize("layout", ["1 1 1", "2 2 1"])
@@ -243,7 +233,6 @@ def test_0_19_loads_what_flmgrow_writes(
     assert_same_weights(trained, tmp_path / "out")
 
 
-@pytest.mark.slow
 @needs_newer
 def test_0_19_saves_what_flmgrow_reads(tmp_path: Path) -> None:
     options = ["--tp", "2", "--pp", "2", "--steps", "2", "--optimizer"]
@@ -260,7 +249,6 @@ def test_0_19_saves_what_flmgrow_reads(tmp_path: Path) -> None:
     assert run(["verify", str(tmp_path / "dist"), str(tmp_path / "back")]) == 1
 
 
-@pytest.mark.slow
 @needs_newer
 def test_0_19_finds_damage_by_the_sums_flmgrow_wrote(trained: Path, tmp_path: Path) -> None:
     options = ["--tp", "1", "--pp", "1", "--format", "torch_dist", "--torch-dist-version", "0.19"]

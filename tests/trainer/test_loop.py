@@ -80,6 +80,7 @@ def test_resuming_is_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
     assert saved(stage, STEPS) == saved(whole, STEPS)
 
 
+@pytest.mark.slow
 def test_another_seed_is_told_apart(data: Path, whole: Path, tmp_path: Path) -> None:
     stage = write_stage(tmp_path, stage_data(data, training={"seed": 5}))
     train(stage)
@@ -153,6 +154,7 @@ def next_loss(whole: Path, folder: Path, data: Path) -> float:
     return losses(stage)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{"tp": 2}], ids=["tp2"])
 def test_growth_does_not_change_the_loss(
     data: Path, whole: Path, tmp_path: Path, layout: dict[str, int]
@@ -218,6 +220,7 @@ def test_masks_go_on_where_they_were(data: Path, whole: Path, tmp_path: Path) ->
     assert saved(one, 2 * STEPS) == saved(two, 2 * STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 2])
 def test_going_on_from_further_back_keeps_what_it_saves(
     data: Path, whole: Path, tmp_path: Path, keep: int
@@ -236,6 +239,7 @@ def test_going_on_from_further_back_keeps_what_it_saves(
         assert checkpoint.iteration == 4
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
     wild = {"peak": 1e30, "warmup_samples": 0}
     stage = write_stage(tmp_path, stage_data(data, learning_rate=wild, checkpoint={"every": 1}))
@@ -257,6 +261,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_contradicts_the_checkpoint_is_refused(
     data: Path, whole: Path, tmp_path: Path, case: str

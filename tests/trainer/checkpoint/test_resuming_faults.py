@@ -27,6 +27,8 @@ from stage_runs import (
 from flmgrow.cli.app import run
 from flmgrow.storage.content_sum import with_sum
 
+pytestmark = pytest.mark.slow  # every test starts a stage several times
+
 TRACKER = "latest_checkpointed_iteration.txt"
 STEPS = 2
 
@@ -74,7 +76,6 @@ def test_a_stage_that_is_done_gets_its_tracker_back(begun: Path, tmp_path: Path)
     assert tracker.read_text() == str(STEPS)
 
 
-@pytest.mark.slow
 def test_what_is_too_short_is_told(data: Path, tmp_path: Path) -> None:
     """A warm-up, and a ramp; and where a run goes on."""
     train(write_stage(tmp_path / "small", stage_data(data, training={"steps": 1})))
@@ -133,9 +134,9 @@ def test_a_training_state_that_cannot_be_is_refused(
     ("key", "value"),
     [
         ("trackers", [1]),
-        pytest.param("numpy", ["MT19937", [-1], 0, 0, 0.0], marks=pytest.mark.slow),
-        pytest.param("python", [3, [2**70] * 625, None], marks=pytest.mark.slow),
-        pytest.param("torch", "AAAA", marks=pytest.mark.slow),
+        ("numpy", ["MT19937", [-1], 0, 0, 0.0]),
+        ("python", [3, [2**70] * 625, None]),
+        ("torch", "AAAA"),
     ],
 )
 def test_random_states_that_are_none_are_refused(
@@ -159,9 +160,7 @@ def test_metrics_are_written_over_nothing_else(data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_closed_terminal_stops_it_as_a_request_does(
     data: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -188,7 +187,6 @@ def test_a_closed_terminal_stops_it_as_a_request_does(
     assert len(list((tmp_path / "checkpoints").glob("iter_*"))) == 1
 
 
-@pytest.mark.slow
 def test_nohup_is_heeded(data: Path, tmp_path: Path) -> None:
     stage = write_stage(tmp_path, stage_data(data, training={"steps": 40}))
     process = subprocess.Popen(

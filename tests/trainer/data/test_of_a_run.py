@@ -14,6 +14,8 @@ from flmgrow.formats.history.manifest import training_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 
+pytestmark = pytest.mark.slow  # whole stages are trained
+
 MODEL = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}
 
 
@@ -65,7 +67,6 @@ def test_what_differs_from_the_data_before_is_named(folder: Path, tmp_path: Path
     assert re.search(r"^small  reads en: \d+ samples an epoch, epochs 0\.01 to 0\.0\d$", told, re.M)
 
 
-@pytest.mark.slow
 def test_held_out_text_does_not_depend_on_batch_or_layout(folder: Path, tmp_path: Path) -> None:
     """A stage with another batch reads the same text: its loss does not jump for that alone.
 

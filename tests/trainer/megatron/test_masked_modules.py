@@ -304,6 +304,7 @@ def test_four_ranks_train_as_one(bench: Bench, arch: str, name: str) -> None:
     check_layout(bench, arch, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_seen(bench: Bench, fault: str) -> None:
     job = FAULTS[fault]

@@ -37,6 +37,7 @@ def assert_told_once(told: str, error: str) -> None:
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_file_that_only_one_rank_reads_is_damaged(data: Path, tmp_path: Path) -> None:
     def stage(steps: int) -> Path:
         changes: dict[str, Any] = {"layout": {"tp": 2}, "checkpoint": {"format": "megatron"}}
@@ -50,6 +51,7 @@ def test_a_file_that_only_one_rank_reads_is_damaged(data: Path, tmp_path: Path) 
     assert_told_once(train(stage(4), expect=3), f"{file}: archive/data/")
 
 
+@pytest.mark.slow
 def test_a_token_that_the_model_has_not(data: Path, tmp_path: Path) -> None:
     """Each sample comes once in 10 steps, so some replica meets it, in the middle of a step."""
     index = read_index(data / "corpus" / "data.idx")
@@ -72,6 +74,7 @@ def short_corpus(folder: Path, tokens: int, dtype: Any) -> Path:
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told_of"),
     [
@@ -114,6 +117,7 @@ def test_event_files_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
     assert_told_once(told, f"{tmp_path / 'file/board'}: writing failed: Not a directory")
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_is_too_small_names_the_file(data: Path, tmp_path: Path) -> None:
     stage = write_stage(tmp_path, stage_data(data, model={**MODEL, "vocab_size": 200}))
     assert_told_once(train(stage, expect=2), f"{stage}: the tokenizer has 257 ids, the model 200")
