@@ -160,6 +160,7 @@ def test_optimizer_state_flmgrow_writes_is_loaded(
     assert_loads(stopped(kind), tmp_path, "2 2 2")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["1 1 1", "2 1 1"])
 @pytest.mark.parametrize("kind", ["plain bf16", "distributed"])
 def test_optimizer_state_is_loaded_in_any_layout(

@@ -166,8 +166,8 @@ def verdicts(source: Path, grown: Path, *options: object) -> tuple[int, dict[str
     [
         1.0,
         1e3,
-        pytest.param(1e6, marks=pytest.mark.slow),
-        pytest.param(1e-3, marks=pytest.mark.slow),
+        pytest.param(1e6, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+        pytest.param(1e-3, marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )
 def test_every_mistake_is_found_by_the_check_it_is_for(

@@ -18,7 +18,8 @@ from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutRequest
 
 CASES: list[Any] = [("llama", 2), ("gpt", 2)]
-CASES += [pytest.param(m, t, marks=pytest.mark.slow) for m, t in product(["qwen", "tele"], [1, 2])]
+RARE = [pytest.mark.slow, pytest.mark.exhaustive]
+CASES += [pytest.param(m, t, marks=RARE) for m, t in product(["qwen", "tele"], [1, 2])]
 FORMS = [("plain", "local shards"), ("halves", "halves"), ("local shards", "local shards")]
 
 
