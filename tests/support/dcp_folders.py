@@ -1,11 +1,13 @@
 """DCP folders that torch itself writes and reads, with any chunks, in one process."""
 
 import itertools
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.distributed.checkpoint import (
     filesystem,
@@ -16,6 +18,9 @@ from torch.distributed.checkpoint import (
 )
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.dcp.metadata import read_metadata
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -138,3 +143,21 @@ def load(folder: Path, state: dict[str, Any], boxes: Mapping[str, Box] | None = 
         state_dict_loader.load(
             state, storage_reader=filesystem.FileSystemReader(folder), planner=how, no_dist=True
         )
+
+
+class Run:
+    """What pickles as the call of a function."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self.call
+
+
+def refused(folder: Path, found: str) -> BadCheckpointError:
+    with pytest.raises(BadCheckpointError, match=re.escape(found) or ".") as caught:
+        read_metadata(folder)
+    assert caught.value.message.startswith(f"{folder / '.metadata'}: ")
+    assert caught.value.hint
+    return caught.value

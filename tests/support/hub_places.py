@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import Outcome
+from commands import Outcome, flmgrow
 from hub_server import TOKEN, Hub, Repository, serving
 
+NAME = "org/model"
 NOTHING: Mapping[str, bytes] = {}
 
 
@@ -64,3 +65,14 @@ def leaks(outcome: Outcome, *folders: Path) -> list[str]:
 def manifest(folder: Path) -> dict[str, object]:
     data: dict[str, object] = json.loads((folder / "flmgrow.json").read_text())
     return data
+
+
+def push(source: Path, *more: object) -> Outcome:
+    return flmgrow("export", source, source.parent / "out", "--push-to", NAME, *more)
+
+
+def check_whole(hub: Hub, folder: Path, revision: str = "main") -> None:
+    """What is on the Hub is what is in the folder, all of it in one commit on the first."""
+    repository = hub.repositories[NAME]
+    there = {path: data for path, data in repository.files(revision).items() if path[0] != "."}
+    assert there == {path.name: path.read_bytes() for path in folder.iterdir()}
