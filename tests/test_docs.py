@@ -124,6 +124,14 @@ def test_every_command_is_documented() -> None:
         assert f"$ flmgrow {command} " in guides
 
 
+def test_every_word_says_where_it_lives() -> None:
+    rows = (ROOT / "docs" / "README.md").read_text(encoding="utf-8").partition("## Words")[2]
+    words = [line.strip("| ").split(" | ") for line in rows.splitlines() if line.startswith("| ")]
+    missing = [row[0] for row in words[1:] if not (ROOT / row[2].strip("`")).is_file()]
+    assert len(words) > 30
+    assert not missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in _LINK.findall(prose(page)):
