@@ -1,8 +1,9 @@
-"""A user's mistake or a damaged file must end in one clear line, never in a traceback.
+"""The errors of flmgrow: a message on one line, a hint, and the exit code of each kind.
 
-Every refusal in flmgrow is a :class:`FlmgrowError`: what was found and what was wanted, where
-(file, then tensor), and a hint at what to do. The command line prints the two lines and leaves with
-the error's exit code; nothing else decides on exit codes.
+A user's mistake or a damaged file must end in one clear line, never in a traceback. Every refusal
+in flmgrow is a :class:`FlmgrowError`: what was found and what was wanted, where (file, then
+tensor), and a hint at what to do. The command line prints the two lines and leaves with the error's
+exit code; nothing else decides on exit codes.
 """
 
 import re

@@ -1,7 +1,8 @@
-"""Whether two values that were read are the same, tensors included, is asked of texts of them.
+"""Telling whether two values that were read are equal, tensors included.
 
-Values out of files are inert: they cannot be compared as what they stand for, and a tensor in one
-is a record of where its bytes lie. A text says all of it, as short as a digest.
+Whether two values that were read are the same, tensors included, is asked of texts of them. Values
+out of files are inert: they cannot be compared as what they stand for, and a tensor in one is a
+record of where its bytes lie. A text says all of it, as short as a digest.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,6 +1,7 @@
-"""A word that stands for a choice is one of those that there are, wherever a value holds it.
+"""The words for methods and new layers, and checks that a given word is one of them.
 
-A word that nobody knows must not fall through to some default of a dispatch.
+A word that stands for a choice is one of those that there are, wherever a value holds it. A word
+that nobody knows must not fall through to some default of a dispatch.
 """
 
 from collections.abc import Mapping

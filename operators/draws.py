@@ -1,10 +1,11 @@
-"""Fresh weights must not depend on how the work is split.
+"""Drawing fresh values from counters, so that each depends on its place alone.
 
-A value drawn for a fresh entry depends only on the seed, the logical tensor's name and the entry's
-logical index, so that any source layout, target layout, number of workers or resumed run gives the
-same model, bit for bit. An ordinary random stream cannot do that; a hash of the index can: each
-index is mixed into a 64-bit state (the finaliser of SplitMix64, Steele et al. 2014), whose two
-halves give one normal value (Box and Muller 1958).
+Fresh weights must not depend on how the work is split. A value drawn for a fresh entry depends only
+on the seed, the logical tensor's name and the entry's logical index, so that any source layout,
+target layout, number of workers or resumed run gives the same model, bit for bit. An ordinary
+random stream cannot do that; a hash of the index can: each index is mixed into a 64-bit state (the
+finaliser of SplitMix64, Steele et al. 2014), whose two halves give one normal value (Box and Muller
+1958).
 """
 
 import hashlib

@@ -1,5 +1,6 @@
-"""A growth is one axis map per axis; what it does to a tensor follows from the tensor's roles.
+"""Growths: one axis map per axis, and what they do to any tensor.
 
+A growth is one axis map per axis; what it does to a tensor follows from the tensor's roles.
 ``moves`` turns that into data: for a box of a grown tensor, which boxes of old tensors are copied
 into it and which parts are filled, covering it exactly once. Each move is uniform, so a plan can be
 counted without a tensor in sight, and executed piece by piece.

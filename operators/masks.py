@@ -1,7 +1,8 @@
-"""A mask that stands still can be put into the weights: readers of a masked unit take its value.
+"""The axis maps that put a constant mask into the weights.
 
-What masks are is told in ``model/masks.py``. An ordinary trainer knows nothing of them, and can go
-on from a checkpoint in which they are baked.
+A mask that stands still can be put into the weights: readers of a masked unit take its value. What
+masks are is told in ``model/masks.py``. An ordinary trainer knows nothing of them, and can go on
+from a checkpoint in which they are baked.
 """
 
 from collections.abc import Mapping

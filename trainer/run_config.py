@@ -1,6 +1,7 @@
-"""All that decides on a stage is known before its model is built, and is checked then.
+"""The configuration of a stage on this run's ranks, checked before the model is built.
 
-The stage file says some of it, the checkpoint the rest, and the corpora must fit both.
+All that decides on a stage is known before its model is built, and is checked then. The stage file
+says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
 from collections.abc import Iterator, Sequence

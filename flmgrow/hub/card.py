@@ -1,7 +1,8 @@
-"""A model card that somebody types is wrong about the numbers; this one is told by the manifest.
+"""Writing the model card of an exported folder from its manifest.
 
-What the manifest does not say is left out, and nothing is made up. The last line carries a sum of
-all before it: a page that was edited since, or written by somebody, is theirs and is left alone.
+A model card that somebody types is wrong about the numbers; this one is told by the manifest. What
+the manifest does not say is left out, and nothing is made up. The last line carries a sum of all
+before it: a page that was edited since, or written by somebody, is theirs and is left alone.
 """
 
 import json

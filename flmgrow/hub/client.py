@@ -1,5 +1,6 @@
-"""Everything that is said to the Hub goes through here, and everything that comes back.
+"""Talking to the Hugging Face Hub, with every failure as one of flmgrow's errors.
 
+Everything that is said to the Hub goes through here, and everything that comes back.
 ``huggingface_hub`` talks to the server; this module decides what a person sees of it: one line of
 our own words by class of failure, what the server said only after :class:`Redactor` let it pass,
 and the library's own warnings in the same way. Requests that may be repeated are.

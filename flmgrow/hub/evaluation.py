@@ -1,7 +1,8 @@
-"""Scores come from other programs, in a file; a card shows them as a table and adds nothing.
+"""Reading evaluation scores from a file, for the table of a model card.
 
-Two forms are read: what lm-evaluation-harness writes (``results``, by task, with names such as
-``acc,none``), and plain JSON of tasks with a number or several named ones each.
+Scores come from other programs, in a file; a card shows them as a table and adds nothing. Two forms
+are read: what lm-evaluation-harness writes (``results``, by task, with names such as ``acc,none``),
+and plain JSON of tasks with a number or several named ones each.
 """
 
 from collections.abc import Iterator, Mapping

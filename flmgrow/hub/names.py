@@ -1,7 +1,7 @@
-"""``hf://ORG/NAME@REVISION`` stands wherever a source does, and must not be taken for a folder.
+"""Parsing ``hf://ORG/NAME@REVISION`` and telling it from the name of a folder.
 
-Paths are read by ``pathlib``, which makes one slash of two; so it is the first part, ``hf:``, that
-tells.
+``hf://ORG/NAME@REVISION`` stands wherever a source does, and must not be taken for a folder. Paths
+are read by ``pathlib``, which makes one slash of two; so it is the first part, ``hf:``, that tells.
 """
 
 import re

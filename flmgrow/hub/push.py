@@ -1,9 +1,10 @@
-"""A repository must never be half of one model and half of another, whatever breaks.
+"""Pushing an exported folder to the Hub, all of it in one commit.
 
-So everything is uploaded before anything shows: large files go to storage that no branch points to
-yet, and a single commit, pinned to the commit it was made on, brings all of them in at once. A push
-that broke off left the branch as it was, and the next one uploads what is not there yet. Only files
-that the manifest lists are sent, with the manifest and the card; then the Hub is asked what it has.
+A repository must never be half of one model and half of another, whatever breaks. So everything is
+uploaded before anything shows: large files go to storage that no branch points to yet, and a single
+commit, pinned to the commit it was made on, brings all of them in at once. A push that broke off
+left the branch as it was, and the next one uploads what is not there yet. Only files that the
+manifest lists are sent, with the manifest and the card; then the Hub is asked what it has.
 """
 
 import hashlib

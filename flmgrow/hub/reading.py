@@ -1,7 +1,8 @@
-"""A model on the Hub is a Hugging Face folder once it lies in the cache.
+"""Fetching a model from the Hub into the cache, to be read as a Hugging Face folder.
 
-Only files that can be read are fetched: no pickles, no programs, nothing in subfolders. A branch is
-resolved to the commit it stood at, which the manifest of what is made from it names.
+A model on the Hub is a Hugging Face folder once it lies in the cache. Only files that can be read
+are fetched: no pickles, no programs, nothing in subfolders. A branch is resolved to the commit it
+stood at, which the manifest of what is made from it names.
 """
 
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""A server, or a proxy before it, may echo the token it was sent; what it says is shown to people.
+"""Removing tokens from what a server says before it is shown.
 
-So nothing from outside is printed before it went through here. A text that holds a piece of the
-token, plain or in any common encoding, is not shown at all: there is no telling how else it holds
-the rest. Other secrets (tokens of others, credentials in addresses, signatures) are blotted out.
+A server, or a proxy before it, may echo the token it was sent; what it says is shown to people. So
+nothing from outside is printed before it went through here. A text that holds a piece of the token,
+plain or in any common encoding, is not shown at all: there is no telling how else it holds the
+rest. Other secrets (tokens of others, credentials in addresses, signatures) are blotted out.
 """
 
 import base64

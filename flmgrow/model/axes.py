@@ -1,10 +1,10 @@
-"""Axes have names, and a tensor plays a role on each of its axes.
+"""The axes of logical tensors, the roles tensors play on them, boxes, and axis maps.
 
-A checkpoint is a set of logical tensors with named axes. Growth never speaks of tensors: it says
-what happens to an axis, separately for the tensors that *read* it (sum over it), *write* it
-(produce it), and so on. Storage order is another fact and belongs to the formats. This module holds
-that vocabulary: axis names, roles, boxes (a range on each axis) and axis maps (where each new index
-of a grown axis comes from).
+Axes have names, and a tensor plays a role on each of its axes. A checkpoint is a set of logical
+tensors with named axes. Growth never speaks of tensors: it says what happens to an axis, separately
+for the tensors that *read* it (sum over it), *write* it (produce it), and so on. Storage order is
+another fact and belongs to the formats. This module holds that vocabulary: axis names, roles, boxes
+(a range on each axis) and axis maps (where each new index of a grown axis comes from).
 """
 
 from collections.abc import Iterator, Mapping

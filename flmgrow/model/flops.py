@@ -1,5 +1,6 @@
-"""Runs of different models are compared by what they cost, so all must count it in the same way.
+"""Counting the floating-point operations of training.
 
+Runs of different models are compared by what they cost, so all must count it in the same way.
 Counted are the matrix products a model needs, as in Narayanan et al. (2021, equation 3) without
 recomputation: 2 operations per weight and token, attention over the whole square of positions, and
 a backward pass of twice the forward pass. For multi-head attention and an FFN of 4 x hidden that is

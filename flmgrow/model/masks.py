@@ -1,8 +1,9 @@
-"""A mask multiplies what a fresh unit hands on, from 0 at growth to 1 at the end of its ramp.
+"""Masks: which units of a dimension are fresh, their multiplier, and the ramp it rises on.
 
-One rule for all four dimensions: an FFN unit's activation (after gating), a head's context (before
-the output projection), a branch's output (before the residual sum), a hidden channel at every
-norm's output, with the norm's statistics weighted by the mask. At 0 the grown model is the old one
+A mask multiplies what a fresh unit hands on, from 0 at growth to 1 at the end of its ramp. One rule
+for all four dimensions: an FFN unit's activation (after gating), a head's context (before the
+output projection), a branch's output (before the residual sum), a hidden channel at every norm's
+output, with the norm's statistics weighted by the mask. At 0 the grown model is the old one
 whatever the fresh values are; at 1 it is an ordinary model. (Masked Structural Growth, Yao et al.
 2024, masks queries, keys, values and FFN pre-activations instead; the rule here is linear in the
 mask, so all but the hidden mask can be baked into weights at any value.) A mask is never a tensor

@@ -1,4 +1,6 @@
-"""muP gives parameters settings by their kind, and a growth of the width moves these settings.
+"""The muP settings of a model and of its optimizer, and how a wider model changes them.
+
+muP gives parameters settings by their kind, and a growth of the width moves these settings.
 
 Yang and Hu et al. (Tensor Programs V, table 8) divide AdamW's learning rate of *hidden* matrices,
 which go from width to width, by the width over a base width. A model that grew by r needs a

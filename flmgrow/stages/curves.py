@@ -1,7 +1,8 @@
-"""A run is a record per step in several files; a picture of it is one curve per stage.
+"""Reading the records of runs as one curve per stage.
 
-Stages are kept apart, because a curve that is smoothed across a growth would hide whether the loss
-jumped there. Nothing here draws: what a picture shows can be computed, and tested, without one.
+A run is a record per step in several files; a picture of it is one curve per stage. Stages are kept
+apart, because a curve that is smoothed across a growth would hide whether the loss jumped there.
+Nothing here draws: what a picture shows can be computed, and tested, without one.
 """
 
 import re

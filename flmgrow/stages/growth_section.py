@@ -1,4 +1,7 @@
-"""A later stage of a schedule says what changes, and that becomes what ``flmgrow expand`` takes."""
+"""The growth section of a schedule's later stages, as a target for ``flmgrow expand``.
+
+A later stage of a schedule says what changes, and that becomes what ``flmgrow expand`` takes.
+"""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
-"""How long a stage of a run is may depend on what was done of it before its settings changed.
+"""Adjusting a stage of a schedule to what was already done of it.
 
-A stage of so many tokens takes other steps with another batch. So a plan looks into the run's
-folder: how far each stage was when it was last saved, or when its settings last changed.
+How long a stage of a run is may depend on what was done of it before its settings changed. A stage
+of so many tokens takes other steps with another batch. So a plan looks into the run's folder: how
+far each stage was when it was last saved, or when its settings last changed.
 """
 
 from pathlib import Path

@@ -1,9 +1,10 @@
-"""One picture tells how a run went: the loss against what was read, and against what was paid.
+"""Drawing the picture of ``flmgrow plot``.
 
-Two panels share the loss: on the left against tokens, on the right against floating-point
-operations, where a growth shows what it saved. Thin lines are steps, bold lines are smoothed,
-circles are validation. A dashed line is where a stage begins, its name above the frame; shaded is
-where masks were below 1. Colours are told apart by the colour-blind, too.
+One picture tells how a run went: the loss against what was read, and against what was paid. Two
+panels share the loss: on the left against tokens, on the right against floating-point operations,
+where a growth shows what it saved. Thin lines are steps, bold lines are smoothed, circles are
+validation. A dashed line is where a stage begins, its name above the frame; shaded is where masks
+were below 1. Colours are told apart by the colour-blind, too.
 
 matplotlib is imported when a picture is drawn.
 

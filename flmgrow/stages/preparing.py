@@ -1,6 +1,7 @@
-"""Before a step of a run is taken, its files are written, and what has begun must stay what it is.
+"""Preparing a step of a run: writing its files, and checking those that are there.
 
-A schedule may be edited between two calls: stages that have not begun follow it, and so do those
+Before a step of a run is taken, its files are written, and what has begun must stay what it is. A
+schedule may be edited between two calls: stages that have not begun follow it, and so do those
 settings of the others by which they are watched and kept. Anything else would leave a run in which
 a stage is not what its files say, and is refused before a file is written.
 """

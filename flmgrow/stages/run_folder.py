@@ -1,4 +1,6 @@
-"""Everything of a run lies in one folder, and what has been done is read from there.
+"""The folder of a run: where things are in it, and what has been done.
+
+Everything of a run lies in one folder, and what has been done is read from there.
 
 ::
 

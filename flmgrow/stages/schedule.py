@@ -1,10 +1,10 @@
-"""A run of several stages is planned as a whole, before the first token is read.
+"""Reading a schedule, the file of a run of several stages, and checking it as a whole.
 
-A schedule file has the sections of a stage file, which hold for all stages, and ``stages``: for
-each of them what is its own. A later stage says only what changes; its ``growth`` section says how
-the model gets there from the stage before. What the model of a later stage is follows from the
-growth itself: its norm epsilon and output multiplier may have to change, so that the function does
-not.
+A run of several stages is planned as a whole, before the first token is read. A schedule file has
+the sections of a stage file, which hold for all stages, and ``stages``: for each of them what is
+its own. A later stage says only what changes; its ``growth`` section says how the model gets there
+from the stage before. What the model of a later stage is follows from the growth itself: its norm
+epsilon and output multiplier may have to change, so that the function does not.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
-"""A run may begin with a model that exists, and its sizes are that model's.
+"""Starting a schedule from an existing checkpoint.
 
-It is laid out for the first stage, in a folder of the run's own, and that it still computes the
-same is verified: from there on it is treated as what grows between two stages is.
+A run may begin with a model that exists, and its sizes are that model's. It is laid out for the
+first stage, in a folder of the run's own, and that it still computes the same is verified: from
+there on it is treated as what grows between two stages is.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
-"""Disks lose bits and copies get cut short, and weights look no different for it.
+"""Checksums of files and of the records in them, computed and compared.
 
-Each file of an output is recorded with its size and a checksum (XXH3, 128 bits: as fast as memory,
-finds any accident, but is no seal against forgery), and can be held against its record.
+Disks lose bits and copies get cut short, and weights look no different for it. Each file of an
+output is recorded with its size and a checksum (XXH3, 128 bits: as fast as memory, finds any
+accident, but is no seal against forgery), and can be held against its record.
 """
 
 import os

@@ -1,4 +1,6 @@
-"""What a program wrote is not yet on the disk, and every call that puts it there may fail half way.
+"""System calls that put files on the disk for certain, with failures as StorageError.
+
+What a program wrote is not yet on the disk, and every call that puts it there may fail half way.
 
 A process may be killed between any two calls, a disk may be full at any write, and a power cut
 forgets whatever was not fsynced: the bytes of a file, and also its very name in the folder. The

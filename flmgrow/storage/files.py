@@ -1,6 +1,7 @@
-"""A checkpoint is read in byte ranges, by many threads, out of hundreds of large files.
+"""Reading files in byte ranges from many threads, with a bound on open descriptors.
 
-This module holds the one way in which input files are opened and read. It promises that
+A checkpoint is read in byte ranges, by many threads, out of hundreds of large files. This module
+holds the one way in which input files are opened and read. It promises that
 
 * nothing but a regular file is opened (a FIFO would hang, a device might do anything);
 * a range is read whole or refused: a short read never passes for data;
@@ -163,9 +164,8 @@ class ReadOnlyFile:
     The descriptor may be closed behind the scenes and opened again when it is next needed; a file
     that was replaced in between is refused, as its ranges would no longer mean the same.
 
-    Raises:
-        BadCheckpointError: ``path`` does not exist, may not be read or is not a regular file.
-        StorageError: the file system failed.
+    Raises BadCheckpointError if ``path`` does not exist, may not be read or is not a regular file,
+    and StorageError if the file system failed.
     """
 
     path: Path
@@ -238,9 +238,8 @@ class ReadOnlyFile:
     def read(self, offset: int, count: int) -> bytes:
         """Return the ``count`` bytes at ``offset``.
 
-        Raises:
-            BadCheckpointError: the file ends before.
-            StorageError: the file system failed.
+        Raises BadCheckpointError if the file ends before, and StorageError if the file system
+        failed.
         """
         self._check_range(offset, count)  # before memory for a hostile count is asked for
         data = bytearray(count)

@@ -1,4 +1,6 @@
-"""A run must know what an earlier one has finished.
+"""The journal of an output folder: which files are finished, one checked line for each.
+
+A run must know what an earlier one has finished.
 
 1. The journal is a file of lines, each with its own checksum. A line counts once it was fsynced;
    a torn line and all that follows it is cut off on opening.

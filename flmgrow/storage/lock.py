@@ -1,7 +1,8 @@
-"""Two runs must not write one output.
+"""Locking a folder against a second run.
 
-The lock is an advisory lock on a file: the kernel releases it when its process dies, however it
-dies, so there are no stale locks. The file's text names the process, for the message only.
+Two runs must not write one output. The lock is an advisory lock on a file: the kernel releases it
+when its process dies, however it dies, so there are no stale locks. The file's text names the
+process, for the message only.
 """
 
 import fcntl

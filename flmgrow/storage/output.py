@@ -1,7 +1,8 @@
-"""A half-written checkpoint looks like a whole one, and writing one may take hours.
+"""Writing an output folder that appears whole or not at all, and resuming it.
 
-So an output folder appears complete or not at all, and an interrupted run goes on where it stopped
-when the same command is given again. For the output ``NAME`` there is a hidden folder beside it,
+A half-written checkpoint looks like a whole one, and writing one may take hours. So an output
+folder appears complete or not at all, and an interrupted run goes on where it stopped when the same
+command is given again. For the output ``NAME`` there is a hidden folder beside it,
 ``.NAME.flmgrow/``, private to the user: ``lock``, ``plan.json``, ``journal`` and ``data/``.
 
 1. Lock. A second run on the same output stops at once; the lock dies with its process.

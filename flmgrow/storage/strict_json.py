@@ -1,5 +1,6 @@
-"""JSON out of a checkpoint, which may say one thing twice, or nest until the reader falls over.
+"""Reading JSON strictly: no repeated keys, bounded size and nesting.
 
+JSON out of a checkpoint, which may say one thing twice, or nest until the reader falls over.
 Python's parser takes the last of two equal keys and accepts numbers that JSON does not have; two
 programs that read one file differently are how a hostile file passes a check. Here such files are
 refused, and so are larger ones than there can honestly be.

@@ -1,6 +1,7 @@
-"""A person writes YAML and means what it says: 3e-4 is a number, ``no`` is a word, 010 is ten.
+"""Reading YAML strictly: numbers, words and keys mean one thing.
 
-YAML 1.1, which PyYAML reads, disagrees on all three, and takes the last of two equal keys without a
+A person writes YAML and means what it says: 3e-4 is a number, ``no`` is a word, 010 is ten. YAML
+1.1, which PyYAML reads, disagrees on all three, and takes the last of two equal keys without a
 word. Here scalars are those of YAML 1.2's core schema, but decimal only, and a key may stand once.
 """
 

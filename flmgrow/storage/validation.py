@@ -1,5 +1,6 @@
-"""What is wrong with a file's content is said in words for people: what was found, and wanted.
+"""Putting pydantic's validation errors into words.
 
+What is wrong with a file's content is said in words for people: what was found, and wanted.
 pydantic finds it, and speaks to programmers.
 """
 

@@ -1,9 +1,10 @@
-"""Equal outputs do not mean equal training: comparing the gradients before and after a growth.
+"""Comparing the gradients of a model before and after it was grown.
 
-A fresh parameter whose gradient stays zero never learns, and old parameters whose gradients or
-whose global norm change take another first step. Both are measured here in float64, with the whole
-models in memory. A fresh parameter may well have no gradient at the first step (its partner is
-still zero and wakes first; a mask at 0 hides it), so this is a report, not a verdict.
+Equal outputs do not mean equal training: comparing the gradients before and after a growth. A fresh
+parameter whose gradient stays zero never learns, and old parameters whose gradients or whose global
+norm change take another first step. Both are measured here in float64, with the whole models in
+memory. A fresh parameter may well have no gradient at the first step (its partner is still zero and
+wakes first; a mask at 0 hides it), so this is a report, not a verdict.
 """
 
 import math

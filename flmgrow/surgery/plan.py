@@ -1,6 +1,7 @@
-"""A plan says everything an expansion or resharding will do, before a byte of a weight is read.
+"""Making the plan of an expansion or resharding: every file and array of the result.
 
-It is data made from headers: the growth, the files to come with their arrays, how many elements are
+A plan says everything an expansion or resharding will do, before a byte of a weight is read. It is
+data made from headers: the growth, the files to come with their arrays, how many elements are
 copied, drawn or zero, what is left out, and what it will cost. Making it proves that every element
 of the new model is written exactly once and that every element of the old one is used or listed as
 dropped.

@@ -1,5 +1,6 @@
-"""A shard of a DCP folder holds thousands of items; each is a file of ``torch.save`` of its own.
+"""Opening the items in the shards of a DCP folder.
 
+A shard of a DCP folder holds thousands of items; each is a file of ``torch.save`` of its own.
 :class:`DcpItems` opens the items that :func:`flmgrow.formats.dcp.metadata.read_metadata` lists, one
 by one, when they are wanted: the header of an item is read at its first use, and all items of a
 shard share one descriptor. What an item says of itself must be what the metadata says of it.
@@ -24,9 +25,8 @@ KEPT_ITEMS = 4096
 class DcpItems:
     """The items in the shards of ``folder``. Any number of threads may use it at once.
 
-    The methods raise:
-        BadCheckpointError: the item is missing, damaged or hostile, or not what it should be.
-        StorageError: the file system failed.
+    The methods raise BadCheckpointError if the item is missing, damaged or hostile, or not what it
+    should be, and StorageError if the file system failed.
     """
 
     def __init__(self, folder: Path) -> None:

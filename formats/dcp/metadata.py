@@ -1,7 +1,8 @@
-"""What lies where in a ``torch.distributed.checkpoint`` (DCP) folder is said by one file in it.
+"""Reading a DCP folder's ``.metadata``: which file holds which chunk of which tensor.
 
-Such a folder (Megatron calls its kind ``torch_dist``) holds ``__RANK_WRITER.distcp`` files, each
-many items one after the other, and ``.metadata``, written last, which lists every tensor with its
+What lies where in a ``torch.distributed.checkpoint`` (DCP) folder is said by one file in it. Such a
+folder (Megatron calls its kind ``torch_dist``) holds ``__RANK_WRITER.distcp`` files, each many
+items one after the other, and ``.metadata``, written last, which lists every tensor with its
 chunks, and for each chunk the file and the bytes. torch believes it: it leaves holes between chunks
 uninitialised, lets the last of two overlapping chunks win and follows a name out of the folder.
 :func:`read_metadata` checks all that, before a byte of any item is read, and imports and runs
@@ -78,10 +79,9 @@ def read_metadata(folder: Path) -> DcpMetadata:
 
     The format is that of torch's ``FileSystemWriter`` (``torch/distributed/checkpoint``).
 
-    Raises:
-        BadCheckpointError: the folder is no finished checkpoint; ``.metadata`` is damaged, hostile
-            or contradicts itself; files it lists are missing, too short or outside the folder.
-        StorageError: the file system failed.
+    Raises BadCheckpointError if the folder is no finished checkpoint, if ``.metadata`` is damaged,
+    hostile or contradicts itself, or if files it lists are missing, too short or outside the
+    folder; StorageError if the file system failed.
     """
     path = folder / METADATA_FILE
     if os.path.lexists(f"{path}.tmp"):

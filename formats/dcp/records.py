@@ -1,8 +1,9 @@
-"""Torch's metadata is made of a few classes that exist only to hold what they are told.
+"""Inert stand-ins for the classes in a DCP folder's metadata.
 
-Here they are again as classes that hold it and do nothing else, so that a metadata can be read
-without torch: :mod:`flmgrow.formats.dcp.unpickler` builds these in their place. ``KNOWN`` lists
-every name that a metadata can have; :func:`attributes` and :func:`pairs` say what was in them.
+Torch's metadata is made of a few classes that exist only to hold what they are told. Here they are
+again as classes that hold it and do nothing else, so that a metadata can be read without torch:
+:mod:`flmgrow.formats.dcp.unpickler` builds these in their place. ``KNOWN`` lists every name that a
+metadata can have; :func:`attributes` and :func:`pairs` say what was in them.
 """
 
 import itertools
@@ -144,8 +145,7 @@ KNOWN: dict[tuple[str, str], object] = {
 def pairs(value: object, what: str) -> Iterable[tuple[object, object]]:
     """Return the keys and values of what was a dict in the file; ``what`` it is, for messages.
 
-    Raises:
-        BadCheckpointError: it was no dict.
+    Raises BadCheckpointError if it was no dict.
     """
     if type(value) is not list:
         refuse(f"{what}: found {describe(value)}, wanted a dict")
@@ -169,8 +169,7 @@ def _flat(value: list[object]) -> Iterator[object]:
 def attributes(value: object, kind: type[Record], what: str) -> dict[str, object]:
     """Return the attributes of ``value``, which must be a ``kind``; ``what`` it is, for messages.
 
-    Raises:
-        BadCheckpointError: it is something else, or broken.
+    Raises BadCheckpointError if it is something else, or broken.
     """
     if type(value) is not kind:
         refuse(f"{what}: found {describe(value)}, wanted {kind.__name__}")

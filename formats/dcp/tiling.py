@@ -1,8 +1,9 @@
-"""Chunks that leave a hole in a tensor, or lie over each other, make a model nobody trained.
+"""Checking that the chunks of a tensor cover it exactly once.
 
-They must cover it exactly once. To compare each of 100,000 chunks with each other would take hours;
-so the tensor is cut along every side of every chunk, and each cell may be taken once. In practice
-chunks form a grid, and are a cell each.
+Chunks that leave a hole in a tensor, or lie over each other, make a model nobody trained. They must
+cover it exactly once. To compare each of 100,000 chunks with each other would take hours; so the
+tensor is cut along every side of every chunk, and each cell may be taken once. In practice chunks
+form a grid, and are a cell each.
 """
 
 import itertools

@@ -1,4 +1,6 @@
-"""A DCP ``.metadata`` is one large pickle, and torch itself runs whatever such a pickle names.
+"""Unpickling a DCP folder's ``.metadata`` without calling or importing anything.
+
+A DCP ``.metadata`` is one large pickle, and torch itself runs whatever such a pickle names.
 
 It can hold hundreds of thousands of small records, for which
 :mod:`flmgrow.formats.torch_file.unpickler` is too slow; so Python's own unpickler, which is written
@@ -161,9 +163,8 @@ def _after_line(data: bytearray, start: int) -> int:
 def load(data: bytearray) -> Metadata:
     """Return the metadata that the pickle ``data`` holds; ``data`` is used up.
 
-    Raises:
-        BadCheckpointError: it is damaged, names something no metadata has, or is no metadata.
-            Nothing was run. The message lacks the name of the file.
+    Raises BadCheckpointError, without the name of the file, if it is damaged, names something no
+    metadata has, or is no metadata. Nothing was run.
     """
     checked = _checked(data)
     with no_garbage_collection():

@@ -1,6 +1,7 @@
-"""A DCP folder must be written without holding it, and its size known before the first byte is.
+"""Writing the shards and the ``.metadata`` of a DCP folder.
 
-A shard is planned first: :class:`DcpFilePlan` knows where each item will lie, and so what the
+A DCP folder must be written without holding it, and its size known before the first byte is. A
+shard is planned first: :class:`DcpFilePlan` knows where each item will lie, and so what the
 metadata will say, before there is data. Its :meth:`~DcpFilePlan.writer` then takes the items' bytes
 in order, a piece at a time. :func:`metadata_bytes` makes ``.metadata``, which must be written last:
 with it the folder is a checkpoint. The same arguments give the same bytes.
@@ -44,8 +45,7 @@ class DcpFilePlan:
 
     ``total_size`` is its size in bytes. ``placed`` says where each item will lie, in their order.
 
-    Raises:
-        ValueError: torch has no such dtype.
+    Raises ValueError if torch has no such dtype.
     """
 
     total_size: int
@@ -97,8 +97,8 @@ class DcpFileWriter:
     def write_chunk(self, item: NewChunk, chunks: Iterable[Bytes]) -> None:
         """Write the next item, whose elements, in the order of the axes, ``chunks`` together are.
 
-        Raises:
-            ValueError: it is not the turn of ``item``, or the chunks are more or fewer bytes.
+        Raises ValueError if it is not the turn of ``item``, or if the chunks are more or fewer
+        bytes.
         """
         writer = self._next(item)
         writer.write_storage(writer.storages[0], chunks)
@@ -111,8 +111,7 @@ class DcpFileWriter:
     ) -> None:
         """Write the next item, an object; ``chunks_of`` gives the bytes of each storage in it.
 
-        Raises:
-            ValueError: as :meth:`write_chunk`.
+        Raises ValueError as :meth:`write_chunk` does.
         """
         writer = self._next(item)
         for storage in writer.storages:
@@ -136,8 +135,7 @@ def metadata_bytes(tensors: Iterable[DcpTensor], objects: Iterable[DcpObject]) -
 
     It is the pickle (protocol 2) of torch's ``Metadata``, without the plans that Megatron adds.
 
-    Raises:
-        ValueError: the chunks of a tensor do not cover it exactly once.
+    Raises ValueError if the chunks of a tensor do not cover it exactly once.
     """
     tensors = list(tensors)
     for tensor in tensors:

@@ -1,7 +1,8 @@
-"""Quantized weights are codes for weights, and no arithmetic on them means anything.
+"""Recognising and refusing quantized weights.
 
-A folder says that it is quantized in ``config.json`` (as transformers, older compressed-tensors or
-MLX have it), or its tensors do: by dtypes that hold codes, and names that hold their scales.
+Quantized weights are codes for weights, and no arithmetic on them means anything. A folder says
+that it is quantized in ``config.json`` (as transformers, older compressed-tensors or MLX have it),
+or its tensors do: by dtypes that hold codes, and names that hold their scales.
 """
 
 from collections.abc import Iterable, Mapping

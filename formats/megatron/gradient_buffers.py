@@ -1,4 +1,6 @@
-"""megatron-core keeps gradients in flat buffers, and a distributed optimizer its states like them.
+"""The places of parameters in megatron-core's flat gradient buffers.
+
+megatron-core keeps gradients in flat buffers, and a distributed optimizer its states like them.
 
 Such buffers name no parameter. Where one lies follows from how they are filled, for every model
 chunk of a rank, with its parameters in the reverse order of its modules:

@@ -1,8 +1,9 @@
-"""A tokenizer is its vocabulary and its rules: the same file written anew is the same tokenizer.
+"""Telling whether two tokenizer files are the same tokenizer.
 
+A tokenizer is its vocabulary and its rules: the same file written anew is the same tokenizer.
 Programs that keep a ``tokenizer.json`` write it in their own way: with other white space, keys in
-another order, defaults spelt out or left out, merges as pairs or as text. None of that decides on
-a token, nor do the parts that are not used here: how to cut or fill a batch, and the template of
+another order, defaults spelt out or left out, merges as pairs or as text. None of that decides on a
+token, nor do the parts that are not used here: how to cut or fill a batch, and the template of
 special tokens. :func:`digest_of_tokenizer` is of what is left.
 
 Whoever writes a model out finds what it was trained with in

@@ -1,8 +1,9 @@
-"""A few calls in a checkpoint's pickle make plain data: tensors, bytes, sets. What do they make?
+"""Evaluating the few calls in a checkpoint's pickle that make plain data.
 
-Each function of this module stands for a call that torch or Python's own pickler writes, and
-returns the value it would make, or None when the call is of a form whose meaning is not known here
-(it is then kept as an opaque value). Nothing is ever called.
+A few calls in a checkpoint's pickle make plain data: tensors, bytes, sets. What do they make? Each
+function of this module stands for a call that torch or Python's own pickler writes, and returns the
+value it would make, or None when the call is of a form whose meaning is not known here (it is then
+kept as an opaque value). Nothing is ever called.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""One ``.pt`` file can be larger than memory, and torch neither checks nor bounds what it reads.
+"""Reading and writing one ``.pt`` file, in byte ranges and with every checksum.
 
+One ``.pt`` file can be larger than memory, and torch neither checks nor bounds what it reads.
 :class:`TorchFile` opens what ``torch.save`` wrote without torch: the objects as inert values at
 once, the tensors' bytes in ranges when they are asked for, each record checked against its CRC32
 (which every such file has, and which torch never looks at) before the first of its bytes is handed
@@ -46,9 +47,8 @@ class TorchFile:
     ``records`` the archive's records by name, ``file`` the file they lie in. Any number of threads
     may read at once.
 
-    Raises:
-        BadCheckpointError: the file is missing, damaged, hostile or of another kind.
-        StorageError: the file system failed.
+    Raises BadCheckpointError if the file is missing, damaged, hostile or of another kind, and
+    StorageError if the file system failed.
     """
 
     root: object
@@ -96,9 +96,8 @@ class TorchFile:
 
         The first read of a storage checks the whole of it.
 
-        Raises:
-            BadCheckpointError: the storage's bytes are not those that were saved, or are fewer.
-            StorageError: the file system failed.
+        Raises BadCheckpointError if the storage's bytes are not those that were saved, or are
+        fewer, and StorageError if the file system failed.
         """
         self._check_range(storage, offset, count)
         return self.file.read(storage.offset + offset, count)
@@ -114,9 +113,8 @@ class TorchFile:
         It is 0 for a file that was saved without checksums. ``progress`` is called with the bytes
         of each piece.
 
-        Raises:
-            BadCheckpointError: a record is not as it was saved.
-            StorageError: the file system failed.
+        Raises BadCheckpointError if a record is not as it was saved, and StorageError if the file
+        system failed.
         """
         if not self.has_checksums:
             return 0
@@ -203,9 +201,8 @@ class _Check:
 def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
     """Stream the bytes at ``place`` in pieces, each valid until the next one.
 
-    Raises:
-        BadCheckpointError: after the last piece, when the bytes do not have the CRC32 they should.
-        StorageError: the file system failed.
+    Raises BadCheckpointError, after the last piece, if the bytes do not have the CRC32 they should,
+    and StorageError if the file system failed.
     """
     found = 0
     for piece in place.file.chunks(place.offset, place.nbytes, PIECE):
@@ -234,8 +231,7 @@ def source_chunks(storage: Storage) -> Iterator[memoryview]:
 def new_tensor(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
     """Return a contiguous tensor over a storage of its own, to be written to a new file.
 
-    Raises:
-        ValueError: torch has no such dtype.
+    Raises ValueError if torch has no such dtype.
     """
     count = math.prod(shape)
     if dtype in UNTYPED_DTYPES:
@@ -279,9 +275,8 @@ class TorchFileWriter:
     bytes must be given; ``total_size`` is the size of the whole file in bytes. The file is complete
     when :meth:`finish` returns. ``write`` must take all it is given (an unbuffered file may not).
 
-    Raises:
-        BadCheckpointError: ``root`` names something that whoever loads the file might run. This is
-            the last gate: what gets here was looked at when it was read.
+    Raises BadCheckpointError if ``root`` names something that whoever loads the file might run.
+    This is the last gate: what gets here was looked at when it was read.
     """
 
     storages: list[Storage]
@@ -313,8 +308,8 @@ class TorchFileWriter:
     def write_storage(self, storage: Storage, chunks: Iterable[Bytes]) -> None:
         """Write the next storage, whose bytes ``chunks`` together are.
 
-        Raises:
-            ValueError: it is not the turn of ``storage``, or the chunks are more or fewer bytes.
+        Raises ValueError if it is not the turn of ``storage``, or if the chunks are more or fewer
+        bytes.
         """
         if self._written == len(self.storages) or storage is not self.storages[self._written]:
             raise ValueError(f"storage {self._written} of {len(self.storages)} comes next")

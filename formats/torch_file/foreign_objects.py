@@ -1,10 +1,11 @@
-"""Programs keep objects of their own in a checkpoint, of classes that nobody else knows.
+"""Objects of unknown classes in a checkpoint: kept, left out or refused.
 
-An argument may hold a model's registry entry, functions included, and a fork of Megatron-LM may
-save a state of its own beside the weights. Nothing can be said of what such a class does when it is
-loaded, so such an object is not written again: it is left out, and the user is told. What only an
-attack needs, a name of Python itself, numpy or torch that could run something, is refused, and so
-is anything unknown among the weights and the optimizer's states, which cannot be left out.
+Programs keep objects of their own in a checkpoint, of classes that nobody else knows. An argument
+may hold a model's registry entry, functions included, and a fork of Megatron-LM may save a state of
+its own beside the weights. Nothing can be said of what such a class does when it is loaded, so such
+an object is not written again: it is left out, and the user is told. What only an attack needs, a
+name of Python itself, numpy or torch that could run something, is refused, and so is anything
+unknown among the weights and the optimizer's states, which cannot be left out.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,9 +1,10 @@
-"""A pickle may hide in bytes, for whoever unpickles those next.
+"""Finding pickles that hide in the bytes of a value.
 
-Transformer Engine keeps each layer's ``_extra_state`` so: pickled, or saved by ``torch.save``, into
-bytes, a BytesIO or a tensor, and loads it again with its layer (2.x and older; of a tensor of any
-dtype and strides it takes ``numpy().tobytes()``). Stock torch does not look into them, a trainer
-does. So what may be a pickle is read here, as data.
+A pickle may hide in bytes, for whoever unpickles those next. Transformer Engine keeps each layer's
+``_extra_state`` so: pickled, or saved by ``torch.save``, into bytes, a BytesIO or a tensor, and
+loads it again with its layer (2.x and older; of a tensor of any dtype and strides it takes
+``numpy().tobytes()``). Stock torch does not look into them, a trainer does. So what may be a pickle
+is read here, as data.
 """
 
 import pickletools

@@ -1,5 +1,6 @@
-"""Inert values must go back into a pickle that torch, plain or with ``weights_only``, can read.
+"""Writing inert values as a pickle that torch can read.
 
+Inert values must go back into a pickle that torch, plain or with ``weights_only``, can read.
 :func:`to_pickle` writes what :func:`flmgrow.formats.torch_file.unpickler.unpickle` reads. What was
 shared stays shared, what was opaque is written as it was read, and the same data gives the same
 bytes.
@@ -28,8 +29,7 @@ def to_pickle(obj: object) -> tuple[bytes, list[Storage]]:
 
     The storages are called '0', '1' and so on in the pickle, whatever they were called before.
 
-    Raises:
-        TypeError: ``obj`` holds something that is not an inert value.
+    Raises TypeError if ``obj`` holds something that is not an inert value.
     """
     writer = _Writer()
     writer.write(obj)

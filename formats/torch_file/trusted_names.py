@@ -1,10 +1,11 @@
-"""A pickle may name any function at all, and who loads what we write would call it.
+"""The names that a written pickle may have.
 
-Reading calls nothing. But what a checkpoint holds beside its weights is carried on as data, and
-would be called by the program that loads the result. So every name in what is written stands on one
-of the two lists below: ``CALLED`` holds classes and functions that make data of whatever they are
-given, ``MENTIONED`` what may be named, but not called (a call of ``bytearray`` takes as much memory
-as it says). All else is unknown, and unknown is not harmless: a class runs its own code, too.
+A pickle may name any function at all, and who loads what we write would call it. Reading calls
+nothing. But what a checkpoint holds beside its weights is carried on as data, and would be called
+by the program that loads the result. So every name in what is written stands on one of the two
+lists below: ``CALLED`` holds classes and functions that make data of whatever they are given,
+``MENTIONED`` what may be named, but not called (a call of ``bytearray`` takes as much memory as it
+says). All else is unknown, and unknown is not harmless: a class runs its own code, too.
 
 We write protocol 2, where Python's unpickler takes the names of Python 2 for those of Python 3
 (``commands.Popen`` is ``subprocess.Popen``). What counts is the name that it would look up:

@@ -1,5 +1,6 @@
-"""A pickle is a program that calls what it names; here it is read as data, and nothing is called.
+"""Reading a pickle as inert values, without calling or importing anything.
 
+A pickle is a program that calls what it names; here it is read as data, and nothing is called.
 :func:`unpickle` runs the instructions that torch and Megatron write (protocols 2 to 5) on a machine
 that can only build the values of :mod:`flmgrow.formats.torch_file.values`: it has no way to import,
 and an instruction that is not in its table is refused. What it builds is bounded by what it read.
@@ -42,9 +43,8 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
     ``where`` names the file and record in messages; ``storages_by_key`` says where the bytes of the
     storages lie that tensors refer to.
 
-    Raises:
-        BadCheckpointError: the pickle is damaged, is not of the kind torch writes, or describes
-            tensors that do not fit their bytes.
+    Raises BadCheckpointError if the pickle is damaged, is not of the kind torch writes, or
+    describes tensors that do not fit their bytes.
     """
     try:
         with no_garbage_collection():

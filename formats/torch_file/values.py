@@ -1,9 +1,10 @@
-"""A checkpoint holds objects of classes that must not be imported to look at their data.
+"""Inert values: what the objects in a checkpoint's pickle are read as.
 
-A ``.pt`` file is a pickle: it names classes and functions of Megatron, numpy or anybody, and asks
-the reader to call them. Here nothing is called. What the pickle asks for is kept as plain data, in
-the values of this module, so that a checkpoint can be inspected on a machine without Megatron, and
-written back with everything that was not understood still in its place.
+A checkpoint holds objects of classes that must not be imported to look at their data. A ``.pt``
+file is a pickle: it names classes and functions of Megatron, numpy or anybody, and asks the reader
+to call them. Here nothing is called. What the pickle asks for is kept as plain data, in the values
+of this module, so that a checkpoint can be inspected on a machine without Megatron, and written
+back with everything that was not understood still in its place.
 
 Dicts, lists, strings, numbers and the like are themselves. A dense tensor is a
 :class:`TensorRecord` over a :class:`Storage`, which knows where in which file its bytes lie.
@@ -83,9 +84,8 @@ ITEMSIZES = {
 class Global:
     """The name of a class or function, never imported.
 
-    Raises:
-        BadCheckpointError: not a dotted name. A line break in it, written to a new file, would
-            begin an instruction of its own.
+    Raises BadCheckpointError if it is not a dotted name. A line break in it, written to a new file,
+    would begin an instruction of its own.
     """
 
     module: str
@@ -184,8 +184,8 @@ class TensorRecord:
     ``stride`` and ``start`` count elements. ``attributes`` are what was set on the tensor object
     (Megatron marks its fp32 master weights so), None when nothing was.
 
-    Raises:
-        BadCheckpointError: sizes are not plausible, or the tensor reaches outside its storage.
+    Raises BadCheckpointError if sizes are not plausible, or if the tensor reaches outside its
+    storage.
     """
 
     storage: Storage
@@ -273,8 +273,7 @@ def namespace(value: object) -> dict[str, object]:
 
     It is the namespace's own dict: what is changed in it is written with the namespace.
 
-    Raises:
-        BadCheckpointError: ``value`` is something else.
+    Raises BadCheckpointError if ``value`` is something else.
     """
     if isinstance(value, Opaque) and value.function in _NAMESPACES:
         if value.state is None:
@@ -308,8 +307,7 @@ def walk_tensors(root: object) -> Iterator[tuple[tuple[object, ...], TensorRecor
     tensor is yielded once for each place that holds it in the containers entered. Inside an
     :class:`Opaque` the path names the part ('arguments', 'state', 'items', 'pairs'), then goes on.
 
-    Raises:
-        BadCheckpointError: a tensor lies more than ``MAX_DEPTH`` containers deep.
+    Raises BadCheckpointError if a tensor lies more than ``MAX_DEPTH`` containers deep.
     """
     entered: set[int] = set()
     todo: list[tuple[_Path, object]] = [(None, root)]

@@ -1,9 +1,10 @@
-"""A ``.pt`` file is a zip archive, and two readers of one archive can see different files in it.
+"""Reading the directory of a ``.pt`` file's zip archive, and refusing what torch does not write.
 
-Zip is loose: names may come twice, records may overlap, be compressed a thousandfold or hide
-between others, and the two descriptions of each record may differ. :func:`read_directory` accepts
-only what torch writes: every record stored as it is, described twice in the same way, one after the
-other from the first byte to the directory, which is the last thing in the archive.
+A ``.pt`` file is a zip archive, and two readers of one archive can see different files in it. Zip
+is loose: names may come twice, records may overlap, be compressed a thousandfold or hide between
+others, and the two descriptions of each record may differ. :func:`read_directory` accepts only what
+torch writes: every record stored as it is, described twice in the same way, one after the other
+from the first byte to the directory, which is the last thing in the archive.
 """
 
 import struct
@@ -66,9 +67,8 @@ def read_directory(
 
     They come in the order of the directory. No record has been read yet.
 
-    Raises:
-        BadCheckpointError: it is not an archive of the kind torch writes, or is damaged.
-        StorageError: the file system failed.
+    Raises BadCheckpointError if it is not an archive of the kind torch writes, or is damaged, and
+    StorageError if the file system failed.
     """
     length = file.size - base if length is None else length
     return _Archive(file, base, length).records()

@@ -1,6 +1,7 @@
-"""A zip archive larger than memory must be written from front to back, in torch's own layout.
+"""Writing a zip archive from front to back, in torch's own layout.
 
-torch aligns each record by padding its header, gives sizes and CRC32 only behind the data, and uses
+A zip archive larger than memory must be written from front to back, in torch's own layout. torch
+aligns each record by padding its header, gives sizes and CRC32 only behind the data, and uses
 64-bit fields where 32 bits do not suffice. Where everything lies follows from the names and the
 sizes of the records, so the whole archive is laid out before the first byte of data is known.
 """

@@ -1,7 +1,8 @@
-"""A run's checkpoints hold the tokenizer it reads with, so that an export of them needs no other.
+"""Putting the tokenizer beside the checkpoints of a run.
 
-What the checkpoint before had goes on if it is of the same tokenizer: its settings and its chat
-template are no part of a ``tokenizer.json``. Else it stays behind, as it would speak of other ids.
+A run's checkpoints hold the tokenizer it reads with, so that an export of them needs no other. What
+the checkpoint before had goes on if it is of the same tokenizer: its settings and its chat template
+are no part of a ``tokenizer.json``. Else it stays behind, as it would speak of other ids.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""A stage file names checkpoints; what the user vouches for, and what is refused, has keys there.
+"""Opening the checkpoints that a stage file names.
 
-What reads a checkpoint is what every command uses, and its hints speak of options.
+A stage file names checkpoints; what the user vouches for, and what is refused, has keys there. What
+reads a checkpoint is what every command uses, and its hints speak of options.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""A run may be resumed, or go on as a larger model with other batches, and must repeat no sample.
+"""The samples of each step and replica, blended from corpora, resumable at any sample.
 
-So the order of samples is a function of their number alone. A run's data is one endless sequence of
+A run may be resumed, or go on as a larger model with other batches, and must repeat no sample. So
+the order of samples is a function of their number alone. A run's data is one endless sequence of
 samples; sample n is always the same, whatever the batch size, the replicas, or how long a stage is.
 All that a checkpoint must remember is how many were consumed, and of which sequence
 (:class:`Position`). megatron-core's own blends do not have that property: the length of a run is an

@@ -1,5 +1,6 @@
-"""A prepared corpus becomes training samples, epoch after epoch, by megatron-core's GPTDataset.
+"""A prepared corpus as training samples, by megatron-core's GPTDataset.
 
+A prepared corpus becomes training samples, epoch after epoch, by megatron-core's GPTDataset.
 GPTDataset shuffles documents, cuts their tokens into samples and shuffles those. Asked for several
 epochs it mixes them in a way that depends on how many samples are wanted in all, so here each epoch
 is a dataset of its own with its own seed: sample n is the same for a run of any length

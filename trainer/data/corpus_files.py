@@ -1,6 +1,7 @@
-"""The files of a prepared corpus are found however it is named, and compared with its manifest.
+"""Finding the files of a prepared corpus and comparing them with its manifest.
 
-A corpus is named by its folder, by Megatron's prefix of a ``.bin`` and an ``.idx`` file, by one of
+The files of a prepared corpus are found however it is named, and compared with its manifest. A
+corpus is named by its folder, by Megatron's prefix of a ``.bin`` and an ``.idx`` file, by one of
 these files, or by a link to any of them. What its ``flmgrow-data.json`` says is compared each time:
 the tokenizer, both sizes, and the checksum of the index, which is read whole anyway. The checksum
 of the tokens is another matter, as there may be terabytes of them: it is compared where it takes a

@@ -1,5 +1,6 @@
-"""A corpus comes as text or JSON lines, plain or compressed, and is larger than memory.
+"""Reading the documents of text and JSON lines files, plain or compressed.
 
+A corpus comes as text or JSON lines, plain or compressed, and is larger than memory.
 :func:`read_documents` gives the documents of a file one after the other, as bytes that are not yet
 looked into, with the place where each begins. :func:`text_of` looks into one, so that many
 processes can do so. What is wrong with one is a :class:`BadDocumentError`: it has a place, and a

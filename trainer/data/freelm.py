@@ -1,7 +1,8 @@
-"""FreeLM trains one model on two signals: text as it is, and propositions with their truth.
+"""FreeLM's two signals as one sequence of samples: text, and propositions with their truth.
 
-The language signal is next-token prediction. The teacher signal is a proposition followed, without
-a space, by one of two emojis as its label, and the loss counts on the label alone; so both are next
+FreeLM trains one model on two signals: text as it is, and propositions with their truth. The
+language signal is next-token prediction. The teacher signal is a proposition followed, without a
+space, by one of two emojis as its label, and the loss counts on the label alone; so both are next
 tokens, and both may lie in one batch. Propositions come as JSON lines with ``text`` and ``label``
 (true or false). U+1F621 says true here and U+1F608 false; the paper does not say which is which.
 

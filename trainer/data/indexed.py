@@ -1,4 +1,6 @@
-"""megatron-core trains from two files, ``.bin`` and ``.idx``, and importing it takes seconds.
+"""Writing megatron-core's indexed datasets (``.bin`` and ``.idx``) without importing it.
+
+megatron-core trains from two files, ``.bin`` and ``.idx``, and importing it takes seconds.
 
 So that data can be prepared where there is neither torch nor megatron-core, the format is written
 here: ``.bin`` holds all tokens, one document after the other; ``.idx`` says where each begins. The

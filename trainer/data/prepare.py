@@ -1,11 +1,11 @@
-"""Making tokens of a corpus takes hours on many cores, and must not depend on how many.
+"""Preparing a corpus: tokens of all its documents, made by several processes.
 
-The corpus is read once, from front to back, and cut at bounds of documents into parts of a few
-megabytes. Processes make tokens of parts (threads would wait for Python's lock at each document);
-each part becomes a finished file, named by its number and a checksum of its text. A run that was
-killed reads the corpus again, which is quick, and finds the parts it has made; text that changed
-meanwhile has another name and is made anew. In the end the parts become ``data.bin`` and
-``data.idx``.
+Making tokens of a corpus takes hours on many cores, and must not depend on how many. The corpus is
+read once, from front to back, and cut at bounds of documents into parts of a few megabytes.
+Processes make tokens of parts (threads would wait for Python's lock at each document); each part
+becomes a finished file, named by its number and a checksum of its text. A run that was killed reads
+the corpus again, which is quick, and finds the parts it has made; text that changed meanwhile has
+another name and is made anew. In the end the parts become ``data.bin`` and ``data.idx``.
 
 Nothing is lost without a word: what a tokenizer does not give back, and documents that are no text,
 are counted by kind with the first place of each, in the manifest and for whoever runs it; above

@@ -1,8 +1,9 @@
-"""The same ``data prepare`` after one that was finished has nothing to do, and can tell.
+"""Recognising a corpus that is already prepared.
 
-A corpus' manifest says what it was made of. If that is what is wanted now, by name, bytes, recipe
-and limits, and its files are whole, it is the result: whether a run was ended after its last step,
-or somebody gives the command again, the answer is the same.
+The same ``data prepare`` after one that was finished has nothing to do, and can tell. A corpus'
+manifest says what it was made of. If that is what is wanted now, by name, bytes, recipe and limits,
+and its files are whole, it is the result: whether a run was ended after its last step, or somebody
+gives the command again, the answer is the same.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""A tokenizer may lose text without a word, and a model never sees what it lost.
+"""Checking that a tokenizer gives back the text it was given.
+
+A tokenizer may lose text without a word, and a model never sees what it lost.
 
 Characters without a token become the unknown one or nothing; rules of normalization take some out.
 So text is encoded, decoded, and compared. What does not come back is told apart:

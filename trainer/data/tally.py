@@ -1,4 +1,7 @@
-"""What is passed over in millions of documents is told by its kinds: how many, and where first."""
+"""Counting what was passed over, by kinds.
+
+What is passed over in millions of documents is told by its kinds: how many, and where first.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass

@@ -1,4 +1,6 @@
-"""Text becomes numbers in many ways, and data made in one way is noise to a model of another.
+"""Opening tokenizers of several kinds, and telling one from another.
+
+Text becomes numbers in many ways, and data made in one way is noise to a model of another.
 
 A tokenizer here is a small object that encodes, decodes, and says what it is: ``identity`` holds a
 digest of the vocabulary itself, so two files of one vocabulary are one tokenizer, and data made

@@ -1,8 +1,9 @@
-"""Validation reads the same text in every stage, so that its losses can be compared.
+"""The micro-batches of a validation, taken from the samples that are held out.
 
-It is a number of samples, the first of the sequence that is held out, whatever a batch is: where a
-stage makes batches larger the loss does not jump. Micro-batches that are not full are filled up
-with rows that do not count.
+Validation reads the same text in every stage, so that its losses can be compared. It is a number of
+samples, the first of the sequence that is held out, whatever a batch is: where a stage makes
+batches larger the loss does not jump. Micro-batches that are not full are filled up with rows that
+do not count.
 """
 
 from collections.abc import Iterator

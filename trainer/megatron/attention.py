@@ -1,5 +1,6 @@
-"""Attention takes most of a step where it writes down all scores, and the paper's is not stock.
+"""Fused attention for megatron-core, scores scaled by depth, and xPos.
 
+Attention takes most of a step where it writes down all scores, and the paper's is not stock.
 megatron-core's own attention, without Transformer Engine, writes length x length scores a dozen
 times over. Here torch's fused attention stands in for it (flash attention on GPUs that have it),
 equal within rounding, and what torch has no words for is left to megatron-core.

@@ -1,9 +1,10 @@
-"""Behind a closed mask nothing is learned, and weight decay alone must not move what was drawn.
+"""Keeping the fresh parameters behind a closed mask as they were drawn.
 
-Where a mask is 0, whatever its fresh units have as weights, no gradient reaches them: neither those
-that write a unit nor those that read it. AdamW's decay is decoupled from gradients, and would let
-them shrink: a dimension that waits for its turn for thousands of steps would begin with next to
-nothing. So they are put back after each step, until their mask has left 0.
+Behind a closed mask nothing is learned, and weight decay alone must not move what was drawn. Where
+a mask is 0, whatever its fresh units have as weights, no gradient reaches them: neither those that
+write a unit nor those that read it. AdamW's decay is decoupled from gradients, and would let them
+shrink: a dimension that waits for its turn for thousands of steps would begin with next to nothing.
+So they are put back after each step, until their mask has left 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Elementwise functions are many kernels where they could be one."""
+"""Compiling an elementwise function into one kernel, where there is a compiler.
+
+Without one, each of its operations is a kernel, and a pass over memory, of its own.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

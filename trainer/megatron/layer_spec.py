@@ -1,8 +1,9 @@
-"""A layer of megatron-core is put together from a spec: a table of modules, one for each place.
+"""The layer spec of a model for megatron-core, with masks where it has some.
 
-This file is the only one that says which places take another module than the stock one, and when.
-Where nothing is masked and nothing is asked for that megatron-core lacks, the table is the stock
-one but for kernels: attention and norms are torch's own, with the same parameters.
+A layer of megatron-core is put together from a spec: a table of modules, one for each place. This
+file is the only one that says which places take another module than the stock one, and when. Where
+nothing is masked and nothing is asked for that megatron-core lacks, the table is the stock one but
+for kernels: attention and norms are torch's own, with the same parameters.
 """
 
 from typing import Any

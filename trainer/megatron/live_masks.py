@@ -1,8 +1,9 @@
-"""Masks rise while the model trains, and the modules they act in are built only once.
+"""Masks whose values can be moved while the model trains.
 
-So a module holds no value: it holds a :class:`LiveMask` and reads the value there in every forward
-pass. Between optimizer steps the training loop moves all of them; a move between a forward pass and
-its backward pass is an error of torch's, as the multipliers are changed in place. Nothing here is a
+Masks rise while the model trains, and the modules they act in are built only once. So a module
+holds no value: it holds a :class:`LiveMask` and reads the value there in every forward pass.
+Between optimizer steps the training loop moves all of them; a move between a forward pass and its
+backward pass is an error of torch's, as the multipliers are changed in place. Nothing here is a
 parameter or a buffer, so masked models have the state keys of ordinary ones, and no cast of a model
 to bfloat16 rounds a value near 1 to 1.
 """
@@ -20,8 +21,8 @@ from flmgrow.model.masks import Dimension, Mask
 class LiveMask:
     """The mask of one dimension, with a multiplier for each of its units, fresh or not.
 
-    ``units`` is flat, in logical order, which is also megatron-core's: heads group after group. It
-    has at least float32's precision and lies on the current device.
+    ``units`` is flat, (units,), in logical order, which is also megatron-core's: heads group after
+    group. It has at least float32's precision and lies on the current device.
     """
 
     def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype) -> None:
@@ -45,14 +46,15 @@ class LiveMask:
         return bool(self._mask.at(0.0).values(self._sizes).reshape(-1)[unit] == 0.0)
 
     def part(self, part: int, parts: int) -> Tensor:
-        """Return the multipliers of the units that a tensor rank holds."""
+        """Return the multipliers of the units that tensor rank ``part`` holds: (units / parts,)."""
         return self.units.chunk(parts)[part]
 
 
 def multiplied(x: Tensor, units: Tensor) -> Tensor:
-    """Return ``x`` times what ``units`` say of its last axis, in the precision of ``x``.
+    """Return ``x`` (..., entries) times what ``units`` (units,) say of its last axis.
 
-    A unit may have several entries, which lie side by side, as a head's do.
+    The result has the shape and precision of ``x``. A unit may have several entries, which lie side
+    by side, as a head's do: ``entries`` is a multiple of ``units``.
     """
     return (torch.unflatten(x, -1, (len(units), -1)) * units[:, None]).flatten(-2).to(x.dtype)
 

@@ -1,9 +1,10 @@
-"""megatron-core knows no masks: small modules bring them in through its layer specs.
+"""Modules of megatron-core with a mask: row-parallel projections and branches.
 
-Each derives from the plain module it replaces, adds no parameter, and does what that module does
-once its mask is 1. A norm weighs its statistics (:mod:`flmgrow.trainer.megatron.norms`). Here a
-row-parallel projection masks what it reads, which is heads in attention and units in the FFN, and a
-branch is scaled before it joins the residual.
+megatron-core knows no masks: small modules bring them in through its layer specs. Each derives from
+the plain module it replaces, adds no parameter, and does what that module does once its mask is 1.
+A norm weighs its statistics (:mod:`flmgrow.trainer.megatron.norms`). Here a row-parallel projection
+masks what it reads, which is heads in attention and units in the FFN, and a branch is scaled before
+it joins the residual.
 
 Tensor parallelism cuts heads and units, and a projection takes the part of the mask that belongs to
 its rank. Hidden channels are never cut, not even by sequence parallelism, which cuts positions.
@@ -35,7 +36,10 @@ class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
         self._mask = mask
 
     def forward(self, x: Tensor) -> Any:
-        """Return what the stock projection does for ``x`` (..., this rank's entries), masked."""
+        """Return what the stock projection does for ``x``, masked: its output and its bias.
+
+        ``x`` is (positions, batch, this rank's entries), the output (positions, batch, hidden).
+        """
         part, parts = get_pg_rank(self.tp_group), get_pg_size(self.tp_group)
         if self._mask.value < 1.0:
             x = _multiplied(x, self._mask.part(part, parts))
@@ -43,7 +47,11 @@ class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
 
 
 def masked_branch(mask: LiveMask) -> Callable[..., Any]:
-    """Return what adds the branches of a fresh layer to the residual stream."""
+    """Return what adds the branches of a fresh layer to the residual stream.
+
+    As megatron-core's ``get_bias_dropout_add``, it takes a branch and the residual stream, both
+    (positions, batch, hidden), with the branch's bias (hidden,) or None, and returns their sum.
+    """
 
     def bias_dropout_add(training: bool, fused: bool) -> Callable[..., Any]:
         add = get_bias_dropout_add(training, fused)

@@ -1,10 +1,11 @@
-"""muP carries settings over from narrow models to wide ones, if each kind of tensor has its own.
+"""muP's settings by kind of tensor, for megatron-core's optimizer.
 
-With m, the width over the base width, a narrow model's AdamW is continued by what growth from the
-base width would do to its settings (:mod:`flmgrow.model.mup`). Only the head differs: growth keeps
-the effective multiplier of the logits, while a model that starts wide has them divided by m. If a
-is the output multiplier that the base model would have, over the one there is (1 but for models
-that flmgrow grew), then the head takes a for the learning rate and 1 / (a m) for epsilon.
+muP carries settings over from narrow models to wide ones, if each kind of tensor has its own. With
+m, the width over the base width, a narrow model's AdamW is continued by what growth from the base
+width would do to its settings (:mod:`flmgrow.model.mup`). Only the head differs: growth keeps the
+effective multiplier of the logits, while a model that starts wide has them divided by m. If a is
+the output multiplier that the base model would have, over the one there is (1 but for models that
+flmgrow grew), then the head takes a for the learning rate and 1 / (a m) for epsilon.
 
 megatron-core 0.16 has none of this, but it takes overrides for param groups, and its schedule
 follows their learning rates. Each group names its kind, so that a growth can tell them apart.

@@ -1,5 +1,8 @@
 """Norms over hidden channels, of which some may be masked; and over a head's entries, never masked.
 
+Shapes: ``x`` is (positions, batch, hidden), or has any axes before its last, which is what the norm
+runs over; gain, bias, mask and shares are (hidden,); statistics are (positions, batch, 1).
+
 The plain ones are torch's. megatron-core's own, without Apex or Transformer Engine, are the same
 but refuse sequence parallelism, though that only cuts positions: all it takes is the flag by which
 the gradients of their parameters are summed over the tensor ranks. So the kernels are alike on
@@ -60,8 +63,9 @@ class MaskedRMSNorm(torch.nn.RMSNorm):
 
 
 def _masked_norm(x: Tensor, gain: Tensor, bias: Tensor | None, mask: Tensor, eps: float) -> Tensor:
-    """Return ``x`` over its root mean square, which weighs with ``mask``, times ``gain``.
+    """Return ``x`` (..., hidden) over its root mean square, weighed with ``mask``, times ``gain``.
 
+    ``gain``, ``bias`` and ``mask`` are (hidden,), and the result is shaped as ``x`` is.
     With a ``bias``, which is then added, this is LayerNorm and ``x`` is centred before, by a mean
     that weighs with the mask, too. All is computed in the mask's precision, which is at least
     float32's; the result has that of ``x``.
@@ -101,6 +105,7 @@ class _MaskedNorm(torch.autograd.Function):
 def _normed(
     x: Tensor, gain: Tensor, bias: Tensor | None, share: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result (..., hidden) in the dtype of ``x``, y (..., hidden) and 1 / r (..., 1)."""
     wide = x.to(share.dtype)
     if bias is not None:
         wide = wide - _weighted(wide, share)
@@ -114,6 +119,7 @@ def _normed(
 def _gradients(
     gradient: Tensor, y: Tensor, inverse: Tensor, gain: Tensor, share: Tensor, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients at ``x`` (..., hidden), at the gain and at the bias, each (hidden,)."""
     wide = gradient.to(share.dtype)
     product = wide * y
     common = y * _weighted(product, gain)
@@ -125,7 +131,8 @@ def _gradients(
 
 
 def _weighted(x: Tensor, weights: Tensor) -> Tensor:
-    """Return the sum over channels with weights; on a CPU a product with a vector is quicker."""
+    """Return the sum of ``x`` (..., hidden) over channels by ``weights`` (hidden,): (..., 1)."""
+    # On a CPU a product with a vector is quicker.
     return (x * weights).sum(-1, keepdim=True) if x.is_cuda else (x @ weights)[..., None]
 
 

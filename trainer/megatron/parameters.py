@@ -1,10 +1,11 @@
-"""A rank's parameters live in megatron-core; checkpoints know logical tensors.
+"""The parameters and optimizer states of a rank, as boxes of logical tensors.
 
-Here the two meet. Every parameter of a rank is one placement of the layout
-(:mod:`flmgrow.formats.layout.placements`), and beside it lies what the optimizer keeps: a float32
-master and Adam's moments, for the whole parameter, or, in a distributed optimizer, for a stretch of
-it on each replica. All of it can be filled from, and seen as, logical tensors; so any checkpoint
-that flmgrow can read begins a run, in any layout.
+A rank's parameters live in megatron-core; checkpoints know logical tensors. Here the two meet.
+Every parameter of a rank is one placement of the layout (:mod:`flmgrow.formats.layout.placements`),
+and beside it lies what the optimizer keeps: a float32 master and Adam's moments, for the whole
+parameter, or, in a distributed optimizer, for a stretch of it on each replica. All of it can be
+filled from, and seen as, logical tensors; so any checkpoint that flmgrow can read begins a run, in
+any layout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,7 @@
-"""A run that has diverged burns its budget until somebody looks; this looks at every step.
+"""Watching losses and gradient norms, and stopping a run that has diverged.
 
-Two findings stop a run: a loss or gradient norm that is not finite, always; and, if a ``spike`` is
+A run that has diverged burns its budget until somebody looks; this looks at every step. Two
+findings stop a run: a loss or gradient norm that is not finite, always; and, if a ``spike`` is
 given, a loss that lies further than that above the mean of the latest ones. The mean counts only
 once there are ``FEWEST`` losses behind it (or a whole window, where windows are shorter): the first
 losses of a run are few and fall fast. A loss that stopped the run is not remembered.

@@ -1,5 +1,6 @@
-"""What a run has done must be read by people, by programs, and by the same run when it is resumed.
+"""Writing and reading the metrics of a run, one JSON line per step.
 
+What a run has done must be read by people, by programs, and by the same run when it is resumed.
 Every optimizer step becomes a :class:`StepRecord`, every validation a :class:`ValidationRecord`. In
 the file each is a line of JSON, and numbers come back as they were, to the last bit. A run that
 goes on from a checkpoint repeats the steps after it, so :class:`MetricsLog` first drops their

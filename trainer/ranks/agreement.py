@@ -1,8 +1,9 @@
-"""What one rank meets alone, all must meet: the others would wait for it for ever.
+"""Bringing all ranks to one result or one error.
 
-Where ranks only compute or look at the disk, :func:`together` lets all of them hear of an error.
-In the middle of a step they cannot stop to listen: there a :class:`Postponed` keeps the error, and
-the step's own sum over all ranks carries the news that there is one.
+What one rank meets alone, all must meet: the others would wait for it for ever. Where ranks only
+compute or look at the disk, :func:`together` lets all of them hear of an error. In the middle of a
+step they cannot stop to listen: there a :class:`Postponed` keeps the error, and the step's own sum
+over all ranks carries the news that there is one.
 
 News takes a channel of its own, which is patient: while a few ranks write a large checkpoint the
 others wait there, longer than a sum of gradients may take before something must be wrong.

@@ -1,7 +1,8 @@
-"""A scheduler may start a job again before the first one has ended; only one may save.
+"""Locking a checkpoint folder against a second run, for all ranks.
 
-So the first rank holds a lock in the folder of checkpoints while a stage runs, and the kernel
-releases it when that process dies, however it dies.
+A scheduler may start a job again before the first one has ended; only one may save. So the first
+rank holds a lock in the folder of checkpoints while a stage runs, and the kernel releases it when
+that process dies, however it dies.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""A stage needs several processes, and one machine has no cluster's scheduler to start them.
+"""Launching the processes of a stage with torchrun, on one machine.
 
-torchrun does it too, but it gives a rank that was asked to stop thirty seconds before it is
-killed, which is less than saving may take. Here ranks have all the time they need; if one fails,
-the others, which would wait for it for ever, are killed; and none outlives the process that
-started it.
+A stage needs several processes, and one machine has no cluster's scheduler to start them. torchrun
+does it too, but it gives a rank that was asked to stop thirty seconds before it is killed, which is
+less than saving may take. Here ranks have all the time they need; if one fails, the others, which
+would wait for it for ever, are killed; and none outlives the process that started it.
 """
 
 import os

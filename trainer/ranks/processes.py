@@ -1,6 +1,7 @@
-"""Work is shared among processes, and each of them must end when the run does, however it ends.
+"""Sharing work among processes that end when the run does.
 
-A pool's workers wait for work for ever when their parent is killed, print tracebacks when an
+Work is shared among processes, and each of them must end when the run does, however it ends. A
+pool's workers wait for work for ever when their parent is killed, print tracebacks when an
 interrupt reaches them, and are waited for when nobody wants their results any more. The pool given
 here has none of these habits.
 """

@@ -1,4 +1,7 @@
-"""A run that is asked to stop saves first, and all its ranks stop after the same step."""
+"""Stopping all ranks after the same step when a signal asks for it.
+
+A run that is asked to stop saves first, and all its ranks stop after the same step.
+"""
 
 import signal
 from types import FrameType

@@ -1,6 +1,7 @@
-"""Settings of a stage may change while it runs: after a divergence, for example. Never silently.
+"""Which settings of a stage may change while it runs, and telling that they did.
 
-A checkpoint remembers the settings that its stage was trained with, so a run that goes on can tell
+Settings of a stage may change while it runs: after a divergence, for example. Never silently. A
+checkpoint remembers the settings that its stage was trained with, so a run that goes on can tell
 what is other than before. It says so, and writes it beside the stage's metrics: which key, both
 values, from which step on, by whom. Nothing in that file is ever replaced.
 

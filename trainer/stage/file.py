@@ -1,6 +1,7 @@
-"""One file says all that decides on a stage of training, so that it can be read, kept and repeated.
+"""Reading a stage file.
 
-A stage file is YAML. A key that nobody knows is an error and not a default, because a misspelt
+One file says all that decides on a stage of training, so that it can be read, kept and repeated. A
+stage file is YAML. A key that nobody knows is an error and not a default, because a misspelt
 learning rate costs weeks. Relative paths are relative to the file's own folder.
 
 Importing this module loads neither torch nor megatron-core: ``flmgrow run`` plans with it.

@@ -1,6 +1,7 @@
-"""Whoever wrote a stage file or a schedule wants to hear what is wrong with it in its own keys.
+"""Putting errors into the keys of the file that was written.
 
-What refuses it is what every command uses, and that speaks of options, fields and axes.
+Whoever wrote a stage file or a schedule wants to hear what is wrong with it in its own keys. What
+refuses it is what every command uses, and that speaks of options, fields and axes.
 """
 
 import re

@@ -1,6 +1,7 @@
-"""What running models takes beside blocks of their weights grows with the tokens they run on.
+"""Estimating the memory that a comparison of two models takes, and refusing what does not fit.
 
-The forward holds what one layer makes of all tokens, attention its shares of all pairs of them, and
+What running models takes beside blocks of their weights grows with the tokens they run on. The
+forward holds what one layer makes of all tokens, attention its shares of all pairs of them, and
 gradients need all weights and what every layer made. That is told before hours of reading, not by
 the system when it runs out.
 """

@@ -1,7 +1,8 @@
-"""Megatron-LM's ``args`` say what the model computes, in names this module understands or refuses.
+"""Reading a model's configuration from Megatron-LM's arguments.
 
-A checkpoint carries some hundred arguments. Those that describe the model are translated to a
-``ModelConfig`` and back. Which of the others stop the run, ``argument_classes.py`` says; the rest
+Megatron-LM's ``args`` say what the model computes, in names this module understands or refuses. A
+checkpoint carries some hundred arguments. Those that describe the model are translated to a
+``ModelConfig`` and back. Which of the others stop the run, ``classes.py`` says; the rest
 is carried unchanged.
 
 What Megatron has no argument for (xPos, muP multipliers, the paper's attention scale, the true

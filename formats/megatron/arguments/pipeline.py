@@ -1,6 +1,7 @@
-"""Megatron-LM has four ways to say how many layers a pipeline rank holds; a layout is one list.
+"""Reading the layers of each pipeline rank from Megatron-LM's arguments, and writing them.
 
-Even division; a different first and last rank (``decoder_first_pipeline_num_layers`` and
+Megatron-LM has four ways to say how many layers a pipeline rank holds; a layout is one list. Even
+division; a different first and last rank (``decoder_first_pipeline_num_layers`` and
 ``..._last_...``); counting the embedding or the loss as a layer
 (``account_for_..._in_pipeline_split``); and an explicit string such as ``Ett|tt|tL``, one part per
 chunk in model order (``pipeline_model_parallel_layout``).

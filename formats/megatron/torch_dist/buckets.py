@@ -1,4 +1,6 @@
-"""megatron-core's distributed optimizer saves, unless told otherwise, the buckets it works on.
+"""Reading optimizer states that a torch_dist checkpoint keeps as buckets.
+
+megatron-core's distributed optimizer saves, unless told otherwise, the buckets it works on.
 
 In a distributed checkpoint its state is then (``dp_reshardable``) three one-dimensional arrays for
 each bucket of each model chunk (``gbuf``) of each model rank (``dp_group``: tensor ranks first,

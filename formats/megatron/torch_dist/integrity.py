@@ -1,5 +1,6 @@
-"""``integrity.json``: a bit that rotted in a distributed checkpoint is found by whoever loads it.
+"""Reading and writing ``integrity.json``, the checksums of a torch_dist checkpoint.
 
+``integrity.json``: a bit that rotted in a distributed checkpoint is found by whoever loads it.
 megatron-core (0.19, where a run is given ``verify_integrity``) lists in it the SHA-256 of every
 other file in the iteration's folder, and checks them before it loads. It joins the names it finds
 to the folder's path as they are; here a name must be that of a file in the folder, and each file
