@@ -7,8 +7,8 @@ Everything of a run lies in one folder, and what has been done is read from ther
     RUN/schedule.yaml            the schedule, as it was given
     RUN/01-NAME/stage.yaml       what the trainer is given
     RUN/01-NAME/checkpoints/     what it saved
-    RUN/01-NAME/metrics.jsonl    what it told
-    RUN/01-NAME/changes.jsonl    settings that are others since a checkpoint, if any
+    RUN/01-NAME/metrics.jsonl    what it reported
+    RUN/01-NAME/changes.jsonl    settings that changed at a checkpoint, if any
     RUN/02-NAME/growth.yaml      what expand is given
     RUN/02-NAME/start/           the grown checkpoint, with the receipt of its verification
 
