@@ -165,6 +165,23 @@ def test_the_floors_are_found(module: str, other: str) -> None:
     assert not is_allowed(module, other)
 
 
+def roots(module: str) -> set[str]:
+    """The packages that a module imports, wherever in its text, by their first names."""
+    names: set[str] = set()
+    for node in nodes(module):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_megatron_core_is_imported_in_one_place() -> None:
+    """On a CPU it must not come before torch was made ready for it."""
+    found = {module for module in MODULES if "megatron" in roots(module)}
+    assert found == {f"flmgrow.trainer.megatron.{name}" for name in ("core", "cpu")}
+
+
 def test_every_package_is_listed() -> None:
     on_disk = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert on_disk == set(SETUP["packages"])

@@ -12,7 +12,15 @@ import torch
 
 from flmgrow.formats.megatron.arguments.new import new_arguments
 from flmgrow.formats.megatron.arguments.pipeline import layout_text
-from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.core import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    OptimizerConfig,
+    OptimizerParamScheduler,
+    finalize_model_grads,
+    get_megatron_optimizer,
+    parallel_state,
+)
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import build_model_chunks, transformer_config
 from flmgrow.trainer.megatron.mup import mup_overrides
@@ -20,17 +28,6 @@ from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, parame
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.clock import Clock
 from flmgrow.trainer.stage.file import StageFile
-
-cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.distributed import (  # noqa: E402
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
 
 NEVER = 1e30
 """A norm of gradients that is never reached: megatron-core computes none without a limit."""

@@ -21,15 +21,11 @@ from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model
 from flmgrow.trainer.data.batches import Batching, Json, Samples, digest_of, digests_of
 from flmgrow.trainer.data.stage_data import StageData
-from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of
 from flmgrow.trainer.stage.keys import in_keys
-
-cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
 
 LONG = 1000
 """Steps that nobody wants to take again."""

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.trainer.data.batches import MicroBatches, attention_mask, is_packed
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
+from flmgrow.trainer.megatron.core import get_forward_backward_func, parallel_state
 
 _SIGNALS = ("language", "teacher")
 

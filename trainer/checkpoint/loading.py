@@ -29,16 +29,12 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
-from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.core import tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
 from flmgrow.trainer.stage.changes import changes_steps
 from flmgrow.trainer.stage.clock import Progress, progress_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.model import ModelSection, contradictions
-
-cpu.install()
-
-from megatron.core import tensor_parallel  # noqa: E402
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,13 +45,9 @@ from flmgrow.storage.durable import (
 )
 from flmgrow.storage.files import Bytes
 from flmgrow.trainer.checkpoint.saved import iterations
-from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.core import parallel_state, tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states
 from flmgrow.trainer.ranks.agreement import gathered, together
-
-cpu.install()
-
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402
 
 RANDOM = "random_states"
 BLOCK = 1 << 22

@@ -20,13 +20,7 @@ from flmgrow.errors import BadDataError
 from flmgrow.trainer.data.batches import SHOWN, Json, Sample, seed_of
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.tokenizers import Tokenizer
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig  # noqa: E402
-from megatron.core.datasets.indexed_dataset import IndexedDataset  # noqa: E402
-from megatron.core.datasets.utils import Split  # noqa: E402
+from flmgrow.trainer.megatron.core import GPTDataset, GPTDatasetConfig, IndexedDataset, Split
 
 logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)  # it warns of each epoch
 

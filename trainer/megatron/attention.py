@@ -21,13 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flmgrow.model.config import ModelConfig, RotarySettings
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core.transformer.attention import SelfAttention  # noqa: E402
-from megatron.core.transformer.dot_product_attention import DotProductAttention  # noqa: E402
-from megatron.core.transformer.enums import AttnMaskType  # noqa: E402
+from flmgrow.trainer.megatron.core import AttnMaskType, DotProductAttention, SelfAttention
 
 _HALF = (torch.bfloat16, torch.float16)
 

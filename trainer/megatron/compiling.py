@@ -6,11 +6,7 @@ Without one, each of its operations is a kernel, and a pass over memory, of its 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core.jit import jit_fuser  # noqa: E402
+from flmgrow.trainer.megatron.core import jit_fuser
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

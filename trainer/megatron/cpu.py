@@ -3,8 +3,9 @@
 megatron-core assumes CUDA in some forty places; tests and small demos have only a CPU. Nearly all
 of them are incidental: ``device="cuda"`` in a buffer, the current device, the random state. This
 file answers each with its CPU counterpart, so one trainer serves both. Call :func:`install` before
-the first import of megatron and :func:`patch_megatron` right after it; where CUDA is available both
-do nothing. Context parallelism and fused kernels stay unavailable.
+the first import of megatron (the trainer does so in ``core.py``) and :func:`patch_megatron` right
+after it; where CUDA is available both do nothing. Context parallelism and fused kernels stay
+unavailable.
 
 A patch is one small function whose comment says what would go wrong without it. Some of what goes
 wrong is silent: see :func:`_keep_outputs_being_sent`.

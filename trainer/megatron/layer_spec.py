@@ -10,25 +10,21 @@ from typing import Any
 
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
-from flmgrow.trainer.megatron import cpu
 from flmgrow.trainer.megatron.attention import (
     DepthScaledAttention,
     FusedAttention,
     XposSelfAttention,
 )
+from flmgrow.trainer.megatron.core import (
+    ModuleSpec,
+    TransformerBlockSubmodules,
+    get_gpt_layer_local_spec,
+    get_num_layers_to_build,
+    get_transformer_layer_offset,
+)
 from flmgrow.trainer.megatron.live_masks import LiveMask, LiveMasks
 from flmgrow.trainer.megatron.masked_modules import MaskedRowParallelLinear, masked_branch
 from flmgrow.trainer.megatron.norms import MaskedLayerNorm, MaskedRMSNorm, PlainNorm
-
-cpu.install()
-
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
-from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
-from megatron.core.transformer.transformer_block import (  # noqa: E402
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset  # noqa: E402
 
 MASKED_NORMS = {"layernorm": MaskedLayerNorm, "rmsnorm": MaskedRMSNorm}
 

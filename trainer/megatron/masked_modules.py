@@ -15,15 +15,14 @@ from typing import Any
 
 from torch import Tensor
 
-from flmgrow.trainer.megatron import cpu
 from flmgrow.trainer.megatron.compiling import compiled
+from flmgrow.trainer.megatron.core import (
+    RowParallelLinear,
+    get_bias_dropout_add,
+    get_pg_rank,
+    get_pg_size,
+)
 from flmgrow.trainer.megatron.live_masks import LiveMask, multiplied
-
-cpu.install()
-
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add  # noqa: E402
-from megatron.core.tensor_parallel import RowParallelLinear  # noqa: E402
-from megatron.core.utils import get_pg_rank, get_pg_size  # noqa: E402
 
 _multiplied = compiled(multiplied)
 

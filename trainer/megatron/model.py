@@ -21,17 +21,17 @@ from torch.nn import functional
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.megatron import cpu
+from flmgrow.trainer.megatron.core import (
+    GPTModel,
+    TransformerConfig,
+    get_forward_backward_func,
+    parallel_state,
+    squared_relu,
+    tensor_parallel,
+)
 from flmgrow.trainer.megatron.layer_spec import block_spec
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.ranks.agreement import close_channel, open_channel
-
-cpu.install()
-
-from megatron.core import parallel_state, tensor_parallel  # noqa: E402
-from megatron.core.activations import squared_relu  # noqa: E402
-from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
-from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
 cpu.patch_megatron()
 

@@ -22,12 +22,11 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.mup import EXPONENTS, KIND, Kind, kind_of
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core.optimizer import get_standard_config_overrides  # noqa: E402
-from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate  # noqa: E402
+from flmgrow.trainer.megatron.core import (
+    ParamKey,
+    ParamWithNamePredicate,
+    get_standard_config_overrides,
+)
 
 Matches = Callable[[torch.Tensor, str], bool]
 

@@ -22,11 +22,7 @@ from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.trainer.megatron import cpu
-
-cpu.install()
-
-from megatron.core import parallel_state  # noqa: E402
+from flmgrow.trainer.megatron.core import parallel_state
 
 MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)
 
