@@ -5,11 +5,15 @@ from pathlib import Path
 from flmgrow.errors import UsageError
 from flmgrow.formats.huggingface.config import family_of, read_fields
 from flmgrow.formats.huggingface.contents import CONFIG, MAX_CONFIG_BYTES, is_huggingface
-from flmgrow.formats.megatron.arguments.classes import Arguments, refuse_unknown
+from flmgrow.formats.megatron.arguments.classes import refuse_unknown
+from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS
 from flmgrow.formats.megatron.arguments.model import written_arguments
+from flmgrow.formats.megatron.arguments.model_rows import ROTARY_BASE, ROTARY_PERCENT
 from flmgrow.formats.megatron.arguments.names import UNDERSTOOD
 from flmgrow.formats.megatron.arguments.new import new_arguments
+from flmgrow.formats.megatron.arguments.row import Arguments, understood_names
 from flmgrow.formats.megatron.arguments.run_config import read_run_config
+from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE, PADDED_VOCAB
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.folders import is_distributed, iteration_folder
 from flmgrow.formats.megatron.legacy.reader import first_arguments
@@ -17,20 +21,11 @@ from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
 
-_LAYOUT = frozenset(
-    """
-    tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size
-    num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank
-    decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers
-    num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage
-    account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
-    pipeline_model_parallel_layout padded_vocab_size
-    """.split()
-)
-MODEL_ARGUMENTS = UNDERSTOOD - _LAYOUT | {"make_vocab_size_divisible_by"}
+_LAYOUT = understood_names((*LAYOUT_ROWS, PADDED_VOCAB))
+MODEL_ARGUMENTS = UNDERSTOOD - _LAYOUT | {MULTIPLE.name}
 """Those that say what a model is, and not how it lies in files."""
 
-_UNSAID = {"rotary_base": 10000, "rotary_percent": 1.0}
+_UNSAID = {ROTARY_BASE.name: 10000, ROTARY_PERCENT.name: 1.0}
 """What Megatron-LM takes where arguments do not say, of what no array shows."""
 
 

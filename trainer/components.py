@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from flmgrow.formats.megatron.arguments.layout_text import layout_text
 from flmgrow.formats.megatron.arguments.new import new_arguments
-from flmgrow.formats.megatron.arguments.pipeline import layout_text
+from flmgrow.formats.megatron.arguments.run_rows import SEQUENCE_LENGTH
+from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE
 from flmgrow.trainer.megatron.core import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -182,8 +184,8 @@ def arguments_of(run: RunConfig) -> dict[str, object]:
     half = stage.training.precision == "bfloat16"
     return {
         **new_arguments(run.config, run.padded_vocab, stage.training.precision, "local"),
-        "make_vocab_size_divisible_by": run.vocab_multiple,
-        "seq_length": stage.data.sequence_length,
+        MULTIPLE.name: run.vocab_multiple,
+        SEQUENCE_LENGTH.name: stage.data.sequence_length,
         "micro_batch_size": stage.training.micro_batch,
         "global_batch_size": stage.training.batch,
         "data_parallel_size": stage.layout.dp,

@@ -8,6 +8,8 @@ from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.model import written_arguments
 from flmgrow.formats.megatron.arguments.pipeline import written_layout
+from flmgrow.formats.megatron.arguments.run_rows import FORMAT, dtype_arguments
+from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.megatron.content import EXTRA_STATE, arguments_in, chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.same_values import text_of
@@ -16,7 +18,7 @@ from flmgrow.formats.torch_file.foreign_objects import (
     left_out_objects,
     without_foreign,
 )
-from flmgrow.formats.torch_file.values import Global, make_namespace, walk_tensors
+from flmgrow.formats.torch_file.values import make_namespace, walk_tensors
 
 _PER_RANK = ("rng_state", "rerun_state_machine")
 """State of one rank of one layout; it means nothing in another."""
@@ -94,13 +96,11 @@ def target_arguments(template: Mapping[object, object], target: TargetModel) -> 
     old = arguments_in(template, "the source")
     new = written_arguments(old, target.config)
     new.update(written_layout(old, target.layout))
-    new["padded_vocab_size"] = target.padded_vocab
-    if "ckpt_format" in new:
-        new["ckpt_format"] = "torch" if target.format == "megatron" else target.format
+    new[PADDED_VOCAB.name] = target.padded_vocab
+    if FORMAT.name in new:
+        new[FORMAT.name] = "torch" if target.format == "megatron" else target.format
     if target.dtype is not None:
-        new["params_dtype"] = Global("torch", target.dtype)
-        new["bf16"] = target.dtype == "bfloat16"
-        new["fp16"] = target.dtype == "float16"
+        new.update(dtype_arguments(target.dtype))
     return make_namespace(without_foreign(new))
 
 

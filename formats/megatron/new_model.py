@@ -12,6 +12,7 @@ from pathlib import Path
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.layout.placements import Layout, placements
+from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE
 from flmgrow.formats.megatron.module_order import module_keys
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
@@ -89,7 +90,7 @@ def new_model(
     """
     content = new_content(arguments, config, padded_vocab, fused=False)
     content.update({**extra, "iteration": iteration})
-    multiple = arguments["make_vocab_size_divisible_by"]
+    multiple = MULTIPLE.get(arguments)
     assert isinstance(multiple, int)
     return Checkpoint(
         path=Path(name),

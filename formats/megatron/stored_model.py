@@ -9,9 +9,15 @@ from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.fields import ArgumentReader, shown
 from flmgrow.formats.layout.placements import Layout, Placement, placements
 from flmgrow.formats.megatron.arguments.classes import judge, notes_of
-from flmgrow.formats.megatron.arguments.model import read_config, vocabulary_notes
+from flmgrow.formats.megatron.arguments.model import read_config
 from flmgrow.formats.megatron.arguments.pipeline import read_layout
+from flmgrow.formats.megatron.arguments.run_rows import DTYPE
 from flmgrow.formats.megatron.arguments.shapes import StoredShapes, check_shapes
+from flmgrow.formats.megatron.arguments.vocabulary_rows import (
+    MULTIPLE,
+    PADDED_VOCAB,
+    vocabulary_notes,
+)
 from flmgrow.formats.megatron.folders import ITERATION
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
@@ -74,7 +80,7 @@ def stored_model(
     """
     reader = ArgumentReader(arguments, where)
     rows = None if shapes is None else shapes.rows
-    padded = reader.integer("padded_vocab_size", rows)
+    padded = PADDED_VOCAB.read(reader, rows)
     ignored = options.ignored_arguments
     notes = notes_of(arguments, where, ignored, options.look_only)
     if options.look_only:
@@ -87,8 +93,9 @@ def stored_model(
     notes = (*notes, *vocabulary_notes(arguments, config.vocab))
     layout = read_layout(arguments, config.layers, where)
     if padded % layout.tp:
-        raise BadCheckpointError(f"{where}: args.padded_vocab_size: {padded} rows on TP{layout.tp}")
-    multiple = reader.integer("make_vocab_size_divisible_by", 128)
+        name = PADDED_VOCAB.name
+        raise BadCheckpointError(f"{where}: args.{name}: {padded} rows on TP{layout.tp}")
+    multiple = MULTIPLE.read(reader)
     return StoredModel(where, config, layout, padded, multiple, notes)
 
 
@@ -101,11 +108,11 @@ def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str
                 f"{array}: dtype {array.dtype}, {first.placement.key} is {first.dtype}",
                 "weights of several dtypes are not supported",
             )
-    declared = arguments.get("params_dtype")
+    declared = DTYPE.get(arguments)
     known = isinstance(declared, Global) and declared.module == "torch"
     if isinstance(declared, Global) and known and declared.name != first.dtype:
         raise BadCheckpointError(
-            f"{first}: dtype {first.dtype}, args.params_dtype says {declared.name}",
+            f"{first}: dtype {first.dtype}, args.{DTYPE.name} says {declared.name}",
             "the args and the weights do not agree; if the weights are right, pass --set-arg "
             f"params_dtype=torch.{first.dtype}",
         )

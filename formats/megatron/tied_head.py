@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.megatron.arguments.model_rows import UNTIED
 from flmgrow.formats.reading import DTYPES, Piece
 from flmgrow.model.config import ModelConfig
 
 _HEAD = "output_layer.weight"
 _TABLE = "embedding.word_embeddings.weight"
-_ARGUMENT = "untie_embeddings_and_output_weights"
+_ARGUMENT = UNTIED.name
 _SAMPLE = 1 << 12
 _ALIKE = 0.5
 

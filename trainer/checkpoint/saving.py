@@ -23,6 +23,7 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.history.training_state import TRAINING, TrainingState
 from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.arguments.run_rows import ITERATION, SAMPLES_SEEN
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
@@ -145,8 +146,8 @@ class Saving:
     def _source(self, state: TrainingState, schedule: Mapping[str, object]) -> Checkpoint:
         arguments = {
             **self.arguments,
-            "iteration": state.iteration,
-            "consumed_train_samples": state.carried.consumed_samples,
+            ITERATION.name: state.iteration,
+            SAMPLES_SEEN.name: state.carried.consumed_samples,
         }
         extra = {"optimizer": None, "opt_param_scheduler": dict(schedule)}
         return new_model(

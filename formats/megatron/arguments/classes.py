@@ -9,16 +9,16 @@ default: a new feature must not be lost in silence. Every other unknown one is c
 import reprlib
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.defaults import defaults
 from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, OFF, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.megatron.arguments.row import Arguments
 from flmgrow.formats.torch_file.foreign_objects import is_left_out
 from flmgrow.formats.vouched import Vouched
 
-Arguments = Mapping[str, object]
 OWN_PREFIX = "flmgrow_"
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 _MODEL_WORDS = frozenset(

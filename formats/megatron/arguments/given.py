@@ -10,47 +10,51 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.fields import shown
 from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments.defaults import defaults
 from flmgrow.formats.megatron.arguments.model import read_config
 from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.megatron.arguments.new import IMPLEMENTATIONS, new_arguments
 from flmgrow.formats.megatron.arguments.pipeline import written_layout
+from flmgrow.formats.megatron.arguments.row import ModelArgument
+from flmgrow.formats.megatron.arguments.run_rows import DTYPE
 from flmgrow.formats.megatron.arguments.shapes import StoredShapes, shown_arguments, shown_heads
+from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_file.values import Global, make_namespace
 from flmgrow.storage.strict_yaml import parse_yaml
 
 CHECKPOINT_VERSION = 3.0
 _DTYPE = "torch."
-_WEIGHTS_DTYPE = "params_dtype"
-_ROTARY = ("rotary_base", "rotary_percent")
+_ROTARY = (rows.ROTARY_BASE, rows.ROTARY_PERCENT)
 _BESIDE = ("run_config.yaml", "config.json", "huggingface/config.json")
 """Files that may describe the model, as Megatron-Bridge and verl lay them beside its weights."""
 
 
 _SYNONYMS = (
-    ("norm_epsilon", "layernorm_epsilon"),
-    ("apply_layernorm_1p", "layernorm_zero_centered_gamma"),
-    ("position_embedding_type", "use_rotary_position_embeddings"),
+    rows.NORM_EPS.names,
+    rows.ZERO_CENTRED.names,
+    (rows.POSITIONS.name, rows.USE_ROTARY.name),
 )
 """Two names for one thing: whichever is given, the other must not overrule it."""
 
 _IN_CONFIG_JSON: Mapping[str, str] = {
-    "num_hidden_layers": "num_layers",
-    "intermediate_size": "ffn_hidden_size",
-    "num_key_value_heads": "num_query_groups",
-    "head_dim": "kv_channels",
-    "rms_norm_eps": "norm_epsilon",
-    "layer_norm_eps": "norm_epsilon",
-    "layer_norm_epsilon": "norm_epsilon",
-    "rope_theta": "rotary_base",
-    "partial_rotary_factor": "rotary_percent",
-    "tie_word_embeddings": "untie_embeddings_and_output_weights",
-    "torch_dtype": _WEIGHTS_DTYPE,
+    "num_hidden_layers": rows.LAYERS.name,
+    "intermediate_size": rows.FFN.name,
+    "num_key_value_heads": rows.GROUPS.name,
+    "head_dim": rows.HEAD_DIM.name,
+    "rms_norm_eps": rows.NORM_EPS.name,
+    "layer_norm_eps": rows.NORM_EPS.name,
+    "layer_norm_epsilon": rows.NORM_EPS.name,
+    "rope_theta": rows.ROTARY_BASE.name,
+    "partial_rotary_factor": rows.ROTARY_PERCENT.name,
+    "tie_word_embeddings": rows.UNTIED.name,
+    "torch_dtype": DTYPE.name,
 }
 """What a ``config.json`` calls arguments, where the names are not alike."""
 
@@ -74,7 +78,7 @@ def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
 
 def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> None:
     """Raise UsageError for a name that neither Megatron-LM nor the checkpoint has."""
-    known = {*UNDERSTOOD, *FEATURES, *UNCLEAR, *HARMLESS, *defaults(), *stored, _WEIGHTS_DTYPE}
+    known = {*UNDERSTOOD, *FEATURES, *UNCLEAR, *HARMLESS, *defaults(), *stored, DTYPE.name}
     for name in given:
         if name not in known:
             near = _meant(name, known)
@@ -105,7 +109,7 @@ def _stored_value(name: str, value: object) -> object:
     usual = [one for one in defaults().get(name, ()) if one is not None]
     if value is None or isinstance(value, Global):
         return value
-    if name == _WEIGHTS_DTYPE or any(str(one).startswith(_DTYPE) for one in usual):
+    if name == DTYPE.name or any(str(one).startswith(_DTYPE) for one in usual):
         kind = str(value).removeprefix(_DTYPE)
         if kind == str(value) and kind not in DTYPES:
             raise UsageError(f"--set-arg {name}={shown(value)}: wanted a dtype: torch.bfloat16")
@@ -153,7 +157,7 @@ def made_arguments(
     the hint names a file in ``folder`` that may.
     """
     check_names(given, {})
-    heads = given.get("num_attention_heads")
+    heads = rows.HEADS.get(given)
     shown = shown_arguments(stored)
     if isinstance(heads, int) and not isinstance(heads, bool) and heads > 0:
         shown = {**shown, **shown_heads(stored, heads)}
@@ -165,9 +169,9 @@ def made_arguments(
             f"{told_by or 'nothing'}",
             _how_to_tell(folder, given, missing),
         )
-    padded = told["padded_vocab_size"]
+    padded = PADDED_VOCAB.get(told)
     if not isinstance(padded, int):
-        raise UsageError(f"--set-arg padded_vocab_size={padded}: wanted a whole number")
+        raise UsageError(f"--set-arg {PADDED_VOCAB.name}={padded}: wanted a whole number")
     config = read_config(told, where, padded, given)
     made = {**new_arguments(config, padded, stored.dtype, IMPLEMENTATIONS[fused]), **told}
     return made if layout is None else {**made, **written_layout(made, layout)}
@@ -175,16 +179,16 @@ def made_arguments(
 
 def _missing(told: Mapping[str, object]) -> list[str]:
     """Return the arguments that change the function, and that nothing tells."""
-    needed = ["num_layers", "hidden_size", "num_attention_heads", "padded_vocab_size"]
-    needed += ["max_position_embeddings", "position_embedding_type"]
-    missing = [name for name in needed if told.get(name) is None]
-    if not {"norm_epsilon", "layernorm_epsilon"} & told.keys():
-        missing.append("norm_epsilon")
-    if told.get("position_embedding_type") == "rope":
-        missing += [name for name in _ROTARY if told.get(name) is None]
-    plain = ("squared_relu", "openai_gelu", "bias_gelu_fusion")
-    if not told.get("swiglu") and not told.keys() & set(plain):
-        missing.append("squared_relu")
+    needed: list[ModelArgument[Any]] = [rows.LAYERS, rows.HIDDEN, rows.HEADS, PADDED_VOCAB]
+    needed += [rows.MAX_POSITIONS, rows.POSITIONS]
+    missing = [row.name for row in needed if row.get(told) is None]
+    if not set(rows.NORM_EPS.names) & told.keys():
+        missing.append(rows.NORM_EPS.name)
+    if rows.POSITIONS.get(told) == "rope":
+        missing += [row.name for row in _ROTARY if row.get(told) is None]
+    plain = {row.name for row in (rows.SQUARED_RELU, rows.TANH_GELU, rows.FUSED_GELU)}
+    if not rows.SWIGLU.get(told) and not told.keys() & plain:
+        missing.append(rows.SQUARED_RELU.name)
     return missing
 
 
@@ -194,8 +198,9 @@ def _how_to_tell(folder: Path, given: Mapping[str, object], missing: list[str]) 
     if beside and not given:
         return f"{beside[0]} describes it: pass --args-from {quote(str(beside[0]))}"
     needed = " ".join(f"--set-arg {name}=..." for name in missing)
-    rope = "position_embedding_type" in missing
+    rope = rows.POSITIONS.name in missing
+    rotary = " and ".join(row.name for row in _ROTARY)
     return (
         "pass --args-from with the run_config.yaml, config.json or checkpoint folder of the same "
-        f"model, or {needed}" + (" (and, for rope, rotary_base and rotary_percent)" if rope else "")
+        f"model, or {needed}" + (f" (and, for rope, {rotary})" if rope else "")
     )

@@ -1,32 +1,29 @@
 """Which of Megatron-LM's arguments flmgrow understands, which change the function, which do not.
 
-Data only; ``argument_classes.py`` says how it is used. Names are those of Megatron-LM core_v0.11 to
-core_v0.19; all of them, with their defaults, are in ``argument_defaults.json``. An argument in that
+Data only; ``classes.py`` says how it is used. Names are those of Megatron-LM core_v0.11 to
+core_v0.19; all of them, with their defaults, are in ``defaults.json``. An argument in that
 table which is neither understood nor listed here cannot change what a GPT computes: it is about
 training, inference, another kind of model, or a feature whose switch is listed.
 """
 
 from collections.abc import Mapping
 
-UNDERSTOOD = frozenset(
-    """
-    num_layers encoder_num_layers hidden_size ffn_hidden_size num_attention_heads
-    num_query_groups group_query_attention kv_channels max_position_embeddings normalization
-    norm_epsilon layernorm_epsilon apply_layernorm_1p layernorm_zero_centered_gamma swiglu
-    squared_relu openai_gelu bias_gelu_fusion add_bias_linear add_qkv_bias qk_layernorm
-    untie_embeddings_and_output_weights position_embedding_type use_rotary_position_embeddings
-    rotary_base rotary_percent rotary_interleaved use_rope_scaling rope_scaling_factor
-    rotary_seq_len_interpolation_factor softmax_scale vocab_size padded_vocab_size
-    tensor_model_parallel_size pipeline_model_parallel_size virtual_pipeline_model_parallel_size
-    num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank
-    decoder_first_pipeline_num_layers decoder_last_pipeline_num_layers
-    num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage
-    account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
-    pipeline_model_parallel_layout flmgrow_true_vocab_size flmgrow_xpos_scale_base
-    flmgrow_xpos_centre flmgrow_embedding_multiplier flmgrow_output_multiplier
-    flmgrow_mup_base_width flmgrow_attention_by_inverse_layer
-    """.split()
+from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS
+from flmgrow.formats.megatron.arguments.model_rows import MODEL_ROWS
+from flmgrow.formats.megatron.arguments.row import understood_names
+from flmgrow.formats.megatron.arguments.run_rows import (
+    DECODER_LAYERS,
+    EXPERT_RANKS,
+    EXPERTS,
+    IMPLEMENTATION,
+    ITERATION,
+    LATENT_ATTENTION,
+    RESIDUAL_AFTER_NORM,
+    SEQUENCE_LENGTH,
 )
+from flmgrow.formats.megatron.arguments.vocabulary_rows import TOKENIZER_TYPE, VOCABULARY_ROWS
+
+UNDERSTOOD = understood_names((*MODEL_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS))
 """Translated to the model or the layout and back."""
 
 _EXPERTS = "mixture of experts"
@@ -36,10 +33,10 @@ _HYBRID = "state-space layers"
 _GATED = "an activation of another kind"
 
 FEATURES: Mapping[str, str] = {
-    "num_experts": _EXPERTS,
+    EXPERTS.name: _EXPERTS,
     "num_moe_experts": _EXPERTS,
-    "expert_model_parallel_size": _EXPERTS,
-    "multi_latent_attention": "multi-latent attention (MLA)",
+    EXPERT_RANKS.name: _EXPERTS,
+    LATENT_ATTENTION.name: "multi-latent attention (MLA)",
     "mtp_num_layers": "multi-token prediction (MTP)",
     "window_size": "sliding-window attention",
     "experimental_attention_variant": _LINEAR,
@@ -52,7 +49,7 @@ FEATURES: Mapping[str, str] = {
     "activation_func_clamp_value": _GATED,
     "no_rope_freq": "layers without rotary positions",
     "mrope_section": "multimodal rotary positions",
-    "apply_residual_connection_post_layernorm": "residuals after the norm",
+    RESIDUAL_AFTER_NORM.name: "residuals after the norm",
     "heterogeneous_layers_config_path": _MIXED,
     "heterogeneous_layers_config_encoded_json": _MIXED,
     "heterogeneous_block_specs": _MIXED,
@@ -63,7 +60,7 @@ FEATURES: Mapping[str, str] = {
     "is_hybrid_model": _HYBRID,
     "use_mup": "Megatron-LM's own muP",
     "bidirectional_attention": "attention to later tokens",
-    "decoder_num_layers": "an encoder and a decoder",
+    DECODER_LAYERS.name: "an encoder and a decoder",
     "pipeline_model_parallel_split_rank": "an encoder and a decoder",
     "retro_add_retriever": "retrieval (RETRO)",
     "use_legacy_models": "the model classes of before megatron-core",
@@ -84,10 +81,10 @@ HARMLESS = frozenset(
     batch_size checkpoint_activations consumed_train_bins cpu_offloading
     cuda_graph_scope_deprecated curr_iteration data_parallel_size decoder_seq_length
     distributed_backend do_test do_train do_valid encoder_seq_length ep_size filter_warnings
-    global_batch_size gradient_accumulation_fusion grpo_samples_per_iteration iteration local_rank
+    global_batch_size gradient_accumulation_fusion grpo_samples_per_iteration local_rank
     lr lr_warmup_samples micro_batch_size mock_data model_parallel_size model_type most_recent_k
-    num_floating_point_operations_so_far rank seq_length tokenizer_type tp_size train_iters
-    transformer_impl use_flashinfer_fused_rope use_nsys_profiler world_size
+    num_floating_point_operations_so_far rank tp_size train_iters
+    use_flashinfer_fused_rope use_nsys_profiler world_size
 
     fused_single_qkv_rope gated_linear_unit log_learning_rate_to_tensorboard manual_gc_multiplier
     memory_efficient_layer_norm moe_router_topk_limited_devices moe_token_dropping
@@ -96,7 +93,7 @@ HARMLESS = frozenset(
     no_use_layer_wise_param_layout num_layers_to_build num_multimodal_embeddings
     original_max_position_embeddings persist_layer_norm recompute_activations
     """.split()
-)
+) | {row.name for row in (ITERATION, SEQUENCE_LENGTH, TOKENIZER_TYPE, IMPLEMENTATION)}
 """Names outside the table of defaults that cannot change what a model computes: what every run
 sets or derives for itself, and older names. ``gated_linear_unit`` is derived from ``swiglu``.
 """

@@ -5,86 +5,49 @@ what describes the model, its vocabulary and its numbers is made up here; how to
 run that loads it to say.
 """
 
-from flmgrow.formats.layout.placements import VOCAB_MULTIPLE
-from flmgrow.formats.torch_file.values import Global
+from typing import Any
+
+from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.megatron.arguments import layout_rows, model_rows, run_rows, vocabulary_rows
+from flmgrow.formats.megatron.arguments.row import LayoutArgument, ModelArgument
 from flmgrow.model.config import ModelConfig
 
 IMPLEMENTATIONS = {False: "local", True: "transformer_engine"}
 """The layer spec that has the plain names of parameters, and the one that fuses norms."""
 
-_POSITIONS = {"learned": "learned_absolute", "xpos": "rope"}
-
-
-def _rotary(config: ModelConfig) -> dict[str, object]:
-    rotary = config.rotary
-    base = int(rotary.base) if rotary.base.is_integer() else rotary.base
-    return {
-        "position_embedding_type": _POSITIONS.get(config.positions, config.positions),
-        "use_rotary_position_embeddings": False,
-        "rotary_base": base,
-        "rotary_percent": rotary.percent,
-        "rotary_interleaved": rotary.interleaved,
-        "rotary_seq_len_interpolation_factor": rotary.interpolation,
-        "use_rope_scaling": rotary.scaling_factor is not None,
-        "rope_scaling_factor": 8.0 if rotary.scaling_factor is None else rotary.scaling_factor,
-    }
+_ROWS: tuple[ModelArgument[Any] | LayoutArgument[Any], ...] = (
+    model_rows.LAYERS, model_rows.ENCODER_LAYERS, run_rows.DECODER_LAYERS, model_rows.HIDDEN,
+    model_rows.FFN, model_rows.HEADS, model_rows.HEAD_DIM, model_rows.GROUPED, model_rows.GROUPS,
+    model_rows.MAX_POSITIONS, run_rows.SEQUENCE_LENGTH, model_rows.POSITIONS,
+    model_rows.USE_ROTARY, model_rows.ROTARY_BASE, model_rows.ROTARY_PERCENT,
+    model_rows.INTERLEAVED, model_rows.INTERPOLATION, model_rows.USE_SCALING,
+    model_rows.SCALING_FACTOR, model_rows.NORM, model_rows.NORM_EPS, model_rows.ZERO_CENTRED,
+    run_rows.RESIDUAL_AFTER_NORM, model_rows.SWIGLU, model_rows.SQUARED_RELU,
+    model_rows.TANH_GELU, model_rows.FUSED_GELU, model_rows.LINEAR_BIAS, model_rows.QKV_BIAS,
+    model_rows.QK_NORM, model_rows.SOFTMAX_SCALE, model_rows.UNTIED, run_rows.EXPERTS,
+    run_rows.LATENT_ATTENTION, vocabulary_rows.VOCAB, vocabulary_rows.PADDED_VOCAB,
+    vocabulary_rows.MULTIPLE, vocabulary_rows.TOKENIZER_TYPE, vocabulary_rows.TOKENIZER_MODEL,
+    layout_rows.TP, layout_rows.PP, layout_rows.VPP, layout_rows.LAYERS_PER_CHUNK,
+    layout_rows.STAGES_PER_RANK, layout_rows.FIRST, layout_rows.LAST, layout_rows.TEXT,
+    run_rows.EXPERT_RANKS, run_rows.IMPLEMENTATION, run_rows.DTYPE, run_rows.BF16, run_rows.FP16,
+    run_rows.HIDDEN_DROPOUT, run_rows.ATTENTION_DROPOUT, run_rows.ITERATION,
+    run_rows.SAMPLES_SEEN, run_rows.VALIDATION_SAMPLES_SEEN, run_rows.FORMAT,
+)  # fmt: skip
+"""In the order in which they are written."""
 
 
 def new_arguments(
     config: ModelConfig, padded_vocab: int, dtype: str, transformer_impl: str
 ) -> dict[str, object]:
     """Return the arguments of a model of one rank whose weights are ``dtype``."""
-    grouped = config.queries_per_group > 1
+    layout = Layout(1, 1, 1, (config.layers,))
+    values = {
+        row.name: row.value(layout) if isinstance(row, LayoutArgument) else row.value(config)
+        for row in _ROWS
+    }
     return {
-        "num_layers": config.layers,
-        "encoder_num_layers": config.layers,
-        "decoder_num_layers": None,
-        "hidden_size": config.hidden,
-        "ffn_hidden_size": config.ffn,
-        "num_attention_heads": config.heads,
-        "kv_channels": config.head_dim,
-        "group_query_attention": grouped,
-        "num_query_groups": config.kv_groups if grouped else 1,
-        "max_position_embeddings": config.max_positions,
-        "seq_length": config.max_positions,
-        **_rotary(config),
-        "normalization": "RMSNorm" if config.norm == "rmsnorm" else "LayerNorm",
-        "norm_epsilon": config.norm_eps,
-        "apply_layernorm_1p": config.zero_centred_gain,
-        "apply_residual_connection_post_layernorm": False,
-        "swiglu": config.activation == "swiglu",
-        "squared_relu": config.activation == "squared_relu",
-        "openai_gelu": config.activation == "gelu_tanh",
-        "bias_gelu_fusion": False,
-        "add_bias_linear": config.linear_bias,
-        "add_qkv_bias": config.qkv_bias and not config.linear_bias,
-        "qk_layernorm": config.qk_norm,
-        "softmax_scale": config.multipliers.attention,
-        "untie_embeddings_and_output_weights": not config.tied,
-        "num_experts": None,
-        "multi_latent_attention": False,
-        "vocab_size": config.vocab,
-        "padded_vocab_size": padded_vocab,
-        "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
-        "tokenizer_type": "HuggingFaceTokenizer",
-        "tokenizer_model": None,
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "virtual_pipeline_model_parallel_size": None,
-        "num_layers_per_virtual_pipeline_stage": None,
-        "num_virtual_stages_per_pipeline_rank": None,
-        "decoder_first_pipeline_num_layers": None,
-        "decoder_last_pipeline_num_layers": None,
-        "pipeline_model_parallel_layout": None,
-        "expert_model_parallel_size": 1,
-        "transformer_impl": transformer_impl,
-        "params_dtype": Global("torch", dtype),
-        "bf16": dtype == "bfloat16",
-        "fp16": dtype == "float16",
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "iteration": 0,
-        "consumed_train_samples": 0,
-        "consumed_valid_samples": 0,
-        "ckpt_format": "torch",
+        **values,
+        vocabulary_rows.PADDED_VOCAB.name: padded_vocab,
+        run_rows.IMPLEMENTATION.name: transformer_impl,
+        **run_rows.dtype_arguments(dtype),
     }

@@ -8,30 +8,38 @@ and that is told.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments.classes import refuse_unknown
 from flmgrow.formats.megatron.arguments.names import FEATURES
+from flmgrow.formats.megatron.arguments.row import ModelArgument
+from flmgrow.formats.megatron.arguments.run_rows import EXPERTS, SEQUENCE_LENGTH
+from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE, VOCAB
 from flmgrow.storage.strict_yaml import read_yaml
 
-_SAME = """
-    num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels
-    normalization add_bias_linear add_qkv_bias qk_layernorm position_embedding_type rotary_base
-    rotary_percent rotary_interleaved softmax_scale vocab_size make_vocab_size_divisible_by
-    rope_scaling_factor seq_length max_position_embeddings
-    """.split()
+_SAME: tuple[ModelArgument[Any], ...] = (
+    rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.GROUPS, rows.HEAD_DIM, rows.NORM,
+    rows.LINEAR_BIAS, rows.QKV_BIAS, rows.QK_NORM, rows.POSITIONS, rows.ROTARY_BASE,
+    rows.ROTARY_PERCENT, rows.INTERLEAVED, rows.SOFTMAX_SCALE, VOCAB, MULTIPLE,
+    rows.SCALING_FACTOR, SEQUENCE_LENGTH, rows.MAX_POSITIONS,
+)  # fmt: skip
 _RENAMED = {
-    "layernorm_epsilon": "norm_epsilon",
-    "layernorm_zero_centered_gamma": "apply_layernorm_1p",
-    "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
-    "rope_scaling": "use_rope_scaling",
-    "num_moe_experts": "num_experts",
+    "layernorm_epsilon": rows.NORM_EPS.name,
+    "layernorm_zero_centered_gamma": rows.ZERO_CENTRED.name,
+    "seq_len_interpolation_factor": rows.INTERPOLATION.name,
+    "rope_scaling": rows.USE_SCALING.name,
+    "num_moe_experts": EXPERTS.name,
 }
+_MEANT = {**{row.name: row.name for row in _SAME}, **{n: n for n in FEATURES}, **_RENAMED}
+"""The argument that a field means."""
+
 _DEFAULTS = {
-    "norm_epsilon": 1e-5,
-    "rotary_base": 10000,
-    "rotary_percent": 1.0,
-    "max_position_embeddings": 1024,
+    rows.NORM_EPS.name: 1e-5,
+    rows.ROTARY_BASE.name: 10000,
+    rows.ROTARY_PERCENT.name: 1.0,
+    rows.MAX_POSITIONS.name: 1024,
 }
 """megatron-core's and Megatron-Bridge's own, of what no array shows."""
 
@@ -47,28 +55,26 @@ def read_run_config(path: Path) -> tuple[dict[str, object], list[str]]:
     content = read_yaml(path)
     parts = content if isinstance(content, dict) else {}
     fields = next((parts[n] for n in ("model", "config") if isinstance(parts.get(n), dict)), parts)
-    if not fields.get("num_layers"):
+    if not rows.LAYERS.get(fields):
         raise BadCheckpointError(
-            f"{path}: describes no model: found no num_layers",
+            f"{path}: describes no model: found no {rows.LAYERS.name}",
             "give Megatron-Bridge's run_config.yaml, or a config.json or checkpoint folder",
         )
     own: dict[str, object] = {
-        argument: fields[name]
-        for name, argument in {**{n: n for n in (*_SAME, *FEATURES)}, **_RENAMED}.items()
-        if fields.get(name) is not None
+        argument: fields[name] for name, argument in _MEANT.items() if fields.get(name) is not None
     }
     refuse_unknown({n: value for n, value in own.items() if n in FEATURES}, str(path))
     notes: list[str] = []
     if fields.get("share_embeddings_and_output_weights") is not None:
         shared = fields["share_embeddings_and_output_weights"]
-        own["untie_embeddings_and_output_weights"] = not shared
+        own[rows.UNTIED.name] = not shared
     own |= _activation(fields, path, notes)
-    heads = own.get("num_attention_heads")
-    groups = own.setdefault("num_query_groups", heads)
-    own["group_query_attention"] = groups != heads
-    own.setdefault("max_position_embeddings", own.get("seq_length"))
+    heads = rows.HEADS.get(own)
+    groups = own.setdefault(rows.GROUPS.name, heads)
+    own[rows.GROUPED.name] = groups != heads
+    own.setdefault(rows.MAX_POSITIONS.name, SEQUENCE_LENGTH.get(own))
     absent = {name: value for name, value in _DEFAULTS.items() if own.get(name) is None}
-    if own.get("position_embedding_type", "rope") != "rope":
+    if own.get(rows.POSITIONS.name, "rope") != "rope":
         absent = {name: value for name, value in absent.items() if "rotary" not in name}
     if absent:
         listed = ", ".join(f"{name}={value}" for name, value in absent.items())
@@ -90,13 +96,17 @@ def _activation(fields: Mapping[str, object], path: Path, notes: list[str]) -> d
                 f"{path}: activation_func {name} with a gate, wanted silu",
                 "flmgrow works on models with SwiGLU, GELU or squared ReLU",
             )
-        return {"swiglu": True}
+        return {rows.SWIGLU.name: True}
     kind = _PLAIN.get(name or "gelu")
     if kind is None:
         raise BadCheckpointError(
             f"{path}: activation_func {name}, wanted gelu or squared_relu",
             "flmgrow works on models with SwiGLU, GELU or squared ReLU",
         )
-    fused = fields.get("bias_activation_fusion") and fields.get("add_bias_linear", True)
+    fused = fields.get("bias_activation_fusion") and fields.get(rows.LINEAR_BIAS.name, True)
     tanh = kind == "gelu_tanh" or (kind == "gelu" and bool(fused))
-    return {"swiglu": False, "squared_relu": kind == "squared_relu", "openai_gelu": tanh}
+    return {
+        rows.SWIGLU.name: False,
+        rows.SQUARED_RELU.name: kind == "squared_relu",
+        rows.TANH_GELU.name: tanh,
+    }

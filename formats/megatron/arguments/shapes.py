@@ -13,8 +13,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from shlex import quote
+from typing import Any
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.megatron.arguments import model_rows
+from flmgrow.formats.megatron.arguments.row import ModelArgument
+from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.config import ModelConfig
 
@@ -29,7 +33,13 @@ _FINAL_BIAS = "decoder.final_layernorm.bias"
 _QKV = f"{_LAYERS}self_attention.linear_qkv"
 _PROJ = f"{_LAYERS}self_attention.linear_proj"
 _QUERY_NORM = f"{_LAYERS}self_attention.q_layernorm.weight"
-_POSITION_NAMES = {"learned": "learned_absolute", "xpos": "rope"}
+_SHOWN: tuple[ModelArgument[Any], ...] = (
+    model_rows.LAYERS, model_rows.HIDDEN, model_rows.FFN, PADDED_VOCAB, model_rows.SWIGLU,
+    model_rows.NORM, model_rows.LINEAR_BIAS, model_rows.QK_NORM, model_rows.UNTIED,
+    model_rows.MAX_POSITIONS, model_rows.POSITIONS,
+)  # fmt: skip
+"""What arrays may show to be wrong, one by one."""
+
 _UP, _DOWN = f"{_LAYERS}mlp.linear_fc1", f"{_LAYERS}mlp.linear_fc2"
 
 
@@ -119,21 +129,21 @@ def shown_arguments(stored: StoredShapes) -> dict[str, object]:
         stored.dim(k, d) for k, d in ((_TABLE, 1), (f"{_DOWN}.weight", 1), (f"{_UP}.weight", 0))
     )
     found = {
-        "num_layers": stored.layers,
-        "hidden_size": table,
-        "ffn_hidden_size": ffn,
-        "padded_vocab_size": stored.dim(_TABLE, 0),
-        "swiglu": rows == 2 * ffn if rows and ffn else None,
-        "normalization": "LayerNorm" if _FINAL_BIAS in stored.shapes else "RMSNorm",
-        "add_bias_linear": f"{_PROJ}.bias" in stored.shapes,
-        "add_qkv_bias": f"{_QKV}.bias" in stored.shapes,
-        "qk_layernorm": _QUERY_NORM in stored.shapes,
+        model_rows.LAYERS.name: stored.layers,
+        model_rows.HIDDEN.name: table,
+        model_rows.FFN.name: ffn,
+        PADDED_VOCAB.name: stored.dim(_TABLE, 0),
+        model_rows.SWIGLU.name: rows == 2 * ffn if rows and ffn else None,
+        model_rows.NORM.name: "LayerNorm" if _FINAL_BIAS in stored.shapes else "RMSNorm",
+        model_rows.LINEAR_BIAS.name: f"{_PROJ}.bias" in stored.shapes,
+        model_rows.QKV_BIAS.name: f"{_QKV}.bias" in stored.shapes,
+        model_rows.QK_NORM.name: _QUERY_NORM in stored.shapes,
     }
     if stored.own_head:
-        found["untie_embeddings_and_output_weights"] = _HEAD in stored.shapes
+        found[model_rows.UNTIED.name] = _HEAD in stored.shapes
     if _POSITIONS in stored.shapes:
-        found["position_embedding_type"] = "learned_absolute"
-        found["max_position_embeddings"] = stored.dim(_POSITIONS, 0)
+        found[model_rows.POSITIONS.name] = "learned_absolute"
+        found[model_rows.MAX_POSITIONS.name] = stored.dim(_POSITIONS, 0)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -150,10 +160,10 @@ def shown_heads(stored: StoredShapes, heads: int) -> dict[str, object]:
         return {}
     grouped = groups != heads
     return {
-        "num_attention_heads": heads,
-        "kv_channels": size,
-        "group_query_attention": grouped,
-        "num_query_groups": groups,
+        model_rows.HEADS.name: heads,
+        model_rows.HEAD_DIM.name: size,
+        model_rows.GROUPED.name: grouped,
+        model_rows.GROUPS.name: groups,
     }
 
 
@@ -168,31 +178,20 @@ def check_shapes(
     where: str,
 ) -> None:  # fmt: skip
     """Raise BadCheckpointError, naming file ``where``, if the arrays contradict ``config``."""
-    said: dict[str, object] = {
-        "num_layers": config.layers,
-        "hidden_size": config.hidden,
-        "ffn_hidden_size": config.ffn,
-        "padded_vocab_size": padded_vocab,
-        "swiglu": config.gated,
-        "normalization": "LayerNorm" if config.norm == "layernorm" else "RMSNorm",
-        "add_bias_linear": config.linear_bias,
-        "qk_layernorm": config.qk_norm,
-        "untie_embeddings_and_output_weights": not config.tied,
-        "max_position_embeddings": config.max_positions,
-        "position_embedding_type": _POSITION_NAMES.get(config.positions, config.positions),
-    }
+    said = {row.name: row.value(config) for row in _SHOWN} | {PADDED_VOCAB.name: padded_vocab}
     shown = shown_arguments(stored)
     wrong = {n: shown[n] for n in said if n in shown and shown[n] != said[n] and _told(stored, n)}
-    linear = bool(wrong.get("add_bias_linear", config.linear_bias))
-    biased = bool(shown["add_qkv_bias"])
-    if not linear and biased != bool(arguments.get("add_qkv_bias")) and _told(stored, "add_qkv"):
-        wrong["add_qkv_bias"] = biased
+    linear = bool(wrong.get(model_rows.LINEAR_BIAS.name, config.linear_bias))
+    biased = bool(shown[model_rows.QKV_BIAS.name])
+    said_biased = bool(model_rows.QKV_BIAS.get(arguments))
+    if not linear and biased != said_biased and _told(stored, model_rows.QKV_BIAS.name):
+        wrong[model_rows.QKV_BIAS.name] = biased
     if (
         config.positions == "learned"
         and _TABLE in stored.shapes
         and _POSITIONS not in stored.shapes
     ):
-        wrong["position_embedding_type"] = None
+        wrong[model_rows.POSITIONS.name] = None
     heads = _wrong_heads(stored, config, arguments)
     if not wrong and heads is None:
         return
@@ -210,7 +209,7 @@ def _wanted(value: object) -> object:
     return "rope or none" if value is None else value
 
 
-_HEADS = ("num_attention_heads", "kv_channels", "num_query_groups")
+_HEADS = (model_rows.HEADS.name, model_rows.HEAD_DIM.name, model_rows.GROUPS.name)
 _Heads = tuple[str, dict[str, object]]
 
 
@@ -219,9 +218,9 @@ def _way_out(
 ) -> str:
     doubts = ["the args and the weights do not agree"]
     options = [f"--set-arg {quote(f'{name}={value}')}" for name, value in choices.items()]
-    if wrong.get("position_embedding_type", "") is None:
+    if wrong.get(model_rows.POSITIONS.name, "") is None:
         doubts.append("no array tells which kind of positions it is, rope or none")
-        options.append("--set-arg position_embedding_type=KIND")
+        options.append(f"--set-arg {model_rows.POSITIONS.name}=KIND")
     if heads is not None and not heads[1]:
         doubts.append("no array tells how heads, their size and their groups come to that")
         options += [f"--set-arg {name}=N" for name in _HEADS]
@@ -233,31 +232,31 @@ def _told(stored: StoredShapes, name: str) -> bool:
     nothing.
     """
     anchors = {
-        "normalization": "decoder.final_layernorm.weight",
-        "add_bias_linear": f"{_PROJ}.weight",
-        "add_qkv": f"{_QKV}.weight",
-        "qk_layernorm": f"{_QKV}.weight",
-        "untie_embeddings_and_output_weights": _TABLE,
+        model_rows.NORM.name: "decoder.final_layernorm.weight",
+        model_rows.LINEAR_BIAS.name: f"{_PROJ}.weight",
+        model_rows.QKV_BIAS.name: f"{_QKV}.weight",
+        model_rows.QK_NORM.name: f"{_QKV}.weight",
+        model_rows.UNTIED.name: _TABLE,
     }
     return anchors.get(name, _TABLE) in stored.shapes or name not in anchors
 
 
 def _seen(stored: StoredShapes, name: str) -> str:
     """Say what the arrays show of an argument."""
-    if name == "num_layers":
+    if name == model_rows.LAYERS.name:
         return f"{_LAYERS[:-1]}: {stored.layers} layers are stored"
     keys = {
-        "hidden_size": _TABLE,
-        "padded_vocab_size": _TABLE,
-        "ffn_hidden_size": f"{_DOWN}.weight",
-        "swiglu": f"{_UP}.weight",
-        "normalization": _FINAL_BIAS,
-        "add_bias_linear": f"{_PROJ}.bias",
-        "add_qkv_bias": f"{_QKV}.bias",
-        "qk_layernorm": _QUERY_NORM,
-        "untie_embeddings_and_output_weights": _HEAD,
-        "max_position_embeddings": _POSITIONS,
-        "position_embedding_type": _POSITIONS,
+        model_rows.HIDDEN.name: _TABLE,
+        PADDED_VOCAB.name: _TABLE,
+        model_rows.FFN.name: f"{_DOWN}.weight",
+        model_rows.SWIGLU.name: f"{_UP}.weight",
+        model_rows.NORM.name: _FINAL_BIAS,
+        model_rows.LINEAR_BIAS.name: f"{_PROJ}.bias",
+        model_rows.QKV_BIAS.name: f"{_QKV}.bias",
+        model_rows.QK_NORM.name: _QUERY_NORM,
+        model_rows.UNTIED.name: _HEAD,
+        model_rows.MAX_POSITIONS.name: _POSITIONS,
+        model_rows.POSITIONS.name: _POSITIONS,
     }
     key = keys[name]
     shape = stored.shapes.get(key)
@@ -281,16 +280,16 @@ def _wrong_heads(
         f"columns for queries, {_QKV}.weight {keys} rows for keys"
     )
     options = []
-    if queries != heads * size and arguments.get("kv_channels") is not None:
+    if queries != heads * size and model_rows.HEAD_DIM.get(arguments) is not None:
         options.append(shown_heads(stored, queries // size) if queries >= size else {})
     options.append(shown_heads(stored, heads))
-    fitting = [one for one in options if one and own_size in (None, one["kv_channels"])]
+    fitting = [one for one in options if one and own_size in (None, one[model_rows.HEAD_DIM.name])]
     if len(fitting) != 1:
         return line, {}
     said = {
-        "num_attention_heads": heads,
-        "kv_channels": size,
-        "group_query_attention": groups != heads,
-        "num_query_groups": groups,
+        model_rows.HEADS.name: heads,
+        model_rows.HEAD_DIM.name: size,
+        model_rows.GROUPED.name: groups != heads,
+        model_rows.GROUPS.name: groups,
     }
     return line, {n: value for n, value in fitting[0].items() if value != said[n]}

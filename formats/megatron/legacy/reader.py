@@ -17,7 +17,9 @@ from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.history.training_state import TRAINING
 from flmgrow.formats.layout.placements import Layout, Placement
 from flmgrow.formats.megatron.arguments.given import made_arguments
+from flmgrow.formats.megatron.arguments.layout_rows import PP, TP
 from flmgrow.formats.megatron.arguments.names import FEATURES, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.megatron.arguments.run_rows import DTYPE
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
 from flmgrow.formats.megatron.folders import (
     DISTRIBUTED,
@@ -43,7 +45,7 @@ _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
 )
 _OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
-_MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {"params_dtype"}
+_MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {DTYPE.name}
 
 
 def _rank_files(folder: Path) -> dict[RankKey, Path]:
@@ -237,9 +239,7 @@ def _is_fused(files: Mapping[RankKey, TorchFile]) -> bool:
 
 def _ranks_of(arguments: Mapping[str, object]) -> tuple[object, object]:
     """Return the tensor and pipeline ranks that arguments speak of."""
-    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-    tp, pp = (arguments.get(name) for name in sizes)
-    return tp or 1, pp or 1
+    return TP.get(arguments) or 1, PP.get(arguments) or 1
 
 
 def first_arguments(folder: Path) -> tuple[dict[str, object], str]:

@@ -22,6 +22,7 @@ from flmgrow.formats.dcp.items import DcpItems
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.arguments.given import with_arguments
+from flmgrow.formats.megatron.arguments.run_rows import FORMAT
 from flmgrow.formats.megatron.torch_dist.integrity import check_sum, read_integrity
 from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
 from flmgrow.formats.megatron.unsupported import BACKENDS, Unsupported, plain_dcp
@@ -154,7 +155,7 @@ class DistFolder:
         said = None
         with suppress(BadCheckpointError):
             args = self.items.open_object(objects["args"]).root if "args" in objects else None
-            said = namespace(args).get("ckpt_format")
+            said = FORMAT.get(namespace(args))
         return plain_dcp([*self.metadata.tensors, *objects], said)
 
     def _look(self) -> dict[str, tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.layout.placements import Layout, Placement
 from flmgrow.formats.megatron.arguments.given import corrected, made_arguments
+from flmgrow.formats.megatron.arguments.run_rows import IMPLEMENTATION
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
 from flmgrow.formats.megatron.module_order import module_keys
 from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
@@ -140,7 +141,7 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     vouched = Vouched("--ignore-arg", options.ignored_arguments)
     _refuse_unknown(contents, pieces, vouched)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)
-    fused = arguments.get("transformer_impl") != "local"
+    fused = IMPLEMENTATION.get(arguments) != "local"
     contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
     return Checkpoint(
         path=path,

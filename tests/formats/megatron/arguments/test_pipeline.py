@@ -10,12 +10,8 @@ from strategies import examples, layouts
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.megatron.arguments.pipeline import (
-    layout_text,
-    parse_layout_text,
-    read_layout,
-    written_layout,
-)
+from flmgrow.formats.megatron.arguments.layout_text import layout_text, parse_layout_text
+from flmgrow.formats.megatron.arguments.pipeline import read_layout, written_layout
 
 FIRST, LAST = "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers"
 OLD_FIRST = "num_layers_in_first_pipeline_stage"
