@@ -85,7 +85,7 @@ class Plan:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one must know of the result."""
-        return tuple(self.details.growth.notes)
+        return tuple(str(note) for note in self.details.growth.notes)
 
     @property
     def dropped(self) -> tuple[str, ...]:

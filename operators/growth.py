@@ -8,6 +8,7 @@ counted without a tensor in sight, and executed piece by piece.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import chain, product
 from typing import get_args
 
@@ -18,6 +19,15 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.choices import FreshSecondMoment, Moments, check_choice
+
+
+class Note(StrEnum):
+    """Notes that something asks for by what they are; the value is the sentence itself."""
+
+    MASKED = (
+        "masks: a stock trainer ignores them and would change the function; "
+        "with one, use --method zero or copy"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from flmgrow.operators.choices import (
 )
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.growth import Growth
+from flmgrow.operators.growth import Growth, Note
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width
@@ -193,12 +193,9 @@ def _grown_dimensions(
 
 
 def _notes(grown: Mapping[Dimension, DimensionGrowth]) -> list[str]:
-    notes = []
+    notes: list[str] = []
     if any(part.mask for part in grown.values()):
-        notes.append(
-            "masks: a stock trainer ignores them and would change the function; "
-            "with one, use --method zero or copy"
-        )
+        notes.append(Note.MASKED)
     if changed := [name for name, part in grown.items() if not part.preserves]:
         notes.append(f"{', '.join(changed)}: not function-preserving")
     return notes

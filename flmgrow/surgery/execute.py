@@ -38,7 +38,7 @@ from flmgrow.storage.output import OutputFolder, clear_leftovers
 from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
-from flmgrow.surgery.replicas import check_replicas
+from flmgrow.surgery.replicas import check_mode, check_replicas
 from flmgrow.surgery.states import ModelValues
 
 T = TypeVar("T")
@@ -73,6 +73,9 @@ class Execution:
     init_std: float | None = None
     progress: Progress = lambda _: None
     beside: Callable[[Json], Mapping[str, bytes]] = lambda _: {}
+
+    def __post_init__(self) -> None:
+        check_mode(self.replicated)
 
     @property
     def block_elements(self) -> int:

@@ -7,6 +7,7 @@ number, or a setting of the param groups.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from flmgrow.formats.checkpoint import OptimizerState
 from flmgrow.formats.same_values import text_of
@@ -43,14 +44,26 @@ def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
     )
 
 
-def _settings(state: OptimizerState) -> dict[str, str]:
-    """Return everything an optimizer holds beside the states, by a name for people."""
+class _Setting(NamedTuple):
+    """What an optimizer holds beside the states: a key, of the optimizer or of a param group."""
+
+    key: str
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return self.key if self.group is None else f"{self.key} of param group {self.group}"
+
+
+def _settings(state: OptimizerState) -> dict[_Setting, str]:
+    """Return everything an optimizer holds beside the states, as text."""
     known: dict[int, str] = {}
-    settings = {} if state.step is None else {_STEP: text_of(state.step, known)}
+    settings = {} if state.step is None else {_Setting(_STEP): text_of(state.step, known)}
     for number, group in enumerate(state.groups):
         for key, value in group.items():
-            settings[f"{key} of param group {number}"] = text_of(value, known)
-    return settings | {str(key): text_of(value, known) for key, value in state.other.items()}
+            settings[_Setting(str(key), number)] = text_of(value, known)
+    return settings | {
+        _Setting(str(key)): text_of(value, known) for key, value in state.other.items()
+    }
 
 
 def compare_counted(
@@ -74,7 +87,7 @@ def compare_counted(
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
         return False, "; ".join(wrong[:_SHOWN]) + more
-    steps = sorted({value for name, value in found.items() if name.split()[0] == _STEP})
+    steps = sorted({value for name, value in found.items() if name.key == _STEP})
     moved = source is not None and expected.groups != source.groups and growth.moments != "reset"
     like = "with muP's settings for the new width" if moved else "as in the source"
     return True, f"step {', '.join(steps)}, {len(result.groups)} param groups {like}"

@@ -8,9 +8,13 @@ ones are read, a few MiB at a time, and measured.
 
 import numpy as np
 
-from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
 from flmgrow.model.axes import FloatArray
+from flmgrow.operators.choices import check_choice
+
+MODES = ("check", "rank0")
+"""What may become of copies that differ: refused, or the first rank's taken."""
 
 _WAY_OUT = "replicas have drifted apart; --replicated rank0 takes the first rank's"
 BLOCK = 4 << 20
@@ -48,14 +52,19 @@ def _gap(one: FloatArray, other: FloatArray) -> float:
     return float(np.nan_to_num(gap, nan=np.inf).max())
 
 
+def check_mode(mode: str) -> None:
+    """Raise UsageError if ``mode`` is not a mode that there is."""
+    check_choice("--replicated", mode, MODES)
+
+
 def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> list[str]:
     """Compare all replicas; return a line for each difference where ``mode`` is rank0.
 
     ``of`` names the state that the reader reads, if it is not the weights.
-    Raises BadCheckpointError at the first difference where ``mode`` is check.
+    Raises BadCheckpointError at the first difference where ``mode`` is check, UsageError for an
+    unknown mode.
     """
-    if mode not in ("check", "rank0"):
-        raise UsageError(f"--replicated {mode}: wanted check or rank0")
+    check_mode(mode)
     lines = []
     for first, *others in reader.replicas():
         for other in others:

@@ -38,6 +38,7 @@ from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
+from flmgrow.surgery.replicas import check_mode
 from flmgrow.surgery.weights import BLOCK
 
 BASE_MEMORY = 400 << 20
@@ -72,6 +73,7 @@ class Verification:
     bar: Bar = no_bar
 
     def __post_init__(self) -> None:
+        check_mode(self.replicated)
         needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
         if self.max_memory < needed:
             raise UsageError(

@@ -1,0 +1,29 @@
+"""What is asked of a command is checked where a value holds it, and notes are known by identity."""
+
+import pytest
+from pico import CONFIGS
+
+from flmgrow.errors import UsageError
+from flmgrow.operators.baking import baked
+from flmgrow.operators.growth import Note
+from flmgrow.operators.target import Target, grow, parse_methods
+from flmgrow.surgery.execute import Execution
+from flmgrow.surgery.replicas import MODES
+from flmgrow.surgery.verify import Verification
+
+
+@pytest.mark.parametrize("value", [Execution, Verification])
+def test_replicated_is_a_mode(value: type[Execution] | type[Verification]) -> None:
+    for mode in MODES:
+        assert value(replicated=mode).replicated == mode
+    with pytest.raises(UsageError, match="--replicated rank1: wanted check or rank0"):
+        value(replicated="rank1")
+
+
+def test_baking_drops_the_note_on_masks_alone() -> None:
+    config = CONFIGS["llama"]
+    methods = parse_methods("ffn=mask,depth=stack")
+    target = Target(methods=methods, ffn=2 * config.ffn, layers=2 * config.layers)
+    growth = grow(config, target, config.vocab, config.vocab)
+    assert growth.notes == (Note.MASKED, "depth: not function-preserving")
+    assert baked(growth, {}).notes == ("depth: not function-preserving",)
