@@ -44,11 +44,12 @@ def check_choice(name: str, word: object, words: tuple[str, ...]) -> None:
         raise UsageError(f"{name} {word}: wanted {either(words)}")
 
 
-def no_method(dimension: Dimension, method: str) -> UsageError:
-    """Return the error of a method that ``dimension`` has not."""
-    return UsageError(
-        f"{method!r} is no method for {dimension}", f"one of {', '.join(METHODS[dimension])}"
-    )
+def no_method(dimension: Dimension, method: str, asked: str = "") -> UsageError:
+    """Return the error of a method that ``dimension`` has not; ``asked`` is what asked for it."""
+    hint = f"one of {', '.join(METHODS[dimension])}"
+    if others := [other for other, known in METHODS.items() if method in known]:
+        hint += f"; {method} is for {', '.join(others)} alone: say {others[0]}={method}"
+    return UsageError(f"{asked}{method!r} is no method for {dimension}", hint)
 
 
 def check_methods(methods: Mapping[Dimension, str]) -> None:

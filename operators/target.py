@@ -22,6 +22,7 @@ from flmgrow.operators.choices import (
     NewLayers,
     check_choice,
     check_methods,
+    no_method,
 )
 from flmgrow.operators.depth import grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
@@ -55,10 +56,7 @@ def parse_methods(text: str) -> dict[Dimension, str]:
             ) from None
         for dimension, wanted in chosen.items():
             if wanted not in METHODS[dimension]:
-                raise UsageError(
-                    f"--method {item}: {wanted!r} is no method for {dimension}",
-                    f"one of {', '.join(METHODS[dimension])}",
-                )
+                raise no_method(dimension, wanted, f"--method {item}: ")
         methods.update(chosen)
     return methods
 

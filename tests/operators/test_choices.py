@@ -102,3 +102,10 @@ def test_maps_and_factors_are_numbers_that_make_sense() -> None:
         Mask(Dimension.FFN, {Axis.FFN: source}, ramp_steps=0)
     with pytest.raises(ValueError, match="epsilon"):
         DimensionGrowth({Axis.HIDDEN: AxisMap(4, source)}, eps_factor=0.0)
+
+
+def test_a_method_of_another_dimension_is_led_to_its_own() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_methods("stack")
+    assert caught.value.hint == "one of mask, zero, copy; stack is for depth alone: say depth=stack"
+    assert parse_methods("depth=stack")[Dimension.DEPTH] == "stack"
