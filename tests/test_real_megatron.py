@@ -27,6 +27,8 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.surgery.weights import CheckpointWeights
 
+pytestmark = pytest.mark.slow  # one batch of megatron-core's runs, of two minutes, serves all
+
 VOCAB = 300
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 LAYOUTS = {"tp4": "--tp 4 --pp 1", "vpp": "--tp 1 --pp 2 --vpp 2"}

@@ -320,6 +320,7 @@ def run_megatron(action: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_megatron_core_in_both_directions(tmp_path: Path) -> None:
     pytest.importorskip("megatron.core")
     folder = tmp_path / "saved"
