@@ -13,12 +13,13 @@ NEWER := .venv/megatron-core-0.19
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-exhaustive check demo docs bench clean
+.PHONY: help setup test test-slow test-long test-exhaustive check demo docs bench clean
 
 help:
 	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
 	@echo "make test       the tests, without those that take minutes"
-	@echo "make test-slow  the tests that take minutes"
+	@echo "make test-slow  those that take longer, which CI runs as well"
+	@echo "make test-long  those that take minutes each, with the newest megatron-core beside ours"
 	@echo "make test-exhaustive"
 	@echo "                every combination of what other tests sample"
 	@echo "make check      lint, formatting, types, structure"
@@ -41,8 +42,11 @@ $(STAMP): constraints.txt pyproject.toml
 test: setup
 	@$(PY) -m pytest $(SPREAD) -m "not slow"
 
-test-slow: setup $(NEWER)/.installed
-	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m "slow and not exhaustive"
+test-slow: setup
+	@$(PY) -m pytest $(SPREAD) -m "slow and not long and not exhaustive"
+
+test-long: setup $(NEWER)/.installed
+	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m "long and not exhaustive"
 
 test-exhaustive: setup
 	@$(PY) -m pytest $(SPREAD) -m exhaustive

@@ -165,6 +165,7 @@ def test_a_moved_run_goes_on(
     assert_same(resumed[name], whole[of_kind(name)], tolerance(name, drift))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MOVED_FAR)
 def test_a_run_moved_far_goes_on(
     name: str, whole: Mapping[str, Log], resumed_far: Mapping[str, Log], drift: Mapping[str, float]

@@ -133,6 +133,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return train
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_optimizer_state_megatron_saves_is_read(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str
@@ -153,7 +154,9 @@ def assert_loads(source: Path, tmp_path: Path, layout: str) -> None:
     assert_same_states(source, tmp_path / "loaded")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["plain", *(pytest.param(kind, marks=pytest.mark.long) for kind in [*KINDS][1:])]
+)
 def test_optimizer_state_flmgrow_writes_is_loaded(
     stopped: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:
@@ -180,6 +183,7 @@ BUCKETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BUCKETS)
 def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
     options = ["--steps", "2", "--optimizer", "--distributed-optimizer", *BUCKETS[kind].split()]
@@ -197,6 +201,7 @@ def test_buckets_megatron_saves_are_read(tmp_path: Path, kind: str) -> None:
     flmgrow("verify", tmp_path / "dist", tmp_path / "back")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_both_ways(trained: Path, tmp_path: Path, layout: str) -> None:
     tp, pp, vpp = layout.split()
@@ -219,6 +224,7 @@ def folder_of(checkpoint: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 @needs_newer
 @pytest.mark.parametrize("version", ["0.16", "0.19"])
 @pytest.mark.parametrize("layout", ["1 1 1", "2 2 1"])
@@ -234,6 +240,7 @@ def test_0_19_loads_what_flmgrow_writes(
     assert_same_weights(trained, tmp_path / "out")
 
 
+@pytest.mark.long
 @needs_newer
 def test_0_19_saves_what_flmgrow_reads(tmp_path: Path) -> None:
     options = ["--tp", "2", "--pp", "2", "--steps", "2", "--optimizer"]
@@ -250,6 +257,7 @@ def test_0_19_saves_what_flmgrow_reads(tmp_path: Path) -> None:
     assert run(["verify", str(tmp_path / "dist"), str(tmp_path / "back")]) == 1
 
 
+@pytest.mark.long
 @needs_newer
 def test_0_19_finds_damage_by_the_sums_flmgrow_wrote(trained: Path, tmp_path: Path) -> None:
     options = ["--tp", "1", "--pp", "1", "--format", "torch_dist", "--torch-dist-version", "0.19"]

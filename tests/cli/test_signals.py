@@ -84,6 +84,7 @@ def test_signals_at_random_moments(tmp_path: Path) -> None:
     assert sweep(8, 1, "inspect", source) > 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_signals_at_three_hundred_moments(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "llama")

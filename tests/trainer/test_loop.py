@@ -287,6 +287,7 @@ RESUMED = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision", "file_format"), RESUMED)
 def test_resuming_is_bit_equal_in_every_layout(
@@ -319,6 +320,7 @@ def grown_on_one_rank(data: Path, whole: Path, tmp_path_factory: pytest.TempPath
     return stage
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_grown_checkpoint_goes_on_alike_in_any_layout(

@@ -75,6 +75,7 @@ def run_with_small_buckets(
     )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_overlapping_changes_nothing(name: str, tmp_path: Path) -> None:
@@ -95,6 +96,7 @@ def test_overlapping_changes_nothing(name: str, tmp_path: Path) -> None:
     assert differing <= {"common.pt", "integrity.json"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sums_that_nobody_waits_for_do_not_pass(tmp_path: Path) -> None:
     """The control, in which the first step's sums are not even begun."""

@@ -285,18 +285,21 @@ def layouts(ranks: int) -> list[str]:
     return [name for name, layout in LAYOUTS.items() if layout.ranks == ranks]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", layouts(2))
 def test_two_ranks_train_as_one(bench: Bench, name: str) -> None:
     check_layout(bench, "flm", name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", layouts(2))
 def test_two_ranks_train_as_one_with_grouped_queries(bench: Bench, name: str) -> None:
     check_layout(bench, "llama", name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", layouts(4))
 @pytest.mark.parametrize("arch", STEPPED)
