@@ -17,7 +17,7 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
-	@echo "make test       the tests, without those that take minutes"
+	@echo "make test       the tests, without those that take longer"
 	@echo "make test-slow  those that take longer, which CI runs as well"
 	@echo "make test-long  those that take minutes each, with the newest megatron-core beside ours"
 	@echo "make test-exhaustive"

@@ -24,6 +24,7 @@ from stage_runs import (
 from flmgrow.cli.app import run
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(not NEWER, reason="FLMGROW_MEGATRON_019 names no folder with a wheel in it"),
 ]
