@@ -183,7 +183,7 @@ def _merged(
 def _other_spelling(own: Fields, written: Fields) -> Fields:
     """Return how the other versions of transformers spell a source's rotary positions.
 
-    Only where they are spelt in one of the two ways that :mod:`huggingface_rotary` writes.
+    Only where they are spelt in one of the two ways that ``rotary.py`` writes.
     """
     said = {name: own[name] for name in ROTARY if own.get(name) is not None}
     if not said or not all(name in written for name in said):

@@ -1,6 +1,6 @@
 """Which fields of ``config.json`` must be neutral and which cannot matter, for every family.
 
-``huggingface_config.py`` says how it is used. A field that no rule here explains, and that its
+``config.py`` says how it is used. A field that no rule here explains, and that its
 family does not read, passes if it says nothing (null, false, zero, empty), with a note; else it
 stops the import. The names are those of transformers 4.0 to 5.23, and what published models of the
 supported families carry beside them.

@@ -140,7 +140,7 @@ in its arguments, and Transformer Engine's recipes (2.x).
 
 MENTIONED = CALLED | _names(_ONLY_MENTIONED)
 """What may be named, as a type, a dtype or a factory. Calls of these that a pickler writes, such as
-a set of its members, are data by the time they are read (``inert_calls``).
+a set of its members, are data by the time they are read (``calls.py``).
 """
 
 _GO_THROUGH = frozenset(

@@ -189,7 +189,9 @@ def test_what_a_pickle_makes_is_weighed(
 def test_instructions_that_make_much_of_a_byte(tmp_path: Path, piece: bytes, count: int) -> None:
     """A pickle of a few megabytes whose values would take gigabytes."""
     (tmp_path / "data").write_bytes(hostile_pickle(piece, count))
-    body = "__import__('flmgrow.formats.torch_file.unpickler').formats.inert_pickle.unpickle("
+    body = (
+        "__import__('flmgrow.formats.torch_file.unpickler').formats.torch_file.unpickler.unpickle("
+    )
     said, memory = grown(tmp_path / "data", body + "place.read_bytes(), 'file', {})")
     assert "of memory" in said or "instructions" in said
     assert memory < 1200 << 20

@@ -78,7 +78,7 @@ class ShapeCollector:
 
     What contradicts itself (a layer left out, two shapes under one key) is not told of: whoever
     looks for every single array says it better. Nor is an array with another number of dimensions
-    than its parameter has: its sizes are those of shards (``torch_dist_pieces``), or nobody's.
+    than its parameter has: its sizes are those of shards (``torch_dist/pieces.py``), or nobody's.
     """
 
     def __init__(self, tp: int = 1) -> None:
