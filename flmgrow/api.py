@@ -2,7 +2,8 @@
 
 ``import flmgrow`` gives all of it, and imports what each function needs when it is first used. The
 commands are made of the same functions. Errors are :class:`flmgrow.FlmgrowError`; what is to be
-known of a checkpoint or a plan is in its ``notes``, nothing is printed.
+known of a checkpoint or a plan is in its ``notes``. Nothing is printed, but a note on stderr where
+tidying up after a complete result fails.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.history.manifest import Json
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.given import (
@@ -24,7 +26,7 @@ from flmgrow.given import (
 )
 from flmgrow.hub.publication import Publication
 from flmgrow.model.config import ModelConfig
-from flmgrow.opened import Source, opened, read_options
+from flmgrow.opened import Source, opened, opened_as_recorded, read_options
 from flmgrow.surgery import plan as planning
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
@@ -313,7 +315,7 @@ def verify(
     options = read_options(**(reading or {}))
     with (
         opened(Path(result), None, replace(options, only_missing=True)) as new,
-        opened(Path(source), None, options) as old,
+        _opened_source(Path(source), new, options) as old,
     ):
         how = Verification(
             dtype=computing_dtype(old, new) if dtype is None else dtype,
@@ -326,6 +328,15 @@ def verify(
             max_memory=max_memory,
         )
         return Verdict(run(old, new, how))
+
+
+def _opened_source(path: Path, result: Checkpoint, options: ReadOptions) -> Checkpoint:
+    """Open a source with the arguments that are given, or else recorded in ``result``."""
+    if options.given_arguments:
+        return opened(path, None, options)
+    return opened_as_recorded(
+        result, lambda given: opened(path, None, replace(options, given_arguments=given or {}))
+    )
 
 
 def load_model(

@@ -1,5 +1,6 @@
 """Opening a checkpoint, wherever it is, and looking at it: its model, its layout, its tensors."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ class LogicalArray:
         return dict(zip(self.axes, self.values.shape, strict=True))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self.values, dtype=dtype, copy=bool(copy))
+        return np.array(self.values, dtype=dtype, copy=copy)
 
 
 class Source:
@@ -186,3 +187,21 @@ def opened(path: Path, iteration: int | None, options: ReadOptions) -> Checkpoin
     """Open the checkpoint at ``path``, fetched first if it is on the Hub."""
     folder, origin = local_folder(path)
     return replace(open_checkpoint(folder, iteration, options), hub=origin)
+
+
+def opened_as_recorded(
+    result: Checkpoint, open_source: Callable[[Mapping[str, object] | None], Checkpoint]
+) -> Checkpoint:
+    """Open a source as it was read when ``result`` was made from it.
+
+    ``open_source`` opens it with given arguments, or with None as it stands: so it is opened if
+    the manifest of ``result`` records none, or is of another source.
+    """
+    said = (manifest_of(result) or {}).get("source") or {}
+    if not said.get("arguments"):
+        return open_source(None)
+    source = open_source(said["arguments"])
+    if said["digest"] == source.contents.digest():
+        return source
+    source.close()
+    return open_source(None)

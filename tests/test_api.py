@@ -16,6 +16,7 @@ from hf_folders import make_folder
 from pico import CONFIGS, logical_weights, make_checkpoint
 
 import flmgrow
+from flmgrow.given import ReadOptionsGiven
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "python.md"
 
@@ -92,6 +93,27 @@ def test_what_it_writes_is_what_the_command_writes(tmp_path: Path) -> None:
     wanted, found = all_files(tmp_path / "command"), all_files(tmp_path / "api")
     assert found.keys() == wanted.keys()
     assert [name for name in wanted if wanted[name] != found[name]] == []
+
+
+def test_tensors_become_arrays_of_any_dtype(tmp_path: Path) -> None:
+    with flmgrow.open(make_checkpoint(tmp_path / "a", "llama")) as source:
+        found = source.tensor("up", 0)
+    assert np.asarray(found) is found.values
+    assert np.asarray(found, dtype=np.float32).dtype == np.float32
+    copied = np.array(found)
+    copied += 1
+    assert not np.array_equal(copied, found.values)
+
+
+def test_verify_reads_a_source_as_it_was_read_for_its_result(tmp_path: Path) -> None:
+    """Its manifest records the arguments that were given in the place of missing ones."""
+    source = make_checkpoint(tmp_path / "a", "llama", num_attention_heads=7)
+    given: ReadOptionsGiven = {"set_arguments": {"num_attention_heads": 8}}
+    flmgrow.reshard(source, tmp_path / "b", tp=2, reading=given)
+    assert flmgrow.verify(source, tmp_path / "b").proven
+    assert flmgrow.verify(source, tmp_path / "b", reading=given).proven
+    with pytest.raises(flmgrow.BadCheckpointError):
+        flmgrow.open(source)
 
 
 def test_a_plan_prints_itself_and_is_data(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import manifest_of
+from flmgrow.opened import opened_as_recorded
 
 if TYPE_CHECKING:
     import torch
@@ -138,14 +138,9 @@ def verify(
 
 def _open_source(reading: Reading, path: Path, result: Checkpoint) -> Checkpoint:
     """Open the source as it was read when the result was made from it, unless the user says how."""
-    recorded = ((manifest_of(result) or {}).get("source") or {}).get("arguments")
-    if not recorded or reading.set_arg or reading.args_from:
+    if reading.set_arg or reading.args_from:
         return reading.open(path)
-    source = reading.open(path, given=recorded)
-    if (manifest_of(result) or {})["source"]["digest"] == source.contents.digest():
-        return source
-    source.close()
-    return reading.open(path)
+    return opened_as_recorded(result, lambda given: reading.open(path, given=given))
 
 
 def _lines(verdict: "Verdict") -> list[str]:

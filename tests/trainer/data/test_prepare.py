@@ -306,18 +306,15 @@ def wait_for_end(processes: list[int]) -> None:
                 time.sleep(0.01)
 
 
+def command_for(path: Path) -> list[str]:
+    """The command on ``path``, but for where to."""
+    prepare = ["data", "prepare", str(path), "--tokenizer", "bytes"]
+    return [sys.executable, "-m", "flmgrow", *prepare]
+
+
 def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
     path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
-    command = [
-        sys.executable,
-        "-m",
-        "flmgrow",
-        "data",
-        "prepare",
-        str(path),
-        "--tokenizer",
-        "bytes",
-    ]
+    command = command_for(path)
     out, whole = tmp_path / "out", tmp_path / "whole"
     parts = tmp_path / ".out.flmgrow" / "data" / "parts"
     process = subprocess.Popen([*command, str(out), "--workers", "2"], stdout=subprocess.DEVNULL)
@@ -344,16 +341,7 @@ def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
 def test_an_interrupted_run_ends_in_two_lines(kind: int, code: int, tmp_path: Path) -> None:
     """The whole group gets the signal, as from a keyboard, while workers start."""
     path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
-    command = [
-        sys.executable,
-        "-m",
-        "flmgrow",
-        "data",
-        "prepare",
-        str(path),
-        "--tokenizer",
-        "bytes",
-    ]
+    command = command_for(path)
     process = subprocess.Popen(
         [*command, str(tmp_path / "out"), "--workers", "2"],
         stdout=subprocess.DEVNULL,
