@@ -6,37 +6,31 @@ list of abilities, and it cannot be wrong.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import cast
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
-from flmgrow.formats.fields import ArgumentReader, shown
+from flmgrow.formats.fields import shown
 from flmgrow.formats.huggingface.families import FAMILIES, Family
-from flmgrow.formats.huggingface.field_names import NEUTRAL, PRIVATE, ROTARY, is_harmless
-from flmgrow.formats.huggingface.parts import FULL_ATTENTION
-from flmgrow.formats.huggingface.quantized import ENTRIES
+from flmgrow.formats.huggingface.fields.names import (
+    ARCHITECTURES,
+    BEGIN,
+    END,
+    MODEL_TYPE,
+    ROWS,
+    is_harmless,
+)
+from flmgrow.formats.huggingface.fields.rotary_rows import ROTARY_ROWS
+from flmgrow.formats.huggingface.fields.row import FieldReader, Fields
+from flmgrow.formats.huggingface.fields.switch_rows import OTHER_MODELS
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
 
-_LEFT = {*PRIVATE, *ENTRIES}
 CONFIG_FILE = "config.json"
-Fields = Mapping[str, object]
-NO_IDS: Fields = MappingProxyType({"bos_token_id": None, "eos_token_id": None})
-
-
-_OTHER_KINDS = {
-    "models of pictures or sound are not supported: give the folder of a text model alone": (
-        "vision_config", "audio_config", "text_config",
-    ),
-    "mixtures of experts are not supported": (
-        "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
-    ),
-    "models with an encoder are not supported": ("is_encoder_decoder", "encoder_layers"),
-}  # fmt: skip
-"""What a model of no family is instead, by fields that only such models have."""
+NO_IDS: Fields = MappingProxyType({BEGIN.name: None, END.name: None})
+_ROTARY = frozenset(row.name for row in ROTARY_ROWS)
 
 
 def family_of(fields: Fields, where: str) -> Family:
@@ -44,16 +38,25 @@ def family_of(fields: Fields, where: str) -> Family:
 
     Raises BadCheckpointError.
     """
-    name = fields.get("model_type")
+    name = MODEL_TYPE.get(fields)
     if not isinstance(name, str) or name not in FAMILIES:
         raise BadCheckpointError(
-            f"{where}: model_type: found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
+            f"{where}: {MODEL_TYPE.name}: found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
             next(
-                (hint for hint, names in _OTHER_KINDS.items() if any(map(fields.get, names))),
+                (
+                    kind
+                    for kind in OTHER_MODELS
+                    if any(_tells(n, v, kind) for n, v in fields.items())
+                ),
                 "flmgrow knows only these families",
             ),
         )
     return FAMILIES[name]
+
+
+def _tells(name: str, value: object, kind: str) -> bool:
+    """Whether a field tells that a model is of a ``kind`` that flmgrow does not have."""
+    return bool(value) and name in ROWS and ROWS[name].changes == kind
 
 
 def vouched_fields(options: ReadOptions) -> Vouched:
@@ -69,12 +72,12 @@ def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
     """
     vouched = vouched_fields(options)
     kept = {name: value for name, value in fields.items() if not vouched.covers(name)}
-    wanted, declared = options.max_positions, kept.get(family.positions)
+    wanted, declared = options.max_positions, family.positions.get(kept)
     if wanted is None:
         return kept
     if isinstance(declared, int) and wanted > declared:
         raise UsageError(f"--max-position-embeddings {wanted}: the model is for {declared}")
-    return {**kept, family.positions: wanted}
+    return {**kept, family.positions.name: wanted}
 
 
 def read_fields(
@@ -86,7 +89,7 @@ def read_fields(
     """
     kept = seen(family, fields, options)
     strange = {name: value for name, value in kept.items() if value and _is_strange(family, name)}
-    strange |= {n: v for n, v in kept.items() if n in NEUTRAL and not _is_neutral(family, n, v)}
+    strange |= {name: value for name, value in kept.items() if _is_switched(family, name, value)}
     if strange:
         listed = "; ".join(f"{name}: found {shown(value)}" for name, value in strange.items())
         raise BadCheckpointError(
@@ -98,7 +101,7 @@ def read_fields(
     if config.positions == "learned" and options.max_positions is not None:
         raise UsageError(
             f"--max-position-embeddings {options.max_positions}: the model has a table of "
-            f"{fields.get(family.positions)} positions",
+            f"{family.positions.get(fields)} positions",
             "leave it out: shorter texts need nothing else",
         )
     return config
@@ -110,19 +113,26 @@ def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
     Raises BadCheckpointError for a malformed field.
     """
     try:
-        return family.read(ArgumentReader(fields, where, prefix=""))
+        return family.read(FieldReader(fields, where, family.name))
     except UsageError as error:
         raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
 
 
 def _is_strange(family: Family, name: str) -> bool:
     """Whether no rule says anything about a field."""
-    told = name in family.understood or name in NEUTRAL or name in family.fixed
+    told = name in family.understood or name in family.fixed or _has_neutral(name)
     return not told and not is_harmless(name)
 
 
-def _is_neutral(family: Family, name: str, value: object) -> bool:
-    return name in family.understood or family.is_plain(name, value)
+def _has_neutral(name: str) -> bool:
+    return name in ROWS and ROWS[name].neutral is not None
+
+
+def _is_switched(family: Family, name: str, value: object) -> bool:
+    """Whether a field that the family does not use has a value that matters."""
+    if name in family.understood or not _has_neutral(name):
+        return False
+    return not family.is_plain(name, value)
 
 
 def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> list[str]:
@@ -167,16 +177,14 @@ def _merged(
     written out.
     """
     before, after = family.write(old), family.write(config)
-    kept = {name: value for name, value in own.items() if name not in _LEFT}
+    kept = {n: value for n, value in own.items() if n not in ROWS or not ROWS[n].private}
     changed = {
         name: value
         for name, value in after.items()
-        if name not in ROTARY and (own.get(name) is None or before[name] != value)
+        if name not in _ROTARY and (own.get(name) is None or before[name] != value)
     }
-    if isinstance(own.get("layer_types"), list) and config.layers != old.layers:
-        changed["layer_types"] = [FULL_ATTENTION] * config.layers
-    if "n_ctx" in own:
-        changed["n_ctx"] = config.max_positions
+    grown = {n: row.grown for n, row in ROWS.items() if n in own and row.grown is not None}
+    changed |= {name: follow(own[name], old, config) for name, follow in grown.items()}
     return {**ids, **_other_spelling(own, after), **kept, **changed}
 
 
@@ -185,16 +193,16 @@ def _other_spelling(own: Fields, written: Fields) -> Fields:
 
     Only where they are spelt in one of the two ways that ``rotary.py`` writes.
     """
-    said = {name: own[name] for name in ROTARY if own.get(name) is not None}
+    said = {name: own[name] for name in _ROTARY if own.get(name) is not None}
     if not said or not all(name in written for name in said):
         return {}
-    return {name: written[name] for name in written if name in ROTARY and name not in said}
+    return {name: written[name] for name in written if name in _ROTARY and name not in said}
 
 
 def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:
     return {
-        "architectures": [family.architecture],
-        "model_type": family.name,
+        ARCHITECTURES.name: [family.architecture],
+        MODEL_TYPE.name: family.name,
         **family.fixed,
         **family.write(config),
         **ids,
@@ -216,10 +224,10 @@ def written_fields(
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(f"--family {name}: unknown", f"one of {', '.join(FAMILIES)}")
-    kept = own is not None and name in (None, own[0]["model_type"])
+    kept = own is not None and name in (None, own[0][MODEL_TYPE.name])
     options = options if kept else AS_STORED
     if own is not None and kept:
-        family = FAMILIES[cast(str, own[0]["model_type"])]
+        family = FAMILIES[cast(str, own[0][MODEL_TYPE.name])]
         candidates = {family.name: _merged(family, config, ids, *own)}
     else:
         names = FAMILIES if name is None else [name]
@@ -228,7 +236,7 @@ def written_fields(
     for each, fields in candidates.items():
         reasons[each] = _unsaid(FAMILIES[each], seen(FAMILIES[each], fields, options), config)
         if not reasons[each]:
-            architecture = {"architectures": [FAMILIES[each].architecture]}
+            architecture = {ARCHITECTURES.name: [FAMILIES[each].architecture]}
             return FAMILIES[each], {**fields, **architecture}
     listed = "; ".join(f"{each} cannot say {reason}" for each, reason in reasons.items())
     raise UsageError(

@@ -1,16 +1,13 @@
-"""FLM's fields in ``config.json``, as FLM-101B's was published, to ``ModelConfig`` and back.
-
-Logits are multiplied by ``output_mult / mup_scale_factor``, which is a model's logit factor if the
-scale factor is the width over the base width. ``head_dim``, ``rotary_interleaved`` and
-``rotary_xpos_centre`` are fields of our own; the code that an export ships reads them.
-"""
+"""FLM's ``config.json`` to ``ModelConfig``."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.fields import MAX_LAYERS, ArgumentReader
-from flmgrow.formats.huggingface.parts import activation_name, exact_heads, read_activation
+from flmgrow.formats.huggingface.fields import flm_rows as own
+from flmgrow.formats.huggingface.fields import model_rows as rows
+from flmgrow.formats.huggingface.fields.row import Field, FieldReader
+from flmgrow.formats.huggingface.parts import exact_heads, read_activation
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 
 CODE: Mapping[str, str] = {
@@ -20,117 +17,71 @@ CODE: Mapping[str, str] = {
 }
 """Which class of which shipped file each of transformers' automatic classes stands for."""
 
-MAX_WIDTH = 1 << 30
-"""More is taken for damage, before it is divided by."""
 
-FIELDS = frozenset(
-    """
-    vocab_size n_embd n_inner n_layer n_head n_positions head_dim activation_function
-    layer_norm_epsilon relative_encoding rotary_theta rotary_interleaved rotary_use_xpos
-    rotary_xpos_scale_base rotary_xpos_centre scale_attn_weights scale_attn_by_inverse_layer_idx
-    use_mup mup_base_width mup_scale_factor input_mult output_mult tie_word_embeddings
-    """.split()
-)
-
-
-def _positive(reader: ArgumentReader, name: str, default: float) -> float:
-    value = reader.number(name, default)
+def _positive(reader: FieldReader, field: Field[float]) -> float:
+    value = field.read(reader)
     if value <= 0:
         raise BadCheckpointError(
-            f"{reader.where}: {name}: found {value:g}, wanted a positive number"
+            f"{reader.where}: {field.name}: found {value:g}, wanted a positive number"
         )
     return value
 
 
-def _rotary(reader: ArgumentReader) -> RotarySettings:
+def _rotary(reader: FieldReader) -> RotarySettings:
     return RotarySettings(
-        base=_positive(reader, "rotary_theta", 10000.0),
-        interleaved=reader.flag("rotary_interleaved"),
-        xpos_scale_base=_positive(reader, "rotary_xpos_scale_base", 512.0),
-        xpos_centre=reader.optional_integer("rotary_xpos_centre") or 0,
+        base=_positive(reader, own.THETA),
+        interleaved=own.INTERLEAVED.read(reader),
+        xpos_scale_base=_positive(reader, own.XPOS_SCALE_BASE),
+        xpos_centre=own.XPOS_CENTRE.read(reader) or 0,
     )
 
 
-def _scale_factor(hidden: int, base: int | None) -> float:
-    return 1.0 if base is None else hidden / base
-
-
-def _multipliers(reader: ArgumentReader, hidden: int) -> Multipliers:
+def _multipliers(reader: FieldReader, hidden: int) -> Multipliers:
     scores = Multipliers(
-        attention=None if reader.flag("scale_attn_weights", default=True) else 1.0,
-        attention_by_inverse_layer=reader.flag("scale_attn_by_inverse_layer_idx"),
+        attention=None if rows.SCALED.read(reader) else 1.0,
+        attention_by_inverse_layer=rows.BY_INVERSE_LAYER.read(reader),
     )
-    if not reader.flag("use_mup"):
+    if not own.USE_MUP.read(reader):
         return scores
-    base = None
-    if reader.arguments.get("mup_base_width") is not None:
-        base = reader.integer("mup_base_width", most=MAX_WIDTH)
-    wanted = _scale_factor(hidden, base)
-    if (found := reader.number("mup_scale_factor", wanted)) != wanted:
+    base = own.BASE_WIDTH.read(reader)
+    wanted = own.scale_factor(hidden, base)
+    if (found := own.SCALE_FACTOR.read(reader, wanted)) != wanted:
         raise BadCheckpointError(
-            f"{reader.where}: mup_scale_factor: found {found:g}, wanted n_embd / mup_base_width "
-            f"({wanted:g})",
+            f"{reader.where}: {own.SCALE_FACTOR.name}: found {found:g}, wanted "
+            f"{rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",
             "only such a factor can follow the width when the model grows",
         )
     return replace(
         scores,
-        embedding=reader.number("input_mult", 1.0),
-        output=reader.number("output_mult", 1.0),
+        embedding=own.INPUT.read(reader),
+        output=own.OUTPUT.read(reader),
         mup_base_width=base,
     )
 
 
-def read_flm(reader: ArgumentReader) -> ModelConfig:
+def read_flm(reader: FieldReader) -> ModelConfig:
     """Return the model that an FLM's ``config.json`` describes. Raises BadCheckpointError.
 
     Fields that are not there have the defaults of the shipped ``FLMConfig``.
     """
-    hidden, heads = reader.integer("n_embd", most=MAX_WIDTH), reader.integer("n_head")
-    given = reader.arguments.get("head_dim") is not None
-    reader.choice("relative_encoding", ("rotary",), "rotary")
+    hidden, heads = rows.N_EMBD.read(reader), rows.N_HEAD.read(reader)
+    given = rows.HEAD_DIM.get(reader.arguments) is not None
+    own.ENCODING.read(reader)
     return ModelConfig(
-        layers=reader.integer("n_layer", most=MAX_LAYERS),
+        layers=rows.N_LAYER.read(reader),
         hidden=hidden,
-        ffn=reader.integer("n_inner", 4 * hidden),
+        ffn=rows.N_INNER.read(reader, 4 * hidden),
         kv_groups=heads,
         queries_per_group=1,
-        head_dim=reader.integer("head_dim") if given else exact_heads(reader, "n_embd", "n_head"),
-        vocab=reader.integer("vocab_size"),
-        max_positions=reader.integer("n_positions"),
-        norm_eps=reader.number("layer_norm_epsilon", 1e-5),
-        activation=read_activation(reader, "activation_function", "gelu_fast"),
-        tied=reader.flag("tie_word_embeddings", default=True),
-        positions="xpos" if reader.flag("rotary_use_xpos") else "rope",
+        head_dim=(
+            rows.HEAD_DIM.read(reader) if given else exact_heads(reader, rows.N_EMBD, rows.N_HEAD)
+        ),
+        vocab=rows.VOCAB.read(reader),
+        max_positions=rows.N_POSITIONS.read(reader),
+        norm_eps=rows.LAYER_NORM_EPSILON.read(reader),
+        activation=read_activation(reader, rows.ACTIVATION_FUNCTION),
+        tied=rows.TIED.read(reader),
+        positions="xpos" if own.USE_XPOS.read(reader) else "rope",
         rotary=_rotary(reader),
         multipliers=_multipliers(reader, hidden),
     )
-
-
-def write_flm(config: ModelConfig) -> dict[str, object]:
-    """Return the fields for ``config``; what has no field is left out."""
-    factors = config.multipliers
-    return {
-        "vocab_size": config.vocab,
-        "n_embd": config.hidden,
-        "n_inner": config.ffn,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_positions": config.max_positions,
-        "head_dim": config.head_dim,
-        "activation_function": activation_name(config),
-        "layer_norm_epsilon": config.norm_eps,
-        "relative_encoding": "rotary",
-        "rotary_theta": config.rotary.base,
-        "rotary_interleaved": config.rotary.interleaved,
-        "rotary_use_xpos": config.positions == "xpos",
-        "rotary_xpos_scale_base": config.rotary.xpos_scale_base,
-        "rotary_xpos_centre": config.rotary.xpos_centre,
-        "scale_attn_weights": factors.attention != 1.0,
-        "scale_attn_by_inverse_layer_idx": factors.attention_by_inverse_layer,
-        "use_mup": (factors.embedding, factors.output, factors.mup_base_width) != (1, 1, None),
-        "mup_base_width": factors.mup_base_width,
-        "mup_scale_factor": _scale_factor(config.hidden, factors.mup_base_width),
-        "input_mult": factors.embedding,
-        "output_mult": factors.output,
-        "tie_word_embeddings": config.tied,
-    }

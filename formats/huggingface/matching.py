@@ -15,6 +15,7 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError
 from flmgrow.formats.huggingface.config import model_of, seen
 from flmgrow.formats.huggingface.contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.fields.model_rows import LAYERS, N_LAYER, TIED
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.layout.placements import Layout, Placement, placements
 from flmgrow.formats.reading import DTYPES, Piece
@@ -24,12 +25,12 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors
 
 WAYS_OUT = (
-    "config.json shares one table (tie_word_embeddings) beside a head of its own: transformers 5 "
+    f"config.json shares one table ({TIED.name}) beside a head of its own: transformers 5 "
     "computes with that head, which --untie keeps; transformers 4 with the table, which --tie keeps"
 )
 _DISAGREE = "config.json and the weights do not agree: copy both again, from one save"
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.([0-9]{1,6})\..*")
-_LAYERS = ("num_hidden_layers", "n_layer")
+_LAYERS = (LAYERS.name, N_LAYER.name)
 _SAMPLE = 1 << 12
 
 

@@ -1,58 +1,53 @@
 """What several families of transformers say in the same way: heads, activations, windows."""
 
-from collections.abc import Mapping
 from typing import cast
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.fields import ArgumentReader, shown
-from flmgrow.model.config import Activation, ModelConfig
-
-ACTIVATIONS: Mapping[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-}
-"""By transformers' name; the first of several is the one that is written."""
-
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
-"""The kinds of layers there may be among ``layer_types``."""
+from flmgrow.formats.fields import shown
+from flmgrow.formats.huggingface.fields import model_rows as rows
+from flmgrow.formats.huggingface.fields.model_rows import FULL_ATTENTION, SLIDING_ATTENTION
+from flmgrow.formats.huggingface.fields.row import Field, FieldReader
+from flmgrow.formats.huggingface.fields.switch_rows import WINDOWS
+from flmgrow.model.config import Activation
 
 _TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 _SHORTER = "--max-position-embeddings"
 
 
-def grouped_heads(reader: ArgumentReader, name: str, groups: str) -> tuple[int, int]:
+def grouped_heads(reader: FieldReader) -> tuple[int, int]:
     """Return (groups, queries per group); without a number of groups, there is one per head."""
-    heads = reader.integer(name)
-    count = reader.integer(groups, heads)
+    heads = rows.HEADS.read(reader)
+    count = rows.GROUPS.read(reader, heads)
     if heads % count:
         raise BadCheckpointError(
-            f"{reader.where}: {groups}: found {count}, which does not divide {name} {heads}"
+            f"{reader.where}: {rows.GROUPS.name}: found {count}, which does not divide "
+            f"{rows.HEADS.name} {heads}"
         )
     return count, heads // count
 
 
-def exact_heads(reader: ArgumentReader, hidden: str, heads: str) -> int:
+def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> int:
     """Return the size of a head where the heads together are as wide as the model."""
-    width, count = reader.integer(hidden), reader.integer(heads)
+    width, count = hidden.read(reader), heads.read(reader)
     if width % count:
         raise BadCheckpointError(
-            f"{reader.where}: {hidden}: found {width}, wanted a multiple of {heads} {count}"
+            f"{reader.where}: {hidden.name}: found {width}, wanted a multiple of {heads.name} "
+            f"{count}"
         )
     return width // count
 
 
-def refuse_window(reader: ArgumentReader, default: int | None) -> None:
+def refuse_window(reader: FieldReader) -> None:
     """Raise BadCheckpointError for attention that does not reach as far as the positions."""
-    length = reader.integer("max_position_embeddings")
-    window = reader.arguments.get("sliding_window", default)
-    used = reader.flag("use_sliding_window", default=default is not None) and window is not None
-    types = reader.arguments.get("layer_types")
+    length = rows.MAX_POSITIONS.read(reader)
+    window = rows.WINDOW.read(reader)
+    used = rows.USE_WINDOW.read(reader) and window is not None
+    types = rows.LAYER_TYPES.read(reader)
     known = _TYPES if window is not None else (FULL_ATTENTION,)
     if types is not None and (not isinstance(types, list) or any(t not in known for t in types)):
         raise BadCheckpointError(
-            f"{reader.where}: layer_types: found {shown(types)}, wanted full_attention only",
+            f"{reader.where}: {rows.LAYER_TYPES.name}: found {shown(types)}, wanted "
+            f"{FULL_ATTENTION} only",
             "attention of other kinds is not supported",
         )
     if not used and SLIDING_ATTENTION not in (types or ()):
@@ -61,21 +56,15 @@ def refuse_window(reader: ArgumentReader, default: int | None) -> None:
     if not whole or cast(int, window) < length:
         way = (
             f"; it does not touch texts that fit into the window: pass {_SHORTER} {window}, which "
-            f"reads max_position_embeddings as {window}"
+            f"reads {rows.MAX_POSITIONS.name} as {window}"
         )
         raise BadCheckpointError(
-            f"{reader.where}: sliding_window: found {shown(window)}, wanted null or at least "
-            f"max_position_embeddings ({length})",
-            f"attention in windows is not supported{way if whole else ''}",
+            f"{reader.where}: {rows.WINDOW.name}: found {shown(window)}, wanted null or at least "
+            f"{rows.MAX_POSITIONS.name} ({length})",
+            f"{WINDOWS}{way if whole else ''}",
         )
 
 
-def read_activation(reader: ArgumentReader, name: str, default: str) -> Activation:
-    """Return the activation that field ``name`` names."""
-    return ACTIVATIONS[reader.choice(name, ACTIVATIONS, default)]
-
-
-def activation_name(config: ModelConfig) -> str:
-    """Return transformers' name of the model's activation; of another one if it has none."""
-    names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation]
-    return names[0] if names else "gelu"
+def read_activation(reader: FieldReader, field: Field[str]) -> Activation:
+    """Return the activation that ``field`` names."""
+    return rows.ACTIVATIONS[field.read(reader)]

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
+from flmgrow.formats.huggingface.fields.switch_rows import QUANTIZED
 from flmgrow.formats.huggingface.safetensors_file import DTYPES, StoredTensor
 from flmgrow.formats.vouched import Vouched
-
-ENTRIES = ("quantization_config", "compression_config", "quantization")
-"""Fields of ``config.json`` that say how weights are quantized: what is written never is."""
 
 _CODES = (
     ".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv",
@@ -30,7 +28,7 @@ _WAY_OUT = (
 
 
 def _entry(fields: Mapping[str, object]) -> tuple[str, object] | None:
-    return next(((name, fields[name]) for name in ENTRIES if fields.get(name)), None)
+    return next(((row.name, row.get(fields)) for row in QUANTIZED if row.get(fields)), None)
 
 
 def _method(value: object) -> str:

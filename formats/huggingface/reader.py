@@ -14,6 +14,7 @@ from flmgrow.formats.huggingface.config import (
 )
 from flmgrow.formats.huggingface.contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.fields.model_rows import TIED, VOCAB
 from flmgrow.formats.huggingface.matching import (
     WAYS_OUT,
     TensorPiece,
@@ -50,7 +51,7 @@ def _companions(contents: HuggingFaceFolder, family: Family, where: str) -> Comp
     beside = contents.beside()
     names = [*beside["generation"], *beside["tokenizer"]]
     usual = dict(zip(IDS, family.usual_ids, strict=False))
-    rows = contents.fields.get("vocab_size")
+    rows = VOCAB.get(contents.fields)
     small = isinstance(rows, int) and any(i is not None and i >= rows for i in usual.values())
     ids = {**({} if small else usual), **known_ids(contents.fields, where)}
     return Companions({name: contents.folder / name for name in names}, ids)
@@ -77,7 +78,7 @@ def _notes_on_head(head: str, untie: bool | None) -> Iterator[str]:
     """Tell what became of a head that is stored though the model shares its table."""
     if untie is not None:
         did = "is kept as the model's own (--untie)" if untie else "is passed over (--tie)"
-        yield f"{head} {did}; {CONFIG} says that it is the embedding (tie_word_embeddings)"
+        yield f"{head} {did}; {CONFIG} says that it is the embedding ({TIED.name})"
 
 
 def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:

@@ -1,29 +1,35 @@
-"""Rotary positions in ``config.json``, where they have been written in three ways.
-
-At the top level (``rope_theta``, in GPT-NeoX ``rotary_emb_base`` and ``rotary_pct``) with a
-``rope_scaling`` beside it; or, since transformers 5, all in ``rope_parameters``, which version 4
-passes over for the usual base of 10000. So both ways are written.
-"""
+"""Reading rotary positions, wherever in ``config.json`` they are said."""
 
 from collections.abc import Mapping, Sequence
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import ArgumentReader, shown
+from flmgrow.formats.huggingface.fields.model_rows import MAX_POSITIONS
+from flmgrow.formats.huggingface.fields.rotary_rows import (
+    BASE,
+    BASES,
+    FACTOR,
+    KIND,
+    LLAMA3,
+    OLDER_KIND,
+    ORIGINAL,
+    PARTIAL,
+    ROPE_PARAMETERS,
+    ROPE_SCALING,
+    ROPE_THETA,
+    SHARES,
+)
+from flmgrow.formats.huggingface.fields.row import Field, FieldReader
+from flmgrow.formats.huggingface.fields.switch_rows import PART_ROTATED
 from flmgrow.model.config import RotarySettings
 
-_LLAMA3: Mapping[str, float] = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Llama 3's constants: Megatron-LM has no argument for them."""
-
-_NAMES = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-_PARAMETERS: Mapping[str, frozenset[str]] = {
+_NAMES = frozenset({KIND, OLDER_KIND, ROPE_THETA.name, PARTIAL.name})
+_ENTRIES: Mapping[str, frozenset[str]] = {
     "default": _NAMES,
-    "linear": _NAMES | {"factor"},
-    "llama3": _NAMES | {"factor", *_LLAMA3},
+    "linear": _NAMES | {FACTOR},
+    "llama3": _NAMES | {FACTOR, *LLAMA3},
 }
+"""What there may be among the parameters of each kind."""
 
 _DYNAMIC = (
     "it does not touch texts of up to max_position_embeddings: for those, in a copy of the folder, "
@@ -36,75 +42,75 @@ _OTHER_SCALING = (
 """The ways out of kinds that are not read. ``dynamic`` raises the base for longer texts alone."""
 
 
-def _parameters(reader: ArgumentReader) -> tuple[str, Mapping[str, object]]:
+def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
     """Return the field that holds the parameters, and them; nothing if there is none."""
-    given = [n for n in ("rope_parameters", "rope_scaling") if reader.arguments.get(n) is not None]
-    if len(given) > 1 and len({_plain(reader.arguments[name]) for name in given}) > 1:
+    told = {row.name: row.read(reader) for row in (ROPE_PARAMETERS, ROPE_SCALING)}
+    given = {name: value for name, value in told.items() if value is not None}
+    if len({_plain(value) for value in given.values()}) > 1:
         raise BadCheckpointError(f"{reader.where}: {' and '.join(given)} differ")
-    if not given:
-        return "rope_scaling", {}
-    value = reader.arguments[given[0]]
-    if not isinstance(value, dict):
-        raise BadCheckpointError(
-            f"{reader.where}: {given[0]}: found {shown(value)}, wanted an object"
-        )
-    return given[0], value
+    for name, value in given.items():
+        if not isinstance(value, dict):
+            raise BadCheckpointError(
+                f"{reader.where}: {name}: found {shown(value)}, wanted an object"
+            )
+        return name, value
+    return ROPE_SCALING.name, {}
 
 
 def _plain(value: object) -> str:
     """Return what parameters say of scaling, however it is spelt. (Bases are compared later.)"""
     if not isinstance(value, dict):
         return repr(value)
-    kind = value.get("rope_type", value.get("type", "default"))
+    kind = value.get(KIND, value.get(OLDER_KIND, "default"))
     said = {name: item for name, item in value.items() if name not in _NAMES}
     return repr((kind, sorted(said.items(), key=str)))
 
 
 def _agreed(
-    reader: ArgumentReader, field: ArgumentReader, names: Sequence[str], inside: str, default: float
-) -> float:
-    """Return a number that stands at the top level under ``names``, inside the parameters under
+    reader: FieldReader, field: ArgumentReader, rows: Sequence[Field[float]], inside: str,
+    otherwise: float,
+) -> float:  # fmt: skip
+    """Return a number that stands at the top level in ``rows``, inside the parameters under
     ``inside``, or nowhere; where it stands more than once, it must be the same.
     """
-    found = {name: reader.optional_number(name) for name in names}
+    found = {row.name: reader.optional_number(row.name) for row in rows}
     found[f"{field.prefix}{inside}"] = field.optional_number(inside)
     told = {name: value for name, value in found.items() if value is not None}
     if len(set(told.values())) > 1:
         listed = ", ".join(f"{name} is {value:g}" for name, value in told.items())
         raise BadCheckpointError(f"{reader.where}: {listed}: wanted one value")
-    return next(iter(told.values()), default)
+    usual = rows[0].absent(reader.family) if rows else None
+    return next(iter(told.values()), otherwise if usual is None else usual)
 
 
-def read_rotary(
-    reader: ArgumentReader,
-    base: Sequence[str] = ("rope_theta",),
-    percent: Sequence[str] = (),
-    share: float = 1.0,
-) -> RotarySettings:
-    """Return the settings; ``base`` and ``percent`` are the names at the top level, ``share`` is
-    the rotated share where none is given. Without names for it, heads are rotated whole.
+def _used(reader: FieldReader, rows: Sequence[Field[float]]) -> list[Field[float]]:
+    return [row for row in rows if row.use_in(reader.family) is not None]
+
+
+def read_rotary(reader: FieldReader) -> RotarySettings:
+    """Return the settings. A family that has no field for the share rotates heads whole.
 
     Raises BadCheckpointError for scaling that the model description has no words for.
     """
     name, parameters = _parameters(reader)
     field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")
     kind = _kind(field)
-    if odd := sorted(parameters.keys() - _PARAMETERS[kind]):
+    if odd := sorted(parameters.keys() - _ENTRIES[kind]):
         raise BadCheckpointError(
             f"{reader.where}: {name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
             f"does not understand with rope_type {kind}"
         )
     if kind == "llama3":
         _check_llama3(reader, field)
-    rotated = _agreed(reader, field, percent, "partial_rotary_factor", share)
-    if not percent and rotated != 1.0:
+    shares = _used(reader, SHARES)
+    rotated = _agreed(reader, field, shares, PARTIAL.name, 1.0)
+    if not shares and rotated != 1.0:
         raise BadCheckpointError(
-            f"{reader.where}: {name}.partial_rotary_factor: found {rotated:g}, wanted 1",
-            "models of this type rotate whole heads",
+            f"{reader.where}: {name}.{PARTIAL.name}: found {rotated:g}, wanted 1", PART_ROTATED
         )
-    angle = _agreed(reader, field, base, "rope_theta", 10000.0)
-    factor = field.number("factor") if kind != "default" else None
-    for label, value in (("rope_theta", angle), ("factor", factor), ("rotated share", rotated)):
+    angle = _agreed(reader, field, _used(reader, BASES), ROPE_THETA.name, BASE)
+    factor = field.number(FACTOR) if kind != "default" else None
+    for label, value in ((ROPE_THETA.name, angle), (FACTOR, factor), ("rotated share", rotated)):
         if value is not None and value <= 0:
             raise BadCheckpointError(
                 f"{reader.where}: {label}: found {value:g}, wanted a positive number"
@@ -118,36 +124,21 @@ def read_rotary(
 
 
 def _kind(field: ArgumentReader) -> str:
-    """Return the kind of scaling, which transformers before 4.43 calls ``type``."""
-    name = "rope_type" if field.arguments.get("rope_type") is not None else "type"
+    """Return the kind of scaling, by either of its names."""
+    name = KIND if field.arguments.get(KIND) is not None else OLDER_KIND
     try:
-        return field.choice(name, _PARAMETERS, "default")
+        return field.choice(name, _ENTRIES, "default")
     except BadCheckpointError as error:
         hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
         raise BadCheckpointError(error.message, hint.format(f"{field.prefix}{name}")) from None
 
 
-def _check_llama3(reader: ArgumentReader, field: ArgumentReader) -> None:
-    context = reader.integer("max_position_embeddings")
-    for name, wanted in _LLAMA3.items():
-        default = float(context) if name == "original_max_position_embeddings" else None
+def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
+    context = MAX_POSITIONS.read(reader)
+    for name, wanted in LLAMA3.items():
+        default = float(context) if name == ORIGINAL else None
         if (found := field.number(name, default)) != wanted:
             raise BadCheckpointError(
                 f"{reader.where}: {field.prefix}{name}: found {found:g}, wanted {wanted:g}",
                 "Megatron-LM scales by Llama 3's own constants, and no others",
             )
-
-
-def written_rotary(
-    rotary: RotarySettings, base: str = "rope_theta", percent: str = ""
-) -> dict[str, object]:
-    """Return the fields for ``rotary``; what has no field is left out."""
-    scaling: dict[str, object] | None = None
-    if rotary.scaling_factor is not None:
-        scaling = {"rope_type": "llama3", "factor": rotary.scaling_factor, **_LLAMA3}
-    elif rotary.interpolation is not None:
-        scaling = {"rope_type": "linear", "factor": rotary.interpolation}
-    share = {percent: rotary.percent} if percent else {}
-    inside = {"partial_rotary_factor": rotary.percent} if percent else {}
-    parameters = {"rope_type": "default", **(scaling or {}), "rope_theta": rotary.base, **inside}
-    return {base: rotary.base, "rope_scaling": scaling, **share, "rope_parameters": parameters}

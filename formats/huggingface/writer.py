@@ -19,6 +19,8 @@ from flmgrow.formats.companions import as_new_file
 from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
 from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS
+from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
@@ -27,7 +29,6 @@ from flmgrow.storage.files import Bytes
 
 _CODE = "flmgrow.formats.huggingface.shipped"
 _METADATA = (("format", "pt"), ("flmgrow", __version__))
-_DTYPE_FIELDS = ("dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def _index(shards: Sequence[TargetShard]) -> TargetBytes:
 
 def _with_dtype(fields: dict[str, object], dtype: str) -> dict[str, object]:
     """Let the configuration name the dtype of the weights, as transformers 5 reads it and as 4."""
-    return {**fields, **dict.fromkeys(_DTYPE_FIELDS, dtype)}
+    return {**fields, **{row.name: dtype for row in DTYPE_ROWS}}
 
 
 def _kinds(target: TargetModel) -> tuple[str, ...]:
@@ -155,7 +156,7 @@ def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     wanted_family = target.huggingface.family
     family, fields = written_fields(target.config, wanted_family, told.ids, own_model, read)
     if not target.huggingface.keep_code:
-        fields.pop("auto_map", None)
+        fields.pop(AUTO_MAP.name, None)
         fields.update(family.fixed)
     dtype = target.dtype or source.dtype
     wanted = family_placements(family, target.config, target.config.sizes)

@@ -1,8 +1,6 @@
 """One row says everything of an argument: both directions agree, and no name stands beside it."""
 
-import ast
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
+from quoted_words import quoted
 from strategies import any_config, examples, layouts
 
 from flmgrow.errors import BadCheckpointError
@@ -49,19 +48,6 @@ OTHER_WORDS = {
 }
 ANYWHERE = {"iteration", "swiglu", "squared_relu"}
 """A key of a checkpoint's content and of the manifest; two kinds of activations of ModelConfig."""
-
-
-def quoted(text: str) -> Iterator[str]:
-    """Every word of every string, but docstrings and other prose, that stands alone or in a list
-    that is split.
-    """
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Constant):
-            if node.attr == "split" and isinstance(node.value.value, str):
-                yield from node.value.value.split()
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
 
 
 def strays(place: str, text: str) -> set[str]:

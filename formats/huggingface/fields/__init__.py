@@ -1,0 +1,1 @@
+"""The fields of ``config.json``: one row each, read by both directions."""

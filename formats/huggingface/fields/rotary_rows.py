@@ -1,0 +1,80 @@
+"""The fields of rotary positions, which have been written in three ways.
+
+At the top level (``ROPE_THETA``, in GPT-NeoX two names of its own) with ``ROPE_SCALING`` beside it;
+or, since transformers 5, all in ``ROPE_PARAMETERS``, which version 4 passes over for the usual
+base. So both ways are written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flmgrow.formats.huggingface.fields.model_rows import LLAMAS
+from flmgrow.formats.huggingface.fields.row import GPT_NEOX, Field, Use, as_it_is, number
+from flmgrow.formats.huggingface.fields.switch_rows import ONE, PART_ROTATED
+from flmgrow.model.config import ModelConfig
+
+KIND, OLDER_KIND, FACTOR = "rope_type", "type", "factor"
+"""Entries of the parameters; what is scaled and how, which transformers before 4.43 calls
+``type``.
+"""
+
+ORIGINAL = "original_max_position_embeddings"
+LLAMA3: Mapping[str, float] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    ORIGINAL: 8192,
+}
+"""Llama 3's constants: Megatron-LM has no argument for them."""
+
+BASE = 10000.0
+_BOTH = (*LLAMAS, GPT_NEOX)
+
+
+def _base(config: ModelConfig) -> float:
+    return config.rotary.base
+
+
+def _percent(config: ModelConfig) -> float:
+    return config.rotary.percent
+
+
+def _scaling(config: ModelConfig) -> dict[str, object] | None:
+    rotary = config.rotary
+    if rotary.scaling_factor is not None:
+        return {KIND: "llama3", FACTOR: rotary.scaling_factor, **LLAMA3}
+    if rotary.interpolation is not None:
+        return {KIND: "linear", FACTOR: rotary.interpolation}
+    return None
+
+
+def _parameters(config: ModelConfig) -> dict[str, object]:
+    return {KIND: "default", **(_scaling(config) or {}), ROPE_THETA.name: _base(config)}
+
+
+def _neox_parameters(config: ModelConfig) -> dict[str, object]:
+    return {**_parameters(config), PARTIAL.name: _percent(config)}
+
+
+ROTARY_EMB_BASE = Field("rotary_emb_base", (Use((GPT_NEOX,), number, BASE, _base),))
+ROPE_THETA = Field("rope_theta", (Use(LLAMAS, number, BASE, _base), Use((GPT_NEOX,), number, BASE)))
+ROTARY_PCT = Field("rotary_pct", (Use((GPT_NEOX,), number, 0.25, _percent),))
+PARTIAL = Field(
+    "partial_rotary_factor",
+    (Use((GPT_NEOX,), number, 0.25),),
+    neutral=ONE,
+    changes=PART_ROTATED,
+)
+ROPE_SCALING = Field("rope_scaling", (Use[object](_BOTH, as_it_is, value=_scaling),))
+ROPE_PARAMETERS = Field(
+    "rope_parameters",
+    (
+        Use[object](LLAMAS, as_it_is, value=_parameters),
+        Use[object]((GPT_NEOX,), as_it_is, value=_neox_parameters),
+    ),
+)
+
+BASES, SHARES = (ROTARY_EMB_BASE, ROPE_THETA), (ROTARY_PCT, PARTIAL)
+"""The names of one number, and of the share of a head that is rotated; a model may have several."""
+
+ROTARY_ROWS: tuple[Field[Any], ...] = (*BASES, *SHARES, ROPE_SCALING, ROPE_PARAMETERS)
+"""Growth leaves them alone."""
