@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
-from flmgrow.formats.history.manifest import Json
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.given import (
     FilesGiven,
@@ -27,6 +27,7 @@ from flmgrow.given import (
 from flmgrow.hub.publication import Publication
 from flmgrow.model.config import ModelConfig
 from flmgrow.opened import Source, opened, opened_as_recorded, read_options
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery import plan as planning
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
@@ -54,7 +55,7 @@ class Written:
     """A checkpoint that is complete at ``path``; ``found``: the same request had made it before."""
 
     path: Path
-    manifest: Json
+    manifest: Manifest
     found: bool
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HubOrigin, ReadOptions
-from flmgrow.formats.history.manifest import Json, manifest_of, masks_of
+from flmgrow.formats.history.manifest import manifest_of, masks_of
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import Array, LogicalReader
@@ -87,7 +88,7 @@ class Source:
         return dict(masks_of(self.checkpoint))
 
     @property
-    def manifest(self) -> Json | None:
+    def manifest(self) -> Manifest | None:
         """What ``flmgrow.json`` says; None if there is none."""
         return manifest_of(self.checkpoint)
 
@@ -197,11 +198,11 @@ def opened_as_recorded(
     ``open_source`` opens it with given arguments, or with None as it stands: so it is opened if
     the manifest of ``result`` records none, or is of another source.
     """
-    said = (manifest_of(result) or {}).get("source") or {}
-    if not said.get("arguments"):
+    manifest = manifest_of(result)
+    if manifest is None or not manifest.source.arguments:
         return open_source(None)
-    source = open_source(said["arguments"])
-    if said["digest"] == source.contents.digest():
+    source = open_source(manifest.source.arguments)
+    if manifest.source.digest == source.contents.digest():
         return source
     source.close()
     return open_source(None)

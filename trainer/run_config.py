@@ -17,9 +17,10 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.storage.durable import check_free_space, make_folders
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model
-from flmgrow.trainer.data.batches import Batching, Json, Samples, digest_of, digests_of
+from flmgrow.trainer.data.batches import Batching, Samples, digest_of, digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
 from flmgrow.model.wording import aligned, size
 from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data import prepared
 from flmgrow.trainer.data.compressed import USUAL_WINDOW, window_of
 from flmgrow.trainer.data.parts import ENDS, Recipe
@@ -23,8 +24,6 @@ from flmgrow.trainer.data.prepare import Limits
 from flmgrow.trainer.data.prepare import prepare as prepare_data
 from flmgrow.trainer.data.sources import Sources, find_sources, left_out_line
 from flmgrow.trainer.data.tokenizers import open_tokenizer
-
-Json = dict[str, Any]
 
 app = typer.Typer(
     help="Make tokens of texts.", cls=PlainGroup, add_completion=False, rich_markup_mode=None

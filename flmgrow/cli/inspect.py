@@ -13,11 +13,13 @@ from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import Json, family, manifest_of, masks_of, verdict_text
+from flmgrow.formats.history.manifest import family, manifest_of, masks_of
+from flmgrow.formats.history.parts import verdict_text
 from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import aligned, amount
 from flmgrow.opened import local_folder
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.health import Health, examine
 
 Tensors = Annotated[
@@ -103,11 +105,11 @@ def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         )
         text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
         rows.append((f"{dimension} mask", text))
-    line = [f"{member['name']} ({amount(member['parameters'])})" for member in family(checkpoint)]
+    line = [f"{member.name} ({amount(member.parameters)})" for member in family(checkpoint)]
     rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
     manifest = manifest_of(checkpoint)
     if manifest is not None:
-        receipt = manifest["receipt"]
+        receipt = manifest.receipt
         verdict = "not verified yet" if receipt is None else verdict_text(receipt)
         rows.append(("verified", verdict))
     return rows
@@ -127,6 +129,8 @@ def _data(checkpoint: Checkpoint, found: Health, tensors: bool) -> Json:
         name: dict(zip(tensor.axes, tensor.shape(checkpoint.stored_sizes), strict=True))
         for name, tensor in checkpoint.reader.tensors.items()
     }
+    manifest = manifest_of(checkpoint)
+    receipt = None if manifest is None else manifest.receipt
     return {
         "path": str(checkpoint.folder),
         "iteration": checkpoint.iteration,
@@ -138,8 +142,8 @@ def _data(checkpoint: Checkpoint, found: Health, tensors: bool) -> Json:
         "bytes": checkpoint.nbytes,
         "also_holds": list(checkpoint.carried),
         "masks": {d: mask.to_json() for d, mask in masks_of(checkpoint).items()},
-        "family": family(checkpoint),
-        "receipt": (manifest_of(checkpoint) or {}).get("receipt"),
+        "family": [member.to_json() for member in family(checkpoint)],
+        "receipt": None if receipt is None else receipt.to_json(),
         "health": asdict(found),
         **({"tensors": shapes} if tensors else {}),
     }

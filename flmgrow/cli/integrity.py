@@ -6,7 +6,7 @@ from pathlib import Path
 from flmgrow.cli import report
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
-from flmgrow.formats.history.manifest import Json
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.evidence.check import Check, Verdict
 from flmgrow.surgery.evidence.integrity import check_integrity, integrity_bytes
 from flmgrow.surgery.evidence.states import with_known_states

@@ -74,14 +74,14 @@ def carry_out(
     if not running.as_json:
         did = "found" if written.found else "wrote"
         print("\n".join(_result_lines(plan, destination, did)), flush=True)
-    manifest = written.manifest
+    told = written.manifest.to_json()
     if publication is not None and publication.push is not None:
-        commit = publication.publish(destination, manifest)
-        manifest = {**manifest, "pushed": commit}
+        commit = publication.publish(destination, written.manifest)
+        told["pushed"] = commit
         if not running.as_json:
             print(commit)
     if running.as_json:
-        print(json.dumps(manifest, indent=1))
+        print(json.dumps(told, indent=1))
 
 
 def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:

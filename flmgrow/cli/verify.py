@@ -128,10 +128,11 @@ def verify(
             bar=progress_bar,
         )
         verdict = Verdict(run(source, result, how))
-        content = receipt(source, verdict)
+        found = receipt(source, verdict)
+        told = found.to_json()
         if not no_receipt and result.hub is None:
-            content["written"] = write_receipt(result, content)
-    print(json.dumps(content, indent=1) if as_json else "\n".join(_lines(verdict)))
+            told["written"] = write_receipt(result, found)
+    print(json.dumps(told, indent=1) if as_json else "\n".join(_lines(verdict)))
     if verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
 

@@ -15,7 +15,10 @@ import yaml
 
 from flmgrow import __version__
 from flmgrow.errors import printable
-from flmgrow.formats.history.manifest import Json, lineage, methods_text
+from flmgrow.formats.checkpoint import HubOrigin
+from flmgrow.formats.history.manifest import lineage, methods_text
+from flmgrow.formats.history.manifest_value import Manifest
+from flmgrow.formats.history.parts import Member, Summary
 from flmgrow.hub.evaluation import Score
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import amount, kind_text, model_text
@@ -53,7 +56,7 @@ def is_own(page: bytes) -> bool:
     return xxhash.xxh3_128_hexdigest(page[: seal.start()]).encode() == seal[1]
 
 
-def card(manifest: Json, facts: CardFacts) -> bytes:
+def card(manifest: Manifest, facts: CardFacts) -> bytes:
     """Return the card of the model that ``manifest`` describes, sealed."""
     members = lineage(manifest, facts.name)
     sections = [
@@ -89,47 +92,42 @@ def _section(title: str, *lines: str) -> str:
     return "\n".join([f"## {title}", "", *lines, ""])
 
 
-def _on_hub(members: Sequence[Json]) -> Json | None:
+def _on_hub(members: Sequence[Member]) -> HubOrigin | None:
     """Return where on the Hub the nearest ancestor that came from it stood."""
-    return next((member["hub"] for member in reversed(members) if member.get("hub")), None)
+    return next((member.hub for member in reversed(members) if member.hub is not None), None)
 
 
-def _front_matter(members: Sequence[Json], facts: CardFacts) -> str:
-    fields: Json = {"license": facts.license} if facts.license else {}
-    if (base := _on_hub(members)) and base["repository"] != facts.name:
-        fields["base_model"] = base["repository"]
+def _front_matter(members: Sequence[Member], facts: CardFacts) -> str:
+    fields: dict[str, object] = {"license": facts.license} if facts.license else {}
+    if (base := _on_hub(members)) and base.repository != facts.name:
+        fields["base_model"] = base.repository
     fields |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    grown = any(member.get("methods") for member in members)
+    grown = any(member.methods for member in members)
     fields["tags"] = ["flmgrow", *(["model-growth"] if grown else [])]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _summary(manifest: Json, facts: CardFacts) -> str:
+def _summary(manifest: Manifest, facts: CardFacts) -> str:
     title = facts.name.rpartition("/")[2]
-    size = f"{amount(manifest['parameters'])} parameters"
+    size = f"{amount(manifest.parameters)} parameters"
     return (
         f"# {_cell(title)}\n\n"
         f"A language model of {size}: {model_text(facts.config)}; {kind_text(facts.config)}. "
-        f"Its weights are {_cell(manifest['dtype'])}.\n"
+        f"Its weights are {_cell(manifest.dtype)}.\n"
     )
 
 
-def _how(member: Json) -> str:
-    """Return how a member came about, by its methods."""
-    return methods_text(member.get("methods", {}))
-
-
-def _tree(members: Sequence[Json]) -> str:
-    sizes = [member["parameters"] for member in members]
+def _tree(members: Sequence[Member]) -> str:
+    sizes = [member.parameters for member in members]
     steps = [size for i, size in enumerate(sizes) if i == 0 or size != sizes[i - 1]]
     rows = [
         (
-            member["name"],
-            amount(member["parameters"]),
-            "" if member.get("iteration") is None else member["iteration"],
-            amount(member["tokens"]) if member.get("tokens") else "",
-            member.get("date", ""),
-            _how(member),
+            member.name,
+            amount(member.parameters),
+            "" if member.iteration is None else member.iteration,
+            amount(member.tokens) if member.tokens else "",
+            member.date or "",
+            methods_text(member.methods or {}),
         )
         for member in members
     ]
@@ -140,13 +138,14 @@ def _tree(members: Sequence[Json]) -> str:
     return _section("Family tree", *lines)
 
 
-def _growth(manifest: Json) -> str:
-    growth = manifest["growth"]
-    if not growth["methods"]:
+def _growth(manifest: Manifest) -> str:
+    growth = manifest.growth
+    if not growth.methods:
         return ""
-    kept = "keeps" if growth.get("preserves_function") else "does not keep"
-    seed = f", with seed {growth['seed']}" if "seed" in growth else ""
-    line = f"The last growth ({_cell(_how(growth))}{seed}) {kept} the function of the model before."
+    kept = "keeps" if growth.preserves_function else "does not keep"
+    seed = f", with seed {growth.seed}" if growth.seed is not None else ""
+    how = _cell(methods_text(growth.methods))
+    line = f"The last growth ({how}{seed}) {kept} the function of the model before."
     return _section("Growth", line)
 
 
@@ -156,32 +155,33 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if number else ""
 
 
-def _verdict(receipt: Json) -> str:
+def _verdict(receipt: Summary) -> str:
     """Return what a receipt says in a word or two."""
-    if not receipt["equal"]:
+    if not receipt.equal:
         return "DIFFERENT"
-    missing = ", ".join(map(str, receipt.get("missing", [])))
+    missing = ", ".join(receipt.missing or ())
     return f"equal, NOT PROVEN: {missing}" if missing else "equal"
 
 
-def _receipts(members: Sequence[Json]) -> str:
+def _receipts(members: Sequence[Member]) -> str:
     rows = []
     for member in members:
-        if not (found := member.get("receipt")):
+        if (found := member.receipt) is None:
             continue
-        stored = found.get("stored_dtypes", [])
+        numbers = found.numbers
+        stored = numbers.get("stored_dtypes", [])
         rows.append(
             (
-                member["name"],
-                found["source"],
+                member.name,
+                found.source,
                 _verdict(found),
-                found.get("date", ""),
-                _short(found.get("max_logit")),
-                _short(found.get("largest_logit")),
-                _short(found.get("tolerance")),
-                found.get("dtype", ""),
+                found.date or "",
+                _short(numbers.get("max_logit")),
+                _short(numbers.get("largest_logit")),
+                _short(numbers.get("tolerance")),
+                numbers.get("dtype", ""),
                 " and ".join(map(str, stored)) if isinstance(stored, list) else "",
-                found.get("tokens", ""),
+                numbers.get("tokens", ""),
             )
         )
     if not rows:
@@ -213,12 +213,12 @@ def _evaluation(scores: Sequence[Score]) -> str:
     return _section("Evaluation", *_table(heads, rows))
 
 
-def _origin(manifest: Json, members: Sequence[Json]) -> str:
+def _origin(manifest: Manifest, members: Sequence[Member]) -> str:
     lines = [
-        f"Written by flmgrow {_cell(manifest.get('flmgrow', __version__))}; `flmgrow.json` has "
+        f"Written by flmgrow {_cell(manifest.flmgrow or __version__)}; `flmgrow.json` has "
         "sizes, checksums of all files, and how each index came about."
     ]
     if base := _on_hub(members):
-        commit = _cell(base["commit"])
-        lines.append(f"It goes back to {_cell(base['repository'])} at commit {commit}.")
+        commit = _cell(base.commit)
+        lines.append(f"It goes back to {_cell(base.repository)} at commit {commit}.")
     return _section("Provenance", *lines)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmgrow.formats.history.manifest import Json
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.hub.card import CARD, CardFacts, card, is_own
 from flmgrow.hub.push import Push
 from flmgrow.storage.durable import write_small
@@ -17,11 +17,11 @@ class Publication:
     facts: CardFacts
     push: Push | None = None
 
-    def beside(self, manifest: Json) -> Mapping[str, bytes]:
+    def beside(self, manifest: Manifest) -> Mapping[str, bytes]:
         """Return the card as a small file beside the weights."""
         return {CARD: card(manifest, self.facts)}
 
-    def publish(self, folder: Path, manifest: Json) -> str:
+    def publish(self, folder: Path, manifest: Manifest) -> str:
         """Push ``folder`` and return the commit's address, with the card brought up to date.
 
         A card that somebody edited is pushed as it is. Raises HubError, OutputExistsError,

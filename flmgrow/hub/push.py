@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flmgrow.errors import HubError, OutputExistsError, UsageError
-from flmgrow.formats.history.manifest import MANIFEST, Json, records_of
+from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.huggingface.writer import is_shipped
 from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
@@ -68,7 +69,7 @@ class Push:
                 "choose another name, or leave out --private; flmgrow changes no visibility",
             )
 
-    def run(self, folder: Path, manifest: Json, message: str) -> str:
+    def run(self, folder: Path, manifest: Manifest, message: str) -> str:
         """Push ``folder``, whose content ``manifest`` describes, and return the commit's address.
 
         Raises HubError, OutputExistsError, UsageError for programs in the folder.
@@ -148,7 +149,7 @@ def _commit_id(name: HubName, found: object) -> str:
     return found
 
 
-def _files_to_push(folder: Path, manifest: Json, keep_code: bool) -> dict[str, Path]:
+def _files_to_push(folder: Path, manifest: Manifest, keep_code: bool) -> dict[str, Path]:
     """Return the files of the model by their path in the repository.
 
     Raises UsageError for programs, which whoever loads the model might run, but for flmgrow's own.
@@ -160,7 +161,7 @@ def _files_to_push(folder: Path, manifest: Json, keep_code: bool) -> dict[str, P
             f"{folder}: holds programs ({', '.join(foreign)}), which are not published unasked",
             "remove them, or pass --keep-code",
         )
-    listed = [record.path for record in records_of(manifest)]
+    listed = [record.path for record in manifest.files]
     names = dict.fromkeys([*listed, *code, MANIFEST, CARD])
     return {name: folder / name for name in names if (folder / name).is_file()}
 

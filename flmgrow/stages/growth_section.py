@@ -3,13 +3,12 @@
 A later stage of a schedule says what changes, and that becomes what ``flmgrow expand`` takes.
 """
 
-from typing import Any
-
 from pydantic import ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.growth import Growth
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.stage.file import StageFile
@@ -17,8 +16,6 @@ from flmgrow.trainer.stage.keys import KEYS as STAGE_KEYS
 from flmgrow.trainer.stage.model import SIZES
 
 HINT = "see docs/guides/run.md"
-
-Json = dict[str, Any]
 
 
 GROWTH = (

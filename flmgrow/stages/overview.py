@@ -1,16 +1,15 @@
 """What a run will do and cost, before it does anything: for people, and as data."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, kind_text, model_text
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes
 
-Json = dict[str, Any]
 Rows = list[tuple[str, str]]
 
 

@@ -9,7 +9,6 @@ a stage is not what its files say, and is refused before a file is written.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,6 +20,7 @@ from flmgrow.stages.run_folder import GROWTH, SOURCE, STAGE, START, RunFolder
 from flmgrow.stages.schedule import TENSORBOARD, PlannedStage
 from flmgrow.stages.start import StartFile
 from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
@@ -54,8 +54,6 @@ _FORMS: Mapping[str, type[BaseModel]] = {
     SOURCE: StartFile,
 }
 _FOLDER = re.compile(r"\d{2,}-.+")
-
-Json = dict[str, Any]
 
 
 Files = Mapping[PlannedStage, Mapping[str, Json]]

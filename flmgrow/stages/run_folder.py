@@ -25,20 +25,16 @@ says what it was made from.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flmgrow.formats.history.manifest import lineage, read_manifest
+from flmgrow.formats.history.parts import FUNCTION, Member
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.megatron.folders import folder_name
 from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_to
 from flmgrow.stages.schedule import PlannedStage
+from flmgrow.storage.strict_json import Json
 
 STAGE, GROWTH, SOURCE, START = "stage.yaml", "growth.yaml", "start.yaml", "start"
-
-FUNCTION = "function"
-"""What ``verify`` calls its comparison of what two models compute."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +96,7 @@ class RunFolder:
         folder = self.of(planned, CHECKPOINTS, folder_name(reached))
         return folder if folder.is_dir() else None
 
-    def ancestry(self, planned: PlannedStage) -> Sequence[Json]:
+    def ancestry(self, planned: PlannedStage) -> Sequence[Member]:
         """Return the ancestry of what a stage begins with, that one last.
 
         Its manifest tells it, and where it was removed since, what the stage itself has saved.
@@ -116,8 +112,10 @@ class RunFolder:
     def grew_from(self, planned: PlannedStage) -> Json:
         """Return what is known of the checkpoint that a stage's start was made from."""
         known = self.ancestry(planned)
-        manifest = read_manifest(self.of(planned, START)) or {}
-        return {**known[-2], **(manifest.get("training") or {})} if known[1:] else {}
+        manifest = read_manifest(self.of(planned, START))
+        training = None if manifest is None else manifest.training
+        trained = {} if training is None else training.to_json()
+        return {**known[-2].to_json(), **trained} if known[1:] else {}
 
     def _verdict(self, planned: PlannedStage) -> bool | None:
         """Return whether verification proved a stage's start in full, None if it was not asked.
@@ -125,12 +123,12 @@ class RunFolder:
         Where another function is accepted, all else must have been as it should.
         """
         known = self.ancestry(planned)
-        receipt = known[-1].get("receipt") if known else None
-        if not isinstance(receipt, dict):
+        receipt = known[-1].receipt if known else None
+        if receipt is None:
             return None
-        if receipt.get("equal") is True:
-            return receipt.get("proven") is not False
-        return planned.accepts and not receipt.get("missing") and self._only_differs(planned)
+        if receipt.equal:
+            return receipt.proven is not False
+        return planned.accepts and not receipt.missing and self._only_differs(planned)
 
     def _only_differs(self, planned: PlannedStage) -> bool:
         """Whether a stage's start failed in nothing but its function, as far as it is there.
@@ -138,8 +136,9 @@ class RunFolder:
         It was asked before the stage was trained.
         """
         manifest = read_manifest(self.of(planned, START))
-        checks = ((manifest or {}).get("receipt") or {}).get("checks", [])
-        return {c.get("name") for c in checks if c.get("passed") is False} <= {FUNCTION}
+        receipt = None if manifest is None else manifest.receipt
+        checks = () if receipt is None else receipt.checks
+        return {check.name for check in checks if check.passed is False} <= {FUNCTION}
 
     def _is_proved(self, planned: PlannedStage) -> bool:
         return planned.is_given and self._verdict(planned) is True

@@ -30,6 +30,7 @@ from flmgrow.stages.growth_section import (
 )
 from flmgrow.stages.past import steps_of
 from flmgrow.stages.start import Start, check_agrees, start_of, with_start
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, read_yaml
 from flmgrow.surgery.target_file import TargetFile
 from flmgrow.trainer.data.batches import changes
@@ -49,8 +50,6 @@ _OF_ONE_STAGE = ("checkpoint.begin", "checkpoint.change_at")
 
 TENSORBOARD = "tensorboard"
 """The folder beside a stage's checkpoints, if it has one."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

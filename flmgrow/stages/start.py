@@ -15,14 +15,13 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.checkpoint.opening import begins_anew, in_keys_of_a_stage, said_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.model import ModelSection, contradictions
 from flmgrow.trainer.stage.section import Section
 
 HINT = "such as start: models/llama, or start: hf://ORG/NAME"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

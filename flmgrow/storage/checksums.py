@@ -7,13 +7,14 @@ accident, but is no seal against forgery), and can be held against its record.
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 import xxhash
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.durable import storage_errors
+from flmgrow.storage.strict_json import Json
 
 READ_SIZE = 1 << 20  # stays in the cache between reading and hashing
 
@@ -29,6 +30,10 @@ class FileRecord:
     size: int
     xxh3_128: str
     sha256: str = ""
+
+    def to_json(self) -> Json:
+        """Return it as plain data, without a sum that nobody asked for."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 def verify_files(

@@ -5,14 +5,13 @@ spaces, keys in order.
 """
 
 import json
-from typing import Any
 
 import xxhash
 
+from flmgrow.storage.strict_json import Json
+
 SUM = "xxh3_128"
 """The key it stands under."""
-
-Json = dict[str, Any]
 
 
 def sum_of(content: Json) -> str:

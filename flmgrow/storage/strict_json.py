@@ -9,10 +9,13 @@ refused, and so are larger ones than there can honestly be.
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.files import ReadOnlyFile
+
+Json = dict[str, Any]
+"""Plain data: an object of JSON."""
 
 LFS = b"version https://git-lfs.github.com/spec/"
 MOST_KEYS = 2_000_000

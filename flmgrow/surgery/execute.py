@@ -25,7 +25,8 @@ from flmgrow.errors import (
     UsageError,
     printable,
 )
-from flmgrow.formats.history.manifest import MANIFEST, Json, encode, read_manifest, records_of
+from flmgrow.formats.history.manifest import MANIFEST, encode, read_manifest
+from flmgrow.formats.history.manifest_value import Manifest, Options
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
 from flmgrow.formats.targets import Buffer, NewFile, TargetArray
@@ -72,7 +73,7 @@ class Execution:
     replicated: str = "check"
     init_std: float | None = None
     progress: Progress = lambda _: None
-    beside: Callable[[Json], Mapping[str, bytes]] = lambda _: {}
+    beside: Callable[[Manifest], Mapping[str, bytes]] = lambda _: {}
 
     def __post_init__(self) -> None:
         check_mode(self.replicated)
@@ -181,13 +182,12 @@ class Executor:
             file.produce(write, fill, sums)
 
     @property
-    def _options(self) -> dict[str, object]:
+    def _options(self) -> Options:
         """The options that decide on content."""
         execution = self.execution
-        own = {"replicated": execution.replicated, "init_std": execution.init_std}
-        return {**self.plan.options, **own}
+        return Options(replicated=execution.replicated, init_std=execution.init_std)
 
-    def written(self, destination: Path) -> Json | None:
+    def written(self, destination: Path) -> Manifest | None:
         """Return the manifest of ``destination`` if this plan's result is there already, whole.
 
         Raises BadCheckpointError for a result that was damaged.
@@ -195,10 +195,10 @@ class Executor:
         manifest = read_manifest(destination)
         if manifest is None or not tells_of(manifest, self.plan, self._options):
             return None
-        verify_files(destination, records_of(manifest), self.execution.progress)
+        verify_files(destination, manifest.files, self.execution.progress)
         return manifest
 
-    def found(self, destination: Path) -> Json | None:
+    def found(self, destination: Path) -> Manifest | None:
         """Return the manifest of ``destination`` as :meth:`written`, or None for a damaged one.
 
         A run that was ended after its last step, or could not tidy up, has left such a result; the
@@ -213,7 +213,7 @@ class Executor:
                 clear_leftovers(destination)
         return manifest
 
-    def run(self, destination: Path) -> Json:
+    def run(self, destination: Path) -> Manifest:
         """Write the checkpoint to ``destination`` and return its manifest.
 
         Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a
@@ -239,7 +239,7 @@ class Executor:
                     folder.discard()
                 raise
 
-    def _fill(self, folder: OutputFolder, drift: list[str]) -> Json:
+    def _fill(self, folder: OutputFolder, drift: list[str]) -> Manifest:
         """Write what is not finished yet, and let the output appear."""
         plan, execution = self.plan, self.execution
         remaining = [file for file in plan.files if file.path not in folder.finished]

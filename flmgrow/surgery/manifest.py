@@ -7,25 +7,32 @@ It lies in every output folder and is written last. Later commands read it
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import (
-    VERSION,
-    Json,
     base_output,
     encode,
     family,
     manifest_of,
     training_of,
 )
+from flmgrow.formats.history.manifest_value import (
+    VERSION,
+    GrowthRecord,
+    Manifest,
+    Options,
+    Origin,
+)
+from flmgrow.formats.history.training_state import Carried
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.values import namespace
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import source_runs
 
@@ -33,7 +40,7 @@ _LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", S
 """Parts that a plan does not fix, or that are compared in their own way."""
 
 
-def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
+def identity_of(plan: Plan, options: Options) -> Json:
     """Return what makes two runs the same run: resuming needs all of it unchanged."""
     growth = plan.growth
     return {
@@ -52,73 +59,77 @@ def identity_of(plan: Plan, options: Mapping[str, object]) -> Json:
         "seed": growth.seed,
         "optimizer": _optimizer(plan),
         "fresh_second_moment": growth.fresh_second_moment,
-        "options": dict(options),
+        "options": options.to_json(),
     }
 
 
 def describe(
     plan: Plan,
-    options: Mapping[str, object],
+    options: Options,
     files: Sequence[FileRecord],
     spreads: Mapping[str, float],
     drift: Sequence[str],
-) -> Json:
+) -> Manifest:
     """Return the manifest of a finished run. ``spreads`` are the standard deviations drawn with."""
-    source, growth = plan.source, plan.growth
-    parent = manifest_of(source)
-    old, new = plan.parameters
-    return {
-        "manifest_version": VERSION,
-        "flmgrow": __version__,
-        "format": plan.target.format,
-        "iteration": plan.iteration,
-        "parameters": new,
-        "model": asdict(plan.target.config),
-        "layout": asdict(plan.target.layout),
-        "padded_vocab": plan.target.padded_vocab,
-        "dtype": plan.target.dtype or source.dtype,
-        "source": {
-            "name": source.name,
-            "hub": None if source.hub is None else asdict(source.hub),
-            "digest": source.contents.digest(),
-            "arguments": dict(source.given),
-            "parameters": old,
-            "model": asdict(source.config),
-            "base_output": _base_output(source),
-            "layout": asdict(source.layout),
-            "iteration": source.iteration,
-            "tokens": _tokens(source),
-            "date": _saved_on(source),
-            "family": family(source),
-            "receipt": parent.get("receipt") if parent else None,
-        },
-        "growth": {
-            "methods": {str(dimension): method for dimension, method in growth.methods.items()},
-            "preserves_function": growth.preserves,
-            "seed": growth.seed,
-            "request": dict(growth.request),
-            "axes": {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
-            "spreads": dict(spreads),
-        },
-        "masks": {str(dimension): mask.to_json() for dimension, mask in growth.masks.items()},
-        "options": dict(options),
-        "dropped": list(plan.dropped),
-        "optimizer": _optimizer(plan),
-        "training": _training(plan),
-        "drift": list(drift),
-        "notes": list(growth.notes),
-        "files": [{"path": f.path, "size": f.size, "xxh3_128": f.xxh3_128} for f in files],
-        "receipt": None,
-    }
+    growth, target = plan.growth, plan.target
+    return Manifest(
+        manifest_version=VERSION,
+        flmgrow=__version__,
+        format=target.format,
+        iteration=plan.iteration,
+        parameters=plan.parameters[1],
+        model=asdict(target.config),
+        layout=asdict(target.layout),
+        padded_vocab=target.padded_vocab,
+        dtype=target.dtype or plan.source.dtype,
+        source=_origin(plan),
+        growth=GrowthRecord(
+            methods={str(dimension): method for dimension, method in growth.methods.items()},
+            preserves_function=growth.preserves,
+            seed=growth.seed,
+            request=dict(growth.request),
+            axes={str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()},
+            spreads=dict(spreads),
+        ),
+        masks=growth.masks,
+        options=options,
+        dropped=tuple(plan.dropped),
+        optimizer=_optimizer(plan),
+        training=_training(plan),
+        drift=tuple(drift),
+        notes=tuple(growth.notes),
+        files=tuple(replace(file, sha256="") for file in files),
+        receipt=None,
+    )
 
 
-def _training(plan: Plan) -> Json | None:
+def _origin(plan: Plan) -> Origin:
+    """Return what a plan's source is, and comes from."""
+    source, parent = plan.source, manifest_of(plan.source)
+    return Origin(
+        name=source.name,
+        hub=source.hub,
+        digest=source.contents.digest(),
+        arguments=dict(source.given),
+        parameters=plan.parameters[0],
+        model=asdict(source.config),
+        base_output=_base_output(source),
+        layout=asdict(source.layout),
+        iteration=source.iteration,
+        tokens=_tokens(source),
+        date=_saved_on(source),
+        family=tuple(family(source)),
+        receipt=None if parent is None else parent.receipt,
+    )
+
+
+def _training(plan: Plan) -> Carried | None:
     """Return what training goes on with; losses of another function say nothing of this one's."""
     carried = training_of(plan.source)
     if carried is None:
         return None
     lost = set() if plan.growth.preserves else {"losses", "loss_batches"}
-    return carried.model_dump(exclude=lost)
+    return Carried(**carried.model_dump(exclude=lost))
 
 
 def _base_output(source: Checkpoint) -> float:
@@ -150,15 +161,19 @@ def _optimizer(plan: Plan) -> str:
     return "dropped" if "optimizer" in plan.source.carried else "none"
 
 
-def tells_of(manifest: Json, plan: Plan, options: Mapping[str, object]) -> bool:
-    """Whether ``manifest`` is that of a finished run of ``plan``, whatever was learnt since."""
+def tells_of(manifest: Manifest, plan: Plan, options: Options) -> bool:
+    """Whether ``manifest`` is that of a finished run of ``plan``, whatever was learnt since.
+
+    What is compared is what their files say.
+    """
     wanted = json.loads(encode(describe(plan, options, [], {}, [])))
     growth = {key: value for key, value in wanted["growth"].items() if key != "spreads"}
-    sizes = {file["path"]: file["size"] for file in manifest["files"]}
+    found = manifest.to_json()
+    sizes = {file.path: file.size for file in manifest.files}
     return (
-        manifest["source"]["digest"] == wanted["source"]["digest"]
-        and manifest["source"].get("arguments", {}) == wanted["source"]["arguments"]
-        and all(manifest["growth"].get(key) == value for key, value in growth.items())
-        and all(manifest.get(key) == wanted[key] for key in wanted.keys() - set(_LATER))
+        manifest.source.digest == wanted["source"]["digest"]
+        and manifest.source.arguments == wanted["source"]["arguments"]
+        and all(found["growth"].get(key) == value for key, value in growth.items())
+        and all(found.get(key) == wanted[key] for key in wanted.keys() - set(_LATER))
         and sizes == dict(plan.file_sizes)
     )

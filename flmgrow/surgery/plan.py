@@ -13,7 +13,7 @@ from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
-from flmgrow.formats.history.manifest import Json, masks_of, methods_text
+from flmgrow.formats.history.manifest import masks_of, methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.formats.targets import NewFile
@@ -30,6 +30,7 @@ from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_coun
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.target import Target, grow
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.optimizer_metadata import carried, unfollowed
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan_text import plan_data, plan_lines
@@ -107,7 +108,6 @@ class Plan:
     file_sizes: Mapping[str, int]
     counts: Mapping[str, Counts]
     dropped: tuple[str, ...] = ()
-    options: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join(plan_lines(self))

@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from flmgrow.formats.history.manifest import Json
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.wording import aligned, amount, model_text, size
+from flmgrow.storage.strict_json import Json
 
 if TYPE_CHECKING:
     from flmgrow.surgery.plan import Plan

@@ -4,41 +4,42 @@ from datetime import UTC, datetime
 
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import MANIFEST, Json, encode, manifest_of
+from flmgrow.formats.history.manifest import MANIFEST, encode, manifest_of
+from flmgrow.formats.history.parts import Finding, Receipt
 from flmgrow.storage.durable import write_small
 from flmgrow.surgery.evidence.check import Verdict
 
 
-def receipt(source: Checkpoint, verdict: Verdict) -> Json:
-    """Return what verification found, as plain data for the result's manifest.
+def receipt(source: Checkpoint, verdict: Verdict) -> Receipt:
+    """Return what verification found, for the result's manifest.
 
     ``equal`` says that no difference was found, ``proven`` that no evidence was ``missing``.
     """
-    return {
-        "flmgrow": __version__,
-        "date": datetime.now(UTC).date().isoformat(),
-        "source": source.name,
-        "source_digest": source.contents.digest(),
-        "equal": verdict.equal,
-        "proven": verdict.proven,
-        "missing": verdict.missing,
-        "checks": [
-            {
-                "name": c.name,
-                "passed": c.passed,
-                "missing": c.missing,
-                "detail": c.detail,
-                **c.numbers,
-            }
-            for c in verdict.checks
-        ],
-    }
+    return Receipt(
+        flmgrow=__version__,
+        date=datetime.now(UTC).date().isoformat(),
+        source=source.name,
+        source_digest=source.contents.digest(),
+        equal=verdict.equal,
+        proven=verdict.proven,
+        missing=tuple(verdict.missing),
+        checks=tuple(
+            Finding(
+                name=check.name,
+                passed=check.passed,
+                missing=check.missing,
+                detail=check.detail,
+                numbers=check.numbers,
+            )
+            for check in verdict.checks
+        ),
+    )
 
 
-def write_receipt(result: Checkpoint, content: Json) -> bool:
+def write_receipt(result: Checkpoint, content: Receipt) -> bool:
     """Put the receipt into the result's manifest; return False if there is no manifest."""
     manifest = manifest_of(result)
     if manifest is None:
         return False
-    write_small(result.path / MANIFEST, encode({**manifest, "receipt": content}))
+    write_small(result.path / MANIFEST, encode(manifest.changed(receipt=content)))
     return True

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import Json, manifest_of
+from flmgrow.formats.history.manifest import manifest_of
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.growth import Growth
@@ -119,9 +120,9 @@ def _checksums(checkpoint: Checkpoint, how: Verification) -> Check:
         return check_sums(checkpoint, progress)
 
 
-def _claims(manifest: Json | None, source: Checkpoint) -> bool:
+def _claims(manifest: Manifest | None, source: Checkpoint) -> bool:
     """Whether a manifest says that what it describes was made from ``source``."""
-    return manifest is not None and manifest["source"]["digest"] == source.contents.digest()
+    return manifest is not None and manifest.source.digest == source.contents.digest()
 
 
 def _derived(
@@ -130,13 +131,13 @@ def _derived(
     """Return the growth that made ``result`` from ``source``, if known, and what speaks for it."""
     manifest = manifest_of(result)
     if manifest is not None and _claims(manifest, source):
-        kept = manifest["optimizer"] not in ("none", "dropped")
+        kept = manifest.optimizer not in ("none", "dropped")
         start = with_optimizer(source) if kept else source
         result = with_optimizer(result)
         way = recorded_way(source, manifest)
-        drifted = "rank0" in (how.replicated, manifest["options"].get("replicated"))
+        drifted = "rank0" in (how.replicated, manifest.options.replicated)
         copies = check_copies(start, drifted) + check_copies(result)
-        carried = check_carried(start, result, way.growth, manifest["dropped"])
+        carried = check_carried(start, result, way.growth, manifest.dropped)
         return way.growth, [*copies, carried, *evidence_of(start, result, way, how.effort)]
     found, lost = with_known_states(result)
     start, also_lost = with_known_states(source) if found.state_readers else (source, [])

@@ -21,13 +21,25 @@ class _Checked(BaseModel):
     model_config = ConfigDict(defer_build=True)  # most commands never read a manifest
 
 
-class _Receipt(_Checked):
+class _Finding(_Checked):
+    name: str
+    passed: bool | None
+    missing: str | None = None
+    detail: str = ""
+
+
+class _Summary(_Checked):
     equal: bool
     proven: bool | None = None
     missing: list[str] = []
     source: str
     date: str = ""
-    checks: list[dict[str, Any]] = []
+
+
+class _Receipt(_Summary):
+    flmgrow: str = ""
+    source_digest: str = ""
+    checks: list[_Finding] = []
 
 
 class _Hub(_Checked):
@@ -35,12 +47,14 @@ class _Hub(_Checked):
     commit: str
 
 
-class _Member(_Checked):
+class MemberForm(_Checked):
+    """One checkpoint of an ancestry."""
+
     name: str
     parameters: _Count
     iteration: _Count | None
     methods: dict[str, str] = {}
-    receipt: _Receipt | None = None
+    receipt: _Summary | None = None
     hub: _Hub | None = None
     tokens: _Tokens | None = None
     date: str | None = None
@@ -54,19 +68,25 @@ class _Source(_Checked):
     digest: str
     arguments: dict[str, Any] = {}
     parameters: _Count
+    model: dict[str, Any] = {}
+    layout: dict[str, Any] = {}
     base_output: Annotated[float, Field(allow_inf_nan=False)] | None = None
     iteration: _Count | None
-    family: list[_Member]
+    family: list[MemberForm]
     receipt: _Receipt | None
 
 
 class _Growth(_Checked):
     methods: dict[str, str]
+    preserves_function: bool = False
+    seed: int | None = None
     request: dict[str, Any]
     axes: dict[str, list[dict[str, Any]]]
+    spreads: dict[str, float] = {}
 
 
 class _Options(_Checked):
+    replicated: str = ""
     init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
@@ -80,12 +100,20 @@ class _Manifest(_Checked):
     parameters: _Count
     iteration: _Count | None
     padded_vocab: _Rows
+    flmgrow: str = ""
+    format: str = ""
+    model: dict[str, Any] = {}
+    layout: dict[str, Any] = {}
+    dtype: str = ""
     source: _Source
     growth: _Growth
     masks: dict[str, dict[str, Any]]
     optimizer: str
     training: dict[str, Any] | None = None
     options: _Options
+    dropped: list[str] = []
+    drift: list[str] = []
+    notes: list[str] = []
     files: list[_File]
     receipt: _Receipt | None
 

@@ -9,17 +9,20 @@ handed on by ``expand`` and ``reshard`` in ``flmgrow.json``.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.history.manifest_schema import MemberForm
+from flmgrow.formats.history.parts import Member
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.content_sum import SUM, is_intact, with_sum
 from flmgrow.storage.files import read_if_there
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 
 TRAINING = "flmgrow_training.json"
@@ -31,8 +34,6 @@ WITHOUT_SUM = 1
 """The version that had no sum over its content, either."""
 
 MAX_BYTES = 64 << 20
-
-Json = dict[str, Any]
 
 _Number = Annotated[int, Field(ge=0, le=1 << 62)]
 _Batch = Annotated[int, Field(ge=1, le=1 << 62)]
@@ -90,6 +91,18 @@ class Carried(BaseModel):
             raise ValueError(f"{len(self.losses)} losses of {len(self.loss_batches)} batches")
         return self
 
+    @classmethod
+    def parse(cls, data: Json, where: str) -> Self:
+        """Return what plain data says. Raises BadCheckpointError, for key ``where``."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise BadCheckpointError(f"{where}: {problems(error.errors())}") from None
+
+    def to_json(self) -> Json:
+        """Return what was said of it as plain data: what was not said is left out."""
+        return self.model_dump(exclude_unset=True)
+
     @property
     def position(self) -> Json | None:
         """Where the data goes on, as the trainer's batches take it; None at the beginning."""
@@ -116,7 +129,7 @@ class TrainingState:
     stage_begin: int
     carried: Carried = field(default_factory=Carried)
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
-    family: tuple[Json, ...] = ()
+    family: tuple[Member, ...] = ()
     stage_tokens: int | None = None
     stage_batch: int | None = None
     settings: Json = field(default_factory=dict)
@@ -135,14 +148,10 @@ class TrainingState:
             "settings": self.settings,
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
-            "family": list(self.family),
-            "files": [_file(record) for record in self.files],
+            "family": [member.to_json() for member in self.family],
+            "files": [record.to_json() for record in self.files],
         }
         return json.dumps(with_sum(content), indent=1).encode() + b"\n"
-
-
-def _file(record: FileRecord) -> Json:
-    return {name: value for name, value in asdict(record).items() if value != ""}
 
 
 class _File(BaseModel):
@@ -169,7 +178,7 @@ class _Form(BaseModel):
     carried: Carried
     masks: dict[str, dict[str, Any]]
     losses: list[_Loss] = []
-    family: list[dict[str, Any]]
+    family: list[MemberForm]
     files: list[_File] = []
 
 
@@ -212,7 +221,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
         stage_begin=found.stage_begin,
         carried=_with_losses(found),
         masks=masks,
-        family=tuple(found.family),
+        family=tuple(map(Member.parse, data["family"])),
         stage_tokens=found.stage_tokens,
         stage_batch=found.stage_batch,
         settings=found.settings,

@@ -16,10 +16,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-Json = Any
-
 _UNUSED = ("version", "truncation", "padding", "post_processor")
-_DEFAULTS: Mapping[str, Json] = {
+_DEFAULTS: Mapping[str, Any] = {
     "byte_fallback": False,
     "continuing_subword_prefix": "",
     "end_of_word_suffix": "",
@@ -48,7 +46,7 @@ def digest_of_ranks(ranks: Iterable[tuple[bytes, int]]) -> str:
     return _sha256(sorted((rank, token.hex()) for token, rank in ranks))
 
 
-def _plain(value: Json) -> Json:
+def _plain(value: Any) -> Any:
     """Return a part of a ``tokenizer.json`` with what it means where there are ways to say it."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
@@ -76,5 +74,5 @@ def _plain(value: Json) -> Json:
     }
 
 
-def _sha256(content: Json) -> str:
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,17 +6,15 @@ model's usual kind, and adds that kind's special tokens behind the vocabulary. S
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from flmgrow.formats.companions import Ids, ids_of
+from flmgrow.storage.strict_json import Json
 
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 """What the token is called that ends a document, where only its name tells."""
 
 _NAMES = {"bos_token_id": "bos_token", "eos_token_id": "eos_token", "pad_token_id": "pad_token"}
-
-Json = dict[str, Any]
 
 
 def parsed(content: bytes) -> Json:

@@ -25,13 +25,13 @@ from flmgrow.formats.tokenizer.settings import (
     END_NAMES,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
-    Json,
     id_count,
     made_config,
     named_ids,
     parsed,
 )
 from flmgrow.formats.tokenizer.tiktoken_ranks import as_tokenizer
+from flmgrow.storage.strict_json import Json
 
 _BYTES = 256
 _WAY = "export --tokenizer FILE or FOLDER names one"

@@ -15,7 +15,7 @@ from pico import make_checkpoint
 from strategies import examples
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.history.manifest import content_of, encode, read_manifest
+from flmgrow.formats.history.manifest import content_of, read_manifest, sealed
 
 GROWTH = ("--ffn-hidden-size", 24, "--ramp-steps", 30)
 MANIFEST = "flmgrow.json"
@@ -91,7 +91,7 @@ def test_two_manifests_that_do_not_say_the_same_are_found(pair: Path, tmp_path: 
     (path,) = grown.glob(f"iter_*/{MANIFEST}")
     manifest = json.loads(path.read_text())
     manifest["masks"]["ffn"]["ramp_steps"] = 31
-    path.write_bytes(encode(manifest))
+    path.write_bytes(sealed(manifest))
     outcome = flmgrow("verify", source, grown)
     assert outcome.code == 1
     assert "DIFFERENT  manifest of grown" in outcome.out

@@ -12,6 +12,8 @@ from hub_places import manifest
 from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.history.manifest_schema import check_form
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile
 from flmgrow.hub.card import CardFacts, card, is_own
 from flmgrow.hub.evaluation import Score, read_scores
@@ -24,21 +26,30 @@ CONFIG = ModelConfig(
 
 
 def made(**changes: Any) -> dict[str, Any]:
-    """A manifest with what a card reads, and these changes."""
+    """The plain data of a manifest, and these changes."""
     source = {"name": "old", "parameters": 10, "iteration": 7, "family": [], "hub": None}
+    growth = {"methods": {"width": "zero"}, "preserves_function": True, "seed": 3}
     return {
+        "manifest_version": 2,
         "parameters": 20,
         "iteration": None,
         "dtype": "bfloat16",
-        "source": source,
-        "growth": {"methods": {"width": "zero"}, "preserves_function": True, "seed": 3},
+        "padded_vocab": 24,
+        "source": {**source, "digest": "d", "receipt": None},
+        "growth": {**growth, "request": {}, "axes": {}},
+        "masks": {},
+        "optimizer": "none",
+        "options": {},
+        "files": [],
         "receipt": None,
         **changes,
     }
 
 
 def text_of(data: dict[str, Any], **facts: Any) -> str:
-    return card(data, CardFacts(**{"name": "org/new", "config": CONFIG, **facts})).decode()
+    check_form(data, "flmgrow.json")
+    about = CardFacts(**{"name": "org/new", "config": CONFIG, **facts})
+    return card(Manifest.parse(data), about).decode()
 
 
 def head_of(page: str) -> dict[str, Any]:
@@ -107,7 +118,13 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_what_is_known_is_told() -> None:
     source = {**made()["source"], "hub": {"repository": "org/old", "commit": "c" * 40}}
     source["family"] = [
-        {"name": "old", "parameters": 10, "tokens": 12 * 10**11, "date": "2026-01-02"}
+        {
+            "name": "old",
+            "parameters": 10,
+            "iteration": None,
+            "tokens": 12 * 10**11,
+            "date": "2026-01-02",
+        }
     ]
     page = text_of(
         made(source=source), tokenizer=True, revision="v2", scores=(Score("t", "acc", 0.5, 0.01),)
@@ -120,7 +137,7 @@ def test_what_is_known_is_told() -> None:
 
 
 def test_a_growth_that_changes_the_function_is_called_so() -> None:
-    growth = {"methods": {"depth": "stack"}, "preserves_function": False, "seed": 0}
+    growth = {**made()["growth"], "methods": {"depth": "stack"}, "preserves_function": False}
     assert "does not keep the function" in text_of(made(growth=growth))
 
 

@@ -17,6 +17,7 @@ from trained_here import MODEL, carried_out
 
 from flmgrow.cli import run as cli
 from flmgrow.formats.history.manifest import encode, read_manifest
+from flmgrow.formats.history.parts import ELEMENTS
 from flmgrow.stages import preparing
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
@@ -182,15 +183,17 @@ def test_another_function_that_is_accepted_is_recorded(data: Path, tmp_path: Pat
     start = tmp_path / "run" / "02-large" / "start"
     manifest = read_manifest(start)
     assert manifest is not None
-    assert manifest["receipt"]["equal"] is False
+    assert manifest.receipt is not None
+    assert manifest.receipt.equal is False
     assert ran(tmp_path, content).err == ""
     lines = ran(tmp_path, content, "--print-commands").out.splitlines()
     assert [line.endswith(" || [ $? -eq 1 ]") for line in lines] == [False, False, True, False]
-    receipt = manifest["receipt"]
-    for check in receipt["checks"]:
-        if check["name"] == "elements":
-            check["passed"] = False
-    (start / "flmgrow.json").write_bytes(encode(manifest))
+    checks = [
+        check.changed(passed=False) if check.name == ELEMENTS else check
+        for check in manifest.receipt.checks
+    ]
+    receipt = manifest.receipt.changed(checks=checks)
+    (start / "flmgrow.json").write_bytes(encode(manifest.changed(receipt=receipt)))
     schedule = tmp_path / "schedule.yaml"
     folder = RunFolder(tmp_path / "run", read_schedule(schedule, tmp_path / "run"))
     assert not folder.is_verified(folder.stages[1])

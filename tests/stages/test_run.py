@@ -73,7 +73,8 @@ def test_everything_lies_in_its_folder(schedule: Path, finished: Path) -> None:
     }  # fmt: skip
     manifest = read_manifest(large / "start")
     assert manifest is not None
-    assert manifest["receipt"]["equal"]
+    assert manifest.receipt is not None
+    assert manifest.receipt.equal
 
 
 def test_the_next_stage_goes_on_where_the_one_before_ended(finished: Path) -> None:
@@ -93,7 +94,7 @@ def test_the_next_stage_goes_on_where_the_one_before_ended(finished: Path) -> No
 def test_no_path_of_the_run_gets_into_a_checkpoint(finished: Path) -> None:
     """Else a run that was moved, or repeated elsewhere, would save other bytes."""
     with open_checkpoint(finished / "02-large" / "checkpoints") as checkpoint:
-        assert [member["name"] for member in family(checkpoint)] == ["small", "start", "large"]
+        assert [member.name for member in family(checkpoint)] == ["small", "start", "large"]
     for path in finished.rglob("*"):
         if path.is_file() and "iter_" in str(path):
             assert bytes(finished.parent) not in path.read_bytes(), path

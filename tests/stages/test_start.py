@@ -81,10 +81,11 @@ def test_a_stage_begins_with_a_model_and_the_next_one_grows_it(
     for folder in folders:
         manifest = read_manifest(folder / "start")
         assert manifest is not None
-        assert manifest["receipt"]["equal"]
+        assert manifest.receipt is not None
+        assert manifest.receipt.equal
     with open_checkpoint(folders[1] / "checkpoints") as opened:
         assert (opened.config.layers, opened.config.norm) == (3, "rmsnorm")
-        assert family(opened)[-1]["name"] == "larger"
+        assert family(opened)[-1].name == "larger"
     assert flmgrow(*words).err == ""
     assert [len(run.stages) for run in read_runs([tmp_path / "run"])] == [2]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xxhash
 
-from flmgrow.formats.history.manifest import encode
+from flmgrow.formats.history.manifest import sealed
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.storage.checksums import FileRecord
@@ -47,7 +47,7 @@ def edit_manifest(root: Path, change: Change) -> None:
         manifest = json.loads(path.read_text())
         change(manifest)
         whole = isinstance(manifest.get("receipt", 0), dict | None)
-        path.write_bytes(encode(manifest) if whole else json.dumps(manifest).encode())
+        path.write_bytes(sealed(manifest) if whole else json.dumps(manifest).encode())
 
 
 def correct_sums(root: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flmgrow.cli.app import run
-from flmgrow.formats.history.manifest import encode
+from flmgrow.formats.history.manifest import sealed
 from flmgrow.stages.preparing import prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import read_schedule
@@ -179,6 +179,6 @@ def edit(path: Path, **changes: Any) -> None:
             inside = inside[key]
         inside[last] = value
     if path.name == MANIFEST:
-        path.write_bytes(encode(content))
+        path.write_bytes(sealed(content))
     else:
         path.write_text(json.dumps(with_sum(content) if SUM in content else content))

@@ -278,7 +278,7 @@ def test_it_is_an_option_a_key_and_on_record(tmp_path: Path) -> None:
     accepted("expand", tmp_path / "a", tmp_path / "d", "--hidden-size", 17)
     manifest = read_manifest(tmp_path / "b")
     assert manifest is not None
-    assert manifest["growth"]["request"]["fresh_second_moment"] == "mean"
+    assert manifest.growth.request["fresh_second_moment"] == "mean"
     by_file, by_option, without = (states(tmp_path / path) for path in "bcd")
     assert same_bits(by_file["exp_avg_sq"]["up"], by_option["exp_avg_sq"]["up"])
     assert by_file["exp_avg_sq"]["up"].all()

@@ -159,8 +159,8 @@ def test_no_optimizer_is_recorded(tmp_path: Path) -> None:
     accepted("reshard", tmp_path / "a", tmp_path / "b", "--tp", 2, "--no-optimizer")
     manifest = read_manifest(tmp_path / "b")
     assert manifest is not None
-    assert manifest["optimizer"] == "dropped"
-    assert manifest["dropped"][:2] == ["optimizer", "opt_param_scheduler"]
+    assert manifest.optimizer == "dropped"
+    assert manifest.dropped[:2] == ("optimizer", "opt_param_scheduler")
     for file in rank_files(tmp_path / "b"):
         content = torch.load(file, weights_only=False)
         assert not {"optimizer", "opt_param_scheduler"} & content.keys()

@@ -169,7 +169,7 @@ def test_growth_does_not_change_the_loss(
     assert [record["masks"].get("ffn") for record in found] == [0, 0.25, 0.5, 0.75, None, None]
     with open_checkpoint(tmp_path / "checkpoints") as checkpoint:
         assert masks_of(checkpoint) == {}
-        names = [member["name"] for member in family(checkpoint)]
+        names = [member.name for member in family(checkpoint)]
         assert names == ["small", "start", "large"]
         training = training_of(checkpoint)
         assert training is not None

@@ -19,7 +19,8 @@ import torch
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
-from flmgrow.formats.history.manifest import Json, family, masks_of, training_of
+from flmgrow.formats.history.manifest import family, masks_of, training_of
+from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_state import TRAINING, Carried, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.reading import AssembledArray, LogicalReader
@@ -54,7 +55,7 @@ class Begin:
     stage_begin: int
     carried: Carried
     masks: Mapping[Dimension, Mask]
-    family: tuple[Json, ...] = ()
+    family: tuple[Member, ...] = ()
     progress: Progress = field(default_factory=Progress)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left: int | None = None

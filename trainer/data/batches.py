@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.storage.strict_json import Json
 
-Json = dict[str, Any]
 Keys = Mapping[str, str | int | float | bool | None]
 Integers = npt.NDArray[np.int64]
 SHOWN = 8

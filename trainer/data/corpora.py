@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from flmgrow.errors import BadDataError
-from flmgrow.trainer.data.batches import SHOWN, Json, Sample, seed_of
+from flmgrow.storage.strict_json import Json
+from flmgrow.trainer.data.batches import SHOWN, Sample, seed_of
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.tokenizers import Tokenizer
 from flmgrow.trainer.megatron.core import GPTDataset, GPTDatasetConfig, IndexedDataset, Split

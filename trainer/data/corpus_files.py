@@ -18,7 +18,7 @@ import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
-from flmgrow.trainer.data.batches import Json
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.indexed import Index, read_index
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX
 from flmgrow.trainer.data.tokenizers import Tokenizer

@@ -26,7 +26,8 @@ import numpy as np
 import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.trainer.data.batches import SHOWN, Blend, Integers, Json, Sample, Samples, seed_of
+from flmgrow.storage.strict_json import Json
+from flmgrow.trainer.data.batches import SHOWN, Blend, Integers, Sample, Samples, seed_of
 from flmgrow.trainer.data.documents import Reading, field_of, read_documents, text_of
 from flmgrow.trainer.data.round_trip import missing, named
 from flmgrow.trainer.data.sources import find_sources

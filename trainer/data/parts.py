@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import xxhash
 
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.documents import BadDocumentError, Document, text_of
 from flmgrow.trainer.data.indexed import Lengths, token_dtype
 from flmgrow.trainer.data.round_trip import missing, named
@@ -27,8 +28,6 @@ PART_BYTES = 4 << 20
 LOST, CHANGED, ENDS = "lost", "changed", "ends inside"
 
 _HEAD = struct.Struct("<q")
-
-Json = dict[str, Any]
 
 
 class Writable(Protocol):

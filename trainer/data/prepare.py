@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any
 
 from flmgrow import __version__
 from flmgrow.errors import BadDataError, printable
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.documents import Document, Reading, read_documents
 from flmgrow.trainer.data.indexed import index_bytes, index_size, token_dtype
 from flmgrow.trainer.data.parts import (
@@ -52,8 +52,6 @@ PREFIX = "data"
 PART_DOCUMENTS = 1 << 16
 ENOUGH = 1 << 24
 """Characters after which a tokenizer that loses too many is refused before the corpus' end."""
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

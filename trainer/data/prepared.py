@@ -13,11 +13,10 @@ from typing import Any
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.storage.checksums import FileRecord, checksum_of, is_intact
+from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.parts import LOST, Recipe
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX, Limits
 from flmgrow.trainer.data.sources import Sources
-
-Json = dict[str, Any]
 
 
 def found(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-Json = dict[str, Any]
+from flmgrow.storage.strict_json import Json
 
 
 @dataclass

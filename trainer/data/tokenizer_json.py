@@ -7,7 +7,7 @@ what becomes of it the way back must be the exact opposite of the way there.
 from collections.abc import Iterator
 from typing import Any
 
-Json = dict[str, Any]
+from flmgrow.storage.strict_json import Json
 
 _BYTES: Json = {
     "type": "ByteLevel",

@@ -17,19 +17,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from flmgrow.errors import BadDataError, OutputExistsError, UsageError
 from flmgrow.model.masks import Dimension
 from flmgrow.storage.durable import close_quietly, storage_errors, write_all, write_small
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-Json = dict[str, Any]
 OLD = ".old"
 COUNTS = ("step", "samples", "tokens", "flops")
 

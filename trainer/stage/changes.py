@@ -23,14 +23,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from flmgrow.errors import BadDataError
 from flmgrow.storage.durable import storage_errors, write_small
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.storage.validation import problems
 from flmgrow.trainer.stage.clock import Progress
 from flmgrow.trainer.stage.file import StageFile
 
 CHANGES = "changes.jsonl"
-
-Json = dict[str, Any]
 
 WATCHING = "guard."
 """Settings that end a run, and change none of its steps."""

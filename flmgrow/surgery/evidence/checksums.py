@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import manifest_of, records_of
+from flmgrow.formats.history.manifest import manifest_of
 from flmgrow.formats.history.training_state import TRAINING, read_training_state
 from flmgrow.storage.checksums import FileRecord, verify_files
 from flmgrow.surgery.evidence.check import Check
@@ -21,7 +21,7 @@ class Listed:
     """What ``recorded_in`` says of the files in ``folder``."""
 
     folder: Path
-    records: list[FileRecord]
+    records: tuple[FileRecord, ...]
     recorded_in: str
 
     def check(self, progress: Callable[[int], None]) -> None:
@@ -36,9 +36,9 @@ def listed_files(checkpoint: Checkpoint) -> list[Listed]:
     """
     found = []
     if (manifest := manifest_of(checkpoint)) is not None:
-        found.append(Listed(checkpoint.path, records_of(manifest), "manifest"))
+        found.append(Listed(checkpoint.path, manifest.files, "manifest"))
     if (training := read_training_state(checkpoint.folder)) is not None:
-        found.append(Listed(checkpoint.folder, list(training.files), TRAINING))
+        found.append(Listed(checkpoint.folder, training.files, TRAINING))
     return [each for each in found if each.records]
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import Json, masks_of
+from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target, grow
@@ -49,15 +50,17 @@ class Effort:
     bar: Bar = no_bar
 
 
-def recorded_way(source: Checkpoint, manifest: Json) -> Way:
+def recorded_way(source: Checkpoint, manifest: Manifest) -> Way:
     """Return the way that a manifest records. Raises BadCheckpointError if there is none."""
     growth = growth_from_manifest(source, manifest)
-    own = bool(growth.methods) or "bake" in manifest["growth"]["request"]
+    own = bool(growth.methods) or "bake" in manifest.growth.request
     masks = growth.masks if own else masks_of(source)
-    return Way(growth, masks, manifest["options"].get("init_std"))
+    return Way(growth, masks, manifest.options.init_std)
 
 
-def _possible_ways(source: Checkpoint, result: Checkpoint, manifest: Json | None) -> Iterator[Way]:
+def _possible_ways(
+    source: Checkpoint, result: Checkpoint, manifest: Manifest | None
+) -> Iterator[Way]:
     if manifest is not None:
         recorded = None
         with suppress(BadCheckpointError, UsageError):  # of another source it may be impossible
@@ -95,7 +98,7 @@ def evidence_of(
 
 
 def undeclared(
-    source: Checkpoint, result: Checkpoint, manifest: Json | None, how: Effort
+    source: Checkpoint, result: Checkpoint, manifest: Manifest | None, how: Effort
 ) -> tuple[Growth | None, list[Check]]:
     """Return the growth that is borne out although nothing claims it, and the evidence.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
-from flmgrow.formats.history.manifest import MANIFEST, has_sum, read_manifest
+from flmgrow.formats.history.manifest import MANIFEST, read_manifest
 from flmgrow.formats.history.training_state import TRAINING, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
@@ -59,7 +59,7 @@ class _Files:
         except BadCheckpointError:
             return {}
         return {
-            each.folder / record.path: replace(each, records=[record])
+            each.folder / record.path: replace(each, records=(record,))
             for each in lists
             for record in each.records
         }
@@ -80,7 +80,7 @@ class _Files:
         if self.checkpoint.hub is not None and (kind := _check_cached(path, progress)):
             yield kind
         if path.name == MANIFEST and (manifest := read_manifest(path.parent)) is not None:
-            yield from ["its own sum"] if has_sum(manifest) else []
+            yield from ["its own sum"] if manifest.has_sum else []
         if path.name == TRAINING and (state := read_training_state(path.parent)) is not None:
             yield from ["its own sum"] if state.has_sum else []
         if path.name == TRACKER:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_state import (
     MAX_BYTES,
     TRAINING,
@@ -72,7 +73,15 @@ STATES = st.builds(
     stage_tokens=st.none() | COUNTS,
     stage_batch=st.none() | st.integers(1, 1 << 62),
     settings=st.dictionaries(st.text(max_size=5), st.none() | st.text(max_size=5) | COUNTS),
-    family=st.lists(st.fixed_dictionaries({"name": st.text(), "parameters": COUNTS})).map(tuple),
+    family=st.lists(
+        st.builds(
+            Member,
+            name=st.text(),
+            parameters=st.integers(0, 1 << 50),
+            iteration=st.none() | st.integers(0, 1 << 50),
+            tokens=st.none() | st.integers(0, 1 << 60),
+        )
+    ).map(tuple),
 ).map(of_a_stage)
 
 
@@ -112,7 +121,7 @@ def good() -> dict[str, Any]:
         stage_begin=3,
         carried=Carried(consumed_samples=56, data="abc", tokens=1792, flops=10**30, losses=[3.5]),
         masks={Dimension.FFN: Mask(Dimension.FFN, fresh, 0.25, 8)},
-        family=({"name": "start"},),
+        family=(Member(name="start", parameters=8, iteration=3),),
     )
     content: dict[str, Any] = json.loads(state.encode())
     assert content.pop(SUM) == sum_of(content)

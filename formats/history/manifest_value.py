@@ -1,0 +1,177 @@
+"""``flmgrow.json`` as a value: what a checkpoint is, where it came from, how it grew.
+
+Its form was checked before (:mod:`flmgrow.formats.history.manifest_schema`); what masks and the
+state of training mean is checked here. docs/concepts/manifest.md says what each field means.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from flmgrow.formats.checkpoint import HubOrigin
+from flmgrow.formats.history.parts import Member, Part, Receipt, hub_origin
+from flmgrow.formats.history.training_state import Carried
+from flmgrow.model.masks import Dimension, Mask, mask_from_json
+from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.content_sum import SUM
+from flmgrow.storage.strict_json import Json
+
+VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin(Part):
+    """The checkpoint that another was made from. ``digest`` is of its content.
+
+    ``arguments`` are those that were given in the place of its own. ``base_output`` is the output
+    multiplier of the model that all growth began with.
+    """
+
+    name: str
+    hub: HubOrigin | None
+    digest: str
+    arguments: Mapping[str, object]
+    parameters: int
+    model: Json
+    base_output: float | None
+    layout: Json
+    iteration: int | None
+    tokens: int | None
+    date: str | None
+    family: tuple[Member, ...]
+    receipt: Receipt | None
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        """Return the origin that plain data describes."""
+        return cls(
+            name=data["name"],
+            hub=hub_origin(data.get("hub")),
+            digest=data["digest"],
+            arguments=data.get("arguments", {}),
+            parameters=data["parameters"],
+            model=data.get("model", {}),
+            base_output=data.get("base_output"),
+            layout=data.get("layout", {}),
+            iteration=data["iteration"],
+            tokens=data.get("tokens"),
+            date=data.get("date"),
+            family=tuple(map(Member.parse, data["family"])),
+            receipt=_receipt(data["receipt"]),
+            read=data,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthRecord(Part):
+    """How a checkpoint grew: ``request`` is what was asked for, from which all else follows.
+
+    ``axes`` has runs of new indices for each axis that changed. ``spreads`` are the standard
+    deviations that fresh entries were drawn with, by tensor and new layer.
+    """
+
+    methods: Mapping[str, str]
+    preserves_function: bool
+    seed: int | None
+    request: Json
+    axes: Mapping[str, list[Json]]
+    spreads: Mapping[str, float]
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        """Return the growth that plain data describes."""
+        return cls(
+            methods=data["methods"],
+            preserves_function=data.get("preserves_function", False),
+            seed=data.get("seed"),
+            request=data["request"],
+            axes=data["axes"],
+            spreads=data.get("spreads", {}),
+            read=data,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Part):
+    """The options that decide on content."""
+
+    replicated: str
+    init_std: float | None
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        """Return the options that plain data describes."""
+        return cls(replicated=data.get("replicated", ""), init_std=data.get("init_std"), read=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Part):
+    """What ``flmgrow.json`` says. ``xxh3_128`` is the sum that it was read with.
+
+    ``model`` and ``layout`` are plain data, as the version that wrote it knew them. ``training``
+    is what goes on through growth of a run of flmgrow's trainer.
+    """
+
+    manifest_version: int
+    flmgrow: str
+    format: str
+    iteration: int | None
+    parameters: int
+    model: Json
+    layout: Json
+    padded_vocab: int
+    dtype: str
+    source: Origin
+    growth: GrowthRecord
+    masks: Mapping[Dimension, Mask]
+    options: Options
+    dropped: tuple[str, ...]
+    optimizer: str
+    training: Carried | None
+    drift: tuple[str, ...]
+    notes: tuple[str, ...]
+    files: tuple[FileRecord, ...]
+    receipt: Receipt | None
+    xxh3_128: str | None = None
+
+    @classmethod
+    def parse(cls, data: Json) -> Self:
+        """Return the manifest that plain data describes.
+
+        Raises BadCheckpointError, or ValueError, for masks or a state of training that are none.
+        """
+        masks = data["masks"].items()
+        training = data.get("training")
+        return cls(
+            manifest_version=data["manifest_version"],
+            flmgrow=data.get("flmgrow", ""),
+            format=data.get("format", ""),
+            iteration=data["iteration"],
+            parameters=data["parameters"],
+            model=data.get("model", {}),
+            layout=data.get("layout", {}),
+            padded_vocab=data["padded_vocab"],
+            dtype=data.get("dtype", ""),
+            source=Origin.parse(data["source"]),
+            growth=GrowthRecord.parse(data["growth"]),
+            masks={Dimension(name): mask_from_json(name, found) for name, found in masks},
+            options=Options.parse(data["options"]),
+            dropped=tuple(data.get("dropped", [])),
+            optimizer=data["optimizer"],
+            training=None if training is None else Carried.parse(training, "training"),
+            drift=tuple(data.get("drift", [])),
+            notes=tuple(data.get("notes", [])),
+            files=tuple(FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in data["files"]),
+            receipt=_receipt(data["receipt"]),
+            xxh3_128=data.get(SUM),
+            read=data,
+        )
+
+    @property
+    def has_sum(self) -> bool:
+        """Whether it was read with a sum over its content."""
+        return self.xxh3_128 is not None
+
+
+def _receipt(data: Json | None) -> Receipt | None:
+    return None if data is None else Receipt.parse(data)
