@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from flmgrow.formats.opening import open_checkpoint
+from flmgrow.operators.choices import FreshRows
 from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest, make_plan
@@ -87,16 +88,16 @@ def main() -> None:
             source = Path(place, "source")
             trained(source, ids[:cut], steps, tied)
             found = {"(before)": told(source, held_out)}
-            for rows in ("drawn", "mean"):
+            for rows in (FreshRows.DRAWN, FreshRows.MEAN):
                 with open_checkpoint(source) as opened:
                     plan = make_plan(
                         opened, Target(vocab=2 * IDS, fresh_rows=rows), LayoutRequest()
                     )
                     Executor(plan, Execution()).run(Path(place, rows))
                 found[rows] = told(Path(place, rows), held_out)
-        for rows, (loss, share, picked) in found.items():
+        for name, (loss, share, picked) in found.items():
             head = "tied" if tied else "separate"
-            print(f"| {head} | {rows} | {loss:.4f} | {share:.2%} | {picked:.1%} |", flush=True)
+            print(f"| {head} | {name} | {loss:.4f} | {share:.2%} | {picked:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.surgery import plan as planning
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.replicas import Replicated, replicated_as
 from flmgrow.surgery.requests import (
     SHARD_SIZE,
     Files,
@@ -106,7 +107,12 @@ class Plan:
 
 def execution_of(**running: Unpack[RunningGiven]) -> Execution:
     """Return the execution that ``running`` means: one worker per core, up to 16, if not said."""
-    return replace(Execution(**running), workers=default_workers(running.get("workers")))
+    told: dict[str, Any] = {
+        **running,
+        "workers": default_workers(running.get("workers")),
+        "replicated": replicated_as(running.get("replicated", Replicated.CHECK)),
+    }
+    return Execution(**told)
 
 
 def default_workers(wanted: int | None) -> int:

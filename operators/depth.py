@@ -13,7 +13,7 @@ whatever they are proportional to takes (new number) / (old number).
 """
 
 from collections.abc import Sequence
-from typing import get_args
+from enum import StrEnum
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, FloatArray, IntArray, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
-from flmgrow.operators.choices import METHODS, NewLayers, check_choice, no_method
+from flmgrow.operators.choices import Method, NewLayers, chosen, chosen_method
 from flmgrow.operators.dimension import DimensionGrowth
 
 
@@ -51,16 +51,21 @@ def _evenly(old: int, new: int) -> list[int]:
     return sorted([*range(old), *behind])
 
 
-def _sources(old: int, new: int, method: str, placement: str) -> list[int]:
-    if method == "stack":
+class Placement(StrEnum):
+    """Where fresh layers go, if it is not said for each of them."""
+
+    END = "end"
+    INTERLEAVE = "interleave"
+
+
+def _sources(old: int, new: int, method: Method, placement: str) -> list[int]:
+    if method is Method.STACK:
         return [layer % old for layer in range(new)]
-    if method == "interleave":
+    if method is Method.INTERLEAVE:
         return [layer * old // new for layer in range(new)]
-    if method not in METHODS[Dimension.DEPTH]:
-        raise no_method(Dimension.DEPTH, method)
-    if placement == "end":
+    if placement == Placement.END:
         return [*range(old), *([old - 1] * (new - old))]
-    if placement == "interleave":
+    if placement == Placement.INTERLEAVE:
         return _evenly(old, new)
     return _parse_pattern(placement, old, new)
 
@@ -80,9 +85,9 @@ def _score_factors(config: ModelConfig, donor: IntArray) -> FloatArray:
 def grow_depth(
     config: ModelConfig,
     new: int,
-    method: str,
-    placement: str = "end",
-    new_layers: NewLayers = "copy",
+    method: Method,
+    placement: str = Placement.END,
+    new_layers: NewLayers = NewLayers.COPY,
 ) -> DimensionGrowth:
     """Return how depth grows to ``new`` layers by ``method`` (mask, zero, copy, stack or
     interleave).
@@ -90,21 +95,22 @@ def grow_depth(
     ``placement`` is end, interleave, or a list of old layer numbers, one per new layer, in which
     the first use of a number is the old layer itself. ``new_layers`` is copy or random.
     """
-    check_choice("new layers", new_layers, get_args(NewLayers))
+    method = chosen_method(Dimension.DEPTH, method)
+    new_layers = chosen("new layers", new_layers, NewLayers)
     sources = _sources(config.layers, new, method, placement)
     donor = np.array(sources, np.int64)
     fresh = _first_uses(sources)
-    exact = method not in ("stack", "interleave")
+    exact = method not in (Method.STACK, Method.INTERLEAVE)
     scale: dict[Role, FloatArray] = {}
     gate: dict[Role, FloatArray] = {}
-    if method in ("zero", "copy"):
+    if method in (Method.ZERO, Method.COPY):
         gate[Role.BRANCH] = np.ones(new)
         gate[Role.BRANCH][fresh] = 0.0
     if config.multipliers.attention_by_inverse_layer:
         scale[Role.SCORES] = _score_factors(config, donor)
     source = donor.copy()
-    if new_layers == "random" and exact:
+    if new_layers is NewLayers.RANDOM and exact:
         source[fresh] = FRESH
     axis_map = AxisMap(config.layers, source, scale, donor=donor, gate=gate)
-    mask = Mask(Dimension.DEPTH, {Axis.LAYER: fresh}) if method == "mask" else None
+    mask = Mask(Dimension.DEPTH, {Axis.LAYER: fresh}) if method is Method.MASK else None
     return DimensionGrowth({Axis.LAYER: axis_map}, mask, preserves=exact)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain, product
-from typing import get_args
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatAr
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
-from flmgrow.operators.choices import FreshSecondMoment, Moments, check_choice
+from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, chosen, hold
 
 
 class Note(StrEnum):
@@ -45,19 +44,23 @@ class Growth:
     new: ModelConfig
     maps: Mapping[Axis, AxisMap] = field(default_factory=dict)
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
-    methods: Mapping[Dimension, str] = field(default_factory=dict)
+    methods: Mapping[Dimension, Method] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     preserves: bool = True
     seed: int = 0
     request: Mapping[str, object] = field(default_factory=dict)
-    moments: Moments = "keep"
-    fresh_second_moment: FreshSecondMoment = "zero"
+    moments: Moments = Moments.KEEP
+    fresh_second_moment: FreshSecondMoment = FreshSecondMoment.ZERO
 
     def __post_init__(self) -> None:
-        check_choice("moments", self.moments, get_args(Moments))
-        words = get_args(FreshSecondMoment)
-        check_choice("fresh second moment", self.fresh_second_moment, words)
+        hold(
+            self,
+            moments=chosen("moments", self.moments, Moments),
+            fresh_second_moment=chosen(
+                "fresh second moment", self.fresh_second_moment, FreshSecondMoment
+            ),
+        )
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

@@ -48,6 +48,7 @@ from dataclasses import replace
 import numpy as np
 
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, Role
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 
 
@@ -92,7 +93,7 @@ def moment_growth(growth: Growth, power: int) -> Growth:
     """
     fill = Fill(growth.fresh_second_moment) if power == 2 else Fill.ZERO
     known = fill is Fill.MEAN
-    lone = growth.moments == "asymmetric"
+    lone = growth.moments is Moments.ASYMMETRIC
     maps = {}
     for axis, axis_map in growth.maps.items():
         scale = {role: f**power for role, f in _gradient_factors(axis_map.scale).items()}

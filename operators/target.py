@@ -8,23 +8,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from math import inf
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.choices import (
-    METHODS,
     FreshRows,
     FreshSecondMoment,
+    Method,
     Moments,
     NewLayers,
-    check_choice,
-    check_methods,
-    no_method,
+    chosen,
+    chosen_method,
+    chosen_methods,
+    hold,
 )
-from flmgrow.operators.depth import grow_depth
+from flmgrow.operators.depth import Placement, grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.growth import Growth, Note
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
@@ -39,25 +40,23 @@ MAX_SIZES = {Axis.LAYER: 10_000}
 """Larger ones are slips of the finger, or of a hostile file: they would only fill the memory."""
 
 
-def parse_methods(text: str) -> dict[Dimension, str]:
+def parse_methods(text: str) -> dict[Dimension, Method]:
     """Return the method of every dimension from ``mask`` or ``width=copy,ffn=zero`` (the rest:
     mask).
 
     Raises UsageError, naming what would be accepted.
     """
-    methods = dict.fromkeys(Dimension, "mask")
+    methods = dict.fromkeys(Dimension, Method.MASK)
     for item in filter(None, text.replace(" ", "").split(",")):
         name, equals, method = item.partition("=")
         try:
-            chosen = {Dimension(name): method} if equals else dict.fromkeys(Dimension, name)
+            words = {Dimension(name): method} if equals else dict.fromkeys(Dimension, name)
         except ValueError:
             raise UsageError(
                 f"--method {item}: {name!r} is no dimension", f"one of {', '.join(Dimension)}"
             ) from None
-        for dimension, wanted in chosen.items():
-            if wanted not in METHODS[dimension]:
-                raise no_method(dimension, wanted, f"--method {item}: ")
-        methods.update(chosen)
+        for dimension, wanted in words.items():
+            methods[dimension] = chosen_method(dimension, wanted, f"--method {item}: ")
     return methods
 
 
@@ -71,15 +70,15 @@ class Target:
     heads: int | None = None
     kv_groups: int | None = None
     vocab: int | None = None
-    methods: Mapping[Dimension, str] = field(default_factory=lambda: parse_methods("mask"))
-    depth_placement: str = "end"
-    new_layers: NewLayers = "copy"
+    methods: Mapping[Dimension, Method] = field(default_factory=lambda: parse_methods("mask"))
+    depth_placement: str = Placement.END
+    new_layers: NewLayers = NewLayers.COPY
     untie: bool = False
     ramp_steps: int | None = None
     copy_noise: float = NOISE
-    moments: Moments = "keep"
-    fresh_second_moment: FreshSecondMoment = "zero"
-    fresh_rows: FreshRows = "mean"
+    moments: Moments = Moments.KEEP
+    fresh_second_moment: FreshSecondMoment = FreshSecondMoment.ZERO
+    fresh_rows: FreshRows = FreshRows.MEAN
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,12 +86,16 @@ class Target:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UsageError(f"{name}: wanted {size}, at least 1 is possible")
-        check_methods(self.methods)
-        check_choice("new layers", self.new_layers, get_args(NewLayers))
-        check_choice("moments", self.moments, get_args(Moments))
-        words = get_args(FreshSecondMoment)
-        check_choice("fresh second moment", self.fresh_second_moment, words)
-        check_choice("fresh rows", self.fresh_rows, get_args(FreshRows))
+        hold(
+            self,
+            methods=chosen_methods(self.methods),
+            new_layers=chosen("new layers", self.new_layers, NewLayers),
+            moments=chosen("moments", self.moments, Moments),
+            fresh_second_moment=chosen(
+                "fresh second moment", self.fresh_second_moment, FreshSecondMoment
+            ),
+            fresh_rows=chosen("fresh rows", self.fresh_rows, FreshRows),
+        )
         if self.ramp_steps is not None and self.ramp_steps < 1:
             raise UsageError(f"a mask's ramp takes {self.ramp_steps} steps, wanted at least 1")
         if not 0 <= self.copy_noise < inf:
@@ -112,8 +115,11 @@ class Target:
         """
         from pydantic import ValidationError
 
+        methods = data.get("methods")
         try:
-            return _schema().validate_python({"fresh_rows": "drawn", **data})
+            if isinstance(methods, Mapping) and methods.keys() <= set(Dimension):
+                chosen_methods({Dimension(name): word for name, word in methods.items()})
+            return _schema().validate_python({"fresh_rows": FreshRows.DRAWN, **data})
         except ValidationError as error:
             raise BadCheckpointError(
                 f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"

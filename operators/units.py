@@ -17,31 +17,31 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis, AxisMap, Fill, Role, appended
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
-from flmgrow.operators.choices import no_method
+from flmgrow.operators.choices import Method, no_method
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.draws import split_weights
 
 
-def _unit_map(axis: Axis, old: int, new: int, method: str, seed: int) -> AxisMap:
-    if method == "copy":
+def _unit_map(axis: Axis, old: int, new: int, method: Method, seed: int) -> AxisMap:
+    if method is Method.COPY:
         source = np.arange(new, dtype=np.int64) % old
         return AxisMap(old, source, {Role.READS: split_weights(seed, axis, source)})
-    if method == "zero":
+    if method is Method.ZERO:
         return AxisMap(old, appended(old, new), fill={Role.READS: Fill.ZERO})
-    if method == "mask":
+    if method is Method.MASK:
         return AxisMap(old, appended(old, new))
     raise no_method(Dimension.FFN if axis is Axis.FFN else Dimension.HEADS, method)
 
 
-def grow_ffn(config: ModelConfig, new: int, method: str, seed: int) -> DimensionGrowth:
+def grow_ffn(config: ModelConfig, new: int, method: Method, seed: int) -> DimensionGrowth:
     """Return how the FFN grows to ``new`` units by ``method`` (mask, zero or copy)."""
     maps = {Axis.FFN: _unit_map(Axis.FFN, config.ffn, new, method, seed)}
     fresh = {Axis.FFN: np.arange(config.ffn, new, dtype=np.int64)}
-    return DimensionGrowth(maps, Mask(Dimension.FFN, fresh) if method == "mask" else None)
+    return DimensionGrowth(maps, Mask(Dimension.FFN, fresh) if method is Method.MASK else None)
 
 
 def grow_heads(
-    config: ModelConfig, kv_groups: int, queries_per_group: int, method: str, seed: int
+    config: ModelConfig, kv_groups: int, queries_per_group: int, method: Method, seed: int
 ) -> DimensionGrowth:
     """Return how attention grows to the given groups and query heads per group (mask, zero or
     copy).
@@ -56,7 +56,7 @@ def grow_heads(
         if new != old
     }
     fresh = {axis: np.arange(old, new, dtype=np.int64) for axis, (old, new) in sizes.items()}
-    return DimensionGrowth(maps, Mask(Dimension.HEADS, fresh) if method == "mask" else None)
+    return DimensionGrowth(maps, Mask(Dimension.HEADS, fresh) if method is Method.MASK else None)
 
 
 def head_target(config: ModelConfig, heads: int | None, kv_groups: int | None) -> tuple[int, int]:

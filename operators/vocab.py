@@ -36,7 +36,7 @@ new id likelier than the average old one by more than max(0.0068 L - L^2 / 2) = 
 
 
 def vocab_map(
-    old: int, old_padded: int, new: int, new_padded: int, rows: FreshRows = "mean"
+    old: int, old_padded: int, new: int, new_padded: int, rows: FreshRows = FreshRows.MEAN
 ) -> AxisMap:
     """Return the map of the stored (padded) vocabulary axis from ``old`` to ``new`` true ids."""
     if new < old:
@@ -44,5 +44,5 @@ def vocab_map(
     index = np.arange(new_padded, dtype=np.int64)
     source = np.where(index < old_padded, index, PADDING)
     source[old:new] = FRESH
-    fill = {Role.PLAIN: Fill.NEAR} if rows == "mean" else {}
+    fill = {Role.PLAIN: Fill.NEAR} if rows is FreshRows.MEAN else {}
     return AxisMap(old_padded, source, fill=fill)

@@ -33,14 +33,16 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended, identity
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
-from flmgrow.operators.choices import no_method
+from flmgrow.operators.choices import Method, no_method
 from flmgrow.operators.dimension import DimensionGrowth
 
 NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
 
 
-def grow_width(config: ModelConfig, new: int, method: str, noise: float = NOISE) -> DimensionGrowth:
+def grow_width(
+    config: ModelConfig, new: int, method: Method, noise: float = NOISE
+) -> DimensionGrowth:
     """Return how the hidden axis grows to ``new`` by ``method`` (mask, zero or copy).
 
     ``noise`` is what tells copies apart: noise on their readers, relative to a tensor's own spread;
@@ -48,11 +50,11 @@ def grow_width(config: ModelConfig, new: int, method: str, noise: float = NOISE)
     function.
     """
     old = config.hidden
-    if method == "copy":
+    if method is Method.COPY:
         return _copy(config, old, new, noise)
-    if method == "zero":
+    if method is Method.ZERO:
         return _zero(config, old, new)
-    if method == "mask":
+    if method is Method.MASK:
         return _mask(old, new)
     raise no_method(Dimension.WIDTH, method)
 

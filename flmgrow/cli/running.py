@@ -17,6 +17,7 @@ from flmgrow.model.wording import aligned, amount, model_text, size
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import plan_data, plan_lines
+from flmgrow.surgery.replicas import replicated_as
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Running:
             workers=default_workers(self.workers),
             restart=self.restart,
             allow_nonfinite=self.allow_nonfinite,
-            replicated=self.replicated,
+            replicated=replicated_as(self.replicated),
             init_std=self.init_std,
             progress=progress,
         )

@@ -108,6 +108,7 @@ def verify(
             "name what to compare with; --integrity checks one alone",
         )
     from flmgrow.surgery.receipt import receipt, write_receipt
+    from flmgrow.surgery.replicas import replicated_as
     from flmgrow.surgery.verify import Verification, computing_dtype
     from flmgrow.surgery.verify import verify as run
 
@@ -123,7 +124,7 @@ def verify(
             elements=not skip_elements,
             gradients=gradients,
             workers=default_workers(workers),
-            replicated=replicated,
+            replicated=replicated_as(replicated),
             max_memory=parse_size(max_memory),
             bar=progress_bar,
         )

@@ -33,13 +33,14 @@ from flmgrow.formats.targets import Buffer, NewFile, TargetArray
 from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
+from flmgrow.operators.choices import hold
 from flmgrow.storage.checksums import verify_files
 from flmgrow.storage.files import Bytes
 from flmgrow.storage.output import OutputFolder, clear_leftovers
 from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
-from flmgrow.surgery.replicas import check_mode, check_replicas
+from flmgrow.surgery.replicas import Replicated, check_replicas, replicated_as
 from flmgrow.surgery.states import ModelValues
 
 T = TypeVar("T")
@@ -70,13 +71,13 @@ class Execution:
     workers: int = 1
     restart: bool = False
     allow_nonfinite: bool = False
-    replicated: str = "check"
+    replicated: Replicated = Replicated.CHECK
     init_std: float | None = None
     progress: Progress = lambda _: None
     beside: Callable[[Manifest], Mapping[str, bytes]] = lambda _: {}
 
     def __post_init__(self) -> None:
-        check_mode(self.replicated)
+        hold(self, replicated=replicated_as(self.replicated))
 
     @property
     def block_elements(self) -> int:
@@ -226,7 +227,7 @@ class Executor:
             for state, reader in plan.source.readers.items()
             for line in check_replicas(
                 reader,
-                "check" if reader.ways_out else execution.replicated,
+                Replicated.CHECK if reader.ways_out else execution.replicated,
                 "" if state is State.WEIGHT else state,
             )
         ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.axes import Box, full_box, split
 from flmgrow.surgery.finite import non_finite
-from flmgrow.surgery.replicas import check_replicas
+from flmgrow.surgery.replicas import Replicated, check_replicas
 
 _BLOCK = 1 << 22
 
@@ -42,7 +42,7 @@ def examine(
     """Return a checkpoint's health; with ``deep``, all weights are read."""
     reader = checkpoint.reader
     copies = sum(len(group) - 1 for group in reader.replicas())
-    drift = check_replicas(reader, "rank0")
+    drift = check_replicas(reader, Replicated.RANK0)
     if not deep:
         return Health(copies, drift)
     bad: dict[str, int] = {}

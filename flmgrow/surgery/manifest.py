@@ -20,6 +20,8 @@ from flmgrow.formats.history.manifest import (
     training_of,
 )
 from flmgrow.formats.history.manifest_value import (
+    DROPPED,
+    NO_OPTIMIZER,
     VERSION,
     GrowthRecord,
     Manifest,
@@ -158,7 +160,7 @@ def _saved_on(source: Checkpoint) -> str | None:
 def _optimizer(plan: Plan) -> str:
     if plan.target.optimizer is not None:
         return plan.growth.moments
-    return "dropped" if "optimizer" in plan.source.carried else "none"
+    return DROPPED if "optimizer" in plan.source.carried else NO_OPTIMIZER
 
 
 def tells_of(manifest: Manifest, plan: Plan, options: Options) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from flmgrow.formats.checkpoint import OptimizerState
 from flmgrow.formats.same_values import text_of
 from flmgrow.model.mup import KIND, grown_group
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 
 _SHOWN = 3
@@ -26,7 +27,7 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
         return None
     ratio = growth.new.hidden / growth.old.hidden
     groups = tuple(grown_group(group, ratio) for group in state.groups)
-    if growth.moments != "reset":
+    if growth.moments is not Moments.RESET:
         return replace(state, groups=groups)
     groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
     return replace(state, groups=groups, step=None if state.step is None else 0.0)
@@ -88,6 +89,10 @@ def compare_counted(
         more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
         return False, "; ".join(wrong[:_SHOWN]) + more
     steps = sorted({value for name, value in found.items() if name.key == _STEP})
-    moved = source is not None and expected.groups != source.groups and growth.moments != "reset"
+    moved = (
+        source is not None
+        and expected.groups != source.groups
+        and growth.moments is not Moments.RESET
+    )
     like = "with muP's settings for the new width" if moved else "as in the source"
     return True, f"step {', '.join(steps)}, {len(result.groups)} param groups {like}"

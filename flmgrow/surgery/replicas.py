@@ -6,15 +6,22 @@ it. Their checksums are in the file directories, so equal copies cost nothing to
 ones are read, a few MiB at a time, and measured.
 """
 
+from enum import StrEnum
+
 import numpy as np
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
 from flmgrow.model.axes import FloatArray
-from flmgrow.operators.choices import check_choice
+from flmgrow.operators.choices import chosen
 
-MODES = ("check", "rank0")
-"""What may become of copies that differ: refused, or the first rank's taken."""
+
+class Replicated(StrEnum):
+    """What may become of copies that differ: refused, or the first rank's taken."""
+
+    CHECK = "check"
+    RANK0 = "rank0"
+
 
 _WAY_OUT = "replicas have drifted apart; --replicated rank0 takes the first rank's"
 BLOCK = 4 << 20
@@ -52,19 +59,19 @@ def _gap(one: FloatArray, other: FloatArray) -> float:
     return float(np.nan_to_num(gap, nan=np.inf).max())
 
 
-def check_mode(mode: str) -> None:
-    """Raise UsageError if ``mode`` is not a mode that there is."""
-    check_choice("--replicated", mode, MODES)
+def replicated_as(word: str) -> Replicated:
+    """Return the mode that ``word`` stands for. Raises UsageError if there is none."""
+    return chosen("--replicated", word, Replicated)
 
 
-def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> list[str]:
+def check_replicas(
+    reader: LogicalReader, mode: Replicated = Replicated.CHECK, of: str = ""
+) -> list[str]:
     """Compare all replicas; return a line for each difference where ``mode`` is rank0.
 
     ``of`` names the state that the reader reads, if it is not the weights.
-    Raises BadCheckpointError at the first difference where ``mode`` is check, UsageError for an
-    unknown mode.
+    Raises BadCheckpointError at the first difference where ``mode`` is check.
     """
-    check_mode(mode)
     lines = []
     for first, *others in reader.replicas():
         for other in others:
@@ -72,7 +79,7 @@ def check_replicas(reader: LogicalReader, mode: str = "check", of: str = "") -> 
                 continue
             state = f"{of} of " if of else ""
             line = f"{other}: not equal to {first}: {state}{_difference(first, other)}"
-            if mode == "check":
+            if mode is Replicated.CHECK:
                 raise BadCheckpointError(line, reader.ways_out or _WAY_OUT)
             lines.append(line)
     return lines

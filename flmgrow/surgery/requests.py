@@ -8,6 +8,7 @@ from flmgrow.formats.history.manifest import masks_of, provenance_of
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
 from flmgrow.formats.writing import written_format
+from flmgrow.operators.choices import FreshSecondMoment
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan
@@ -136,7 +137,7 @@ def _untied(target: Target, source: Checkpoint) -> Target:
 
 
 def _check_moments(target: Target, dropped: bool) -> None:
-    if dropped and target.fresh_second_moment != "zero":
+    if dropped and target.fresh_second_moment is not FreshSecondMoment.ZERO:
         raise UsageError(
             f"--fresh-second-moment {target.fresh_second_moment}: --no-optimizer leaves all "
             "moments out",

@@ -10,6 +10,7 @@ from flmgrow.formats.reading import Array, LogicalReader
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.moments import moment_growth
 from flmgrow.surgery.values import GrownValues
@@ -41,7 +42,7 @@ class ModelValues:
             self._values[state] = GrownValues(moved, _reader(source, growth, state), init_std)
             self._tensors[state] = plain if power else self._tensors[State.WEIGHT]
 
-        self._reset = growth.moments == "reset"
+        self._reset = growth.moments is Moments.RESET
 
     def box(self, state: State, name: str, box: Box, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``box`` of a state of tensor ``name``, in ``dtype``."""

@@ -2,12 +2,13 @@
 names.
 """
 
-from typing import Any, cast, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import UsageError
-from flmgrow.operators.choices import FreshSecondMoment, Moments, NewLayers, check_choice
+from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, NewLayers, chosen
+from flmgrow.operators.depth import Placement
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.storage.validation import problems
@@ -47,12 +48,11 @@ class TargetFile(BaseModel):
 
     def target(self) -> Target:
         """Return the growth asked for."""
-        method = self.method or "mask"
+        method = self.method or Method.MASK
         if not isinstance(method, str):
             method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
-        new_layers, moments = self.new_layers or "copy", self.optimizer or "keep"
-        check_choice("--new-layers", new_layers, get_args(NewLayers))
-        check_choice("--optimizer", moments, get_args(Moments))
+        new_layers = chosen("--new-layers", self.new_layers or NewLayers.COPY, NewLayers)
+        moments = chosen("--optimizer", self.optimizer or Moments.KEEP, Moments)
         return Target(
             layers=self.num_layers,
             hidden=self.hidden_size,
@@ -61,25 +61,25 @@ class TargetFile(BaseModel):
             kv_groups=self.num_query_groups,
             vocab=self.vocab_size,
             methods=parse_methods(method),
-            depth_placement=self.depth_placement or "end",
-            new_layers=cast(NewLayers, new_layers),
+            depth_placement=self.depth_placement or Placement.END,
+            new_layers=new_layers,
             copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),
-            moments=cast(Moments, moments),
-            fresh_second_moment=self._fresh_second_moment(),
+            moments=moments,
+            fresh_second_moment=self._fresh_second_moment(moments),
             ramp_steps=self.ramp_steps,
             seed=self.seed or 0,
         )
 
-    def _fresh_second_moment(self) -> FreshSecondMoment:
-        wanted = self.fresh_second_moment or "zero"
-        check_choice("--fresh-second-moment", wanted, get_args(FreshSecondMoment))
-        if wanted != "zero" and self.optimizer == "reset":
+    def _fresh_second_moment(self, moments: Moments) -> FreshSecondMoment:
+        word = self.fresh_second_moment or FreshSecondMoment.ZERO
+        wanted = chosen("--fresh-second-moment", word, FreshSecondMoment)
+        if wanted is not FreshSecondMoment.ZERO and moments is Moments.RESET:
             raise UsageError(
                 f"--fresh-second-moment {wanted}: --optimizer reset makes every moment zero",
                 "leave out one of the two",
             )
-        return cast(FreshSecondMoment, wanted)
+        return wanted
 
     def layout(self) -> LayoutRequest:
         """Return the layout asked for."""

@@ -23,6 +23,7 @@ from flmgrow.formats.history.manifest import manifest_of
 from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.tensors import parameter_count
+from flmgrow.operators.choices import hold
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried
@@ -39,7 +40,7 @@ from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
-from flmgrow.surgery.replicas import check_mode
+from flmgrow.surgery.replicas import Replicated, replicated_as
 from flmgrow.surgery.weights import BLOCK
 
 BASE_MEMORY = 400 << 20
@@ -69,12 +70,12 @@ class Verification:
     elements: bool = True
     gradients: bool = False
     workers: int = 1
-    replicated: str = "check"
+    replicated: Replicated = Replicated.CHECK
     max_memory: int = 1 << 30
     bar: Bar = no_bar
 
     def __post_init__(self) -> None:
-        check_mode(self.replicated)
+        hold(self, replicated=replicated_as(self.replicated))
         needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
         if self.max_memory < needed:
             raise UsageError(
@@ -131,17 +132,17 @@ def _derived(
     """Return the growth that made ``result`` from ``source``, if known, and what speaks for it."""
     manifest = manifest_of(result)
     if manifest is not None and _claims(manifest, source):
-        kept = manifest.optimizer not in ("none", "dropped")
+        kept = manifest.has_optimizer
         start = with_optimizer(source) if kept else source
         result = with_optimizer(result)
         way = recorded_way(source, manifest)
-        drifted = "rank0" in (how.replicated, manifest.options.replicated)
+        drifted = Replicated.RANK0 in (how.replicated, manifest.options.replicated)
         copies = check_copies(start, drifted) + check_copies(result)
         carried = check_carried(start, result, way.growth, manifest.dropped)
         return way.growth, [*copies, carried, *evidence_of(start, result, way, how.effort)]
     found, lost = with_known_states(result)
     start, also_lost = with_known_states(source) if found.state_readers else (source, [])
-    copies = check_copies(start, how.replicated == "rank0") + check_copies(found)
+    copies = check_copies(start, how.replicated is Replicated.RANK0) + check_copies(found)
     if start.optimizer is None:
         found = result  # weights alone can be compared
     growth, checks = undeclared(start, found, manifest, how.effort)

@@ -18,6 +18,9 @@ from flmgrow.storage.strict_json import Json
 
 VERSION = 2
 
+NO_OPTIMIZER, DROPPED = "none", "dropped"
+"""What ``optimizer`` says where a result has none: the source had none, or it was left out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin(Part):
@@ -166,6 +169,11 @@ class Manifest(Part):
             xxh3_128=data.get(SUM),
             read=data,
         )
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it describes an optimizer's state, too."""
+        return self.optimizer not in (NO_OPTIMIZER, DROPPED)
 
     @property
     def has_sum(self) -> bool:

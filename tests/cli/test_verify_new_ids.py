@@ -12,6 +12,7 @@ from growing import grow_checkpoint
 from pico import CONFIGS, make_checkpoint, stored_weights
 from pico_model import skewed_weights
 
+from flmgrow.operators.choices import FreshRows
 from flmgrow.operators.target import Target
 
 
@@ -56,7 +57,7 @@ def test_a_row_that_was_rounded_is_still_near_the_mean(
 def test_new_ids_that_take_the_predictions_are_found(change: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", "tele")
     if change == "old rule":
-        grow_checkpoint(source, tmp_path / "b", Target(vocab=100, fresh_rows="drawn"))
+        grow_checkpoint(source, tmp_path / "b", Target(vocab=100, fresh_rows=FreshRows.DRAWN))
     elif change == "noise":
         accepted("expand", source, tmp_path / "b", "--vocab-size", 100, "--init-std", 1000)
     else:
@@ -101,7 +102,7 @@ def test_losses_and_picks_are_those_over_all_ids(tmp_path: Path) -> None:
 def test_outputs_from_before_there_was_a_choice_are_derived_again(tmp_path: Path) -> None:
     """Their manifests say nothing of how new rows were made; those of today do."""
     source = make_checkpoint(tmp_path / "a", "tele")
-    grow_checkpoint(source, tmp_path / "b", Target(vocab=60, fresh_rows="drawn"))
+    grow_checkpoint(source, tmp_path / "b", Target(vocab=60, fresh_rows=FreshRows.DRAWN))
 
     def forget(manifest: dict[str, Any]) -> None:
         assert manifest["growth"]["request"].pop("fresh_rows") == "drawn"

@@ -12,6 +12,7 @@ from pico import CONFIGS
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.model.masks import Dimension
+from flmgrow.operators.choices import Method, NewLayers
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import LayoutRequest
 
@@ -146,7 +147,7 @@ def targets(draw: DrawFn, config: ModelConfig) -> Target:
     groups = grown(config.kv_groups, st.sampled_from([0, 1, 2, 4])) or config.kv_groups
     queries = grown(config.queries_per_group, st.sampled_from([0, 1, 2]))
     layers = grown(config.layers, st.integers(0, 4))
-    method = st.sampled_from(["mask", "zero", "copy"])
+    method = st.sampled_from([Method.MASK, Method.ZERO, Method.COPY])
     width = st.sampled_from([1, 3, config.hidden, config.hidden + 2, 2 * config.hidden])
     return Target(
         layers=layers,
@@ -157,7 +158,7 @@ def targets(draw: DrawFn, config: ModelConfig) -> Target:
         vocab=grown(config.vocab, st.sampled_from([0, 1, 13])),
         methods={dimension: draw(method) for dimension in Dimension},
         depth_placement=draw(placements_of_layers(config.layers, layers or config.layers)),
-        new_layers=draw(st.sampled_from(["copy", "random"])),
+        new_layers=draw(st.sampled_from([*NewLayers])),
         untie=config.tied and draw(st.booleans()),
         seed=draw(st.integers(0, 3)),
     )

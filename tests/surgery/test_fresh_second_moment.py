@@ -22,7 +22,7 @@ from flmgrow.formats.history.manifest import read_manifest
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.axes import Box
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.operators.choices import Moments
+from flmgrow.operators.choices import FreshSecondMoment, Moments
 from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
@@ -42,7 +42,7 @@ def seconds(
     wanted = Target(
         methods=parse_methods(methods),
         copy_noise=0.0,
-        fresh_second_moment="mean",
+        fresh_second_moment=FreshSecondMoment.MEAN,
         **target,  # type: ignore[arg-type]
     )
     growth = grow(config, wanted, config.vocab, wanted.vocab or config.vocab)
@@ -139,7 +139,7 @@ def test_the_first_moment_of_fresh_entries_is_zero() -> None:
 def test_fresh_vocabulary_takes_the_mean_of_the_true_one(multiple: int, tmp_path: Path) -> None:
     """However many rows of padding there are, and whatever lies in them."""
     make_checkpoint(tmp_path / "a", "tele", multiple=multiple, optimizer=True)
-    target = Target(vocab=60, hidden=20, fresh_second_moment="mean")
+    target = Target(vocab=60, hidden=20, fresh_second_moment=FreshSecondMoment.MEAN)
     grow_checkpoint(tmp_path / "a", tmp_path / "b", target)
     old, new = (states(tmp_path / path)["exp_avg_sq"] for path in "ab")
     for name in ("embedding", "head"):
@@ -185,7 +185,7 @@ def test_any_growth_into_any_layout_and_blocks(case: Case, how: Moments) -> None
     """Growing into another layout is growing and then resharding, and verify derives it again."""
     if case.refused:
         return
-    target = replace(case.target, moments=how, fresh_second_moment="mean")
+    target = replace(case.target, moments=how, fresh_second_moment=FreshSecondMoment.MEAN)
     layers = target.layers or case.config.layers
     with TemporaryDirectory() as folder:
         a, one, once, moved = (Path(folder, name) for name in ("a", "one", "once", "moved"))
@@ -208,7 +208,13 @@ def test_workers_and_memory_do_not_change_a_byte(tmp_path: Path) -> None:
     config = CONFIGS["flm"]
     make_checkpoint(tmp_path / "a", config, even(config, 2, 2), dtype="bfloat16", optimizer=True)
     target = Target(
-        hidden=31, ffn=28, heads=12, layers=5, vocab=60, untie=True, fresh_second_moment="mean"
+        hidden=31,
+        ffn=28,
+        heads=12,
+        layers=5,
+        vocab=60,
+        untie=True,
+        fresh_second_moment=FreshSecondMoment.MEAN,
     )
     outputs = []
     for number, execution in enumerate((Execution(), SmallBlocks(elements=50, workers=3))):

@@ -15,6 +15,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
+from flmgrow.operators.choices import NewLayers
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutRequest
 
@@ -143,7 +144,7 @@ def test_all_three_placements_of_layers_agree_on_the_function(tmp_path: Path) ->
     source = make_checkpoint(tmp_path / "a", config, seed=SEED)
     for place in ("end", "interleave", "0,0,1,2,3,3"):
         for method in ("mask", "zero"):
-            for fresh in ("copy", "random"):
+            for fresh in NewLayers:
                 out = tmp_path / f"{place} {method} {fresh}"
                 methods = parse_methods(f"depth={method}")
                 target = Target(layers=6, methods=methods, depth_placement=place, new_layers=fresh)

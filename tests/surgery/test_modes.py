@@ -8,16 +8,17 @@ from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Note
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.replicas import MODES
+from flmgrow.surgery.replicas import Replicated
 from flmgrow.surgery.verify import Verification
 
 
 @pytest.mark.parametrize("value", [Execution, Verification])
 def test_replicated_is_a_mode(value: type[Execution] | type[Verification]) -> None:
-    for mode in MODES:
-        assert value(replicated=mode).replicated == mode
+    for mode in Replicated:
+        assert value(replicated=mode).replicated is mode
+        assert value(replicated=str(mode)).replicated is mode  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="--replicated rank1: wanted check or rank0"):
-        value(replicated="rank1")
+        value(replicated="rank1")  # type: ignore[arg-type]
 
 
 def test_baking_drops_the_note_on_masks_alone() -> None:

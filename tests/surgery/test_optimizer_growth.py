@@ -12,6 +12,7 @@ from growing import grow_checkpoint, same_bits
 from optimizer_states import optimizers, states
 from pico import CONFIGS, make_checkpoint
 
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutRequest
 
@@ -112,7 +113,7 @@ def test_baking_casts_the_masters_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_reset_moments_are_zero_and_count_from_zero(dtype: str, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "a", "llama", dtype=dtype, optimizer=True)
-    for how in ("keep", "reset"):
+    for how in (Moments.KEEP, Moments.RESET):
         target = replace(GROWN, methods=parse_methods("zero"), moments=how)
         grow_checkpoint(tmp_path / "a", tmp_path / how, target)
     kept, reset = states(tmp_path / "keep"), states(tmp_path / "reset")
@@ -127,7 +128,7 @@ def test_reset_moments_are_zero_and_count_from_zero(dtype: str, tmp_path: Path) 
 def test_asymmetric_moments_stay_with_the_first_copy(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "a", "tele", optimizer=True)
     methods = parse_methods("copy")
-    for how in ("keep", "asymmetric"):
+    for how in (Moments.KEEP, Moments.ASYMMETRIC):
         target = Target(hidden=24, ffn=40, methods=methods, moments=how)
         grow_checkpoint(tmp_path / "a", tmp_path / how, target)
     kept, lone = states(tmp_path / "keep"), states(tmp_path / "asymmetric")

@@ -17,6 +17,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import UnitMasks, logits
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
+from flmgrow.operators.choices import NewLayers
 from flmgrow.operators.growth import Growth, moves
 from flmgrow.operators.target import Target, parse_methods
 
@@ -119,7 +120,7 @@ def test_every_fresh_entry_wakes(name: str, what: str, method: str, tmp_path: Pa
     methods, _, fresh = method.partition(" ")
     target = Target(
         methods=parse_methods(methods),
-        new_layers="random" if fresh else "copy",
+        new_layers=NewLayers.RANDOM if fresh else NewLayers.COPY,
         depth_placement="interleave",
         **GROWN[what],  # type: ignore[arg-type]
     )

@@ -26,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from flmgrow.formats.reading import Array
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits
+from flmgrow.operators.choices import FreshRows
 from flmgrow.operators.draws import normal
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.vocab import ROW_NOISE
@@ -165,7 +166,7 @@ def test_every_format_holds_the_same_rows(file_format: str, tmp_path: Path) -> N
 def test_what_is_drawn_stays_what_it_was(tmp_path: Path) -> None:
     """Rows as they were made before there was a choice: verify must derive them again."""
     source = make_checkpoint(tmp_path / "a", "tele", seed=SEED)
-    grow_checkpoint(source, tmp_path / "b", Target(vocab=60, fresh_rows="drawn", seed=3))
+    grow_checkpoint(source, tmp_path / "b", Target(vocab=60, fresh_rows=FreshRows.DRAWN, seed=3))
     rows = normal(3, "head", [np.arange(51, 60), np.arange(12)])
     spread = float(np.float32(logical_weights(CONFIGS["tele"], SEED)["head"].std()))
     assert stored_arrays(tmp_path / "b")["head"][51:60] == pytest.approx(rows * spread, rel=1e-6)

@@ -8,7 +8,7 @@ every state is compared with the first; those of the result are derived again as
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.states import State
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.replicas import check_replicas, copies
+from flmgrow.surgery.replicas import Replicated, check_replicas, copies
 
 _SHOWN = 3
 
@@ -26,7 +26,7 @@ def check_copies(checkpoint: Checkpoint, allowed: bool = False) -> list[Check]:
     drift = [
         line.replace(f"{checkpoint.folder}/", "")
         for state, reader in readers.items()
-        for line in check_replicas(reader, "rank0", "" if state is State.WEIGHT else state)
+        for line in check_replicas(reader, Replicated.RANK0, "" if state is State.WEIGHT else state)
     ]
     if not drift:
         return [Check(name, True, f"{total} agree with the first of their kind")]

@@ -21,6 +21,7 @@ from strategies import any_config, as_request, examples, layouts_of
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
+from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.plan import LayoutRequest
 
@@ -83,7 +84,7 @@ def test_growing_into_it_is_growing(kind: str, method: str, tmp_path: Path) -> N
 def test_reset_counts_from_zero(kind: str, tmp_path: Path) -> None:
     config = CONFIGS["llama"]
     make(tmp_path / "a", config, even(config), kind)
-    target = Target(moments="reset")
+    target = Target(moments=Moments.RESET)
     grow_checkpoint(tmp_path / "a", tmp_path / "b", target, file_format="torch_dist")
     optimizer = common(tmp_path / "b")["optimizer"]
     assert optimizer.get("optimizer", optimizer)["state"] == {"common_step": 0.0}
