@@ -237,14 +237,28 @@ def residuals(
         yield x
 
 
+def head_name(config: ModelConfig) -> str:
+    """Return which tensor holds the rows of the head."""
+    return "embedding" if config.tied else "head"
+
+
+def head_input(
+    config: ModelConfig, weights: Weights, x: Tensor, masks: UnitMasks = NO_MASKS
+) -> Tensor:
+    """Return what rows of the head are multiplied with to give logits, from the last residual ``x``
+    (b, s, h).
+    """
+    return _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
+
+
 def logit_blocks(
     config: ModelConfig, weights: Weights, x: Tensor, stop: int, masks: UnitMasks = NO_MASKS
 ) -> Iterator[Tensor]:
     """Yield the logits (b, s, v) of ids 0 to ``stop`` in blocks of the vocabulary, from the last
     residual.
     """
-    y = _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
-    for part in weights.parts("embedding" if config.tied else "head", stop=stop):
+    y = head_input(config, weights, x, masks)
+    for part in weights.parts(head_name(config), stop=stop):
         yield functional.linear(y, part)
 
 

@@ -17,13 +17,15 @@ class NewIds:
     """What ``new`` ids beside ``old`` ones take, at the position where they take most.
 
     ``share`` is what they have of the softmax together. ``excess`` is the logarithm of how many
-    times as likely as the average old id one of them is.
+    times as likely as the average old id one of them is, where that is most beyond ``rounding``:
+    how far the logit may be off there whose row was rounded when it was stored.
     """
 
     old: int
     new: int
     share: float
     excess: float
+    rounding: float
 
     def bound(self, slack: float = 0.0) -> float:
         """Return the share that they have at most if ``excess`` is ``slack`` at most."""
@@ -45,11 +47,12 @@ def _times(excess: float) -> str:
 
 
 class NewIdTotals:
-    """Collects it over blocks of the vocabulary."""
+    """Collects it over blocks of the vocabulary; ``rounding`` (b, s) is that of a new logit."""
 
-    def __init__(self, shape: torch.Size) -> None:
+    def __init__(self, rounding: Tensor) -> None:
         self._old = self._new = 0
-        self._old_sum = torch.full(shape, -torch.inf, dtype=torch.float64)
+        self._rounding = rounding.double()
+        self._old_sum = torch.full(rounding.shape, -torch.inf, dtype=torch.float64)
         self._new_sum = self._old_sum.clone()
         self._best = self._old_sum.clone()
 
@@ -69,4 +72,7 @@ class NewIdTotals:
             return None
         average = self._old_sum - log(self._old)
         share = torch.sigmoid(self._new_sum - self._old_sum).max()
-        return NewIds(self._old, self._new, float(share), float((self._best - average).max()))
+        excess = self._best - average
+        worst = (excess - self._rounding).argmax()
+        at_worst = (float(x.flatten()[worst]) for x in (excess, self._rounding))
+        return NewIds(self._old, self._new, float(share), *at_worst)

@@ -53,6 +53,39 @@ def test_a_row_that_was_rounded_is_still_near_the_mean(
     assert "49 new ids take at most" in out
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_large_logits_hide_no_new_ids(dtype: str, tmp_path: Path) -> None:
+    """What is allowed is what the mean row's rounding can do there, however large others are: as
+    likely as an old id that is picked is far too likely.
+    """
+    weights = stored_weights(CONFIGS["tele"], dtype=dtype)
+    weights["head"] = weights["head"] * 2.0**10
+    source = make_checkpoint(tmp_path / "a", "tele", dtype=dtype, weights=weights)
+    accepted("expand", source, tmp_path / "b", "--vocab-size", 100)
+
+    def judged() -> dict[str, Any]:
+        outcome = flmgrow("verify", source, tmp_path / "b", "--json", "--no-receipt")
+        checks: list[dict[str, Any]] = json.loads(outcome.out)["checks"]
+        return next(check for check in checks if check["name"] == "function")
+
+    function = judged()
+    assert function["largest_logit"] > 1e3
+    assert function["passed"] is True
+    assert function["new_ids_allowed"] < 0.9
+
+    def copy(content: dict[str, Any]) -> None:
+        rows = content["model"]["output_layer.weight"]
+        rows[51:100] = rows[:49]
+
+    edit_all(tmp_path / "b", copy)
+    function = judged()
+    assert function["max_logit"] <= function["tolerance"]
+    assert function["new_ids"]["share"] > 0.49
+    assert function["passed"] is False
+    at_largest = torch.finfo(getattr(torch, dtype)).eps / 2 * function["largest_logit"]
+    assert (function["new_ids"]["excess"] < at_largest) is (dtype == "bfloat16")
+
+
 @pytest.mark.parametrize("change", ["rows", "old rule", "noise"])
 def test_new_ids_that_take_the_predictions_are_found(change: str, tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", "tele")

@@ -40,6 +40,9 @@ Rows of new ids have noise of a thousandth of the spread of the old ones; in a d
 old rows are all alike, nothing makes up for it (``operators/vocab.py``).
 """
 
+NEW_ID_COMPUTED = 8
+"""How many times the precision of what computes them the largest logits may be off."""
+
 DTYPES_BY_PRECISION = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -130,16 +133,16 @@ def check_function(
     equal = math.isfinite(difference.max_logit) and difference.max_logit <= tolerance
     detail = _describe(difference, tolerance, compute)
     if difference.new_ids is not None:
-        slack = tolerance + NEW_ID_NOISE + _row_rounding(result) * difference.largest_logit
+        slack = NEW_ID_NOISE + difference.new_ids.rounding + _computed(difference, compute)
         numbers["new_ids_allowed"] = difference.new_ids.bound(slack)
         equal = equal and difference.new_ids.excess <= slack
         detail += f"; {difference.new_ids.describe(slack)}"
     return Check("function", equal, detail, numbers)
 
 
-def _row_rounding(result: Checkpoint) -> float:
-    """How far a logit is off, relatively, whose row was rounded when it was stored."""
-    return torch.finfo(getattr(torch, result.dtype)).eps / 2
+def _computed(difference: Difference, dtype: torch.dtype) -> float:
+    """How far logits may be off that are computed in ``dtype``."""
+    return NEW_ID_COMPUTED * torch.finfo(dtype).eps * _size(difference)
 
 
 def _describe(difference: Difference, tolerance: float, dtype: torch.dtype) -> str:
