@@ -68,6 +68,10 @@ class BadCheckpointError(FlmgrowError):
     exit_code = 3
 
 
+class IncompleteCheckpointError(BadCheckpointError):
+    """A part of a checkpoint is missing that others of its kind have: a copy was broken off."""
+
+
 class BadDataError(FlmgrowError):
     """A text, a corpus or a tokenizer's file is damaged, incomplete or not understood."""
 

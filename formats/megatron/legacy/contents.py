@@ -6,10 +6,10 @@ from pathlib import Path
 
 import xxhash
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, IncompleteCheckpointError
 from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.megatron.arguments.given import corrected, with_arguments
-from flmgrow.formats.megatron.folders import RankKey
+from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.values import namespace
 
@@ -34,6 +34,13 @@ def digest_files(files: Mapping[RankKey, TorchFile]) -> str:
         for name, record in sorted(file.records.items()):
             digest.update(f"{name}:{record.nbytes}:{record.crc}".encode())
     return digest.hexdigest()
+
+
+def is_stateless(content: Mapping[object, object]) -> bool:
+    """Whether a rank's file holds the settings of an optimizer, but none of its states."""
+    optimizer = content.get("optimizer")
+    inner = optimizer.get("optimizer") if isinstance(optimizer, dict) else None
+    return isinstance(inner, dict) and "state" not in inner
 
 
 class RankFiles:
@@ -65,6 +72,21 @@ class RankFiles:
             return content
         own = namespace(content["args"]) if "args" in content else {}
         return with_arguments(content, corrected(own, self.given))
+
+    def lost_states(self) -> IncompleteCheckpointError | None:
+        """Return what says that the states of some ranks are not there, which lie beside those of
+        others; None if all are there, or none.
+        """
+        ranks = [file for file in self.files.values() if is_stateless(content_of(file))]
+        paths = [file.file.path.with_name(DISTRIBUTED) for file in ranks]
+        missing = [path for path in paths if not path.exists()]
+        if not missing or len(missing) == len(paths):
+            return None
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        return IncompleteCheckpointError(
+            f"{missing[0]}{more}: not there, wanted one beside each of {len(paths)} ranks",
+            "copy the rank folders again; expand and reshard go on without with --no-optimizer",
+        )
 
     def digest(self) -> str:
         """Return a digest of the rank files, whatever lies beside them."""

@@ -15,7 +15,7 @@ from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.megatron.gradient_buffers import BucketRule, module_order
 from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
-from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files
+from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files, is_stateless
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.states import State
@@ -27,13 +27,8 @@ def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> 
     """Return the reader of a rank's optimizer state, of whichever kind it is."""
     file, pieces = files.files[rank], module_order(checkpoint, rank, checkpoint.reader.arrays)
     content = files.content(rank).get("optimizer")
-    inner = content.get("optimizer") if isinstance(content, dict) else None
-    without_state = isinstance(inner, dict) and "state" not in inner
-    if (
-        isinstance(content, dict)
-        and without_state
-        and file.file.path.with_name(DISTRIBUTED).exists()
-    ):
+    beside = is_stateless(files.content(rank)) and file.file.path.with_name(DISTRIBUTED).exists()
+    if isinstance(content, dict) and beside:
         split = checkpoint.config.tied and checkpoint.layout.pp > 1
         cut = BucketRule(arguments_in(files.content(rank), str(file.file.path)), split)
         return DistributedRank(
@@ -126,6 +121,8 @@ def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
     Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
     that is not understood, or differs between ranks where it may not.
     """
+    if (lost := files.lost_states()) is not None:
+        raise lost
     ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
     first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
     for optimizer in ranks.values():

@@ -278,6 +278,7 @@ def _assemble(
     trusted = any((at / name).is_file() for at in (path, folder) for name in (MANIFEST, TRAINING))
     check_head(arrays, stored.config, said, trusted)
     reader = LogicalReader(stored.tensors, stored.sizes, arrays)
+    lost = contents.lost_states() if options.look_only else None
     return Checkpoint(
         path=path,
         folder=folder,
@@ -290,7 +291,7 @@ def _assemble(
         reader=reader,
         contents=contents,
         fused=fused,
-        notes=stored.notes,
+        notes=(*stored.notes, *([] if lost is None else [f"{lost.message} ({lost.hint})"])),
         given=said,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

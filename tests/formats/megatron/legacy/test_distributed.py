@@ -213,3 +213,27 @@ def test_verify_looks_at_the_step_in_its_groups(how: str, tmp_path: Path) -> Non
     assert outcome.code == 1
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("DIFFERENT")]
     assert f"step of param group 0 is {step + 1}, wanted {step}; " in line
+
+
+def test_a_rank_whose_states_were_not_copied_is_named(tmp_path: Path) -> None:
+    """A part of the checkpoint is missing, which is no lack of evidence: each command says so.
+
+    Without any rank's states, verify compares the rest, and says what is not proven.
+    """
+    source = make(tmp_path / "a", "tele", Layout(2, 1, 1, (4,)))
+    accepted("reshard", source, tmp_path / "whole")
+    first, second = (file.with_name(FLAT) for file in rank_files(source))
+    second.unlink()
+    says = "mp_rank_01/distrib_optim.pt: not there, wanted one beside each of 2 ranks\nhint: copy"
+    for words in (
+        ("verify", source, tmp_path / "whole"), ("verify", tmp_path / "whole", source),
+        ("verify", "--integrity", source), ("reshard", source, tmp_path / "x"),
+        ("expand", source, tmp_path / "x", "--num-layers", 5, "--method", "zero"),
+    ):  # fmt: skip
+        refused(3, says, *words, place=tmp_path)
+    note = accepted("inspect", source).err
+    assert f"note: {second}: not there, wanted one beside each of 2 ranks (copy the rank" in note
+    accepted("reshard", source, tmp_path / "weights", "--no-optimizer")
+    first.unlink()
+    assert flmgrow("verify", "--integrity", source).code == 9
+    assert accepted("inspect", source).err == ""
