@@ -95,6 +95,7 @@ def _contents(planned: PlannedStage) -> dict[str, Json]:
         begins["load"] = Path(START)
     if planned.start is not None:
         begins["begin"] = "anew" if planned.start.anew else "continue"
+        begins["args_from"] = None  # what is laid out there has them
     checkpoint = stage.checkpoint.model_copy(update=begins)
     log: Json = {"metrics": Path("metrics.jsonl")}
     if stage.log.tensorboard is not None:

@@ -45,8 +45,11 @@ _LENGTHS = ("steps", "tokens")
 _OF_THE_FOLDER = ("checkpoint.folder", "checkpoint.load", "log.metrics")
 """What a stage file says and a schedule does not: the run's folder decides."""
 
-_OF_ONE_STAGE = ("checkpoint.begin", "checkpoint.change_at")
+_OF_ONE_STAGE = ("checkpoint.begin", "checkpoint.change_at", "checkpoint.args_from")
 """What can hold for one stage only."""
+
+_OF_A_START = ("begin", "args_from")
+"""What of a stage's checkpoint can hold for the first stage only."""
 
 TENSORBOARD = "tensorboard"
 """The folder beside a stage's checkpoints, if it has one."""
@@ -273,9 +276,11 @@ def _asked(stage: StageFile) -> ModelConfig:
 def _check_later(own: Json) -> None:
     """Raise UsageError if a later stage says how the run begins."""
     checkpoint = own.get("checkpoint")
-    begins = isinstance(checkpoint, dict) and checkpoint.get("begin") is not None
-    if begins or own.get("start") is not None:
-        key = "checkpoint.begin" if begins else "start"
+    section = checkpoint if isinstance(checkpoint, dict) else {}
+    said = {f"checkpoint.{name}": section.get(name) for name in _OF_A_START}
+    for key in (
+        key for key, value in {**said, "start": own.get("start")}.items() if value is not None
+    ):
         raise UsageError(
             f"{key}: a later stage begins with what grew out of the one before",
             "only the first stage of a schedule may say it",

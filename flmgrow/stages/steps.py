@@ -15,7 +15,6 @@ from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.run_folder import GROWTH, STAGE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
-from flmgrow.trainer.checkpoint.opening import said_of
 
 PORT = 29500
 DIFFERS = 1
@@ -89,15 +88,15 @@ def _said(planned: PlannedStage) -> tuple[str, ...]:
     """Return the options by which the user vouches for what a start has; the rest is flmgrow's."""
     if planned.start is None:
         return ()
-    said = said_of(planned.stage)
-    words = [word for name in said.ignored_arguments for word in ("--ignore-arg", name)]
-    words += [word for name in said.ignored_fields for word in ("--ignore-field", name)]
-    given = planned.stage.checkpoint.set_arguments
-    words += [word for text in given for word in ("--set-arg", text)]
+    said = planned.stage.checkpoint
+    words = [word for name in said.ignore_arguments for word in ("--ignore-arg", name)]
+    words += [word for name in said.ignore_fields for word in ("--ignore-field", name)]
+    words += ["--args-from", str(said.args_from)] if said.args_from is not None else []
+    words += [word for text in said.set_arguments for word in ("--set-arg", text)]
     if said.untie is not None:
         words.append("--untie" if said.untie else "--tie")
     numbers = {
-        "--true-vocab-size": said.true_vocab,
+        "--true-vocab-size": said.true_vocab_size,
         "--max-position-embeddings": planned.start.max_positions,
     }
     words += [w for option, n in numbers.items() if n is not None for w in (option, str(n))]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import accepted, flmgrow
+from damage import edit_all
 from hub_places import hub_at, upload
 from repository import ROOT
 from safetensors.torch import load_file, save_file
@@ -219,6 +220,47 @@ def test_arguments_that_are_given_go_to_the_commands(
     words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
     lines = accepted(*words, "--print-commands").out.splitlines()
     assert "--set-arg seq_length=8" in lines[0]
+
+
+def test_a_start_without_arguments_gets_them_from_a_file(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    """As the hint says; the stage trains what is laid out with them, and needs the file no more."""
+    start = Path(shutil.copytree(models / "legacy", tmp_path / "bare"))
+    edit_all(start, lambda content: content.pop("args"))
+    for sums in start.rglob("flmgrow_training.json"):
+        sums.unlink()
+    content = schedule_of(data, "bare")
+    words = ("run", write_schedule(tmp_path, content), "--out", tmp_path / "run")
+    refused = flmgrow(*words, "--dry-run")
+    assert refused.code == 3
+    assert "say checkpoint.args_from with" in refused.err
+    given = tmp_path / "config.json"
+    content["stages"][0]["checkpoint"] = {"args_from": "config.json", "begin": "anew"}
+    write_schedule(tmp_path, content)
+    assert f"checkpoint.args_from {given}: no such file" in flmgrow(*words, "--dry-run").err
+    given.write_bytes((models / "hf" / "config.json").read_bytes())
+    lines = accepted(*words, "--print-commands").out.splitlines()
+    assert [f"--args-from {given}" in line for line in lines[:3]] == [True, True, False]
+    accepted(*words)
+    assert "args_from" not in (tmp_path / "run" / "01-first" / "stage.yaml").read_text()
+    with (
+        open_checkpoint(tmp_path / "run" / "01-first" / "checkpoints") as after,
+        open_checkpoint(models / "legacy") as before,
+    ):
+        assert after.config == before.config
+
+
+def test_only_the_first_stage_says_how_a_run_begins(data: Path, tmp_path: Path) -> None:
+    for section in ({"args_from": "x.yaml"}, {"begin": "anew"}):
+        content = schedule_of(data, "bare", {**LARGER, "checkpoint": section})
+        told = flmgrow(
+            "run", write_schedule(tmp_path, content), "--out", tmp_path / "r", "--dry-run"
+        )
+        assert told.code in (2, 3)
+    content["checkpoint"] = {"args_from": "x.yaml"}
+    told = flmgrow("run", write_schedule(tmp_path, content), "--out", tmp_path / "r", "--dry-run")
+    assert "checkpoint.args_from: holds for one stage only" in told.err
 
 
 def test_a_head_beside_a_shared_table_is_kept_as_the_hint_says(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, UsageError
+from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.huggingface.contents import is_huggingface
 from flmgrow.formats.megatron.arguments.given import parse_given
@@ -33,13 +34,11 @@ _OTHERS = {
     "--true-vocab-size": "checkpoint.true_vocab_size",
     "--max-position-embeddings": "model.max_position_embeddings",
     "--no-optimizer": "checkpoint.begin: anew",
+    "--args-from": "checkpoint.args_from",
     "--untie": "checkpoint.untie: true",
     "--tie": "checkpoint.untie: false",
 }
 """A stage file's keys where a command has options."""
-
-_ELSEWHERE = "--args-from"
-"""The option that says so much of a source that it is better written anew."""
 
 
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
@@ -48,7 +47,7 @@ def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkp
     Raises what reading it raises, in a stage file's keys.
     """
     with in_keys_of_a_stage():
-        return with_optimizer(open_checkpoint(path, iteration, said_of(stage)))
+        return with_optimizer(_open(stage, path, iteration))
 
 
 def weights_of(stage: StageFile, path: Path) -> Checkpoint:
@@ -57,7 +56,7 @@ def weights_of(stage: StageFile, path: Path) -> Checkpoint:
     The caller closes it. Raises what reading it raises, in a stage file's keys.
     """
     with in_keys_of_a_stage():
-        checkpoint = open_checkpoint(path, None, said_of(stage))
+        checkpoint = _open(stage, path)
         if checkpoint.dtype == "float32":
             return checkpoint
         whole = with_optimizer(checkpoint)
@@ -67,16 +66,30 @@ def weights_of(stage: StageFile, path: Path) -> Checkpoint:
         return replace(whole, optimizer=None, state_readers=masters)
 
 
+def _open(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
+    checkpoint = open_checkpoint(path, iteration, said_of(stage))
+    return replace(checkpoint, notes=(*_elsewhere(stage.checkpoint)[1], *checkpoint.notes))
+
+
+def _elsewhere(section: CheckpointSection) -> tuple[dict[str, object], list[str]]:
+    """Return the arguments that a stage takes from elsewhere, and what is to be told of them."""
+    return ({}, []) if section.args_from is None else arguments_from(section.args_from)
+
+
 def said_of(stage: StageFile) -> ReadOptions:
-    """Return what a stage file says of checkpoints that their files leave open."""
+    """Return what a stage file says of checkpoints that their files leave open.
+
+    Raises UsageError or BadCheckpointError for what it says in the place of missing arguments.
+    """
     section = stage.checkpoint
+    given = parse_given("checkpoint.set_arguments:", section.set_arguments)
     return ReadOptions(
         ignored_arguments=tuple(section.ignore_arguments),
         ignored_fields=tuple(section.ignore_fields),
         max_positions=stage.model.max_position_embeddings,
         untie=section.untie,
         true_vocab=section.true_vocab_size,
-        given_arguments=parse_given("checkpoint.set_arguments:", section.set_arguments),
+        given_arguments={**_elsewhere(section)[0], **given},
     )
 
 
@@ -101,10 +114,7 @@ def in_keys_of_a_stage() -> Iterator[None]:
     try:
         yield
     except FlmgrowError as error:
-        hint = _keyed(error.hint)
-        if _ELSEWHERE in hint:
-            hint += "; with flmgrow reshard (or import): then name here what that writes"
-        raise type(error)(_keyed(error.message), hint) from None
+        raise type(error)(_keyed(error.message), _keyed(error.hint)) from None
 
 
 def _keyed(text: str) -> str:

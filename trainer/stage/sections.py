@@ -180,9 +180,10 @@ class CheckpointSection(Section):
     iteration from whose checkpoint on settings hold that the stage did not begin with.
     ``ignore_arguments`` and ``ignore_fields`` (of a ``config.json``) name what is vouched for
     though flmgrow does not know it, or are patterns; ``set_arguments`` (``num_layers=28``) stand in
-    the place of missing or wrong ones; ``true_vocab_size`` are the real rows of ``load`` where its
-    files do not say. ``untie`` says whether a Hugging Face model with a shared table keeps the head
-    that is stored beside it.
+    the place of missing or wrong ones, over those that ``args_from`` says: a file beside the
+    weights, or another checkpoint of the same model. ``true_vocab_size`` are the real rows of
+    ``load`` where its files do not say. ``untie`` says whether a Hugging Face model with a shared
+    table keeps the head that is stored beside it.
     """
 
     folder: FilePath = Path("checkpoints")
@@ -192,6 +193,7 @@ class CheckpointSection(Section):
     ignore_arguments: list[str] = Field(default_factory=list)
     ignore_fields: list[str] = Field(default_factory=list)
     set_arguments: list[str] = Field(default_factory=list)
+    args_from: FilePath | None = None
     true_vocab_size: Count | None = None
     untie: bool | None = None
     every: Count | None = None

@@ -14,11 +14,10 @@ from pico import make_checkpoint
 from stage_runs import make_data, metrics, write_stage
 from trained_here import small, trained, trained_in
 
-from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import masks_of, training_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import Axis, Box
-from flmgrow.trainer.checkpoint.opening import _keyed, in_keys_of_a_stage
+from flmgrow.trainer.checkpoint.opening import _keyed
 from flmgrow.trainer.stage.file import read_stage
 
 LARGE = ("--hidden-size", 48, "--ffn-hidden-size", 176, "--num-attention-heads", 6)
@@ -242,6 +241,7 @@ def test_arguments_that_are_wrong_have_a_key(data: Path, tmp_path: Path) -> None
             'say checkpoint.set_arguments: ["num_layers=2", "swiglu=True"]',
         ),
         ("pass --ignore-field c", 'say checkpoint.ignore_fields: ["c"]'),
+        ("pass --args-from a.yaml", "say checkpoint.args_from a.yaml"),
         ("--true-vocab-size 9: only", "checkpoint.true_vocab_size 9: only"),
         ("or pass --no-optimizer", "or say checkpoint.begin: anew"),
         ("nothing of it", "nothing of it"),
@@ -262,11 +262,3 @@ def test_an_iteration_that_is_missing_is_named_so_that_it_can_be_given(
     assert f"the newest complete iteration is 12: give {lost / 'iter_0000012'}" in told
     assert read_stage(stage).checkpoint.load == lost / "iter_0000012"
     trained(stage)
-
-
-def test_what_only_a_command_can_say_names_the_command() -> None:
-    with pytest.raises(UsageError) as caught, in_keys_of_a_stage():
-        raise UsageError("args: has none", "pass --args-from a.yaml")
-    assert caught.value.hint == (
-        "pass --args-from a.yaml; with flmgrow reshard (or import): then name here what that writes"
-    )
