@@ -28,6 +28,7 @@ from flmgrow.hub.publication import Publication
 from flmgrow.model.config import ModelConfig
 from flmgrow.opened import Source, opened, opened_as_recorded, read_options
 from flmgrow.storage.strict_json import Json
+from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery import plan as planning
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
@@ -115,9 +116,11 @@ def execution_of(**running: Unpack[RunningGiven]) -> Execution:
     return Execution(**told)
 
 
-def default_workers(wanted: int | None) -> int:
-    """Return the number of threads to use: what was asked for, or one per core up to 16."""
-    return wanted or min(16, os.cpu_count() or 1)
+def default_workers(wanted: int | None, world: World = ALONE) -> int:
+    """Return the number of threads to use: what was asked for, or one per core up to 16; ranks on
+    one machine share its cores.
+    """
+    return wanted or max(1, min(16, (os.cpu_count() or 1) // world.local_size))
 
 
 def write(

@@ -40,9 +40,13 @@ def printable(text: str) -> str:
 
 
 class FlmgrowError(Exception):
-    """Something the user can act on. ``str(error)`` is the message, ``error.hint`` the way out."""
+    """Something the user can act on. ``str(error)`` is the message, ``error.hint`` the way out.
+
+    ``told``: another rank of the same command tells it.
+    """
 
     exit_code: ClassVar[int] = 3
+    told = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = printable(message)

@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments) or ["--help"], standalone_mode=False, prog_name="flmgrow")
     except FlmgrowError as error:
-        tell(error)
+        if not error.told:
+            tell(error)
         return error.exit_code
     except EndedError as ended:
         return ended.code

@@ -6,6 +6,7 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.surgery.requests import plan_bake_of
@@ -17,6 +18,7 @@ Value = Annotated[
 
 
 @grouped
+@in_ranks
 def bake(
     src: options.Source,
     dst: options.Destination,

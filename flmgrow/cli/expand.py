@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import parse_layers, shard_bytes
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
@@ -12,6 +13,7 @@ from flmgrow.surgery.requests import Files, plan_growth_of
 
 
 @grouped
+@in_ranks
 def expand(
     src: options.Source,
     dst: options.Destination,

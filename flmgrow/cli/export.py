@@ -9,6 +9,7 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import read_small_file, shard_bytes
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
@@ -68,6 +69,7 @@ _MOST_EVALUATION_BYTES = 16 << 20
 
 
 @grouped
+@in_ranks
 def export(
     src: options.Source,
     dst: options.Destination,

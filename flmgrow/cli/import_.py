@@ -2,6 +2,7 @@
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
@@ -11,6 +12,7 @@ from flmgrow.surgery.requests import Files, plan_import_of
 
 
 @grouped
+@in_ranks
 def import_(
     src: options.Source,
     dst: options.Destination,

@@ -62,6 +62,11 @@ def finish(code: int) -> int:
     return _State.code or code
 
 
+def be_quiet() -> None:
+    """Say nothing of an interruption: another rank of the same command does."""
+    _State.told = True
+
+
 def interrupted() -> int:
     """Return the exit code of the signal that arrived, or 0."""
     return _State.code

@@ -374,6 +374,26 @@ Restart = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+OnlyShards = Annotated[
+    str | None,
+    typer.Option(
+        "--only-shards",
+        metavar="0-1|NAME,...",
+        help="Write only these of the files that hold weights, by number or by name "
+        "(mp_rank_00_000, *-00001-of-*), to see that it works; DST does not appear until a run "
+        "without it has written the rest.",
+        rich_help_panel=_RUN,
+    ),
+]
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        "--rank-timeout",
+        metavar="SECONDS",
+        help="Of a command started by torchrun or srun: how long a rank may give no sign of life.",
+        rich_help_panel=_RUN,
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_RUN)
 ]

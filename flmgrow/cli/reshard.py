@@ -2,6 +2,7 @@
 
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import parse_layers, shard_bytes
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
@@ -10,6 +11,7 @@ from flmgrow.surgery.requests import Files, plan_layout_of
 
 
 @grouped
+@in_ranks
 def reshard(
     src: options.Source,
     dst: options.Destination,

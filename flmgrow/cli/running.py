@@ -3,21 +3,25 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flmgrow.api import check_apart, default_workers, write
 from flmgrow.cli import options
+from flmgrow.cli.in_ranks import this_world
 from flmgrow.cli.parsing import parse_size
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import UsageError, printable
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.model.wording import aligned, amount, model_text, size
-from flmgrow.surgery.execute import Execution
+from flmgrow.storage.output import hidden_folder
+from flmgrow.storage.world import PATIENCE
+from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.surgery.replicas import replicated_as
+from flmgrow.surgery.shards import chosen_shards, shards_of
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,24 @@ class Running:
     max_memory: options.MaxMemory = "1G"
     workers: options.Workers = None
     restart: options.Restart = False
+    only_shards: options.OnlyShards = None
+    rank_timeout: options.RankTimeout = PATIENCE
     dry_run: options.DryRun = False
     as_json: options.AsJson = False
     init_std: float | None = None
 
     def execution(self, progress: Callable[[int], None]) -> Execution:
         """Return the execution these options mean."""
+        world = this_world(self.rank_timeout)
         return Execution(
             max_memory=parse_size(self.max_memory),
-            workers=default_workers(self.workers),
+            workers=default_workers(self.workers, world),
             restart=self.restart,
             allow_nonfinite=self.allow_nonfinite,
             replicated=replicated_as(self.replicated),
             init_std=self.init_std,
             progress=progress,
+            world=world,
         )
 
 
@@ -70,19 +78,41 @@ def carry_out(
         print(f"note: {note}", file=sys.stderr)
     for item in plan.dropped:
         print(f"note: left out: {printable(item)}", file=sys.stderr)
+    if running.only_shards is not None:
+        _write_some(plan, destination, running)
+        return
     with progress_bar(plan.total_bytes, "writing") as progress:
         written = write(plan, destination, running.execution(progress), publication)
     if not running.as_json:
         did = "found" if written.found else "wrote"
         print("\n".join(_result_lines(plan, destination, did)), flush=True)
     told = written.manifest.to_json()
-    if publication is not None and publication.push is not None:
+    if publication is not None and publication.push is not None and execution.world.first:
         commit = publication.publish(destination, written.manifest)
         told["pushed"] = commit
         if not running.as_json:
             print(commit)
     if running.as_json:
         print(json.dumps(told, indent=1))
+
+
+def _write_some(plan: Plan, destination: Path, running: Running) -> None:
+    """Write the shards that are asked for, and say where they are."""
+    files = chosen_shards(plan, running.only_shards or "")
+    total = sum(plan.file_sizes[file.path] for file in files)
+    with progress_bar(total, "writing") as progress:
+        records = Executor(plan, running.execution(progress)).write_some(destination, files)
+    folder = hidden_folder(destination) / "data"
+    if running.as_json:
+        found = [asdict(record) for record in records]
+        print(json.dumps({"only_shards": found, "folder": str(folder)}, indent=1))
+        return
+    count = f"{len(files)} of {len(shards_of(plan))} shards"
+    rows = [
+        ("wrote", f"{count} ({size(total)}), in {folder}"),
+        ("left", f"the same command without --only-shards writes the rest, and {destination}"),
+    ]
+    print("\n".join(aligned(rows)))
 
 
 def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:

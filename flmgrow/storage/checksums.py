@@ -58,16 +58,18 @@ def verify_files(
             )
 
 
-def is_intact(folder: Path, record: FileRecord) -> bool:
+def is_intact(
+    folder: Path, record: FileRecord, progress: Callable[[int], None] | None = None
+) -> bool:
     """Return whether a file is there with the size and checksum recorded, as the disk has it.
 
-    Raises StorageError if it cannot be read.
+    ``progress`` is told bytes as they are read. Raises StorageError if it cannot be read.
     """
     path = folder / record.path
     with storage_errors(path, "looking up"):
         if not path.is_file() or path.stat().st_size != record.size:
             return False
-    return checksum_of(path) == record.xxh3_128
+    return checksum_of(path, progress) == record.xxh3_128
 
 
 def _check_size(folder: Path, record: FileRecord, recorded_in: str) -> None:

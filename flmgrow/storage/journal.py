@@ -4,9 +4,12 @@ A run must know what an earlier one has finished.
 
 1. The journal is a file of lines, each with its own checksum. A line counts once it was fsynced;
    a torn line and all that follows it is cut off on opening.
-2. After a failed write or fsync the journal takes no more lines: what the disk holds is unknown.
+2. Each rank has a journal of its own. The first of the next launch, which may have another number
+   of ranks, puts them all into one.
+3. After a failed write or fsync the journal takes no more lines: what the disk holds is unknown.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -22,11 +25,39 @@ OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 NAME = "journal"
 
 
+def name_of(rank: int) -> str:
+    """Return the name of a rank's journal."""
+    return f"{NAME}.{rank}" if rank else NAME
+
+
 def has_lines(folder: Path) -> bool:
-    """Return whether a journal in ``folder`` lists anything. Raises StorageError."""
-    path = folder / NAME
-    with storage_errors(path, "looking up"):
-        return path.exists() and path.stat().st_size > 0
+    """Return whether any rank's journal in ``folder`` lists anything. Raises StorageError."""
+    for path in (folder / NAME, *_of_others(folder)):
+        with storage_errors(path, "looking up"):
+            if path.exists() and path.stat().st_size > 0:
+                return True
+    return False
+
+
+def merge(folder: Path) -> None:
+    """Put what the journals of other ranks list into that of rank 0, and remove them.
+
+    Nobody may be writing one. Raises StorageError.
+    """
+    others = _of_others(folder)
+    if not others:
+        return
+    with contextlib.closing(Journal(folder / NAME)) as journal:
+        for path in others:
+            with contextlib.closing(Journal(path)) as other:
+                for record in other.records:
+                    journal.append(record)
+            with storage_errors(path, "removing"):
+                path.unlink()
+
+
+def _of_others(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{NAME}.*"))
 
 
 class Journal:

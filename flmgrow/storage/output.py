@@ -7,7 +7,8 @@ command is given again. For the output ``NAME`` there is a hidden folder beside 
 
 1. Lock. A second run on the same output stops at once; the lock dies with its process.
 2. Plan. ``plan.json`` describes the whole run. Another plan is refused, never mixed in; a folder
-   without a plan, or without a finished file, holds nothing of worth and is emptied.
+   without a plan, or without a finished file, holds nothing of worth and is emptied
+   (``adoption.py``).
 3. Journal. Files it lists are finished if they still have the checksum in it (a disk may have lost
    bits since); all others in ``data/`` are removed.
 4. Each file is written as ``NAME.part``, fsynced, renamed, its folder fsynced; only then does the
@@ -16,37 +17,46 @@ command is given again. For the output ``NAME`` there is a hidden folder beside 
    strays are removed, all folders are fsynced; one rename turns ``data/`` into the output, and
    refuses to replace anything; the parent folder is fsynced.
 6. The hidden folder is removed. If that fails, or the run dies before, the next one removes it.
+
+Several ranks may write one output (``ranks.py``): files belong to the plan and not to a rank, so
+each writes those that are its share of what is left, into a journal of its own. Rank 0 takes the
+lock, adopts the plan and commits; checking files, on resuming and before the commit, is shared.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 import xxhash
 
-from flmgrow.errors import OutputExistsError, StorageError, UsageError
+from flmgrow.errors import LostRankError, OutputExistsError, StorageError, UsageError
 from flmgrow.storage import durable, journal
+from flmgrow.storage.adoption import adopt, encoded_plan, refuse_living
 from flmgrow.storage.checksums import FileRecord, is_intact, is_safe, verify_files
+from flmgrow.storage.launch import Launch
 from flmgrow.storage.lock import LockHeldError, take_lock
+from flmgrow.storage.ranks import first_of, flattened, ranks_in
+from flmgrow.storage.shares import shared_out
+from flmgrow.storage.world import ALONE, World
 
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "clear_leftovers", "verify_files"]
-
-PROTOCOL = 2
-SHOWN_DIFFERENCES = 5
 
 
 class OutputFile:
     """One file being written in sequence; made by :meth:`OutputFolder.file`."""
 
-    def __init__(self, file: durable.NewFile, size: int, sha256: bool) -> None:
+    def __init__(
+        self, file: durable.NewFile, size: int, sha256: bool, report: Callable[[int], None]
+    ) -> None:
         self._file = file
         self._size = size
+        self._report = report
         self._hash = xxhash.xxh3_128()
         self._sha256 = hashlib.sha256() if sha256 else None
 
@@ -62,6 +72,7 @@ class OutputFile:
         if self._sha256 is not None:
             self._sha256.update(view)
         self._file.write(view)
+        self._report(view.nbytes)
 
     def _record(self, relative: str) -> FileRecord:
         if self._file.position != self._size:
@@ -74,32 +85,56 @@ class OutputFolder:
     """The output folder of one run; a context manager that ends with or without :meth:`commit`.
 
     ``plan`` says, as JSON, all that decides the content: a later run with an equal plan resumes.
-    ``restart`` drops what an interrupted run left. Leaving the block without a commit keeps what
-    is finished for the next run. Raises OutputExistsError if ``path`` exists, another run is
-    writing it or another plan has begun it; StorageError if the file system fails.
+    ``restart`` drops what an interrupted run left. All ranks of ``world`` make one; beginning and
+    committing, they wait for each other. Leaving the block without a commit keeps what is finished
+    for the next run. Raises OutputExistsError if ``path`` exists, another run is writing it or
+    another plan has begun it; StorageError if the file system fails; LostRankError.
     """
 
-    def __init__(self, path: Path, plan: Mapping[str, object], *, restart: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        plan: Mapping[str, object],
+        *,
+        restart: bool = False,
+        world: World = ALONE,
+    ) -> None:
         self.path = _absolute(path)
-        self._temp = _hidden(self.path)
+        self._temp = hidden_folder(self.path)
         self._data = self._temp / "data"
         self._finished: dict[str, FileRecord] = {}
         self._writing: set[str] = set()
         self._mutex = threading.Lock()
         self._committed = False
         if os.path.lexists(self.path):
-            raise self._already_exists()
-        durable.make_private_folder(self._temp)
+            raise self._already_exists(told=not world.first)
+        wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_locked(self.path, self._temp))
-            if os.path.lexists(self.path):  # finished by another run while we came here
-                stack.close()
-                raise self._already_exists()
-            self._adopt(plan, restart)
-            self._journal = journal.Journal(self._temp / journal.NAME)
-            stack.callback(self._journal.close)
+            self.ranks = stack.enter_context(ranks_in(self._temp, world))
+            if world.first:
+                lock = stack.enter_context(contextlib.ExitStack())
+                lock.enter_context(_locked(self.path, self._temp))
+                if os.path.lexists(self.path):  # finished by another run while we came here
+                    lock.close()
+                    raise self._already_exists()
+                if isinstance(self.ranks, Launch):
+                    refuse_living(self.path, self._temp, self.ranks.paths)
+            self.ranks.meet(xxhash.xxh3_128_hexdigest(wanted.encode()))
+            if world.first:
+                adopt(self._temp, wanted, restart)
+                durable.make_folders(self._temp, self._data)
+                self._begin_journal(stack)
+            self._listed = self.ranks.exchange(
+                self._journal.records if world.first else [], first_of
+            )
+            if not world.first:
+                self._begin_journal(stack)
             self._resume()
             self._open = stack.pop_all()
+
+    def _begin_journal(self, stack: contextlib.ExitStack) -> None:
+        self._journal = journal.Journal(self._temp / journal.name_of(self.ranks.world.rank))
+        stack.callback(self._journal.close)
 
     @property
     def finished(self) -> Mapping[str, FileRecord]:
@@ -109,8 +144,13 @@ class OutputFolder:
     def __enter__(self) -> "OutputFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
 
     def free_space_check(self, needed: int) -> None:
         """Raise StorageError unless ``needed`` bytes, those still to be written, are free."""
@@ -128,7 +168,7 @@ class OutputFolder:
         try:
             durable.make_folders(self._data, target.parent)
             with durable.new_file(target, size) as raw:
-                output = OutputFile(raw, size, sha256)
+                output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
                 record = output._record(relative)
             self._journal.append(asdict(record))
@@ -162,8 +202,13 @@ class OutputFolder:
             with durable.storage_errors(target, "removing"):
                 target.unlink()
 
+    def unite(self) -> None:
+        """Let every rank know what all have finished; all call it once they have written."""
+        self._take_over(self.ranks.exchange(self._records(), flattened))
+
     def commit(self, last: Mapping[str, bytes]) -> str:
-        """Write the small files ``last`` and make the output folder appear.
+        """Write the small files ``last`` and make the output folder appear; all ranks call it, and
+        only rank 0's ``last`` counts.
 
         Returns what could not be tidied up afterwards, as a note; it is empty as a rule. Raises
         StorageError, or OutputExistsError if the output's name was taken meanwhile. When only the
@@ -172,12 +217,42 @@ class OutputFolder:
         targets = {self._target(relative): data for relative, data in last.items()}
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
-        for record in self._finished.values():
-            if not is_intact(self._data, record):
+        self._check_share()
+        if not self.ranks.world.first:
+            return self._follow()
+        self._appear(targets)
+        self._committed = True
+        durable.sync_folder(self.path.parent)
+        self.ranks.exchange(None, len)
+        self.ranks.stop(None)
+        if _remove_hidden(self._temp):
+            return ""
+        return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
+
+    def _check_share(self) -> None:
+        """Read this rank's share of all files once more; another rank wrote them, as a rule."""
+        world = self.ranks.world
+        records = [FileRecord(**each) for each in self.ranks.exchange(self._records(), first_of)]
+        shares = shared_out(records, lambda record: record.size, world.size)
+        for record in shares[(world.rank + 1) % world.size]:
+            if not is_intact(self._data, record, lambda _: self.ranks.report(0)):
                 path = self._data / record.path
                 changed = "is not what was written there: the disk or a program changed it"
                 found = changed if path.exists() else "vanished"
                 raise StorageError(f"{path}: {found}", hint=durable.RESUME)
+        self.ranks.exchange(None, len)
+
+    def _follow(self) -> str:
+        """Wait until rank 0 has committed."""
+        try:
+            self.ranks.exchange(None, len)
+        except LostRankError:
+            if not os.path.lexists(self.path):  # else it had only the tidying up to do
+                raise
+        self._committed = True
+        return ""
+
+    def _appear(self, targets: Mapping[Path, bytes]) -> None:
         self._drop_strays()
         for target, data in targets.items():
             durable.make_folders(self._data, target.parent)
@@ -188,17 +263,18 @@ class OutputFolder:
                 f"{self.path}: appeared while this run was writing; the result is in {self._data}",
                 hint=f"move it away, then {durable.RESUME}",
             )
-        self._committed = True
-        durable.sync_folder(self.path.parent)
-        if _remove_hidden(self._temp):
-            return ""
-        return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
+
+    @property
+    def empty(self) -> bool:
+        """Whether no rank has finished anything."""
+        return not self._finished and not journal.has_lines(self._temp)
 
     def discard(self) -> None:
         """Remove all that was written: for a run that cannot be resumed, or has nothing to
-        resume.
+        resume. Rank 0 does it, once the others have stopped.
         """
-        _remove_hidden(self._temp)
+        if self.ranks.world.first:
+            _remove_hidden(self._temp)
 
     def _target(self, relative: str) -> Path:
         if not is_safe(relative) or relative.endswith(durable.PART):
@@ -214,47 +290,46 @@ class OutputFolder:
             self._writing.add(relative)
         return target
 
-    def _adopt(self, plan: Mapping[str, object], restart: bool) -> None:
-        """Make the hidden folder this plan's: accept its own, refuse another's, or begin anew."""
-        place = self._temp / "plan.json"
-        wanted = json.dumps({"protocol": PROTOCOL, "plan": plan}, indent=1, sort_keys=True)
-        with durable.storage_errors(place, "reading"):
-            found = place.read_bytes() if place.exists() else None
-        wanted_by_nobody = found != wanted.encode() and not journal.has_lines(self._temp)
-        if restart or found is None or wanted_by_nobody:
-            # A crash in here does no harm: without a plan, nothing in the folder is trusted.
-            durable.prune(self._temp, keep={self._temp / "lock"})
-            durable.sync_folder(self._temp)
-            durable.write_small(place, wanted.encode())
-            durable.sync_folder(self._temp.parent)
-        elif found != wanted.encode():
-            raise OutputExistsError(
-                f"{self._temp}: holds a half-done run of another plan: "
-                + _differences(found, wanted),
-                hint="give that run's command to finish it, choose another output folder, "
-                "or pass --restart to drop what it wrote",
-            )
-        durable.make_folders(self._temp, self._data)
-
     def _resume(self) -> None:
-        """Take over what the journal says is finished and remove all the rest."""
-        for entry in self._journal.records:
-            record = FileRecord(**entry)  # type: ignore[arg-type]  # our own line, its sum fits
-            if is_intact(self._data, record):
-                self._finished[record.path] = record
-        self._drop_strays()
+        """Take over what journals say is finished, each rank checking its share, and remove all
+        the rest.
+        """
+        world = self.ranks.world
+        records = [FileRecord(**entry) for entry in self._listed]
+        own = shared_out(records, lambda record: record.size, world.size)[world.rank]
+        intact = [
+            asdict(record)
+            for record in own
+            if is_intact(self._data, record, lambda _: self.ranks.report(0))
+        ]
+
+        def settled(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+            self._take_over(flattened(parts))
+            self._drop_strays()
+            return self._records()
+
+        self._take_over(self.ranks.exchange(intact, settled))
+
+    def _records(self) -> list[dict[str, Any]]:
+        return [asdict(record) for record in self._finished.values()]
+
+    def _take_over(self, records: list[dict[str, Any]]) -> None:
+        self._finished = {each["path"]: FileRecord(**each) for each in records}
 
     def _drop_strays(self) -> None:
         durable.prune(self._data, keep={self._data / path for path in self._finished})
 
-    def _already_exists(self) -> OutputExistsError:
+    def _already_exists(self, told: bool = False) -> OutputExistsError:
         note = ""
-        with contextlib.suppress(OSError, StorageError, OutputExistsError):
-            note = clear_leftovers(self.path)
-        return OutputExistsError(
+        if not told:
+            with contextlib.suppress(OSError, StorageError, OutputExistsError):
+                note = clear_leftovers(self.path)
+        error = OutputExistsError(
             f"{self.path}: already exists{note}",
             hint="choose another output folder, or remove this one",
         )
+        error.told = told  # by rank 0, which finds it as well
+        return error
 
 
 def clear_leftovers(path: Path) -> str:
@@ -262,7 +337,7 @@ def clear_leftovers(path: Path) -> str:
 
     A half-done run stays. Raises OutputExistsError if another run is at it, OSError, StorageError.
     """
-    temp = _hidden(path)
+    temp = hidden_folder(path)
     if not durable.is_own_folder(temp):
         return ""
     with _locked(path, temp):
@@ -273,7 +348,7 @@ def clear_leftovers(path: Path) -> str:
     return ""
 
 
-def _hidden(path: Path) -> Path:
+def hidden_folder(path: Path) -> Path:
     """Return the folder beside an output in which it is made."""
     return path.with_name(f".{path.name}.flmgrow")
 
@@ -313,27 +388,3 @@ def _absolute(path: Path) -> Path:
     if not parent.is_dir():
         raise UsageError(f"{parent}: no such folder, wanted for {path.name}", hint="create it")
     return parent / path.name
-
-
-def _differences(found: bytes, wanted: str) -> str:
-    """Return the keys in which two plans differ, as ``options.tp: 4 there, 8 here``."""
-    try:
-        there = dict(_leaves(json.loads(found)))
-    except ValueError:
-        return "its plan.json is damaged"
-    here = dict(_leaves(json.loads(wanted)))
-    keys = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    shown = [
-        f"{key.removeprefix('plan.')}: {there.get(key, 'none')} there, {here.get(key, 'none')} here"
-        for key in keys[:SHOWN_DIFFERENCES]
-    ]
-    return ", ".join(shown) + (f", and {len(keys) - len(shown)} more" if keys[len(shown) :] else "")
-
-
-def _leaves(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, below in value.items():
-            yield from _leaves(below, f"{key}.{name}" if key else name)
-    else:
-        text = json.dumps(value)
-        yield key, text if len(text) <= 60 else f"{text[:56]} ..."

@@ -3,7 +3,7 @@
 Blocks of the output are computed by workers and written in order by one thread, which also computes
 the checksums. A window of blocks is in flight; its size and theirs follow from the memory budget.
 The output folder appears complete or not at all (``output.py``), with ``flmgrow.json`` written
-last.
+last. Several ranks may share the files: which one writes a file decides on nothing in it.
 """
 
 import contextlib
@@ -34,9 +34,12 @@ from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.operators.choices import hold
-from flmgrow.storage.checksums import verify_files
+from flmgrow.storage.checksums import FileRecord, verify_files
 from flmgrow.storage.files import Bytes
 from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.storage.ranks import Ranks, first_of
+from flmgrow.storage.shares import shared_out
+from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
@@ -63,8 +66,9 @@ class Execution:
     """How to carry out a plan; none of it changes the result, but for ``init_std``.
 
     ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a
-    half-done run of another plan. ``progress`` is told bytes as they are written. ``beside`` makes
-    small files out of the manifest, which are written with it and have no checksum in it.
+    half-done run of another plan. ``progress`` is told bytes as they are written, on rank 0 those
+    of all ranks of ``world``, which share the work. ``beside`` makes small files out of the
+    manifest, which are written with it and have no checksum in it.
     """
 
     max_memory: int = 1 << 30
@@ -75,6 +79,7 @@ class Execution:
     init_std: float | None = None
     progress: Progress = lambda _: None
     beside: Callable[[Manifest], Mapping[str, bytes]] = lambda _: {}
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         hold(self, replicated=replicated_as(self.replicated))
@@ -196,7 +201,8 @@ class Executor:
         manifest = read_manifest(destination)
         if manifest is None or not tells_of(manifest, self.plan, self._options):
             return None
-        verify_files(destination, manifest.files, self.execution.progress)
+        if self.execution.world.first:
+            verify_files(destination, manifest.files, self.execution.progress)
         return manifest
 
     def found(self, destination: Path) -> Manifest | None:
@@ -217,44 +223,83 @@ class Executor:
     def run(self, destination: Path) -> Manifest:
         """Write the checkpoint to ``destination`` and return its manifest.
 
-        Raises OutputExistsError, StorageError, or BadCheckpointError for a damaged source; what a
-        damaged source led to is removed, and so is a run that failed before its first file was
-        finished.
+        Raises OutputExistsError, StorageError, LostRankError, or BadCheckpointError for a damaged
+        source; what a damaged source led to is removed, and so is a run that failed before its
+        first file was finished.
         """
-        plan, execution = self.plan, self.execution
-        drift = [
+        drift = self._drift()
+        with self._begun(destination) as folder:
+            self._write_share(folder, self.plan.files)
+            return self._finish(folder, drift)
+
+    def write_some(self, destination: Path, files: Sequence[NewFile]) -> list[FileRecord]:
+        """Write these files of the checkpoint alone, and let no output appear; :meth:`run` writes
+        the rest. Returns what was written or found written. Raises as it does.
+        """
+        self._drift()
+        with self._begun(destination) as folder:
+            self._write_share(folder, files)
+            return [folder.finished[file.path] for file in files]
+
+    def _drift(self) -> list[str]:
+        """Compare the source's copies; rank 0 does it for all. Returns what they differ in."""
+        readers = self.plan.source.readers if self.execution.world.first else {}
+        return [
             line
-            for state, reader in plan.source.readers.items()
+            for state, reader in readers.items()
             for line in check_replicas(
                 reader,
-                Replicated.CHECK if reader.ways_out else execution.replicated,
+                Replicated.CHECK if reader.ways_out else self.execution.replicated,
                 "" if state is State.WEIGHT else state,
             )
         ]
-        identity = identity_of(plan, self._options)
-        with OutputFolder(destination, identity, restart=execution.restart) as folder:
+
+    @contextlib.contextmanager
+    def _begun(self, destination: Path) -> Iterator[OutputFolder]:
+        """Give the folder of this plan's output, begun or resumed."""
+        execution, identity = self.execution, identity_of(self.plan, self._options)
+        restart, world = execution.restart, execution.world
+        with OutputFolder(destination, identity, restart=restart, world=world) as folder:
+            folder.ranks.watch(execution.progress)
             try:
-                return self._fill(folder, drift)
+                yield folder
             except BaseException as error:
-                if isinstance(error, BadCheckpointError) or not folder.finished:
+                stopped = folder.ranks.stop(error)
+                if stopped and (isinstance(error, BadCheckpointError) or folder.empty):
                     folder.discard()
                 raise
 
-    def _fill(self, folder: OutputFolder, drift: list[str]) -> Manifest:
-        """Write what is not finished yet, and let the output appear."""
-        plan, execution = self.plan, self.execution
-        remaining = [file for file in plan.files if file.path not in folder.finished]
-        folder.free_space_check(sum(plan.file_sizes[file.path] for file in remaining))
+    def _write_share(self, folder: OutputFolder, files: Sequence[NewFile]) -> None:
+        """Write what is not finished of ``files``: each rank its share, and rank 0 at the end what
+        is made of the sums of others.
+        """
+        sizes, world = self.plan.file_sizes, self.execution.world
+        rest = [file for file in files if file.path not in folder.finished]
+        if world.first:
+            folder.free_space_check(sum(sizes[file.path] for file in rest))
         for path in folder.finished:
-            execution.progress(plan.file_sizes[path])
-        with ThreadPoolExecutor(execution.workers, "flmgrow") as pool:
-            for file in remaining:
+            self.execution.progress(sizes[path])
+        alone = [file for file in rest if not file.sums_of]
+        shares = shared_out(alone, lambda file: sizes[file.path], world.size)
+        with ThreadPoolExecutor(self.execution.workers, "flmgrow") as pool:
+            for file in shares[world.rank]:
                 self._write(pool, file, folder)
+            folder.unite()
+            summed = [file for file in rest if file.sums_of]
+            for file in summed if world.first else []:
+                self._write(pool, file, folder)
+        if summed:
+            folder.unite()
+
+    def _finish(self, folder: OutputFolder, drift: list[str]) -> Manifest:
+        """Let the output appear, with its manifest."""
+        plan, execution = self.plan, self.execution
         plan.source.contents.check_unchanged()
-        records = [folder.finished[file.path] for file in plan.files]
         with np.errstate(all="ignore"):
-            spreads = self.values.weights.spreads(plan.tensors, plan.stored_sizes)
+            spreads = self._spreads(folder.ranks)
+        records = [folder.finished[file.path] for file in plan.files]
         drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
+        drift = folder.ranks.exchange(drift, first_of)
         manifest = describe(plan, self._options, records, spreads, drift)
         last = {**execution.beside(manifest), **pointers(plan.source, plan.target)}
         places = [str(Path(at, MANIFEST)) for at in manifest_folders(plan.source, plan.target)]
@@ -262,3 +307,12 @@ class Executor:
         if note:
             print(f"note: {printable(note)}", file=sys.stderr)
         return manifest
+
+    def _spreads(self, ranks: Ranks) -> dict[str, float]:
+        """Return the spreads that were drawn with; each rank finds its share of them."""
+        world = ranks.world
+        share = world.rank, world.size
+        own = self.values.weights.spreads(self.plan.tensors, self.plan.stored_sizes, share)
+        parts = ranks.exchange(list(own.items()), lambda parts: parts)
+        total = sum(len(part) for part in parts)
+        return dict(parts[i % world.size][i // world.size] for i in range(total))

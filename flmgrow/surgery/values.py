@@ -151,9 +151,16 @@ class GrownValues:
             whole = Box(((layer, layer + 1), *whole.ranges[1:]))
         return self._statistics.std(name, whole) or FALLBACK_STD
 
-    def spreads(self, tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> dict[str, float]:
-        """Return the spread that entries were drawn with, by tensor and new layer."""
-        result = {}
+    def spreads(
+        self, tensors: Mapping[str, LogicalTensor], sizes: Sizes, share: tuple[int, int] = (0, 1)
+    ) -> dict[str, float]:
+        """Return the spread that entries were drawn with, by tensor and new layer.
+
+        With a ``share`` of (i, n), only every n-th of them, beginning with the i-th.
+        """
+        result: dict[str, float] = {}
+        first, step = share
+        number = 0
         for tensor in tensors.values():
             name = self._growth.source_name(tensor)
             layers = range(sizes[Axis.LAYER]) if tensor.layered else (None,)
@@ -162,11 +169,14 @@ class GrownValues:
                 if layer is not None:
                     whole = Box(((layer, layer + 1), *whole.ranges[1:]))
                 counts = count(self._growth, tensor, whole)
-                if tensor.init is Init.NORMAL and counts.drawn + counts.near:
+                if tensor.init is not Init.NORMAL or not counts.drawn + counts.near:
+                    continue
+                if number % step == first:
                     donor = None if layer is None else self.donor(layer)
                     label = tensor.name if layer is None else f"{tensor.name}[{layer}]"
                     drawn = self._init_std
                     result[label] = self._spread(name, donor) if drawn is None else drawn
+                number += 1
         return result
 
     def donor(self, layer: int) -> int:

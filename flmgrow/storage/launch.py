@@ -1,0 +1,383 @@
+"""The ranks of one command, which meet in a folder that all of them see.
+
+A command that only reads and writes files needs no network: its ranks tell each other what they
+must know in small files (``sign.py``), in a folder that is this launch's own.
+
+1. Each rank has a sign, ``rank.K``, with a word that it has just drawn. Rank 0 shows which words it
+   has seen, the others which word rank 0 has: so what an earlier launch has left is never taken for
+   a living rank, whatever it is called.
+2. A sign changes while its rank lives. One that does not for as long as the ranks are patient, or
+   whose process has left its lock on this machine, is lost; the same command then resumes.
+3. What ranks exchange goes from all to rank 0 and back, in ``said.K``: each line stays until all
+   have read it, as nobody goes on before.
+4. A rank that fails shows its error. Rank 0 shows it to all, waits until they have stopped, and
+   raises it; the others raise it, too, marked as told.
+"""
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flmgrow.errors import FlmgrowError, LostRankError, StorageError, UsageError
+from flmgrow.storage import durable
+from flmgrow.storage.sign import Json, Sign, is_held, read_sign, this_machine
+from flmgrow.storage.world import World
+
+T = TypeVar("T")
+
+GRACE = 10.0
+"""Seconds in which ranks stop once one of them has failed; they look after every block."""
+
+COMING = 3.0
+"""Seconds in which those come that are not there yet, to hear of it."""
+
+BEAT = 1.0
+"""Seconds after which a sign changes although there is nothing new."""
+
+_AGAIN = "run the same command again, with any number of ranks: it resumes"
+
+
+def launch_folder(folder: Path, world: World) -> Path:
+    """Return where, in ``folder``, the ranks of a launch meet."""
+    return folder / f"launch-{world.launch}"
+
+
+class Other:
+    """Another rank, as far as its sign tells.
+
+    ``fresh``: it lives, or has lived since the first look.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.content: Json = {}
+        self.fresh = False
+        self._path = path
+        self._changed = time.monotonic()
+
+    def look(self) -> Json:
+        """Return what its sign says; an empty one if there is none."""
+        found = read_sign(self._path)
+        if found is not None and found != self.content:
+            here = found["host"] == this_machine() and is_held(self._path)
+            self.fresh = self.fresh or here or bool(self.content)
+            self.content = found
+            self._changed = time.monotonic()
+        return self.content
+
+    @property
+    def quiet(self) -> float:
+        """How long its sign has been the same, in seconds."""
+        return time.monotonic() - self._changed
+
+    @property
+    def died(self) -> bool:
+        """Whether its process has ended, where that can be known."""
+        return self.content.get("host") == this_machine() and not is_held(self._path)
+
+
+class Launch:
+    """This process among the ranks of its launch (:class:`flmgrow.storage.ranks.Ranks`).
+
+    ``folder`` is made by rank 0, inside one that exists. Raises StorageError.
+    """
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.world = world
+        self._folder = folder
+        self._word = secrets.token_hex(8)
+        self._pace = max(0.05, world.size / 200)
+        self._mutex = threading.Lock()
+        self._ending = threading.Event()
+        self._begun = time.monotonic()
+        self._shown = 0.0
+        self._trouble: FlmgrowError | None = None
+        self._progress: Callable[[int], None] = lambda _: None
+        self._count = 0
+        self._stopped = False
+        self._alone = False
+        self._state: Json = {
+            "word": self._word, "host": this_machine(), "plan": "", "launch": "", "bytes": 0,
+            "beat": 0, "seen": {}, "failed": None, "stopped": False, "ended": False,
+        }  # fmt: skip
+        if world.first:
+            with durable.storage_errors(folder, "creating"):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            self._state["launch"] = self._word
+        self._await_folder()
+        self._sign, self._said = self._taken("rank"), self._taken("said")
+        watched = range(1, world.size) if world.first else (0,)
+        self._others = {rank: Other(folder / f"rank.{rank}") for rank in watched}
+        self._show()
+        self._thread = threading.Thread(target=self._watch, name="flmgrow ranks", daemon=True)
+        self._thread.start()
+
+    @property
+    def paths(self) -> set[Path]:
+        """The files in which its ranks meet."""
+        kinds = ("rank", "said")
+        return {
+            self._folder / f"{kind}.{rank}" for kind in kinds for rank in range(self.world.size)
+        }
+
+    def meet(self, plan: str) -> None:
+        """Wait until all ranks are there. Raises LostRankError, UsageError."""
+        self._update(plan=plan)
+        while missing := self._missing():
+            self.check()
+            if time.monotonic() - self._begun > self.world.patience:
+                raise LostRankError(
+                    f"rank {', '.join(map(str, missing))}: not there within "
+                    f"{self.world.patience:g} seconds, wanted {self.world.size} ranks",
+                    f"all of them need to see {self._folder.parent}; --rank-timeout waits longer",
+                )
+            self._reopen()
+            time.sleep(self._pace)
+
+    def exchange(self, value: Any, join: Callable[[list[Any]], T]) -> T:
+        """Give ``value``; return what ``join`` makes of all on rank 0."""
+        self._count += 1
+        if self.world.first:
+            others = [self._heard(rank) for rank in range(1, self.world.size)]
+            self.check()
+            joined = join([value, *others])
+            self._say(joined)
+            return joined
+        self._say(value)
+        answer: T = self._heard(0)
+        return answer
+
+    def report(self, nbytes: int) -> None:
+        """Count bytes. Raises what another rank has met."""
+        with self._mutex:
+            self._state["bytes"] += nbytes
+        self.check()
+
+    def watch(self, progress: Callable[[int], None]) -> None:
+        """Tell ``progress`` of what others report."""
+        self._progress = progress
+
+    def check(self) -> None:
+        """Raise the error that another rank has met, if any has."""
+        if self._trouble is not None:
+            raise self._trouble
+
+    def stop(self, error: BaseException | None) -> bool:
+        """Let the others know of ``error``, or that all is done, and end."""
+        if self._stopped:
+            return self._alone
+        self._stopped = True
+        own = error is not None and error is not self._trouble
+        failed = self._told_as(error) if error is not None and own else self._state["failed"]
+        self._update(failed=failed, stopped=True)
+        if error is None or isinstance(error, Exception):
+            with contextlib.suppress(StorageError):
+                self._wait_for_others(error)
+        self._update(ended=True)
+        self._ending.set()
+        self._thread.join()
+        self._sign.close()
+        self._said.close()
+        self._alone = not any(
+            each.fresh and not each.died and not each.content["stopped"]
+            for each in self._others.values()
+        )
+        return self._alone
+
+    def _wait_for_others(self, error: Exception | None) -> None:
+        """On rank 0, until all have stopped; on others, until rank 0 has taken the error over."""
+        begun = time.monotonic()
+        if self.world.first:
+            while not all(
+                each.content.get("stopped") if each.fresh else time.monotonic() - begun > COMING
+                for each in self._others.values()
+                if not (each.fresh and each.died)
+            ):
+                if time.monotonic() - begun > GRACE:
+                    return
+                time.sleep(self._pace)
+            return
+        if error is None:
+            return
+        first = self._others[0]
+        while not (first.content.get("ended") or first.died or time.monotonic() - begun > GRACE):
+            time.sleep(self._pace)
+        if isinstance(error, FlmgrowError):
+            error.told = bool(first.fresh and first.content["failed"]) or self._lower_speaks()
+        if first.content.get("ended"):
+            time.sleep(5 * self._pace)  # a launcher ends all once one has: let it speak first
+
+    def _lower_speaks(self) -> bool:
+        """Whether a rank between rank 0 and this one tells that rank 0 is lost."""
+        lower = [Other(self._folder / f"rank.{rank}") for rank in range(1, self.world.rank)]
+        for _ in range(2):
+            for each in lower:
+                content = each.look()
+                known = content.get("launch") == self._state["launch"]
+                if known and (content["stopped"] or (each.fresh and not each.died)):
+                    return True
+            if lower:
+                time.sleep(2 * BEAT)
+        return False
+
+    def _told_as(self, error: BaseException) -> Json:
+        """Return an error as others will raise it."""
+        if isinstance(error, FlmgrowError):
+            kind, message, hint = type(error).__name__, error.message, error.hint
+        else:
+            ended = "ended with" if isinstance(error, Exception) else "was stopped:"
+            kind, hint = LostRankError.__name__, _AGAIN
+            message = f"{ended} {type(error).__name__}"
+        if not self.world.first:
+            message = f"rank {self.world.rank}: {message}"
+        return {"kind": kind, "message": message, "hint": hint}
+
+    def _await_folder(self) -> None:
+        """Wait until rank 0 has made the folder."""
+        while not self._folder.is_dir():
+            if time.monotonic() - self._begun > self.world.patience:
+                raise LostRankError(
+                    f"rank 0: has made no {self._folder} within {self.world.patience:g} seconds",
+                    "all ranks need to see the same folders; --rank-timeout waits longer",
+                )
+            time.sleep(self._pace)
+        durable.make_private_folder(self._folder.parent)  # which it is already, if it is no trap
+
+    def _taken(self, kind: str) -> Sign:
+        """Take a file of this rank's own; one of an earlier launch may not have ended yet."""
+        while True:
+            try:
+                return Sign(self._folder / f"{kind}.{self.world.rank}")
+            except BlockingIOError:
+                if time.monotonic() - self._begun > self.world.patience:
+                    raise LostRankError(
+                        f"rank {self.world.rank}: another process has its place",
+                        "end what is left of an earlier launch",
+                    ) from None
+            time.sleep(self._pace)
+
+    def _reopen(self) -> None:
+        """Take the place again in a folder that was cleared meanwhile."""
+        if self._sign.lost or self._said.lost:
+            with self._mutex:
+                self._sign.close()
+                self._said.close()
+                self._await_folder()
+                self._sign, self._said = self._taken("rank"), self._taken("said")
+            self._show()
+
+    def _missing(self) -> list[int]:
+        """Return the ranks that are still to be met."""
+        if self.world.first:
+            return [
+                rank
+                for rank, each in self._others.items()
+                if not (each.fresh and each.content["launch"] == self._word)
+            ]
+        return [] if self._state["launch"] else [0]
+
+    def _say(self, value: Any) -> None:
+        self._said.show({"launch": self._state["launch"], "count": self._count, "value": value})
+
+    def _heard(self, rank: int) -> Any:
+        """Wait for what another rank says next, and return it."""
+        key = (self._state["launch"], self._count)
+        while True:
+            found = read_sign(self._folder / f"said.{rank}")
+            if found is not None and (found["launch"], found["count"]) == key:
+                return found["value"]
+            self.check()
+            time.sleep(self._pace)
+
+    def _update(self, **state: Any) -> None:
+        with self._mutex:
+            self._state.update(state)
+        with contextlib.suppress(StorageError):  # shown again soon
+            self._show()
+
+    def _show(self) -> None:
+        with self._mutex:
+            self._state["beat"] += 1
+            self._shown = time.monotonic()
+            self._sign.show(self._state)
+
+    def _watch(self) -> None:
+        """Until the end: show that this rank lives, and look whether the others do."""
+        look = self._look_at_all if self.world.first else self._look_at_first
+        while not self._ending.wait(self._pace):
+            changed = look()
+            if changed or time.monotonic() - self._shown > BEAT:
+                self._update()
+
+    def _look_at_all(self) -> bool:
+        """What rank 0 does: see who is there, and show what any of them has met."""
+        seen = dict(self._state["seen"])
+        for rank, other in self._others.items():
+            before = other.content.get("bytes", 0)
+            content = other.look()
+            if not other.fresh:
+                continue
+            if self._state["plan"]:  # what decides on who may write is settled
+                seen[str(rank)] = content["word"]
+            self._progress(max(0, content["bytes"] - before))
+            if content["failed"]:
+                self._meet_trouble(_raised_as(content["failed"]))
+            elif content["plan"] and self._state["plan"] not in ("", content["plan"]):
+                self._meet_trouble(_another_plan(rank))
+            elif content["launch"] == self._word and not content["stopped"]:
+                self._meet_lost(rank, other)
+        changed = seen != self._state["seen"]
+        self._state["seen"] = seen
+        return changed
+
+    def _look_at_first(self) -> bool:
+        """What the others do: wait to be seen, and see whether rank 0 has met an error."""
+        first, own = self._others[0], self._state["launch"]
+        content = first.look()
+        if not first.fresh:
+            return False
+        if not own and content["seen"].get(str(self.world.rank)) == self._word:
+            self._state["launch"] = content["word"]
+            return True
+        if own and content["word"] != own:
+            self._meet_trouble(LostRankError("rank 0: was started anew", _AGAIN))
+        elif content["failed"]:
+            self._meet_trouble(_raised_as(content["failed"]))
+        elif own and not content["stopped"]:
+            self._meet_lost(0, first)
+        return False
+
+    def _meet_lost(self, rank: int, other: Other) -> None:
+        if other.died:
+            other.look()  # it may have said more before it ended
+            if not (other.content["stopped"] or other.content["failed"]):
+                self._meet_trouble(LostRankError(f"rank {rank}: has ended", _AGAIN))
+        elif other.quiet > self.world.patience:
+            quiet = f"{self.world.patience:g} seconds"
+            self._meet_trouble(LostRankError(f"rank {rank}: no sign of life for {quiet}", _AGAIN))
+
+    def _meet_trouble(self, error: FlmgrowError) -> None:
+        if self._trouble is None and not self._stopped:
+            self._trouble = error
+            if self.world.first:
+                self._update(failed=self._told_as(error))
+
+
+def _another_plan(rank: int) -> UsageError:
+    return UsageError(
+        f"rank {rank}: has another plan than rank 0",
+        "all ranks need the same command and the same files: let them lie where every node sees "
+        "them",
+    )
+
+
+def _raised_as(failed: Json) -> FlmgrowError:
+    """Return the error that another rank has met."""
+    kinds = [FlmgrowError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    known = {kind.__name__: kind for kind in kinds}
+    return known.get(failed["kind"], FlmgrowError)(failed["message"], failed["hint"])

@@ -1,0 +1,104 @@
+"""What ranks of a command do together, whether there are many or one.
+
+All ranks call the same things in the same order. One rank alone is no special case for its callers:
+:class:`Alone` exchanges with nobody.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from flmgrow.storage import durable
+from flmgrow.storage.launch import Launch, launch_folder
+from flmgrow.storage.world import ALONE, World
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """The ranks of one command. What is exchanged must be plain data, as JSON holds it."""
+
+    @property
+    def world(self) -> World:
+        """Which of them this one is."""
+
+    def meet(self, plan: str) -> None:
+        """Wait until all are there, and have the same ``plan``; nothing else comes before it.
+
+        Raises LostRankError, UsageError.
+        """
+
+    def exchange(self, value: Any, join: Callable[[list[Any]], T]) -> T:
+        """Give ``value``; return what ``join`` makes on rank 0 of all values, by rank.
+
+        Raises LostRankError, or the error that another rank has met.
+        """
+
+    def report(self, nbytes: int) -> None:
+        """Say that so many more bytes are done. Raises the error that another rank has met."""
+
+    def watch(self, progress: Callable[[int], None]) -> None:
+        """Let rank 0 hear of the bytes that other ranks report."""
+
+    def stop(self, error: BaseException | None) -> bool:
+        """Let the others know that this one has stopped for ``error``, or is done; never raises.
+
+        Rank 0 waits for the others. Returns whether all have stopped.
+        """
+
+
+class Alone:
+    """A command of one process."""
+
+    world = ALONE
+
+    def meet(self, plan: str) -> None:
+        """There is nobody to be met."""
+
+    def exchange(self, value: Any, join: Callable[[list[Any]], T]) -> T:
+        """Join the one value."""
+        return join([value])
+
+    def report(self, nbytes: int) -> None:
+        """Nobody listens."""
+
+    def watch(self, progress: Callable[[int], None]) -> None:
+        """Nobody reports."""
+
+    def stop(self, error: BaseException | None) -> bool:
+        """Nobody waits."""
+        return True
+
+
+def first_of(values: Sequence[T]) -> T:
+    """Return what rank 0 gave."""
+    return values[0]
+
+
+def flattened(values: Sequence[Sequence[T]]) -> list[T]:
+    """Return what all ranks gave, as one list."""
+    return [each for value in values for each in value]
+
+
+@contextmanager
+def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
+    """Give the ranks of ``world``, which meet in ``folder``; rank 0 makes it, private to its user.
+
+    After the block all have stopped, for the error that one of them has met, if any. Raises
+    StorageError, LostRankError.
+    """
+    if world.first:
+        durable.make_private_folder(folder)
+    if world.size == 1:
+        yield Alone()
+        return
+    launch = Launch(launch_folder(folder, world), world)
+    error: BaseException | None = None
+    try:
+        yield launch
+    except BaseException as met:
+        error = met
+        raise
+    finally:
+        launch.stop(error)

@@ -1,0 +1,99 @@
+"""Small files in which ranks tell each other things: one line, replaced in place.
+
+In place, and not by renaming: where a folder is mounted from elsewhere, what lies under a new name
+may be seen late, while opening a file that was there before asks its server. A line carries its own
+checksum, so that one that is half replaced is told from a whole one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from flmgrow.storage.durable import close_quietly, storage_errors, write_all
+
+Json = dict[str, Any]
+
+OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Sign:
+    """A file that this process alone writes; it is locked until it is closed.
+
+    Raises BlockingIOError if another process has it, StorageError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(storage_errors(path, "opening"))
+            self._descriptor = os.open(path, OWN_FILE, 0o600)
+            undo.callback(self.close)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(self._descriptor, 0)  # nobody says any more what is there
+                undo.pop_all()
+                return
+        raise BlockingIOError
+
+    def show(self, content: Json) -> None:
+        """Replace what the file says. Raises StorageError."""
+        text = json.dumps(content).encode()
+        line = b"%08x %s\n" % (zlib.crc32(text), text)
+        with storage_errors(self.path, "writing"):
+            write_all(self._descriptor, memoryview(line), 0)
+            os.fsync(self._descriptor)  # to its server, if it has one
+
+    @property
+    def lost(self) -> bool:
+        """Whether the file was removed, or another one put in its place."""
+        try:
+            return not os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Close the file, and unlock it."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            close_quietly(descriptor)
+
+
+def read_sign(path: Path) -> Json | None:
+    """Return what a sign says; None if there is none, or it is being replaced just now."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    line, newline, _ = content.partition(b"\n")
+    checksum, _, text = line.partition(b" ")
+    if not newline or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    found: Json = json.loads(text)
+    return found
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process of this machine has the sign ``path``."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        close_quietly(descriptor)
+    return False
+
+
+def this_machine() -> str:
+    """Return a word for this machine, another one after it was started anew."""
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{os.uname().nodename} {boot}"
