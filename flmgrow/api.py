@@ -100,8 +100,9 @@ class Plan:
     def write(self, destination: PathLike, **running: Unpack[RunningGiven]) -> Written:
         """Write the checkpoint into the new folder ``destination``: complete, or not at all.
 
-        A run that was interrupted is resumed by the same request. Raises OutputExistsError,
-        StorageError, BadCheckpointError for a damaged source, UsageError.
+        A run that was interrupted is resumed by the same request. Several processes share the
+        work if each says its ``rank``, and all call it. Raises OutputExistsError, StorageError,
+        LostRankError, BadCheckpointError for a damaged source, UsageError.
         """
         return write(self.details, Path(destination), execution_of(**running))
 
@@ -113,7 +114,8 @@ def execution_of(**running: Unpack[RunningGiven]) -> Execution:
         "workers": default_workers(running.get("workers")),
         "replicated": replicated_as(running.get("replicated", Replicated.CHECK)),
     }
-    return Execution(**told)
+    rank, size = told.pop("rank", 0), told.pop("world_size", 1)
+    return Execution(**told, world=World(rank, size, launch=told.pop("launch", "")))
 
 
 def default_workers(wanted: int | None, world: World = ALONE) -> int:

@@ -81,7 +81,11 @@ class LayoutPlanGiven(LayoutGiven, FilesGiven, total=False):
 
 
 class RunningGiven(TypedDict, total=False):
-    """How to write: ``max_memory`` in bytes, ``progress`` is told bytes as they are written."""
+    """How to write: ``max_memory`` in bytes, ``progress`` is told bytes as they are written.
+
+    ``rank`` of ``world_size`` processes that see the same folders writes its share; ``launch`` is
+    a word that they have in common, and others that may run at the same time have not.
+    """
 
     workers: int
     max_memory: int
@@ -89,4 +93,7 @@ class RunningGiven(TypedDict, total=False):
     allow_nonfinite: bool
     replicated: str
     init_std: float
+    rank: int
+    world_size: int
+    launch: str
     progress: Callable[[int], None]

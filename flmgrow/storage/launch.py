@@ -181,10 +181,12 @@ class Launch:
         self._thread.join()
         self._sign.close()
         self._said.close()
-        self._alone = not any(
-            each.fresh and not each.died and not each.content["stopped"]
-            for each in self._others.values()
-        )
+        writing = [
+            rank
+            for rank, each in self._others.items()
+            if each.fresh and not each.died and not each.content["stopped"]
+        ]
+        self._alone = not writing
         return self._alone
 
     def _wait_for_others(self, error: Exception | None) -> None:
@@ -194,7 +196,7 @@ class Launch:
             while not all(
                 each.content.get("stopped") if each.fresh else time.monotonic() - begun > COMING
                 for each in self._others.values()
-                if not (each.fresh and each.died)
+                if not (each.fresh and (each.died or each.quiet > self.world.patience))
             ):
                 if time.monotonic() - begun > GRACE:
                     return

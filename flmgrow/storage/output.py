@@ -37,9 +37,8 @@ import xxhash
 
 from flmgrow.errors import LostRankError, OutputExistsError, StorageError, UsageError
 from flmgrow.storage import durable, journal
-from flmgrow.storage.adoption import adopt, encoded_plan, refuse_living
+from flmgrow.storage.adoption import PLAN, adopt, encoded_plan, refuse_living
 from flmgrow.storage.checksums import FileRecord, is_intact, is_safe, verify_files
-from flmgrow.storage.launch import Launch
 from flmgrow.storage.lock import LockHeldError, take_lock
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
 from flmgrow.storage.shares import shared_out
@@ -117,9 +116,8 @@ class OutputFolder:
                 if os.path.lexists(self.path):  # finished by another run while we came here
                     lock.close()
                     raise self._already_exists()
-                if isinstance(self.ranks, Launch):
-                    refuse_living(self.path, self._temp, self.ranks.paths)
-            self.ranks.meet(xxhash.xxh3_128_hexdigest(wanted.encode()))
+                refuse_living(self.path, self._temp, self.ranks.paths)
+            self._meet(wanted)
             if world.first:
                 adopt(self._temp, wanted, restart)
                 durable.make_folders(self._temp, self._data)
@@ -131,6 +129,16 @@ class OutputFolder:
                 self._begin_journal(stack)
             self._resume()
             self._open = stack.pop_all()
+
+    def _meet(self, plan: str) -> None:
+        """Wait for the other ranks; if they do not come, all is as it was."""
+        try:
+            self.ranks.meet(xxhash.xxh3_128_hexdigest(plan.encode()))
+        except BaseException as error:
+            alone = self.ranks.stop(error) and self.ranks.world.first
+            if alone and not (self._temp / PLAN).exists():
+                _remove_hidden(self._temp)
+            raise
 
     def _begin_journal(self, stack: contextlib.ExitStack) -> None:
         self._journal = journal.Journal(self._temp / journal.name_of(self.ranks.world.rank))

@@ -4,7 +4,7 @@ All ranks call the same things in the same order. One rank alone is no special c
 :class:`Alone` exchanges with nobody.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,10 @@ class Ranks(Protocol):
     @property
     def world(self) -> World:
         """Which of them this one is."""
+
+    @property
+    def paths(self) -> Collection[Path]:
+        """The files in which they meet."""
 
     def meet(self, plan: str) -> None:
         """Wait until all are there, and have the same ``plan``; nothing else comes before it.
@@ -52,6 +56,7 @@ class Alone:
     """A command of one process."""
 
     world = ALONE
+    paths: Collection[Path] = ()
 
     def meet(self, plan: str) -> None:
         """There is nobody to be met."""

@@ -1,0 +1,187 @@
+"""Ranks that meet in a folder: what they exchange, and what becomes of one that fails or dies."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ranks_of import in_threads, world
+
+from flmgrow.errors import BadCheckpointError, FlmgrowError, LostRankError, UsageError
+from flmgrow.storage.launch import Launch, launch_folder
+from flmgrow.storage.ranks import flattened, ranks_in
+from flmgrow.storage.sign import Sign, read_sign
+from flmgrow.storage.world import World
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_all_hear_what_rank_0_makes_of_what_each_gives(size: int, tmp_path: Path) -> None:
+    def work(world: World) -> list[list[int]]:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.meet("plan")
+            return [
+                ranks.exchange([turn, world.rank], flattened) for turn in range(3)
+            ]  # one after the other: nobody hears an earlier answer again
+
+    expected = [[each for rank in range(size) for each in (turn, rank)] for turn in range(3)]
+    assert in_threads(size, work) == [expected] * size
+
+
+def test_rank_0_hears_of_bytes(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def work(world: World) -> None:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.watch(told.append)
+            ranks.meet("plan")
+            if not world.first:
+                ranks.report(100)
+                time.sleep(2.5)  # longer than a beat
+            ranks.exchange(None, len)
+
+    assert in_threads(3, work) == [None] * 3
+    assert sum(told) == 200
+
+
+def test_what_one_meets_all_raise_and_rank_0_tells(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.meet("plan")
+            if world.rank == 2:
+                raise BadCheckpointError("FILE: damaged", "use a copy")
+            ranks.exchange(None, len)
+
+    errors = in_threads(3, work)
+    assert [type(error) for error in errors] == [BadCheckpointError] * 3
+    assert str(errors[0]) == "rank 2: FILE: damaged"
+    assert errors[0].hint == "use a copy"
+    assert [error.told for error in errors] == [False, True, True]
+
+
+def test_what_is_no_error_of_ours_loses_its_rank(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.meet("plan")
+            if not world.first:
+                raise ZeroDivisionError
+            ranks.exchange(None, len)
+
+    lost, own = in_threads(2, work)
+    assert isinstance(lost, LostRankError)
+    assert str(lost) == "rank 1: ended with ZeroDivisionError"
+    assert isinstance(own, ZeroDivisionError)
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.meet(f"plan {world.rank == 1}")
+            ranks.exchange(None, len)
+
+    errors = in_threads(3, work)
+    assert [type(error) for error in errors] == [UsageError] * 3
+    assert "rank 1: has another plan" in str(errors[0])
+
+
+def test_a_rank_that_does_not_come_is_waited_for_as_long_as_was_said(tmp_path: Path) -> None:
+    def work(world: World) -> None:
+        with ranks_in(tmp_path / "hidden", World(world.rank, 3, 3, "one", 1.0)) as ranks:
+            ranks.meet("plan")
+            ranks.exchange(None, len)
+
+    begun = time.monotonic()
+    first, second = in_threads(2, work)
+    assert isinstance(first, LostRankError)
+    assert "rank 2: not there within 1 seconds, wanted 3 ranks" in str(first)
+    assert isinstance(second, LostRankError)
+    assert time.monotonic() - begun < 20
+
+
+STANDS_STILL = """
+import os, signal, sys
+from pathlib import Path
+from flmgrow.storage.ranks import ranks_in
+from flmgrow.storage.world import World
+with ranks_in(Path(sys.argv[1]), World(1, 2, 2, "one", 60.0)) as ranks:
+    ranks.meet("plan")
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    ranks.exchange(None, len)
+"""
+
+
+@pytest.mark.parametrize(
+    ("signal", "told"), [("SIGKILL", "has ended"), ("SIGSTOP", "no sign of life for 3 seconds")]
+)
+def test_a_rank_that_died_or_stands_still_is_lost(signal: str, told: str, tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", STANDS_STILL, str(tmp_path / "h"), signal])
+
+    def wait_for_it() -> None:
+        with ranks_in(tmp_path / "h", world(0, 2)) as ranks:
+            ranks.meet("plan")
+            assert isinstance(ranks, Launch)
+            ranks.world = world(0, 2, patience=3.0)
+            ranks.exchange(None, len)
+
+    try:
+        with pytest.raises(LostRankError, match=f"rank 1: {told}"):
+            wait_for_it()
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_what_an_earlier_launch_left_is_no_rank(tmp_path: Path) -> None:
+    """The same names, and a sign that says all is met and failed: nobody who shows it lives."""
+
+    def work(world: World) -> int:
+        with ranks_in(tmp_path / "hidden", world) as ranks:
+            ranks.meet("plan")
+            return ranks.exchange(world.rank, sum)
+
+    assert in_threads(2, work) == [1, 1]
+    folder = launch_folder(tmp_path / "hidden", world(0, 2))
+    left = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(left) == 4
+    for path in left:
+        said = read_sign(path)
+        if said is not None and "failed" in said:
+            sign = Sign(path)
+            sign.show(said | {"failed": {"kind": "UsageError", "message": "old", "hint": ""}})
+            sign.close()
+    late = threading.Timer(1.5, lambda: None)
+    late.start()
+
+    def one_is_late(world: World) -> int:
+        if world.first:
+            late.join()
+        return work(world)
+
+    assert in_threads(2, one_is_late) == [1, 1]
+
+
+def test_a_torn_line_says_nothing(tmp_path: Path) -> None:
+    sign = Sign(tmp_path / "sign")
+    sign.show({"a": 1})
+    assert read_sign(tmp_path / "sign") == {"a": 1}
+    whole = (tmp_path / "sign").read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / "torn").write_bytes(whole[:cut])
+        assert read_sign(tmp_path / "torn") is None
+    (tmp_path / "torn").write_bytes(whole.replace(b"1}", b"2}"))
+    assert read_sign(tmp_path / "torn") is None
+    with pytest.raises(BlockingIOError):
+        Sign(tmp_path / "sign")
+    sign.close()
+
+
+def test_errors_keep_their_kind(tmp_path: Path) -> None:
+    def all_kinds(kind: type[FlmgrowError]) -> list[type[FlmgrowError]]:
+        return [kind, *(each for below in kind.__subclasses__() for each in all_kinds(below))]
+
+    from flmgrow.storage.launch import _raised_as
+
+    for kind in all_kinds(FlmgrowError):
+        error = _raised_as({"kind": kind.__name__, "message": "what", "hint": "way"})
+        assert (type(error).exit_code, str(error), error.hint) == (kind.exit_code, "what", "way")
