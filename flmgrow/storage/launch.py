@@ -331,7 +331,7 @@ class Launch:
                 self._meet_trouble(_another_plan(rank))
             elif content["launch"] == self._word and not content["stopped"]:
                 self._meet_lost(rank, other)
-        changed = seen != self._state["seen"]
+        changed: bool = seen != self._state["seen"]
         self._state["seen"] = seen
         return changed
 
