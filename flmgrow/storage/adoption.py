@@ -11,7 +11,8 @@ from pathlib import Path
 
 from flmgrow.errors import OutputExistsError
 from flmgrow.storage import durable, journal
-from flmgrow.storage.launch import BEAT, Other
+from flmgrow.storage.launch import BEAT
+from flmgrow.storage.sign import Other
 
 PLAN = "plan.json"
 PROTOCOL = 2

@@ -22,9 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flmgrow.errors import FlmgrowError, LostRankError, StorageError, UsageError
+from flmgrow.errors import FlmgrowError, LostRankError, StorageError
 from flmgrow.storage import durable
-from flmgrow.storage.sign import Json, Sign, is_held, read_sign, this_machine
+from flmgrow.storage.failure import AGAIN, another_plan, described, raised
+from flmgrow.storage.sign import Json, Other, Sign, read_sign, this_machine
 from flmgrow.storage.world import World
 
 T = TypeVar("T")
@@ -32,51 +33,19 @@ T = TypeVar("T")
 GRACE = 10.0
 """Seconds in which ranks stop once one of them has failed; they look after every block."""
 
+SPEAKING = 0.5
+"""Seconds that rank 0 has to tell of an error: a launcher ends all ranks once one has ended."""
+
 COMING = 3.0
 """Seconds in which those come that are not there yet, to hear of it."""
 
 BEAT = 1.0
 """Seconds after which a sign changes although there is nothing new."""
 
-_AGAIN = "run the same command again, with any number of ranks: it resumes"
-
 
 def launch_folder(folder: Path, world: World) -> Path:
     """Return where, in ``folder``, the ranks of a launch meet."""
     return folder / f"launch-{world.launch}"
-
-
-class Other:
-    """Another rank, as far as its sign tells.
-
-    ``fresh``: it lives, or has lived since the first look.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.content: Json = {}
-        self.fresh = False
-        self._path = path
-        self._changed = time.monotonic()
-
-    def look(self) -> Json:
-        """Return what its sign says; an empty one if there is none."""
-        found = read_sign(self._path)
-        if found is not None and found != self.content:
-            here = found["host"] == this_machine() and is_held(self._path)
-            self.fresh = self.fresh or here or bool(self.content)
-            self.content = found
-            self._changed = time.monotonic()
-        return self.content
-
-    @property
-    def quiet(self) -> float:
-        """How long its sign has been the same, in seconds."""
-        return time.monotonic() - self._changed
-
-    @property
-    def died(self) -> bool:
-        """Whether its process has ended, where that can be known."""
-        return self.content.get("host") == this_machine() and not is_held(self._path)
 
 
 class Launch:
@@ -95,13 +64,15 @@ class Launch:
         self._begun = time.monotonic()
         self._shown = 0.0
         self._trouble: FlmgrowError | None = None
-        self._progress: Callable[[int], None] = lambda _: None
+        self._progress: Callable[[int], None] | None = None
+        self._told = 0
+        self._looking = threading.Lock()
         self._count = 0
         self._stopped = False
         self._alone = False
         self._state: Json = {
             "word": self._word, "host": this_machine(), "plan": "", "launch": "", "bytes": 0,
-            "beat": 0, "seen": {}, "failed": None, "stopped": False, "ended": False,
+            "beat": 0, "seen": {}, "failed": None, "heard": False, "stopped": False, "ended": False,
         }  # fmt: skip
         if world.first:
             with durable.storage_errors(folder, "creating"):
@@ -142,10 +113,12 @@ class Launch:
         self._count += 1
         if self.world.first:
             others = [self._heard(rank) for rank in range(1, self.world.size)]
+            self._look()
             self.check()
             joined = join([value, *others])
             self._say(joined)
             return joined
+        self._update()
         self._say(value)
         answer: T = self._heard(0)
         return answer
@@ -171,7 +144,9 @@ class Launch:
             return self._alone
         self._stopped = True
         own = error is not None and error is not self._trouble
-        failed = self._told_as(error) if error is not None and own else self._state["failed"]
+        failed = self._state["failed"]
+        if error is not None and own:
+            failed = described(error, self.world.rank)
         self._update(failed=failed, stopped=True)
         if error is None or isinstance(error, Exception):
             with contextlib.suppress(StorageError):
@@ -194,7 +169,7 @@ class Launch:
         begun = time.monotonic()
         if self.world.first:
             while not all(
-                each.content.get("stopped") if each.fresh else time.monotonic() - begun > COMING
+                _is_done(each, error) if each.fresh else time.monotonic() - begun > COMING
                 for each in self._others.values()
                 if not (each.fresh and (each.died or each.quiet > self.world.patience))
             ):
@@ -205,12 +180,15 @@ class Launch:
         if error is None:
             return
         first = self._others[0]
-        while not (first.content.get("ended") or first.died or time.monotonic() - begun > GRACE):
+        while not (first.fresh and (first.content["ended"] or first.died)):
+            if time.monotonic() - begun > GRACE:
+                break
             time.sleep(self._pace)
+        told = bool(first.fresh and first.content["failed"])
+        if told:
+            time.sleep(SPEAKING)
         if isinstance(error, FlmgrowError):
-            error.told = bool(first.fresh and first.content["failed"]) or self._lower_speaks()
-        if first.content.get("ended"):
-            time.sleep(5 * self._pace)  # a launcher ends all once one has: let it speak first
+            error.told = told or self._lower_speaks()
 
     def _lower_speaks(self) -> bool:
         """Whether a rank between rank 0 and this one tells that rank 0 is lost."""
@@ -224,18 +202,6 @@ class Launch:
             if lower:
                 time.sleep(2 * BEAT)
         return False
-
-    def _told_as(self, error: BaseException) -> Json:
-        """Return an error as others will raise it."""
-        if isinstance(error, FlmgrowError):
-            kind, message, hint = type(error).__name__, error.message, error.hint
-        else:
-            ended = "ended with" if isinstance(error, Exception) else "was stopped:"
-            kind, hint = LostRankError.__name__, _AGAIN
-            message = f"{ended} {type(error).__name__}"
-        if not self.world.first:
-            message = f"rank {self.world.rank}: {message}"
-        return {"kind": kind, "message": message, "hint": hint}
 
     def _await_folder(self) -> None:
         """Wait until rank 0 has made the folder."""
@@ -308,29 +274,35 @@ class Launch:
 
     def _watch(self) -> None:
         """Until the end: show that this rank lives, and look whether the others do."""
-        look = self._look_at_all if self.world.first else self._look_at_first
         while not self._ending.wait(self._pace):
-            changed = look()
+            changed = self._look()
             if changed or time.monotonic() - self._shown > BEAT:
                 self._update()
+
+    def _look(self) -> bool:
+        """Look at the others; return whether there is something to show."""
+        with self._looking:
+            return self._look_at_all() if self.world.first else self._look_at_first()
 
     def _look_at_all(self) -> bool:
         """What rank 0 does: see who is there, and show what any of them has met."""
         seen = dict(self._state["seen"])
         for rank, other in self._others.items():
-            before = other.content.get("bytes", 0)
             content = other.look()
             if not other.fresh:
                 continue
             if self._state["plan"]:  # what decides on who may write is settled
                 seen[str(rank)] = content["word"]
-            self._progress(max(0, content["bytes"] - before))
             if content["failed"]:
-                self._meet_trouble(_raised_as(content["failed"]))
+                self._meet_trouble(raised(content["failed"]))
             elif content["plan"] and self._state["plan"] not in ("", content["plan"]):
-                self._meet_trouble(_another_plan(rank))
+                self._meet_trouble(another_plan(rank))
             elif content["launch"] == self._word and not content["stopped"]:
                 self._meet_lost(rank, other)
+        total = sum(other.content["bytes"] for other in self._others.values() if other.fresh)
+        if self._progress is not None and total > self._told:
+            self._progress(total - self._told)
+            self._told = total
         changed: bool = seen != self._state["seen"]
         self._state["seen"] = seen
         return changed
@@ -345,9 +317,12 @@ class Launch:
             self._state["launch"] = content["word"]
             return True
         if own and content["word"] != own:
-            self._meet_trouble(LostRankError("rank 0: was started anew", _AGAIN))
+            self._meet_trouble(LostRankError("rank 0: was started anew", AGAIN))
         elif content["failed"]:
-            self._meet_trouble(_raised_as(content["failed"]))
+            self._meet_trouble(raised(content["failed"]))
+            changed = not self._state["heard"]
+            self._state["heard"] = True
+            return changed
         elif own and not content["stopped"]:
             self._meet_lost(0, first)
         return False
@@ -356,30 +331,19 @@ class Launch:
         if other.died:
             other.look()  # it may have said more before it ended
             if not (other.content["stopped"] or other.content["failed"]):
-                self._meet_trouble(LostRankError(f"rank {rank}: has ended", _AGAIN))
+                self._meet_trouble(LostRankError(f"rank {rank}: has ended", AGAIN))
         elif other.quiet > self.world.patience:
             quiet = f"{self.world.patience:g} seconds"
-            self._meet_trouble(LostRankError(f"rank {rank}: no sign of life for {quiet}", _AGAIN))
+            self._meet_trouble(LostRankError(f"rank {rank}: no sign of life for {quiet}", AGAIN))
 
     def _meet_trouble(self, error: FlmgrowError) -> None:
         if self._trouble is None and not self._stopped:
             self._trouble = error
             if self.world.first:
-                self._update(failed=self._told_as(error))
+                self._update(failed=described(error, self.world.rank))
 
 
-def _another_plan(rank: int) -> UsageError:
-    return UsageError(
-        f"rank {rank}: has another plan than rank 0",
-        "all ranks need the same command and the same files: let them lie where every node sees "
-        "them",
-    )
-
-
-def _raised_as(failed: Json) -> FlmgrowError:
-    """Return the error that another rank has met."""
-    kinds = [FlmgrowError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    known = {kind.__name__: kind for kind in kinds}
-    return known.get(failed["kind"], FlmgrowError)(failed["message"], failed["hint"])
+def _is_done(other: Other, error: Exception | None) -> bool:
+    """Whether another rank has stopped, and has heard why."""
+    done: bool = other.content["stopped"] and (error is None or other.content["heard"])
+    return done

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,36 @@ def this_machine() -> str:
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{os.uname().nodename} {boot}"
+
+
+class Other:
+    """Another rank, as far as its sign tells.
+
+    ``fresh``: it lives, or has lived since the first look.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.content: Json = {}
+        self.fresh = False
+        self._path = path
+        self._changed = time.monotonic()
+
+    def look(self) -> Json:
+        """Return what its sign says; an empty one if there is none."""
+        found = read_sign(self._path)
+        if found is not None and found != self.content:
+            here = found["host"] == this_machine() and is_held(self._path)
+            self.fresh = self.fresh or here or bool(self.content)
+            self.content = found
+            self._changed = time.monotonic()
+        return self.content
+
+    @property
+    def quiet(self) -> float:
+        """How long its sign has been the same, in seconds."""
+        return time.monotonic() - self._changed
+
+    @property
+    def died(self) -> bool:
+        """Whether its process has ended, where that can be known."""
+        return self.content.get("host") == this_machine() and not is_held(self._path)

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from ranks_of import in_threads, world
 
-from flmgrow.errors import BadCheckpointError, FlmgrowError, LostRankError, UsageError
+from flmgrow.errors import (
+    BadCheckpointError,
+    FlmgrowError,
+    LostRankError,
+    StorageError,
+    UsageError,
+)
+from flmgrow.storage.failure import described, raised
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.ranks import flattened, ranks_in
 from flmgrow.storage.sign import Sign, read_sign
@@ -176,12 +183,15 @@ def test_a_torn_line_says_nothing(tmp_path: Path) -> None:
     sign.close()
 
 
-def test_errors_keep_their_kind(tmp_path: Path) -> None:
-    def all_kinds(kind: type[FlmgrowError]) -> list[type[FlmgrowError]]:
-        return [kind, *(each for below in kind.__subclasses__() for each in all_kinds(below))]
+def test_errors_keep_their_exit_code() -> None:
+    class OwnError(StorageError):
+        """What is defined elsewhere may be made in another way."""
 
-    from flmgrow.storage.launch import _raised_as
+        def __init__(self) -> None:
+            super().__init__("what", "way")
 
-    for kind in all_kinds(FlmgrowError):
-        error = _raised_as({"kind": kind.__name__, "message": "what", "hint": "way"})
-        assert (type(error).exit_code, str(error), error.hint) == (kind.exit_code, "what", "way")
+    kinds: list[type[FlmgrowError]] = [FlmgrowError, UsageError, StorageError, LostRankError]
+    for error in [*(kind("what", "way") for kind in kinds), OwnError()]:
+        found = raised(described(error, 2))
+        told = type(found).exit_code, str(found), found.hint
+        assert told == (error.exit_code, "rank 2: what", "way")

@@ -1,0 +1,39 @@
+"""An error of one rank as plain data, and as the error that the others raise."""
+
+from flmgrow import errors
+from flmgrow.errors import FlmgrowError, LostRankError, UsageError
+from flmgrow.storage.sign import Json
+
+AGAIN = "run the same command again, with any number of ranks: it resumes"
+
+_KINDS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, FlmgrowError)
+}
+
+
+def described(error: BaseException, rank: int) -> Json:
+    """Return what others must know of an error that a rank has met."""
+    if isinstance(error, FlmgrowError):
+        known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
+        kind, message, hint = next(known), error.message, error.hint
+    else:
+        how = "ended with" if isinstance(error, Exception) else "was stopped:"
+        kind, message, hint = LostRankError.__name__, f"{how} {type(error).__name__}", AGAIN
+    message = f"rank {rank}: {message}" if rank else message
+    return {"kind": kind, "message": message, "hint": hint}
+
+
+def raised(failed: Json) -> FlmgrowError:
+    """Return the error that another rank has met: of the same kind, so of the same exit code."""
+    return _KINDS[failed["kind"]](failed["message"], failed["hint"])
+
+
+def another_plan(rank: int) -> UsageError:
+    """Return the error of a rank that would do something else than rank 0."""
+    return UsageError(
+        f"rank {rank}: has another plan than rank 0",
+        "all ranks need the same command and the same files: let them lie where every node sees "
+        "them",
+    )
