@@ -4,15 +4,38 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from flmgrow.cli.interruption import be_quiet
+from flmgrow.cli.options import RUNNING
 from flmgrow.errors import FlmgrowError
+from flmgrow.hub.names import is_on_hub
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.output import hidden_folder
 from flmgrow.storage.world import PATIENCE, World, find_world
+
+RankTimeout = Annotated[
+    float,
+    typer.Option(
+        "--rank-timeout",
+        metavar="SECONDS",
+        help="Of a command started by torchrun or srun: how long a rank may give no sign of life.",
+        rich_help_panel=RUNNING,
+    ),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Of a command started by torchrun or srun: where its ranks meet, if not beside DST.",
+        rich_help_panel=RUNNING,
+    ),
+]
 
 HAND_OVER = 30.0
 """Seconds in which rank 0 must have begun to hear of an error that another rank met before."""
@@ -24,7 +47,7 @@ def this_world(patience: float = PATIENCE) -> World:
 
 
 def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
-    """Return ``command``, which has a parameter ``dst``, so that ranks may share it.
+    """Return ``command`` so that ranks may share it, which meet beside its ``dst``.
 
     All but rank 0 are quiet. An error that another rank meets before they have met is told by rank
     0 as well, if it is there.
@@ -44,7 +67,7 @@ def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
                 command(**given)
         except FlmgrowError as error:
             if not error.told:
-                _hand_over(error, world, given["dst"])
+                _hand_over(error, world, _place(given))
             raise
 
     return called
@@ -60,12 +83,25 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _hand_over(error: FlmgrowError, world: World, destination: object) -> None:
+def meeting_place(path: Path, scratch: Path | None = None) -> Path:
+    """Return the hidden folder beside ``path``, or in ``scratch``, in which ranks meet."""
+    parent = path.parent if scratch is None else scratch
+    return hidden_folder(Path(os.path.realpath(parent)) / path.name)
+
+
+def _place(given: Mapping[str, object]) -> Path | None:
+    """Return where a command's ranks meet; None if that cannot be told before it has begun."""
+    path, scratch = given.get("dst") or given.get("src"), given.get("scratch")
+    if not isinstance(path, Path) or is_on_hub(path):
+        return None
+    return meeting_place(path, scratch if isinstance(scratch, Path) else None)
+
+
+def _hand_over(error: FlmgrowError, world: World, place: Path | None) -> None:
     """Let rank 0 tell of ``error``; if it is not there, say whose it is."""
-    if isinstance(destination, Path):
+    if place is not None:
         short = replace(world, patience=min(HAND_OVER, world.patience))
         with contextlib.suppress(FlmgrowError):
-            folder = hidden_folder(Path(os.path.realpath(destination)))
-            Launch(launch_folder(folder, short), short).stop(error)
+            Launch(launch_folder(place, short), short).stop(error)
     if not error.told:
         raise type(error)(f"rank {world.rank}: {error.message}", error.hint) from None

@@ -4,20 +4,32 @@ import json
 from pathlib import Path
 
 from flmgrow.cli import report
+from flmgrow.cli.in_ranks import meeting_place
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
+from flmgrow.storage.ranks import meeting
 from flmgrow.storage.strict_json import Json
+from flmgrow.storage.world import World
 from flmgrow.surgery.evidence.check import Check, Verdict
 from flmgrow.surgery.evidence.integrity import check_integrity, integrity_bytes
 from flmgrow.surgery.evidence.states import with_known_states
 
 
-def show_integrity(path: Path, reading: Reading, as_json: bool) -> int:
-    """Check every sum of the checkpoint at ``path``, print what was found; return the exit code."""
-    with reading.open(path) as opened:
+def show_integrity(
+    path: Path, reading: Reading, as_json: bool, world: World, scratch: Path | None
+) -> int:
+    """Check every sum of the checkpoint at ``path``, print what was found; return the exit code.
+
+    The ranks of ``world`` share the files; they meet beside it, or in ``scratch``.
+    """
+    with (
+        reading.open(path) as opened,
+        meeting(meeting_place(opened.path if opened.hub else path, scratch), world) as ranks,
+    ):
+        ranks.meet(opened.contents.digest())
         checkpoint, unread = with_known_states(opened)
         with progress_bar(integrity_bytes(checkpoint), "checking") as progress:
-            verdict = Verdict([*unread, *check_integrity(checkpoint, progress)])
+            verdict = Verdict([*unread, *check_integrity(checkpoint, progress, ranks)])
         if as_json:
             print(json.dumps(_data(opened.name, verdict), indent=1))
         else:

@@ -11,7 +11,7 @@ _LAYOUT = "Layout of the result"
 _FILES = "Files of the result"
 _SOURCE_PANEL = "Reading the source"
 _WAYS_OUT = "Ways out, where a source is unusual"
-_RUN = "Running"
+RUNNING = "Running"
 
 Source = Annotated[
     Path,
@@ -357,13 +357,13 @@ Dtype = Annotated[
 MaxMemory = Annotated[
     str,
     typer.Option(
-        metavar="SIZE", help="Memory to stay below, such as 800M or 4G.", rich_help_panel=_RUN
+        metavar="SIZE", help="Memory to stay below, such as 800M or 4G.", rich_help_panel=RUNNING
     ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, max=256, help="Threads; the number of cores if not given.", rich_help_panel=_RUN
+        min=1, max=256, help="Threads; the number of cores if not given.", rich_help_panel=RUNNING
     ),
 ]
 Restart = Annotated[
@@ -371,7 +371,7 @@ Restart = Annotated[
     typer.Option(
         "--restart",
         help="Drop an interrupted run of another plan on the same DST.",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUNNING,
     ),
 ]
 OnlyShards = Annotated[
@@ -382,19 +382,11 @@ OnlyShards = Annotated[
         help="Write only these of the files that hold weights, by number or by name "
         "(mp_rank_00_000, *-00001-of-*), to see that it works; DST does not appear until a run "
         "without it has written the rest.",
-        rich_help_panel=_RUN,
-    ),
-]
-RankTimeout = Annotated[
-    float,
-    typer.Option(
-        "--rank-timeout",
-        metavar="SECONDS",
-        help="Of a command started by torchrun or srun: how long a rank may give no sign of life.",
-        rich_help_panel=_RUN,
+        rich_help_panel=RUNNING,
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_RUN)
+    bool,
+    typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=RUNNING),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_RUN)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=RUNNING)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flmgrow.api import check_apart, default_workers, write
 from flmgrow.cli import options
-from flmgrow.cli.in_ranks import this_world
+from flmgrow.cli.in_ranks import RankTimeout, this_world
 from flmgrow.cli.parsing import parse_size
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import UsageError, printable
@@ -37,7 +37,7 @@ class Running:
     workers: options.Workers = None
     restart: options.Restart = False
     only_shards: options.OnlyShards = None
-    rank_timeout: options.RankTimeout = PATIENCE
+    rank_timeout: RankTimeout = PATIENCE
     dry_run: options.DryRun = False
     as_json: options.AsJson = False
     init_std: float | None = None

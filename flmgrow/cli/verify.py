@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import xxhash
 
 from flmgrow.api import default_workers
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_place, this_world
 from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.progress import progress_bar
@@ -19,6 +21,8 @@ from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.opened import opened_as_recorded
+from flmgrow.storage.ranks import meeting
+from flmgrow.storage.world import PATIENCE
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +55,7 @@ _MOST_TOKEN_BYTES = 64 << 20
 
 
 @grouped
+@in_ranks
 def verify(
     src: options.Source,
     dst: Annotated[
@@ -81,6 +86,8 @@ def verify(
     max_memory: options.MaxMemory = "1G",
     workers: options.Workers = None,
     as_json: options.AsJson = False,
+    rank_timeout: RankTimeout = PATIENCE,
+    scratch: Scratch = None,
     *,
     reading: Reading,
 ) -> None:
@@ -101,7 +108,7 @@ def verify(
     if integrity:
         if dst is not None:
             raise UsageError(f"--integrity: checks one checkpoint, found {dst}, too")
-        raise typer.Exit(show_integrity(src, reading, as_json))
+        raise typer.Exit(show_integrity(src, reading, as_json, this_world(rank_timeout), scratch))
     if dst is None:
         raise UsageError(
             "DST: is not given",
@@ -112,9 +119,11 @@ def verify(
     from flmgrow.surgery.verify import Verification, computing_dtype
     from flmgrow.surgery.verify import verify as run
 
+    world = this_world(rank_timeout)
     with (
         reading.open(dst, only_missing=True) as result,
         _open_source(reading, src, result) as source,
+        meeting(meeting_place(result.path if result.hub else dst, scratch), world) as ranks,
     ):
         how = Verification(
             dtype=computing_dtype(source, result) if dtype is None else _torch_dtype(dtype),
@@ -123,15 +132,18 @@ def verify(
             checksums=not skip_checksums,
             elements=not skip_elements,
             gradients=gradients,
-            workers=default_workers(workers),
+            workers=default_workers(workers, world),
             replicated=replicated_as(replicated),
             max_memory=parse_size(max_memory),
             bar=progress_bar,
+            ranks=ranks,
         )
+        asked = (source.contents.digest(), result.contents.digest(), how.asked)
+        ranks.meet(xxhash.xxh3_128_hexdigest(repr(asked).encode()))
         verdict = Verdict(run(source, result, how))
         found = receipt(source, verdict)
         told = found.to_json()
-        if not no_receipt and result.hub is None:
+        if not no_receipt and result.hub is None and world.first:
             told["written"] = write_receipt(result, found)
     print(json.dumps(told, indent=1) if as_json else "\n".join(_lines(verdict)))
     if verdict.exit_code:

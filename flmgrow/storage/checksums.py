@@ -48,14 +48,19 @@ def verify_files(
     the first file that differs, StorageError if one cannot be read.
     """
     records = list(records)
-    for record in records:
-        _check_size(folder, record, recorded_in)
+    check_sizes(folder, records, recorded_in)
     for record in records:
         found = checksum_of(folder / record.path, progress)
         if found != record.xxh3_128:
             raise _damaged(
                 folder, record, f"damaged: xxh3 {found}, {recorded_in} says {record.xxh3_128}"
             )
+
+
+def check_sizes(folder: Path, records: Iterable[FileRecord], recorded_in: str = "manifest") -> None:
+    """Raise BadCheckpointError for the first file that is not there with the size recorded."""
+    for record in records:
+        _check_size(folder, record, recorded_in)
 
 
 def is_intact(

@@ -5,13 +5,14 @@ All ranks call the same things in the same order. One rank alone is no special c
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from flmgrow.errors import StorageError
 from flmgrow.storage import durable
 from flmgrow.storage.launch import Launch, launch_folder
-from flmgrow.storage.world import ALONE, World
+from flmgrow.storage.world import World
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class Ranks(Protocol):
 class Alone:
     """A command of one process."""
 
-    world = ALONE
+    world = World()
     paths: Collection[Path] = ()
 
     def meet(self, plan: str) -> None:
@@ -74,6 +75,9 @@ class Alone:
     def stop(self, error: BaseException | None) -> bool:
         """Nobody waits."""
         return True
+
+
+ALONE = Alone()
 
 
 def first_of(values: Sequence[T]) -> T:
@@ -96,7 +100,7 @@ def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
     if world.first:
         durable.make_private_folder(folder)
     if world.size == 1:
-        yield Alone()
+        yield ALONE
         return
     launch = Launch(launch_folder(folder, world), world)
     error: BaseException | None = None
@@ -107,3 +111,21 @@ def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
         raise
     finally:
         launch.stop(error)
+
+
+@contextmanager
+def meeting(folder: Path, world: World) -> Iterator[Ranks]:
+    """Give the ranks of ``world``, which meet in ``folder`` as :func:`ranks_in` says; after the
+    block it is gone. One rank alone meets nobody, and needs no folder.
+    """
+    if world.size == 1:
+        yield ALONE
+        return
+    try:
+        with ranks_in(folder, world) as ranks:
+            yield ranks
+    finally:
+        if world.first:
+            with suppress(StorageError, OSError):
+                durable.remove_tree(launch_folder(folder, world))
+                folder.rmdir()  # unless somebody else needs it

@@ -12,7 +12,8 @@ parameters are alive, and whether old ones get the gradients they got.
 What is not there is said, too (:class:`flmgrow.surgery.evidence.check.Verdict`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,23 +26,25 @@ from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.choices import hold
 from flmgrow.operators.growth import Growth
+from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import check_sums, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.derivation import Effort, evidence_of, recorded_way, undeclared
-from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK
+from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK, Sharing
 from flmgrow.surgery.evidence.function import Forward, check_function
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.memory import check_memory
 from flmgrow.surgery.evidence.progress import Bar, no_bar
+from flmgrow.surgery.evidence.sharing import made_by_first
 from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
 from flmgrow.surgery.replicas import Replicated, replicated_as
-from flmgrow.surgery.weights import BLOCK
+from flmgrow.surgery.weights import BLOCK, weight_bytes
 
 BASE_MEMORY = 400 << 20
 """What the process needs before the first block: interpreter, torch, headers."""
@@ -60,7 +63,8 @@ class Verification:
     ``dtype`` is the dtype to compute in; tokens are drawn unless given, (b, s). ``replicated`` is
     ``check``, or ``rank0`` if copies in the source may have drifted apart. ``max_memory`` is in
     bytes; tokens that are given, and gradients, are refused if they need more. ``bar`` shows how
-    far each pass over files has come.
+    far each pass over files has come. ``ranks`` share what reads all files, and rank 0 runs the
+    models meanwhile; all come to the same.
     """
 
     dtype: torch.dtype = torch.float64
@@ -73,6 +77,7 @@ class Verification:
     replicated: Replicated = Replicated.CHECK
     max_memory: int = 1 << 30
     bar: Bar = no_bar
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         hold(self, replicated=replicated_as(self.replicated))
@@ -85,10 +90,18 @@ class Verification:
             )
 
     @property
+    def asked(self) -> tuple[object, ...]:
+        """What decides on the checks, as plain data; all ranks must want the same."""
+        tokens = None if self.tokens is None else self.tokens.tolist()
+        what = (self.checksums, self.elements, self.gradients, str(self.replicated))
+        return (str(self.dtype), tokens, self.seed, *what)
+
+    @property
     def effort(self) -> Effort:
         """How elements are derived."""
         spare = (self.max_memory - BASE_MEMORY) // (BYTES_PER_ELEMENT * (self.workers + 1))
-        return Effort(self.elements, self.workers, min(spare, ELEMENT_BLOCK), self.bar)
+        sharing = Sharing(self.ranks)
+        return Effort(self.elements, self.workers, min(spare, ELEMENT_BLOCK), self.bar, sharing)
 
     @property
     def forward(self) -> Forward:
@@ -118,7 +131,7 @@ def _integrity(source: Checkpoint, result: Checkpoint, how: Verification) -> lis
 def _checksums(checkpoint: Checkpoint, how: Verification) -> Check:
     total = checkpoint.nbytes * (1 + len(listed_files(checkpoint)))
     with how.bar(total, f"checking {checkpoint.name}") as progress:
-        return check_sums(checkpoint, progress)
+        return check_sums(checkpoint, progress, how.ranks)
 
 
 def _claims(manifest: Manifest | None, source: Checkpoint) -> bool:
@@ -127,7 +140,7 @@ def _claims(manifest: Manifest | None, source: Checkpoint) -> bool:
 
 
 def _derived(
-    source: Checkpoint, result: Checkpoint, how: Verification
+    source: Checkpoint, result: Checkpoint, how: Verification, function: "_Function"
 ) -> tuple[Growth | None, list[Check]]:
     """Return the growth that made ``result`` from ``source``, if known, and what speaks for it."""
     manifest = manifest_of(result)
@@ -139,7 +152,9 @@ def _derived(
         drifted = Replicated.RANK0 in (how.replicated, manifest.options.replicated)
         copies = check_copies(start, drifted) + check_copies(result)
         carried = check_carried(start, result, way.growth, manifest.dropped)
-        return way.growth, [*copies, carried, *evidence_of(start, result, way, how.effort)]
+        sharing = Sharing(how.ranks, function.cost)
+        effort = replace(how.effort, sharing=sharing, meanwhile=function.begin)
+        return way.growth, [*copies, carried, *evidence_of(start, result, way, effort)]
     found, lost = with_known_states(result)
     start, also_lost = with_known_states(source) if found.state_readers else (source, [])
     copies = check_copies(start, how.replicated is Replicated.RANK0) + check_copies(found)
@@ -147,6 +162,27 @@ def _derived(
         found = result  # weights alone can be compared
     growth, checks = undeclared(start, found, manifest, how.effort)
     return growth, [*copies, *lost, *also_lost, *checks]
+
+
+class _Function:
+    """Runs the models, on rank 0, as soon as the growth is known or when the check is wanted."""
+
+    def __init__(
+        self, source: Checkpoint, result: Checkpoint, tokens: Tensor, how: Verification
+    ) -> None:
+        self._run = partial(check_function, source, result, tokens=tokens, how=how.forward)
+        self._ranks = how.ranks
+        self._found: Check | None = None
+        self.cost = weight_bytes(source) * 3 + weight_bytes(result)
+        """About how many bytes are read for it."""
+
+    def begin(self, growth: Growth | None) -> None:
+        if self._found is None and self._ranks.world.first:
+            self._found = self._run(growth)
+
+    def check(self, growth: Growth | None) -> Check:
+        self.begin(growth)
+        return made_by_first(lambda: self._found or self._run(growth), self._ranks)
 
 
 def _tokens(source: Checkpoint, result: Checkpoint, how: Verification) -> Tensor:
@@ -173,9 +209,11 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     checks = _integrity(source, result, how)
     if any(check.passed is False for check in checks):
         return checks
-    growth, found = _derived(source, result, how)
+    function = _Function(source, result, tokens, how)
+    growth, found = _derived(source, result, how, function)
     checks += found
-    checks.append(check_function(source, result, growth, tokens, how.forward))
+    checks.append(function.check(growth))
     if how.gradients:
-        checks.append(report_gradients(source, result, growth, tokens))
+        make = partial(report_gradients, source, result, growth, tokens)
+        checks.append(made_by_first(make, how.ranks))
     return checks

@@ -1,5 +1,6 @@
 """Commands whose ranks are processes: one speaks, all end alike, and what is lost is resumed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -98,6 +99,21 @@ def test_some_shards_are_told_of(source: Path, tmp_path: Path) -> None:
     check_lines(refused.err, "--only-shards 8: no such shard, there are 8, counted from 0")
     accepted(*command)
     accepted("verify", source, tmp_path / "out")
+
+
+def test_ranks_verify_as_one_does(source: Path, tmp_path: Path) -> None:
+    accepted("expand", source, tmp_path / "out", *GROWTH)
+    alone = accepted("verify", source, tmp_path / "out")
+    receipt = tree(tmp_path / "out")
+    for file in (tmp_path / "out").rglob("flmgrow.json"):
+        told = json.loads(file.read_bytes())
+        assert (told["receipt"] is None) == (file.parent != tmp_path / "out")
+    first, other = ended(
+        [start(rank, 2, ("verify", source, tmp_path / "out")) for rank in range(2)]
+    )
+    assert (first[0], first[1], other) == (0, alone.out, (0, "", ""))
+    assert tree(tmp_path / "out") == receipt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"]
 
 
 @pytest.mark.slow

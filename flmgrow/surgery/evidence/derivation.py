@@ -7,7 +7,7 @@ that pads no table may have lain between them). If all values bear one of them o
 a proof; if not, nobody claimed they would, and the elements stay unproven.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,7 +21,13 @@ from flmgrow.operators.target import Target, grow
 from flmgrow.surgery.evidence.arguments import check_model
 from flmgrow.surgery.evidence.carried import check_states
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.elements import ELEMENT_BLOCK, check_elements, stored_bytes
+from flmgrow.surgery.evidence.elements import (
+    ELEMENT_BLOCK,
+    UNSHARED,
+    Sharing,
+    check_elements,
+    stored_bytes,
+)
 from flmgrow.surgery.evidence.progress import Bar, no_bar
 from flmgrow.surgery.optimizer_metadata import compare_counted
 from flmgrow.surgery.rebuild import growth_from_manifest
@@ -42,12 +48,17 @@ class Way:
 
 @dataclass(frozen=True)
 class Effort:
-    """How to derive elements: whether at all, by how many workers, and how many at once by each."""
+    """How to derive elements: whether at all, by how many workers, and how many at once by each.
+
+    Ranks share them; what else rank 0 has to do it does ``meanwhile``, once the growth is known.
+    """
 
     elements: bool = True
     workers: int = 1
     limit: int = ELEMENT_BLOCK
     bar: Bar = no_bar
+    sharing: Sharing = UNSHARED
+    meanwhile: Callable[[Growth], None] = lambda _: None
 
 
 def recorded_way(source: Checkpoint, manifest: Manifest) -> Way:
@@ -89,9 +100,18 @@ def evidence_of(
     if how.elements:
         total = sum(stored_bytes(reader) for reader in result.readers.values())
         with how.bar(total, "deriving values") as progress:
-            found = check_elements(
-                source, result, way.growth, way.init_std, how.workers, how.limit, progress
+            joined = check_elements(
+                source,
+                result,
+                way.growth,
+                way.init_std,
+                how.workers,
+                how.limit,
+                progress,
+                how.sharing,
             )
+        how.meanwhile(way.growth)
+        found = joined()
     else:
         found = Check("elements", None, "not derived again: skipped", missing="skipped")
     return [*checks, found]

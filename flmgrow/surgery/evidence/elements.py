@@ -5,8 +5,9 @@ what the ranks of a trainer load. Nothing is read through the index of the reade
 first of several copies.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 
@@ -17,6 +18,8 @@ from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, LogicalReader, Piece, as_bytes
 from flmgrow.model.states import State
 from flmgrow.operators.growth import Growth
+from flmgrow.storage.ranks import ALONE, Ranks
+from flmgrow.storage.shares import shared_out
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.execute import in_order
@@ -25,8 +28,10 @@ from flmgrow.surgery.states import ModelValues
 ELEMENT_BLOCK = 1 << 20
 """Elements derived at once by each worker, at most."""
 
-Compared = tuple[str, int, int]
-"""The difference that was found, or "", and how many elements and bytes were compared."""
+Compared = tuple[int, str, int, int]
+"""The array's number, the difference that was found, or "", and how many elements and bytes were
+compared.
+"""
 
 
 class _Derived:
@@ -38,15 +43,26 @@ class _Derived:
         self._values = ModelValues(growth, source, init_std)
         self._readers = result.readers
 
-    def tasks(self, limit: int) -> Iterator[Callable[[], Compared]]:
-        for state, reader in self._readers.items():
-            for array in reader.arrays:
-                start = 0
-                for strip in array.placement.strips(limit):
-                    yield partial(self._compare, state, array, strip, start)
-                    start += sum(box.count for box in strip.boxes)
+    @property
+    def arrays(self) -> list[tuple[State, Piece]]:
+        """All arrays of the result."""
+        return [
+            (state, array) for state, reader in self._readers.items() for array in reader.arrays
+        ]
 
-    def _compare(self, state: State, array: Piece, strip: Strip, start: int) -> Compared:
+    def tasks(self, numbers: Iterable[int], limit: int) -> Iterator[Callable[[], Compared]]:
+        """Yield what compares these arrays, one strip after the other."""
+        arrays = self.arrays
+        for number in numbers:
+            state, array = arrays[number]
+            start = 0
+            for strip in array.placement.strips(limit):
+                yield partial(self._compare, number, state, array, strip, start)
+                start += sum(box.count for box in strip.boxes)
+
+    def _compare(
+        self, number: int, state: State, array: Piece, strip: Strip, start: int
+    ) -> Compared:
         dtype = DTYPES[array.dtype]
         parts = list(zip(strip.segments, strip.boxes, strict=True))
         with np.errstate(all="ignore"):
@@ -55,8 +71,9 @@ class _Derived:
         found = np.empty(wanted.size, dtype)
         array.read_into(start * dtype.itemsize, as_bytes(found))
         if as_bytes(found) == as_bytes(wanted):
-            return "", found.size, found.nbytes
-        return f"{array}: {state} of {_place(strip, found, wanted)}", found.size, found.nbytes
+            return number, "", found.size, found.nbytes
+        difference = f"{array}: {state} of {_place(strip, found, wanted)}"
+        return number, difference, found.size, found.nbytes
 
 
 def _place(strip: Strip, found: Array, wanted: Array) -> str:
@@ -80,8 +97,22 @@ def _place(strip: Strip, found: Array, wanted: Array) -> str:
 
 def stored_bytes(reader: LogicalReader) -> int:
     """Return how many bytes all arrays of a state have, copies included."""
-    arrays = reader.arrays
-    return sum(prod(a.placement.shape) * DTYPES[a.dtype].itemsize for a in arrays)
+    return sum(map(_array_bytes, reader.arrays))
+
+
+def _array_bytes(array: Piece) -> int:
+    return prod(array.placement.shape) * DTYPES[array.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How ranks share the arrays; on rank 0, ``begun`` is what it does besides, in bytes."""
+
+    ranks: Ranks = ALONE
+    begun: int = 0
+
+
+UNSHARED = Sharing()
 
 
 def check_elements(
@@ -92,26 +123,52 @@ def check_elements(
     workers: int,
     limit: int = ELEMENT_BLOCK,
     progress: Progress = lambda _: None,
-) -> Check:
+    sharing: Sharing = UNSHARED,
+) -> Callable[[], Check]:
     """Derive every element of the result again from the source, and compare the bits.
 
     Each of the ``workers`` derives at most ``limit`` elements at once; ``progress`` is told the
-    bytes that were compared.
+    bytes that were compared. Of several ranks, each compares its share; what is returned waits for
+    the others, and gives the check.
     """
-    if lost := source.readers.keys() - result.readers.keys():
-        return Check("elements", False, f"{result.folder}: has no {', '.join(sorted(lost))}")
-    if unknown := result.readers.keys() - source.readers.keys():
-        what = ", ".join(sorted(unknown))
-        return Check("elements", False, f"{result.folder}: has {what}, the source has none")
-    if result.config.sizes != growth.new.sizes:
-        return Check("elements", False, "it has other sizes than the growth leads to")
-    derived = _Derived(source, result, growth, init_std)
+    if refusal := _refusal(source, result, growth):
+        return lambda: Check("elements", False, refusal)
+    derived, ranks = _Derived(source, result, growth, init_std), sharing.ranks
+    arrays, world = derived.arrays, ranks.world
+    costs = [_array_bytes(array) for _, array in arrays]
+    shares = shared_out(range(len(arrays)), costs.__getitem__, world.size, [sharing.begun])
+    wrong: list[tuple[int, str]] = []
     total = 0
+    ranks.watch(progress)
     with ThreadPoolExecutor(workers) as pool:
-        for difference, count, nbytes in in_order(pool, derived.tasks(limit), workers + 1):
+        tasks = derived.tasks(shares[world.rank], limit)
+        for number, difference, count, nbytes in in_order(pool, tasks, workers + 1):
             if difference:
-                return Check("elements", False, difference)
+                wrong = [(number, difference)]
+                break
             total += count
             progress(nbytes)
+            ranks.report(nbytes)
     kinds = "values" if len(result.readers) == 1 else f"{', '.join(result.readers)} values"
-    return Check("elements", True, f"{total:,} {kinds} derived again from the source: bit-equal")
+
+    def joined() -> Check:
+        found = ranks.exchange([wrong, total], list)
+        differences = sorted((number, text) for wrong, _ in found for number, text in wrong)
+        if differences:
+            return Check("elements", False, differences[0][1])
+        count = sum(total for _, total in found)
+        told = f"{count:,} {kinds} derived again from the source: bit-equal"
+        return Check("elements", True, told)
+
+    return joined
+
+
+def _refusal(source: Checkpoint, result: Checkpoint, growth: Growth) -> str:
+    """Return why elements cannot be derived at all; "" if they can."""
+    if lost := source.readers.keys() - result.readers.keys():
+        return f"{result.folder}: has no {', '.join(sorted(lost))}"
+    if unknown := result.readers.keys() - source.readers.keys():
+        return f"{result.folder}: has {', '.join(sorted(unknown))}, the source has none"
+    if result.config.sizes != growth.new.sizes:
+        return "it has other sizes than the growth leads to"
+    return ""

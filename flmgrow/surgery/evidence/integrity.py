@@ -8,9 +8,10 @@ files nobody could tell it of.
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
@@ -19,12 +20,14 @@ from flmgrow.formats.history.training_state import TRAINING, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
 from flmgrow.formats.torch_file.file import TorchFile, check_records
+from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import Listed, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
+from flmgrow.surgery.evidence.sharing import done_in_shares
 
 _PIECE = 1 << 20
 _ARCHIVE = b"PK\x03\x04"
@@ -138,18 +141,34 @@ def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
     return Check(name, True, f"{named} {'matches' if len(kinds) == 1 else 'match'}")
 
 
-def check_integrity(checkpoint: Checkpoint, progress: Progress) -> list[Check]:
+def check_integrity(
+    checkpoint: Checkpoint, progress: Progress, ranks: Ranks = ALONE
+) -> list[Check]:
     """Return a check for every file of a checkpoint, and for its copies, manifests and iteration.
 
-    States beside the weights are looked at if they are at hand.
+    States beside the weights are looked at if they are at hand. Ranks share the files.
     """
     files = _Files(checkpoint)
-    checks = [_check_file(files, path, progress) for path in files.paths]
+
+    def told(nbytes: int) -> None:
+        progress(nbytes)
+        ranks.report(nbytes)
+
+    def outcome(path: Path) -> dict[str, Any]:
+        return asdict(_check_file(files, path, told))
+
+    ranks.watch(progress)
+    jobs = [(_size(path), partial(outcome, path)) for path in files.paths]
+    checks = [Check(**found) for found in done_in_shares(jobs, ranks)]
     checks += check_iteration(checkpoint)
     if all(check.passed is not False for check in checks):  # else their values are not to be had
         checks += check_copies(checkpoint)
         checks += [check for check in check_manifest(checkpoint) if check.passed is False]
     return checks
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def integrity_bytes(checkpoint: Checkpoint) -> int:
