@@ -7,6 +7,7 @@ manifest is compared with the real ones.
 
 import ast
 import gzip
+import importlib
 import importlib.util
 import json
 import re
@@ -37,6 +38,8 @@ CONCEPTS = [
     for name in ("axes-and-roles", "masks", "optimizer-state")
 ]
 REFERENCE = "docs/reference/cli.md"
+ROW_NAME = re.compile(r"(?:[a-z]+\.)?[A-Z0-9_]+\.name")
+"""A name that stands in its row: of an argument, or of a field of ``config.json``."""
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -266,13 +269,32 @@ def test_exit_codes_are_listed() -> None:
 
 
 def string_constants() -> str:
-    """Every string in the library; adjacent literals are one."""
+    """Every string in the library; adjacent literals are one, and names of rows are filled in."""
     found = []
-    for path in find_modules().values():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name, path in find_modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        strings = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+        for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
+        if any(ROW_NAME.search(ast.unparse(node)) for node in strings):
+            namespace = vars(importlib.import_module(name))
+            found.extend(filled(node, namespace) for node in strings)
     return "\n".join(found)
+
+
+def filled(text: ast.JoinedStr, namespace: dict[str, object]) -> str:
+    """An f-string with the names of rows, as in ``{TIED.name}``; other values are line ends."""
+    parts = []
+    for part in text.values:
+        source = ast.unparse(part.value) if isinstance(part, ast.FormattedValue) else ""
+        if isinstance(part, ast.Constant):
+            parts.append(str(part.value))
+        elif ROW_NAME.fullmatch(source):
+            parts.append(str(eval(source, dict(namespace))))
+        else:
+            parts.append("\n")
+    return "".join(parts)
 
 
 def test_common_messages_are_real() -> None:

@@ -73,7 +73,7 @@ def test_the_tiny_schedule_has_the_papers_form() -> None:
 
 
 def test_the_guides_example_is_a_schedule(tmp_path: Path) -> None:
-    text, _ = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     path = tmp_path / "schedule.yaml"
     path.write_text(text, encoding="utf-8")
     small, large = read_schedule(path)

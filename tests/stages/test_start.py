@@ -136,7 +136,7 @@ def test_what_a_stage_file_loads_is_a_start(data: Path, models: Path) -> None:
 
 def test_the_guides_example_starts_with_a_model(models: Path, tmp_path: Path) -> None:
     guide = (ROOT / "docs" / "guides" / "run.md").read_text(encoding="utf-8")
-    _, text = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    _, text, _ = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "llama").symlink_to(models / "hf")
     (tmp_path / "schedule.yaml").write_text(text)
