@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.storage.encodings import encoding_hint
 from flmgrow.storage.files import ReadOnlyFile
 
 Json = dict[str, Any]
@@ -69,7 +70,8 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
         ) from None
     except ValueError as error:
         raise BadCheckpointError(
-            f"{where}: is not JSON: {error}", "copy the file again from where it was complete"
+            f"{where}: is not JSON: {error}",
+            encoding_hint(data) or "copy the file again from where it was complete",
         ) from None
     if not isinstance(found, dict):
         raise BadCheckpointError(f"{where}: holds a {type(found).__name__}, wanted an object")

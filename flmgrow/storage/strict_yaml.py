@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from flmgrow.errors import UsageError
+from flmgrow.storage.encodings import encoding_hint
 
 MOST_BYTES = 1 << 20
 MOST_ALIKE = 64
@@ -121,7 +122,9 @@ def parse_yaml(content: bytes, where: str) -> object:
             loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{where}: is not YAML that can be read: {reason}") from None
+        raise UsageError(
+            f"{where}: is not YAML that can be read: {reason}", encoding_hint(content)
+        ) from None
 
 
 def dump_yaml(data: object) -> str:

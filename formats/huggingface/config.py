@@ -6,6 +6,7 @@ list of abilities, and it cannot be wrong.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import cast
@@ -67,11 +68,16 @@ def vouched_fields(options: ReadOptions) -> Vouched:
 def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
     """Return ``config.json`` as the user wants it read.
 
-    Without what they vouch for, and for texts no longer than they say. Raises UsageError for longer
-    ones than the model knows positions for.
+    Without what they vouch for, and for texts no longer than they say. A field that the family is
+    read by says what the model is: nobody can vouch that it does not matter. Raises UsageError for
+    longer texts than the model knows positions for.
     """
     vouched = vouched_fields(options)
-    kept = {name: value for name, value in fields.items() if not vouched.covers(name)}
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if name in family.understood or not vouched.covers(name)
+    }
     wanted, declared = options.max_positions, family.positions.get(kept)
     if wanted is None:
         return kept
@@ -95,7 +101,7 @@ def read_fields(
         raise BadCheckpointError(
             f"{where}: {listed}, which flmgrow does not understand in a model of type "
             f"{family.name}",
-            vouched_fields(options).hint(strange),
+            _unsupported(strange) or vouched_fields(options).hint(strange),
         )
     config = model_of(family, kept, where)
     if config.positions == "learned" and options.max_positions is not None:
@@ -105,6 +111,15 @@ def read_fields(
             "leave it out: shorter texts need nothing else",
         )
     return config
+
+
+def _unsupported(names: Iterable[str]) -> str:
+    """Return what of the model flmgrow has no place for, as some of the fields tell, if any does.
+
+    Whoever passes over such a field has another model, so no hint leads there.
+    """
+    told = [ROWS[name].changes for name in names if name in ROWS]
+    return "; ".join(dict.fromkeys(filter(None, told)))
 
 
 def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
@@ -142,9 +157,16 @@ def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> lis
     if silent := [name for name in silent if not vouched.covers(name)]:
         listed = ", ".join(f"{name} is {json.dumps(fields[name])}" for name in silent)
         notes.append(f"{CONFIG_FILE}: {listed}: taken to change nothing")
+    read = [name for name in fields if name in family.understood]
+    for pattern in vouched.idle(name for name in fields if name not in read):
+        met = [name for name in read if Vouched(vouched.option, [pattern]).covers(name)]
+        told = f"{', '.join(met)} says what the model is, and is read" if met else ""
+        notes.append(f"{vouched.option} {pattern}: {told or f'{CONFIG_FILE} has no such field'}")
     notes += [
-        f"{vouched.option} {pattern}: {CONFIG_FILE} has no such field"
-        for pattern in vouched.idle(fields)
+        f"{CONFIG_FILE}: {name} is {shown(value)}, and {ROWS[name].changes}: the model is read as "
+        f"if it did not say so ({vouched.option})"
+        for name, value in fields.items()
+        if vouched.covers(name) and _is_switched(family, name, value) and ROWS[name].changes
     ]
     return notes
 

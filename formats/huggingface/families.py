@@ -79,6 +79,7 @@ class Family:
 def _llama(
     reader: FieldReader, *, qkv_bias: bool = False, linear_bias: bool = False, qk_norm: bool = False
 ) -> ModelConfig:
+    refuse_window(reader)
     groups, queries = grouped_heads(reader)
     hidden = rows.HIDDEN.read(reader)
     rows.HIDDEN_ACT.read(reader)
@@ -116,18 +117,11 @@ def _read_llama(reader: FieldReader) -> ModelConfig:
     return _llama(reader, qkv_bias=attention, linear_bias=ffn)
 
 
-def _read_mistral(reader: FieldReader) -> ModelConfig:
-    refuse_window(reader)
-    return _llama(reader)
-
-
 def _read_qwen2(reader: FieldReader) -> ModelConfig:
-    refuse_window(reader)
     return _llama(reader, qkv_bias=True)
 
 
 def _read_qwen3(reader: FieldReader) -> ModelConfig:
-    refuse_window(reader)
     return _llama(reader, qk_norm=True)
 
 
@@ -155,6 +149,7 @@ def _read_gpt2(reader: FieldReader) -> ModelConfig:
 
 
 def _read_neox(reader: FieldReader) -> ModelConfig:
+    refuse_window(reader)
     for row, wanted in ((rows.PARALLEL, False), (rows.ATTENTION_BIAS, True)):
         if row.read(reader) != wanted:
             raise BadCheckpointError(
@@ -204,7 +199,7 @@ _FAMILIES = (
     _llama_family(types.LLAMA, "LlamaForCausalLM", _read_llama, (1, 2)),
     _llama_family(types.QWEN2, "Qwen2ForCausalLM", _read_qwen2),
     _llama_family(types.QWEN3, "Qwen3ForCausalLM", _read_qwen3),
-    _llama_family(types.MISTRAL, "MistralForCausalLM", _read_mistral, (1, 2)),
+    _llama_family(types.MISTRAL, "MistralForCausalLM", _llama, (1, 2)),
     Family(
         types.GPT2, "GPT2LMHeadModel", tables.GPT2, "transformer.", _GPT2_BUFFERS, _read_gpt2,
         rows.N_POSITIONS, (50256, 50256),

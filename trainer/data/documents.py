@@ -13,7 +13,7 @@ order mark (U+FEFF) at the start of either is no text, and left out.
 
 import io
 import json
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from flmgrow.errors import BadDataError
+from flmgrow.storage.encodings import encoding_hint
 from flmgrow.trainer.data.compressed import decompressed
 from flmgrow.trainer.data.sources import Source
 
@@ -101,8 +102,7 @@ def text_of(document: Document, key: str) -> str:
         text = document.data.decode()
     except UnicodeDecodeError as error:
         found = f"byte {error.start} is not UTF-8 ({document.data[error.start]:#04x})"
-        wide = document.data.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
-        hint = "it looks like UTF-16: write it as UTF-8, as iconv does" if wide else ""
+        hint = encoding_hint(document.data)
         raise BadDocumentError(document, "not UTF-8", found, hint) from None
     return field_of(document, text, key, str) if document.source.lines else text
 

@@ -161,14 +161,16 @@ WINDOW = Field(
     "sliding_window",
     (
         Use[object]((MISTRAL,), as_it_is, 4096, lambda _: None),
-        Use[object](_QWENS, as_it_is),
+        Use[object]((LLAMA, GPT_NEOX, *_QWENS), as_it_is),
     ),
     neutral=(None,),
     changes=WINDOWS,
 )
+"""Llama and GPT-NeoX have none; the caches of transformers go by it all the same."""
+
 USE_WINDOW = Field(
     "use_sliding_window",
-    (Use((MISTRAL,), flag, True), Use(_QWENS, flag, False)),
+    (Use((LLAMA, GPT_NEOX, MISTRAL), flag, True), Use(_QWENS, flag, False)),
     neutral=OFF,
     changes=WINDOWS,
 )
@@ -179,7 +181,9 @@ def _more_layers(stored: object, old: ModelConfig, new: ModelConfig) -> object:
     return [FULL_ATTENTION] * new.layers if longer else stored
 
 
-LAYER_TYPES = Field("layer_types", (Use[object]((*_QWENS, MISTRAL), as_it_is),), grown=_more_layers)
+LAYER_TYPES = Field(
+    "layer_types", (Use[object]((*LLAMAS, GPT_NEOX), as_it_is),), grown=_more_layers
+)
 
 MODEL_ROWS: tuple[Field[Any], ...] = (
     VOCAB, HIDDEN, FFN, LAYERS, HEADS, GROUPS, HEAD_DIM, MAX_POSITIONS, N_EMBD, N_INNER, N_LAYER,

@@ -1,6 +1,7 @@
 """Configurations as published models carry them, and what can be vouched for beside them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,13 @@ def test_a_name_whose_false_matters_is_refused(name: str) -> None:
 
 
 def test_all_fields_are_named_at_once_with_a_hint_to_paste(tmp_path: Path) -> None:
-    source = make_folder(tmp_path / "hf", config=fields(odd=3, clip_qkv=8.0, new_mode="x y"))
+    source = make_folder(tmp_path / "hf", config=fields(odd=3, new_mode="x y"))
     outcome = refused(
-        3, "odd: found 3; new_mode: found 'x y'; clip_qkv: found 8.0, which", "import", source,
+        3, "odd: found 3; new_mode: found 'x y', which", "import", source,
         tmp_path / "out", place=tmp_path,
     )  # fmt: skip
     hint = outcome.err.split("pass ")[1].split()
-    assert hint == "--ignore-field odd --ignore-field new_mode --ignore-field clip_qkv".split()
+    assert hint == "--ignore-field odd --ignore-field new_mode".split()
     for command in (["import", source, tmp_path / "out"], ["inspect", source],
                     ["expand", source, tmp_path / "big", "--num-layers", 3, "--method", "zero"],
                     ["export", source, tmp_path / "x"], ["reshard", source, tmp_path / "y"],
@@ -75,7 +76,39 @@ def test_all_fields_are_named_at_once_with_a_hint_to_paste(tmp_path: Path) -> No
         assert flmgrow(*command).code == 3
         accepted(*command, *hint)
     kept = json.loads((tmp_path / "big" / "config.json").read_text())
-    assert (kept["odd"], kept["new_mode"], kept["clip_qkv"]) == (3, "x y", 8.0)
+    assert (kept["odd"], kept["new_mode"]) == (3, "x y")
+
+
+def test_no_hint_passes_over_what_changes_the_model(tmp_path: Path) -> None:
+    """Its user may all the same, and is told what model is read."""
+    source = make_folder(tmp_path / "hf", config=fields(odd=3, clip_qkv=8.0))
+    outcome = refused(3, "odd: found 3; clip_qkv: found 8.0, which", "inspect", source,
+                      place=tmp_path)  # fmt: skip
+    assert "hint: queries, keys and values that are clipped are not supported" in outcome.err
+    assert "--ignore-field" not in outcome.err
+    outcome = accepted("inspect", source, "--ignore-field", "odd", "--ignore-field", "clip_qkv")
+    assert outcome.err == (
+        "note: config.json: clip_qkv is 8.0, and queries, keys and values that are clipped are not "
+        "supported: the model is read as if it did not say so (--ignore-field)\n"
+    )
+
+
+@pytest.mark.parametrize("pattern", ["hidden_act", "*_eps", "vocab_*"])
+def test_nobody_vouches_for_what_a_model_is(pattern: str, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", config=fields(rms_norm_eps=3e-4))
+    plain = accepted("inspect", source)
+    outcome = accepted("inspect", source, "--ignore-field", pattern)
+    assert outcome.out == plain.out
+    assert "0.0003" in outcome.out
+    assert re.fullmatch(r"note: --ignore-field \S+: \w+ says what the model is, and is read\n",
+                        outcome.err)  # fmt: skip
+
+
+def test_everything_can_be_vouched_for_and_the_model_is_the_same(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "hf", config=fields(odd=3))
+    outcome = accepted("inspect", source, "--ignore-field", "*")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(fields()))
+    assert outcome.out == accepted("inspect", source).out
 
 
 def test_many_fields_can_be_vouched_for_by_a_pattern(tmp_path: Path) -> None:
