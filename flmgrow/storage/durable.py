@@ -21,7 +21,6 @@ import os
 import re
 import secrets
 import stat
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -128,27 +127,31 @@ def write_small(path: Path, data: bytes) -> None:
     """Write a small file whole, or leave ``path`` as it was. Raises StorageError.
 
     Several processes may write it at once: each has a part of its own, and the last one counts.
-    Parts that somebody left here who was killed are removed once they are an hour old.
+    Parts that somebody left here who was killed are removed once they are an hour old, by the
+    clock of the file system: that of another machine may be wrong.
     """
-    _remove_old_parts(path)
     part = path.with_name(f"{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
         with _written(part, path, len(data)) as file:
             file.write(memoryview(data))
+            _remove_old_parts(path, part)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
 
 
-def _remove_old_parts(path: Path) -> None:
+def _remove_old_parts(path: Path, new: Path) -> None:
+    """Remove parts of ``path`` that are much older than the part ``new``."""
     own = re.compile(rf"{re.escape(path.name[:200])}\.\d+-[0-9a-f]{{8}}{re.escape(PART)}")
     parts: list[Path] = []
-    with contextlib.suppress(OSError):  # writing tells what is wrong with the folder
+    now = 0.0
+    with contextlib.suppress(OSError):  # nothing that must be done
+        now = new.stat().st_mtime
         parts = [each for each in path.parent.iterdir() if own.fullmatch(each.name)]
     for part in parts:
         with contextlib.suppress(OSError):  # its writer may be done with it by now
-            if time.time() - part.stat().st_mtime > AN_HOUR:
+            if now - part.stat().st_mtime > AN_HOUR:
                 part.unlink()
 
 
@@ -232,13 +235,32 @@ def sync_tree(folder: Path) -> None:
 
 def make_folders(root: Path, folder: Path) -> None:
     """Make ``folder``, somewhere below the existing ``root``, durably. Raises StorageError."""
+    if folder == root:
+        return
+    refresh(folder.parent)  # another machine may have removed it
     with storage_errors(folder, "looking up"):
-        if folder == root or folder.is_dir():
+        if folder.is_dir():
             return
     make_folders(root, folder.parent)
     with storage_errors(folder, "creating"):
         folder.mkdir(exist_ok=True)  # another thread may make it now too
     sync_folder(folder.parent)
+
+
+def refresh(folder: Path) -> None:
+    """Let what is looked up in ``folder`` be as it is now, also where it is mounted from a server.
+
+    A client remembers what it has looked up for up to a minute, also that there was nothing; but
+    whenever a folder is opened, it asks whether that has changed (close-to-open consistency).
+    """
+    with contextlib.suppress(OSError):  # what is looked up then tells
+        close_quietly(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is something, or a link, at ``path`` as of now."""
+    refresh(path.parent)
+    return os.path.lexists(path)
 
 
 def make_private_folder(folder: Path) -> None:

@@ -19,8 +19,9 @@ def described(error: BaseException, rank: int) -> Json:
         known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
         kind, message, hint = next(known), error.message, error.hint
     else:
-        how = "ended with" if isinstance(error, Exception) else "was stopped:"
-        kind, message, hint = LostRankError.__name__, f"{how} {type(error).__name__}", AGAIN
+        how = f"ended with {type(error).__name__}"
+        message = how if isinstance(error, Exception) else "was interrupted"
+        kind, hint = LostRankError.__name__, AGAIN
     message = f"rank {rank}: {message}" if rank else message
     return {"kind": kind, "message": message, "hint": hint}
 

@@ -205,7 +205,7 @@ class Launch:
 
     def _await_folder(self) -> None:
         """Wait until rank 0 has made the folder."""
-        while not self._folder.is_dir():
+        while not durable.is_there(self._folder):
             if time.monotonic() - self._begun > self.world.patience:
                 raise LostRankError(
                     f"rank 0: has made no {self._folder} within {self.world.patience:g} seconds",

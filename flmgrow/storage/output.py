@@ -105,7 +105,7 @@ class OutputFolder:
         self._writing: set[str] = set()
         self._mutex = threading.Lock()
         self._committed = False
-        if os.path.lexists(self.path):
+        if durable.is_there(self.path):
             raise self._already_exists(told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
@@ -113,7 +113,7 @@ class OutputFolder:
             if world.first:
                 lock = stack.enter_context(contextlib.ExitStack())
                 lock.enter_context(_locked(self.path, self._temp))
-                if os.path.lexists(self.path):  # finished by another run while we came here
+                if durable.is_there(self.path):  # finished by another run while we came here
                     lock.close()
                     raise self._already_exists()
                 refuse_living(self.path, self._temp, self.ranks.paths)
@@ -231,7 +231,8 @@ class OutputFolder:
         self._appear(targets)
         self._committed = True
         durable.sync_folder(self.path.parent)
-        self.ranks.exchange(None, len)
+        with contextlib.suppress(LostRankError):  # it can lose nothing any more
+            self.ranks.exchange(None, len)
         self.ranks.stop(None)
         if _remove_hidden(self._temp):
             return ""
@@ -255,7 +256,7 @@ class OutputFolder:
         try:
             self.ranks.exchange(None, len)
         except LostRankError:
-            if not os.path.lexists(self.path):  # else it had only the tidying up to do
+            if not durable.is_there(self.path):  # else it had only the tidying up to do
                 raise
         self._committed = True
         return ""

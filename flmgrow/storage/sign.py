@@ -20,6 +20,9 @@ Json = dict[str, Any]
 
 OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
+BLINK = 5.0
+"""Seconds between two looks that count as looking; ranks look every second or more often."""
+
 
 class Sign:
     """A file that this process alone writes; it is locked until it is closed.
@@ -84,7 +87,7 @@ def is_held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may be looking just now
     except OSError:
         return True
     finally:
@@ -103,29 +106,31 @@ def this_machine() -> str:
 class Other:
     """Another rank, as far as its sign tells.
 
-    ``fresh``: it lives, or has lived since the first look.
+    ``fresh``: it lives, or has lived since the first look. ``quiet``: for how many seconds this
+    process has seen the same sign. While it did not look itself, as it was suspended or its disk
+    did not answer, the others may have been no better off: of the time between two looks, no more
+    than ``BLINK`` counts.
     """
 
     def __init__(self, path: Path) -> None:
         self.content: Json = {}
         self.fresh = False
+        self.quiet = 0.0
         self._path = path
-        self._changed = time.monotonic()
+        self._looked = time.monotonic()
 
     def look(self) -> Json:
         """Return what its sign says; an empty one if there is none."""
         found = read_sign(self._path)
+        now = time.monotonic()
+        self.quiet += min(now - self._looked, BLINK)
+        self._looked = now
         if found is not None and found != self.content:
             here = found["host"] == this_machine() and is_held(self._path)
             self.fresh = self.fresh or here or bool(self.content)
             self.content = found
-            self._changed = time.monotonic()
+            self.quiet = 0.0
         return self.content
-
-    @property
-    def quiet(self) -> float:
-        """How long its sign has been the same, in seconds."""
-        return time.monotonic() - self._changed
 
     @property
     def died(self) -> bool:

@@ -111,6 +111,15 @@ LAUNCHERS = (
         needs=("OMPI_COMM_WORLD_RANK",),
         otherwise="there is no OMPI_COMM_WORLD_RANK",
     ),
+    _Launcher(  # of MPICH and its relatives, which give launches no name
+        "mpirun",
+        rank="PMI_RANK",
+        size="PMI_SIZE",
+        local_size="MPI_LOCALNRANKS",
+        launch=(),
+        needs=("PMI_RANK", "MPI_LOCALNRANKS"),
+        otherwise="there are no PMI_RANK and MPI_LOCALNRANKS",
+    ),
 )
 """The first whose variables describe a process counts: torchrun may have been started by srun."""
 

@@ -227,8 +227,8 @@ class Executor:
         source; what a damaged source led to is removed, and so is a run that failed before its
         first file was finished.
         """
-        drift = self._drift()
         with self._begun(destination) as folder:
+            drift = self._drift()
             self._write_share(folder, self.plan.files)
             return self._finish(folder, drift)
 
@@ -236,13 +236,16 @@ class Executor:
         """Write these files of the checkpoint alone, and let no output appear; :meth:`run` writes
         the rest. Returns what was written or found written. Raises as it does.
         """
-        self._drift()
         with self._begun(destination) as folder:
+            self._drift()
             self._write_share(folder, files)
             return [folder.finished[file.path] for file in files]
 
     def _drift(self) -> list[str]:
-        """Compare the source's copies; rank 0 does it for all. Returns what they differ in."""
+        """Compare the source's copies; rank 0 does it for all, while the others begin to write.
+
+        Returns what they differ in.
+        """
         readers = self.plan.source.readers if self.execution.world.first else {}
         return [
             line

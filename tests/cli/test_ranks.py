@@ -26,6 +26,9 @@ Executor._write = counted
 """
 
 
+STOPPED_AT_THE_SECOND_FILE = KILLED_AT_THE_SECOND_FILE.replace("SIGKILL", "SIGTERM")
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
@@ -61,6 +64,32 @@ def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(
     accepted("expand", source, tmp_path / "alone", *GROWTH)
     assert tree(out) == tree(tmp_path / "alone")
     assert not (tmp_path / ".out.flmgrow").exists()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_an_interrupt_of_one_rank_ends_all_and_is_told_once(
+    stopped: int, source: Path, tmp_path: Path
+) -> None:
+    """The next launch has the same name, and finds what this one left where ranks meet."""
+    out = tmp_path / "out"
+    command = ("expand", source, out, *GROWTH)
+    programs = ["", ""]
+    programs[stopped] = STOPPED_AT_THE_SECOND_FILE
+    ranks = ended([start(rank, 2, command, program=programs[rank]) for rank in range(2)])
+    assert [code for code, _, _ in ranks] == ([143, 8] if stopped == 0 else [8, 143])
+    told = [line for line in ranks[0][2].splitlines() if not line.startswith("note: ")]
+    assert told[0] == ("error: interrupted" if stopped == 0 else "error: rank 1: was interrupted")
+    assert told[1].startswith("hint: ")
+    assert "resumes" in told[1]
+    assert len(told) == 2
+    assert ranks[1][1] == ranks[1][2] == ""
+    assert not out.exists()
+    assert list((tmp_path / ".out.flmgrow").glob("launch-*/rank.*"))
+    late = "import time; time.sleep(2)"
+    again = ended([start(rank, 2, command, program="" if rank else late) for rank in range(2)])
+    assert [code for code, _, _ in again] == [0, 0], again
+    accepted("expand", source, tmp_path / "alone", *GROWTH)
+    assert tree(out) == tree(tmp_path / "alone")
 
 
 def test_what_one_rank_meets_before_they_meet_is_told_once(source: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Ranks that meet in a folder: what they exchange, and what becomes of one that fails or dies."""
 
+import fcntl
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from flmgrow.errors import (
 from flmgrow.storage.failure import described, raised
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.ranks import flattened, ranks_in
-from flmgrow.storage.sign import Sign, read_sign
+from flmgrow.storage.sign import BLINK, Other, Sign, is_held, read_sign
 from flmgrow.storage.world import World
 
 
@@ -109,8 +110,10 @@ def test_a_rank_that_does_not_come_is_waited_for_as_long_as_was_said(tmp_path: P
 STANDS_STILL = """
 import os, signal, sys
 from pathlib import Path
+from flmgrow.storage import launch
 from flmgrow.storage.ranks import ranks_in
 from flmgrow.storage.world import World
+launch.this_machine = lambda host=launch.this_machine(): sys.argv[3] or host
 with ranks_in(Path(sys.argv[1]), World(1, 2, 2, "one", 60.0)) as ranks:
     ranks.meet("plan")
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
@@ -119,10 +122,19 @@ with ranks_in(Path(sys.argv[1]), World(1, 2, 2, "one", 60.0)) as ranks:
 
 
 @pytest.mark.parametrize(
-    ("signal", "told"), [("SIGKILL", "has ended"), ("SIGSTOP", "no sign of life for 3 seconds")]
+    ("signal", "machine", "told"),
+    [
+        ("SIGKILL", "", "has ended"),
+        ("SIGSTOP", "", "no sign of life for 3 seconds"),
+        ("SIGKILL", "another", "no sign of life for 3 seconds"),
+    ],
 )
-def test_a_rank_that_died_or_stands_still_is_lost(signal: str, told: str, tmp_path: Path) -> None:
-    other = subprocess.Popen([sys.executable, "-c", STANDS_STILL, str(tmp_path / "h"), signal])
+def test_a_rank_that_died_or_stands_still_is_lost(
+    signal: str, machine: str, told: str, tmp_path: Path
+) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", STANDS_STILL, str(tmp_path / "h"), signal, machine]
+    )
 
     def wait_for_it() -> None:
         with ranks_in(tmp_path / "h", world(0, 2)) as ranks:
@@ -137,6 +149,35 @@ def test_a_rank_that_died_or_stands_still_is_lost(signal: str, told: str, tmp_pa
     finally:
         other.kill()
         other.wait()
+
+
+def test_who_did_not_look_itself_loses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may be suspended for hours, or its disk not answer: all ranks stand still then."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    sign, other = Sign(tmp_path / "rank.1"), Other(tmp_path / "rank.1")
+    sign.show({"host": "another"})
+    other.look()
+    now += 7200
+    other.look()
+    assert other.quiet <= BLINK
+    for _ in range(600):
+        now += 1.0
+        other.look()
+    assert 600 <= other.quiet <= 600 + BLINK
+    sign.close()
+
+
+def test_who_only_looks_holds_no_place(tmp_path: Path) -> None:
+    """Two ranks may look at once; neither may take the other for the owner."""
+    sign = Sign(tmp_path / "rank.1")
+    assert is_held(tmp_path / "rank.1")
+    sign.close()
+    with (tmp_path / "rank.1").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_held(tmp_path / "rank.1")
 
 
 def test_what_an_earlier_launch_left_is_no_rank(tmp_path: Path) -> None:

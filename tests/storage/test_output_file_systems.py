@@ -134,6 +134,37 @@ class TestFileSystems:
         with pytest.raises(StorageError, match="lock: locking failed: Function not implemented"):
             OutputFolder(out, PLAN)
 
+    def test_what_another_machine_removed_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client of a file server remembers what it has looked up, until it opens a folder."""
+        known: dict[Path, bool] = {}
+        is_dir, opened, lexists = Path.is_dir, os.open, os.path.lexists
+
+        def remembering(path: Path) -> bool:
+            return known.setdefault(path, is_dir(path))
+
+        def opening(path: Path, *arguments: int, **keywords: int) -> int:
+            for each in [each for each in known if each.parent == Path(path)]:
+                del known[each]
+            return opened(path, *arguments, **keywords)
+
+        monkeypatch.setattr(Path, "is_dir", remembering)
+        monkeypatch.setattr(os.path, "lexists", lambda path: known.setdefault(path, lexists(path)))
+        monkeypatch.setattr(os, "open", opening)
+        folder = tmp_path / "iter" / "rank"
+        durable.make_folders(tmp_path, folder)
+        assert folder.is_dir()
+        folder.rmdir()
+        folder.parent.rmdir()
+        assert folder.is_dir()  # it remembers
+        durable.make_folders(tmp_path, folder)
+        assert lexists(folder)
+        assert not os.path.lexists(tmp_path / "out")
+        (tmp_path / "out").mkdir()
+        assert not os.path.lexists(tmp_path / "out")
+        assert durable.is_there(tmp_path / "out")
+
     def test_free_space(self, out: Path) -> None:
         with OutputFolder(out, PLAN) as folder:
             folder.free_space_check(1)

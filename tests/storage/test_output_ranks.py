@@ -111,6 +111,19 @@ def test_a_file_that_rots_before_the_commit_is_found_by_another_rank(tmp_path: P
     assert not out.exists()
 
 
+def test_a_rank_lost_after_the_commit_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(folder: OutputFolder) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(OutputFolder, "_follow", lost)
+    first, other = in_threads(2, lambda world: make(tmp_path / "out", world))
+    assert isinstance(first, set), first
+    assert isinstance(other, ZeroDivisionError)
+    check(tmp_path / "out")
+
+
 def test_of_two_launches_one_wins(tmp_path: Path) -> None:
     out = tmp_path / "out"
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,3 +180,14 @@ def test_parts_of_the_killed_are_removed_in_time(tmp_path: Path) -> None:
         os.utime(part, (long_ago, long_ago))
     write_small(tmp_path / "file.json", b"whole")
     assert names(tmp_path) == ["file.json", new.name, other.name]
+
+
+def test_a_wrong_clock_removes_nobody_s_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine, whose clock is right, is writing it just now."""
+    part = tmp_path / "file.json.1-0123abcd.part"
+    part.write_bytes(b"half")
+    monkeypatch.setattr(time, "time", lambda: part.stat().st_mtime + 2 * AN_HOUR)
+    write_small(tmp_path / "file.json", b"whole")
+    assert part.exists()

@@ -19,12 +19,20 @@ MPIRUN = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "PMIX_NAMESPACE": "x",
 }  # fmt: skip
+MPICH = {"PMI_RANK": "2", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"}
 
 
 @pytest.mark.parametrize(
     ("environ", "rank", "size", "local"),
-    [(TORCHRUN, 5, 8, 4), (SRUN, 3, 6, 3), (MPIRUN, 1, 2, 2), (SRUN | TORCHRUN, 5, 8, 4)],
-    ids=["torchrun", "srun", "mpirun", "torchrun under srun"],
+    [
+        (TORCHRUN, 5, 8, 4),
+        (SRUN, 3, 6, 3),
+        (MPIRUN, 1, 2, 2),
+        (MPICH, 2, 4, 2),
+        (SRUN | TORCHRUN, 5, 8, 4),
+        (SRUN | {"PMI_RANK": "3", "PMI_SIZE": "6"}, 3, 6, 3),
+    ],
+    ids=["torchrun", "srun", "Open MPI", "MPICH", "torchrun under srun", "srun --mpi=pmi2"],
 )
 def test_a_launcher_says_which_rank_it_is(
     environ: dict[str, str], rank: int, size: int, local: int
