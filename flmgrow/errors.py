@@ -1,14 +1,18 @@
 """The errors of flmgrow: a message on one line, a hint, and the exit code of each kind.
 
 A user's mistake or a damaged file must end in one clear line, never in a traceback. Every refusal
-in flmgrow is a :class:`FlmgrowError`: what was found and what was wanted, where (file, then
-tensor), and a hint at what to do. The command line prints the two lines and leaves with the error's
-exit code; nothing else decides on exit codes.
+in flmgrow is a :class:`FlmgrowError`: where (file, then tensor), what was found and what was
+wanted, and a hint at what to do. Both are texts, which call settings by the names that their reader
+knows (:mod:`flmgrow.text`). The command line prints the two lines and leaves with the error's exit
+code; nothing else decides on exit codes.
 """
 
 import re
 import sys
-from typing import ClassVar
+from pathlib import PurePath
+from typing import ClassVar, Self
+
+from flmgrow.text import PYTHON, Text, Words, render
 
 MAX_LENGTH = 900
 _CREDENTIALS = (
@@ -33,25 +37,76 @@ def printable(text: str) -> str:
     Names come from files, and a hostile name must not be able to drive the user's terminal. And
     what was typed is shown again: a token or a password in an address is not.
     """
+    return _shortened(_escaped(text))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_LENGTH else f"{text[:600]} ... {text[-200:]}"
+
+
+def _escaped(text: str) -> str:
+    if isinstance(text, Text):
+        return Text(*(_escaped(part) if isinstance(part, str) else part for part in text.parts))
     for pattern, blot in _CREDENTIALS:
         text = pattern.sub(blot, text)
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return escaped if len(escaped) <= MAX_LENGTH else f"{escaped[:600]} ... {escaped[-200:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str, words: Words) -> str:
+    """Return ``text`` in these words, printable."""
+    return printable(render(text, words))
+
+
+Place = str | PurePath | tuple[str | PurePath, ...]
+"""A file, a tensor in it, or both."""
 
 
 class FlmgrowError(Exception):
-    """Something the user can act on. ``str(error)`` is the message, ``error.hint`` the way out.
+    """Something the user can act on: a ``message``, and a ``hint`` at the way out.
 
-    ``told``: another rank of the same command tells it.
+    ``where`` is the place, from the outermost inwards: file, then tensor. ``str(error)`` is the
+    message with the place before it, in Python's words. ``told``: another rank of the same command
+    tells it.
     """
 
     exit_code: ClassVar[int] = 3
     told = False
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        self.message = printable(message)
-        self.hint = printable(hint)
-        super().__init__(self.message)
+    def __init__(self, message: str, hint: str = "", where: Place = ()) -> None:
+        super().__init__(message, hint, where)
+        self.message, self.hint = _escaped(message), _escaped(hint)
+        places = where if isinstance(where, tuple) else (where,)
+        self.where = tuple(_escaped(str(place)) for place in places)
+
+    def __str__(self) -> str:
+        return shown(self.text, PYTHON)
+
+    @property
+    def text(self) -> str:
+        """The message with the place before it, of bounded length."""
+        return _shortened(Text(": ").join((*self.where, self.message)))
+
+    def at(self, *where: str | PurePath) -> Self:
+        """Return the same error, of a place that lies in ``where``."""
+        return self._with(where=(*(_escaped(str(place)) for place in where), *self.where))
+
+    def with_hint(self, more: str) -> Self:
+        """Return the same error with ``more`` at the end of its hint."""
+        return self._with(hint=Text("; ").join(filter(None, (self.hint, _escaped(more)))))
+
+    def in_words(self, words: Words) -> Self:
+        """Return the same error in the words of whoever it is meant for."""
+        return self._with(message=render(self.message, words), hint=render(self.hint, words))
+
+    def _with(self, **fields: object) -> Self:
+        changed = type(self).__new__(type(self), *self.args)
+        vars(changed).update({**vars(self), **fields})
+        return changed
+
+    def lines(self, words: Words) -> list[str]:
+        """Return the line of the error, and that of its hint if it has one."""
+        told = [f"error: {shown(self.text, words)}"]
+        return [*told, f"hint: {shown(self.hint, words)}"] if self.hint else told
 
 
 class DifferenceFoundError(FlmgrowError):
@@ -120,11 +175,9 @@ class NotProvenError(FlmgrowError):
 
 def as_storage_error(error: OSError, where: str) -> StorageError:
     """Return what the system said, about the file it named; ``where`` if it named none."""
-    return StorageError(f"{error.filename or where}: {error.strerror or error}")
+    return StorageError(error.strerror or str(error), where=str(error.filename or where))
 
 
-def tell(error: FlmgrowError) -> None:
+def tell(error: FlmgrowError, words: Words) -> None:
     """Print the two lines of an error on stderr."""
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr, flush=True)
+    print("\n".join(error.lines(words)), file=sys.stderr, flush=True)

@@ -65,8 +65,9 @@ def open_checkpoint(
         other = _newest(path, folder, options)
         if other is None:
             raise
-        hint = f"{error.hint}; " if error.hint and folder is not None else ""
-        raise BadCheckpointError(error.message, hint + _way_to(other)) from None
+        if folder is None:
+            raise BadCheckpointError(error.message, _way_to(other), error.where) from None
+        raise error.with_hint(_way_to(other)) from None
 
 
 def _open(root: Path, folder: Path, options: ReadOptions) -> Checkpoint:

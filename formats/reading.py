@@ -95,8 +95,8 @@ class StoredArray:
         try:
             read_tensor(self.file, self.record, offset, target)
         except BadCheckpointError as error:
-            what = f"{error.message} (it holds {self.placement.key})"
-            raise BadCheckpointError(what, error.hint) from None
+            what = error.message + f" (it holds {self.placement.key})"
+            raise BadCheckpointError(what, error.hint, error.where) from None
 
     def checksum(self) -> int | None:
         """Return the CRC32 of its bytes: that of its record, if it fills one in its own order."""

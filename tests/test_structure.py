@@ -57,6 +57,7 @@ LAYERS = (
     ("flmgrow.formats",),
     ("flmgrow.storage", "flmgrow.model"),
     ("flmgrow.errors",),
+    ("flmgrow.text",),
     ("flmgrow",),
 )  # fmt: skip
 # The trainer trains what it is given: it knows no growth, though growth lies below it. And Hugging

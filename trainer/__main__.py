@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
+from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.stage.file import read_stage
 
 PATIENCE = 10.0
@@ -50,7 +51,7 @@ def main() -> int:
     except FlmgrowError as error:
         if not first or isinstance(error, LostRankError):
             time.sleep(PATIENCE)
-        tell(error)
+        tell(error, COMMAND_LINE)
         return error.exit_code
 
 

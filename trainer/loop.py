@@ -19,6 +19,7 @@ from flmgrow.errors import DivergenceError, FlmgrowError, tell
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
@@ -79,7 +80,7 @@ def train(stage: StageFile, path: Path) -> int:
         code = _train(stage, path, stop)
     except FlmgrowError as error:
         if torch.distributed.get_rank() == 0:
-            tell(error)
+            tell(error, COMMAND_LINE)
         code = error.exit_code
     stop.restore()
     stop_parallel()
@@ -292,7 +293,7 @@ class Run:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
-            raise DivergenceError(error.message, self._way_out()) from None
+            raise DivergenceError(error.message, self._way_out(), error.where) from None
 
     def _way_out(self) -> str:
         """Return what to do about a step at which the run has diverged."""

@@ -9,6 +9,7 @@ from flmgrow import __version__
 from flmgrow.cli.commands import CommandGroup
 from flmgrow.cli.ended import EndedError
 from flmgrow.errors import FlmgrowError, as_storage_error, printable, tell
+from flmgrow.text import COMMAND_LINE
 
 INTERRUPTED = 130
 
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         code = app(list(arguments) or ["--help"], standalone_mode=False, prog_name="flmgrow")
     except FlmgrowError as error:
         if not error.told:
-            tell(error)
+            tell(error, COMMAND_LINE)
         return error.exit_code
     except EndedError as ended:
         return ended.code
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except OSError as error:
         told = as_storage_error(error, "standard output")
-        tell(told)
+        tell(told, COMMAND_LINE)
         return told.exit_code
     if code == INTERRUPTED:  # typer turns the exception into a code, and nobody would be told
         raise KeyboardInterrupt

@@ -1,7 +1,5 @@
 """``flmgrow data``: texts as the tokens that megatron-core trains from."""
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +10,10 @@ import typer
 from flmgrow.api import check_apart, default_workers
 from flmgrow.cli import options
 from flmgrow.cli.commands import PanelledCommand, PlainGroup
+from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
-from flmgrow.model.wording import aligned, size
+from flmgrow.model.wording import size
 from flmgrow.storage.output import OutputFolder, clear_leftovers
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data import prepared
@@ -126,7 +125,7 @@ def prepare(
         with suppress(OSError, StorageError, OutputExistsError):
             clear_leftovers(dst)
     if as_json:
-        print(json.dumps(manifest, indent=1))
+        print(json_text(manifest))
         return
     nbytes = size(sum(file["size"] for file in manifest["files"]))
     vocabulary = f"{tokenizer}, {recipe.tokenizer.vocab_size:,} ids"
@@ -138,18 +137,18 @@ def prepare(
         ("tokenizer", f"{vocabulary}, end of document {end}"),
         *((kind, printable(what)) for kind, what in _missing(manifest)),
     ]
-    print("\n".join(aligned(rows)))
+    print("\n".join(in_columns(rows)))
 
 
 def _tell_of(sources: Sources) -> None:
     """Say what is not read, and what takes more memory than one may think."""
     if line := left_out_line(sources):
-        print(f"note: not read: {printable(line)}", file=sys.stderr)
+        note(f"not read: {line}")
     windows = {s: window_of(s.path) for s in sources.files if s.compression == ".zst"}
     largest = max(windows, key=windows.__getitem__, default=None)
     if largest is not None and windows[largest] > USUAL_WINDOW:
         need = size(windows[largest])
-        print(f"note: {largest.path}: takes {need} of memory to decompress", file=sys.stderr)
+        note(f"{largest.path}: takes {need} of memory to decompress")
 
 
 def _read(sources: Sources, manifest: Json) -> str:

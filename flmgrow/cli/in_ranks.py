@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from flmgrow.cli.interruption import be_quiet
 from flmgrow.cli.options import RUNNING
+from flmgrow.cli.printing import note
 from flmgrow.errors import FlmgrowError
 from flmgrow.hub.names import is_on_hub
 from flmgrow.storage.launch import Launch, launch_folder
@@ -58,7 +58,7 @@ def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
         world = this_world()
         if world.first:
             if world.note:
-                print(f"note: {world.note}", file=sys.stderr)
+                note(world.note)
             command(**given)
             return
         be_quiet()
@@ -104,4 +104,4 @@ def _hand_over(error: FlmgrowError, world: World, place: Path | None) -> None:
         with contextlib.suppress(FlmgrowError):
             Launch(launch_folder(place, short), short).stop(error)
     if not error.told:
-        raise type(error)(f"rank {world.rank}: {error.message}", error.hint) from None
+        raise error.at(f"rank {world.rank}") from None

@@ -1,6 +1,5 @@
 """``flmgrow inspect``: what a checkpoint is, where it comes from, and whether it is healthy."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
+from flmgrow.cli.printing import in_columns, json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
@@ -17,7 +17,7 @@ from flmgrow.formats.history.manifest import family, manifest_of, masks_of
 from flmgrow.formats.history.parts import verdict_text
 from flmgrow.formats.stored_listing import Listed, stored_arrays
 from flmgrow.model.tensors import parameter_count
-from flmgrow.model.wording import aligned, amount
+from flmgrow.model.wording import amount
 from flmgrow.opened import local_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.health import Health, examine
@@ -57,10 +57,10 @@ def inspect(
         with progress_bar(checkpoint.nbytes, "reading") as progress:
             found = examine(checkpoint, health, progress)
         if as_json:
-            print(json.dumps(_data(checkpoint, found, tensors), indent=1))
+            print(json_text(_data(checkpoint, found, tensors)))
             return
         rows = [*report.model_rows(checkpoint), *_history(checkpoint), *_health(found)]
-        print("\n".join(aligned(rows)))
+        print("\n".join(in_columns(rows)))
         if tensors:
             print("\n" + "\n".join(report.tensor_lines(checkpoint)))
 
@@ -79,14 +79,14 @@ def _with_arrays(
         return error
     if not wanted:
         more = "inspect --tensors lists the arrays that are stored"
-        return BadCheckpointError(error.message, "; ".join(filter(None, (error.hint, more))))
+        return error.with_hint(more)
     if as_json:
         listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
-        print(json.dumps({"path": str(path), "why_not": error.message, "stored": listed}, indent=1))
+        print(json_text({"path": str(path), "why_not": error.text, "stored": listed}))
         return error
     for name, arrays in files.items():
         rows = [(printable(a.name), f"{a.dtype} {list(a.shape)}") for a in arrays]
-        print("\n".join([printable(name), *(f"  {row}" for row in aligned(rows))]))
+        print("\n".join([printable(name), *(f"  {row}" for row in in_columns(rows))]))
     return error
 
 

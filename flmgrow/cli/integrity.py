@@ -1,10 +1,10 @@
 """``flmgrow verify --integrity``: whether one checkpoint is as it was written."""
 
-import json
 from pathlib import Path
 
 from flmgrow.cli import report
 from flmgrow.cli.in_ranks import meeting_place
+from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.storage.ranks import meeting
@@ -31,7 +31,7 @@ def show_integrity(
         with progress_bar(integrity_bytes(checkpoint), "checking") as progress:
             verdict = Verdict([*unread, *check_integrity(checkpoint, progress, ranks)])
         if as_json:
-            print(json.dumps(_data(opened.name, verdict), indent=1))
+            print(json_text(_data(opened.name, verdict)))
         else:
             print("\n".join([*report.check_lines(verdict.checks), _text(verdict)]))
     return verdict.exit_code

@@ -1,12 +1,12 @@
 """``flmgrow plot``: how runs went, as a picture."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flmgrow.errors import UsageError, printable
+from flmgrow.cli.printing import note
+from flmgrow.errors import UsageError
 from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
 from flmgrow.stages.plots import KINDS, Look, picture
 from flmgrow.storage.durable import write_small
@@ -61,5 +61,4 @@ def _tell_left_out(paths: list[Path], found: list[Run]) -> None:
     for path, run in zip(paths, found, strict=True):
         if run.left_out:
             losses = f"{run.left_out} {'loss' if run.left_out == 1 else 'losses'}"
-            note = f"{path}: left out {losses}, not finite or beyond {LARGEST_LOSS:g}"
-            print(f"note: {printable(note)}", file=sys.stderr)
+            note(f"{path}: left out {losses}, not finite or beyond {LARGEST_LOSS:g}")

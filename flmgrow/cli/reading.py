@@ -1,13 +1,12 @@
 """Opening a source as the options of every command say that reads one."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from flmgrow.cli import options
-from flmgrow.errors import printable
+from flmgrow.cli.printing import note
 from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.megatron.arguments.given import parse_given
@@ -32,8 +31,8 @@ class Reading:
         elsewhere: dict[str, object] = {}
         if self.args_from is not None:
             elsewhere, notes = arguments_from(self.args_from)
-            for note in notes:
-                print(f"note: {printable(note)}", file=sys.stderr)
+            for text in notes:
+                note(text)
         return {**elsewhere, **parse_given("--set-arg", self.set_arg or ())}
 
     def open(
@@ -63,6 +62,6 @@ class Reading:
             only_missing=only_missing,
         )
         found = opened(path, iteration, said)
-        for note in found.notes:
-            print(f"note: {printable(note)}", file=sys.stderr)
+        for text in found.notes:
+            note(text)
         return found

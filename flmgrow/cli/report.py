@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
+from flmgrow.cli.printing import in_columns
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.tensors import logical_tensors, parameter_count
-from flmgrow.model.wording import aligned, kind_text, model_text, size
+from flmgrow.model.wording import kind_text, model_text, size
 from flmgrow.surgery.evidence.check import Check
 
 
 def check_lines(checks: Iterable[Check]) -> list[str]:
     """Return each piece of evidence on a line."""
-    return aligned((f"{check.word:<9}  {check.name}", check.detail) for check in checks)
+    return in_columns((f"{check.word:<9}  {check.name}", check.detail) for check in checks)
 
 
 def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
@@ -53,4 +54,4 @@ def tensor_lines(checkpoint: Checkpoint) -> list[str]:
         shape = tensor.shape(checkpoint.stored_sizes)
         axes: Sequence[str] = [f"{a}={n}" for a, n in zip(tensor.axes, shape, strict=True)]
         rows.append((name, " ".join(axes)))
-    return aligned(rows)
+    return in_columns(rows)

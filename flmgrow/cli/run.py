@@ -1,6 +1,5 @@
 """``flmgrow run``: train, grow, verify, and train on, from one file."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +8,8 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
+from flmgrow.cli.printing import in_columns, json_text
 from flmgrow.errors import UsageError
-from flmgrow.model.wording import aligned
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
@@ -92,13 +91,13 @@ def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
     if as_json:
         commands = [["flmgrow", *step.words] for step in steps]
         data = [overview.stage_data(planned) for planned in stages]
-        print(json.dumps({"stages": data, "commands": commands}, indent=1))
+        print(json_text({"stages": data, "commands": commands}))
         return
     for number, planned in enumerate(stages):
         before = stages[number - 1] if number else None
-        print("\n".join(aligned(overview.stage_rows(planned, before))))
+        print("\n".join(in_columns(overview.stage_rows(planned, before))))
         for step in steps:
             if step.stage is planned:
                 print(f"$ {step.command}" + ("  # done" if step.done() else ""))
         print()
-    print("\n".join(aligned([overview.total_row(stages)])))
+    print("\n".join(in_columns([overview.total_row(stages)])))

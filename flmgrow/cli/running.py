@@ -1,7 +1,5 @@
 """What expand, reshard and bake have in common: open, plan, show or carry out."""
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,11 +8,12 @@ from flmgrow.api import check_apart, default_workers, write
 from flmgrow.cli import options
 from flmgrow.cli.in_ranks import RankTimeout, this_world
 from flmgrow.cli.parsing import parse_size
+from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
-from flmgrow.errors import UsageError, printable
+from flmgrow.errors import UsageError
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
-from flmgrow.model.wording import aligned, amount, model_text, size
+from flmgrow.model.wording import amount, model_text, size
 from flmgrow.storage.output import hidden_folder
 from flmgrow.storage.world import PATIENCE
 from flmgrow.surgery.execute import Execution, Executor
@@ -22,6 +21,7 @@ from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.surgery.replicas import replicated_as
 from flmgrow.surgery.shards import chosen_shards, shards_of
+from flmgrow.text import COMMAND_LINE
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def carry_out(
     if running.dry_run:
         print(_shown(plan, execution, running.as_json))
         return
-    for note in plan.growth.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in plan.growth.notes:
+        note(text)
     for item in plan.dropped:
-        print(f"note: left out: {printable(item)}", file=sys.stderr)
+        note("left out: " + item)
     if running.only_shards is not None:
         _write_some(plan, destination, running)
         return
@@ -93,7 +93,7 @@ def carry_out(
         if not running.as_json:
             print(commit)
     if running.as_json:
-        print(json.dumps(told, indent=1))
+        print(json_text(told))
 
 
 def _write_some(plan: Plan, destination: Path, running: Running) -> None:
@@ -105,23 +105,23 @@ def _write_some(plan: Plan, destination: Path, running: Running) -> None:
     folder = hidden_folder(destination) / "data"
     if running.as_json:
         found = [asdict(record) for record in records]
-        print(json.dumps({"only_shards": found, "folder": str(folder)}, indent=1))
+        print(json_text({"only_shards": found, "folder": str(folder)}))
         return
     count = f"{len(files)} of {len(shards_of(plan))} shards"
     rows = [
         ("wrote", f"{count} ({size(total)}), in {folder}"),
         ("left", f"the same command without --only-shards writes the rest, and {destination}"),
     ]
-    print("\n".join(aligned(rows)))
+    print("\n".join(in_columns(rows)))
 
 
 def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:
     """Return a plan as it is printed, with the memory and the workers it would take."""
     memory, workers = execution.max_memory, execution.workers
     if as_json:
-        return json.dumps(plan_data(plan, memory=memory, workers=workers), indent=1)
+        return json_text(plan_data(plan, memory=memory, workers=workers))
     limit = f"at most {size(memory)}, {workers} workers"
-    return "\n".join(plan_lines(plan, ("memory", limit)))
+    return "\n".join(plan_lines(plan, ("memory", limit), words=COMMAND_LINE))
 
 
 def _result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str]:
@@ -135,4 +135,4 @@ def _result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str
         ("model", f"{grown}: {model_text(plan.target.config)}"),
         ("layout", f"{plan.source.layout} -> {plan.target.layout}"),
     ]
-    return aligned(rows)
+    return in_columns(rows)

@@ -16,6 +16,7 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_place, this_world
 from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
+from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
@@ -145,7 +146,7 @@ def verify(
         told = found.to_json()
         if not no_receipt and result.hub is None and world.first:
             told["written"] = write_receipt(result, found)
-    print(json.dumps(told, indent=1) if as_json else "\n".join(_lines(verdict)))
+    print(json_text(told) if as_json else "\n".join(_lines(verdict)))
     if verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
 

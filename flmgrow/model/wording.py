@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from flmgrow.errors import printable
+from flmgrow.errors import shown
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import PYTHON, Words
 
 
 def amount(count: int) -> str:
@@ -45,8 +46,8 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
 
 
-def aligned(rows: Iterable[tuple[str, str]]) -> list[str]:
-    """Return ``name  value`` lines with the values in one column."""
+def aligned(rows: Iterable[tuple[str, str]], words: Words = PYTHON) -> list[str]:
+    """Return ``name  value`` lines with the values in one column, in these words."""
     pairs = list(rows)
     width = max((len(name) for name, _ in pairs), default=0)
-    return [f"{name:<{width}}  {printable(value)}".rstrip() for name, value in pairs]
+    return [f"{name:<{width}}  {shown(value, words)}".rstrip() for name, value in pairs]

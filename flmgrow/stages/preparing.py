@@ -227,13 +227,13 @@ def _written(path: Path) -> dict[str, object]:
 
     So a run may go on with a flmgrow that knows more keys. Raises UsageError if it is no such file.
     """
+    hint = "restore it from a copy, or give another --out"
     try:
         return dotted(_plain(_FORMS[path.name].model_validate(read_yaml(path))))
     except ValidationError as error:
-        message = f"{path}: {problems(error.errors())}"
+        raise UsageError(problems(error.errors()), hint, path) from None
     except UsageError as error:
-        message = error.message
-    raise UsageError(message, "restore it from a copy, or give another --out")
+        raise UsageError(error.message, hint, error.where) from None
 
 
 def _shown(value: object) -> str:

@@ -3,6 +3,7 @@
 from flmgrow import errors
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError
 from flmgrow.storage.sign import Json
+from flmgrow.text import from_data, to_data
 
 AGAIN = "run the same command again, with any number of ranks: it resumes"
 
@@ -17,18 +18,21 @@ def described(error: BaseException, rank: int) -> Json:
     """Return what others must know of an error that a rank has met."""
     if isinstance(error, FlmgrowError):
         known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
-        kind, message, hint = next(known), error.message, error.hint
+        where, kind, message, hint = error.where, next(known), error.message, error.hint
     else:
         how = f"ended with {type(error).__name__}"
         message = how if isinstance(error, Exception) else "was interrupted"
-        kind, hint = LostRankError.__name__, AGAIN
-    message = f"rank {rank}: {message}" if rank else message
-    return {"kind": kind, "message": message, "hint": hint}
+        where, kind, hint = (), LostRankError.__name__, AGAIN
+    if rank:
+        where = (f"rank {rank}", *where)
+    texts = {"message": to_data(message), "hint": to_data(hint)}
+    return {"kind": kind, "where": list(where), **texts}
 
 
 def raised(failed: Json) -> FlmgrowError:
     """Return the error that another rank has met: of the same kind, so of the same exit code."""
-    return _KINDS[failed["kind"]](failed["message"], failed["hint"])
+    message, hint = (from_data(failed[name]) for name in ("message", "hint"))
+    return _KINDS[failed["kind"]](message, hint, tuple(failed["where"]))
 
 
 def another_plan(rank: int) -> UsageError:

@@ -37,6 +37,7 @@ from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.plan_text import source_runs
+from flmgrow.text import COMMAND_LINE, render
 
 _LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", SUM)
 """Parts that a plan does not fix, or that are compared in their own way."""
@@ -99,7 +100,7 @@ def describe(
         optimizer=_optimizer(plan),
         training=_training(plan),
         drift=tuple(drift),
-        notes=tuple(growth.notes),
+        notes=tuple(render(note, COMMAND_LINE) for note in growth.notes),
         files=tuple(replace(file, sha256="") for file in files),
         receipt=None,
     )

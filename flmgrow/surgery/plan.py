@@ -189,7 +189,7 @@ def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
         for mask in masks.values():
             mask.values(source.config.sizes)
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{source.path}: its manifest: {error.message}") from None
+        raise error.at(source.path, "its manifest") from None
 
 
 def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.wording import aligned, amount, model_text, size
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import PYTHON, Words
 
 if TYPE_CHECKING:
     from flmgrow.surgery.plan import Plan
@@ -30,7 +31,7 @@ def _changes(plan: "Plan") -> list[tuple[str, str]]:
     return rows
 
 
-def plan_lines(plan: "Plan", *more: tuple[str, str]) -> list[str]:
+def plan_lines(plan: "Plan", *more: tuple[str, str], words: Words = PYTHON) -> list[str]:
     """Return the plan as lines; ``more`` rows come after what is read and written."""
     source, target, total = plan.source, plan.target, plan.total
     old, new = plan.parameters
@@ -53,7 +54,7 @@ def plan_lines(plan: "Plan", *more: tuple[str, str]) -> list[str]:
         *(("left out", item) for item in plan.dropped),
         *(("note", note) for note in plan.growth.notes),
     ]
-    return aligned(rows)
+    return aligned(rows, words)
 
 
 def plan_data(plan: "Plan", **more: object) -> Json:

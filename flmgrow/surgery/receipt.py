@@ -8,6 +8,7 @@ from flmgrow.formats.history.manifest import MANIFEST, encode, manifest_of
 from flmgrow.formats.history.parts import Finding, Receipt
 from flmgrow.storage.durable import write_small
 from flmgrow.surgery.evidence.check import Verdict
+from flmgrow.text import COMMAND_LINE, render
 
 
 def receipt(source: Checkpoint, verdict: Verdict) -> Receipt:
@@ -28,7 +29,7 @@ def receipt(source: Checkpoint, verdict: Verdict) -> Receipt:
                 name=check.name,
                 passed=check.passed,
                 missing=check.missing,
-                detail=check.detail,
+                detail=render(check.detail, COMMAND_LINE),
                 numbers=check.numbers,
             )
             for check in verdict.checks

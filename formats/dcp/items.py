@@ -76,9 +76,9 @@ class DcpItems:
         try:
             opened = TorchFile(file, base=offset, length=length)
         except BadCheckpointError as error:
-            detail = error.message.removeprefix(f"{file.path}")
+            detail = error.text.removeprefix(f"{file.path}")
             raise BadCheckpointError(
-                f"{file.path}: {name}{detail}" if detail != error.message else error.message,
+                f"{file.path}: {name}{detail}" if detail != error.text else error.text,
                 error.hint,
             ) from None
         with self._lock:

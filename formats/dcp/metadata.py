@@ -108,7 +108,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
         with no_garbage_collection():
             return _understand(load(data), folder)
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{path}: {error.message}", error.hint) from None
+        raise error.at(path) from None
 
 
 def is_inside(name: str) -> bool:

@@ -130,7 +130,7 @@ def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
     try:
         return family.read(FieldReader(fields, where, family.name))
     except UsageError as error:
-        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+        raise BadCheckpointError(error.message, error.hint, (where, *error.where)) from None
 
 
 def _is_strange(family: Family, name: str) -> bool:
@@ -185,7 +185,7 @@ def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
     try:
         found = _flat(model_of(family, fields, CONFIG_FILE))
     except BadCheckpointError as error:
-        return error.message.removeprefix(f"{CONFIG_FILE}: ")
+        return error.text.removeprefix(f"{CONFIG_FILE}: ")
     wanted = _flat(config)
     return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
 

@@ -130,7 +130,8 @@ def _kind(field: ArgumentReader) -> str:
         return field.choice(name, _ENTRIES, "default")
     except BadCheckpointError as error:
         hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
-        raise BadCheckpointError(error.message, hint.format(f"{field.prefix}{name}")) from None
+        hint = hint.format(f"{field.prefix}{name}")
+        raise BadCheckpointError(error.message, hint, error.where) from None
 
 
 def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:

@@ -35,7 +35,7 @@ def arguments_in(content: Mapping[object, object], where: str) -> dict[str, obje
     try:
         return namespace(content["args"])
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{where}: args: {error.message}", error.hint) from None
+        raise error.at(where, "args") from None
 
 
 def chunk_key(chunk: int, layout: Layout) -> str:

@@ -33,7 +33,7 @@ def _blaming(where: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+        raise BadCheckpointError(error.message, error.hint, (where, *error.where)) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
         with no_garbage_collection():
             return _Machine(data, storages_by_key).run()
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+        raise error.at(where) from None
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def in_keys_of_a_stage() -> Iterator[None]:
     try:
         yield
     except FlmgrowError as error:
-        raise type(error)(_keyed(error.message), _keyed(error.hint)) from None
+        raise type(error)(_keyed(error.text), _keyed(error.hint)) from None
 
 
 def _keyed(text: str) -> str:

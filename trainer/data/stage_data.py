@@ -140,7 +140,7 @@ def _tokenizer(data: DataSection) -> Tokenizer:
     try:
         return open_tokenizer(data.tokenizer, data.eod)
     except UsageError as error:
-        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.message, error.hint))
+        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.text, error.hint))
         raise UsageError(message, hint) from None
 
 

@@ -42,10 +42,10 @@ def together(do: Callable[[], Result]) -> Result:
     end the rest.
     """
     result, own = _attempted(do, None)
-    met = gathered(own and (type(own), own.message, own.hint))
+    met = gathered(own and (type(own), own.message, own.hint, own.where))
     if failed := next((each for each in met if each is not None), None):
-        kind, message, hint = failed
-        raise kind(message, hint)
+        kind, *what = failed
+        raise kind(*what)
     done: Result = result
     return done
 

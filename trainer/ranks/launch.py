@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from flmgrow.errors import FlmgrowError, LostRankError, tell
+from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.ranks.processes import end_with_parent, stopping_signals
 
 GRACE = 5.0
@@ -42,7 +43,7 @@ def launch(stage: Path, world: int) -> int:
         if code < 0 and not signals.asked:
             _tell_of_signal(rank, -code)
         elif -code in stopping_signals():  # before the rank could say so itself
-            tell(FlmgrowError("interrupted", "the same command resumes"))
+            tell(FlmgrowError("interrupted", "the same command resumes"), COMMAND_LINE)
         return code if code >= 0 else 128 - code
     finally:
         for process in ranks:
@@ -112,7 +113,10 @@ def _tell_of_signal(rank: int, number: int) -> None:
     hint = "the same command resumes"
     if number == signal.SIGKILL:
         hint = f"the kernel does so when memory runs out (see dmesg); {hint}"
-    tell(LostRankError(f"rank {rank}: was ended by {signal.Signals(number).name}", hint))
+    tell(
+        LostRankError(f"rank {rank}: was ended by {signal.Signals(number).name}", hint),
+        COMMAND_LINE,
+    )
 
 
 def _free_port() -> int:

@@ -35,7 +35,7 @@ def told_of(path: Path, where: str = "") -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        message = error.message.removeprefix(f"{path}: ")
+        message = error.text.removeprefix(f"{path}: ")
         raise UsageError(f"{path}: {where}{message}", error.hint) from None
 
 
@@ -49,7 +49,7 @@ def in_keys(section: str, keys: Mapping[str, str] = KEYS) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        message, hint = _keyed(error.message, keys), _keyed(error.hint, keys)
+        message, hint = _keyed(error.text, keys), _keyed(error.hint, keys)
         where = "" if _BEGINS_WITH_KEY.match(message) else f"{section}: "
         raise UsageError(f"{where}{message}", hint) from None
 

@@ -131,7 +131,7 @@ def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
     try:
         kinds = list(files.kinds(path, progress))
     except (BadCheckpointError, StorageError) as error:
-        return Check(name, False, error.message.removeprefix(f"{path}: "))
+        return Check(name, False, error.text.removeprefix(f"{path}: "))
     if not kinds and _FOR_PEOPLE.fullmatch(path.name):
         return Check(name, None, "no checksum covers it; it is for people, and nothing loads it")
     if not kinds:

@@ -80,7 +80,7 @@ def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     try:
         return make_layout(layers, tp, pp, vpp, counts)
     except UsageError as error:
-        raise BadCheckpointError(f"{where}: {error.message}") from None
+        raise BadCheckpointError(error.message, where=(where, *error.where)) from None
 
 
 def written_layout(arguments: Arguments, layout: Layout) -> dict[str, object]:

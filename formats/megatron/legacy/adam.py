@@ -107,7 +107,7 @@ class AdamRank:
         try:
             self.grouped = by_group(self.groups, arrays)
         except BadCheckpointError as error:
-            raise BadCheckpointError(f"{self.where}: {error.message}", error.hint) from None
+            raise error.at(self.where) from None
 
     @property
     def members(self) -> set[tuple[str, ...]]:

@@ -40,6 +40,7 @@ from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.torch_file.values import Opaque, TensorRecord, enum_value
+from flmgrow.text import Text
 
 _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
@@ -291,7 +292,7 @@ def _assemble(
         reader=reader,
         contents=contents,
         fused=fused,
-        notes=(*stored.notes, *([] if lost is None else [f"{lost.message} ({lost.hint})"])),
+        notes=(*stored.notes, *([] if lost is None else [Text(lost.text, " (", lost.hint, ")")])),
         given=said,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

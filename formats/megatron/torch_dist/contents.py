@@ -86,8 +86,8 @@ class ItemPiece:
         try:
             read_tensor(file, record, offset, target)
         except BadCheckpointError as error:
-            what = f"{error.message} (it holds {self.name})"
-            raise BadCheckpointError(what, error.hint) from None
+            what = error.message + f" (it holds {self.name})"
+            raise BadCheckpointError(what, error.hint, error.where) from None
 
     def checksum(self) -> int | None:
         """Chunks tile their array, so there is nothing to compare one with."""

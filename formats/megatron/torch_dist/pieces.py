@@ -113,7 +113,7 @@ def _cut(
             ]
             yield pieces[0][1] if local is None else FlatPiece(placement, tuple(pieces))
     except BadCheckpointError as error:
-        raise BadCheckpointError(f"{where}: {error.message}", error.hint) from None
+        raise error.at(where) from None
 
 
 def _local_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
