@@ -36,7 +36,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "setting up .venv"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,fast,hub,plot,tensorboard]'
+	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,fast,hub,object-store,plot,tensorboard]'
 	@touch $@
 
 test: setup

@@ -158,7 +158,7 @@ def open(
     path: PathLike, iteration: int | None = None, **options: Unpack[ReadOptionsGiven]
 ) -> Source:
     """Open a checkpoint: a Megatron folder (torch or torch_dist), a Hugging Face folder, or
-    ``hf://ORG/NAME[@REVISION]``.
+    ``hf://ORG/NAME[@REVISION]`` or ``s3://BUCKET/KEY``.
 
     ``iteration`` is the latest if not given. Raises BadCheckpointError, naming file and tensor, for
     anything missing, extra or not understood; HubError.

@@ -22,6 +22,8 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
+from flmgrow.storage.remote.addresses import is_remote
+from flmgrow.storage.remote.path import open_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +170,11 @@ def read_options(**options: Unpack[ReadOptionsGiven]) -> ReadOptions:
 
 
 def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
-    """Return the folder that ``path`` stands for, fetched first if it is on the Hub."""
+    """Return the folder that ``path`` stands for: fetched first if it is on the Hub, looked through
+    if it is in an object store.
+    """
+    if is_remote(path):
+        return open_folder(path), None
     if not is_on_hub(path):
         return path, None
     from flmgrow.hub.reading import fetch

@@ -56,6 +56,7 @@ LAYERS = (
     ("flmgrow.formats.tables", "flmgrow.formats.torch_file"),
     ("flmgrow.formats",),
     ("flmgrow.storage", "flmgrow.model"),
+    ("flmgrow.storage.remote",),
     ("flmgrow.errors",),
     ("flmgrow.text",),
     ("flmgrow",),
@@ -72,7 +73,7 @@ FLOORS = {package: floor for floor, packages in enumerate(LAYERS) for package in
 LONGEST = 400
 HEAVY = {
     "torch", "megatron", "transformers", "safetensors", "huggingface_hub", "matplotlib",
-    "tensorboard",
+    "obstore", "tensorboard",
 }  # fmt: skip
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.

@@ -13,10 +13,12 @@ import typer
 from flmgrow.cli.interruption import be_quiet
 from flmgrow.cli.options import RUNNING
 from flmgrow.cli.printing import note
-from flmgrow.errors import FlmgrowError
+from flmgrow.errors import FlmgrowError, UsageError
 from flmgrow.hub.names import is_on_hub
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.output import hidden_folder
+from flmgrow.storage.ranks import Ranks, meeting
+from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.world import PATIENCE, World, find_world
 
 RankTimeout = Annotated[
@@ -84,9 +86,24 @@ def _silence() -> Iterator[None]:
 
 
 def meeting_place(path: Path, scratch: Path | None = None) -> Path:
-    """Return the hidden folder beside ``path``, or in ``scratch``, in which ranks meet."""
+    """Return the hidden folder beside ``path``, or in ``scratch``, in which ranks meet.
+
+    Raises UsageError where there is no folder beside it that they could share.
+    """
+    if scratch is None and is_remote(path):
+        raise UsageError(
+            f"{address_of(path)}: is in an object store, where ranks cannot meet",
+            "--scratch FOLDER names a folder that all of them share",
+        )
     parent = path.parent if scratch is None else scratch
     return hidden_folder(Path(os.path.realpath(parent)) / path.name)
+
+
+def meeting_beside(
+    path: Path, scratch: Path | None, world: World
+) -> contextlib.AbstractContextManager[Ranks]:
+    """Give the ranks of ``world``, which meet beside ``path`` or in ``scratch``."""
+    return meeting(meeting_place(path, scratch) if world.size > 1 else path, world)
 
 
 def _place(given: Mapping[str, object]) -> Path | None:
@@ -94,7 +111,9 @@ def _place(given: Mapping[str, object]) -> Path | None:
     path, scratch = given.get("dst") or given.get("src"), given.get("scratch")
     if not isinstance(path, Path) or is_on_hub(path):
         return None
-    return meeting_place(path, scratch if isinstance(scratch, Path) else None)
+    with contextlib.suppress(UsageError):
+        return meeting_place(path, scratch if isinstance(scratch, Path) else None)
+    return None
 
 
 def _hand_over(error: FlmgrowError, world: World, place: Path | None) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from flmgrow.cli import report
-from flmgrow.cli.in_ranks import meeting_place
+from flmgrow.cli.in_ranks import meeting_beside
 from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
-from flmgrow.storage.ranks import meeting
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
 from flmgrow.surgery.evidence.check import Check, Verdict
@@ -24,7 +23,7 @@ def show_integrity(
     """
     with (
         reading.open(path) as opened,
-        meeting(meeting_place(opened.path if opened.hub else path, scratch), world) as ranks,
+        meeting_beside(opened.path if opened.hub else path, scratch, world) as ranks,
     ):
         ranks.meet(opened.contents.digest())
         checkpoint, unread = with_known_states(opened)

@@ -17,7 +17,8 @@ Source = Annotated[
     Path,
     typer.Argument(
         metavar="SRC",
-        help="A checkpoint folder: Megatron's or Hugging Face's; or hf://ORG/NAME[@REVISION].",
+        help="A checkpoint folder: Megatron's or Hugging Face's; or hf://ORG/NAME[@REVISION], or "
+        "s3://BUCKET/KEY.",
     ),
 ]
 Destination = Annotated[

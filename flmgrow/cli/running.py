@@ -15,6 +15,7 @@ from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.model.wording import amount, model_text, size
 from flmgrow.storage.output import hidden_folder
+from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.world import PATIENCE
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
@@ -68,6 +69,11 @@ def carry_out(
         raise UsageError(
             f"{hub_name(destination)}: is on the Hub, wanted a folder",
             "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
+        )
+    if is_remote(destination):
+        raise UsageError(
+            f"{address_of(destination)}: is in an object store, wanted a folder",
+            "write a folder, then copy it with a tool of the object store's",
         )
     execution = running.execution(lambda _: None)
     check_apart(plan.source.path, destination)

@@ -13,7 +13,7 @@ import xxhash
 from flmgrow.api import default_workers
 from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
-from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_place, this_world
+from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_beside, this_world
 from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.printing import json_text
@@ -22,7 +22,6 @@ from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.opened import opened_as_recorded
-from flmgrow.storage.ranks import meeting
 from flmgrow.storage.world import PATIENCE
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def verify(
     with (
         reading.open(dst, only_missing=True) as result,
         _open_source(reading, src, result) as source,
-        meeting(meeting_place(result.path if result.hub else dst, scratch), world) as ranks,
+        meeting_beside(result.path if result.hub else dst, scratch, world) as ranks,
     ):
         how = Verification(
             dtype=computing_dtype(source, result) if dtype is None else _torch_dtype(dtype),

@@ -5,6 +5,8 @@ output is recorded with its size and a checksum (XXH3, 128 bits: as fast as memo
 accident, but is no seal against forgery), and can be held against its record.
 """
 
+import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -100,7 +102,8 @@ def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> st
     buffer = memoryview(bytearray(READ_SIZE))
     with storage_errors(path, "reading"), path.open("rb", buffering=0) as file:
         # What the disk holds is to be checked, not what memory remembers of writing it.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(io.UnsupportedOperation):  # of an object, it remembers nothing
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
             if progress is not None:

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from flmgrow.errors import StorageError
+from flmgrow.storage.remote.path import RemotePath
 
 PART = ".part"
 AN_HOUR = 3600.0  # in seconds
@@ -124,12 +125,16 @@ def _written(part: Path, path: Path, size: int) -> Iterator[NewFile]:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write a small file whole, or leave ``path`` as it was. Raises StorageError.
+    """Write a small file whole, or leave ``path`` as it was. Raises StorageError; of an object,
+    BadCheckpointError as well, if it is another one now.
 
     Several processes may write it at once: each has a part of its own, and the last one counts.
     Parts that somebody left here who was killed are removed once they are an hour old, by the
     clock of the file system: that of another machine may be wrong.
     """
+    if isinstance(path, RemotePath):
+        path.replace_object(data)
+        return
     part = path.with_name(f"{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
         with _written(part, path, len(data)) as file:

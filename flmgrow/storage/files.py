@@ -22,9 +22,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
+from flmgrow.storage.remote.path import RemotePath
+from flmgrow.storage.remote.store import Found
 
 MAX_OPEN_FILES = 64
 _A_MOMENT = 0.001
@@ -72,6 +74,10 @@ class Fingerprint(NamedTuple):
     mtime_ns: int
     ino: int
     dev: int
+
+
+State = Fingerprint | Found
+"""The same of a file or an object."""
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -172,6 +178,11 @@ class ReadOnlyFile:
     size: int
     fingerprint: Fingerprint
 
+    def __new__(cls, *arguments: object) -> Self:
+        """Make what reads the file, wherever it lies."""
+        remote = cls is ReadOnlyFile and isinstance(arguments[0], RemotePath)
+        return object.__new__(RemoteFile if remote else cls)  # type: ignore[return-value]
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._opened_before = False
@@ -194,9 +205,8 @@ class ReadOnlyFile:
 
     def _accept(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise BadCheckpointError(
-                f"{self.path}: is {kind}, wanted a file", "give the path of a checkpoint file"
+            raise self._not_a_file(
+                "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             )
         found = _fingerprint(status)
         if not self._opened_before:
@@ -227,6 +237,11 @@ class ReadOnlyFile:
         return StorageError(
             f"{self.path}: cannot be read: {error.strerror}",
             "check the disk or the mount, then run the same command again",
+        )
+
+    def _not_a_file(self, kind: str) -> BadCheckpointError:
+        return BadCheckpointError(
+            f"{self.path}: is {kind}, wanted a file", "give the path of a checkpoint file"
         )
 
     def _changed_error(self) -> BadCheckpointError:
@@ -312,6 +327,38 @@ def read_if_there(path: Path, most: int) -> bytes | None:
         file.close()
 
 
+class RemoteFile(ReadOnlyFile):
+    """An object in an object store, read as a file is: each range is one of the object as it was
+    listed, or refused.
+    """
+
+    path: RemotePath
+
+    def __init__(self, path: RemotePath) -> None:
+        self.path = path
+        with self._refusals():
+            try:
+                self._ranges = path.ranges
+            except IsADirectoryError:
+                raise self._not_a_file("a folder") from None
+        self.size = self._ranges.found.size
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes at ``offset``; errors are those of a file."""
+        target = target.cast("B")
+        self._check_range(offset, target.nbytes)
+        self._ranges.read_into(offset, target)
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpointError when the object is not as it was listed."""
+        if state_of(self.path) != self._ranges.found:
+            raise self._changed_error()
+
+    def close(self) -> None:
+        """Keep none of its bytes."""
+        self._ranges.close()
+
+
 class MemoryFile(ReadOnlyFile):
     """Bytes in memory, read as a file is; ``name`` stands for it in messages."""
 
@@ -331,6 +378,19 @@ class MemoryFile(ReadOnlyFile):
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def known_state(path: Path) -> State:
+    """Return the state that a file is in, or that an object was listed in. Raises OSError."""
+    return path.ranges.found if isinstance(path, RemotePath) else _fingerprint(path.stat())
+
+
+def state_of(path: Path) -> State | None:
+    """Return the state that a file or an object is in now, None for an object that is gone.
+
+    Raises OSError, StorageError.
+    """
+    return path.look() if isinstance(path, RemotePath) else _fingerprint(path.stat())
 
 
 def _fingerprint(status: os.stat_result) -> Fingerprint:

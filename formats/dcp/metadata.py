@@ -84,7 +84,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
     folder; StorageError if the file system failed.
     """
     path = folder / METADATA_FILE
-    if os.path.lexists(f"{path}.tmp"):
+    if os.path.lexists(path.with_name(f"{path.name}.tmp")):
         raise BadCheckpointError(
             f"{path}: found {METADATA_FILE}.tmp beside it: saving was interrupted, wanted a "
             "finished checkpoint",

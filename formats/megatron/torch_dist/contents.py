@@ -33,7 +33,7 @@ from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.torch_file.strided import read_tensor
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.values import OrderedMap, namespace
-from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.storage.files import ReadOnlyFile, known_state, state_of
 from flmgrow.storage.strict_json import read_object
 
 Progress = Callable[[int], object]
@@ -112,7 +112,7 @@ class DistFolder:
         model.
         """
         self._digest = ""
-        self._states = self._look()
+        self._states = {name: known_state(folder / name) for name in self.files}
 
     @property
     def in_shard(self) -> bool:
@@ -158,12 +158,6 @@ class DistFolder:
             said = FORMAT.get(namespace(args))
         return plain_dcp([*self.metadata.tensors, *objects], said)
 
-    def _look(self) -> dict[str, tuple[int, int, int]]:
-        """Size, time of change and number of every file."""
-        paths = [self.folder / name for name in self.files]
-        found = {path.name: path.stat() for path in paths}
-        return {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found.items()}
-
     @property
     def shards(self) -> list[str]:
         """The names of the shards."""
@@ -183,7 +177,7 @@ class DistFolder:
     @property
     def nbytes(self) -> int:
         """The size of all shards."""
-        return sum(self._states[name][0] for name in self.shards)
+        return sum(self._states[name].size for name in self.shards)
 
     @property
     def count(self) -> int:
@@ -272,8 +266,8 @@ class DistFolder:
 
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError if a file was changed since it was opened."""
-        for name, state in self._look().items():
-            if state != self._states[name]:
+        for name, state in self._states.items():
+            if state_of(self.folder / name) != state:
                 raise BadCheckpointError(
                     f"{self.folder / name}: was changed while it was read",
                     "wait until whatever writes it is done",

@@ -1,0 +1,1 @@
+"""Checkpoints in object stores: addresses, requests, and paths that stand for objects."""

@@ -1,0 +1,251 @@
+"""Paths that stand for objects, so that code made for folders reads an object store unchanged.
+
+Formats walk folders: they list them, look for names, go up to a parent. An object store has no
+folders, only keys. So what it was found to hold is laid out once as a likeness on the disk, of
+folders and empty files, and a :class:`RemotePath` leads the operating system there; but its text is
+the address, its size and time are the object's, and its bytes come from the store alone. Code that
+opened a file of the likeness by itself would find it empty, and say so; it could not take
+anything else for what is in the store.
+"""
+
+import atexit
+import errno
+import io
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable
+from pathlib import Path, PosixPath
+from typing import Any, Self
+
+from flmgrow.errors import BadCheckpointError, StorageError
+from flmgrow.storage.remote import marker, store
+from flmgrow.storage.remote.addresses import Address, address_of, is_remote
+from flmgrow.storage.remote.ranges import Ranges
+from flmgrow.storage.remote.store import Found
+
+STREAMED = 8 << 20
+"""Bytes requested at a time when an object is read from front to back."""
+
+
+class _Likeness:
+    """What stores were found to hold: objects by address, laid out as empty files in a folder that
+    goes with this process.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Found] = {}
+        self._root: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        if self._root is None:
+            self._root = Path(tempfile.mkdtemp(prefix="flmgrow-"))
+            atexit.register(shutil.rmtree, self._root, ignore_errors=True)
+        return self._root
+
+    def place(self, path: "RemotePath") -> Path:
+        """Return where a path lies in the likeness, nowhere for one that leads out of its store."""
+        inside = posixpath.normpath("/".join(path.parts))
+        return self.root / (inside if inside.startswith(path.parts[0]) else "nowhere")
+
+    def replace(self, address: Address, found: dict[str, Found]) -> None:
+        """Let all below ``address`` be what was ``found``, by keys."""
+        at = self.place(RemotePath(str(address)))
+        if at.is_dir():
+            shutil.rmtree(at)
+        below = f"{address}/"
+        for known in [each for each in self.objects if each.startswith(below)]:
+            del self.objects[known]
+        self.add(address, found)
+
+    def add(self, address: Address, found: dict[str, Found], folders: Iterable[str] = ()) -> None:
+        """Let what was ``found``, by keys in the bucket of ``address``, be there as well."""
+        whole = Address(address.service, address.bucket)
+        above = {parent for key in found for parent in _above(key)}
+        try:
+            for folder in folders:
+                self.place(RemotePath(str(whole.below(folder)))).mkdir(parents=True, exist_ok=True)
+            for key, each in found.items():
+                if key in above and not each.size:  # what some programs put for a folder
+                    continue
+                path = RemotePath(str(whole.below(key)))
+                at = self.place(path)
+                at.parent.mkdir(parents=True, exist_ok=True)
+                at.touch()
+                self.objects[str(path)] = each
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            name = Path(error.filename).relative_to(self.root)
+            raise BadCheckpointError(
+                f"{RemotePath(name)}: is an object, and others lie below it as in a folder",
+                "rename the object",
+            ) from None
+        except OSError as error:
+            raise StorageError(
+                f"{address}: listing failed: its names cannot be laid out in "
+                f"{self.root}: {error.strerror}",
+                "free some space there, or set TMPDIR to another folder",
+            ) from None
+
+
+def _above(key: str) -> list[str]:
+    """Return the folders that an object lies in."""
+    parts = key.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+_likeness = _Likeness()
+
+
+class RemotePath(PosixPath):
+    """A path to an object, or to a folder of objects, in an object store; it can only be read."""
+
+    def __str__(self) -> str:
+        return f"{self.parts[0]}//{'/'.join(self.parts[1:])}" if is_remote(self) else self._name
+
+    def __fspath__(self) -> str:
+        return str(_likeness.place(self)) if is_remote(self) else self._name
+
+    @property
+    def _name(self) -> str:
+        """The text of a path that is relative to one in a store."""
+        return "/".join(self.parts) or "."
+
+    @property
+    def found(self) -> Found | None:
+        """What was found there, if it is an object."""
+        return _likeness.objects.get(str(self.resolve()))
+
+    def look(self) -> Found | None:
+        """Return what is there now, if it is an object. Raises StorageError."""
+        return store.look(address_of(self.resolve()))
+
+    @property
+    def ranges(self) -> Ranges:
+        """The object's bytes. Raises FileNotFoundError, IsADirectoryError."""
+        if (found := self.found) is None:
+            self.stat()
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
+        return Ranges(address_of(self.resolve()), found)
+
+    def replace_object(self, data: bytes) -> None:
+        """Put a small object in the place of the one that was found here, if any, and know it.
+
+        Raises BadCheckpointError if that is another one now, StorageError.
+        """
+        address = address_of(self.resolve())
+        store.put_small(address, data, self.found)
+        if (found := store.look(address)) is not None:
+            _likeness.add(address, {address.key: found})
+
+    def resolve(self, strict: bool = False) -> Self:
+        """Return this path without ``..``; there are no links."""
+        return type(self)(posixpath.normpath("/".join(self.parts)))
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return size and time of an object; what else there is, is the likeness's. Raises
+        OSError.
+        """
+        status = super().stat(follow_symlinks=follow_symlinks)
+        if (found := self.found) is None:
+            return status
+        seconds = found.modified.timestamp()
+        values = [*status[:6], found.size, int(seconds), int(seconds), int(seconds)]
+        exact = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), seconds)
+        nanoseconds = {f"{name}_ns": int(seconds * 1e9) for name in exact}
+        return os.stat_result(values, {**exact, **nanoseconds})
+
+    def open(self, mode: str = "r", buffering: int = -1, *text: Any, **more: Any) -> Any:
+        """Open an object to be read, from front to back as a rule. Raises OSError, and what the
+        store raises.
+        """
+        if set(mode) & set("wax+"):
+            raise io.UnsupportedOperation(f"{self}: is in an object store, and is not opened so")
+        stream = io.BufferedReader(_Stream(self.ranges), STREAMED)
+        return stream if "b" in mode else io.TextIOWrapper(stream, *text, **more)
+
+    def iterdir(self) -> Generator[Self, None, None]:
+        """Yield what is in a folder. Raises OSError."""
+        return (self / name for name in os.listdir(self))  # noqa: PTH208
+
+    def glob(self, pattern: str) -> Generator[Self, None, None]:
+        """Yield what fits ``pattern`` below a folder."""
+        return self._mapped(Path(os.fspath(self)).glob(pattern))
+
+    def rglob(self, pattern: str) -> Generator[Self, None, None]:
+        """Yield what fits ``pattern`` anywhere below a folder."""
+        return self._mapped(Path(os.fspath(self)).rglob(pattern))
+
+    def _mapped(self, found: Iterable[Path]) -> Generator[Self, None, None]:
+        here = Path(os.fspath(self))
+        return (self / path.relative_to(here) for path in found)
+
+
+class _Stream(io.RawIOBase):
+    """An object from front to back, or from where one seeks to; nothing is kept in between."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = self._ranges.found.size
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: size}
+        self._position = starts[whence] + offset
+        return self._position
+
+    def readinto(self, target: Any) -> int:
+        view = memoryview(target).cast("B")
+        count = max(0, min(view.nbytes, self._ranges.found.size - self._position))
+        address, found = self._ranges.address, self._ranges.found
+        view[:count] = store.read_range(address, found, self._position, count)
+        self._position += count
+        return count
+
+
+def open_folder(path: Path) -> RemotePath:
+    """Return ``path``, an address, as a path to what is there now.
+
+    What lies right beside it is known as well, if it may be listed: a checkpoint's parts may be
+    told from that. Raises BadCheckpointError if there is nothing, or a folder that is still being
+    written; StorageError, UsageError.
+    """
+    address = address_of(path)
+    found = store.list_below(address)
+    if not found and not address.is_bucket and (alone := store.look(address)) is not None:
+        found = {address.key: alone}
+    if not found:
+        raise BadCheckpointError(
+            f"{address}: does not exist: no key begins so",
+            "check bucket and key, and the endpoint if one is set",
+        )
+    marker.refuse_incomplete(address, found)
+    _likeness.replace(address, _unmarked(address, found))
+    if not address.is_bucket:
+        _look_beside(address)
+    return RemotePath(str(address))
+
+
+def _look_beside(address: Address) -> None:
+    try:
+        folders, objects = store.list_beside(address.parent)
+    except StorageError:  # it may be allowed to list below its key alone
+        return
+    mark = address.parent.below(marker.FOLDER).key
+    if mark in folders:
+        marker.refuse_incomplete_parent(address)
+    _likeness.add(address, objects, [folder for folder in folders if folder != mark])
+
+
+def _unmarked(address: Address, found: dict[str, Found]) -> dict[str, Found]:
+    return {key: each for key, each in found.items() if not marker.is_mark(address, key)}

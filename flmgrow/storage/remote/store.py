@@ -1,0 +1,235 @@
+"""Requests to an object store, each with its failures as one of flmgrow's errors.
+
+Everything that is asked of an object store goes through here. ``obstore`` does the talking: it
+takes endpoints and credentials from the environment, and repeats what may be repeated (errors of
+the server, throttling, bodies that are cut off). What is left over becomes one line of our own
+words. What a server says is not shown: it may echo what it was sent.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError, UsageError
+from flmgrow.storage.remote.addresses import Address
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+AGAIN = "run the same command again"
+ATTEMPTS = 8
+"""How often a request is made until its failure counts."""
+PAUSE = timedelta(milliseconds=250)
+"""The pause after the first failure; each is twice as long as the one before."""
+LONGEST_PAUSE = 40 * PAUSE
+PATIENCE = timedelta(minutes=3)
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_SIGNS = (
+    ("NoSuchBucket", "there is no such bucket", "check the name, and the endpoint if one is set"),
+    (r"Missing\w*(Key|Account)|169\.254\.169\.254|metadata\.google|must be specified",
+     "no credentials were found", ""),
+    ("PermissionDenied|Unauthenticated|status code: 40[13]",
+     "its credentials do not allow this", ""),
+    ("InvalidPath", "there are keys with empty or relative parts", "rename these objects"),
+    ("error sending request", "the server cannot be reached", "check network and endpoint"),
+    ("body error", "the server broke off its answer", f"wait a while, then {AGAIN}"),
+)  # fmt: skip
+"""What in an error's kind or text tells of its cause, and what to do; if nothing is said, see to
+the credentials.
+"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object as a list or an answer describes it; ``tag`` changes with its bytes."""
+
+    size: int
+    tag: str | None
+    modified: datetime
+
+
+@lru_cache
+def _store(scheme: str, bucket: str) -> "ObjectStore":
+    from obstore.store import from_url
+
+    return from_url(
+        f"{scheme}://{bucket}",
+        retry_config={
+            "max_retries": ATTEMPTS - 1,
+            "retry_timeout": PATIENCE,
+            "backoff": {"init_backoff": PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2},
+        },
+    )
+
+
+def forget() -> None:
+    """Let the environment be looked at anew."""
+    _store.cache_clear()
+
+
+def store_of(address: Address) -> "ObjectStore":
+    """Return the store that ``address`` is in, as the environment describes it.
+
+    Raises UsageError without obstore, or if the environment is not understood.
+    """
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            f"{address}: the package obstore is not installed",
+            "pip install 'flmgrow[object-store]'",
+        ) from None
+    with told(address, "opening the store"):
+        return _store(address.service.scheme, address.bucket)
+
+
+class ChangedError(BadCheckpointError):
+    """An object is not the one that was wanted any more."""
+
+
+@contextmanager
+def told(address: Address, doing: str) -> Iterator[None]:
+    """Turn every failure of obstore's in the block into an error that names ``address``.
+
+    Raises BadCheckpointError for what is not there, ChangedError for an object that is not as the
+    request wants it, StorageError for all else. The texts of the causes, which may hold what a
+    server echoes, are dropped.
+    """
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+    try:
+        yield
+    except FlmgrowError:
+        raise
+    except FileNotFoundError:
+        raise BadCheckpointError(
+            f"{address}: does not exist", "check bucket and key, and the endpoint if one is set"
+        ) from None
+    except (PreconditionError, AlreadyExistsError):
+        raise ChangedError(
+            f"{address}: changed while it was being used",
+            "wait until nothing writes to it, then run the command again",
+        ) from None
+    except (BaseError, OSError, ValueError) as error:
+        raise _storage_error(address, doing, error) from None
+
+
+def _storage_error(address: Address, doing: str, error: Exception) -> StorageError:
+    text = f"{type(error).__name__} {error}"
+    for sign, what, hint in _SIGNS:
+        if re.search(sign, text):
+            hint = hint or f"set {address.service.credentials} as the store wants them"
+            return StorageError(f"{address}: {doing} failed: {what}", hint)
+    found = _STATUS.search(text)
+    what = f"the server answers {found[1]}" if found else f"obstore says {type(error).__name__}"
+    return StorageError(f"{address}: {doing} failed: {what}", f"wait a while, then {AGAIN}")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what ``call`` returns, repeated if an answer breaks off; it must be repeatable."""
+    from obstore.exceptions import GenericError
+
+    pause = PAUSE
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return call()
+        except GenericError as error:
+            if "body error" not in str(error):
+                raise
+            time.sleep(pause.total_seconds())
+            pause = min(2 * pause, LONGEST_PAUSE)
+    return call()
+
+
+def look(address: Address) -> Found | None:
+    """Return what is known of an object, None if there is none. Raises StorageError."""
+    store = store_of(address)
+    import obstore
+
+    with told(address, "looking up"):
+        try:
+            return _found(obstore.head(store, address.key))
+        except FileNotFoundError:
+            return None
+
+
+def list_below(address: Address) -> dict[str, Found]:
+    """Return all objects below a folder, by their keys. Raises StorageError."""
+    store = store_of(address)
+    import obstore
+
+    def listed() -> list["ObjectMeta"]:
+        return [each for page in obstore.list(store, address.key or None) for each in page]
+
+    with told(address, "listing"):
+        return {each["path"]: _found(each) for each in patiently(listed)}
+
+
+def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
+    """Return the keys of the folders right below ``address``, and the objects there by theirs.
+
+    Raises StorageError.
+    """
+    store = store_of(address)
+    import obstore
+
+    with told(address, "listing"):
+        answer = patiently(lambda: obstore.list_with_delimiter(store, address.key or None))
+        objects = {each["path"]: _found(each) for each in answer["objects"]}
+        return list(answer["common_prefixes"]), objects
+
+
+def _found(meta: "ObjectMeta") -> Found:
+    """Return what a list or an answer says, in one form: some services leave out the quotes of a
+    tag in lists, and fractions of a second in answers.
+    """
+    tag, modified = meta["e_tag"], meta["last_modified"].astimezone(UTC).replace(microsecond=0)
+    plain = tag is not None and not tag.endswith('"')
+    return Found(meta["size"], f'"{tag}"' if plain else tag, modified)
+
+
+def read_range(address: Address, found: Found, start: int, count: int) -> memoryview:
+    """Return ``count`` bytes of an object, which must still be the one that was ``found``.
+
+    Raises BadCheckpointError if it is gone or another now, StorageError.
+    """
+    if not count:
+        return memoryview(b"")
+    store = store_of(address)
+    import obstore
+
+    with told(address, "reading"):
+        answer = obstore.get(
+            store,
+            address.key,
+            options={"range": (start, start + count), "if_match": found.tag},
+        )
+        data = memoryview(answer.bytes())
+        if answer.meta["size"] != found.size or data.nbytes != count:
+            raise ChangedError(
+                f"{address}: {answer.meta['size']} bytes, listed with {found.size}",
+                "wait until nothing writes to it, then run the command again",
+            )
+    return data
+
+
+def put_small(address: Address, data: bytes, instead: Found | None = None) -> None:
+    """Put a small object whole, ``instead`` of one that must still be there if that is given.
+
+    Raises BadCheckpointError if it is another one now, StorageError.
+    """
+    store = store_of(address)
+    import obstore
+
+    mode: PutMode = "overwrite" if instead is None else {"e_tag": instead.tag or ""}
+    with told(address, "writing"):
+        obstore.put(store, address.key, data, mode=mode, use_multipart=False)

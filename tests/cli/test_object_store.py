@@ -1,0 +1,340 @@
+"""Checkpoints in an object store as sources: every command reads them as it reads folders.
+
+The server is real, and on loopback. What a command makes of a source in the store must be what it
+makes of the same files in a folder, to the byte; and whatever the server does, the command is right
+in the end, or ends in one line that shows no secret.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import accepted, flmgrow, refused
+from growing import all_files
+from hf_folders import make_folder
+from object_store import BUCKET, SECRET, Fault, ObjectStore, served
+from pico import make_checkpoint
+from pico_dist import make_dist_checkpoint
+
+from flmgrow.storage.remote import ranges
+
+FORMATS = ("legacy", "torch_dist", "huggingface")
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[ObjectStore]:
+    with pytest.MonkeyPatch.context() as patch, served(patch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    at = tmp_path_factory.mktemp("folders")
+    return {
+        "legacy": make_checkpoint(at / "legacy", "llama", dtype="float32"),
+        "torch_dist": make_dist_checkpoint(at / "dist", "llama", 2, dtype="float32"),
+        "huggingface": make_folder(at / "huggingface", shards=2),
+    }
+
+
+@pytest.fixture(scope="module")
+def addresses(remote: ObjectStore, folders: dict[str, Path]) -> dict[str, str]:
+    return {
+        name: remote.put_folder(folder, f"sources/{folder.name}")
+        for name, folder in folders.items()
+    }
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(remote: ObjectStore) -> Iterator[None]:
+    yield
+    remote.faults.clear()
+
+
+@pytest.fixture
+def legacy(remote: ObjectStore, folders: dict[str, Path], request: Any) -> str:
+    """The address of a checkpoint that a test may change."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    return remote.put_folder(folders["legacy"], f"{name}/ckpt")
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    return all_files(first) == all_files(second)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_inspect_tells_the_same(
+    name: str, folders: dict[str, Path], addresses: dict[str, str]
+) -> None:
+    there = accepted("inspect", addresses[name], "--tensors", "--health").out
+    here = accepted("inspect", folders[name], "--tensors", "--health").out
+    assert addresses[name] in there
+    assert there.splitlines()[1:] == here.splitlines()[1:]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_integrity_tells_the_same(
+    name: str, folders: dict[str, Path], addresses: dict[str, str]
+) -> None:
+    there = flmgrow("verify", "--integrity", addresses[name])
+    here = flmgrow("verify", "--integrity", folders[name])
+    assert (there.code, there.out, there.err) == (here.code, here.out, here.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("legacy", "reshard SRC DST --tp 2 --pp 2"),
+        ("legacy", "expand SRC DST --ffn-hidden-size 24"),
+        ("legacy", "export SRC DST"),
+        ("torch_dist", "reshard SRC DST --tp 2"),
+        ("huggingface", "import SRC DST --format torch_dist"),
+    ],
+)
+def test_writes_the_same_and_verifies(
+    name: str, command: str, folders: dict[str, Path], addresses: dict[str, str], tmp_path: Path
+) -> None:
+    there, here = tmp_path / "there" / "out", tmp_path / "here" / "out"
+    for source, out in ((addresses[name], there), (folders[name], here)):
+        out.parent.mkdir()
+        words = {"SRC": source, "DST": out}
+        accepted(*[words.get(word, word) for word in command.split()])
+    assert same_bytes(there, here)
+    found, wanted = (
+        flmgrow("verify", addresses[name], there),
+        flmgrow("verify", folders[name], here),
+    )
+    assert (found.code, found.out) == (wanted.code, wanted.out)
+    assert "\nequal" in found.out
+
+
+def test_blocks_smaller_than_any_array_make_no_difference(
+    folders: dict[str, Path],
+    addresses: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranges, "BLOCK", 1000)
+    monkeypatch.setattr(ranges, "MOST_BLOCKS", 2)
+    (tmp_path / "here").mkdir()
+    accepted("reshard", addresses["legacy"], tmp_path / "legacy", "--tp", "2", "--workers", "4")
+    accepted("reshard", folders["legacy"], tmp_path / "here" / "legacy", "--tp", "2")
+    assert same_bytes(tmp_path / "legacy", tmp_path / "here" / "legacy")
+
+
+def test_small_ranges_are_read_in_few_requests(
+    remote: ObjectStore, addresses: dict[str, str], tmp_path: Path
+) -> None:
+    begin = len(remote.requests)
+    accepted("reshard", addresses["legacy"], tmp_path / "out", "--tp", "2")
+    assert len(remote.requests) - begin < 15
+
+
+def test_an_iteration_is_found_by_the_root_and_by_itself(addresses: dict[str, str]) -> None:
+    root = addresses["legacy"]
+    whole = accepted("inspect", root).out
+    assert accepted("inspect", f"{root}/iter_0000030").out == whole
+    assert accepted("inspect", f"{root}/", "--iteration", "30").out == whole
+
+
+def test_a_receipt_goes_into_a_result_in_the_store(
+    remote: ObjectStore, folders: dict[str, Path], addresses: dict[str, str], tmp_path: Path
+) -> None:
+    accepted("reshard", folders["legacy"], tmp_path / "out", "--tp", "2")
+    result = remote.put_folder(tmp_path / "out", "results/receipt")
+    accepted("verify", addresses["legacy"], result)
+    assert b'"receipt"' in remote.get("results/receipt/flmgrow.json")
+    assert "equal" in accepted("inspect", result).out
+
+
+def test_a_receipt_does_not_replace_another_manifest(
+    remote: ObjectStore, folders: dict[str, Path], addresses: dict[str, str], tmp_path: Path
+) -> None:
+    accepted("reshard", folders["legacy"], tmp_path / "out", "--tp", "2")
+    result, key = remote.put_folder(tmp_path / "out", "results/lost"), "results/lost/flmgrow.json"
+    remote.faults.append(Fault("PUT", "flmgrow.json", before=lambda: remote.put(key, b"another")))
+    outcome = flmgrow("verify", addresses["legacy"], result)
+    assert (outcome.code, outcome.err.count("\n")) == (3, 2)
+    assert f"{result}/flmgrow.json: changed" in outcome.err
+    assert remote.get(key) == b"another"
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "found"),
+    [
+        (f"s3://{BUCKET}/nothing", 3, "s3://checkpoints/nothing: does not exist"),
+        (f"s3://{BUCKET}/sourc", 3, "s3://checkpoints/sourc: does not exist"),
+        ("s3://other/ckpt", 4, "s3://other/ckpt: listing failed: there is no such bucket"),
+        (f"s3://{BUCKET}/sources", 3, "holds checkpoints in folders of its own"),
+        (f"s3://{BUCKET}/sources/huggingface/config.json", 3, "config.json"),
+        ("s3://", 2, "names no bucket.*s3://BUCKET/KEY"),
+        ("gs://x", 2, "gs://x: names no bucket.*gs://BUCKET/KEY"),
+        (f"s3://{BUCKET}/a/../b", 2, "has '..' in it"),
+        (f"s3://user:{SECRET}@{BUCKET}/a", 2, r"s3://\*\*\*: holds a user's name or a key"),
+    ],
+)
+def test_a_wrong_address_is_one_line(
+    address: str, code: int, found: str, addresses: dict[str, str], tmp_path: Path
+) -> None:
+    outcome = refused(code, found, "inspect", address, place=tmp_path)
+    assert SECRET not in outcome.err
+
+
+def test_without_obstore_the_extra_is_named(
+    addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    pattern = r"package obstore is not installed\nhint: pip install 'flmgrow\[object-store\]'"
+    refused(2, pattern, "inspect", addresses["legacy"], place=tmp_path)
+
+
+def test_without_credentials_the_variables_are_named(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flmgrow.storage.remote import store
+
+    store.forget()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    refused(
+        4, "no credentials were found.*AWS_ACCESS_KEY_ID", "inspect", "s3://b-b/c", place=tmp_path
+    )
+    store.forget()
+
+
+def test_a_server_that_is_not_there_is_one_line(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from flmgrow.storage.remote import store
+
+    store.forget()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    refused(4, "the server cannot be reached", "inspect", "s3://b-b/c", place=tmp_path)
+    store.forget()
+
+
+@pytest.mark.parametrize("key", ["flmgrow.pt/below", "a//b"])
+def test_keys_that_are_no_paths_are_one_line(
+    key: str, remote: ObjectStore, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    name = f"odd-{len(key)}"
+    address = remote.put_folder(folders["huggingface"], name)
+    remote.put(f"{name}/flmgrow.pt", b"1")
+    remote.put(f"{name}/{key}", b"2")
+    outcome = flmgrow("inspect", address)
+    assert outcome.code in (3, 4)
+    assert re.search(r"others lie below it|empty or relative parts", outcome.err)
+    remote.delete(f"{name}/{key}") if "//" not in key else None
+
+
+def test_empty_objects_that_stand_for_folders_are_none(
+    remote: ObjectStore, folders: dict[str, Path]
+) -> None:
+    address = remote.put_folder(folders["legacy"], "with-folders")
+    remote.put("with-folders/", b"")
+    remote.put("with-folders/iter_0000030/", b"")
+    accepted("inspect", address)
+
+
+# --- what changes, and what fails
+
+
+def test_an_object_that_changes_after_it_was_listed_is_refused(
+    remote: ObjectStore, legacy: str, tmp_path: Path
+) -> None:
+    (key,) = [key for key in remote.keys(legacy.removeprefix(f"s3://{BUCKET}/")) if ".pt" in key]
+    data = remote.get(key)
+    other = bytes([*data[:-1], data[-1] ^ 1])
+    remote.faults.append(Fault("GET", r"\.pt", before=lambda: remote.put(key, other)))
+    pattern = rf"{key}: changed while it was being used"
+    refused(3, pattern, "reshard", legacy, tmp_path / "out", "--tp", "2", place=tmp_path)
+
+
+def test_an_object_that_changes_after_it_was_read_leaves_no_output(
+    remote: ObjectStore, legacy: str, tmp_path: Path
+) -> None:
+    (key,) = [key for key in remote.keys(legacy.removeprefix(f"s3://{BUCKET}/")) if ".pt" in key]
+    remote.faults.append(Fault("HEAD", r"\.pt", before=lambda: remote.put(key, b"another")))
+    pattern = rf"{key}: changed while it was being read"
+    refused(3, pattern, "reshard", legacy, tmp_path / "out", "--tp", "2", place=tmp_path)
+
+
+PASSING = [
+    {"status": 500, "times": 3},
+    {"status": 503, "times": 3},
+    {"status": 429, "times": 3},
+    {"cut": True, "times": 3},
+]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=str)
+@pytest.mark.parametrize("path", ["list-type", r"\.pt"])
+def test_what_passes_is_waited_for(
+    path: str, fault: dict[str, Any], remote: ObjectStore, addresses: dict[str, str], tmp_path: Path
+) -> None:
+    remote.faults.append(Fault("GET", path, **fault))
+    accepted("reshard", addresses["legacy"], tmp_path / "out", "--tp", "2")
+    assert remote.faults[0].times == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ({"status": 500}, "the server answers 500"),
+        ({"status": 503}, "the server answers 503"),
+        ({"status": 403}, "its credentials do not allow this.*AWS_ACCESS_KEY_ID"),
+        ({"cut": True}, "the server broke off its answer"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("path", ["list-type", r"\.pt"])
+def test_what_does_not_pass_is_one_line(
+    path: str,
+    fault: dict[str, Any],
+    found: str,
+    remote: ObjectStore,
+    addresses: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    remote.faults.append(Fault("GET", path, times=100, **fault))
+    command = ("reshard", addresses["legacy"], tmp_path / "out", "--tp", "2")
+    outcome = refused(4, rf"s3://{BUCKET}/sources/legacy.*{found}", *command, place=tmp_path)
+    assert SECRET not in outcome.err
+    assert "Signature" not in outcome.err
+
+
+def test_one_who_may_not_list_the_parent_reads_all_the_same(
+    remote: ObjectStore, addresses: dict[str, str]
+) -> None:
+    remote.faults.append(Fault("GET", "delimiter", status=403, times=9))
+    accepted("inspect", addresses["legacy"])
+
+
+# --- folders that are being written
+
+
+def test_a_folder_without_its_marker_is_refused(
+    remote: ObjectStore, legacy: str, tmp_path: Path
+) -> None:
+    key = legacy.removeprefix(f"s3://{BUCKET}/")
+    remote.put(f"{key}/.flmgrow/plan.json", b"{}")
+    for address in (legacy, f"{legacy}/iter_0000030"):
+        pattern = rf"{legacy}: is not complete.*hint: run the command that writes it again"
+        refused(3, pattern, "inspect", address, place=tmp_path)
+    remote.put(f"{key}/.flmgrow/complete", b"{}")
+    for address in (legacy, f"{legacy}/iter_0000030"):
+        assert ".flmgrow" not in accepted("verify", "--integrity", address).out
+
+
+def test_ranks_that_cannot_meet_beside_a_result_are_told(
+    addresses: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FLMGROW_RANK", "0")
+    monkeypatch.setenv("FLMGROW_WORLD_SIZE", "2")
+    pattern = "is in an object store, where ranks cannot meet.*--scratch"
+    refused(2, pattern, "verify", "--integrity", addresses["legacy"], place=tmp_path)

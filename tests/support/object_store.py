@@ -1,0 +1,197 @@
+"""An object store on loopback: moto's S3, as a server, with any misbehaviour wanted.
+
+moto keeps real buckets in memory: conditional requests, multipart uploads and lists in pages. What
+no test could ask of it (errors, throttling, bodies that are cut off) is put between.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import requests
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from flmgrow.storage.remote import store
+
+BUCKET = "checkpoints"
+SECRET = "SecretThatNobodyMaySee0123456789abcdefgh"
+_ERROR = "<Error><Code>{code}</Code><Message>you sent {sent}</Message></Error>"
+_TESTS = "the tests themselves"
+_XML = "{http://s3.amazonaws.com/doc/2006-03-01/}"
+_CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
+
+Wsgi = Callable[..., Iterable[bytes]]
+
+
+@dataclass
+class Fault:
+    """What shall go wrong: the next ``times`` requests of this method, whose path and query fit.
+
+    ``status`` answers with an error that echoes the credentials; ``cut`` ends a body in its middle;
+    ``late`` answers with an error when all is done; ``before`` is called first.
+    """
+
+    method: str
+    path: str
+    status: int = 0
+    times: int = 1
+    cut: bool = False
+    late: bool = False
+    before: Callable[[], None] = lambda: None
+
+
+@dataclass
+class ObjectStore:
+    """The server's state. ``requests`` are all that came, as method, path and query."""
+
+    endpoint: str = ""
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            self.requests.append(f"{method} {path}")
+            for fault in self.faults:
+                if fault.times and fault.method == method and re.search(fault.path, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def count(self, pattern: str) -> int:
+        """How many requests came whose method, path and query fit."""
+        return sum(re.search(pattern, each) is not None for each in self.requests)
+
+    # --- what tests do with it, past all faults
+
+    def put(self, key: str, data: bytes) -> None:
+        self._ask("put", f"/{key}", data)
+
+    def get(self, key: str) -> bytes:
+        return self._ask("get", f"/{key}")
+
+    def delete(self, key: str) -> None:
+        self._ask("delete", f"/{key}")
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return _texts(self._ask("get", f"?list-type=2&prefix={prefix}"), "Key")
+
+    def uploads(self) -> list[str]:
+        """The keys of multipart uploads that were begun, and neither completed nor aborted."""
+        return _texts(self._ask("get", "?uploads"), "Key")
+
+    def put_folder(self, folder: Path, key: str) -> str:
+        """Put all files of ``folder`` under ``key``; return the address."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{key}/{path.relative_to(folder)}", path.read_bytes())
+        return f"s3://{BUCKET}/{key}"
+
+    def get_folder(self, key: str, folder: Path) -> Path:
+        """Put all objects under ``key`` into ``folder``, as files."""
+        for each in self.keys(f"{key}/"):
+            place = folder / each.removeprefix(f"{key}/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(self.get(each))
+        return folder
+
+    def _ask(self, method: str, place: str, data: bytes = b"") -> bytes:
+        answer = requests.request(
+            method, f"{self.endpoint}/{BUCKET}{place}", data=data, headers={"Authorization": _TESTS}
+        )
+        answer.raise_for_status()
+        return answer.content
+
+
+def _texts(answer: bytes, name: str) -> list[str]:
+    return [each.text or "" for each in ElementTree.fromstring(answer).iter(f"{_XML}{name}")]
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_: object) -> None:
+        pass
+
+
+def _faulty(app: Wsgi, state: ObjectStore) -> Wsgi:
+    """Return moto's application with the faults of ``state`` before it; the tests' own requests
+    meet none.
+    """
+
+    def call(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        sent = environ.get("HTTP_AUTHORIZATION", "")
+        path = environ["PATH_INFO"] + (
+            f"?{environ['QUERY_STRING']}" * bool(environ["QUERY_STRING"])
+        )
+        fault = state.fault(environ["REQUEST_METHOD"], path) if sent != _TESTS else None
+        if fault is None:
+            return app(environ, start)
+        fault.before()
+        if fault.status and not fault.late:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            return _refusal(fault, sent, start)
+        body = b"".join(app(environ, start if not fault.status else lambda *_: None))
+        if fault.status:
+            return _refusal(fault, sent, start)
+        return [body[: len(body) // 2]] if fault.cut else [body]
+
+    return call
+
+
+def _refusal(fault: Fault, sent: str, start: Callable[..., Any]) -> Iterable[bytes]:
+    text = _ERROR.format(code=_CODES.get(fault.status, "Other"), sent=f"{sent} {SECRET}").encode()
+    headers = [("Content-Length", str(len(text))), ("Content-Type", "application/xml")]
+    start(f"{fault.status} Refused", headers)
+    return [text]
+
+
+@contextmanager
+def serving() -> Iterator[ObjectStore]:
+    """A server with an empty bucket."""
+    state = ObjectStore()
+    app = _faulty(DomainDispatcherApplication(create_backend_app), state)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        state.endpoint = f"http://127.0.0.1:{server.server_port}"
+        requests.post(f"{state.endpoint}/moto-api/reset").raise_for_status()
+        state._ask("put", "")
+        yield state
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def environment(state: ObjectStore) -> dict[str, str]:
+    """What a command's environment says of the server."""
+    return {
+        "AWS_ENDPOINT_URL": state.endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+@contextmanager
+def served(patch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A server that this process's commands speak to, with little patience."""
+    with serving() as state:
+        for name, value in environment(state).items():
+            patch.setenv(name, value)
+        patch.setattr(store, "PAUSE", timedelta(milliseconds=2))
+        patch.setattr(store, "ATTEMPTS", 5)
+        store.forget()
+        yield state
+        store.forget()
