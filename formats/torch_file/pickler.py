@@ -3,13 +3,16 @@
 Inert values must go back into a pickle that torch, plain or with ``weights_only``, can read.
 :func:`to_pickle` writes what :func:`flmgrow.formats.torch_file.unpickler.unpickle` reads. What was
 shared stays shared, what was opaque is written as it was read, and the same data gives the same
-bytes.
+bytes. A plan needs the size of every file, and nearly all of a pickle is plain tensors: these are
+written in one go, and only what may hold anything waits in a list of what is still to be written.
 """
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from flmgrow.formats.torch_file import calls
 from flmgrow.formats.torch_file.values import (
@@ -37,178 +40,218 @@ def to_pickle(obj: object) -> tuple[bytes, list[Storage]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Value:
-    """A step: write this value."""
+class _Code:
+    """A step: write an instruction. If it makes ``value``, keep that for later references, then
+    fill it.
+    """
 
-    value: object
+    code: bytes
+    value: object = None
+    filling: Sequence[object] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """A step: ``value`` now lies on the stack; keep it for later references, then fill it."""
+class _Arguments:
+    """A step: write the arguments of the call that makes a tensor."""
 
-    value: object
-    filling: "list[_Step]"
-
-
-_Step = bytes | _Value | _Made
-"""What remains to be written. Bytes are instructions, and go out as they are."""
+    tensor: TensorRecord
 
 
 class _Writer:
     def __init__(self) -> None:
         self.output = bytearray()
         self.storages: dict[Storage, str] = {}
+        self.todo: list[object] = []
+        """Values and steps that remain to be written, the next one last."""
         # Texts and names by value, other objects by identity (and held, so that no new object can
         # get the identity of one that has gone).
         self.kept: dict[object, int] = {}
         self.held: list[object] = []
+        self.count = 0
 
     def write(self, root: object) -> None:
         self.output += pickle.PROTO + b"\x02"
-        todo: list[_Step] = [_Value(root)]
-        while todo:
-            step = todo.pop()
-            if isinstance(step, bytes):
-                self.output += step
-            elif isinstance(step, _Made):
-                todo.extend(reversed(self.keep(step)))
-            elif not self.refer_to(step.value):
-                todo.extend(reversed(self.steps(step.value)))
+        self.todo.append(root)
+        while self.todo:
+            value = self.todo.pop()
+            write = _WRITE.get(type(value))
+            if write is None:
+                raise TypeError(f"{type(value).__name__} is not an inert value")
+            write(self, value)
         self.output += pickle.STOP
 
-    def refer_to(self, value: object) -> bool:
-        """Write a reference to ``value`` if it was written before; return whether it was."""
-        index = self.kept.get(_identity(value))
+    def next(self, steps: Sequence[object]) -> None:
+        """Write these values and steps before all others that remain."""
+        self.todo += reversed(steps)
+
+    def refer_to(self, key: object) -> bool:
+        """Write a reference to what is kept as ``key``; return whether something is."""
+        index = self.kept.get(key)
         if index is None:
             return False
         if index < 256:
-            self.output += pickle.BINGET + bytes([index])
+            self.output += _SHORT_GET[index]
         else:
-            self.output += pickle.LONG_BINGET + struct.pack("<I", index)
+            self.output += pickle.LONG_BINGET + index.to_bytes(4, "little")
         return True
 
-    def keep(self, made: _Made) -> list[_Step]:
-        if _identity(made.value) in self.kept:  # it holds itself, and was finished on the way
-            self.output += pickle.POP
-            self.refer_to(made.value)
-            return []
-        index = len(self.kept)
-        self.kept[_identity(made.value)] = index
-        self.held.append(made.value)
+    def keep(self, key: object = None) -> None:
+        """Keep what now lies on the stack, as ``key`` if there may be references to it."""
+        index = self.count
+        self.count += 1
+        if key is not None:
+            self.kept[key] = index
         if index < 256:
-            self.output += pickle.BINPUT + bytes([index])
+            self.output += _SHORT_PUT[index]
         else:
-            self.output += pickle.LONG_BINPUT + struct.pack("<I", index)
-        return made.filling
+            self.output += pickle.LONG_BINPUT + index.to_bytes(4, "little")
 
-    def steps(self, value: object) -> list[_Step]:
-        """Return how to write a value that was not written before."""
-        if isinstance(value, Storage):
-            return self.storage(value)
-        write = _STEPS.get(type(value))
-        if write is None:
-            raise TypeError(f"{type(value).__name__} is not an inert value")
-        return write(value)
+    def keep_object(self, value: object) -> None:
+        self.held.append(value)
+        self.keep(id(value))
 
-    def storage(self, value: Storage) -> list[_Step]:
+    def shared(self, value: str | Global) -> None:
+        """Write a text or a name, or a reference to it."""
+        if self.refer_to(value):
+            return
+        if isinstance(value, Global):
+            self.output += pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode()
+        else:
+            data = value.encode("utf-8", "surrogatepass")
+            self.output += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+        self.keep(value)
+
+    def code(self, step: _Code) -> None:
+        self.output += step.code
+        if step.value is not None:
+            if id(step.value) in self.kept:  # it holds itself, and was finished on the way
+                self.output += pickle.POP
+                self.refer_to(id(step.value))
+                return
+            self.keep_object(step.value)
+        self.next(step.filling)
+
+    def integers(self, values: tuple[int, ...]) -> None:
+        """Write a tuple to which there will be no reference."""
+        begin, end = _tuple_codes(len(values))
+        self.output += begin + b"".join(map(_integer, values)) + end
+        if values:
+            self.keep()
+
+    def storage(self, value: Storage) -> None:
         key = self.storages.setdefault(value, str(len(self.storages)))
-        module = "torch.storage" if value.kind == UNTYPED else "torch"
+        self.output += pickle.MARK
+        self.shared("storage")
+        self.shared(_kind(value.kind))
+        self.shared(key)
         # Not where it was: torch.load would put it there again, on a machine that has no GPU, too.
-        parts = ["storage", Global(module, value.kind), key, "cpu", value.count]
-        return [pickle.MARK, *_values(parts), pickle.TUPLE, pickle.BINPERSID]
+        self.shared("cpu")
+        self.output += _integer(value.count) + pickle.TUPLE + pickle.BINPERSID
+
+    def arguments(self, value: TensorRecord) -> None:
+        """Write what is needed to make a tensor; no two have the tuples of their sizes in
+        common.
+        """
+        self.output += pickle.MARK
+        self.storage(value.storage)
+        self.output += _integer(value.start)
+        self.integers(value.shape)
+        self.integers(value.stride)
+        requires_grad = value.requires_grad and not value.is_parameter
+        self.output += pickle.NEWTRUE if requires_grad else pickle.NEWFALSE
+        self.shared(calls.ORDERED_DICT)  # of hooks
+        self.output += pickle.EMPTY_TUPLE + pickle.REDUCE
+        self.keep()
+        if value.storage.kind == UNTYPED:
+            self.shared(Global("torch", value.dtype))
+        self.output += pickle.TUPLE
+        self.keep()
 
 
-def _identity(value: object) -> object:
-    return value if isinstance(value, str | Global) else id(value)
+_SHORT_GET = [pickle.BINGET + bytes([index]) for index in range(256)]
+_SHORT_PUT = [pickle.BINPUT + bytes([index]) for index in range(256)]
 
 
-def _values(values: Iterable[object]) -> list[_Step]:
-    return [_Value(value) for value in values]
+def _integer(value: int) -> bytes:
+    if 0 <= value < 1 << 8:
+        return pickle.BININT1 + bytes([value])
+    if 0 <= value < 1 << 16:
+        return pickle.BININT2 + value.to_bytes(2, "little")
+    if -(1 << 31) <= value < 1 << 31:
+        return pickle.BININT + value.to_bytes(4, "little", signed=True)
+    data = pickle.encode_long(value)
+    if len(data) < 256:
+        return pickle.LONG1 + bytes([len(data)]) + data
+    return pickle.LONG4 + struct.pack("<i", len(data)) + data
+
+
+@lru_cache
+def _kind(kind: str) -> Global:
+    return Global("torch.storage" if kind == UNTYPED else "torch", kind)
+
+
+def _tuple_codes(size: int) -> tuple[bytes, bytes]:
+    """Return the instructions before and after the values of a tuple."""
+    short = (pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+    return (b"", short[size]) if size < len(short) else (pickle.MARK, pickle.TUPLE)
 
 
 def _call(
-    function: Global, arguments: tuple[object, ...], code: bytes = pickle.REDUCE
-) -> list[_Step]:
-    return [_Value(function), _Value(arguments), code]
+    made: object,
+    function: Global,
+    arguments: object,
+    code: bytes = pickle.REDUCE,
+    filling: Sequence[object] = (),
+) -> list[object]:
+    """Return the steps that make a value by a call."""
+    return [function, arguments, _Code(code, made, filling)]
 
 
-def _int(value: int) -> list[_Step]:
-    if 0 <= value < 1 << 8:
-        return [pickle.BININT1 + bytes([value])]
-    if 0 <= value < 1 << 16:
-        return [pickle.BININT2 + struct.pack("<H", value)]
-    if -(1 << 31) <= value < 1 << 31:
-        return [pickle.BININT + struct.pack("<i", value)]
-    data = pickle.encode_long(value)
-    if len(data) < 256:
-        return [pickle.LONG1 + bytes([len(data)]) + data]
-    return [pickle.LONG4 + struct.pack("<i", len(data)) + data]
+def _appended(values: Sequence[object]) -> list[object]:
+    return [_Code(pickle.MARK), *values, _Code(pickle.APPENDS)] if values else []
 
 
-def _str(value: str) -> list[_Step]:
-    data = value.encode("utf-8", "surrogatepass")
-    return [pickle.BINUNICODE + struct.pack("<I", len(data)) + data, _Made(value, [])]
-
-
-def _global(value: Global) -> list[_Step]:
-    line = f"{value.module}\n{value.name}\n".encode()
-    return [pickle.GLOBAL + line, _Made(value, [])]
-
-
-def _bytes(value: bytes) -> list[_Step]:
-    if not value:
-        return [*_call(Global("__builtin__", "bytes"), ()), _Made(value, [])]
-    text = value.decode("latin-1")
-    return [*_call(calls.ENCODE, (text, "latin1")), _Made(value, [])]
-
-
-def _bytearray(value: bytearray) -> list[_Step]:
-    data = (bytes(value),) if value else ()
-    return [*_call(Global("__builtin__", "bytearray"), data), _Made(value, [])]
-
-
-_SHORT_TUPLES = {1: pickle.TUPLE1, 2: pickle.TUPLE2, 3: pickle.TUPLE3}
-
-
-def _tuple(value: tuple[object, ...]) -> list[_Step]:
-    if not value:
-        return [pickle.EMPTY_TUPLE]
-    if len(value) in _SHORT_TUPLES:
-        return [*_values(value), _SHORT_TUPLES[len(value)], _Made(value, [])]
-    return [pickle.MARK, *_values(value), pickle.TUPLE, _Made(value, [])]
-
-
-def _appended(values: list[object]) -> list[_Step]:
-    return [pickle.MARK, *_values(values), pickle.APPENDS] if values else []
-
-
-def _set_items(pairs: Iterable[tuple[object, object]]) -> list[_Step]:
+def _set_items(pairs: Iterable[tuple[object, object]]) -> list[object]:
     flat = [part for pair in pairs for part in pair]
-    return [pickle.MARK, *_values(flat), pickle.SETITEMS] if flat else []
+    return [_Code(pickle.MARK), *flat, _Code(pickle.SETITEMS)] if flat else []
 
 
-def _built(state: object) -> list[_Step]:
-    return [] if state is None else [_Value(state), pickle.BUILD]
+def _built(state: object) -> list[object]:
+    return [] if state is None else [state, _Code(pickle.BUILD)]
 
 
-def _list(value: list[object]) -> list[_Step]:
-    return [pickle.EMPTY_LIST, _Made(value, _appended(value))]
+def _tuple(value: tuple[object, ...]) -> list[object]:
+    begin, end = _tuple_codes(len(value))
+    return [_Code(begin), *value, _Code(end, value if value else None)]
 
 
-def _dict(value: dict[object, object]) -> list[_Step]:
-    return [pickle.EMPTY_DICT, _Made(value, _set_items(value.items()))]
+def _list(value: list[object]) -> list[object]:
+    return [_Code(pickle.EMPTY_LIST, value, _appended(value))]
 
 
-def _ordered_map(value: OrderedMap) -> list[_Step]:
+def _dict(value: dict[object, object]) -> list[object]:
+    return [_Code(pickle.EMPTY_DICT, value, _set_items(value.items()))]
+
+
+def _ordered_map(value: OrderedMap) -> list[object]:
     filling = [*_set_items(value.items()), *_built(value.state)]
-    return [*_call(calls.ORDERED_DICT, ()), _Made(value, filling)]
+    return _call(value, calls.ORDERED_DICT, (), filling=filling)
 
 
-def _set(value: set[object] | frozenset[object]) -> list[_Step]:
+def _bytes(value: bytes) -> list[object]:
+    if not value:
+        return _call(value, Global("__builtin__", "bytes"), ())
+    return _call(value, calls.ENCODE, (value.decode("latin-1"), "latin1"))
+
+
+def _bytearray(value: bytearray) -> list[object]:
+    return _call(value, Global("__builtin__", "bytearray"), (bytes(value),) if value else ())
+
+
+def _set(value: set[object] | frozenset[object]) -> list[object]:
     # Python would write the members in another order on each run.
     members = sorted(value, key=_rank)
-    return [*_call(Global("__builtin__", type(value).__name__), (members,)), _Made(value, [])]
+    return _call(value, Global("__builtin__", type(value).__name__), (members,))
 
 
 def _rank(member: object) -> tuple[str, str]:
@@ -217,62 +260,87 @@ def _rank(member: object) -> tuple[str, str]:
     return type(member).__name__, repr(member)
 
 
-def _size(value: SizeTuple) -> list[_Step]:
-    return [*_call(calls.SIZE, (tuple(value),)), _Made(value, [])]
+def _size(value: SizeTuple) -> list[object]:
+    return _call(value, calls.SIZE, (tuple(value),))
 
 
-def _opaque(value: Opaque) -> list[_Step]:
+def _opaque(value: Opaque) -> list[object]:
     code = pickle.REDUCE if value.how == "reduce" else pickle.NEWOBJ
     filling = [*_appended(value.items), *_set_items(value.pairs), *_built(value.state)]
-    return [*_call(value.function, value.arguments, code), _Made(value, filling)]
+    return _call(value, value.function, value.arguments, code, filling)
 
 
-def _tensor(value: TensorRecord) -> list[_Step]:
+def _tensor(value: TensorRecord) -> list[object]:
     """A tensor, inside the call that gives it attributes, or makes a parameter of it, or both."""
-    requires_grad = value.requires_grad and not value.is_parameter
-    view = (value.storage, value.start, value.shape, value.stride)
-    inner: tuple[object, ...] = (*view, requires_grad, OrderedMap())
-    function = calls.TENSOR_V2
-    if value.storage.kind == UNTYPED:
-        function = calls.TENSOR_V3
-        inner = (*inner, Global("torch", value.dtype))
+    arguments = _Arguments(value)
+    function = calls.TENSOR_V3 if value.storage.kind == UNTYPED else calls.TENSOR_V2
     if value.is_parameter:
-        steps = _parameter(value, [*_call(function, inner)])
-    elif value.attributes is not None:
-        outer = (function, calls.TENSOR, inner, value.attributes)
-        steps = _call(calls.TENSOR_WITH_ATTRIBUTES, outer)
-    else:
-        steps = _call(function, inner)
-    return [*steps, _Made(value, [])]
-
-
-def _parameter(value: TensorRecord, data: list[_Step]) -> list[_Step]:
-    """The call that makes a parameter of the tensor that the steps ``data`` make."""
-    rest: list[object] = [value.requires_grad, OrderedMap()]
-    function = calls.PARAMETER
+        rest: list[object] = [value.requires_grad, OrderedMap()]
+        outer = calls.PARAMETER
+        if value.attributes is not None:
+            outer = calls.PARAMETER_WITH_ATTRIBUTES
+            rest.append(value.attributes)
+        data = [function, arguments, _Code(pickle.REDUCE)]
+        return [
+            outer,
+            _Code(pickle.MARK),
+            *data,
+            *rest,
+            _Code(pickle.TUPLE),
+            _Code(pickle.REDUCE, value),
+        ]
     if value.attributes is not None:
-        function = calls.PARAMETER_WITH_ATTRIBUTES
-        rest.append(value.attributes)
-    return [_Value(function), pickle.MARK, *data, *_values(rest), pickle.TUPLE, pickle.REDUCE]
+        whole = (function, calls.TENSOR, arguments, value.attributes)
+        return _call(value, calls.TENSOR_WITH_ATTRIBUTES, whole)
+    return _call(value, function, arguments)
 
 
-_STEPS: dict[type, Callable[..., list[_Step]]] = {
-    type(None): lambda _: [pickle.NONE],
-    bool: lambda value: [pickle.NEWTRUE if value else pickle.NEWFALSE],
-    int: _int,
-    float: lambda value: [pickle.BINFLOAT + struct.pack(">d", value)],
-    str: _str,
-    bytes: _bytes,
-    bytearray: _bytearray,
-    tuple: _tuple,
-    list: _list,
-    dict: _dict,
-    set: _set,
-    frozenset: _set,
-    Global: _global,
-    OrderedMap: _ordered_map,
-    SizeTuple: _size,
-    Opaque: _opaque,
-    TensorRecord: _tensor,
+def _by_identity(steps: Callable[[Any], Sequence[object]]) -> Callable[[_Writer, Any], None]:
+    """Return how to write values that are shared: a reference, or else these ``steps``."""
+
+    def write(writer: _Writer, value: object) -> None:
+        if not writer.refer_to(id(value)):
+            writer.next(steps(value))
+
+    return write
+
+
+def _write_integer(writer: _Writer, value: int) -> None:
+    writer.output += _integer(value)
+
+
+def _write_float(writer: _Writer, value: float) -> None:
+    writer.output += pickle.BINFLOAT + struct.pack(">d", value)
+
+
+def _write_none(writer: _Writer, _: None) -> None:
+    writer.output += pickle.NONE
+
+
+def _write_bool(writer: _Writer, value: bool) -> None:
+    writer.output += pickle.NEWTRUE if value else pickle.NEWFALSE
+
+
+_WRITE: dict[type, Callable[[_Writer, Any], None]] = {
+    _Code: _Writer.code,
+    _Arguments: lambda writer, step: writer.arguments(step.tensor),
+    type(None): _write_none,
+    bool: _write_bool,
+    int: _write_integer,
+    float: _write_float,
+    str: _Writer.shared,
+    Global: _Writer.shared,
+    Storage: _Writer.storage,
+    bytes: _by_identity(_bytes),
+    bytearray: _by_identity(_bytearray),
+    tuple: _by_identity(_tuple),
+    list: _by_identity(_list),
+    dict: _by_identity(_dict),
+    set: _by_identity(_set),
+    frozenset: _by_identity(_set),
+    OrderedMap: _by_identity(_ordered_map),
+    SizeTuple: _by_identity(_size),
+    Opaque: _by_identity(_opaque),
+    TensorRecord: _by_identity(_tensor),
 }
-"""How each type of inert value is written."""
+"""How each type of inert value is written, and each step."""
