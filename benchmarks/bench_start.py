@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from made_checkpoint import PRESETS, make, without_sums
+from made_checkpoint import PRESETS, make, sum_holes_once
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         places = {"small": Path(folder, "a"), "large": Path(folder, "b"), "new": Path(folder, "c")}
         make_checkpoint(places["small"], "llama")
-        without_sums()
+        sum_holes_once()
         config, (tp, pp) = PRESETS["51b"]
         make(places["large"], config, make_layout(config.layers, tp, pp), optimizer=True)
         print(f"{'CPU seconds':<40}{''.join(f'{Path(p).parents[2].name:>12}' for p in pythons)}")

@@ -1,6 +1,5 @@
 """The application: errors turned into lines and exit codes in one place."""
 
-import sys
 from collections.abc import Sequence
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from flmgrow import __version__
 from flmgrow.cli.commands import CommandGroup
 from flmgrow.cli.ended import EndedError
-from flmgrow.errors import FlmgrowError, as_storage_error, printable, tell
+from flmgrow.errors import FlmgrowError, UsageError, as_storage_error, tell
 from flmgrow.text import COMMAND_LINE
 
 INTERRUPTED = 130
@@ -37,6 +36,16 @@ def _options(
     """Grow and reshard model checkpoints, and prove that the function did not change."""
 
 
+def _speaks() -> bool:
+    """Whether this process is to tell what is wrong with a command line that all ranks got."""
+    from flmgrow.cli.in_ranks import this_world
+
+    try:
+        return this_world().first
+    except UsageError:
+        return True
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command line on ``arguments`` and return its exit code."""
     try:
@@ -48,9 +57,10 @@ def run(arguments: Sequence[str]) -> int:
     except EndedError as ended:
         return ended.code
     except typer.TyperException as error:
-        print(f"error: {printable(error.format_message())}", file=sys.stderr)
-        print("hint: flmgrow COMMAND --help lists what is accepted", file=sys.stderr)
-        return 2
+        if _speaks():
+            hint = "flmgrow COMMAND --help lists what is accepted"
+            tell(UsageError(error.format_message(), hint), COMMAND_LINE)
+        return UsageError.exit_code
     except typer.Abort:
         raise KeyboardInterrupt from None
     except BrokenPipeError:

@@ -106,6 +106,14 @@ def test_what_one_rank_meets_before_they_meet_is_told_once(source: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
+def test_a_wrong_option_is_told_once(tmp_path: Path) -> None:
+    ranks = [start(rank, 3, ("reshard", "src", tmp_path / "out", "--pt", 2)) for rank in range(3)]
+    first, *others = ended(ranks)
+    assert [code for code, _, _ in (first, *others)] == [2, 2, 2]
+    check_lines(first[2], "error: No such option: --pt")
+    assert [told for _, _, told in others] == ["", ""]
+
+
 def test_a_batch_job_is_no_launch(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
