@@ -7,11 +7,11 @@ combination is one pass, and the order in which dimensions are named has no mean
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from math import inf
 from typing import TYPE_CHECKING
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.model.axes import Axis, AxisMap
+from flmgrow.model.checks import check_finite, check_whole
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.choices import (
@@ -83,9 +83,8 @@ class Target:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "ffn", "heads", "kv_groups", "vocab"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise UsageError(f"{name}: wanted {size}, at least 1 is possible")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         hold(
             self,
             methods=chosen_methods(self.methods),
@@ -96,12 +95,10 @@ class Target:
             ),
             fresh_rows=chosen("fresh rows", self.fresh_rows, FreshRows),
         )
-        if self.ramp_steps is not None and self.ramp_steps < 1:
-            raise UsageError(f"a mask's ramp takes {self.ramp_steps} steps, wanted at least 1")
-        if not 0 <= self.copy_noise < inf:
-            raise UsageError(f"copy noise is {self.copy_noise:g}, wanted 0 or more")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}, wanted 0 or more")
+        if self.ramp_steps is not None:
+            check_whole("the steps of a mask's ramp", self.ramp_steps)
+        check_finite("copy noise", self.copy_noise, least=0)
+        check_whole("seed", self.seed, least=0)
 
     def to_json(self) -> dict[str, object]:
         """Return the request as plain data."""

@@ -7,14 +7,21 @@ formats must refuse it.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis
+from flmgrow.model.checks import check_finite, check_whole
 
 Norm = Literal["layernorm", "rmsnorm"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"]
 Positions = Literal["learned", "rope", "xpos", "none"]
+
+_WORDS = {
+    "norm": get_args(Norm),
+    "activation": get_args(Activation),
+    "positions": get_args(Positions),
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,15 @@ class RotarySettings:
     xpos_centre: int = 0
 
     def __post_init__(self) -> None:
+        check_finite("the base of rotary positions", self.base, above=0)
+        check_finite("the rotated share of a head", self.percent)
         if not 0 <= self.percent <= 1:
             raise UsageError(f"the rotated share of a head is {self.percent:g}, wanted 0 to 1")
+        for name in ("scaling_factor", "interpolation"):
+            if getattr(self, name) is not None:
+                check_finite(f"rotary {name.replace('_', ' ')}", getattr(self, name), above=0)
+        check_finite("xPos's scale base", self.xpos_scale_base, above=0)
+        check_whole("xPos's centre", self.xpos_centre, least=0)
 
     def size(self, head_dim: int) -> int:
         """Return how many of a head's entries are to rotate; exponents are fractions of it."""
@@ -68,6 +82,14 @@ class Multipliers:
     mup_base_width: int | None = None
     attention: float | None = None
     attention_by_inverse_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_finite("the embedding's multiplier", self.embedding)
+        check_finite("the logits' multiplier", self.output)
+        if self.attention is not None:
+            check_finite("the scores' multiplier", self.attention)
+        if self.mup_base_width is not None:
+            check_whole("the muP base width", self.mup_base_width)
 
 
 @dataclass(frozen=True)
@@ -99,12 +121,13 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for axis, size in self.sizes.items():
-            if size < 1:
-                raise UsageError(f"{axis}: size {size}, wanted at least 1")
-        if self.norm_eps < 0:
-            raise UsageError(f"norm epsilon is {self.norm_eps}, wanted at least 0")
-        if self.multipliers.mup_base_width is not None and self.multipliers.mup_base_width < 1:
-            raise UsageError("the muP base width must be at least 1")
+            check_whole(str(axis), size)
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise UsageError(
+                    f"{name} {getattr(self, name)}: unknown", f"one of {', '.join(words)}"
+                )
+        check_finite("norm epsilon", self.norm_eps, least=0)
         pairs = self.rotary.pairs(self.head_dim)
         if self.positions in ("rope", "xpos") and 2 * pairs > self.head_dim:
             raise UsageError(

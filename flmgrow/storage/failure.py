@@ -2,7 +2,7 @@
 
 from flmgrow import errors
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError
-from flmgrow.storage.sign import Json
+from flmgrow.storage.strict_json import Json
 from flmgrow.text import from_data, to_data
 
 AGAIN = "run the same command again, with any number of ranks: it resumes"

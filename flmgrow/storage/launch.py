@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from flmgrow.errors import FlmgrowError, LostRankError, StorageError
 from flmgrow.storage import durable
 from flmgrow.storage.failure import AGAIN, another_plan, described, raised
-from flmgrow.storage.sign import Json, Other, Sign, read_sign, this_machine
+from flmgrow.storage.sign import Other, Sign, read_sign, this_machine
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
 
 T = TypeVar("T")

@@ -12,11 +12,9 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import Any
 
 from flmgrow.storage.durable import close_quietly, storage_errors, write_all
-
-Json = dict[str, Any]
+from flmgrow.storage.strict_json import Json
 
 OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 

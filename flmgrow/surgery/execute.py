@@ -32,6 +32,7 @@ from flmgrow.formats.reading import DTYPES, Array, as_bytes
 from flmgrow.formats.targets import Buffer, NewFile, TargetArray
 from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
+from flmgrow.model.checks import check_finite, check_whole
 from flmgrow.model.states import State
 from flmgrow.operators.choices import hold
 from flmgrow.storage.checksums import FileRecord, verify_files
@@ -83,6 +84,10 @@ class Execution:
 
     def __post_init__(self) -> None:
         hold(self, replicated=replicated_as(self.replicated))
+        check_whole("workers", self.workers)
+        check_whole("max memory", self.max_memory)
+        if self.init_std is not None:
+            check_finite("init std", self.init_std, least=0)
 
     @property
     def block_elements(self) -> int:

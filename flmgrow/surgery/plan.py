@@ -16,6 +16,7 @@ from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetMod
 from flmgrow.formats.history.manifest import masks_of, methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.formats.opening import with_optimizer
+from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.targets import NewFile
 from flmgrow.formats.writing import (
     described_files,
@@ -25,6 +26,7 @@ from flmgrow.formats.writing import (
     written_iteration,
 )
 from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.checks import check_whole
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
@@ -48,6 +50,13 @@ class LayoutRequest:
     vpp: int | None = None
     pipeline_layers: Sequence[int] | None = None
     padded_vocab: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "pp", "vpp", "padded_vocab"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        for layers in self.pipeline_layers or ():
+            check_whole("layers of a pipeline rank", layers, least=0)
 
     def resolve(self, source: Layout, layers: int) -> Layout:
         """Return the layout for a model of ``layers`` layers, close to the source's where not
@@ -83,6 +92,12 @@ class LayoutRequest:
         return make_layout(layers, pipeline_layers=self.pipeline_layers)
 
 
+def check_dtype(name: str | None) -> None:
+    """Raise UsageError unless ``name`` is a dtype by torch's name, or None."""
+    if name is not None and name not in DTYPES:
+        raise UsageError(f"--dtype {name}: unknown", f"one of {', '.join(DTYPES)}")
+
+
 @dataclass(frozen=True)
 class FileRequest:
     """What a user asks of the files; None keeps the source's.
@@ -94,6 +109,9 @@ class FileRequest:
     format: str | None = None
     torch_dist_version: str | None = None
     huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions
 from flmgrow.formats.history.manifest import masks_of, provenance_of
-from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
 from flmgrow.formats.writing import written_format
 from flmgrow.operators.choices import FreshSecondMoment
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan
+from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, check_dtype, make_plan
 from flmgrow.surgery.target_file import TargetFile
 
 SHARD_SIZE = 5 << 30
@@ -35,8 +34,7 @@ class Files:
     tokenizer: GivenTokenizer = NO_TOKENIZER
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype}: unknown", f"one of {', '.join(DTYPES)}")
+        check_dtype(self.dtype)
         if self.shard_size < 1:
             raise UsageError(
                 f"--shard-size {self.shard_size}: wanted at least one byte", "such as 5G"

@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--pp 3", "4 layers cannot be spread evenly over PP3.*--pipeline-layers"),
         ("--pp 1 --vpp 2", "a virtual pipeline of 2 needs a pipeline"),
         ("--pipeline-layers 3,3", "the pipeline holds 6 layers, the model has 4"),
-        ("--pipeline-layers 5,-1", "negative number of layers"),
+        ("--pipeline-layers 5,-1", "layers of a pipeline rank: -1, wanted at least 0"),
         ("--pipeline-layers x", "--pipeline-layers x: not a list of numbers"),
         ("--method grow", "'grow' is no method for width.*one of mask, zero, copy"),
         ("--method width=stack", "'stack' is no method for width"),

@@ -35,13 +35,13 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "new layers": ({"new_layers": "rnadom"}, "new layers rnadom: wanted copy or random"),
     "second moment": ({"fresh_second_moment": "meen"}, "meen: wanted zero or mean"),
     "rows": ({"fresh_rows": "drown"}, "fresh rows drown: wanted mean or drawn"),
-    "ramp": ({"ramp_steps": 0}, "takes 0 steps"),
+    "ramp": ({"ramp_steps": 0}, "ramp: 0, wanted at least 1"),
     "noise": ({"copy_noise": -0.1}, "noise is -0.1"),
     "no noise": ({"copy_noise": float("nan")}, "noise is nan"),
-    "seed": ({"seed": -1}, "seed -1"),
-    "heads": ({"heads": 0}, "heads: wanted 0"),
-    "groups": ({"kv_groups": 0}, "kv_groups: wanted 0"),
-    "vocabulary": ({"vocab": -5}, "vocab: wanted -5"),
+    "seed": ({"seed": -1}, "seed: -1, wanted"),
+    "heads": ({"heads": 0}, "heads: 0, wanted at least 1"),
+    "groups": ({"kv_groups": 0}, "kv_groups: 0, wanted"),
+    "vocabulary": ({"vocab": -5}, "vocab: -5, wanted"),
 }
 
 

@@ -1,0 +1,31 @@
+"""What a number must be to be held in a value: a value that is not possible must not exist.
+
+Whatever holds a size checks it when it is made, so no function further in asks again.
+"""
+
+from math import inf
+from numbers import Integral, Real
+
+from flmgrow.errors import UsageError
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise UsageError, which calls the value ``name``, unless it is a whole number from ``least``
+    on.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UsageError(f"{name} is {value!r}, wanted a whole number")
+    if int(value) < least:
+        raise UsageError(f"{name}: {value}, wanted at least {least}")
+
+
+def check_finite(name: str, value: object, above: float = -inf, least: float = -inf) -> None:
+    """Raise UsageError, which calls the value ``name``, unless it is a finite number, more than
+    ``above`` and at least ``least``.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not abs(float(value)) < inf:
+        raise UsageError(f"{name} is {value!r}, wanted a finite number")
+    if float(value) <= above:
+        raise UsageError(f"{name} is {value}, wanted more than {above:g}")
+    if float(value) < least:
+        raise UsageError(f"{name} is {value}, wanted at least {least:g}")
