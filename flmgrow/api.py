@@ -150,7 +150,7 @@ def check_apart(source: Path, destination: Path) -> None:
     if read in written.parents or written in read.parents:
         inner, outer = (written, read) if read in written.parents else (read, written)
         raise UsageError(
-            f"{inner}: lies inside {outer}", "choose an output folder apart from the source"
+            f"lies inside {outer}", "choose an output folder apart from the source", where=inner
         )
 
 

@@ -9,7 +9,6 @@ code; nothing else decides on exit codes.
 
 import re
 import sys
-from pathlib import PurePath
 from typing import ClassVar, Self
 
 from flmgrow.text import PYTHON, Text, Words, render
@@ -57,38 +56,43 @@ def shown(text: str, words: Words) -> str:
     return printable(render(text, words))
 
 
-Place = str | PurePath | tuple[str | PurePath, ...]
-"""A file, a tensor in it, or both."""
-
-
 class FlmgrowError(Exception):
-    """Something the user can act on: a ``message``, and a ``hint`` at the way out.
+    """Something the user can act on: ``what`` is wrong, ``where``, and a ``hint`` at the way out.
 
-    ``where`` is the place, from the outermost inwards: file, then tensor. ``str(error)`` is the
-    message with the place before it, in Python's words. ``told``: another rank of the same command
-    tells it.
+    ``where`` is a place, or a tuple of places from the outermost inwards: file, then tensor. Both
+    together are the ``message``; ``str(error)`` is that in Python's words. ``told``: another rank
+    of the same command tells it.
     """
 
     exit_code: ClassVar[int] = 3
     told = False
 
-    def __init__(self, message: str, hint: str = "", where: Place = ()) -> None:
-        super().__init__(message, hint, where)
-        self.message, self.hint = _escaped(message), _escaped(hint)
+    def __init__(self, what: str, hint: str = "", where: object = ()) -> None:
+        super().__init__(what, hint, where)
+        self.what, self.hint = _escaped(what), _escaped(hint)
         places = where if isinstance(where, tuple) else (where,)
         self.where = tuple(_escaped(str(place)) for place in places)
 
     def __str__(self) -> str:
-        return shown(self.text, PYTHON)
+        return shown(self._whole, PYTHON)
 
     @property
-    def text(self) -> str:
-        """The message with the place before it, of bounded length."""
-        return _shortened(Text(": ").join((*self.where, self.message)))
+    def message(self) -> str:
+        """The place and what is wrong, of bounded length."""
+        return _shortened(self._whole)
 
-    def at(self, *where: str | PurePath) -> Self:
+    @property
+    def _whole(self) -> Text:
+        return Text(": ").join((*self.where, self.what))
+
+    def at(self, *where: object) -> Self:
         """Return the same error, of a place that lies in ``where``."""
         return self._with(where=(*(_escaped(str(place)) for place in where), *self.where))
+
+    def relative_to(self, place: object) -> Self:
+        """Return the same error with its place as seen from ``place``, if it lies there."""
+        inside = self.where[:1] == (_escaped(str(place)),)
+        return self._with(where=self.where[1:]) if inside else self
 
     def with_hint(self, more: str) -> Self:
         """Return the same error with ``more`` at the end of its hint."""
@@ -96,7 +100,7 @@ class FlmgrowError(Exception):
 
     def in_words(self, words: Words) -> Self:
         """Return the same error in the words of whoever it is meant for."""
-        return self._with(message=render(self.message, words), hint=render(self.hint, words))
+        return self._with(what=render(self.what, words), hint=render(self.hint, words))
 
     def _with(self, **fields: object) -> Self:
         changed = type(self).__new__(type(self), *self.args)
@@ -105,7 +109,7 @@ class FlmgrowError(Exception):
 
     def lines(self, words: Words) -> list[str]:
         """Return the line of the error, and that of its hint if it has one."""
-        told = [f"error: {shown(self.text, words)}"]
+        told = [f"error: {shown(self._whole, words)}"]
         return [*told, f"hint: {shown(self.hint, words)}"] if self.hint else told
 
 

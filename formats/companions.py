@@ -99,7 +99,7 @@ def known_ids(fields: Mapping[str, object], where: str) -> dict[str, object]:
     for name, value in found.items():
         for item in value if isinstance(value, list) else [value]:
             if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
-                raise BadCheckpointError(f"{where}: {name}: found {shown(value)}, wanted an id")
+                raise BadCheckpointError(f"found {shown(value)}, wanted an id", where=(where, name))
     return found
 
 
@@ -152,8 +152,9 @@ def open_companion(path: Path) -> ReadOnlyFile:
     file = ReadOnlyFile(own_file(path.parent, path.name))
     if file.size > MAX_CARRIED_BYTES:
         raise BadCheckpointError(
-            f"{path}: has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
+            f"has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
             "such a file is no tokenizer; move it elsewhere",
+            where=path,
         )
     refuse_pointer(file.read(0, min(file.size, 64)), str(path))
     return file

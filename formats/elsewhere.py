@@ -95,7 +95,7 @@ def _kind_of(names: Iterable[str], kinds: Sequence[_Kind] = _KINDS) -> tuple[_Ki
 def _told(path: Path, found: tuple[_Kind, str]) -> BadCheckpointError:
     kind, name = found
     place = path if path.is_dir() else path.parent
-    return BadCheckpointError(f"{path}: {kind.what.format(name=name)}", kind.hint.format(place))
+    return BadCheckpointError(kind.what.format(name=name), kind.hint.format(place), where=path)
 
 
 def _adapter(folder: Path) -> BadCheckpointError:
@@ -106,19 +106,20 @@ def _adapter(folder: Path) -> BadCheckpointError:
         file.close()
     of = f" of {base}" if isinstance(base, str) and base else ""
     return BadCheckpointError(
-        f"{folder}: is an adapter{of}, wanted a whole model",
+        f"is an adapter{of}, wanted a whole model",
         f"merge it into its base model first: {MERGE.format(folder)}",
+        where=folder,
     )
 
 
 def _missing(path: Path) -> BadCheckpointError:
     if page := _PAGE.fullmatch(str(path)):
-        return BadCheckpointError(f"{path}: is an address", f"write hf://{page[1]}")
+        return BadCheckpointError("is an address", f"write hf://{page[1]}", where=path)
     if _REPOSITORY.fullmatch(str(path)):
         return BadCheckpointError(
-            f"{path}: no such folder", f"for the model of this name on the Hub: hf://{path}"
+            "no such folder", f"for the model of this name on the Hub: hf://{path}", where=path
         )
-    return BadCheckpointError(f"{path}: no such folder", "give a checkpoint folder")
+    return BadCheckpointError("no such folder", "give a checkpoint folder", where=path)
 
 
 def _of_file(path: Path) -> BadCheckpointError:
@@ -126,7 +127,7 @@ def _of_file(path: Path) -> BadCheckpointError:
     if found is not None and found[0] is _KINDS[0]:
         return _told(path, found)
     hint = f"give its folder: {path.parent}"
-    return BadCheckpointError(f"{path}: is a file, wanted a folder", hint)
+    return BadCheckpointError("is a file, wanted a folder", hint, where=path)
 
 
 def _models_inside(folder: Path, names: Iterable[str]) -> list[str]:
@@ -151,17 +152,18 @@ def not_a_checkpoint(
         return _adapter(path)
     names = [entry.name for _, entry in zip(range(_MOST_LOOKED_AT), path.iterdir(), strict=False)]
     if not names:
-        return BadCheckpointError(f"{path}: is empty", "was a download or a copy broken off?")
+        return BadCheckpointError("is empty", "was a download or a copy broken off?", where=path)
     if (found := _kind_of(names)) is not None:
         return _told(path, found)
     if (cached := _CACHED.fullmatch(path.name)) is not None:
         return BadCheckpointError(
-            f"{path}: is a folder of the Hub's cache", f"write hf://{cached[1]}/{cached[2]}"
+            "is a folder of the Hub's cache", f"write hf://{cached[1]}/{cached[2]}", where=path
         )
     if inside := _models_inside(path, names):
         return BadCheckpointError(
-            f"{path}: holds checkpoints in folders of its own: {', '.join(inside)}",
+            f"holds checkpoints in folders of its own: {', '.join(inside)}",
             f"give one of them: {path / inside[-1]}",
+            where=path,
         )
     return None
 
@@ -175,6 +177,7 @@ def without_weights(folder: Path) -> BadCheckpointError:
     if found is not None:
         return _told(folder, found)
     return BadCheckpointError(
-        f"{folder}: has config.json, but neither model.safetensors nor {_INDEX}",
+        f"has config.json, but neither model.safetensors nor {_INDEX}",
         "copy or download the weights, too; is this a folder of a model?",
+        where=folder,
     )

@@ -33,7 +33,7 @@ class ArgumentReader:
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
         return BadCheckpointError(
-            f"{self.where}: {self.prefix}{name}: found {shown(found)}, wanted {wanted}"
+            f"{self.prefix}{name}: found {shown(found)}, wanted {wanted}", where=self.where
         )
 
     def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:

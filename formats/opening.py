@@ -66,7 +66,7 @@ def open_checkpoint(
         if other is None:
             raise
         if folder is None:
-            raise BadCheckpointError(error.message, _way_to(other), error.where) from None
+            raise BadCheckpointError(error.what, _way_to(other), error.where) from None
         raise error.with_hint(_way_to(other)) from None
 
 

@@ -95,7 +95,7 @@ class StoredArray:
         try:
             read_tensor(self.file, self.record, offset, target)
         except BadCheckpointError as error:
-            what = error.message + f" (it holds {self.placement.key})"
+            what = error.what + f" (it holds {self.placement.key})"
             raise BadCheckpointError(what, error.hint, error.where) from None
 
     def checksum(self) -> int | None:

@@ -280,20 +280,38 @@ def string_constants() -> str:
         if any(ROW_NAME.search(ast.unparse(node)) for node in strings):
             namespace = vars(importlib.import_module(name))
             found.extend(filled(node, namespace) for node in strings)
+            found.extend(placed(node, namespace) for node in ast.walk(tree))
     return "\n".join(found)
+
+
+def placed(node: ast.AST, namespace: dict[str, object]) -> str:
+    """What an error says that is of a row's field or argument: the name stands before it."""
+    if (
+        not isinstance(node, ast.Call)
+        or not node.args
+        or not isinstance(node.args[0], ast.JoinedStr)
+    ):
+        return ""
+    told = {keyword.arg: keyword.value for keyword in node.keywords}
+    where = told.get("where")
+    if not isinstance(where, ast.Tuple):
+        return ""
+    return f"{named(ast.unparse(where.elts[-1]), namespace)}: {filled(node.args[0], namespace)}"
+
+
+def named(source: str, namespace: dict[str, object]) -> str:
+    """The name of a row that code such as ``TIED.name`` stands for; another value is a line end."""
+    return str(eval(source, dict(namespace))) if ROW_NAME.fullmatch(source) else "\n"
 
 
 def filled(text: ast.JoinedStr, namespace: dict[str, object]) -> str:
     """An f-string with the names of rows, as in ``{TIED.name}``; other values are line ends."""
     parts = []
     for part in text.values:
-        source = ast.unparse(part.value) if isinstance(part, ast.FormattedValue) else ""
         if isinstance(part, ast.Constant):
             parts.append(str(part.value))
-        elif ROW_NAME.fullmatch(source):
-            parts.append(str(eval(source, dict(namespace))))
-        else:
-            parts.append("\n")
+        elif isinstance(part, ast.FormattedValue):
+            parts.append(named(ast.unparse(part.value), namespace))
     return "".join(parts)
 
 

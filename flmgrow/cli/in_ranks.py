@@ -92,8 +92,9 @@ def meeting_place(path: Path, scratch: Path | None = None) -> Path:
     """
     if scratch is None and is_remote(path):
         raise UsageError(
-            f"{address_of(path)}: is in an object store, where ranks cannot meet",
+            "is in an object store, where ranks cannot meet",
             "--scratch FOLDER names a folder that all of them share",
+            where=address_of(path),
         )
     parent = path.parent if scratch is None else scratch
     return hidden_folder(Path(os.path.realpath(parent)) / path.name)

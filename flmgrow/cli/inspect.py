@@ -82,7 +82,7 @@ def _with_arrays(
         return error.with_hint(more)
     if as_json:
         listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
-        print(json_text({"path": str(path), "why_not": error.text, "stored": listed}))
+        print(json_text({"path": str(path), "why_not": error.message, "stored": listed}))
         return error
     for name, arrays in files.items():
         rows = [(printable(a.name), f"{a.dtype} {list(a.shape)}") for a in arrays]

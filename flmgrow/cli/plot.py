@@ -39,8 +39,9 @@ def plot(runs: Runs, out: Out = None, log_x: LogX = False, title: Title = "") ->
     file = folder_of(runs[0]) / "loss.png" if out is None else out
     if file.is_dir():
         raise UsageError(
-            f"{file}: is a folder, wanted the file of a picture",
+            "is a folder, wanted the file of a picture",
             f"name a picture in it, such as --out {file / 'loss.png'}",
+            where=file,
         )
     if out is not None and not out.parent.is_dir():
         raise UsageError(

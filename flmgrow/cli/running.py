@@ -67,13 +67,15 @@ def carry_out(
     """
     if is_on_hub(destination):
         raise UsageError(
-            f"{hub_name(destination)}: is on the Hub, wanted a folder",
+            "is on the Hub, wanted a folder",
             "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
+            where=hub_name(destination),
         )
     if is_remote(destination):
         raise UsageError(
-            f"{address_of(destination)}: is in an object store, wanted a folder",
+            "is in an object store, wanted a folder",
             "write a folder, then copy it with a tool of the object store's",
+            where=address_of(destination),
         )
     execution = running.execution(lambda _: None)
     check_apart(plan.source.path, destination)

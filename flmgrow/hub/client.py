@@ -97,7 +97,7 @@ def session(name: object) -> "Iterator[HfApi]":
         from huggingface_hub import HfApi, get_token
     except ImportError:
         raise UsageError(
-            f"{name}: the package huggingface_hub is not installed", "pip install 'flmgrow[hub]'"
+            "the package huggingface_hub is not installed", "pip install 'flmgrow[hub]'", where=name
         ) from None
     redact = Redactor(None)
     try:
@@ -132,12 +132,12 @@ def _told(name: str, error: Exception, redact: Redactor) -> FlmgrowError:
         said = redact(answer.server_message or "")
         return HubError(f"{name}: {status}: {meaning}" + (f": {said}" if said else ""), hint)
     if is_offline_mode():
-        return HubError(f"{name}: {_MISSING}", "unset it where there is a network")
+        return HubError(_MISSING, "unset it where there is a network", where=name)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StorageError(f"{redact(str(error.filename))}: {redact(error.strerror or '')}", AGAIN)
     cause = error if error.__cause__ is None else error.__cause__
     said = redact(f"{type(cause).__name__}: {cause}")
-    return HubError(f"{name}: the exchange with the Hub broke off: {said}", AGAIN)
+    return HubError(f"the exchange with the Hub broke off: {said}", AGAIN, where=name)
 
 
 def patiently(call: Callable[[], T]) -> T:

@@ -54,10 +54,10 @@ def read_scores(content: bytes, where: str) -> tuple[Score, ...]:
     data = parse_object(content, where)
     results = data.get("results", data)
     if not isinstance(results, dict):
-        raise UsageError(f"{where}: results is no object", _FORM)
+        raise UsageError("results is no object", _FORM, where=where)
     scores: list[Score] = []
     for task, found in results.items():
         scores += _of_task(task, found if isinstance(found, dict) else {"": found})
     if not 0 < len(scores) <= MOST_SCORES:
-        raise UsageError(f"{where}: holds {len(scores)} scores", f"1 to {MOST_SCORES}: {_FORM}")
+        raise UsageError(f"holds {len(scores)} scores", f"1 to {MOST_SCORES}: {_FORM}", where=where)
     return tuple(scores)

@@ -46,7 +46,7 @@ class Push:
         """
         with session(self.name) as api:
             if not _logged_in():
-                raise HubError(f"{self.name}: there is no token, and pushing needs one", LOGIN)
+                raise HubError("there is no token, and pushing needs one", LOGIN, where=self.name)
             self._exists(api)
 
     def _exists(self, api: "HfApi") -> bool:
@@ -65,8 +65,9 @@ class Push:
     def _check_private(self, info: "ModelInfo") -> None:
         if self.private and not info.private:
             raise OutputExistsError(
-                f"{self.name}: exists and is public, wanted a private one",
+                "exists and is public, wanted a private one",
                 "choose another name, or leave out --private; flmgrow changes no visibility",
+                where=self.name,
             )
 
     def run(self, folder: Path, manifest: Manifest, message: str) -> str:
@@ -145,7 +146,7 @@ def _logged_in() -> bool:
 def _commit_id(name: HubName, found: object) -> str:
     """Return what the server calls a commit, if it can be one: it is printed."""
     if not isinstance(found, str) or not _COMMIT.fullmatch(found):
-        raise HubError(f"{name}: the Hub names no commit", AGAIN)
+        raise HubError("the Hub names no commit", AGAIN, where=name)
     return found
 
 
@@ -158,8 +159,9 @@ def _files_to_push(folder: Path, manifest: Manifest, keep_code: bool) -> dict[st
     foreign = [name for name in code if not is_shipped(folder / name)]
     if foreign and not keep_code:
         raise UsageError(
-            f"{folder}: holds programs ({', '.join(foreign)}), which are not published unasked",
+            f"holds programs ({', '.join(foreign)}), which are not published unasked",
             "remove them, or pass --keep-code",
+            where=folder,
         )
     listed = [record.path for record in manifest.files]
     names = dict.fromkeys([*listed, *code, MANIFEST, CARD])
@@ -188,8 +190,9 @@ def _check_arrived(
         entry = there.get(addition.path_in_repo)
         if entry is None or not _is_same(entry, addition):
             raise HubError(
-                f"{name}: {addition.path_in_repo}: the Hub has other content than was sent",
+                "the Hub has other content than was sent",
                 "push again; if that does not help, report it to the Hub",
+                where=(name, addition.path_in_repo),
             )
 
 

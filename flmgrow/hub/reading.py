@@ -57,7 +57,7 @@ def fetch(name: HubName) -> tuple[Path, HubOrigin]:
             )
         )
         if commit not in (None, folder.name):
-            raise HubError(f"{name}: changed while it was read", AGAIN)
+            raise HubError("changed while it was read", AGAIN, where=name)
     return folder, HubOrigin(name.repository, folder.name)
 
 

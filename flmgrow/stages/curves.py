@@ -106,8 +106,9 @@ def find_metrics(path: Path) -> list[Path]:
     ]
     if not numbered:
         raise UsageError(
-            f"{path}: no metrics in it, wanted {METRICS} or folders NN-NAME with one each",
+            f"no metrics in it, wanted {METRICS} or folders NN-NAME with one each",
             "give the folder of a run, of one of its stages, or the file",
+            where=path,
         )
     return [file for _, file in sorted(numbered)]
 
@@ -145,11 +146,12 @@ def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, .
     if not found:
         if any(isinstance(record, StepRecord) for stage in stages for record in stage):
             raise BadDataError(
-                f"{where}: holds no loss of any step that can be drawn, "
+                "holds no loss of any step that can be drawn, "
                 f"wanted finite ones up to {LARGEST_LOSS:g}",
                 "the run has diverged: lower the learning rate, or look at the data",
+                where=where,
             )
-        raise BadDataError(f"{where}: holds no loss of any step", "has the run begun?")
+        raise BadDataError("holds no loss of any step", "has the run begun?", where=where)
     return tuple(found)
 
 

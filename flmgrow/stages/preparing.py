@@ -118,9 +118,10 @@ def _check_folders(folder: RunFolder) -> None:
             continue
         begun = any((path / name).exists() for name in (CHECKPOINTS, START))
         raise UsageError(
-            f"{path}: is a stage that the schedule does not have",
+            "is a stage that the schedule does not have",
             "give another --out, or give the stage its name and place again"
             + ("" if begun else "; it has not begun: its folder may be removed"),
+            where=path,
         )
 
 
@@ -146,9 +147,9 @@ def _check_unchanged(folder: RunFolder, planned: PlannedStage, files: Mapping[st
                 changeable = name == STAGE and key.startswith(_CHANGEABLE)
                 ways = _way_on(folder, planned, ended=ended) if changeable else _REFUSED
                 raise UsageError(
-                    f"{path}: {key} is {_shown(old.get(key))}, the schedule says "
-                    f"{_shown(new.get(key))}",
+                    f"{key} is {_shown(old.get(key))}, the schedule says {_shown(new.get(key))}",
                     ways,
+                    where=path,
                 )
 
 
@@ -170,9 +171,10 @@ def _check_length(folder: RunFolder, planned: PlannedStage, schedule: Path) -> N
     if reached is not None and reached > planned.last:
         key = "steps" if planned.stage.training.tokens is None else "tokens"
         raise UsageError(
-            f"{schedule}: stage {planned.stage.name}: training.{key}: end it at iteration "
+            f"stage {planned.stage.name}: training.{key}: end it at iteration "
             f"{planned.last}, it has been trained to {reached}",
             f"give at least {reached - planned.first} steps, or another --out",
+            where=schedule,
         )
 
 
@@ -187,18 +189,18 @@ def _check_source(folder: RunFolder, planned: PlannedStage) -> None:
     begun = bool(folder.ancestry(planned)) or folder.of(planned, START).exists()
     if begun and saved is None and not folder.is_verified(planned):
         raise UsageError(
-            f"{folder.of(planned, START)}: is not verified, and what it grew from is no longer "
-            f"in {source}",
+            f"is not verified, and what it grew from is no longer in {source}",
             "restore those checkpoints, or give another --out",
+            where=folder.of(planned, START),
         )
     grew_from = _named(folder.grew_from(planned))
     for where, there in (("the schedule", _planned_end(before)), (str(source), _end_of(saved))):
         for key, value in there.items():
             if key in grew_from and grew_from[key] != value:
                 raise UsageError(
-                    f"{folder.of(planned)}: grew from a checkpoint whose {key} is "
-                    f"{grew_from[key]}, {where} has {value}",
+                    f"grew from a checkpoint whose {key} is {grew_from[key]}, {where} has {value}",
                     "restore what it grew from, or give another --out",
+                    where=folder.of(planned),
                 )
 
 
@@ -233,7 +235,7 @@ def _written(path: Path) -> dict[str, object]:
     except ValidationError as error:
         raise UsageError(problems(error.errors()), hint, path) from None
     except UsageError as error:
-        raise UsageError(error.message, hint, error.where) from None
+        raise UsageError(error.what, hint, error.where) from None
 
 
 def _shown(value: object) -> str:

@@ -105,9 +105,9 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
     """
     data = read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
-        raise UsageError(f"{path}: has no list of stages", HINT)
+        raise UsageError("has no list of stages", HINT, where=path)
     if not data["stages"]:
-        raise UsageError(f"{path}: has no stages", HINT)
+        raise UsageError("has no stages", HINT, where=path)
     names = _names_of(path, data["stages"])
     common = {key: value for key, value in data.items() if key != "stages"}
     with told_of(path):
@@ -116,7 +116,7 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
     planned: list[PlannedStage] = []
     for number, (name, own) in enumerate(zip(names, data["stages"], strict=True), 1):
         before = planned[-1] if planned else None
-        with told_of(path, f"stage {name}: "):
+        with told_of(path, f"stage {name}"):
             planned.append(_planned(Place(path, number, run), common, own, before))
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
@@ -132,22 +132,27 @@ def _names_of(path: Path, stages: Sequence[object]) -> list[str]:
     for number, own in enumerate(stages, 1):
         where = f"{path}: stage {number}"
         if not isinstance(own, dict):
-            raise UsageError(f"{where}: is {own!r:.60}, wanted a mapping with a name", HINT)
+            raise UsageError(f"is {own!r:.60}, wanted a mapping with a name", HINT, where=where)
         name = own.get("name")
         if name is None:
-            raise UsageError(f"{where}: has no name", HINT)
+            raise UsageError("has no name", HINT, where=where)
         if not isinstance(name, str):
-            raise UsageError(f"{where}: name is {name!r:.60}, wanted a text", "put it in quotes")
+            raise UsageError(
+                f"name is {name!r:.60}, wanted a text", "put it in quotes", where=where
+            )
         if not name or not all(c.isalnum() or c in "._-" for c in name) or name.startswith("."):
             allowed = "letters, digits, '.', '_' and '-'"
-            raise UsageError(f"{where}: name is {name!r:.60}, wanted {allowed}, no '.' in front")
+            raise UsageError(
+                f"name is {name!r:.60}, wanted {allowed}, no '.' in front", where=where
+            )
         if (size := len(name.encode())) > LONGEST_NAME:
             raise UsageError(
-                f"{where}: name has {size} bytes, wanted at most {LONGEST_NAME}",
+                f"name has {size} bytes, wanted at most {LONGEST_NAME}",
                 "give a shorter one: its folder is called so",
+                where=where,
             )
         if name in names:
-            raise UsageError(f"{path}: two stages are called {name}", "give each its own name")
+            raise UsageError(f"two stages are called {name}", "give each its own name", where=path)
         names.append(name)
     return names
 

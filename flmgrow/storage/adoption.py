@@ -69,8 +69,9 @@ def refuse_living(path: Path, temp: Path, own: Collection[Path]) -> None:
         if other.fresh:
             rank, host = sign.name.replace(".", " "), other.content["host"].partition(" ")[0]
             raise OutputExistsError(
-                f"{path}: another run ({rank} of an earlier launch, on {host}) is writing it",
+                f"another run ({rank} of an earlier launch, on {host}) is writing it",
                 hint="wait for it to finish or stop it, or choose another output folder",
+                where=path,
             )
 
 

@@ -91,8 +91,7 @@ def _check_size(folder: Path, record: FileRecord, recorded_in: str) -> None:
 
 def _damaged(folder: Path, record: FileRecord, what: str) -> BadCheckpointError:
     return BadCheckpointError(
-        f"{folder / record.path}: {what}",
-        hint="restore the folder from a copy, or make it again",
+        what, hint="restore the folder from a copy, or make it again", where=folder / record.path
     )
 
 

@@ -60,8 +60,9 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "")
         raise StorageError(
-            f"{path}: {doing} failed: {error.strerror or error}",
+            f"{doing} failed: {error.strerror or error}",
             hint=f"{remedy}, then {RESUME}" if remedy else RESUME,
+            where=path,
         ) from error
 
 
@@ -281,8 +282,9 @@ def make_private_folder(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its run may be removing it just now
             if not is_own_folder(folder):
                 raise StorageError(
-                    f"{folder}: is a link, a file or another user's folder, wanted one of our own",
+                    "is a link, a file or another user's folder, wanted one of our own",
                     hint="find out who put it there; remove it or choose another output folder",
+                    where=folder,
                 )
 
 

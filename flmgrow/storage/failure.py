@@ -18,7 +18,7 @@ def described(error: BaseException, rank: int) -> Json:
     """Return what others must know of an error that a rank has met."""
     if isinstance(error, FlmgrowError):
         known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
-        where, kind, message, hint = error.where, next(known), error.message, error.hint
+        where, kind, message, hint = error.where, next(known), error.what, error.hint
     else:
         how = f"ended with {type(error).__name__}"
         message = how if isinstance(error, Exception) else "was interrupted"

@@ -225,29 +225,27 @@ class ReadOnlyFile:
             raise self._refusal(error) from None
         except ValueError:  # a NUL character in the path
             raise BadCheckpointError(
-                f"{self.path}: is not a possible file name", "correct the path"
+                "is not a possible file name", "correct the path", where=self.path
             ) from None
 
     def _refusal(self, error: OSError) -> FlmgrowError:
         found = _MISSING_OR_UNFIT.get(error.errno or 0)
         if found is not None:
-            return BadCheckpointError(
-                f"{self.path}: {found}", "check that the path is right and the checkpoint complete"
-            )
-        return StorageError(
-            f"{self.path}: cannot be read: {error.strerror}",
-            "check the disk or the mount, then run the same command again",
-        )
+            hint = "check that the path is right and the checkpoint complete"
+            return BadCheckpointError(found, hint, where=self.path)
+        hint = "check the disk or the mount, then run the same command again"
+        return StorageError(f"cannot be read: {error.strerror}", hint, where=self.path)
 
     def _not_a_file(self, kind: str) -> BadCheckpointError:
         return BadCheckpointError(
-            f"{self.path}: is {kind}, wanted a file", "give the path of a checkpoint file"
+            f"is {kind}, wanted a file", "give the path of a checkpoint file", where=self.path
         )
 
     def _changed_error(self) -> BadCheckpointError:
         return BadCheckpointError(
-            f"{self.path}: changed while it was being read",
+            "changed while it was being read",
             "wait until nothing writes to the checkpoint, then run the command again",
+            where=self.path,
         )
 
     def read(self, offset: int, count: int) -> bytes:
@@ -303,8 +301,9 @@ class ReadOnlyFile:
 
     def _truncated(self, offset: int, count: int, end: int) -> BadCheckpointError:
         return BadCheckpointError(
-            f"{self.path}: truncated: wanted {count} bytes at {offset}, but the file ends at {end}",
+            f"truncated: wanted {count} bytes at {offset}, but the file ends at {end}",
             "copy the file again from where it was complete",
+            where=self.path,
         )
 
 
@@ -319,9 +318,8 @@ def read_if_there(path: Path, most: int) -> bytes | None:
     file = ReadOnlyFile(path)
     try:
         if file.size > most:
-            raise BadCheckpointError(
-                f"{path}: has {file.size} bytes, wanted at most {most}", "restore it from a copy"
-            )
+            what = f"has {file.size} bytes, wanted at most {most}"
+            raise BadCheckpointError(what, "restore it from a copy", where=path)
         return file.read(0, file.size)
     finally:
         file.close()

@@ -24,13 +24,14 @@ def own_file(folder: Path, name: str) -> Path:
         root, path = folder.resolve(), (folder / name).resolve()
     except (OSError, RuntimeError):
         raise BadCheckpointError(
-            f"{folder / name}: is a loop of symbolic links", "remove the link"
+            "is a loop of symbolic links", "remove the link", where=folder / name
         ) from None
     cached = root.parent.name == "snapshots" and root.parents[1] / "blobs" in path.parents
     stored = any(pair in zip(path.parts, path.parts[1:], strict=False) for pair in _STORES)
     if root not in path.parents and not cached and not stored:
         raise BadCheckpointError(
-            f"{folder / name}: is a symbolic link out of the folder",
+            "is a symbolic link out of the folder",
             "put the file itself there if it belongs to the model, or remove the link",
+            where=folder / name,
         )
     return path

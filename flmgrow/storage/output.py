@@ -248,7 +248,7 @@ class OutputFolder:
                 path = self._data / record.path
                 changed = "is not what was written there: the disk or a program changed it"
                 found = changed if path.exists() else "vanished"
-                raise StorageError(f"{path}: {found}", hint=durable.RESUME)
+                raise StorageError(found, hint=durable.RESUME, where=path)
         self.ranks.exchange(None, len)
 
     def _follow(self) -> str:
@@ -268,10 +268,9 @@ class OutputFolder:
             durable.write_small(target, data)
         durable.sync_tree(self._data)
         if not durable.rename_to_new(self._data, self.path):
-            raise OutputExistsError(
-                f"{self.path}: appeared while this run was writing; the result is in {self._data}",
-                hint=f"move it away, then {durable.RESUME}",
-            )
+            found = f"appeared while this run was writing; the result is in {self._data}"
+            hint = f"move it away, then {durable.RESUME}"
+            raise OutputExistsError(found, hint, where=self.path)
 
     @property
     def empty(self) -> bool:
@@ -334,8 +333,9 @@ class OutputFolder:
             with contextlib.suppress(OSError, StorageError, OutputExistsError):
                 note = clear_leftovers(self.path)
         error = OutputExistsError(
-            f"{self.path}: already exists{note}",
+            f"already exists{note}",
             hint="choose another output folder, or remove this one",
+            where=self.path,
         )
         error.told = told  # by rank 0, which finds it as well
         return error
@@ -369,8 +369,9 @@ def _locked(path: Path, temp: Path) -> Iterator[None]:
         descriptor = take_lock(temp / "lock")
     except LockHeldError as held:
         raise OutputExistsError(
-            f"{path}: another run ({held}) is writing it",
+            f"another run ({held}) is writing it",
             hint="wait for it to finish or stop it, or choose another output folder",
+            where=path,
         ) from None
     try:
         yield
@@ -392,8 +393,8 @@ def _remove_hidden(temp: Path) -> bool:
 def _absolute(path: Path) -> Path:
     """Return ``path`` with its parent's links resolved; its own last part is left as it is."""
     if path.name in ("", ".."):
-        raise UsageError(f"{path}: not a name for a new folder", hint="name the folder to make")
+        raise UsageError("not a name for a new folder", hint="name the folder to make", where=path)
     parent = Path(os.path.realpath(path.parent))
     if not parent.is_dir():
-        raise UsageError(f"{parent}: no such folder, wanted for {path.name}", hint="create it")
+        raise UsageError(f"no such folder, wanted for {path.name}", hint="create it", where=parent)
     return parent / path.name

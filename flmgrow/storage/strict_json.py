@@ -26,7 +26,9 @@ def refuse_pointer(start: bytes, where: str) -> None:
     """Raise BadCheckpointError if a file begins as the pointer that Git LFS leaves in its place."""
     if start.startswith(LFS):
         raise BadCheckpointError(
-            f"{where}: is a Git LFS pointer, not the file itself", "run git lfs pull in its folder"
+            "is a Git LFS pointer, not the file itself",
+            "run git lfs pull in its folder",
+            where=where,
         )
 
 
@@ -37,14 +39,15 @@ def _unique(where: str) -> Callable[[list[tuple[str, object]]], dict[str, object
         nonlocal count
         count += len(pairs)
         if count > MOST_KEYS:
-            raise BadCheckpointError(f"{where}: holds more than {MOST_KEYS} keys")
+            raise BadCheckpointError(f"holds more than {MOST_KEYS} keys", where=where)
         result = dict(pairs)
         if len(result) < len(pairs):
             counts = Counter(name for name, _ in pairs)
             twice = next(name for name, count in counts.items() if count > 1)
             raise BadCheckpointError(
-                f"{where}: {twice}: stands there twice",
+                "stands there twice",
                 "it is damaged or hostile: use another copy",
+                where=(where, twice),
             )
         return result
 
@@ -66,15 +69,16 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
         )
     except RecursionError:
         raise BadCheckpointError(
-            f"{where}: is nested too deeply", "use another copy of the file"
+            "is nested too deeply", "use another copy of the file", where=where
         ) from None
     except ValueError as error:
         raise BadCheckpointError(
-            f"{where}: is not JSON: {error}",
+            f"is not JSON: {error}",
             encoding_hint(data) or "copy the file again from where it was complete",
+            where=where,
         ) from None
     if not isinstance(found, dict):
-        raise BadCheckpointError(f"{where}: holds a {type(found).__name__}, wanted an object")
+        raise BadCheckpointError(f"holds a {type(found).__name__}, wanted an object", where=where)
     return found
 
 
@@ -84,7 +88,7 @@ def read_object(file: ReadOnlyFile, most: int) -> dict[str, object]:
     Raises BadCheckpointError.
     """
     if file.size > most:
-        raise BadCheckpointError(f"{file.path}: has {file.size} bytes, wanted at most {most}")
+        raise BadCheckpointError(f"has {file.size} bytes, wanted at most {most}", where=file.path)
     data = file.read(0, file.size)
     refuse_pointer(data, str(file.path))
     return parse_object(data, str(file.path))

@@ -123,7 +123,7 @@ def parse_yaml(content: bytes, where: str) -> object:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"{where}: is not YAML that can be read: {reason}", encoding_hint(content)
+            f"is not YAML that can be read: {reason}", encoding_hint(content), where=where
         ) from None
 
 
@@ -137,10 +137,10 @@ def read_yaml(path: Path) -> object:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UsageError(f"{path}: has {size} bytes, wanted at most {MOST_BYTES}")
+            raise UsageError(f"has {size} bytes, wanted at most {MOST_BYTES}", where=path)
         content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"{error.strerror}", where=path) from None
     return parse_yaml(content, str(path))
 
 

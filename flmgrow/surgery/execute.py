@@ -146,10 +146,10 @@ class Executor:
         place = [start + i for (start, _), i in zip(box.ranges, inside, strict=True)]
         cast = self.plan.target.dtype
         return BadCheckpointError(
-            f"{self.plan.source.folder}: {name}{place}: {values[tuple(inside)]}, "
-            f"the first of {count} that are not finite",
+            f"{name}{place}: {values[tuple(inside)]}, the first of {count} that are not finite",
             (f"it may not fit {cast}, or " if cast else "")
             + "the source is damaged or has diverged; --allow-nonfinite carries them over",
+            where=self.plan.source.folder,
         )
 
     def blocks(

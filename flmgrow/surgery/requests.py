@@ -107,8 +107,9 @@ def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_
         raise UsageError(f"--format {wanted}: import writes Megatron's", "use flmgrow export")
     if source.format != "huggingface":
         raise UsageError(
-            f"{source.path}: is a Megatron checkpoint, wanted a Hugging Face folder",
+            "is a Megatron checkpoint, wanted a Hugging Face folder",
             "use flmgrow reshard",
+            where=source.path,
         )
     return plan_layout_of(source, layout, replace(files, format=wanted))
 
@@ -123,7 +124,7 @@ def plan_bake_of(
     masks = masks_of(source)
     if not masks:
         raise UsageError(
-            f"{source.path}: has no masks to bake", "it is an ordinary checkpoint already"
+            "has no masks to bake", "it is an ordinary checkpoint already", where=source.path
         )
     values = {} if value is None else dict.fromkeys(masks, value)
     return make_plan(source, Target(), LayoutRequest(), drop_optimizer=drop_optimizer, bake=values)

@@ -101,5 +101,5 @@ def parse_target(data: object, where: str = "the request") -> TargetFile:
         return TargetFile.model_validate(data)
     except ValidationError as error:
         raise UsageError(
-            f"{where}: {problems(error.errors())}", "see flmgrow expand --help"
+            problems(error.errors()), "see flmgrow expand --help", where=where
         ) from None

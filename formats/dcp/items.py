@@ -50,8 +50,9 @@ class DcpItems:
         else:
             return file, record
         raise BadCheckpointError(
-            f"{where}: found {found}, wanted {dtype} {list(chunk.sizes)} as the metadata says",
+            f"found {found}, wanted {dtype} {list(chunk.sizes)} as the metadata says",
             "the checkpoint is damaged, or its files are of different saves: use another copy",
+            where=where,
         )
 
     def open_object(self, item: DcpObject) -> TorchFile:
@@ -76,11 +77,12 @@ class DcpItems:
         try:
             opened = TorchFile(file, base=offset, length=length)
         except BadCheckpointError as error:
-            detail = error.text.removeprefix(f"{file.path}")
-            raise BadCheckpointError(
-                f"{file.path}: {name}{detail}" if detail != error.text else error.text,
-                error.hint,
-            ) from None
+            start = f" from byte {offset}"
+            for place, item in ((f"{file.path}{start}", f"{name}{start}"), (file.path, name)):
+                inner = error.relative_to(place)
+                if inner is not error:
+                    raise inner.at(file.path, item) from None
+            raise
         with self._lock:
             if opened.pickle_bytes > KEPT_BYTES:
                 return opened

@@ -86,20 +86,23 @@ def read_metadata(folder: Path) -> DcpMetadata:
     path = folder / METADATA_FILE
     if os.path.lexists(path.with_name(f"{path.name}.tmp")):
         raise BadCheckpointError(
-            f"{path}: found {METADATA_FILE}.tmp beside it: saving was interrupted, wanted a "
+            f"found {METADATA_FILE}.tmp beside it: saving was interrupted, wanted a "
             "finished checkpoint",
             "use the checkpoint before this one, or save it again",
+            where=path,
         )
     if not os.path.lexists(path):
         raise BadCheckpointError(
-            f"{path}: does not exist, wanted a finished checkpoint, into which it is written last",
+            "does not exist, wanted a finished checkpoint, into which it is written last",
             "check that the path is right and the checkpoint complete",
+            where=path,
         )
     file = ReadOnlyFile(path)
     if not 0 < file.size <= MAX_METADATA_BYTES:
         raise BadCheckpointError(
-            f"{path}: found {file.size} bytes, wanted 1 to {MAX_METADATA_BYTES}",
+            f"found {file.size} bytes, wanted 1 to {MAX_METADATA_BYTES}",
             "copy the file again from where it was complete",
+            where=path,
         )
     data = bytearray(file.size)
     file.read_into(0, memoryview(data))

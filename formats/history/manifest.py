@@ -46,15 +46,15 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadCheckpointError(f"{path}: not readable: {error}") from None
+        raise BadCheckpointError(f"not readable: {error}", where=path) from None
     if not isinstance(data, dict) or data.get("manifest_version") not in (VERSION, WITHOUT_SUM):
-        raise BadCheckpointError(f"{path}: not a manifest of version {VERSION}")
+        raise BadCheckpointError(f"not a manifest of version {VERSION}", where=path)
     check_form(data, str(path))
     _check_sums(data, path)
     try:
         return Manifest.parse(data)
     except (BadCheckpointError, ValueError) as error:
-        raise BadCheckpointError(f"{path}: {error}") from None
+        raise BadCheckpointError(f"{error}", where=path) from None
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -83,15 +83,17 @@ def _check_sums(manifest: Json, path: Path) -> None:
     if SUM in manifest or manifest["manifest_version"] != WITHOUT_SUM:
         if manifest.get(SUM) != sum_of(content_of(manifest)):
             raise BadCheckpointError(
-                f"{path}: its own sum does not match its content",
+                "its own sum does not match its content",
                 "it was altered: restore it from a copy; those at the root and in the iteration's "
                 "folder are alike but for the receipt",
+                where=path,
             )
         if receipt and not is_intact(receipt):
             raise BadCheckpointError(
-                f"{path}: receipt: its sum does not match it",
+                "receipt: its sum does not match it",
                 "it was altered: restore it from a copy, or put null in its place and run "
                 "flmgrow verify again",
+                where=path,
             )
 
 

@@ -126,5 +126,5 @@ def check_form(data: object, where: str) -> None:
         _Manifest.model_validate(data, strict=True)
     except ValidationError as error:
         raise BadCheckpointError(
-            f"{where}: {problems(error.errors())}", "it was altered: restore it from a copy"
+            problems(error.errors()), "it was altered: restore it from a copy", where=where
         ) from None

@@ -97,7 +97,7 @@ class Carried(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise BadCheckpointError(f"{where}: {problems(error.errors())}") from None
+            raise BadCheckpointError(problems(error.errors()), where=where) from None
 
     def to_json(self) -> Json:
         """Return what was said of it as plain data: what was not said is left out."""
@@ -207,13 +207,14 @@ def read_training_state(folder: Path) -> TrainingState | None:
             )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
     except ValidationError as error:
-        raise BadCheckpointError(f"{path}: {problems(error.errors())}") from None
+        raise BadCheckpointError(problems(error.errors()), where=path) from None
     except (ValueError, RecursionError, BadCheckpointError) as error:
-        raise BadCheckpointError(f"{path}: not readable: {error}") from None
+        raise BadCheckpointError(f"not readable: {error}", where=path) from None
     if (SUM in data or found.training_version != WITHOUT_SUM) and not is_intact(data):
         raise BadCheckpointError(
-            f"{path}: its own sum does not match its content",
+            "its own sum does not match its content",
             "it was altered: restore it from a copy, or go on from another checkpoint",
+            where=path,
         )
     return TrainingState(
         iteration=found.iteration,

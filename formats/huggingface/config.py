@@ -42,7 +42,7 @@ def family_of(fields: Fields, where: str) -> Family:
     name = MODEL_TYPE.get(fields)
     if not isinstance(name, str) or name not in FAMILIES:
         raise BadCheckpointError(
-            f"{where}: {MODEL_TYPE.name}: found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
+            f"found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
             next(
                 (
                     kind
@@ -51,6 +51,7 @@ def family_of(fields: Fields, where: str) -> Family:
                 ),
                 "flmgrow knows only these families",
             ),
+            where=(where, MODEL_TYPE.name),
         )
     return FAMILIES[name]
 
@@ -99,9 +100,9 @@ def read_fields(
     if strange:
         listed = "; ".join(f"{name}: found {shown(value)}" for name, value in strange.items())
         raise BadCheckpointError(
-            f"{where}: {listed}, which flmgrow does not understand in a model of type "
-            f"{family.name}",
+            f"{listed}, which flmgrow does not understand in a model of type {family.name}",
             _unsupported(strange) or vouched_fields(options).hint(strange),
+            where=where,
         )
     config = model_of(family, kept, where)
     if config.positions == "learned" and options.max_positions is not None:
@@ -130,7 +131,7 @@ def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
     try:
         return family.read(FieldReader(fields, where, family.name))
     except UsageError as error:
-        raise BadCheckpointError(error.message, error.hint, (where, *error.where)) from None
+        raise BadCheckpointError(error.what, error.hint, (where, *error.where)) from None
 
 
 def _is_strange(family: Family, name: str) -> bool:
@@ -185,7 +186,7 @@ def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
     try:
         found = _flat(model_of(family, fields, CONFIG_FILE))
     except BadCheckpointError as error:
-        return error.text.removeprefix(f"{CONFIG_FILE}: ")
+        return error.relative_to(CONFIG_FILE).message
     wanted = _flat(config)
     return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
 

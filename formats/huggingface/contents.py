@@ -69,8 +69,9 @@ class HuggingFaceFolder:
         numbered = {path.name for path in self.folder.iterdir() if _NUMBERED.fullmatch(path.name)}
         if not index and numbered:
             raise BadCheckpointError(
-                f"{self.folder}: has {len(numbered)} numbered shards, but no {INDEX}",
+                f"has {len(numbered)} numbered shards, but no {INDEX}",
                 "copy the index, too",
+                where=self.folder,
             )
         if not single and not index:
             raise without_weights(self.folder)
@@ -78,7 +79,7 @@ class HuggingFaceFolder:
         names = set(placed.values()) if index else {SINGLE}
         if single and SINGLE not in names:
             raise BadCheckpointError(
-                f"{self.folder}: has both {SINGLE} and {INDEX}", "remove the one that is stale"
+                f"has both {SINGLE} and {INDEX}", "remove the one that is stale", where=self.folder
             )
         for name in sorted(names):
             self.shards[name] = SafetensorsFile(self.folder / name)
@@ -101,16 +102,18 @@ class HuggingFaceFolder:
             for tensor in shard.tensors.values():
                 if tensor.name not in placed or self._is_lost(tensor.name, placed):
                     raise BadCheckpointError(
-                        f"{self.folder / name}: {tensor.name}: the index does not place it there",
+                        "the index does not place it there",
                         "copy index and shards again, all from one save",
+                        where=(self.folder / name, tensor.name),
                     )
                 copies.setdefault(tensor.name, []).append(name)
                 if placed[tensor.name] == name:
                     found[tensor.name] = (shard, tensor)
         if missing := sorted(placed.keys() - found.keys()):
             raise BadCheckpointError(
-                f"{self.folder / placed[missing[0]]}: {missing[0]}: not there, but in the index",
+                "not there, but in the index",
                 "copy index and shards again, all from one save",
+                where=(self.folder / placed[missing[0]], missing[0]),
             )
         self._note_copies(placed, {n: files for n, files in copies.items() if len(files) > 1})
         return found
@@ -141,28 +144,29 @@ class HuggingFaceFolder:
         metadata, placed = data.get("metadata"), data.get("weight_map")
         metadata = {} if metadata is None else metadata
         if not isinstance(placed, dict) or not placed or not isinstance(metadata, dict):
-            raise BadCheckpointError(f"{where}: wanted a weight_map of tensors, and metadata")
+            raise BadCheckpointError("wanted a weight_map of tensors, and metadata", where=where)
         names: dict[str, str] = {}
         for tensor, name in placed.items():
             if not isinstance(name, str) or not _SHARD.fullmatch(name):
                 raise BadCheckpointError(
-                    f"{where}: {tensor}: is in {shown(name)}, wanted a safetensors file of the "
-                    "same folder",
+                    f"is in {shown(name)}, wanted a safetensors file of the same folder",
                     "the index is damaged or hostile: use another copy",
+                    where=(where, tensor),
                 )
             names[tensor] = name
         listed = set(names.values())
         if missing := sorted(name for name in listed if not (self.folder / name).exists()):
             raise BadCheckpointError(
-                f"{self.folder}: {len(missing)} of {len(listed)} shards are missing: "
-                f"{', '.join(missing)}",
+                f"{len(missing)} of {len(listed)} shards are missing: {', '.join(missing)}",
                 "copy all shards that the index names",
+                where=self.folder,
             )
         if extra := sorted(numbered - listed):
             raise BadCheckpointError(
-                f"{self.folder / extra[0]}: is a shard that the index does not name",
+                "is a shard that the index does not name",
                 f"remove {' '.join(extra)} if an earlier save left them behind; else copy index "
                 "and shards again, all from one save",
+                where=self.folder / extra[0],
             )
         return names, metadata.get("total_size")
 

@@ -110,9 +110,9 @@ def _read_llama(reader: FieldReader) -> ModelConfig:
     attention, ffn = (row.read(reader) for row in both)
     if attention != ffn:
         raise BadCheckpointError(
-            f"{reader.where}: {both[0].name} is {attention}, {both[1].name} is {ffn}: wanted both "
-            "or neither",
+            f"{both[0].name} is {attention}, {both[1].name} is {ffn}: wanted both or neither",
             "Megatron's block has one switch for the two",
+            where=reader.where,
         )
     return _llama(reader, qkv_bias=attention, linear_bias=ffn)
 
@@ -153,9 +153,10 @@ def _read_neox(reader: FieldReader) -> ModelConfig:
     for row, wanted in ((rows.PARALLEL, False), (rows.ATTENTION_BIAS, True)):
         if row.read(reader) != wanted:
             raise BadCheckpointError(
-                f"{reader.where}: {row.name}: found {not wanted}, wanted {wanted}",
+                f"found {not wanted}, wanted {wanted}",
                 "Megatron's block adds attention before the FFN, and has biases everywhere or "
                 "nowhere",
+                where=(reader.where, row.name),
             )
     return ModelConfig(
         layers=rows.LAYERS.read(reader),

@@ -22,7 +22,7 @@ def _positive(reader: FieldReader, field: Field[float]) -> float:
     value = field.read(reader)
     if value <= 0:
         raise BadCheckpointError(
-            f"{reader.where}: {field.name}: found {value:g}, wanted a positive number"
+            f"found {value:g}, wanted a positive number", where=(reader.where, field.name)
         )
     return value
 
@@ -47,9 +47,9 @@ def _multipliers(reader: FieldReader, hidden: int) -> Multipliers:
     wanted = own.scale_factor(hidden, base)
     if (found := own.SCALE_FACTOR.read(reader, wanted)) != wanted:
         raise BadCheckpointError(
-            f"{reader.where}: {own.SCALE_FACTOR.name}: found {found:g}, wanted "
-            f"{rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",
+            f"found {found:g}, wanted {rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",
             "only such a factor can follow the width when the model grows",
+            where=(reader.where, own.SCALE_FACTOR.name),
         )
     return replace(
         scores,

@@ -100,7 +100,7 @@ def find_pieces(
         key = placement.key.removeprefix(family.prefix) if bare else placement.key
         if key not in stored:
             raise _blamed(contents, family, config) or BadCheckpointError(
-                f"{contents.folder}: {key}: not there", _DISAGREE
+                "not there", _DISAGREE, where=(contents.folder, key)
             )
         file, tensor = stored.pop(key)
         piece = TensorPiece(replace(placement, key=key), file, tensor)
@@ -112,8 +112,9 @@ def find_pieces(
     for name, (file, _) in stored.items():
         if not family.buffers.fullmatch(name):
             raise _blamed(contents, family, config) or BadCheckpointError(
-                f"{file.file.path}: {name}: no such parameter in the model that {CONFIG} describes",
+                f"no such parameter in the model that {CONFIG} describes",
                 "flmgrow drops nothing in silence; this model has a part it does not know",
+                where=(file.file.path, name),
             )
     return found
 
@@ -166,18 +167,20 @@ def _blamed(
     for name in _LAYERS:
         if whole and fields.get(name) == config.layers != count:
             return BadCheckpointError(
-                f"{where}: {name} is {config.layers}, but the weights have {count} layers (the "
+                f"{name} is {config.layers}, but the weights have {count} layers (the "
                 f"last has {layers[count - 1][0]})",
                 _DISAGREE,
+                where=where,
             )
     if tensor is None:
         return None
     for name, value in _other_sizes(fields, family, config, tensor):
         if _fits(contents, family, {**fields, name: value}):
             return BadCheckpointError(
-                f"{where}: {name} is {fields[name]}, but {tensor.name} has shape {tensor.shape}, "
+                f"{name} is {fields[name]}, but {tensor.name} has shape {tensor.shape}, "
                 f"as {value} would have it",
                 _DISAGREE,
+                where=where,
             )
     return None
 

@@ -20,8 +20,8 @@ def grouped_heads(reader: FieldReader) -> tuple[int, int]:
     count = rows.GROUPS.read(reader, heads)
     if heads % count:
         raise BadCheckpointError(
-            f"{reader.where}: {rows.GROUPS.name}: found {count}, which does not divide "
-            f"{rows.HEADS.name} {heads}"
+            f"found {count}, which does not divide {rows.HEADS.name} {heads}",
+            where=(reader.where, rows.GROUPS.name),
         )
     return count, heads // count
 
@@ -31,8 +31,8 @@ def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> i
     width, count = hidden.read(reader), heads.read(reader)
     if width % count:
         raise BadCheckpointError(
-            f"{reader.where}: {hidden.name}: found {width}, wanted a multiple of {heads.name} "
-            f"{count}"
+            f"found {width}, wanted a multiple of {heads.name} {count}",
+            where=(reader.where, hidden.name),
         )
     return width // count
 
@@ -46,9 +46,9 @@ def refuse_window(reader: FieldReader) -> None:
     known = _TYPES if window is not None else (FULL_ATTENTION,)
     if types is not None and (not isinstance(types, list) or any(t not in known for t in types)):
         raise BadCheckpointError(
-            f"{reader.where}: {rows.LAYER_TYPES.name}: found {shown(types)}, wanted "
-            f"{FULL_ATTENTION} only",
+            f"found {shown(types)}, wanted {FULL_ATTENTION} only",
             "attention of other kinds is not supported",
+            where=(reader.where, rows.LAYER_TYPES.name),
         )
     if not used and SLIDING_ATTENTION not in (types or ()):
         return
@@ -59,9 +59,9 @@ def refuse_window(reader: FieldReader) -> None:
             f"reads {rows.MAX_POSITIONS.name} as {window}"
         )
         raise BadCheckpointError(
-            f"{reader.where}: {rows.WINDOW.name}: found {shown(window)}, wanted null or at least "
-            f"{rows.MAX_POSITIONS.name} ({length})",
+            f"found {shown(window)}, wanted null or at least {rows.MAX_POSITIONS.name} ({length})",
             f"{WINDOWS}{way if whole else ''}",
+            where=(reader.where, rows.WINDOW.name),
         )
 
 

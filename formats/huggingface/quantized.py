@@ -50,11 +50,13 @@ def refuse_quantized(
         ends = any(tensor.name.endswith(ending) for ending in _CODES)
         if tensor.dtype not in DTYPES.values() and (ends or tensor.name.endswith(".weight")):
             raise BadCheckpointError(
-                f"{where}: {told}{tensor.name}: dtype {tensor.dtype}: the weights are quantized",
+                f"{told}{tensor.name}: dtype {tensor.dtype}: the weights are quantized",
                 _WAY_OUT,
+                where=where,
             )
     if entry and not vouched.covers(entry[0]):
         raise BadCheckpointError(
-            f"{where}: {told}the weights are quantized, or will be when they are loaded",
+            f"{told}the weights are quantized, or will be when they are loaded",
             f"{_WAY_OUT}; if it was, and the entry is a left-over: --ignore-field {entry[0]}",
+            where=where,
         )

@@ -47,11 +47,11 @@ def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
     told = {row.name: row.read(reader) for row in (ROPE_PARAMETERS, ROPE_SCALING)}
     given = {name: value for name, value in told.items() if value is not None}
     if len({_plain(value) for value in given.values()}) > 1:
-        raise BadCheckpointError(f"{reader.where}: {' and '.join(given)} differ")
+        raise BadCheckpointError(f"{' and '.join(given)} differ", where=reader.where)
     for name, value in given.items():
         if not isinstance(value, dict):
             raise BadCheckpointError(
-                f"{reader.where}: {name}: found {shown(value)}, wanted an object"
+                f"found {shown(value)}, wanted an object", where=(reader.where, name)
             )
         return name, value
     return ROPE_SCALING.name, {}
@@ -78,7 +78,7 @@ def _agreed(
     told = {name: value for name, value in found.items() if value is not None}
     if len(set(told.values())) > 1:
         listed = ", ".join(f"{name} is {value:g}" for name, value in told.items())
-        raise BadCheckpointError(f"{reader.where}: {listed}: wanted one value")
+        raise BadCheckpointError("wanted one value", where=(reader.where, listed))
     usual = rows[0].absent(reader.family) if rows else None
     return next(iter(told.values()), otherwise if usual is None else usual)
 
@@ -97,8 +97,9 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     kind = _kind(field)
     if odd := sorted(parameters.keys() - _ENTRIES[kind]):
         raise BadCheckpointError(
-            f"{reader.where}: {name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
-            f"does not understand with rope_type {kind}"
+            f"{name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
+            f"does not understand with rope_type {kind}",
+            where=reader.where,
         )
     if kind == "llama3":
         _check_llama3(reader, field)
@@ -106,14 +107,14 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     rotated = _agreed(reader, field, shares, PARTIAL.name, 1.0)
     if not shares and rotated != 1.0:
         raise BadCheckpointError(
-            f"{reader.where}: {name}.{PARTIAL.name}: found {rotated:g}, wanted 1", PART_ROTATED
+            f"{name}.{PARTIAL.name}: found {rotated:g}, wanted 1", PART_ROTATED, where=reader.where
         )
     angle = _agreed(reader, field, _used(reader, BASES), ROPE_THETA.name, BASE)
     factor = field.number(FACTOR) if kind != "default" else None
     for label, value in ((ROPE_THETA.name, angle), (FACTOR, factor), ("rotated share", rotated)):
         if value is not None and value <= 0:
             raise BadCheckpointError(
-                f"{reader.where}: {label}: found {value:g}, wanted a positive number"
+                f"found {value:g}, wanted a positive number", where=(reader.where, label)
             )
     return RotarySettings(
         base=angle,
@@ -131,7 +132,7 @@ def _kind(field: ArgumentReader) -> str:
     except BadCheckpointError as error:
         hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
         hint = hint.format(f"{field.prefix}{name}")
-        raise BadCheckpointError(error.message, hint, error.where) from None
+        raise BadCheckpointError(error.what, hint, error.where) from None
 
 
 def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
@@ -140,6 +141,7 @@ def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
         default = float(context) if name == ORIGINAL else None
         if (found := field.number(name, default)) != wanted:
             raise BadCheckpointError(
-                f"{reader.where}: {field.prefix}{name}: found {found:g}, wanted {wanted:g}",
+                f"{field.prefix}{name}: found {found:g}, wanted {wanted:g}",
                 "Megatron-LM scales by Llama 3's own constants, and no others",
+                where=reader.where,
             )

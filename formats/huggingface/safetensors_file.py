@@ -85,7 +85,7 @@ class SafetensorsFile:
 
     def _refuse(self, found: str, hint: str = "") -> NoReturn:
         raise BadCheckpointError(
-            f"{self.file.path}: {found}", hint or "use another copy of the file"
+            f"{found}", hint or "use another copy of the file", where=self.file.path
         )
 
     def _read_header(self) -> dict[str, StoredTensor]:

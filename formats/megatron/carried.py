@@ -162,8 +162,9 @@ def rebuilt_content(
         elif key not in left_out and not is_left_out(value):
             if key not in source.carried and next(walk_tensors(value), None) is not None:
                 raise BadCheckpointError(
-                    f"{source.folder}: {key}: holds tensors that flmgrow does not know",
+                    "holds tensors that flmgrow does not know",
                     "flmgrow drops nothing in silence; remove the entry or report it",
+                    where=(source.folder, key),
                 )
             result[key] = value
     return result

@@ -23,14 +23,15 @@ def arguments_in(content: Mapping[object, object], where: str) -> dict[str, obje
     """Return the attributes of the ``args`` in a rank's content; ``where`` names its file."""
     if "args" not in content:
         raise BadCheckpointError(
-            f"{where}: has no args", "the model cannot be known without the training arguments"
+            "has no args", "the model cannot be known without the training arguments", where=where
         )
     version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
-            f"{where}: checkpoint_version {shown(version)}, wanted 2 or 3",
+            f"checkpoint_version {shown(version)}, wanted 2 or 3",
             "older versions order query, key and value otherwise; "
             "load and save it with Megatron-LM once",
+            where=where,
         )
     try:
         return namespace(content["args"])

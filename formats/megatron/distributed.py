@@ -100,17 +100,19 @@ class DistributedRank:
         )
 
     def _refuse(self, what: str, hint: str = BELONG) -> NoReturn:
-        raise BadCheckpointError(f"{self.flat_where}: {what}", hint)
+        raise BadCheckpointError(what, hint, where=self.flat_where)
 
     def _groups(self) -> list[Mapping[object, object]]:
         inner = self.content.get("optimizer")
         groups = inner.get("param_groups") if isinstance(inner, dict) else None
         known = isinstance(inner, dict) and set(inner) == {"param_groups"}
         if not known or not isinstance(groups, list) or not groups:
-            raise BadCheckpointError(f"{self.where}: is no distributed optimizer's, or damaged")
+            raise BadCheckpointError("is no distributed optimizer's, or damaged", where=self.where)
         for group in groups:
             if not isinstance(group, dict):
-                raise BadCheckpointError(f"{self.where}: param group: is no dict: {group!r:.60}")
+                raise BadCheckpointError(
+                    f"param group: is no dict: {group!r:.60}", where=self.where
+                )
         return groups
 
     def _find(self, chunks: Sequence[tuple[list[tuple[Piece, int]], int]]) -> None:

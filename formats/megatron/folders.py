@@ -60,16 +60,16 @@ def names_in(folder: Path) -> list[str]:
         return sorted(child.name for child in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise BadCheckpointError(
-            f"{folder}: no such folder", "give a Megatron checkpoint folder"
+            "no such folder", "give a Megatron checkpoint folder", where=folder
         ) from None
     except PermissionError:
         raise BadCheckpointError(
-            f"{folder}: may not be read by this user", "check its permissions"
+            "may not be read by this user", "check its permissions", where=folder
         ) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise BadCheckpointError(
-                f"{folder}: is a loop of symbolic links", "correct the link"
+                "is a loop of symbolic links", "correct the link", where=folder
             ) from None
         what = f"{folder}: cannot be listed: {error.strerror}"
         if error.errno == errno.ENAMETOOLONG:
@@ -89,7 +89,7 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     name = f"iter_{iteration:07d}" if iteration is not None else _tracked(path)
     if not (path / name).is_dir():
         what = "is no folder" if os.path.lexists(path / name) else "is not there"
-        raise BadCheckpointError(f"{path / name}: {what}", "is this a Megatron checkpoint?")
+        raise BadCheckpointError(what, "is this a Megatron checkpoint?", where=path / name)
     return path / name
 
 
@@ -98,7 +98,7 @@ def _tracked(root: Path) -> str:
     path = root / TRACKER
     if not os.path.lexists(path):
         raise BadCheckpointError(
-            f"{root}: has neither rank folders nor {TRACKER}", "is this a Megatron checkpoint?"
+            f"has neither rank folders nor {TRACKER}", "is this a Megatron checkpoint?", where=root
         )
     file = ReadOnlyFile(path)
     try:
@@ -111,8 +111,9 @@ def _tracked(root: Path) -> str:
     if file.size > _MAX_TRACKER or not text.isdecimal() or len(text) > _MOST_DIGITS:
         more = f" and {file.size - len(data)} bytes more" if file.size > len(data) else ""
         raise BadCheckpointError(
-            f"{path}: found {text[:40]!r}{more}, wanted a number or '{RELEASE}'",
+            f"found {text[:40]!r}{more}, wanted a number or '{RELEASE}'",
             "restore it from a copy",
+            where=path,
         )
     return f"iter_{int(text):07d}"
 

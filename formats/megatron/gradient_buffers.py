@@ -142,9 +142,10 @@ def prove_masters(pairs: Iterable[tuple[Piece, Piece]], where: str) -> None:
     for master, weight in pairs:
         if not _is_master(master, weight):
             raise BadCheckpointError(
-                f"{where}: {BUFFERS[State.MASTER]}: what should be the master of "
+                "what should be the master of "
                 f"{weight.placement.key} is not what the weights are made of",
                 BELONG,
+                where=(where, BUFFERS[State.MASTER]),
             )
 
 

@@ -33,7 +33,7 @@ def _blaming(where: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise BadCheckpointError(error.message, error.hint, (where, *error.where)) from None
+        raise BadCheckpointError(error.what, error.hint, (where, *error.where)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def stored_model(
     layout = read_layout(arguments, config.layers, where)
     if padded % layout.tp:
         name = PADDED_VOCAB.name
-        raise BadCheckpointError(f"{where}: args.{name}: {padded} rows on TP{layout.tp}")
+        raise BadCheckpointError(f"args.{name}: {padded} rows on TP{layout.tp}", where=where)
     multiple = MULTIPLE.read(reader)
     return StoredModel(where, config, layout, padded, multiple, notes)
 
@@ -133,8 +133,9 @@ def iteration_number(content: Mapping[object, object], where: str, folder_name: 
         return number if isinstance(number, int) else None
     if number is not None and number != int(named[1]):
         raise BadCheckpointError(
-            f"{where}: iteration is {shown(number)}, its folder is {folder_name}",
+            f"iteration is {shown(number)}, its folder is {folder_name}",
             "a folder was renamed, or files were mixed up; give it the name of the iteration that "
             "its files say",
+            where=where,
         )
     return int(named[1])

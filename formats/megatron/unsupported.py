@@ -21,7 +21,9 @@ class Unsupported:
 
     def refusal(self, where: str) -> BadCheckpointError:
         """Return the refusal of what was found at ``where``."""
-        return BadCheckpointError(f"{where}: {self.what}, which flmgrow does not read", self.way)
+        return BadCheckpointError(
+            f"{self.what}, which flmgrow does not read", self.way, where=where
+        )
 
 
 _CONVERT = (

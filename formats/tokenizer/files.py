@@ -39,8 +39,9 @@ def _content(path: Path) -> bytes:
     try:
         if file.size > MAX_TOKENIZER_BYTES:
             raise BadCheckpointError(
-                f"{path}: has {file.size} bytes, wanted at most {MAX_TOKENIZER_BYTES}",
+                f"has {file.size} bytes, wanted at most {MAX_TOKENIZER_BYTES}",
                 "such a file is no tokenizer",
+                where=path,
             )
         data = file.read(0, file.size)
         refuse_pointer(data[:64], str(path))
@@ -53,8 +54,9 @@ def _from_ranks(path: Path, config: ModelConfig) -> bytes:
     ranks = read_ranks(_content(path), str(path))
     if len(ranks) > config.vocab:
         raise BadCheckpointError(
-            f"{path}: has {len(ranks)} tokens, but the model has {config.vocab} ids",
+            f"has {len(ranks)} tokens, but the model has {config.vocab} ids",
             "give the tokenizer that the model was trained with, or --true-vocab-size",
+            where=path,
         )
     return as_tokenizer(ranks)
 
@@ -63,8 +65,9 @@ def _from_json(path: Path) -> bytes:
     data = _content(path)
     if "model" not in parse_object(data, str(path)):
         raise BadCheckpointError(
-            f"{path}: has no entry model, wanted a tokenizer.json",
+            "has no entry model, wanted a tokenizer.json",
             "give the file that a tokenizer was saved as, or its folder",
+            where=path,
         )
     return data
 
@@ -84,8 +87,9 @@ def tokenizer_files(path: Path, config: ModelConfig) -> GivenTokenizer:
     names = sorted(entry.name for entry in path.iterdir() if is_companion(entry.name))
     if not names:
         raise BadCheckpointError(
-            f"{path}: holds no tokenizer files",
+            "holds no tokenizer files",
             "wanted tokenizer.json and the like, or name a file of tiktoken ranks",
+            where=path,
         )
     ids: Ids = {}
     if (path / _CONFIG).is_file():

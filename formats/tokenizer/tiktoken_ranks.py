@@ -49,15 +49,16 @@ def read_ranks(data: bytes, where: str) -> dict[bytes, int]:
             token = b""
         if not token or token in ranks or rank != b"%d" % number:
             raise BadCheckpointError(
-                f"{where}: line {number + 1}: wanted a token in base64 that is not there yet, "
-                f"and {number}",
+                f"line {number + 1}: wanted a token in base64 that is not there yet, and {number}",
                 "give a ranks file of tiktoken's, such as cl100k_base.tiktoken",
+                where=where,
             )
         ranks[token] = number
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise BadCheckpointError(
-            f"{where}: {len(missing)} of the 256 single bytes are no tokens",
+            f"{len(missing)} of the 256 single bytes are no tokens",
             "give a ranks file of tiktoken's, such as cl100k_base.tiktoken",
+            where=where,
         )
     return ranks
 

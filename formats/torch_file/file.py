@@ -141,7 +141,7 @@ class TorchFile:
 
     def _refuse(self, found: str) -> NoReturn:
         raise BadCheckpointError(
-            f"{self.file.path}: {found}", "give a checkpoint that torch.save wrote, or another copy"
+            found, "give a checkpoint that torch.save wrote, or another copy", where=self.file.path
         )
 
     def _find_prefix(self) -> str:
@@ -211,9 +211,9 @@ def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
         yield piece
     if place.crc is not None and found != place.crc:
         raise BadCheckpointError(
-            f"{place.file.path}: {place.name}: damaged: its bytes have CRC32 {found:08x}, "
-            f"wanted {place.crc:08x}",
+            f"damaged: its bytes have CRC32 {found:08x}, wanted {place.crc:08x}",
             "copy the file again from where it was complete",
+            where=(place.file.path, place.name),
         )
 
 

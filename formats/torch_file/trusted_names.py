@@ -232,9 +232,10 @@ def refuse_programs(root: object, where: str) -> None:
     """
     for name in untrusted_names(root):
         raise BadCheckpointError(
-            f"{where}: data.pkl: names {shown_name(name)}, which is not known to be harmless; "
+            f"data.pkl: names {shown_name(name)}, which is not known to be harmless; "
             "nothing was run",
             "loading this file with torch may run it: find out who put it there",
+            where=where,
         )
 
 

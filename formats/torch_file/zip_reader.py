@@ -87,8 +87,9 @@ class _Archive:
     def refuse(self, found: str) -> NoReturn:
         place = f"{self.file.path} from byte {self.base}" if self.base else f"{self.file.path}"
         raise BadCheckpointError(
-            f"{place}: not a torch file that can be trusted: {found}",
+            f"not a torch file that can be trusted: {found}",
             "copy it again from where it was complete, or save it again with torch.save",
+            where=place,
         )
 
     def unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:

@@ -83,9 +83,10 @@ def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
     if first.iteration != at:
         _close(first)
         raise UsageError(
-            f"{stage.checkpoint.folder}: has no checkpoint of iteration {at}, from which on "
+            f"has no checkpoint of iteration {at}, from which on "
             "checkpoint.change_at wants the settings to hold",
             f"the stage begins at iteration {first.iteration}: say that, or leave it out",
+            where=stage.checkpoint.folder,
         )
     if newest is None:
         return first
@@ -112,9 +113,10 @@ def _earlier(stage: StageFile, iteration: int) -> Begin:
     if iteration not in (saved := saved_iterations(folder)):
         told = ", ".join(f"{each}" for each in saved)
         raise UsageError(
-            f"{folder}: has no checkpoint of iteration {iteration}, from which on "
+            f"has no checkpoint of iteration {iteration}, from which on "
             "checkpoint.change_at wants the settings to hold",
             f"saved are {told}; the iteration at which the stage begins will do, too",
+            where=folder,
         )
     begin = _resumed(stage, opened(stage, folder, iteration))
     if torch.distributed.get_rank() == 0:
@@ -147,14 +149,15 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
     if state is None or state.stage != stage.name:
         found = "no run of flmgrow's trainer" if state is None else f"the stage {state.stage!r}"
         raise UsageError(
-            f"{checkpoint.folder}: is of {found}, this is the stage {stage.name!r}",
+            f"is of {found}, this is the stage {stage.name!r}",
             "give the stage a checkpoint folder of its own, and name this one as checkpoint.load",
+            where=checkpoint.folder,
         )
     if state.iteration != checkpoint.iteration:
         raise BadCheckpointError(
-            f"{checkpoint.folder / TRAINING}: is of iteration {state.iteration}, the checkpoint of "
-            f"{checkpoint.iteration}",
+            f"is of iteration {state.iteration}, the checkpoint of {checkpoint.iteration}",
             "it was altered: restore it from a copy",
+            where=checkpoint.folder / TRAINING,
         )
     return Begin(
         checkpoint,
@@ -177,8 +180,9 @@ def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
     differences = contradictions(section, checkpoint.config)
     if differences:
         raise UsageError(
-            f"{checkpoint.folder}: {'; '.join(differences)}",
+            f"{'; '.join(differences)}",
             "give the checkpoint of this model, or grow it first",
+            where=checkpoint.folder,
         )
 
 
@@ -247,7 +251,7 @@ def restore_random_states(folder: Path) -> str | None:
         RuntimeError,
         OverflowError,
     ) as error:
-        raise BadCheckpointError(f"{path}: not as the trainer wrote it: {error}") from None
+        raise BadCheckpointError(f"not as the trainer wrote it: {error}", where=path) from None
 
 
 def _state(text: str) -> torch.Tensor:

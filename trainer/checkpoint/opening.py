@@ -102,8 +102,9 @@ def begins_anew(section: CheckpointSection, path: Path) -> bool:
         return section.begin == "anew"
     if section.begin == "continue":
         raise UsageError(
-            f"{path}: checkpoint.begin is continue, but a Hugging Face folder has weights only",
+            "checkpoint.begin is continue, but a Hugging Face folder has weights only",
             "leave it out, or name the Megatron checkpoint that was exported",
+            where=path,
         )
     return True
 
@@ -114,7 +115,7 @@ def in_keys_of_a_stage() -> Iterator[None]:
     try:
         yield
     except FlmgrowError as error:
-        raise type(error)(_keyed(error.text), _keyed(error.hint)) from None
+        raise type(error)(_keyed(error.message), _keyed(error.hint)) from None
 
 
 def _keyed(text: str) -> str:

@@ -65,12 +65,13 @@ class _Telling(io.RawIOBase):
             self._refuse(error)
         except MemoryError:
             raise BadDataError(
-                f"{self._path}: not enough memory to decompress it",
+                "not enough memory to decompress it",
                 "a .zst of a long window needs up to 2 GiB: compress it anew without --long",
+                where=self._path,
             ) from None
 
     def _refuse(self, error: Exception) -> NoReturn:
-        raise BadDataError(f"{self._path}: damaged or cut short: {error}") from None
+        raise BadDataError(f"damaged or cut short: {error}", where=self._path) from None
 
 
 class _Begun(io.RawIOBase):
@@ -162,7 +163,7 @@ def _library(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         hint = "pip install 'flmgrow[train]'" if name == "zstandard" else f"a Python with {name}"
-        raise UsageError(f"{path}: needs the package {name}", hint) from None
+        raise UsageError(f"needs the package {name}", hint, where=path) from None
 
 
 _DECODERS: dict[str, Callable[[io.RawIOBase, Path], Any]] = {

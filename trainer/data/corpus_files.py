@@ -98,7 +98,7 @@ def prefix_of(path: Path) -> Path:
         prefix = path.with_suffix("")
     if not _file(prefix, ".idx").is_file():
         raise BadDataError(
-            f"{_file(prefix, '.idx')}: No such file", "make it by flmgrow data prepare"
+            "No such file", "make it by flmgrow data prepare", where=_file(prefix, ".idx")
         )
     return prefix
 
@@ -110,7 +110,7 @@ def _file(prefix: Path, ending: str) -> Path:
 def _check_size(file: Path, wanted: int) -> None:
     found = file.stat().st_size if file.is_file() else 0
     if found != wanted:
-        raise BadDataError(f"{file}: {found} bytes, its index says {wanted}")
+        raise BadDataError(f"{found} bytes, its index says {wanted}", where=file)
 
 
 def _manifest_of(prefix: Path) -> Path | None:
@@ -132,20 +132,20 @@ def _compared(
         made_with, files = content["tokenizer"], list(content["files"])
         said = {file["path"]: (file["size"], file["xxh3_128"]) for file in files}
     except (ValueError, KeyError, TypeError) as error:
-        raise BadDataError(f"{manifest}: not a manifest of data: {error}") from None
+        raise BadDataError(f"not a manifest of data: {error}", where=manifest) from None
     if made_with not in (tokenizer.identity, tokenizer.earlier):
         differing = _differing(made_with, tokenizer.identity)
         hint = "say data.tokenizer and data.eod as data prepare was told"
         if list(differing) == ["sha256"]:
             hint += "; earlier versions of flmgrow knew a tokenizer.json by its very bytes"
         parts = ", ".join(f"{key} {was}, now {now}" for key, (was, now) in differing.items())
-        raise UsageError(f"{found.path}: made with another tokenizer: {parts}", hint)
+        raise UsageError(f"made with another tokenizer: {parts}", hint, where=found.path)
     for ending in _ENDINGS:
         file = _file(found.prefix, ending)
         size, wanted = said.get(f"{PREFIX}{ending}", (None, None))
         if size != file.stat().st_size:
             raise BadDataError(
-                f"{file}: {file.stat().st_size} bytes, {manifest.name} says {size}", _REMAKE
+                f"{file.stat().st_size} bytes, {manifest.name} says {size}", _REMAKE, where=file
             )
         summed = checksums == "always" or (checksums == "auto" and size <= SUMMED_AT_ONCE)
         if ending == ".idx":
@@ -156,7 +156,7 @@ def _compared(
             continue
         if checksum != wanted:
             raise BadDataError(
-                f"{file}: its checksum is {checksum}, {manifest.name} says {wanted}", _REMAKE
+                f"its checksum is {checksum}, {manifest.name} says {wanted}", _REMAKE, where=file
             )
     return tuple(files)
 

@@ -87,12 +87,14 @@ def read_propositions(paths: Sequence[Path]) -> Iterator[Proposition]:
     """
     for source in find_sources(paths).files:
         if not source.lines:
-            raise UsageError(f"{source.path}: wanted .jsonl with a text and a label on each line")
+            raise UsageError(
+                "wanted .jsonl with a text and a label on each line", where=source.path
+            )
         for document in read_documents(source, Reading(), lambda _: None):
             text = text_of(document, "text")
             label = field_of(document, document.data.decode(), "label", bool)
             if not text:
-                raise BadDataError(f"{document.place}: a proposition without text")
+                raise BadDataError("a proposition without text", where=document.place)
             yield Proposition(text, label, document.place)
 
 
@@ -154,7 +156,7 @@ class Teacher:
         try:
             text = tokenizer.encode(proposition.text)
         except ValueError as error:
-            raise BadDataError(f"{proposition.place}: not a text: {error}") from None
+            raise BadDataError(f"not a text: {error}", where=proposition.place) from None
         gone = missing(proposition.text, text, tokenizer)
         if gone.lost:
             first = f"{proposition.place}, {named(gone.first_lost)}"
@@ -162,9 +164,9 @@ class Teacher:
         label = np.array(self.labels.whole[proposition.label], np.int32)
         if len(text) + len(label) > self._room:
             raise BadDataError(
-                f"{proposition.place}: {len(text)} tokens and {len(label)} of its label, "
-                f"wanted at most {self._room}",
+                f"{len(text)} tokens and {len(label)} of its label, wanted at most {self._room}",
                 "shorten it, or make the sequence length larger: half of it may not be true",
+                where=proposition.place,
             )
         return np.concatenate([text, label])
 

@@ -77,24 +77,26 @@ def read_index(path: Path) -> Index:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadDataError(f"{path}: {error.strerror}", "make it by flmgrow data prepare") from None
+        raise BadDataError(
+            f"{error.strerror}", "make it by flmgrow data prepare", where=path
+        ) from None
     if len(content) < HEADER.size or not content.startswith(MAGIC):
-        raise BadDataError(f"{path}: not an index of megatron-core's")
+        raise BadDataError("not an index of megatron-core's", where=path)
     _, version, code, sequences, documents = HEADER.unpack_from(content)
     types = {number: dtype for dtype, number in CODES.items()}
     if version != 1 or code not in types:
-        raise BadDataError(f"{path}: version {version} with tokens of type {code} is not read")
+        raise BadDataError(f"version {version} with tokens of type {code} is not read", where=path)
     wanted = HEADER.size + 12 * sequences + 8 * documents
     if len(content) != wanted:
         raise BadDataError(
-            f"{path}: {len(content)} bytes, wanted {wanted} for {sequences} sequences"
+            f"{len(content)} bytes, wanted {wanted} for {sequences} sequences", where=path
         )
     lengths = np.frombuffer(content, "<i4", sequences, HEADER.size).astype(np.int32)
     begins = np.frombuffer(content, "<i8", sequences, HEADER.size + 4 * sequences)
     ends = np.frombuffer(content, "<i8", documents, wanted - 8 * documents)
     ordered = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]) * types[code].itemsize
     if (lengths < 0).any() or not np.array_equal(begins, ordered[:-1]):
-        raise BadDataError(f"{path}: sequences do not lie one behind the other")
+        raise BadDataError("sequences do not lie one behind the other", where=path)
     if documents < 1 or ends[-1] != sequences or ends[0] < 0 or (np.diff(ends) < 0).any():
-        raise BadDataError(f"{path}: documents do not end with the last sequence")
+        raise BadDataError("documents do not end with the last sequence", where=path)
     return Index(types[code], lengths)

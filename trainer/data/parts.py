@@ -140,7 +140,7 @@ def make_part(recipe: Recipe, text: Text) -> Made:
         try:
             content, tokens = _tokens_of(document, recipe)
         except BadDocumentError as error:
-            bad.add(error.kind, document.name, 1, error.text, error.hint)
+            bad.add(error.kind, document.name, 1, error.message, error.hint)
             continue
         characters += len(content)
         _compare(document, content, tokens, recipe.tokenizer, missing)

@@ -89,7 +89,9 @@ def prepare(
                 _drop_parts(place)
             raise
         if not any(part.documents for part in parts):
-            raise BadDataError(f"{sources.files[0].path}: no document with text in it or its like")
+            raise BadDataError(
+                "no document with text in it or its like", where=sources.files[0].path
+            )
         _join(parts, recipe, place)
         manifest = _describe(sources, readings, recipe, parts, place) | found.to_json()
         place.add_small(MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")

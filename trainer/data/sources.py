@@ -88,21 +88,21 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             below = _Below(path)
             if not below.files:
                 found = Sources((), tuple(below.left_out))
-                raise UsageError(f"{path}: no file in it ends in {WANTED}", _why_none(found))
+                raise UsageError(f"no file in it ends in {WANTED}", _why_none(found), where=path)
             files += below.files
             left_out += below.left_out
         elif not path.is_file():
-            raise UsageError(f"{path}: no such file")
+            raise UsageError("no such file", where=path)
         elif not Source(path, "").kind:
             hint = PARQUET if path.suffix.lower() == ".parquet" else ""
-            raise UsageError(f"{path}: unknown kind of file, wanted {WANTED}", hint)
+            raise UsageError(f"unknown kind of file, wanted {WANTED}", hint, where=path)
         else:
             files.append(Source(path, path.name))
     seen: set[Path] = set()
     for source in files:
         real = source.path.resolve()
         if real in seen:
-            raise UsageError(f"{source.path}: named twice", "weights of a blend repeat data")
+            raise UsageError("named twice", "weights of a blend repeat data", where=source.path)
         seen.add(real)
     return Sources(tuple(files), tuple(left_out))
 

@@ -140,7 +140,7 @@ def _tokenizer(data: DataSection) -> Tokenizer:
     try:
         return open_tokenizer(data.tokenizer, data.eod)
     except UsageError as error:
-        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.text, error.hint))
+        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.message, error.hint))
         raise UsageError(message, hint) from None
 
 
@@ -150,8 +150,9 @@ def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
     held = ceil(count * data.validation_share)
     if held >= count:
         raise UsageError(
-            f"{corpus.path}: {count} documents, of which {held} would be held out",
+            f"{count} documents, of which {held} would be held out",
             "make validation_share smaller, or prepare more documents",
+            where=corpus.path,
         )
     used, rest = range(count - held), range(count - held, count)
     if held:
@@ -163,10 +164,11 @@ def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
             tokens = corpus.tokens_in(documents)
             if samples_in(tokens, data.sequence_length) < 1:
                 raise UsageError(
-                    f"{corpus.path}: data.validation_share {data.validation_share:g} leaves "
+                    f"data.validation_share {data.validation_share:g} leaves "
                     f"{tokens:,} of {corpus.tokens:,} tokens for {purpose} ({len(documents):,} of "
                     f"{count:,} documents), {wanted}",
                     f"make data.validation_share {change}, or prepare more documents",
+                    where=corpus.path,
                 )
     return used, rest
 

@@ -162,7 +162,7 @@ class HuggingFaceTokenizer(_Described):
             digest, parsed = digest_of_tokenizer(content), json.loads(content)
             self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(with_way_back(parsed)))
         except Exception as error:  # the library raises Exception itself
-            raise BadDataError(f"{path}: not a tokenizer.json: {error}") from None
+            raise BadDataError(f"not a tokenizer.json: {error}", where=path) from None
         self._unknown = unknown_id(parsed)
         _settle(self._tokenizer)
         names = self._tokenizer.get_vocab()
@@ -227,9 +227,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise BadDataError(f"{path}:{number}: wanted a token in base64 and its rank") from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise BadDataError(f"{path}: has {len(ranks)} tokens, wanted every rank from 0 once")
+        raise BadDataError(f"has {len(ranks)} tokens, wanted every rank from 0 once", where=path)
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise BadDataError(f"{path}: no token for byte {missing[0]:#04x}, wanted all 256")
+        raise BadDataError(f"no token for byte {missing[0]:#04x}, wanted all 256", where=path)
     return ranks
 
 

@@ -117,7 +117,7 @@ class MetricsLog:
         with storage_errors(path.parent, "creating"):
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path}: is no ordinary file", "name another log.metrics")
+            raise UsageError("is no ordinary file", "name another log.metrics", where=path)
         kept = b"".join(_kept_lines(path, stage, begin)) if path.exists() else b""
         self.set_aside = 0
         """The steps of an earlier attempt."""
@@ -170,8 +170,9 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UsageError(
-                f"{folder}: the package tensorboard is not installed",
+                "the package tensorboard is not installed",
                 "pip install 'flmgrow[tensorboard]', or leave out log.tensorboard",
+                where=folder,
             ) from None
         self._folder = folder
         self._make = SummaryWriter
@@ -288,9 +289,10 @@ def _kept_lines(path: Path, stage: str, begin: int) -> Iterator[bytes]:
             yield line
         elif record.stage != stage:
             raise OutputExistsError(
-                f"{path}: holds step {record.step} of the stage {record.stage!r}, "
+                f"holds step {record.step} of the stage {record.stage!r}, "
                 f"{stage!r} begins after step {begin}",
                 "give this stage a log.metrics of its own",
+                where=path,
             )
 
 

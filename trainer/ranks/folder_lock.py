@@ -34,8 +34,9 @@ def own_folder(folder: Path) -> Iterator[None]:
                 held.append(take_lock(folder / LOCK))
             except LockHeldError as holder:
                 raise OutputExistsError(
-                    f"{folder}: another run saves there ({holder})",
+                    f"another run saves there ({holder})",
                     "wait until it has ended, then run the same command again",
+                    where=folder,
                 ) from None
 
     together(take)

@@ -136,8 +136,9 @@ def _read(where: str, line: bytes) -> Change:
         return _READER.validate_json(line)
     except ValidationError as error:
         raise BadDataError(
-            f"{where}: holds no change of a setting: {problems(error.errors())}",
+            f"holds no change of a setting: {problems(error.errors())}",
             "remove the line if the file was edited, or restore it from a copy",
+            where=where,
         ) from None
 
 

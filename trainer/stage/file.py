@@ -121,9 +121,7 @@ def stage_of(data: object, path: Path) -> StageFile:
     try:
         stage = StageFile.model_validate(data)
     except ValidationError as error:
-        raise UsageError(
-            f"{path}: {problems(error.errors())}", "see docs/guides/train.md"
-        ) from None
+        raise UsageError(problems(error.errors()), "see docs/guides/train.md", where=path) from None
     return _located(stage, path.absolute().parent)
 
 

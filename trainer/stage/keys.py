@@ -30,13 +30,12 @@ _BEGINS_WITH_KEY = re.compile(r"(model|layout|growth|data)[.:]")
 
 
 @contextmanager
-def told_of(path: Path, where: str = "") -> Iterator[None]:
-    """Let a UsageError inside begin with the file ``path``, and ``where`` in it."""
+def told_of(path: Path, *where: str) -> Iterator[None]:
+    """Let a UsageError inside be of the file ``path``, and of ``where`` in it."""
     try:
         yield
     except UsageError as error:
-        message = error.text.removeprefix(f"{path}: ")
-        raise UsageError(f"{path}: {where}{message}", error.hint) from None
+        raise error.relative_to(path).at(path, *where) from None
 
 
 @contextmanager
@@ -49,7 +48,7 @@ def in_keys(section: str, keys: Mapping[str, str] = KEYS) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        message, hint = _keyed(error.text, keys), _keyed(error.hint, keys)
+        message, hint = _keyed(error.message, keys), _keyed(error.hint, keys)
         where = "" if _BEGINS_WITH_KEY.match(message) else f"{section}: "
         raise UsageError(f"{where}{message}", hint) from None
 

@@ -84,7 +84,8 @@ def address_of(path: PurePath) -> Address:
         raise UsageError(f"{service.scheme}://{bucket}: names no bucket", service.form)
     if {".", ".."} & set(parts):
         raise UsageError(
-            f"{Address(service, bucket, '/'.join(parts[1:]))}: has '..' in it, wanted a plain key",
+            "has '..' in it, wanted a plain key",
             service.form,
+            where=Address(service, bucket, "/".join(parts[1:])),
         )
     return Address(service, bucket, "/".join(parts[1:]))

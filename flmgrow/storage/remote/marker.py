@@ -31,8 +31,9 @@ def refuse_incomplete(address: Address, keys: Iterable[str]) -> None:
     known = set(keys)
     if address.below(PLAN).key in known and address.below(COMPLETE).key not in known:
         raise IncompleteCheckpointError(
-            f"{address}: is not complete: the run that writes it was interrupted, or is at it",
+            "is not complete: the run that writes it was interrupted, or is at it",
             "run the command that writes it again: it resumes",
+            where=address,
         )
 
 

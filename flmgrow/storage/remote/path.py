@@ -78,14 +78,15 @@ class _Likeness:
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             name = Path(error.filename).relative_to(self.root)
             raise BadCheckpointError(
-                f"{RemotePath(name)}: is an object, and others lie below it as in a folder",
+                "is an object, and others lie below it as in a folder",
                 "rename the object",
+                where=RemotePath(name),
             ) from None
         except OSError as error:
             raise StorageError(
-                f"{address}: listing failed: its names cannot be laid out in "
-                f"{self.root}: {error.strerror}",
+                f"listing failed: its names cannot be laid out in {self.root}: {error.strerror}",
                 "free some space there, or set TMPDIR to another folder",
+                where=address,
             ) from None
 
 
@@ -226,8 +227,9 @@ def open_folder(path: Path) -> RemotePath:
         found = {address.key: alone}
     if not found:
         raise BadCheckpointError(
-            f"{address}: does not exist: no key begins so",
+            "does not exist: no key begins so",
             "check bucket and key, and the endpoint if one is set",
+            where=address,
         )
     marker.refuse_incomplete(address, found)
     _likeness.replace(address, _unmarked(address, found))

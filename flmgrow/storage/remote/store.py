@@ -85,8 +85,9 @@ def store_of(address: Address) -> "ObjectStore":
         import obstore  # noqa: F401
     except ImportError:
         raise UsageError(
-            f"{address}: the package obstore is not installed",
+            "the package obstore is not installed",
             "pip install 'flmgrow[object-store]'",
+            where=address,
         ) from None
     with told(address, "opening the store"):
         return _store(address.service.scheme, address.bucket)
@@ -112,12 +113,13 @@ def told(address: Address, doing: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise BadCheckpointError(
-            f"{address}: does not exist", "check bucket and key, and the endpoint if one is set"
+            "does not exist", "check bucket and key, and the endpoint if one is set", where=address
         ) from None
     except (PreconditionError, AlreadyExistsError):
         raise ChangedError(
-            f"{address}: changed while it was being used",
+            "changed while it was being used",
             "wait until nothing writes to it, then run the command again",
+            where=address,
         ) from None
     except (BaseError, OSError, ValueError) as error:
         raise _storage_error(address, doing, error) from None
@@ -128,10 +130,10 @@ def _storage_error(address: Address, doing: str, error: Exception) -> StorageErr
     for sign, what, hint in _SIGNS:
         if re.search(sign, text):
             hint = hint or f"set {address.service.credentials} as the store wants them"
-            return StorageError(f"{address}: {doing} failed: {what}", hint)
+            return StorageError(f"{doing} failed: {what}", hint, where=address)
     found = _STATUS.search(text)
     what = f"the server answers {found[1]}" if found else f"obstore says {type(error).__name__}"
-    return StorageError(f"{address}: {doing} failed: {what}", f"wait a while, then {AGAIN}")
+    return StorageError(f"{doing} failed: {what}", f"wait a while, then {AGAIN}", where=address)
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -216,8 +218,9 @@ def read_range(address: Address, found: Found, start: int, count: int) -> memory
         data = memoryview(answer.bytes())
         if answer.meta["size"] != found.size or data.nbytes != count:
             raise ChangedError(
-                f"{address}: {answer.meta['size']} bytes, listed with {found.size}",
+                f"{answer.meta['size']} bytes, listed with {found.size}",
                 "wait until nothing writes to it, then run the command again",
+                where=address,
             )
     return data
 

@@ -110,4 +110,4 @@ def _outcome(check: Callable[[Progress], Iterable[str]], progress: Progress) -> 
     try:
         return list(check(progress)), ""
     except BadCheckpointError as error:
-        return [], error.text
+        return [], error.message

@@ -120,8 +120,9 @@ def _check_cached(path: Path, progress: Progress) -> str:
             progress(len(piece))
     if digest.hexdigest() != wanted:
         raise BadCheckpointError(
-            f"{path}: damaged: {kind} {digest.hexdigest()}, the Hub says {wanted}",
+            f"damaged: {kind} {digest.hexdigest()}, the Hub says {wanted}",
             "remove it from the cache and fetch it again",
+            where=path,
         )
     return kind
 
@@ -131,7 +132,7 @@ def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
     try:
         kinds = list(files.kinds(path, progress))
     except (BadCheckpointError, StorageError) as error:
-        return Check(name, False, error.text.removeprefix(f"{path}: "))
+        return Check(name, False, error.relative_to(path).message)
     if not kinds and _FOR_PEOPLE.fullmatch(path.name):
         return Check(name, None, "no checksum covers it; it is for people, and nothing loads it")
     if not kinds:

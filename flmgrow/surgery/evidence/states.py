@@ -15,5 +15,5 @@ def with_known_states(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Check]]:
     except IncompleteCheckpointError:
         raise
     except (BadCheckpointError, UsageError) as error:
-        detail = "not compared: " + error.text
+        detail = "not compared: " + error.message
         return checkpoint, [Check("optimizer", None, detail, missing="unproven")]

@@ -101,11 +101,12 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
         kinds = " and ".join(dict.fromkeys(FEATURES[name] for name in found.features))
         short = len(listed) + len(kinds) <= 1.5 * _SHOWN_LENGTH
         raise BadCheckpointError(
-            f"{where}: {listed}; flmgrow does not support {kinds if short else 'these features'}",
+            f"{listed}; flmgrow does not support {kinds if short else 'these features'}",
             "no option helps: flmgrow works on dense GPT models, every layer of one kind",
+            where=where,
         )
     hint = vouched_arguments(ignored).hint(patterns_for(names))
-    raise BadCheckpointError(f"{where}: {listed}, which flmgrow does not understand", hint)
+    raise BadCheckpointError(f"{listed}, which flmgrow does not understand", hint, where=where)
 
 
 def patterns_for(names: Sequence[str]) -> list[str]:

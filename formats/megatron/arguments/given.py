@@ -165,9 +165,10 @@ def made_arguments(
     if missing := _missing(told):
         told_by = ", ".join(f"{name}={value}" for name, value in shown.items())
         raise BadCheckpointError(
-            f"{where}: has no args, and its arrays do not tell {', '.join(missing)}; they tell "
+            f"has no args, and its arrays do not tell {', '.join(missing)}; they tell "
             f"{told_by or 'nothing'}",
             _how_to_tell(folder, given, missing),
+            where=where,
         )
     padded = PADDED_VOCAB.get(told)
     if not isinstance(padded, int):

@@ -21,7 +21,7 @@ def parse_layout_text(text: str, where: str) -> tuple[int, ...]:
     for pattern in (_GROUP, _REPEAT):
         while match := pattern.search(expanded):
             if len(match[1]) * int(match[2]) > _MAX_LENGTH:
-                raise BadCheckpointError(f"{where}: pipeline layout {text!r} is too long")
+                raise BadCheckpointError(f"pipeline layout {text!r} is too long", where=where)
             expanded = (
                 expanded[: match.start()] + match[1] * int(match[2]) + expanded[match.end() :]
             )
@@ -30,8 +30,8 @@ def parse_layout_text(text: str, where: str) -> tuple[int, ...]:
     body[-1] = body[-1].removesuffix("L")
     if any(set(chunk) - {"t"} for chunk in body):
         raise BadCheckpointError(
-            f"{where}: pipeline layout {text!r}: only E, t and L in their usual places are "
-            "supported"
+            f"pipeline layout {text!r}: only E, t and L in their usual places are supported",
+            where=where,
         )
     return tuple(len(chunk) for chunk in body)
 

@@ -97,7 +97,9 @@ def read_config(
     heads = rows.HEADS.read(reader)
     groups = rows.GROUPS.read(reader) if rows.GROUPED.read(reader) else heads
     if heads % groups:
-        raise BadCheckpointError(f"{where}: {heads} heads are no multiple of {groups} query groups")
+        raise BadCheckpointError(
+            f"{heads} heads are no multiple of {groups} query groups", where=where
+        )
     hidden = rows.HIDDEN.read(reader)
     linear_bias = rows.LINEAR_BIAS.read(reader)
     norm = rows.NORM.read(reader)

@@ -49,7 +49,8 @@ def _uneven(reader: ArgumentReader, layers: int, pp: int) -> tuple[int, ...] | N
     rest = layers - (first or 0) - (last or 0)
     if rest < 0 or (rest % middle if middle else rest):
         raise BadCheckpointError(
-            f"{reader.where}: {layers} layers do not fit PP{pp} with {first} first and {last} last"
+            f"{layers} layers do not fit PP{pp} with {first} first and {last} last",
+            where=reader.where,
         )
     counts = [rest // middle if middle else 0] * pp
     counts[0] = counts[0] if first is None else first
@@ -67,20 +68,20 @@ def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     pp = PP.read(reader)
     vpp = VPP.read(reader) if pp > 1 else 1
     if tp * pp * vpp > _MAX_RANKS:
-        raise BadCheckpointError(f"{where}: args say TP{tp} x PP{pp} x VPP{vpp}, wanted less")
+        raise BadCheckpointError(f"args say TP{tp} x PP{pp} x VPP{vpp}, wanted less", where=where)
     text = TEXT.get(arguments)
     counts: tuple[int, ...] | None
     if isinstance(text, str) and pp > 1:
         counts = parse_layout_text(text, where)
         vpp = len(counts) // pp
     elif text is not None and pp > 1:
-        raise BadCheckpointError(f"{where}: args.{TEXT.name} is no string")
+        raise BadCheckpointError(f"args.{TEXT.name} is no string", where=where)
     else:
         counts = _uneven(reader, layers, pp) or _accounted(reader, layers, pp, vpp)
     try:
         return make_layout(layers, tp, pp, vpp, counts)
     except UsageError as error:
-        raise BadCheckpointError(error.message, where=(where, *error.where)) from None
+        raise BadCheckpointError(error.what, where=(where, *error.where)) from None
 
 
 def written_layout(arguments: Arguments, layout: Layout) -> dict[str, object]:

@@ -57,8 +57,9 @@ def read_run_config(path: Path) -> tuple[dict[str, object], list[str]]:
     fields = next((parts[n] for n in ("model", "config") if isinstance(parts.get(n), dict)), parts)
     if not rows.LAYERS.get(fields):
         raise BadCheckpointError(
-            f"{path}: describes no model: found no {rows.LAYERS.name}",
+            f"describes no model: found no {rows.LAYERS.name}",
             "give Megatron-Bridge's run_config.yaml, or a config.json or checkpoint folder",
+            where=path,
         )
     own: dict[str, object] = {
         argument: fields[name] for name, argument in _MEANT.items() if fields.get(name) is not None
@@ -93,15 +94,17 @@ def _activation(fields: Mapping[str, object], path: Path, notes: list[str]) -> d
             notes.append(f"{path}: names no activation_func; taken to be SwiGLU, as it is gated")
         elif name not in ("silu", "swiglu"):
             raise BadCheckpointError(
-                f"{path}: activation_func {name} with a gate, wanted silu",
+                f"activation_func {name} with a gate, wanted silu",
                 "flmgrow works on models with SwiGLU, GELU or squared ReLU",
+                where=path,
             )
         return {rows.SWIGLU.name: True}
     kind = _PLAIN.get(name or "gelu")
     if kind is None:
         raise BadCheckpointError(
-            f"{path}: activation_func {name}, wanted gelu or squared_relu",
+            f"activation_func {name}, wanted gelu or squared_relu",
             "flmgrow works on models with SwiGLU, GELU or squared ReLU",
+            where=path,
         )
     fused = fields.get("bias_activation_fusion") and fields.get(rows.LINEAR_BIAS.name, True)
     tanh = kind == "gelu_tanh" or (kind == "gelu" and bool(fused))

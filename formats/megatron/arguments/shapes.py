@@ -202,7 +202,7 @@ def check_shapes(
     lines += [] if heads is None else [heads[0]]
     choices = {name: value for name, value in wrong.items() if value is not None}
     choices |= {} if heads is None else heads[1]
-    raise BadCheckpointError(f"{where}: {'; '.join(lines)}", _way_out(wrong, heads, choices))
+    raise BadCheckpointError("; ".join(lines), _way_out(wrong, heads, choices), where=where)
 
 
 def _wanted(value: object) -> object:

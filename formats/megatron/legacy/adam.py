@@ -101,7 +101,7 @@ class AdamRank:
         if "state" not in self.inner:
             raise self._distributed()
         if self.half and MASTERS not in self.content:
-            raise BadCheckpointError(f"{self.where}: {MASTERS}: not there", _BELONG)
+            raise BadCheckpointError("not there", _BELONG, where=(self.where, MASTERS))
         self._check_known(self.inner, {"state", "param_groups"}, "")
         self.groups = self._groups()
         try:
@@ -120,35 +120,39 @@ class AdamRank:
 
     def _distributed(self) -> BadCheckpointError:
         return BadCheckpointError(
-            f"{self.where}: has no state: a distributed optimizer needs its param groups and "
+            "has no state: a distributed optimizer needs its param groups and "
             f"{DISTRIBUTED} beside them",
             "copy the rank folders again; --no-optimizer goes on without",
+            where=self.where,
         )
 
     def _check_known(self, found: Mapping[object, object], known: set[str], of: str) -> None:
         """Nothing is dropped in silence: a key that would not be written again is refused."""
         if unknown := [str(key) for key in found if key not in known]:
             raise BadCheckpointError(
-                f"{self.where}: {unknown[0]}{of}: flmgrow does not know what it is",
+                f"{unknown[0]}{of}: flmgrow does not know what it is",
                 "only Adam's state is understood; --no-optimizer goes on without",
+                where=self.where,
             )
 
     def _dict(self, value: object, name: str) -> Mapping[object, object]:
         if not isinstance(value, dict):
-            raise BadCheckpointError(f"{self.where}: {name}: is no dict, but {value!r:.60}")
+            raise BadCheckpointError(f"is no dict, but {value!r:.60}", where=(self.where, name))
         return value
 
     def _groups(self) -> list[Group]:
         groups = self.inner.get("param_groups")
         if not isinstance(groups, list) or not groups:
-            raise BadCheckpointError(f"{self.where}: has no param_groups")
+            raise BadCheckpointError("has no param_groups", where=self.where)
         return [self._dict(group, "param group") for group in groups]
 
     def _record(self, value: object, array: Piece, name: str) -> StoredArray:
         where = f"{self.where}: {name} of {array.placement.key}"
         if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
             found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
-            raise BadCheckpointError(f"{where}: {found}, wanted {array.placement.shape}", _BELONG)
+            raise BadCheckpointError(
+                f"{found}, wanted {array.placement.shape}", _BELONG, where=where
+            )
         return StoredArray(array.placement, self.file, value)
 
     def _numbers(self, group: Group, members: int) -> list[int]:
@@ -157,9 +161,11 @@ class AdamRank:
         found = len(numbers) if isinstance(numbers, list) else "no"
         if not isinstance(numbers, list) or found != members:
             what = f"a param group has {found} parameters, wanted {members}"
-            raise BadCheckpointError(f"{self.where}: {what}", _BELONG)
+            raise BadCheckpointError(what, _BELONG, where=self.where)
         if not all(type(number) is int for number in numbers):
-            raise BadCheckpointError(f"{self.where}: a param group numbers them {numbers!r:.60}")
+            raise BadCheckpointError(
+                f"a param group numbers them {numbers!r:.60}", where=self.where
+            )
         return numbers
 
     def entries(self) -> Iterator[tuple[Piece, Mapping[object, object]]]:
@@ -173,7 +179,7 @@ class AdamRank:
         ]
         if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
             found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
-            raise BadCheckpointError(f"{self.where}: {found}, wanted {len(arrays)}", _BELONG)
+            raise BadCheckpointError(f"{found}, wanted {len(arrays)}", _BELONG, where=self.where)
         for number, array in zip(numbers, arrays, strict=True):
             entry = self._dict(state.get(number), f"state of {array.placement.key}")
             self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
@@ -196,7 +202,7 @@ class AdamRank:
         groups = stored if isinstance(stored, list) else []
         found = [len(group) if isinstance(group, list) else None for group in groups]
         if not isinstance(stored, list) or found != wanted:
-            raise BadCheckpointError(f"{self.where}: {MASTERS}: not one per parameter", _BELONG)
+            raise BadCheckpointError("not one per parameter", _BELONG, where=(self.where, MASTERS))
         return [
             self._record(record, array, "master")
             for records, members in zip(stored, self.grouped, strict=True)

@@ -18,7 +18,7 @@ def content_of(file: TorchFile) -> Mapping[object, object]:
     """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""
     if not isinstance(file.root, dict):
         raise BadCheckpointError(
-            f"{file.file.path}: holds a {type(file.root).__name__}, wanted a dict"
+            f"holds a {type(file.root).__name__}, wanted a dict", where=file.file.path
         )
     return file.root
 

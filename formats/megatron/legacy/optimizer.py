@@ -49,8 +49,9 @@ def _step_value(optimizer: RankOptimizer) -> object:
     values = {repr(_value(optimizer, step)) for step in optimizer.steps()}
     if len(values) > 1:
         raise BadCheckpointError(
-            f"{optimizer.where}: parameters have {len(values)} different step counts",
+            f"parameters have {len(values)} different step counts",
             "parameters frozen for a while cannot be carried; --no-optimizer goes on without",
+            where=optimizer.where,
         )
     return next(iter(values), None)
 
@@ -71,25 +72,29 @@ def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
         own = _settings(optimizer, group)
         if own not in left:
             raise BadCheckpointError(
-                f"{optimizer.where}: a param group {_unlike(own, left)} {first.where}",
+                f"a param group {_unlike(own, left)} {first.where}",
                 "ranks of one checkpoint must agree; --no-optimizer goes on without",
+                where=optimizer.where,
             )
         left.remove(own)
     if isinstance(optimizer, AdamRank) and optimizer.members != optimizer.members_by(first.groups):
         raise BadCheckpointError(
-            f"{optimizer.where}: has {len(optimizer.groups)} param groups, wanted those of "
+            f"has {len(optimizer.groups)} param groups, wanted those of "
             f"{len(first.groups)} in {first.where} that its parameters belong to",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            where=optimizer.where,
         )
     if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
         raise BadCheckpointError(
-            f"{optimizer.where}: keeps other states than {first.where}",
+            f"keeps other states than {first.where}",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            where=optimizer.where,
         )
     if optimizer.steps() and _step_value(optimizer) != _step_value(first):
         raise BadCheckpointError(
-            f"{optimizer.where}: another step count than {first.where}",
+            f"another step count than {first.where}",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            where=optimizer.where,
         )
 
 

@@ -68,7 +68,7 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
             raise BadCheckpointError(f"{child}: the same rank as {files[rank].parent.name}")
         files[rank] = child / FILE_NAME
     if not files:
-        raise BadCheckpointError(f"{folder}: no mp_rank folders", "is this a legacy checkpoint?")
+        raise BadCheckpointError("no mp_rank folders", "is this a legacy checkpoint?", where=folder)
     return files
 
 
@@ -98,16 +98,18 @@ def _check_agreement(files: Mapping[RankKey, TorchFile], given: Collection[str])
         ]
         if odd:
             raise BadCheckpointError(
-                f"{file.file.path}: unlike {first.file.path.parent.name}: {', '.join(odd)}",
+                f"unlike {first.file.path.parent.name}: {', '.join(odd)}",
                 "ranks of one checkpoint must agree; this looks like two runs mixed up",
+                where=file.file.path,
             )
         number = shown(content_of(file).get("iteration"))
         iterations.setdefault(number, []).append(file.file.path.parent.name)
     if len(iterations) > 1:
         table = "; ".join(f"{number}: {', '.join(ranks)}" for number, ranks in iterations.items())
         raise BadCheckpointError(
-            f"{first.file.path.parents[1]}: ranks are from different iterations: {table}",
+            f"ranks are from different iterations: {table}",
             "copy the rank folders again, all from one iteration",
+            where=first.file.path.parents[1],
         )
 
 
@@ -117,15 +119,16 @@ def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> No
         if odd:
             names = ", ".join(f"(TP {t}, PP {p})" for t, p in sorted(odd))
             raise BadCheckpointError(
-                f"{folder}: {problem} ranks {names}; args say TP{layout.tp} x PP{layout.pp}",
+                f"{problem} ranks {names}; args say TP{layout.tp} x PP{layout.pp}",
                 "copy all rank folders of the iteration" if problem == "missing" else "",
+                where=folder,
             )
 
 
 def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
     chunk = content_of(file).get(key)
     if not isinstance(chunk, dict):
-        raise BadCheckpointError(f"{file.file.path}: {key}: not there, wanted a state dict")
+        raise BadCheckpointError("not there, wanted a state dict", where=(file.file.path, key))
     return chunk
 
 
@@ -133,13 +136,14 @@ def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object
     record = chunk.get(placement.key)
     where = f"{file.file.path}: {placement.key}"
     if record is None:
-        raise BadCheckpointError(f"{where}: not there", "the args and the weights do not agree")
+        raise BadCheckpointError("not there", "the args and the weights do not agree", where=where)
     if not isinstance(record, TensorRecord):
-        raise BadCheckpointError(f"{where}: is not a plain dense tensor ({record!r:.60})")
+        raise BadCheckpointError(f"is not a plain dense tensor ({record!r:.60})", where=where)
     if record.shape != placement.shape:
         raise BadCheckpointError(
-            f"{where}: shape {record.shape}, wanted {placement.shape}",
+            f"shape {record.shape}, wanted {placement.shape}",
             "the args and the weights do not agree",
+            where=where,
         )
     return StoredArray(placement, file, record)
 
@@ -162,9 +166,9 @@ def _match(
             for key in chunk:
                 if key not in known and not _is_extra_state(key, stop - first):
                     raise BadCheckpointError(
-                        f"{files[rank].file.path}: {key}: no such parameter in the model that "
-                        "the args describe",
+                        "no such parameter in the model that the args describe",
                         "flmgrow drops nothing in silence; this model has a part it does not know",
+                        where=(files[rank].file.path, key),
                     )
                 if key not in known:
                     refuse_hidden_programs(chunk[key], f"{files[rank].file.path}: {key}")
@@ -223,7 +227,7 @@ def open_ranks(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Ch
         for file in files.values():
             file.close()
         if isinstance(error, RecursionError):
-            raise BadCheckpointError(f"{folder}: args: hold data nested too deeply") from None
+            raise BadCheckpointError("args: hold data nested too deeply", where=folder) from None
         raise
 
 
@@ -292,7 +296,10 @@ def _assemble(
         reader=reader,
         contents=contents,
         fused=fused,
-        notes=(*stored.notes, *([] if lost is None else [Text(lost.text, " (", lost.hint, ")")])),
+        notes=(
+            *stored.notes,
+            *([] if lost is None else [Text(lost.message, " (", lost.hint, ")")]),
+        ),
         given=said,
         carried={key: text for file in files.values() for key, text in _carried(file).items()},
     )

@@ -99,7 +99,7 @@ def read_buckets(
 
 
 def _refuse(contents: DistFolder, name: str, what: str, hint: str = BELONG) -> NoReturn:
-    raise BadCheckpointError(f"{contents.folder}: {name}: {what}", hint)
+    raise BadCheckpointError(what, hint, where=(contents.folder, name))
 
 
 def _dtypes(contents: DistFolder, weights: str) -> tuple[str, str]:

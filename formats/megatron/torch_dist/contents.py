@@ -86,7 +86,7 @@ class ItemPiece:
         try:
             read_tensor(file, record, offset, target)
         except BadCheckpointError as error:
-            what = error.message + f" (it holds {self.name})"
+            what = error.what + f" (it holds {self.name})"
             raise BadCheckpointError(what, error.hint, error.where) from None
 
     def checksum(self) -> int | None:
@@ -135,8 +135,9 @@ class DistFolder:
         beside = os.path.lexists(self.folder / COMMON)
         if self.in_shard and beside:
             raise BadCheckpointError(
-                f"{self.folder}: has a {COMMON} and {COMMON_STATE} in a shard, wanted one of them",
+                f"has a {COMMON} and {COMMON_STATE} in a shard, wanted one of them",
                 f"two saves are mixed; if {COMMON} is the older one, remove it",
+                where=self.folder,
             )
         if self.in_shard:
             return self.items.open_object(self.metadata.objects[COMMON_STATE])
@@ -144,8 +145,9 @@ class DistFolder:
             if other := self._plain_dcp():
                 raise other.refusal(str(self.folder))
             raise BadCheckpointError(
-                f"{self.folder}: has no {COMMON}, and no {COMMON_STATE} in its shards",
+                f"has no {COMMON}, and no {COMMON_STATE} in its shards",
                 "the checkpoint is not complete: copy the file to it",
+                where=self.folder,
             )
         return TorchFile(self.folder / COMMON)
 
@@ -171,7 +173,7 @@ class DistFolder:
         if self.in_shard and isinstance(root, list) and len(root) == 1:
             (root,) = root
         if not isinstance(root, dict):
-            raise BadCheckpointError(f"{self.where}: found {describe(root)}, wanted a dict")
+            raise BadCheckpointError(f"found {describe(root)}, wanted a dict", where=self.where)
         return root if self.arguments is None else with_arguments(root, self.arguments)
 
     @property
@@ -192,8 +194,9 @@ class DistFolder:
             if key := extra_state_key(name):
                 if key in found:
                     raise BadCheckpointError(
-                        f"{self.folder}: {name}: found {key} twice, wanted it once",
+                        f"found {key} twice, wanted it once",
                         "two saves are mixed: use another copy",
+                        where=(self.folder, name),
                     )
                 found[key] = self.open_object(item)
         return found
@@ -269,8 +272,9 @@ class DistFolder:
         for name, state in self._states.items():
             if state_of(self.folder / name) != state:
                 raise BadCheckpointError(
-                    f"{self.folder / name}: was changed while it was read",
+                    "was changed while it was read",
                     "wait until whatever writes it is done",
+                    where=self.folder / name,
                 )
 
     def close(self) -> None:
@@ -292,9 +296,10 @@ def _check_backend(path: Path) -> None:
         raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
     if backend != _BACKEND:
         raise BadCheckpointError(
-            f"{path}: sharded_backend: found {describe(backend)}, wanted {_BACKEND}",
+            f"sharded_backend: found {describe(backend)}, wanted {_BACKEND}",
             "load it with the Megatron-LM that wrote it and --ckpt-convert-format torch "
             "--ckpt-convert-save DIR",
+            where=path,
         )
 
 
@@ -306,7 +311,8 @@ def param_groups(optimizer: object, where: str) -> tuple[Mapping[object, object]
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):
         raise BadCheckpointError(
-            f"{where}: optimizer: has no param_groups",
+            "optimizer: has no param_groups",
             "the optimizer and the weights do not belong together",
+            where=where,
         )
     return tuple({k: v for k, v in group.items() if k != "params"} for group in groups)

@@ -50,11 +50,13 @@ def read_gathered(
     for rank, own in weights.items():
         item = contents.metadata.objects.get(_name(rank))
         if item is None:
-            raise BadCheckpointError(f"{contents.folder}: {_name(rank)}: not there", BELONG)
+            raise BadCheckpointError("not there", BELONG, where=(contents.folder, _name(rank)))
         file = contents.items.open_object(item)
         where = f"{file.file.path}: {item.name}"
         if not isinstance(file.root, list) or len(file.root) != 1:
-            raise BadCheckpointError(f"{where}: found {describe(file.root)}, wanted a list of one")
+            raise BadCheckpointError(
+                f"found {describe(file.root)}, wanted a list of one", where=where
+            )
         (root,) = file.root
         entry: dict[object, object] = dict(entries[rank].items())
         found = DistributedRank(

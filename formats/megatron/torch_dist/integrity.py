@@ -53,9 +53,10 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
     # os.path, as Path.is_file raises for an impossible name.
     if missing := [name for name in sums if not os.path.isfile(folder / name)]:  # noqa: PTH113
         raise BadCheckpointError(
-            f"{path}: found {len(sums) - len(missing)} of {len(sums)} files, wanted also "
+            f"found {len(sums) - len(missing)} of {len(sums)} files, wanted also "
             f"{', '.join(missing)}",
             "the checkpoint is not complete: copy these files to it",
+            where=path,
         )
     if unlisted := sorted(set(needed) - sums.keys()):
         raise _refused(path, f"{unlisted[0]}: not listed, wanted every file of the checkpoint")
@@ -84,7 +85,7 @@ def _parsed(path: Path) -> dict[str, str]:
 
 
 def _refused(path: Path, what: str) -> BadCheckpointError:
-    return BadCheckpointError(f"{path}: {what}", _STALE)
+    return BadCheckpointError(what, _STALE, where=path)
 
 
 def check_sum(path: Path, wanted: str) -> None:
@@ -96,6 +97,7 @@ def check_sum(path: Path, wanted: str) -> None:
     file.close()
     if found.hexdigest() != wanted:
         raise BadCheckpointError(
-            f"{path}: damaged: SHA-256 {found.hexdigest()}, {INTEGRITY} says {wanted}",
+            f"damaged: SHA-256 {found.hexdigest()}, {INTEGRITY} says {wanted}",
             "use another copy",
+            where=path,
         )

@@ -54,8 +54,9 @@ def unread_state(folder: Path, name: str) -> UsageError:
     if name.startswith("chained_"):
         what = "one of several optimizers, which are not read"
     return UsageError(
-        f"{folder}: {name}: {what}",
+        what,
         "only Adam's state for all parameters is understood; --no-optimizer goes on without",
+        where=(folder, name),
     )
 
 

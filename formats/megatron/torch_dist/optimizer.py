@@ -70,7 +70,7 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     where = contents.where
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
-        raise BadCheckpointError(f"{where}: optimizer: not there, wanted a dict", BELONG)
+        raise BadCheckpointError("optimizer: not there, wanted a dict", BELONG, where=where)
     inner = common.get("optimizer", common)
     groups = param_groups(inner, where)
     known = ("optimizer", SHARDING)
@@ -83,7 +83,7 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     steps = inner.get("state")
     step = steps.get(_STEP) if isinstance(steps, dict) else None
     if step is None and not all("step" in group for group in groups):
-        raise BadCheckpointError(f"{where}: optimizer: has no state.{_STEP}", BELONG)
+        raise BadCheckpointError(f"optimizer: has no state.{_STEP}", BELONG, where=where)
     return OptimizerState(groups, step, half=inner is not common, other=other)
 
 
@@ -98,8 +98,9 @@ def _read_arrays(
     ]
     if len(masters) > 1:
         raise BadCheckpointError(
-            f"{contents.folder}: {_STATE}: found {' and '.join(masters)}, wanted one of them",
+            f"found {' and '.join(masters)}, wanted one of them",
             BELONG,
+            where=(contents.folder, _STATE),
         )
     tensors, sizes = checkpoint.reader.tensors, checkpoint.stored_sizes
     prefixes = {State.MASTER: f"{_STATE}{masters[0]}."} if masters else {}

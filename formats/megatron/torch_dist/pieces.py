@@ -70,11 +70,11 @@ def _arrays(
     layers = range(sizes[Axis.LAYER]) if whole.row.home is Home.LAYER else ()
     numbered = [_stored(contents, prefix + whole.key.format(layer=n), whole) for n in layers]
     if not numbered or not any(numbered):
-        raise BadCheckpointError(f"{contents.folder}: {key}: not there", _DISAGREE)
+        raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, key))
     for layer, arrays in enumerate(numbered):
         if not arrays:
             name = prefix + whole.key.format(layer=layer)
-            raise BadCheckpointError(f"{contents.folder}: {name}: not there", _DISAGREE)
+            raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, name))
         yield from ((name, part, layer) for name, part in arrays)
 
 
@@ -100,7 +100,7 @@ def _cut(
     where = f"{contents.folder}: {tensor.name}"
     local = _local_shape(tensor.shape, wanted)
     if tensor.shape != wanted and local is None:
-        raise BadCheckpointError(f"{where}: shape {tensor.shape}, wanted {wanted}", _DISAGREE)
+        raise BadCheckpointError(f"shape {tensor.shape}, wanted {wanted}", _DISAGREE, where=where)
     try:
         for spans, found in _boxes(tensor, local, stacked):
             own = layer

@@ -107,4 +107,4 @@ def _refuse(
     what: str,
     hint: str = "the optimizer and the weights do not belong together",
 ) -> NoReturn:
-    raise BadCheckpointError(f"{contents.folder}: {name}: {what}", hint)
+    raise BadCheckpointError(what, hint, where=(contents.folder, name))

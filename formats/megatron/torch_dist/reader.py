@@ -43,8 +43,9 @@ def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouc
     for name in contents.metadata.tensors:
         if name not in known and not is_of_optimizer(name):
             raise BadCheckpointError(
-                f"{where}: {name}: no such parameter in the model the args describe",
+                "no such parameter in the model the args describe",
                 "flmgrow drops nothing in silence; this model has a part it does not know",
+                where=(where, name),
             )
     for name in contents.metadata.objects:
         if name == COMMON_STATE or is_of_optimizer(name) or extra_state_key(name):
@@ -53,9 +54,10 @@ def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouc
         if key not in PER_RANK and not vouched.covers(key):
             refuse_parts([key], str(where))
             raise BadCheckpointError(
-                f"{where}: {name}: an object that flmgrow does not know",
+                "an object that flmgrow does not know",
                 "flmgrow drops nothing in silence; if the model computes nothing with it, "
                 f"--ignore-arg {key} leaves it out",
+                where=(where, name),
             )
 
 
@@ -96,8 +98,9 @@ def _home(key: str, layout: Layout, where: Path) -> tuple[int, int, str]:
         if first <= int(number) < stop:
             return pipeline, chunk, f"{LAYERS}{int(number) - first}.{rest}"
     raise BadCheckpointError(
-        f"{where}: {key}: of layer {number}, the args say {layout.layers} layers",
+        f"of layer {number}, the args say {layout.layers} layers",
         "the args and the weights do not agree",
+        where=(where, key),
     )
 
 
