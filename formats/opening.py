@@ -30,6 +30,7 @@ from flmgrow.formats.megatron.legacy.reader import open_ranks
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
+from flmgrow.garbage import no_garbage_collection
 
 _TRIED = 3
 """Other iterations that are tried until one can be opened."""
@@ -70,6 +71,7 @@ def open_checkpoint(
         raise error.with_hint(_way_to(other)) from None
 
 
+@no_garbage_collection()
 def _open(root: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     companions = companions_in(folder)
     open_it = open_torch_dist if is_distributed(folder) else open_ranks
@@ -102,6 +104,7 @@ def _way_to(folder: Path) -> str:
     )
 
 
+@no_garbage_collection()
 def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
 

@@ -224,7 +224,7 @@ class LogicalReader:
             raise BadCheckpointError(
                 f"{array}: dtype {array.dtype}, wanted one of {', '.join(DTYPES)}"
             )
-        for number, segment in enumerate(array.placement.segments()):
+        for number, segment in enumerate(array.placement.segments):
             if number == 0:
                 same = self._replicas.setdefault((segment.tensor, segment.box), [])
                 same.append(array)

@@ -58,7 +58,7 @@ LAYERS = (
     ("flmgrow.storage", "flmgrow.model"),
     ("flmgrow.storage.remote",),
     ("flmgrow.errors",),
-    ("flmgrow.text",),
+    ("flmgrow.text", "flmgrow.garbage"),
     ("flmgrow",),
 )  # fmt: skip
 # The trainer trains what it is given: it knows no growth, though growth lies below it. And Hugging

@@ -68,7 +68,7 @@ class Box:
     @property
     def shape(self) -> tuple[int, ...]:
         """The extent along each axis."""
-        return tuple(stop - start for start, stop in self.ranges)
+        return tuple([stop - start for start, stop in self.ranges])
 
     @property
     def count(self) -> int:

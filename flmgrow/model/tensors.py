@@ -51,7 +51,7 @@ class LogicalTensor:
 
     def box(self, ranges: Mapping[Axis, tuple[int, int]]) -> Box:
         """Return the box with the given range on each of this tensor's axes."""
-        return Box(tuple(ranges[axis] for axis in self.axes))
+        return Box(tuple([ranges[axis] for axis in self.axes]))
 
 
 def _tensor(

@@ -9,6 +9,7 @@ dropped.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
@@ -25,6 +26,7 @@ from flmgrow.formats.writing import (
     written_format,
     written_iteration,
 )
+from flmgrow.garbage import no_garbage_collection
 from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.checks import check_whole
 from flmgrow.model.masks import Dimension, Mask
@@ -221,6 +223,7 @@ def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
     return replace(growth, masks=pending) if pending else growth
 
 
+@no_garbage_collection()
 def plan_growth(
     source: Checkpoint,
     growth: Growth,
@@ -312,12 +315,12 @@ def _prove_cover(plan: Plan) -> None:
     for name, total in reader.stored_elements().items():
         assert total == prod(reader.shape(name)), f"{name}: the source holds {total}"
     stored: dict[str, int] = dict.fromkeys(plan.tensors, 0)
+    arrays = chain.from_iterable(file.arrays for file in plan.files)
+    placements = {id(array.placement): array.placement for array in arrays}  # of states, too: once
     seen = set()
-    for file in plan.files:
-        for array in file.arrays:
-            for segment in array.placement.segments():
-                if (segment.tensor, segment.box) not in seen:
-                    seen.add((segment.tensor, segment.box))
-                    stored[segment.tensor] += segment.box.count
+    for segment in chain.from_iterable(own.segments for own in placements.values()):
+        if (segment.tensor, segment.box) not in seen:
+            seen.add((segment.tensor, segment.box))
+            stored[segment.tensor] += segment.box.count
     for name, total in stored.items():
         assert total == plan.counts[name].total, f"{name}: {total} of {plan.counts[name]} stored"

@@ -22,8 +22,8 @@ from flmgrow.formats.dcp import records as raw
 from flmgrow.formats.dcp.tiling import tiling_fault
 from flmgrow.formats.dcp.unpickler import load
 from flmgrow.formats.torch_file.calls import KeyCheck, describe, refuse
-from flmgrow.formats.torch_file.unpickler import no_garbage_collection
 from flmgrow.formats.torch_file.values import MAX_BYTES, MAX_DIMENSIONS
+from flmgrow.garbage import no_garbage_collection
 from flmgrow.storage.files import ReadOnlyFile
 
 METADATA_FILE = ".metadata"

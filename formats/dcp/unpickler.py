@@ -26,7 +26,7 @@ from typing import NoReturn
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.records import KNOWN, Metadata
 from flmgrow.formats.torch_file.calls import describe, refuse
-from flmgrow.formats.torch_file.unpickler import no_garbage_collection
+from flmgrow.garbage import no_garbage_collection
 
 READ_AHEAD = 1 << 17
 

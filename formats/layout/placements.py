@@ -7,6 +7,7 @@ pipeline, every pipeline rank holds several chunks, and chunk ``v`` of rank ``p`
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, product
 from math import gcd, prod
 
@@ -129,6 +130,8 @@ def check_divisible(layout: Layout, sizes: Sizes) -> None:
 class Placement:
     """One stored array: the row, the rank and chunk that hold it, its key there, and the ranges it
     covers.
+
+    A plan asks again and again where its parts lie, so that is computed once.
     """
 
     row: Row
@@ -139,7 +142,7 @@ class Placement:
     parts: tuple[LogicalTensor, ...]
     ranges: Ranges
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """The stored shape: (rows,) or (rows, columns)."""
         total = sum(prod(part.box(self.ranges).shape) for part in self.parts)
@@ -152,15 +155,16 @@ class Placement:
     def _extent(self, axes: tuple[Axis, ...]) -> int:
         return prod(self.ranges[axis][1] - self.ranges[axis][0] for axis in axes)
 
-    def segments(self) -> list[Segment]:
-        """Return where each part lies in the array."""
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where each part lies in the array."""
         boxes = [part.box(self.ranges) for part in self.parts]
         outer = self.row.outer if len(self.parts) > 1 else ()
-        return segments_of(self.parts, boxes, (*self.row.inputs, *outer))
+        return tuple(segments_of(self.parts, boxes, (*self.row.inputs, *outer)))
 
     def strips(self, limit: int) -> Iterator[Strip]:
         """Cut the array, from front to back, into strips of at most ``limit`` elements."""
-        return strips_of(self.segments(), limit)
+        return strips_of(self.segments, limit)
 
 
 def _rows_of(

@@ -240,9 +240,12 @@ def new_tensor(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
         storage = Storage(_KINDS[dtype], count)
     else:
         raise ValueError(f"{dtype!r} is not a dtype of torch")
-    inner_axes = (shape[axis + 1 :] for axis in range(len(shape)))
-    stride = tuple(math.prod(max(size, 1) for size in sizes) for sizes in inner_axes)
-    return TensorRecord(storage, dtype, shape, stride)
+    stride: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= max(size, 1)
+    return TensorRecord(storage, dtype, shape, tuple(reversed(stride)))
 
 
 def new_scalar(value: float) -> TensorRecord:

@@ -8,11 +8,9 @@ and an instruction that is not in its table is refused. What it builds is bounde
 recursion, however deep the data.
 """
 
-import gc
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file import calls
@@ -26,6 +24,7 @@ from flmgrow.formats.torch_file.values import (
     StoredBytes,
     TensorRecord,
 )
+from flmgrow.garbage import no_garbage_collection
 
 __all__ = ["to_pickle", "unpickle"]
 
@@ -51,18 +50,6 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
             return _Machine(data, storages_by_key).run()
     except BadCheckpointError as error:
         raise error.at(where) from None
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Hold back the collector: it would go through all that was built, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Machine:

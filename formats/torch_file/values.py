@@ -206,9 +206,10 @@ class TensorRecord:
         for number in (self.start, *self.shape, *self.stride):
             if type(number) is not int or not 0 <= number <= MAX_BYTES:
                 raise _bad_tensor("a size, stride or start that is not a plausible number")
-        if self.count > MAX_BYTES:
+        count = self.count
+        if count > MAX_BYTES:
             raise _bad_tensor(f"a shape of more than {MAX_BYTES} elements")
-        if self.count and self._end * self.itemsize > self.storage.nbytes:
+        if count and self._end * self.itemsize > self.storage.nbytes:
             raise _bad_tensor(
                 f"{self.dtype} {list(self.shape)} with stride {list(self.stride)} from element "
                 f"{self.start} reaches outside its storage {self.storage.name} of "
@@ -218,8 +219,10 @@ class TensorRecord:
     @property
     def _end(self) -> int:
         """The first element of the storage after the last one of a tensor that is not empty."""
-        steps = zip(self.shape, self.stride, strict=True)
-        return self.start + 1 + sum((size - 1) * stride for size, stride in steps)
+        end = self.start + 1
+        for size, stride in zip(self.shape, self.stride, strict=True):
+            end += (size - 1) * stride
+        return end
 
     @property
     def itemsize(self) -> int:

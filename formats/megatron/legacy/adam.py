@@ -8,7 +8,8 @@ into groups with a learning rate of their own; groups made for muP name the kind
 are for (``flmgrow/model/mup.py``). With 16-bit weights, float32 masters lie beside.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 from flmgrow.errors import BadCheckpointError
@@ -168,8 +169,9 @@ class AdamRank:
             )
         return numbers
 
-    def entries(self) -> Iterator[tuple[Piece, Mapping[object, object]]]:
-        """Yield every parameter with its entry in the state."""
+    @cached_property
+    def entries(self) -> list[tuple[Piece, Mapping[object, object]]]:
+        """Every parameter with its entry in the state."""
         state = self._dict(self.inner["state"], "state")
         arrays = [array for members in self.grouped for array in members]
         numbers = [
@@ -180,10 +182,12 @@ class AdamRank:
         if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
             found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
             raise BadCheckpointError(f"{found}, wanted {len(arrays)}", _BELONG, where=self.where)
+        entries = []
         for number, array in zip(numbers, arrays, strict=True):
             entry = self._dict(state.get(number), f"state of {array.placement.key}")
             self._check_known(entry, _OF_A_PARAMETER, f" of {array.placement.key}")
-            yield array, entry
+            entries.append((array, entry))
+        return entries
 
     @property
     def kinds(self) -> tuple[State, ...]:
@@ -194,7 +198,7 @@ class AdamRank:
         """Return one state of every parameter."""
         if kind is State.MASTER:
             return self._masters()
-        return [self._record(entry.get(str(kind)), a, str(kind)) for a, entry in self.entries()]
+        return [self._record(entry.get(str(kind)), a, str(kind)) for a, entry in self.entries]
 
     def _masters(self) -> list[StoredArray]:
         stored = self.content[MASTERS]
@@ -211,7 +215,7 @@ class AdamRank:
 
     def steps(self) -> list[object]:
         """Return what Adam counted for every parameter."""
-        return [entry.get("step") for _, entry in self.entries()]
+        return [entry.get("step") for _, entry in self.entries]
 
     def state(self) -> OptimizerState:
         """Return what is not per parameter."""

@@ -5,8 +5,9 @@ a distributed optimizer. Whatever it is, every rank must have the same, and have
 steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -61,7 +62,9 @@ def _settings(optimizer: RankOptimizer, group: Group) -> dict[object, object]:
     return {key: _value(optimizer, value) for key, value in group.items() if key != "params"}
 
 
-def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
+def _check_alike(
+    optimizer: RankOptimizer, first: RankOptimizer, step_of: Callable[[RankOptimizer], object]
+) -> None:
     """All ranks must have the same groups and have counted alike; one without layers has none.
 
     The groups may stand in another order, and one that no parameter of a rank is in may lack there:
@@ -90,7 +93,7 @@ def _check_alike(optimizer: RankOptimizer, first: RankOptimizer) -> None:
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
             where=optimizer.where,
         )
-    if optimizer.steps() and _step_value(optimizer) != _step_value(first):
+    if optimizer.steps() and step_of(optimizer) != step_of(first):
         raise BadCheckpointError(
             f"another step count than {first.where}",
             "ranks of one checkpoint must agree; --no-optimizer goes on without",
@@ -130,8 +133,9 @@ def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
         raise lost
     ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
     first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
+    step_of = cache(_step_value)  # each is read once
     for optimizer in ranks.values():
-        _check_alike(optimizer, first)
+        _check_alike(optimizer, first, step_of)
     plain = {name: replace(t, shift=0.0) for name, t in checkpoint.reader.tensors.items()}
     readers = {}
     for kind in first.kinds:

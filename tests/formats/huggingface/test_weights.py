@@ -172,7 +172,7 @@ def test_placements_tile_every_tensor(name: str) -> None:
     tensors = logical_tensors(config)
     held = {n: np.zeros(t.shape(config.sizes), int) for n, t in tensors.items()}
     for placement in family_placements(FAMILIES[name], config, config.sizes):
-        for segment in placement.segments():
+        for segment in placement.segments:
             shape = held[segment.tensor].shape
             held[segment.tensor][segment.box.relative_to(full_box(shape))] += 1
     assert all((counts == 1).all() for counts in held.values())

@@ -30,7 +30,7 @@ def test_placements_tile_every_tensor(data: DataObject) -> None:
         assert (*rank, placement.key) not in keys
         keys.add((*rank, placement.key))
         elements = 0
-        for segment in placement.segments():
+        for segment in placement.segments:
             shape = held[segment.tensor].shape
             held[segment.tensor][segment.box.relative_to(full_box(shape))] += 1
             elements += segment.box.count
