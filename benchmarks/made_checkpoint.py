@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,21 +29,33 @@ from flmgrow.model.states import State
 from flmgrow.storage.files import Bytes, crc32
 
 PIECE = 1 << 24
+_LLAMA: dict[str, Any] = {
+    "max_positions": 2048,
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "tied": False,
+    "linear_bias": False,
+    "qkv_bias": False,
+}
 PRESETS = {
+    "llama-300m": (ModelConfig(14, 1024, 4096, 4, 4, 64, 32000, **_LLAMA), (2, 2)),
+    "llama-1b": (ModelConfig(22, 2048, 5632, 4, 8, 64, 32000, **_LLAMA), (2, 2)),
     "300m": (ModelConfig(24, 1024, 4096, 8, 1, 128, 32000, 2048), (2, 1)),
     "1b": (ModelConfig(20, 2048, 8192, 16, 1, 128, 50000, 2048), (2, 1)),
     "16b": (ModelConfig(80, 4096, 16384, 32, 1, 128, 100256, 2048), (2, 1)),
     "51b": (ModelConfig(80, 7168, 28672, 56, 1, 128, 100256, 2048), (4, 2)),
     "101b": (ModelConfig(80, 10240, 40960, 80, 1, 128, 100256, 2048), (4, 4)),
 }
-"""Shapes of the paper's three stages (those of 16B and 51B are a choice), with TP and PP."""
+"""Shapes of two models of Llama's kind, and of the paper's three stages (those of 16B and 51B are a
+choice), with TP and PP.
+"""
 
 ITERATION = 52000
 
 
-def _random(nbytes: int) -> Iterator[bytes]:
-    """Yield bfloat16 values of a plausible spread."""
-    generator = np.random.default_rng(nbytes)
+def _random(number: int, nbytes: int) -> Iterator[bytes]:
+    """Yield bfloat16 values of a plausible spread, equal on all tensor ranks, as copies must be."""
+    generator = np.random.default_rng([number, nbytes])
     for start in range(0, nbytes, PIECE):
         values = generator.standard_normal(min(PIECE, nbytes - start) // 2, np.float32) * 0.02
         yield values.astype(ml_dtypes.bfloat16).tobytes()
@@ -53,8 +66,8 @@ def _write_filled(path: Path, root: object) -> None:
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         writer = TorchFileWriter(root, file.write)
-        for storage in writer.storages:
-            writer.write_storage(storage, _random(storage.nbytes))
+        for number, storage in enumerate(writer.storages):
+            writer.write_storage(storage, _random(number, storage.nbytes))
         writer.finish()
 
 

@@ -146,10 +146,33 @@ class _Rows:
     start: int
     stride: int | None = None
 
+    @property
+    def _lead(self) -> int:
+        return next((i for i, extent in enumerate(self.shape) if extent > 1), len(self.shape) - 1)
+
+    def read_whole_into(self, target: Array, cuts: tuple[slice, ...]) -> bool:
+        """Fill ``target`` with what ``cuts`` cut out if it is one run of bytes in both; else return
+        False.
+        """
+        dtype = DTYPES[self.piece.dtype]
+        lead = self._lead
+        row = prod(self.shape[lead + 1 :])
+        inner = zip(cuts[lead + 1 :], self.shape[lead + 1 :], strict=True)
+        if (
+            target.dtype != dtype
+            or not target.flags.c_contiguous
+            or self.stride not in (None, row)
+            or any(cut != slice(0, extent) for cut, extent in inner)
+        ):
+            return False
+        begin = (self.start + cuts[lead].start * row) * dtype.itemsize
+        self.piece.read_into(begin, as_bytes(target))
+        return True
+
     def read(self, cuts: tuple[slice, ...]) -> Iterator[Block]:
         """Yield what ``cuts`` cut out, in blocks of rows."""
         dtype = DTYPES[self.piece.dtype]
-        lead = next((i for i, extent in enumerate(self.shape) if extent > 1), len(self.shape) - 1)
+        lead = self._lead
         row = prod(self.shape[lead + 1 :])
         stride = row if self.stride is None else self.stride
         if stride > row and row * dtype.itemsize >= LONG_RUN:
@@ -185,8 +208,10 @@ def _read_into(target: Array, located: _Located, wanted: Box) -> None:
     cuts = segment.stored(wanted).relative_to(segment.stored(segment.box))
     stride = None if segment.contiguous else segment.stride
     stored = target.transpose(segment.order)
-    for where, values in _Rows(located.piece, segment.shape, segment.start, stride).read(cuts):
-        stored[where] = values
+    rows = _Rows(located.piece, segment.shape, segment.start, stride)
+    if not rows.read_whole_into(stored, cuts):
+        for where, values in rows.read(cuts):
+            stored[where] = values
 
 
 class LogicalReader:
@@ -269,17 +294,24 @@ class LogicalReader:
         Raises BadCheckpointError if the checkpoint does not hold all of it.
         """
         result = np.empty(box.shape, self._dtypes[name])
+        self.read_into(result, name, box)
+        return result
+
+    def read_into(self, target: Array, name: str, box: Box) -> None:
+        """Fill ``target`` with the values of ``box`` of tensor ``name``, cast to its dtype.
+
+        Raises BadCheckpointError if the checkpoint does not hold all of it.
+        """
         missing = box.count
         layers = range(*box.ranges[0]) if self.tensors[name].layered else (-1,)
         for layer in layers:
             for located in self._located.get((name, layer), ()):
                 common = intersect(located.segment.box, box)
                 if common is not None:
-                    _read_into(result[common.relative_to(box)], located, common)
+                    _read_into(target[common.relative_to(box)], located, common)
                     missing -= common.count
         if missing:
             raise BadCheckpointError(f"{name}: {missing} of {box.count} elements are not stored")
-        return result
 
 
 @dataclass(frozen=True, eq=False)

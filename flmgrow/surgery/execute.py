@@ -42,6 +42,7 @@ from flmgrow.storage.ranks import Ranks, first_of
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery.finite import non_finite
+from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import Replicated, check_replicas, replicated_as
@@ -59,7 +60,7 @@ hashes).
 """
 
 MIN_BLOCK = 1 << 14
-MAX_BLOCK = 1 << 21
+MAX_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,7 @@ class Executor:
     @contextlib.contextmanager
     def _begun(self, destination: Path) -> Iterator[OutputFolder]:
         """Give the folder of this plan's output, begun or resumed."""
+        keep_freed_memory()
         execution, identity = self.execution, identity_of(self.plan, self._options)
         restart, world = execution.restart, execution.world
         with OutputFolder(destination, identity, restart=restart, world=world) as folder:

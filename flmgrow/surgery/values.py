@@ -4,19 +4,29 @@ Values must not depend on how the output is cut into boxes, nor on how the sourc
 needs more than the box itself comes from ``statistics.py``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.formats.reading import Array, LogicalReader
-from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box
+from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box, split
 from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal
 from flmgrow.operators.growth import Growth, Move, count, factors, moves
 from flmgrow.operators.vocab import ROW_NOISE
 from flmgrow.surgery.statistics import Statistics
+
+PIECE = 1 << 15
+"""Elements computed at once: few enough for all that becomes of them to stay in the cache."""
+
+Make = Callable[[Box], FloatArray]
+"""Gives the values of a piece of a move."""
+
+Change = Callable[[FloatArray, Box], None]
+"""Changes the values of a piece in place."""
 
 FALLBACK_STD = 0.02
 """The spread drawn with where the source has none (an output projection that is still zero)."""
@@ -38,54 +48,103 @@ class GrownValues:
 
     def box(self, tensor: LogicalTensor, box: Box, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``box`` of the grown ``tensor``, in ``dtype``."""
-        plan = list(moves(self._growth, tensor, box))
-        computed = self._growth.changes(tensor)
-        if len(plan) == 1:
-            return self._move(tensor, plan[0], computed, dtype)
         result = np.empty(box.shape, dtype)
-        for move in plan:
-            result[move.box.relative_to(box)] = self._move(tensor, move, computed, dtype)
+        for move in moves(self._growth, tensor, box):
+            self._fill(result[move.box.relative_to(box)], tensor, move)
         return result
 
-    def _move(
-        self, tensor: LogicalTensor, move: Move, computed: bool, dtype: np.dtype[Any]
-    ) -> Array:
+    def _fill(self, target: Array, tensor: LogicalTensor, move: Move) -> None:
+        """Fill ``target`` with the values of a move, piece by piece where they are computed."""
         name = self._growth.source_name(tensor)
         if move.fill is Fill.ZERO:
-            return np.zeros(move.box.shape, dtype)
+            target[...] = 0
+            return
         if move.fill is Fill.DRAWN:
-            return (self._drawn(tensor, name, move.box) - tensor.shift).astype(dtype)
-        assert move.old is not None
-        if move.fill is None and not computed:
-            return self._reader.read(name, move.old).astype(dtype, copy=False)
-        return self._computed(tensor, name, move, move.old).astype(dtype)
+            make = self._drawn(tensor, name, move.box)
+        else:
+            assert move.old is not None
+            if move.fill is None and not self._growth.changes(tensor):
+                self._reader.read_into(target, name, move.old)
+                return
+            make = self._computed(tensor, name, move, move.old)
+        for piece in split(move.box, PIECE):
+            target[piece.relative_to(move.box)] = make(piece)
 
-    def _old(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
+    def _old(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> Make:
         """Old values as they are stored; or their mean, with noise where entries shall part."""
         if not move.mean_axes:
-            return self._reader.read(name, old).astype(np.float64)
-        mean = self._statistics.mean(name, old, *move.mean_axes)
-        values: FloatArray = np.broadcast_to(mean, move.box.shape).copy()
-        if move.fill is Fill.NEAR:
-            std = ROW_NOISE * self._drawn_std(tensor, name, move.box)
-            values += normal(self._growth.seed, tensor.name, _indices(move.box)) * std
-        return values
+            stored = self._reader.read(name, old)
+            return lambda piece: stored[piece.relative_to(move.box)].astype(np.float64)
+        mean = np.broadcast_to(self._statistics.mean(name, old, *move.mean_axes), move.box.shape)
+        if move.fill is not Fill.NEAR:
+            return lambda piece: mean[piece.relative_to(move.box)].copy()
+        std = ROW_NOISE * self._drawn_std(tensor, name, move.box)
 
-    def _computed(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> FloatArray:
+        def near(piece: Box) -> FloatArray:
+            noise = normal(self._growth.seed, tensor.name, _indices(piece)) * std
+            values: FloatArray = mean[piece.relative_to(move.box)] + noise
+            return values
+
+        return near
+
+    def _computed(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> Make:
         """Old values or their mean, centred, scaled and noised as their roles ask."""
-        values = self._old(tensor, name, move, old) + tensor.shift
+        values_of = self._old(tensor, name, move, old)
+        steps = [
+            *self._centrings(tensor, name, move, old),
+            *self._scalings(tensor, move),
+            *self._noises(tensor, name, move),
+        ]
+
+        def computed(piece: Box) -> FloatArray:
+            values = values_of(piece)
+            if tensor.shift:
+                values += tensor.shift
+            for step in steps:
+                step(values, piece)
+            if tensor.shift:
+                values -= tensor.shift
+            values += 0.0
+            return values
+
+        return computed
+
+    def _centrings(
+        self, tensor: LogicalTensor, name: str, move: Move, old: Box
+    ) -> Iterator[Change]:
+        """Take from old writers their mean over an axis that is centred."""
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
                 across = (*old.ranges[:place], (0, axis_map.old_size), *old.ranges[place + 1 :])
-                values -= self._statistics.mean(
-                    name, Box(across), *sorted({*move.mean_axes, place})
-                )
+                axes = sorted({*move.mean_axes, place})
+                mean = self._statistics.mean(name, Box(across), *axes)
+
+                def centre(values: FloatArray, piece: Box, mean: FloatArray = mean) -> None:
+                    values -= _part(mean, piece, move.box)
+
+                yield centre
+
+    def _scalings(self, tensor: LogicalTensor, move: Move) -> Iterator[Change]:
+        """Multiply by the factors of old entries; those that are 1 everywhere do nothing."""
         for factor in factors(self._growth, tensor, move.box):
-            values *= factor
+            if (factor != 1.0).any():
+
+                def scale(values: FloatArray, piece: Box, factor: FloatArray = factor) -> None:
+                    values *= _part(factor, piece, move.box)
+
+                yield scale
+
+    def _noises(self, tensor: LogicalTensor, name: str, move: Move) -> Iterator[Change]:
+        """Add what tells copies apart."""
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.noise and Role.READS in roles:
-                values += self._noise(tensor, name, move, place, axis_map)
-        return values - tensor.shift + 0.0
+                std = self._std(tensor, name, move.box)
+                noise = partial(self._noise, tensor, place, axis_map, std)
+
+                def part(values: FloatArray, piece: Box, noise: Make = noise) -> None:
+                    values += noise(piece)
+
+                yield part
 
     def _mapped(self, tensor: LogicalTensor) -> list[tuple[int, AxisMap, frozenset[Role]]]:
         return [
@@ -95,25 +154,25 @@ class GrownValues:
         ]
 
     def _noise(
-        self, tensor: LogicalTensor, name: str, move: Move, place: int, axis_map: AxisMap
+        self, tensor: LogicalTensor, place: int, axis_map: AxisMap, std: float, box: Box
     ) -> FloatArray:
         """Noise in pairs of opposite sign: its sum over the copies of a source index is zero.
 
         Copies 0 and 1 get +n and -n, 2 and 3 another pair; an odd last copy gets none.
         """
-        start, stop = move.box.ranges[place]
+        start, stop = box.ranges[place]
         number = axis_map.copy_number[start:stop]
         paired = number < axis_map.copies[start:stop] // 2 * 2
         sign = np.where(paired, 1.0 - 2.0 * (number % 2), 0.0)
-        indices = _indices(move.box)
+        indices = _indices(box)
         indices[place] = axis_map.source[start:stop] + axis_map.old_size * (number // 2)
-        draw = normal(self._growth.seed, f"{tensor.name} noise", indices)
+        noise = normal(self._growth.seed, f"{tensor.name} noise", indices)
         share = axis_map.scale[Role.READS][start:stop]
         shape = [1] * len(indices)
         shape[place] = -1
-        amplitude = (sign * share * axis_map.noise).reshape(shape)
-        noise = draw * amplitude * self._std(tensor, name, move.box)
-        self._silence_padding(tensor, move.box, noise)
+        noise *= (sign * share * axis_map.noise).reshape(shape)
+        noise *= std
+        self._silence_padding(tensor, box, noise)
         return noise
 
     def _silence_padding(self, tensor: LogicalTensor, box: Box, values: FloatArray) -> None:
@@ -123,17 +182,27 @@ class GrownValues:
             first = max(0, self._growth.new.vocab - box.ranges[place][0])
             np.moveaxis(values, place, 0)[first:] = 0.0
 
-    def _drawn(self, tensor: LogicalTensor, name: str, box: Box) -> FloatArray:
-        """Fresh entries, as logical values; a branch that starts at zero is zero in them, too."""
-        if tensor.init is not Init.NORMAL:
-            values = np.full(box.shape, 1.0 if tensor.init is Init.ONES else 0.0)
-        else:
-            std = self._drawn_std(tensor, name, box)
-            values = normal(self._growth.seed, tensor.name, _indices(box)) * std
-            self._silence_padding(tensor, box, values)
-        for factor in factors(self._growth, tensor, box, fresh=True):
-            values = values * factor + 0.0
-        return values
+    def _drawn(self, tensor: LogicalTensor, name: str, box: Box) -> Make:
+        """Fresh entries, as they are stored; a branch that starts at zero is zero in them, too."""
+        normally = tensor.init is Init.NORMAL
+        std = self._drawn_std(tensor, name, box) if normally else 0.0
+        same = 1.0 if tensor.init is Init.ONES else 0.0
+        gates = factors(self._growth, tensor, box, fresh=True)
+
+        def drawn(piece: Box) -> FloatArray:
+            if normally:
+                values = normal(self._growth.seed, tensor.name, _indices(piece))
+                values *= std
+                self._silence_padding(tensor, piece, values)
+            else:
+                values = np.full(piece.shape, same)
+            for gate in gates:
+                values *= _part(gate, piece, box)
+                values += 0.0
+            values -= tensor.shift
+            return values
+
+        return drawn
 
     def _drawn_std(self, tensor: LogicalTensor, name: str, box: Box) -> float:
         """The spread of drawn entries: that which was given, or the old tensor's own."""
@@ -183,6 +252,13 @@ class GrownValues:
         """Return the old layer behind a new one."""
         axis_map = self._growth.maps.get(Axis.LAYER)
         return layer if axis_map is None else int(axis_map.donors[layer])
+
+
+def _part(factor: FloatArray, piece: Box, box: Box) -> FloatArray:
+    """Cut out of an array that broadcasts against ``box`` what broadcasts against ``piece``."""
+    spans = zip(factor.shape, piece.relative_to(box), strict=True)
+    part: FloatArray = factor[tuple(slice(None) if n == 1 else span for n, span in spans)]
+    return part
 
 
 def _indices(box: Box) -> list[NDArray[np.int64]]:

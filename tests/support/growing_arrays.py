@@ -32,6 +32,9 @@ class WholeArrays:
     def read(self, name: str, box: Box) -> NDArray[np.float64]:
         return self.arrays[name][tuple(slice(*span) for span in box.ranges)]
 
+    def read_into(self, target: NDArray[np.float64], name: str, box: Box) -> None:
+        target[...] = self.read(name, box)
+
 
 def grown(growth: Growth, arrays: Arrays, shifted: bool) -> Arrays:
     reader = WholeArrays(growth.old, arrays, shifted)
