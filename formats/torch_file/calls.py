@@ -7,9 +7,9 @@ kept as an opaque value). Nothing is ever called.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NoReturn, cast
+from typing import NoReturn, Protocol, cast
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file.values import (
@@ -45,6 +45,13 @@ ORDERED_DICT = Global("collections", "OrderedDict")
 ENCODE = Global("_codecs", "encode")
 
 Arguments = tuple[object, ...]
+
+
+class Call(Protocol):
+    """What the call of a known function makes of its arguments."""
+
+    def __call__(self, arguments: Arguments, budget: "Budget", /) -> object:
+        """Return the value, or None if this is a form whose meaning is not known."""
 
 
 def refuse(found: str) -> NoReturn:
@@ -104,6 +111,8 @@ class KeyCheck:
 
     def __call__(self, key: object, container: object) -> None:
         """Refuse ``key`` if it is none, or one of many in ``container`` of the same hash."""
+        if type(key) is str:
+            return
         check_key(key)
         if type(key) in _HASHED_BY_VALUE and not (
             type(key) is int and -LARGEST_PLAIN_HASH < key < LARGEST_PLAIN_HASH
@@ -132,13 +141,17 @@ def storage_of(
 
     ``known`` collects the storages by key; ``places`` says where their bytes lie.
     """
-    match identity:
-        case ("storage", Global(module, kind), str(key), str(location), int(count)) if (
-            type(count) is int
-        ):
-            pass
-        case _:
-            refuse(f"a persistent id that is no storage: {describe(identity)}")
+    parts = identity if isinstance(identity, tuple | list) and len(identity) == 5 else [None] * 5
+    word, name, key, location, count = parts
+    if not (
+        word == "storage"
+        and isinstance(name, Global)
+        and isinstance(key, str)
+        and isinstance(location, str)
+        and type(count) is int
+    ):
+        refuse(f"a persistent id that is no storage: {describe(identity)}")
+    module, kind = name.module, name.name
     is_known = kind == UNTYPED or kind in STORAGE_DTYPES
     if not is_known or module not in ("torch", "torch.storage", "torch.cuda"):
         refuse(f"storage {key!r} is of the unknown kind {module}.{kind}")
@@ -287,7 +300,7 @@ def _frozenset(arguments: Arguments, budget: Budget) -> object:
     return frozenset(members) if isinstance(members, set) else None
 
 
-CALLS: dict[Global, Callable[[Arguments, Budget], object]] = {
+CALLS: dict[Global, Call] = {
     TENSOR_V1: _tensor_v1,
     TENSOR_V2: _tensor_v2,
     TENSOR_V3: _tensor_v3,

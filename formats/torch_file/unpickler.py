@@ -11,10 +11,20 @@ recursion, however deep the data.
 import pickle
 import struct
 from collections.abc import Callable, Mapping
+from io import BytesIO
+from typing import NoReturn
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file import calls
-from flmgrow.formats.torch_file.calls import CALLS, Budget, KeyCheck, checked_set, describe, refuse
+from flmgrow.formats.torch_file.calls import (
+    CALLS,
+    Budget,
+    Call,
+    KeyCheck,
+    checked_set,
+    describe,
+    refuse,
+)
 from flmgrow.formats.torch_file.pickler import to_pickle
 from flmgrow.formats.torch_file.values import (
     Global,
@@ -57,12 +67,17 @@ class _Machine:
 
     def __init__(self, data: bytes, storages_by_key: Mapping[str, StoredBytes]) -> None:
         self.data = data
-        self.position = 0
+        self.stream = BytesIO(data)
+        self.read = self.stream.read
         self.stack: list[object] = []
         self.marks: list[int] = []
+        self.bottom = 0
+        """Where the values above the last mark begin."""
         # Never a list: an index of two billion must not ask for two billion entries.
         self.memo: dict[int, object] = {}
         self.globals: dict[tuple[str, str], Global] = {}
+        self.known: dict[int, Call] = {}
+        """What the call of a name of ``globals`` makes, by its identity, where that is known."""
         self.storages: dict[str, Storage] = {}
         self.storages_by_key = storages_by_key
         self.budget = Budget(len(data))
@@ -72,39 +87,54 @@ class _Machine:
     def run(self) -> object:
         if self.take(1) != pickle.PROTO or not 2 <= self.take(1)[0] <= 5:
             refuse("not a pickle of protocol 2 to 5")
+        read, instructions, number = self.read, _INSTRUCTIONS, int.from_bytes
         left = MAX_INSTRUCTIONS
-        while (code := self.take(1)) != pickle.STOP:
-            instruction = _INSTRUCTIONS.get(code)
+        while (code := read(1)) != pickle.STOP:
+            instruction = instructions.get(code)
             if instruction is None:
-                refuse(f"broken pickle: instruction {code!r} is not one torch writes")
-            instruction(self)
+                self.refuse_instruction(code)
+            width, do = instruction
+            if not width:
+                do(self)
+            elif len(operand := read(width)) == width:
+                do(self, number(operand, "little"))
+            else:
+                self.refuse_end(width - len(operand))
             left -= 1
             if not left:
                 refuse(f"a pickle of more than {MAX_INSTRUCTIONS} instructions")
         value = self.pop()
-        if self.stack or self.marks or self.position != len(self.data):
+        if self.stack or self.marks or self.left():
             refuse("broken pickle: something is left over at its end")
         return value
 
+    def refuse_instruction(self, code: bytes) -> NoReturn:
+        if not code:
+            self.refuse_end(1)
+        refuse(f"broken pickle: instruction {code!r} is not one torch writes")
+
     # --- the bytes of the program
 
-    def take(self, count: int) -> bytes:
-        end = self.position + count
-        if end > len(self.data):
-            refuse(f"broken pickle: ends {end - len(self.data)} bytes early")
-        taken = self.data[self.position : end]
-        self.position = end
-        return taken
+    def left(self) -> int:
+        """Return how many bytes have not been read."""
+        return len(self.data) - self.stream.tell()
 
-    def number(self, count: int) -> int:
-        return int.from_bytes(self.take(count), "little")
+    def refuse_end(self, missing: int) -> NoReturn:
+        refuse(f"broken pickle: ends {missing} bytes early")
+
+    def take(self, count: int) -> bytes:
+        missing = count - self.left()
+        if missing > 0:
+            self.refuse_end(missing)
+        return self.read(count)
 
     def line(self) -> str:
-        end = self.data.find(b"\n", self.position, self.position + MAX_NAME_BYTES)
+        begin = self.stream.tell()
+        end = self.data.find(b"\n", begin, begin + MAX_NAME_BYTES)
         if end < 0:
             refuse("broken pickle: a name without end")
-        text = self.text(end - self.position)
-        self.position += 1
+        text = self.text(end - begin)
+        self.take(1)
         return text
 
     def text(self, count: int) -> str:
@@ -118,9 +148,9 @@ class _Machine:
             refuse(f"an integer of {count} bytes, wanted at most {MAX_INTEGER_BYTES}")
         return int.from_bytes(self.take(count), "little", signed=True)
 
-    def frame(self) -> None:
+    def frame(self, length: int) -> None:
         """Skip the length of a frame, which serves readers of streams; all data is here."""
-        if self.number(8) > len(self.data) - self.position:
+        if length > self.left():
             refuse("broken pickle: ends before its frame")
 
     # --- the stack
@@ -133,28 +163,49 @@ class _Machine:
         self.stack.append(value)
 
     def pop(self) -> object:
-        self.top()
+        if len(self.stack) <= self.bottom:
+            self.refuse_missing()
         return self.stack.pop()
 
     def top(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            refuse("broken pickle: a value is missing")
+        if len(self.stack) <= self.bottom:
+            self.refuse_missing()
         return self.stack[-1]
 
-    def pop_to_mark(self) -> list[object]:
-        if not self.marks:
-            refuse("broken pickle: a mark is missing")
-        start = self.marks.pop()
+    def pop_many(self, count: int) -> list[object]:
+        start = len(self.stack) - count
+        if start < self.bottom:
+            self.refuse_missing()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
-    def pop_many(self, count: int) -> list[object]:
-        return [self.pop() for _ in range(count)][::-1]
+    def refuse_missing(self) -> NoReturn:
+        refuse("broken pickle: a value is missing")
+
+    def mark(self) -> None:
+        self.bottom = len(self.stack)
+        self.marks.append(self.bottom)
+
+    def drop_mark(self) -> int:
+        """Drop the last mark and return where the values above it begin."""
+        if not self.marks:
+            refuse("broken pickle: a mark is missing")
+        start = self.marks.pop()
+        self.bottom = self.marks[-1] if self.marks else 0
+        return start
+
+    def pop_to_mark(self) -> list[object]:
+        start = self.drop_mark()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
 
     def remember(self, index: int) -> None:
         self.weight += _WEIGHT_OF_MEMORY
-        self.memo[index] = self.top()
+        if len(self.stack) <= self.bottom:
+            self.refuse_missing()
+        self.memo[index] = self.stack[-1]
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
@@ -162,8 +213,8 @@ class _Machine:
         self.stack.append(self.memo[index])
 
     def drop(self) -> None:
-        if self.marks and self.marks[-1] == len(self.stack):
-            self.marks.pop()
+        if self.marks and self.bottom == len(self.stack):
+            self.drop_mark()
         else:
             self.pop()
 
@@ -175,13 +226,17 @@ class _Machine:
         value = self.globals.get((module, name))
         if value is None:
             value = self.globals[module, name] = Global(module, name)
+            if value in CALLS:
+                self.known[id(value)] = CALLS[value]
         self.push(value)
 
     def call(self, how: str) -> None:
-        arguments, function = self.pop(), self.pop()
+        function, arguments = self.pop_many(2)
         if type(function) is not Global or type(arguments) is not tuple:
             refuse(f"broken pickle: calls {describe(function)} with {describe(arguments)}")
-        known = CALLS.get(function) if how == "reduce" or function == calls.ORDERED_DICT else None
+        known = self.known.get(id(function))
+        if how != "reduce" and function != calls.ORDERED_DICT:
+            known = None
         value = known(arguments, self.budget) if known is not None else None
         self.push(Opaque(how, function, arguments) if value is None else value)
 
@@ -237,63 +292,64 @@ _WEIGHTS: dict[type, int] = {
 """Bytes that a value of each type takes, beside those that were read for it (CPython 3.11)."""
 _WEIGHT_OF_MEMORY = 100
 
-_Instruction = Callable[[_Machine], None]
+_Instruction = tuple[int, Callable[..., None]]
+"""The bytes of the number that follows it, and what it does, with that number if it has one."""
 
 _CONSTANTS: dict[bytes, _Instruction] = {
-    pickle.NONE: lambda m: m.push(None),
-    pickle.NEWTRUE: lambda m: m.push(True),
-    pickle.NEWFALSE: lambda m: m.push(False),
-    pickle.BININT: lambda m: m.push(m.integer(4)),
-    pickle.BININT1: lambda m: m.push(m.number(1)),
-    pickle.BININT2: lambda m: m.push(m.number(2)),
-    pickle.LONG1: lambda m: m.push(m.integer(m.number(1))),
-    pickle.LONG4: lambda m: m.push(m.integer(m.number(4))),
-    pickle.BINFLOAT: lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
-    pickle.SHORT_BINUNICODE: lambda m: m.push(m.text(m.number(1))),
-    pickle.BINUNICODE: lambda m: m.push(m.text(m.number(4))),
-    pickle.BINUNICODE8: lambda m: m.push(m.text(m.number(8))),
-    pickle.SHORT_BINBYTES: lambda m: m.push(m.take(m.number(1))),
-    pickle.BINBYTES: lambda m: m.push(m.take(m.number(4))),
-    pickle.BINBYTES8: lambda m: m.push(m.take(m.number(8))),
-    pickle.BYTEARRAY8: lambda m: m.push(bytearray(m.take(m.number(8)))),
+    pickle.NONE: (0, lambda m: m.push(None)),
+    pickle.NEWTRUE: (0, lambda m: m.push(True)),
+    pickle.NEWFALSE: (0, lambda m: m.push(False)),
+    pickle.BININT: (0, lambda m: m.push(m.integer(4))),
+    pickle.BININT1: (1, _Machine.push),
+    pickle.BININT2: (2, _Machine.push),
+    pickle.LONG1: (1, lambda m, size: m.push(m.integer(size))),
+    pickle.LONG4: (4, lambda m, size: m.push(m.integer(size))),
+    pickle.BINFLOAT: (0, lambda m: m.push(struct.unpack(">d", m.take(8))[0])),
+    pickle.SHORT_BINUNICODE: (1, lambda m, size: m.push(m.text(size))),
+    pickle.BINUNICODE: (4, lambda m, size: m.push(m.text(size))),
+    pickle.BINUNICODE8: (8, lambda m, size: m.push(m.text(size))),
+    pickle.SHORT_BINBYTES: (1, lambda m, size: m.push(m.take(size))),
+    pickle.BINBYTES: (4, lambda m, size: m.push(m.take(size))),
+    pickle.BINBYTES8: (8, lambda m, size: m.push(m.take(size))),
+    pickle.BYTEARRAY8: (8, lambda m, size: m.push(bytearray(m.take(size)))),
 }
 
 _CONTAINERS: dict[bytes, _Instruction] = {
-    pickle.MARK: lambda m: m.marks.append(len(m.stack)),
-    pickle.EMPTY_TUPLE: lambda m: m.push(()),
-    pickle.TUPLE1: lambda m: m.push(tuple(m.pop_many(1))),
-    pickle.TUPLE2: lambda m: m.push(tuple(m.pop_many(2))),
-    pickle.TUPLE3: lambda m: m.push(tuple(m.pop_many(3))),
-    pickle.TUPLE: lambda m: m.push(tuple(m.pop_to_mark())),
-    pickle.EMPTY_LIST: lambda m: m.push([]),
-    pickle.APPEND: lambda m: m.append([m.pop()]),
-    pickle.APPENDS: lambda m: m.append(m.pop_to_mark()),
-    pickle.EMPTY_DICT: lambda m: m.push({}),
-    pickle.SETITEM: lambda m: m.set_items(m.pop_many(2)),
-    pickle.SETITEMS: lambda m: m.set_items(m.pop_to_mark()),
-    pickle.EMPTY_SET: lambda m: m.push(set()),
-    pickle.ADDITEMS: lambda m: m.add(m.pop_to_mark()),
-    pickle.FROZENSET: lambda m: m.push(frozenset(checked_set(m.pop_to_mark()))),
+    pickle.MARK: (0, _Machine.mark),
+    pickle.EMPTY_TUPLE: (0, lambda m: m.push(())),
+    pickle.TUPLE1: (0, lambda m: m.push(tuple(m.pop_many(1)))),
+    pickle.TUPLE2: (0, lambda m: m.push(tuple(m.pop_many(2)))),
+    pickle.TUPLE3: (0, lambda m: m.push(tuple(m.pop_many(3)))),
+    pickle.TUPLE: (0, lambda m: m.push(tuple(m.pop_to_mark()))),
+    pickle.EMPTY_LIST: (0, lambda m: m.push([])),
+    pickle.APPEND: (0, lambda m: m.append([m.pop()])),
+    pickle.APPENDS: (0, lambda m: m.append(m.pop_to_mark())),
+    pickle.EMPTY_DICT: (0, lambda m: m.push({})),
+    pickle.SETITEM: (0, lambda m: m.set_items(m.pop_many(2))),
+    pickle.SETITEMS: (0, lambda m: m.set_items(m.pop_to_mark())),
+    pickle.EMPTY_SET: (0, lambda m: m.push(set())),
+    pickle.ADDITEMS: (0, lambda m: m.add(m.pop_to_mark())),
+    pickle.FROZENSET: (0, lambda m: m.push(frozenset(checked_set(m.pop_to_mark())))),
 }
 
 _REFERENCES: dict[bytes, _Instruction] = {
-    pickle.BINPUT: lambda m: m.remember(m.number(1)),
-    pickle.LONG_BINPUT: lambda m: m.remember(m.number(4)),
-    pickle.MEMOIZE: lambda m: m.remember(len(m.memo)),
-    pickle.BINGET: lambda m: m.recall(m.number(1)),
-    pickle.LONG_BINGET: lambda m: m.recall(m.number(4)),
-    pickle.POP: lambda m: m.drop(),
-    pickle.POP_MARK: lambda m: m.pop_to_mark().clear(),
-    pickle.FRAME: lambda m: m.frame(),
+    pickle.BINPUT: (1, _Machine.remember),
+    pickle.LONG_BINPUT: (4, _Machine.remember),
+    pickle.MEMOIZE: (0, lambda m: m.remember(len(m.memo))),
+    pickle.BINGET: (1, _Machine.recall),
+    pickle.LONG_BINGET: (4, _Machine.recall),
+    pickle.POP: (0, _Machine.drop),
+    pickle.POP_MARK: (0, lambda m: m.pop_to_mark().clear()),
+    pickle.FRAME: (8, _Machine.frame),
 }
 
 _OBJECTS: dict[bytes, _Instruction] = {
-    pickle.GLOBAL: lambda m: m.named(m.line(), m.line()),
-    pickle.STACK_GLOBAL: lambda m: m.named(*m.pop_many(2)),
-    pickle.REDUCE: lambda m: m.call("reduce"),
-    pickle.NEWOBJ: lambda m: m.call("newobj"),
-    pickle.BUILD: lambda m: m.build(),
-    pickle.BINPERSID: lambda m: m.storage(),
+    pickle.GLOBAL: (0, lambda m: m.named(m.line(), m.line())),
+    pickle.STACK_GLOBAL: (0, lambda m: m.named(*m.pop_many(2))),
+    pickle.REDUCE: (0, lambda m: m.call("reduce")),
+    pickle.NEWOBJ: (0, lambda m: m.call("newobj")),
+    pickle.BUILD: (0, _Machine.build),
+    pickle.BINPERSID: (0, _Machine.storage),
 }
 
 _INSTRUCTIONS = _CONSTANTS | _CONTAINERS | _REFERENCES | _OBJECTS
