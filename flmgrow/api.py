@@ -27,6 +27,8 @@ from flmgrow.given import (
 from flmgrow.hub.publication import Publication
 from flmgrow.model.config import ModelConfig
 from flmgrow.opened import Source, opened, opened_as_recorded, read_options
+from flmgrow.storage.outputs import named_output
+from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery import plan as planning
@@ -134,8 +136,15 @@ def write(
     """Write the result of a plan, unless it is there already, whole; with a model card, if it is to
     be published.
     """
+    destination = named_output(destination)
     check_apart(plan.source.path, destination)
     pushing = publication is not None and publication.push is not None
+    if pushing and is_remote(destination):
+        raise UsageError(
+            "is in an object store, and the Hub wants files of this machine",
+            "export into a folder to push it",
+            where=destination,
+        )
     if publication is not None:
         execution = replace(execution, beside=publication.beside)
     executor = Executor(plan, execution)
@@ -146,12 +155,17 @@ def write(
 
 def check_apart(source: Path, destination: Path) -> None:
     """Raise UsageError if one folder lies in the other: the source is never written to."""
-    read, written = (Path(os.path.realpath(path)) for path in (source, destination))
+    read, written = (_real(path) for path in (source, destination))
     if read in written.parents or written in read.parents:
         inner, outer = (written, read) if read in written.parents else (read, written)
         raise UsageError(
             f"lies inside {outer}", "choose an output folder apart from the source", where=inner
         )
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads to; an address is what it is."""
+    return path if is_remote(path) else Path(os.path.realpath(path))
 
 
 def open(

@@ -22,7 +22,8 @@ Source = Annotated[
     ),
 ]
 Destination = Annotated[
-    Path, typer.Argument(metavar="DST", help="Folder to create; must not exist yet.")
+    Path,
+    typer.Argument(metavar="DST", help="Folder to create; must not exist yet. Or s3://BUCKET/KEY."),
 ]
 Iteration = Annotated[
     int | None,

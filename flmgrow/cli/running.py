@@ -14,8 +14,7 @@ from flmgrow.errors import UsageError
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.model.wording import amount, model_text, size
-from flmgrow.storage.output import hidden_folder
-from flmgrow.storage.remote.addresses import address_of, is_remote
+from flmgrow.storage.outputs import named_output, unfinished_place
 from flmgrow.storage.world import PATIENCE
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import Plan
@@ -71,12 +70,7 @@ def carry_out(
             "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
             where=hub_name(destination),
         )
-    if is_remote(destination):
-        raise UsageError(
-            "is in an object store, wanted a folder",
-            "write a folder, then copy it with a tool of the object store's",
-            where=address_of(destination),
-        )
+    destination = named_output(destination)
     execution = running.execution(lambda _: None)
     check_apart(plan.source.path, destination)
     if running.dry_run:
@@ -110,7 +104,7 @@ def _write_some(plan: Plan, destination: Path, running: Running) -> None:
     total = sum(plan.file_sizes[file.path] for file in files)
     with progress_bar(total, "writing") as progress:
         records = Executor(plan, running.execution(progress)).write_some(destination, files)
-    folder = hidden_folder(destination) / "data"
+    folder = unfinished_place(destination)
     if running.as_json:
         found = [asdict(record) for record in records]
         print(json_text({"only_shards": found, "folder": str(folder)}))

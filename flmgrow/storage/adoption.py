@@ -41,12 +41,18 @@ def adopt(temp: Path, wanted: str, restart: bool) -> None:
         durable.write_small(place, wanted.encode())
         durable.sync_folder(temp.parent)
     elif found != wanted.encode():
-        raise OutputExistsError(
-            f"{temp}: holds a half-done run of another plan: " + _differences(found, wanted),
-            hint="give that run's command to finish it, choose another output folder, "
-            "or pass --restart to drop what it wrote",
-        )
+        raise other_plan_error(found, wanted, temp)
     journal.merge(temp)
+
+
+def other_plan_error(found: bytes, wanted: str, where: object) -> OutputExistsError:
+    """Return the refusal of a run that ``where`` has the plan ``found``, and not the ``wanted``."""
+    return OutputExistsError(
+        "holds a half-done run of another plan: " + _differences(found, wanted),
+        hint="give that run's command to finish it, choose another output folder, "
+        "or pass --restart to drop what it wrote",
+        where=where,
+    )
 
 
 def refuse_living(path: Path, temp: Path, own: Collection[Path]) -> None:

@@ -84,7 +84,7 @@ class Journal:
 
     def _read(self, content: bytes) -> None:
         for line in content.splitlines(keepends=True):
-            record = _journal_record(line)
+            record = record_in(line)
             if record is None:
                 return
             self.records.append(record)
@@ -92,7 +92,7 @@ class Journal:
 
     def append(self, record: dict[str, object]) -> None:
         """Put one record on the disk; after a failure no more are taken. Raises StorageError."""
-        line = _journal_line(record)
+        line = as_line(record)
         with self._lock, storage_errors(self._path, "adding a line"):
             if self._broken:
                 raise OSError(errno.EIO, "an earlier fsync failed")
@@ -109,12 +109,14 @@ class Journal:
         close_quietly(descriptor)
 
 
-def _journal_line(record: dict[str, object]) -> bytes:
+def as_line(record: dict[str, object]) -> bytes:
+    """Return a record as a line that carries its own checksum."""
     text = json.dumps(record).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _journal_record(line: bytes) -> dict[str, object] | None:
+def record_in(line: bytes) -> dict[str, object] | None:
+    """Return the record in a line; None if the line is torn or damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None

@@ -24,10 +24,9 @@ lock, adopts the plan and commits; checking files, on resuming and before the co
 """
 
 import contextlib
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -40,44 +39,13 @@ from flmgrow.storage import durable, journal
 from flmgrow.storage.adoption import PLAN, adopt, encoded_plan, refuse_living
 from flmgrow.storage.checksums import FileRecord, is_intact, is_safe, verify_files
 from flmgrow.storage.lock import LockHeldError, take_lock
+from flmgrow.storage.output_file import OutputFile
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
+from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
 
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "clear_leftovers", "verify_files"]
-
-
-class OutputFile:
-    """One file being written in sequence; made by :meth:`OutputFolder.file`."""
-
-    def __init__(
-        self, file: durable.NewFile, size: int, sha256: bool, report: Callable[[int], None]
-    ) -> None:
-        self._file = file
-        self._size = size
-        self._report = report
-        self._hash = xxhash.xxh3_128()
-        self._sha256 = hashlib.sha256() if sha256 else None
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append all of ``data`` (C-contiguous). Raises StorageError."""
-        view = memoryview(data)
-        if not view.nbytes:
-            return
-        view = view.cast("B")
-        if self._file.position + view.nbytes > self._size:
-            raise ValueError(f"more than the planned {self._size} bytes were written")
-        self._hash.update(view)
-        if self._sha256 is not None:
-            self._sha256.update(view)
-        self._file.write(view)
-        self._report(view.nbytes)
-
-    def _record(self, relative: str) -> FileRecord:
-        if self._file.position != self._size:
-            raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
-        sha256 = "" if self._sha256 is None else self._sha256.hexdigest()
-        return FileRecord(relative, self._size, self._hash.hexdigest(), sha256)
 
 
 class OutputFolder:
@@ -178,7 +146,7 @@ class OutputFolder:
             with durable.new_file(target, size) as raw:
                 output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
-                record = output._record(relative)
+                record = output.record(relative)
             self._journal.append(asdict(record))
             self._finished[relative] = record
         finally:
@@ -392,6 +360,10 @@ def _remove_hidden(temp: Path) -> bool:
 
 def _absolute(path: Path) -> Path:
     """Return ``path`` with its parent's links resolved; its own last part is left as it is."""
+    if is_remote(path):
+        raise UsageError(
+            "is in an object store, wanted a folder", "name a folder", where=address_of(path)
+        )
     if path.name in ("", ".."):
         raise UsageError("not a name for a new folder", hint="name the folder to make", where=path)
     parent = Path(os.path.realpath(path.parent))

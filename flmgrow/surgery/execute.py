@@ -37,7 +37,7 @@ from flmgrow.model.states import State
 from flmgrow.operators.choices import hold
 from flmgrow.storage.checksums import FileRecord, verify_files
 from flmgrow.storage.files import Bytes
-from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.storage.outputs import Output, begin_output, clear_leftovers, finished_output
 from flmgrow.storage.ranks import Ranks, first_of
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
@@ -179,7 +179,7 @@ class Executor:
 
         return in_order(pool, tasks(), self.execution.workers + 1)
 
-    def _write(self, pool: ThreadPoolExecutor, file: NewFile, folder: OutputFolder) -> None:
+    def _write(self, pool: ThreadPoolExecutor, file: NewFile, folder: Output) -> None:
         def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
             return map(as_bytes, self.blocks(pool, buffer, arrays))
 
@@ -204,11 +204,12 @@ class Executor:
 
         Raises BadCheckpointError for a result that was damaged.
         """
-        manifest = read_manifest(destination)
+        place = finished_output(destination)
+        manifest = None if place is None else read_manifest(place)
         if manifest is None or not tells_of(manifest, self.plan, self._options):
             return None
-        if self.execution.world.first:
-            verify_files(destination, manifest.files, self.execution.progress)
+        if place is not None and self.execution.world.first:
+            verify_files(place, manifest.files, self.execution.progress)
         return manifest
 
     def found(self, destination: Path) -> Manifest | None:
@@ -264,12 +265,12 @@ class Executor:
         ]
 
     @contextlib.contextmanager
-    def _begun(self, destination: Path) -> Iterator[OutputFolder]:
+    def _begun(self, destination: Path) -> Iterator[Output]:
         """Give the folder of this plan's output, begun or resumed."""
         keep_freed_memory()
         execution, identity = self.execution, identity_of(self.plan, self._options)
         restart, world = execution.restart, execution.world
-        with OutputFolder(destination, identity, restart=restart, world=world) as folder:
+        with begin_output(destination, identity, restart=restart, world=world) as folder:
             folder.ranks.watch(execution.progress)
             try:
                 yield folder
@@ -279,7 +280,7 @@ class Executor:
                     folder.discard()
                 raise
 
-    def _write_share(self, folder: OutputFolder, files: Sequence[NewFile]) -> None:
+    def _write_share(self, folder: Output, files: Sequence[NewFile]) -> None:
         """Write what is not finished of ``files``: each rank its share, and rank 0 at the end what
         is made of the sums of others.
         """
@@ -301,7 +302,7 @@ class Executor:
         if summed:
             folder.unite()
 
-    def _finish(self, folder: OutputFolder, drift: list[str]) -> Manifest:
+    def _finish(self, folder: Output, drift: list[str]) -> Manifest:
         """Let the output appear, with its manifest."""
         plan, execution = self.plan, self.execution
         plan.source.contents.check_unchanged()

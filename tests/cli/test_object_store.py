@@ -6,6 +6,7 @@ in the end, or ends in one line that shows no secret.
 """
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,6 +330,17 @@ def test_a_folder_without_its_marker_is_refused(
     remote.put(f"{key}/.flmgrow/complete", b"{}")
     for address in (legacy, f"{legacy}/iter_0000030"):
         assert ".flmgrow" not in accepted("verify", "--integrity", address).out
+
+
+def test_a_copy_of_a_half_done_folder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folders["legacy"], copy)
+    (copy / ".flmgrow").mkdir()
+    (copy / ".flmgrow" / "plan.json").write_text("{}")
+    for path in (copy, copy / "iter_0000030"):
+        refused(3, f"{copy}: is a copy of what was not complete", "inspect", path, place=tmp_path)
+    (copy / ".flmgrow" / "complete").write_text("{}")
+    assert ".flmgrow" not in accepted("verify", "--integrity", copy).out
 
 
 def test_ranks_that_cannot_meet_beside_a_result_are_told(

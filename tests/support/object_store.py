@@ -84,9 +84,10 @@ class ObjectStore:
     def keys(self, prefix: str = "") -> list[str]:
         return _texts(self._ask("get", f"?list-type=2&prefix={prefix}"), "Key")
 
-    def uploads(self) -> list[str]:
+    def uploads(self, prefix: str = "") -> list[str]:
         """The keys of multipart uploads that were begun, and neither completed nor aborted."""
-        return _texts(self._ask("get", "?uploads"), "Key")
+        begun = _texts(self._ask("get", "?uploads"), "Key")
+        return [key for key in begun if key.startswith(prefix)]
 
     def put_folder(self, folder: Path, key: str) -> str:
         """Put all files of ``folder`` under ``key``; return the address."""

@@ -20,7 +20,7 @@ from pathlib import Path, PosixPath
 from typing import Any, Self
 
 from flmgrow.errors import BadCheckpointError, StorageError
-from flmgrow.storage.remote import marker, store
+from flmgrow.storage.remote import marker, store, writing
 from flmgrow.storage.remote.addresses import Address, address_of, is_remote
 from flmgrow.storage.remote.ranges import Ranges
 from flmgrow.storage.remote.store import Found
@@ -136,7 +136,10 @@ class RemotePath(PosixPath):
         Raises BadCheckpointError if that is another one now, StorageError.
         """
         address = address_of(self.resolve())
-        store.put_small(address, data, self.found)
+        known, now = self.found, store.look(address)
+        if known != now:
+            raise store.changed_error(address)
+        writing.put_small(address, data, now)
         if (found := store.look(address)) is not None:
             _likeness.add(address, {address.key: found})
 
@@ -212,6 +215,11 @@ class _Stream(io.RawIOBase):
         view[:count] = store.read_range(address, found, self._position, count)
         self._position += count
         return count
+
+
+def remote_path(path: Path) -> RemotePath:
+    """Return ``path``, an address, as one; nothing is looked for. Raises UsageError."""
+    return RemotePath(str(address_of(path)))
 
 
 def open_folder(path: Path) -> RemotePath:

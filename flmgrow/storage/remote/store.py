@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +20,7 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError, Usage
 from flmgrow.storage.remote.addresses import Address
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
@@ -50,21 +51,38 @@ the credentials.
 
 @dataclass(frozen=True)
 class Found:
-    """An object as a list or an answer describes it; ``tag`` changes with its bytes."""
+    """An object as a list or an answer describes it; ``tag`` changes with its bytes.
+
+    ``version`` is what some services want besides to replace it, and do not tell in lists.
+    """
 
     size: int
     tag: str | None
     modified: datetime
+    version: str | None = field(default=None, compare=False)
+
+
+_attempts: ContextVar[int | None] = ContextVar("attempts", default=None)
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Be less patient in the block: what is done there may be left undone."""
+    token = _attempts.set(2)
+    try:
+        yield
+    finally:
+        _attempts.reset(token)
 
 
 @lru_cache
-def _store(scheme: str, bucket: str) -> "ObjectStore":
+def _store(scheme: str, bucket: str, attempts: int) -> "ObjectStore":
     from obstore.store import from_url
 
     return from_url(
         f"{scheme}://{bucket}",
         retry_config={
-            "max_retries": ATTEMPTS - 1,
+            "max_retries": attempts - 1,
             "retry_timeout": PATIENCE,
             "backoff": {"init_backoff": PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2},
         },
@@ -90,11 +108,20 @@ def store_of(address: Address) -> "ObjectStore":
             where=address,
         ) from None
     with told(address, "opening the store"):
-        return _store(address.service.scheme, address.bucket)
+        return _store(address.service.scheme, address.bucket, _attempts.get() or ATTEMPTS)
 
 
 class ChangedError(BadCheckpointError):
     """An object is not the one that was wanted any more."""
+
+
+def changed_error(address: Address) -> ChangedError:
+    """Return the refusal of an object that somebody else writes."""
+    return ChangedError(
+        "changed while it was being used",
+        "wait until nothing writes to it, then run the command again",
+        where=address,
+    )
 
 
 @contextmanager
@@ -116,11 +143,7 @@ def told(address: Address, doing: str) -> Iterator[None]:
             "does not exist", "check bucket and key, and the endpoint if one is set", where=address
         ) from None
     except (PreconditionError, AlreadyExistsError):
-        raise ChangedError(
-            "changed while it was being used",
-            "wait until nothing writes to it, then run the command again",
-            where=address,
-        ) from None
+        raise changed_error(address) from None
     except (BaseError, OSError, ValueError) as error:
         raise _storage_error(address, doing, error) from None
 
@@ -159,7 +182,7 @@ def look(address: Address) -> Found | None:
 
     with told(address, "looking up"):
         try:
-            return _found(obstore.head(store, address.key))
+            return found_in(obstore.head(store, address.key))
         except FileNotFoundError:
             return None
 
@@ -173,7 +196,7 @@ def list_below(address: Address) -> dict[str, Found]:
         return [each for page in obstore.list(store, address.key or None) for each in page]
 
     with told(address, "listing"):
-        return {each["path"]: _found(each) for each in patiently(listed)}
+        return {each["path"]: found_in(each) for each in patiently(listed)}
 
 
 def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
@@ -186,17 +209,17 @@ def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
 
     with told(address, "listing"):
         answer = patiently(lambda: obstore.list_with_delimiter(store, address.key or None))
-        objects = {each["path"]: _found(each) for each in answer["objects"]}
+        objects = {each["path"]: found_in(each) for each in answer["objects"]}
         return list(answer["common_prefixes"]), objects
 
 
-def _found(meta: "ObjectMeta") -> Found:
+def found_in(meta: "ObjectMeta") -> Found:
     """Return what a list or an answer says, in one form: some services leave out the quotes of a
     tag in lists, and fractions of a second in answers.
     """
     tag, modified = meta["e_tag"], meta["last_modified"].astimezone(UTC).replace(microsecond=0)
     plain = tag is not None and not tag.endswith('"')
-    return Found(meta["size"], f'"{tag}"' if plain else tag, modified)
+    return Found(meta["size"], f'"{tag}"' if plain else tag, modified, meta["version"])
 
 
 def read_range(address: Address, found: Found, start: int, count: int) -> memoryview:
@@ -223,16 +246,3 @@ def read_range(address: Address, found: Found, start: int, count: int) -> memory
                 where=address,
             )
     return data
-
-
-def put_small(address: Address, data: bytes, instead: Found | None = None) -> None:
-    """Put a small object whole, ``instead`` of one that must still be there if that is given.
-
-    Raises BadCheckpointError if it is another one now, StorageError.
-    """
-    store = store_of(address)
-    import obstore
-
-    mode: PutMode = "overwrite" if instead is None else {"e_tag": instead.tag or ""}
-    with told(address, "writing"):
-        obstore.put(store, address.key, data, mode=mode, use_multipart=False)

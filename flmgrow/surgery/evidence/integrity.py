@@ -21,6 +21,7 @@ from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.storage.ranks import ALONE, Ranks
+from flmgrow.storage.remote.marker import FOLDER as MARKS
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import Listed, listed_files
@@ -45,7 +46,7 @@ class _Files:
     def paths(self) -> list[Path]:
         """Every file of the iteration's folder, and those of the root that belong to all."""
         root, folder = self.checkpoint.path, self.checkpoint.folder
-        found = {path for path in folder.rglob("*") if path.is_file()}
+        found = {path for path in folder.rglob("*") if path.is_file() and MARKS not in path.parts}
         found |= {path for path in (root / MANIFEST, root / TRACKER) if path.is_file()}
         found |= self.listed.keys()
         return sorted(found | self.sums.keys())

@@ -81,7 +81,7 @@ def test_what_writes_is_refused(folder: RemotePath) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, len(DATA)), st.integers(0, 4000)), max_size=8))
 def test_ranges_are_those_of_the_bytes(pairs: list[tuple[int, int]]) -> None:
-    memory = store._store("s3", "bucket")
+    memory = store._store("s3", "bucket", 1)
     obstore.put(memory, "other/one.pt", DATA)
     file = ReadOnlyFile(open_folder(Path("s3://bucket/other")) / "one.pt")
     for start, count in pairs:

@@ -1,0 +1,52 @@
+"""One file of an output, written from its first byte to its last, with its sums on the way."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import xxhash
+
+from flmgrow.storage.checksums import FileRecord
+
+
+class Sink(Protocol):
+    """Where the bytes go: to a disk, or to an object store."""
+
+    @property
+    def position(self) -> int:
+        """How many have gone there."""
+
+    def write(self, data: memoryview) -> None:
+        """Append all of ``data`` (flat bytes). Raises StorageError."""
+
+
+class OutputFile:
+    """One file being written in sequence; made by the output that it belongs to."""
+
+    def __init__(self, file: Sink, size: int, sha256: bool, report: Callable[[int], None]) -> None:
+        self._file = file
+        self._size = size
+        self._report = report
+        self._hash = xxhash.xxh3_128()
+        self._sha256 = hashlib.sha256() if sha256 else None
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append all of ``data`` (C-contiguous). Raises StorageError."""
+        view = memoryview(data)
+        if not view.nbytes:
+            return
+        view = view.cast("B")
+        if self._file.position + view.nbytes > self._size:
+            raise ValueError(f"more than the planned {self._size} bytes were written")
+        self._hash.update(view)
+        if self._sha256 is not None:
+            self._sha256.update(view)
+        self._file.write(view)
+        self._report(view.nbytes)
+
+    def record(self, relative: str) -> FileRecord:
+        """Return what is known of the file now that it is whole. Raises ValueError if it is not."""
+        if self._file.position != self._size:
+            raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
+        sha256 = "" if self._sha256 is None else self._sha256.hexdigest()
+        return FileRecord(relative, self._size, self._hash.hexdigest(), sha256)

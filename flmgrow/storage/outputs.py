@@ -1,0 +1,57 @@
+"""Outputs, wherever they are: folders on a disk, and in object stores.
+
+Who writes a checkpoint says what goes into it; how it becomes whole is the business of
+:class:`OutputFolder` or :class:`RemoteOutput`, which are used alike.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.storage import output, remote_output
+from flmgrow.storage.output import OutputFolder
+from flmgrow.storage.remote.addresses import is_remote
+from flmgrow.storage.remote.path import open_folder, remote_path
+from flmgrow.storage.remote_output import RemoteOutput
+from flmgrow.storage.world import ALONE, World
+
+Output = OutputFolder | RemoteOutput
+
+
+def begin_output(
+    path: Path, plan: Mapping[str, object], *, restart: bool = False, world: World = ALONE
+) -> Output:
+    """Return the output at ``path``, begun or resumed: see :class:`OutputFolder`."""
+    kind = RemoteOutput if is_remote(path) else OutputFolder
+    return kind(path, plan, restart=restart, world=world)
+
+
+def named_output(path: Path) -> Path:
+    """Return ``path`` so that its text is what it was given as. Raises UsageError."""
+    return remote_path(path) if is_remote(path) else path
+
+
+def finished_output(path: Path) -> Path | None:
+    """Return where an output at ``path`` can be read, if there may be one. Raises StorageError."""
+    if not is_remote(path):
+        return path
+    try:
+        return open_folder(path)
+    except BadCheckpointError:
+        return None
+
+
+def unfinished_place(path: Path) -> Path:
+    """Return where the files of a half-done output lie."""
+    return path if is_remote(path) else output.hidden_folder(path) / "data"
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what a run that made the output could not.
+
+    Raises OutputExistsError if another run is at it, OSError, StorageError.
+    """
+    if is_remote(path):
+        remote_output.clear_leftovers(path)
+    else:
+        output.clear_leftovers(path)

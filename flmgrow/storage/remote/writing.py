@@ -1,0 +1,146 @@
+"""Putting objects into an object store, whole or not at all, and taking them away.
+
+An object appears with its last byte: a small one is one request, a large one an upload in parts
+that counts once it is completed. What is broken off leaves no object; of a process that was killed,
+the parts it had sent stay with the store until its own rules remove them.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from flmgrow.errors import BadCheckpointError
+from flmgrow.storage.remote.addresses import Address
+from flmgrow.storage.remote.store import (
+    ChangedError,
+    Found,
+    found_in,
+    look,
+    patiently,
+    store_of,
+    told,
+)
+
+if TYPE_CHECKING:
+    from obstore import PutMode, WritableFile
+
+PART = 8 << 20
+"""Bytes of a part, unless there would be more of them than a store takes."""
+AT_ONCE = 4
+"""Parts on their way at the same time; as many bytes are in memory."""
+_MOST_PARTS = 9000
+
+
+def put_small(address: Address, data: bytes, instead: Found | None = None) -> None:
+    """Put a small object whole, ``instead`` of one that must still be there if that is given.
+
+    Raises ChangedError if it is another one now, StorageError.
+    """
+    store = store_of(address)
+    import obstore
+
+    mode: PutMode = "overwrite"
+    if instead is not None:
+        mode = {"e_tag": instead.tag or ""}
+        if instead.version is not None:
+            mode["version"] = instead.version
+    with told(address, "writing"):
+        obstore.put(store, address.key, data, mode=mode, use_multipart=False)
+
+
+def put_if_new(address: Address, data: bytes) -> bool:
+    """Put a small object, unless there is one: return whether it was put. Raises StorageError.
+
+    An answer that was lost may say that there is one: this one.
+    """
+    store = store_of(address)
+    import obstore
+
+    with contextlib.suppress(ChangedError), told(address, "writing"):
+        obstore.put(store, address.key, data, mode="create", use_multipart=False)
+        return True
+    return False
+
+
+def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
+    """Return a small object and what it is, None if there is none.
+
+    Raises BadCheckpointError if it has more than ``most`` bytes, StorageError.
+    """
+    store = store_of(address)
+    import obstore
+
+    def read() -> tuple[bytes, Found] | None:
+        try:
+            answer = obstore.get(store, address.key)
+        except FileNotFoundError:
+            return None
+        found = found_in(answer.meta)
+        if found.size > most:
+            raise BadCheckpointError(
+                f"has {found.size} bytes, wanted at most {most}", where=address
+            )
+        return bytes(answer.bytes()), found
+
+    with told(address, "reading"):
+        return patiently(read)
+
+
+def delete(folder: Address, keys: Iterable[str]) -> None:
+    """Delete objects in the bucket of ``folder``; some may be gone already. Raises StorageError."""
+    wanted = list(keys)
+    store = store_of(folder)
+    import obstore
+
+    with told(folder, "deleting"), contextlib.suppress(FileNotFoundError):
+        if wanted:
+            obstore.delete(store, wanted)
+
+
+class NewObject:
+    """An object being written from its first byte to its last; made by :func:`new_object`."""
+
+    found: Found
+    """What it is, once it is whole."""
+
+    def __init__(self, address: Address, writer: "WritableFile") -> None:
+        self.position = 0
+        self._address = address
+        self._writer = writer
+
+    def write(self, data: memoryview) -> None:
+        """Append all of ``data`` (flat bytes). Raises StorageError."""
+        with told(self._address, f"writing at byte {self.position}"):
+            self._writer.write(data)
+        self.position += data.nbytes
+
+    def finish(self) -> None:
+        """Let the object appear. Raises StorageError."""
+        with told(self._address, "completing the upload"):
+            self._writer.close()
+        found = look(self._address)
+        if found is None or found.size != self.position:
+            raise ChangedError("is not what was put there", "see who else writes", self._address)
+        self.found = found
+
+
+@contextlib.contextmanager
+def new_object(address: Address, size: int) -> Iterator[NewObject]:
+    """Give an object of ``size`` bytes to write; after the block it is there.
+
+    If the block or anything else fails, what was there is as it was. Raises StorageError.
+    """
+    store = store_of(address)
+    import obstore
+
+    part = max(PART, -(-size // _MOST_PARTS))
+    with told(address, "writing"):
+        writer = obstore.open_writer(store, address.key, buffer_size=part, max_concurrency=AT_ONCE)
+    new = NewObject(address, writer)
+    try:
+        yield new
+        new.finish()
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # whatever it says, the upload was not completed
+            writer.__exit__(type(error), error, error.__traceback__)
+        raise

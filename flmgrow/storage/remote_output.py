@@ -1,0 +1,264 @@
+"""Writing an output into an object store: whole or refused by who reads it, and resumed.
+
+What ``output.py`` promises of a folder on a disk rests on renaming, locks and fsync, none of which
+an object store has. Instead, an object is there whole or not at all, and can be put on condition
+that there is none, or still the one that was read. For the output ``s3://BUCKET/NAME`` there are,
+while it is being written, ``lease``, ``plan.json`` and ``journal/`` below ``NAME/.flmgrow/``.
+
+1. Lease. A second run stops; the lease of a dead run expires (``remote/lease.py``).
+2. Plan. It describes the whole run, as on a disk; another one is refused. From now on every command
+   refuses to read the folder (``remote/marker.py``).
+3. Each file is an upload in parts under its final key. Once it is complete, an object of its own in
+   the journal says so: size, checksums, and the tag that the store has given it.
+4. Resuming, files are taken over that still have size and tag of the journal. The store keeps the
+   bytes; they are not read again, as they would be from a disk.
+5. Commit. All objects must have their sizes and tags; strays are deleted; the small files are put,
+   a tracker among them; at the very last, ``.flmgrow/complete``.
+6. Plan, journal and lease are deleted. What is left of them, the next run of the command deletes.
+
+Programs that know nothing of the marker may see files of a half-done run, but no tracker that leads
+to them.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import xxhash
+
+from flmgrow.errors import FlmgrowError, OutputExistsError, StorageError, UsageError
+from flmgrow.storage import journal
+from flmgrow.storage.adoption import encoded_plan, other_plan_error
+from flmgrow.storage.checksums import FileRecord, is_safe
+from flmgrow.storage.durable import RESUME
+from flmgrow.storage.output_file import OutputFile
+from flmgrow.storage.ranks import ALONE, Ranks
+from flmgrow.storage.remote import store, writing
+from flmgrow.storage.remote.addresses import Address, address_of
+from flmgrow.storage.remote.lease import Lease
+from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
+from flmgrow.storage.remote.store import Found
+from flmgrow.storage.world import ALONE as ONE
+from flmgrow.storage.world import World
+
+_MOST_BYTES = 64 << 20
+
+
+class RemoteOutput:
+    """The output of one run in an object store; used as an ``OutputFolder`` is.
+
+    Raises OutputExistsError if there is something at ``path``, another run is writing it or another
+    plan has begun it; StorageError; UsageError for several ranks.
+    """
+
+    ranks: Ranks = ALONE
+
+    def __init__(
+        self,
+        path: Path,
+        plan: Mapping[str, object],
+        *,
+        restart: bool = False,
+        world: World = ONE,
+    ) -> None:
+        self.address = _destination(path, world)
+        self._finished: dict[str, FileRecord] = {}
+        self._found: dict[str, Found] = {}
+        self._writing: set[str] = set()
+        self._committed = False
+        self._refuse_existing(store.list_below(self.address))
+        with contextlib.ExitStack() as stack:
+            self._lease = Lease(self.address)
+            stack.callback(self._lease.release)
+            found = store.list_below(self.address)
+            self._refuse_existing(found)
+            self._adopt(encoded_plan(plan), found, restart)
+            self._open = stack.pop_all()
+
+    @property
+    def finished(self) -> Mapping[str, FileRecord]:
+        """Files that are complete, by relative path: earlier runs' at first, then this one's."""
+        return MappingProxyType(self._finished)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is finished."""
+        return not self._finished
+
+    def __enter__(self) -> "RemoteOutput":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def free_space_check(self, needed: int) -> None:
+        """Do nothing: an object store does not say."""
+
+    @contextlib.contextmanager
+    def file(self, relative: str, size: int, *, sha256: bool = False) -> Iterator[OutputFile]:
+        """Give a file to write; after the block it is finished.
+
+        ``relative`` is below the output, not finished, not being written; all of its ``size`` bytes
+        must be written, else ValueError. With ``sha256``, its record has that sum, too. Raises
+        StorageError, or OutputExistsError if another run has taken over.
+        """
+        if not is_safe(relative) or is_mark(self.address, self.address.below(relative).key):
+            raise ValueError(f"{relative!r} is not a relative path below the output")
+        if self._committed or relative in self._finished or relative in self._writing:
+            raise ValueError(f"{relative}: already written or being written")
+        self._writing.add(relative)
+        try:
+            self._lease.check()
+            with writing.new_object(self.address.below(relative), size) as raw:
+                output = OutputFile(raw, size, sha256, lambda _: self._lease.check())
+                yield output
+                record = output.record(relative)
+            self._note(record, raw.found)
+        finally:
+            self._writing.discard(relative)
+
+    def unite(self) -> None:
+        """Do nothing: there are no other ranks."""
+
+    def commit(self, last: Mapping[str, bytes]) -> str:
+        """Put the small files ``last`` and finish the output.
+
+        Returns what could not be tidied up afterwards, as a note; it is empty as a rule. Raises
+        StorageError, or OutputExistsError if another run has taken over.
+        """
+        if self._committed or self._writing or last.keys() & self._finished.keys():
+            raise ValueError("commit while files are being written, or of files already written")
+        self._lease.check()
+        self._check(store.list_below(self.address), last)
+        for relative, data in last.items():
+            writing.put_small(self.address.below(relative), data)
+        self._lease.renew()
+        self._lease.check()
+        content = {"files": len(self._finished) + len(last)}
+        writing.put_small(self.address.below(COMPLETE), json.dumps(content).encode())
+        self._committed = True
+        try:
+            with store.hurried():
+                _tidy(self.address)
+        except FlmgrowError:
+            return f"{self.address}/.flmgrow: holds leftovers; {self.address} is complete"
+        return ""
+
+    def discard(self) -> None:
+        """Delete all that was written, if the folder is still this run's."""
+        with contextlib.suppress(FlmgrowError), store.hurried():
+            self._lease.renew()
+            self._lease.check()
+            self._drop(store.list_below(self.address))
+
+    def _refuse_existing(self, found: Mapping[str, Found]) -> None:
+        complete = self._key(COMPLETE) in found
+        others = any(not is_mark(self.address, key) for key in found)
+        if complete or (others and self._key(PLAN) not in found):
+            raise OutputExistsError(
+                "already exists",
+                "choose another output, or delete this one",
+                where=self.address,
+            )
+
+    def _adopt(self, wanted: str, found: Mapping[str, Found], restart: bool) -> None:
+        """Go on with a run of this plan, refuse another's, or begin anew."""
+        there = None
+        if self._key(PLAN) in found:
+            there = writing.read_small(self.address.below(PLAN), _MOST_BYTES)
+        same = there is not None and there[0] == wanted.encode()
+        noted = [key for key in found if key.startswith(f"{self._key(JOURNAL)}/")]
+        if there is not None and not same and noted and not restart:
+            raise other_plan_error(there[0], wanted, self.address)
+        if same and not restart:
+            self._resume(noted, found)
+            return
+        self._drop(found)
+        writing.put_small(self.address.below(PLAN), wanted.encode())
+
+    def _resume(self, noted: list[str], found: Mapping[str, Found]) -> None:
+        """Take over what the journal says is finished, and the store still has."""
+        for key in noted:
+            line = writing.read_small(replace(self.address, key=key), _MOST_BYTES)
+            content: dict[str, Any] | None = None if line is None else journal.record_in(line[0])
+            if content is None:
+                continue
+            tag, record = content.pop("tag"), FileRecord(**content)
+            there = found.get(self._key(record.path))
+            if there is not None and (there.size, there.tag) == (record.size, tag):
+                self._finished[record.path] = record
+                self._found[record.path] = there
+
+    def _note(self, record: FileRecord, found: Found) -> None:
+        """Put into the journal that a file is finished."""
+        name = xxhash.xxh3_128_hexdigest(record.path.encode())
+        line = journal.as_line({**asdict(record), "tag": found.tag})
+        writing.put_small(self.address.below(f"{JOURNAL}/{name}"), line)
+        self._finished[record.path], self._found[record.path] = record, found
+
+    def _check(self, there: Mapping[str, Found], last: Mapping[str, bytes]) -> None:
+        """See that all files are as they were finished, and delete what else there is."""
+        for path, found in self._found.items():
+            now = there.get(self._key(path))
+            if now is None or (now.size, now.tag) != (found.size, found.tag):
+                what = "vanished" if now is None else "is not what was written there"
+                raise StorageError(what, RESUME, where=self.address.below(path))
+        known = {self._key(path) for path in (*self._finished, *last)}
+        strays = [key for key in there if key not in known and not is_mark(self.address, key)]
+        writing.delete(self.address, strays)
+
+    def _drop(self, found: Mapping[str, Found]) -> None:
+        """Delete all of a half-done run, the plan after all that it makes refused."""
+        keep = {self._key(LEASE), self._key(PLAN)}
+        writing.delete(self.address, [key for key in found if key not in keep])
+        writing.delete(self.address, {self._key(PLAN)} & found.keys())
+
+    def _key(self, relative: str) -> str:
+        return self.address.below(relative).key
+
+
+def clear_leftovers(path: Path) -> None:
+    """Delete what a run that finished the output ``path`` could not.
+
+    Raises OutputExistsError if another run is at it, StorageError.
+    """
+    address = address_of(path)
+    marks = store.list_below(address.below(".flmgrow"))
+    if address.below(COMPLETE).key in marks and len(marks) > 1:
+        lease = Lease(address)
+        try:
+            _tidy(address)
+        finally:
+            lease.release()
+
+
+def _tidy(address: Address) -> None:
+    """Delete what only a half-done run needs; the lease is its holder's."""
+    keep = {address.below(COMPLETE).key, address.below(LEASE).key}
+    marks = store.list_below(address.below(".flmgrow"))
+    writing.delete(address, [key for key in marks if key not in keep])
+
+
+def _destination(path: Path, world: World) -> Address:
+    """Return where to write. Raises UsageError where that cannot be."""
+    address = address_of(path)
+    if address.is_bucket:
+        raise UsageError("is a bucket, wanted a folder in it", address.service.form, where=address)
+    if world.size > 1:
+        error = UsageError(
+            f"is in an object store, which one process writes; these are {world.size}",
+            "start the command alone, without torchrun or srun: it has threads of its own",
+            where=address,
+        )
+        error.told = not world.first
+        raise error
+    return address

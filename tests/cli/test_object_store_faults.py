@@ -1,0 +1,215 @@
+"""Results in an object store, whatever happens on the way: servers fail, runs are killed, two come.
+
+Each kind of request is made to fail: refused, or done and its answer lost; for a while or for good.
+In the end the objects are those of a run without faults, or the run has said in one line why not,
+and the same command completes it.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import Outcome, accepted, check_lines
+from object_store import BUCKET, SECRET, Fault, ObjectStore
+from pico import make_checkpoint
+from remote_results import (
+    MARKER,
+    check_complete,
+    check_incomplete,
+    files_of,
+    in_a_process,
+    objects_of,
+    served_in_small_parts,
+    write,
+)
+
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[ObjectStore]:
+    with served_in_small_parts() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("source") / "legacy", "llama", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def wanted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("wanted") / "out"
+    accepted("reshard", source, out, "--tp", "2")
+    return files_of(out)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(remote: ObjectStore) -> Iterator[None]:
+    yield
+    remote.faults.clear()
+
+
+@pytest.fixture
+def key() -> str:
+    """The key of an output: one for each test, without words that patterns of faults look for."""
+    return f"{next(NUMBERS)}/out"
+
+
+# --- killed, and of two writers
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "mp_rank_01.*partNumber=3"),
+        ("POST", "mp_rank_01.*uploadId"),
+        ("PUT", r"\.flmgrow/complete"),
+        ("POST", r"\?delete"),
+    ],
+)
+def test_a_killed_run_resumes_at_once(
+    method: str,
+    path: str,
+    remote: ObjectStore,
+    source: Path,
+    wanted: dict[str, bytes],
+    key: str,
+    tmp_path: Path,
+) -> None:
+    address = f"s3://{BUCKET}/{key}"
+    killed: list[subprocess.Popen[str]] = []
+    remote.faults.append(Fault(method, path, status=500, before=lambda: killed[0].kill()))
+    killed.append(in_a_process(remote, "reshard", source, address, "--tp", "2"))
+    killed[0].communicate(timeout=60)
+    assert killed[0].returncode == -signal.SIGKILL
+    if path != r"\?delete":
+        check_incomplete(remote, key, tmp_path)
+    begin = len(remote.requests)
+    assert write(source, key).code == 0
+    assert not any(re.match("PUT.*mp_rank_00", each) for each in remote.requests[begin:])
+    found = objects_of(remote, key)
+    assert json.loads(found.pop(MARKER))["files"] == len(wanted)
+    assert found == wanted
+
+
+def test_of_two_writers_one_wins(
+    remote: ObjectStore, source: Path, wanted: dict[str, bytes], key: str
+) -> None:
+    command = ("reshard", source, f"s3://{BUCKET}/{key}", "--tp", "2")
+    runs = [in_a_process(remote, *command) for _ in range(2)]
+    told = sorted((run.communicate(timeout=60)[1], run.returncode) for run in runs)
+    codes = sorted(code for _, code in told)
+    assert codes in ([0, 5], [0, 0]), told  # who comes when the other is done finds it
+    for err, code in told:
+        if code == 5:
+            check_lines(err, r"another run \(pid \d+ on .*\) is writing it|already exists")
+    check_complete(remote, key, wanted)
+
+
+def test_a_second_writer_loses_while_the_first_is_at_it(
+    remote: ObjectStore, source: Path, wanted: dict[str, bytes], key: str
+) -> None:
+    command = ("reshard", source, f"s3://{BUCKET}/{key}", "--tp", "2")
+    seconds: list[Outcome] = []
+
+    def second() -> None:
+        if not seconds:
+            run = in_a_process(remote, *command)
+            err = run.communicate(timeout=60)[1]
+            seconds.append(Outcome(run.returncode, "", err))
+
+    remote.faults.append(Fault("PUT", "mp_rank_01", before=second))
+    accepted(*command)
+    assert seconds[0].code == 5
+    check_lines(seconds[0].err, rf"another run \(pid {os.getpid()} on ")
+    check_complete(remote, key, wanted)
+
+
+def test_a_run_whose_lease_is_lost_stops_and_deletes_nothing(
+    remote: ObjectStore, source: Path, key: str
+) -> None:
+    lease = f"{key}/.flmgrow/lease"
+    other = json.dumps({"holder": "another", "pid": 1, "host": "elsewhere"}).encode()
+    remote.faults.append(Fault("PUT", "flmgrow.json", before=lambda: remote.put(lease, other)))
+    outcome = write(source, key)
+    assert outcome.code == 5
+    check_lines(outcome.err, "another run has begun to write it")
+    found = objects_of(remote, key)
+    assert found[".flmgrow/lease"] == other
+    assert MARKER not in found
+    assert "iter_0000030/mp_rank_00/model_optim_rng.pt" in found
+
+
+# --- what the server does
+
+KINDS = [
+    ("GET", "list-type"),
+    ("PUT", "lease"),
+    ("GET", "lease"),
+    ("PUT", "plan.json"),
+    ("POST", "mp_rank_00.*uploads"),
+    ("PUT", "mp_rank_00.*partNumber"),
+    ("POST", "mp_rank_00.*uploadId"),
+    ("HEAD", "mp_rank_00"),
+    ("PUT", "journal"),
+    ("PUT", "tracker|latest"),
+    ("PUT", "flmgrow.json"),
+    ("PUT", "complete"),
+    ("POST", r"\?delete"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True], ids=["refused", "done all the same"])
+@pytest.mark.parametrize(("method", "path"), KINDS)
+def test_what_passes_is_waited_for(
+    method: str,
+    path: str,
+    late: bool,
+    remote: ObjectStore,
+    source: Path,
+    wanted: dict[str, bytes],
+    key: str,
+) -> None:
+    times = 1 if "delete" in path else 2  # there is little patience with what may be left undone
+    remote.faults.append(Fault(method, path, status=503, times=times, late=late))
+    outcome = write(source, key)
+    assert (outcome.code, outcome.err) == (0, "note: left out: rng_state\n")
+    assert remote.faults[0].times == 0
+    lost = late and path.endswith("uploads")  # the number of an upload that has begun
+    check_complete(remote, key, wanted, uploads=lost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [500, 403])
+@pytest.mark.parametrize(("method", "path"), KINDS)
+def test_what_does_not_pass_is_one_line_and_resumed(
+    method: str,
+    path: str,
+    status: int,
+    remote: ObjectStore,
+    source: Path,
+    wanted: dict[str, bytes],
+    key: str,
+) -> None:
+    remote.faults.append(Fault(method, path, status=status, times=1000))
+    outcome = write(source, key)
+    assert SECRET not in outcome.err
+    assert "Signature" not in outcome.err
+    tidying = "delete" in path
+    assert outcome.code == (0 if tidying else 4), outcome
+    if tidying:
+        assert re.search(r"note: .*\.flmgrow: holds leftovers", outcome.err)
+    else:
+        check_lines(outcome.err, rf"s3://{BUCKET}/{key}.* failed: ")
+        assert MARKER not in objects_of(remote, key)
+    remote.faults.clear()
+    assert write(source, key).code == 0
+    check_complete(remote, key, wanted)

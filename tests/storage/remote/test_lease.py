@@ -1,0 +1,199 @@
+"""Leases, over obstore's store in memory; other machines are other names in what is put there."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from obstore.store import MemoryStore
+
+from flmgrow.errors import OutputExistsError, StorageError
+from flmgrow.storage.remote import lease as leases
+from flmgrow.storage.remote import store, writing
+from flmgrow.storage.remote.addresses import address_of
+from flmgrow.storage.remote.lease import Lease, _this_process
+
+FOLDER = address_of(Path("s3://bucket/out"))
+KEY = "out/.flmgrow/lease"
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    found = MemoryStore()
+    monkeypatch.setattr(store, "_store", lambda *_: found)
+    monkeypatch.setattr(leases, "BEAT", 0.05)
+    monkeypatch.setattr(leases, "EXPIRY", 0.4)
+    return found
+
+
+@pytest.fixture
+def taken(memory: MemoryStore) -> Iterator[Callable[[], Lease]]:
+    """Takes leases that are released after the test."""
+    held: list[Lease] = []
+
+    def take() -> Lease:
+        held.append(Lease(FOLDER))
+        return held[-1]
+
+    yield take
+    for lease in held:
+        lease.release()
+
+
+def content(memory: MemoryStore) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bytes(obstore.get(memory, KEY).bytes()))
+    return found
+
+
+def put_another(memory: MemoryStore, **changed: object) -> None:
+    other = {**_this_process(), "holder": "another", "beat": 0, **changed}
+    obstore.put(memory, KEY, json.dumps(other).encode())
+
+
+def test_it_is_kept_up_and_goes_when_it_is_released(memory: MemoryStore) -> None:
+    lease = Lease(FOLDER)
+    first = content(memory)
+    time.sleep(0.3)
+    lease.check()
+    assert content(memory)["beat"] > first["beat"]
+    assert content(memory)["pid"] == os.getpid()
+    lease.release()
+    assert not [each for page in obstore.list(memory) for each in page]
+
+
+def test_a_second_one_is_refused_at_once(
+    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = taken()
+    monkeypatch.setattr(leases, "EXPIRY", 60.0)
+    begin = time.monotonic()
+    with pytest.raises(OutputExistsError, match=rf"another run \(pid {os.getpid()} on "):
+        Lease(FOLDER)
+    assert time.monotonic() - begin < 5
+    first.check()
+
+
+def test_that_of_a_process_that_is_gone_is_taken_at_once(
+    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    put_another(memory, pid=child.pid)
+    monkeypatch.setattr(leases, "EXPIRY", 60.0)
+    taken().check()
+    assert content(memory)["holder"] != "another"
+
+
+def test_a_number_that_another_process_has_now_is_of_one_that_is_gone(
+    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_another(memory, pid=1, started="before")
+    monkeypatch.setattr(leases, "EXPIRY", 60.0)
+    taken().check()
+
+
+@pytest.mark.parametrize("where", [{"host": "elsewhere"}, {"boot": "b"}, {"processes": "pid:[1]"}])
+def test_that_of_another_machine_expires(
+    where: dict[str, str], memory: MemoryStore, taken: Callable[[], Lease]
+) -> None:
+    put_another(memory, pid=1, **where)
+    begin = time.monotonic()
+    taken().check()
+    assert time.monotonic() - begin >= leases.EXPIRY
+
+
+def test_that_of_another_machine_which_is_renewed_does_not(memory: MemoryStore) -> None:
+    put_another(memory, host="elsewhere")
+    ended = threading.Event()
+
+    def renew() -> None:
+        for beat in range(1000):
+            if ended.wait(0.05):
+                return
+            put_another(memory, host="elsewhere", beat=beat)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(OutputExistsError, match=r"another run \(pid \d+ on elsewhere\)"):
+            Lease(FOLDER)
+    finally:
+        ended.set()
+        thread.join()
+    assert content(memory)["holder"] == "another"
+
+
+def test_one_that_is_damaged_expires(memory: MemoryStore, taken: Callable[[], Lease]) -> None:
+    obstore.put(memory, KEY, b"\x00not JSON")
+    taken().check()
+
+
+def test_of_many_who_find_an_expired_one_one_takes_it(memory: MemoryStore) -> None:
+    put_another(memory, host="elsewhere")
+    won, lost, ready = list[Lease](), list[str](), threading.Barrier(6)
+
+    def take() -> None:
+        ready.wait()
+        try:
+            won.append(Lease(FOLDER))
+        except OutputExistsError as error:
+            lost.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 5)
+    won[0].check()
+    won[0].release()
+
+
+def test_one_that_another_has_taken_is_noticed_and_not_deleted(memory: MemoryStore) -> None:
+    lease = Lease(FOLDER)
+    put_another(memory, host="elsewhere")
+    time.sleep(0.3)
+    with pytest.raises(OutputExistsError, match="another run has begun to write it"):
+        lease.check()
+    lease.release()
+    assert content(memory)["holder"] == "another"
+
+
+def test_one_that_cannot_be_renewed_ends_before_it_expires(
+    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise StorageError("the server is gone")
+
+    lease = taken()
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "put_small", fails)
+        lease.check()
+        time.sleep(0.8 * leases.EXPIRY)
+        with pytest.raises(StorageError, match="the server is gone"):
+            lease.check()
+    lease.check()  # nobody has taken it meanwhile
+
+
+def test_an_answer_that_was_lost_is_no_loss(
+    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = writing.put_small
+
+    def put_and_fail(*arguments: Any) -> None:
+        put(*arguments)
+        raise StorageError("the answer is lost")
+
+    lease = taken()
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "put_small", put_and_fail)
+        with pytest.raises(StorageError, match="the answer is lost"):
+            lease.renew()
+    lease.renew()
+    lease.check()
