@@ -13,6 +13,8 @@ import typer
 from typer import main as making
 from typer.core import TyperCommand, TyperGroup
 
+from flmgrow.garbage import no_garbage_collection
+
 ARGUMENTS = "Arguments"
 OPTIONS = "Options"
 """The panel of options that name none."""
@@ -121,6 +123,7 @@ class CommandGroup(PlainGroup):
         return [(name, entry.summary) for name, entry in COMMANDS.items()]
 
 
+@no_garbage_collection()  # what modules are made of stays
 def command_of(name: str) -> Any:
     """Import the command ``name`` and return it."""
     entry = COMMANDS[name]

@@ -266,8 +266,10 @@ class ReadOnlyFile:
         done = 0
         with _open_files.borrow(self) as number:
             while done < target.nbytes:  # a read may legally return less than it was asked for
-                with self._refusals():
+                try:
                     got = os.preadv(number, [target[done:]], offset + done)
+                except OSError as error:
+                    raise self._refusal(error) from None
                 if not got:
                     raise self._truncated(offset, target.nbytes, offset + done)
                 done += got

@@ -107,9 +107,10 @@ class _Archive:
         covered = 0
         entries = list(self.entries(count, self.read(start, end - start)))
         for entry in entries:
-            if entry.name.lower() in names:  # some readers do not tell upper from lower case
+            name = entry.name.lower()  # some readers do not tell upper from lower case
+            if name in names:
                 self.refuse(f"two records are called {entry.name!r}")
-            names.add(entry.name.lower())
+            names.add(name)
         for entry in sorted(entries, key=lambda entry: entry.header):
             if entry.header < covered:
                 self.refuse(f"record {entry.name!r} overlaps the one before it")

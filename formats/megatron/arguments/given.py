@@ -27,7 +27,6 @@ from flmgrow.formats.megatron.arguments.shapes import StoredShapes, shown_argume
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_file.values import Global, make_namespace
-from flmgrow.storage.strict_yaml import parse_yaml
 
 CHECKPOINT_VERSION = 3.0
 _DTYPE = "torch."
@@ -64,6 +63,8 @@ def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
 
     A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
     """
+    from flmgrow.storage.strict_yaml import parse_yaml  # most commands are given nothing to read
+
     found: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")

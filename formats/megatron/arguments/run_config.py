@@ -17,7 +17,6 @@ from flmgrow.formats.megatron.arguments.names import FEATURES
 from flmgrow.formats.megatron.arguments.row import ModelArgument
 from flmgrow.formats.megatron.arguments.run_rows import EXPERTS, SEQUENCE_LENGTH
 from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE, VOCAB
-from flmgrow.storage.strict_yaml import read_yaml
 
 _SAME: tuple[ModelArgument[Any], ...] = (
     rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.GROUPS, rows.HEAD_DIM, rows.NORM,
@@ -52,6 +51,8 @@ def read_run_config(path: Path) -> tuple[dict[str, object], list[str]]:
 
     Raises UsageError for no YAML, BadCheckpointError for a model that flmgrow does not support.
     """
+    from flmgrow.storage.strict_yaml import read_yaml  # most commands read no such file
+
     content = read_yaml(path)
     parts = content if isinstance(content, dict) else {}
     fields = next((parts[n] for n in ("model", "config") if isinstance(parts.get(n), dict)), parts)
