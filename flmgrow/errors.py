@@ -51,6 +51,10 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _places(where: tuple[object, ...]) -> tuple[str, ...]:
+    return tuple(_escaped(one if isinstance(one, str) else str(one)) for one in where)
+
+
 def shown(text: str, words: Words) -> str:
     """Return ``text`` in these words, printable."""
     return printable(render(text, words))
@@ -70,8 +74,7 @@ class FlmgrowError(Exception):
     def __init__(self, what: str, hint: str = "", where: object = ()) -> None:
         super().__init__(what, hint, where)
         self.what, self.hint = _escaped(what), _escaped(hint)
-        places = where if isinstance(where, tuple) else (where,)
-        self.where = tuple(_escaped(str(place)) for place in places)
+        self.where = _places(where if isinstance(where, tuple) else (where,))
 
     def __str__(self) -> str:
         return shown(self._whole, PYTHON)
@@ -87,11 +90,11 @@ class FlmgrowError(Exception):
 
     def at(self, *where: object) -> Self:
         """Return the same error, of a place that lies in ``where``."""
-        return self._with(where=(*(_escaped(str(place)) for place in where), *self.where))
+        return self._with(where=(*_places(where), *self.where))
 
     def relative_to(self, place: object) -> Self:
         """Return the same error with its place as seen from ``place``, if it lies there."""
-        inside = self.where[:1] == (_escaped(str(place)),)
+        inside = self.where[:1] == _places((place,))
         return self._with(where=self.where[1:]) if inside else self
 
     def with_hint(self, more: str) -> Self:
@@ -100,7 +103,8 @@ class FlmgrowError(Exception):
 
     def in_words(self, words: Words) -> Self:
         """Return the same error in the words of whoever it is meant for."""
-        return self._with(what=render(self.what, words), hint=render(self.hint, words))
+        where = tuple(render(place, words) for place in self.where)
+        return self._with(what=render(self.what, words), hint=render(self.hint, words), where=where)
 
     def _with(self, **fields: object) -> Self:
         changed = type(self).__new__(type(self), *self.args)

@@ -25,6 +25,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.remote.marker import refuse_incomplete_copy
 from flmgrow.storage.remote.path import open_folder
+from flmgrow.text import Setting, Text
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +189,8 @@ def is_fused(implementation: str) -> bool:
     """Whether a layer spec of Megatron's fuses norms into the projections behind them."""
     known = {"transformer_engine": True, "local": False}
     if implementation not in known:
-        raise UsageError(f"--transformer-impl {implementation}: unknown", " or ".join(known))
+        found = Text(Setting("transformer_impl"), f" {implementation}: unknown")
+        raise UsageError(found, " or ".join(known))
     return known[implementation]
 
 

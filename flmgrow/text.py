@@ -15,18 +15,22 @@ from typing import Any, Protocol
 
 
 class Words:
-    """How a place calls settings; this is Python, where they are arguments of functions."""
+    """How a place calls settings."""
 
     verb = "pass"
     """What one does with a setting."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a setting in this place."""
+        return True
+
     def name(self, name: str) -> str:
         """Return what a setting is called."""
-        return name
+        raise NotImplementedError
 
     def given(self, name: str, value: object) -> str:
         """Return a setting with its value, ready to be copied."""
-        return f"{name}={_literal(value)}"
+        raise NotImplementedError
 
     def size(self, axis: str) -> str:
         """Return what the size of an axis is called."""
@@ -61,8 +65,33 @@ class CommandLine(Words):
         return [word for one in as_words(value) for word in (option, one)]
 
 
-PYTHON = Words()
 COMMAND_LINE = CommandLine()
+
+
+class Python(Words):
+    """The words of :mod:`flmgrow.api`: settings are arguments of functions."""
+
+    ONLY_COMMANDS = frozenset(
+        """
+        args_from eod help max_bad_lines max_lost only_shards out private push_to rank_timeout
+        """.split()
+    )
+    """What commands can be told and functions cannot: it is called as there."""
+
+    def has(self, name: str) -> bool:
+        """Whether a function takes it."""
+        return name not in self.ONLY_COMMANDS
+
+    def name(self, name: str) -> str:
+        """Return the argument."""
+        return name if self.has(name) else COMMAND_LINE.name(name)
+
+    def given(self, name: str, value: object) -> str:
+        """Return the argument as a call has it."""
+        return f"{name}={_literal(value)}" if self.has(name) else COMMAND_LINE.given(name, value)
+
+
+PYTHON = Python()
 
 
 class Part(Protocol):
@@ -88,6 +117,15 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Pass(Setting):
+    """The advice to give a setting: it is passed to a function, and said in a file."""
+
+    def told(self, words: Words) -> str:
+        """Return the advice."""
+        return f"{words.verb} {super().told(words)}"
+
+
+@dataclass(frozen=True)
 class SizeOf:
     """The size of an axis: in a file, the key that says it."""
 
@@ -96,18 +134,6 @@ class SizeOf:
     def told(self, words: Words) -> str:
         """Return what it is called."""
         return words.size(self.axis)
-
-
-@dataclass(frozen=True)
-class Verb:
-    """What one does with a setting: it is passed to a function, and said in a file."""
-
-    def told(self, words: Words) -> str:
-        """Return the verb."""
-        return words.verb
-
-
-PASS = Verb()
 
 
 class Text(str):
@@ -180,7 +206,7 @@ def to_data(text: str) -> list[Any]:
 
 def from_data(data: list[Any]) -> Text:
     """Return the text that ``to_data`` described."""
-    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (Setting, SizeOf, Verb)}
+    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (Setting, Pass, SizeOf)}
     return Text(*(part if isinstance(part, str) else _part(kinds, **part) for part in data))
 
 

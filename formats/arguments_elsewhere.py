@@ -20,6 +20,7 @@ from flmgrow.formats.megatron.legacy.reader import first_arguments
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
+from flmgrow.text import Setting, Text
 
 _LAYOUT = understood_names((*LAYOUT_ROWS, PADDED_VOCAB))
 MODEL_ARGUMENTS = UNDERSTOOD - _LAYOUT | {MULTIPLE.name}
@@ -38,7 +39,7 @@ def arguments_from(path: Path) -> tuple[dict[str, object], list[str]]:
     if not path.exists():
         hub = str(path).startswith("hf:")
         raise UsageError(
-            f"--args-from {path}: no such file or folder",
+            Text(Setting("args_from"), f" {path}: no such file or folder"),
             "download the config.json of that model, and give it" if hub else "",
         )
     if path.is_dir() and is_huggingface(path):
@@ -50,7 +51,10 @@ def arguments_from(path: Path) -> tuple[dict[str, object], list[str]]:
     if path.suffix in (".yaml", ".yml"):
         return read_run_config(path)
     raise UsageError(
-        f"--args-from {path}: wanted a run_config.yaml, a config.json or a checkpoint's folder"
+        Text(
+            Setting("args_from"),
+            f" {path}: wanted a run_config.yaml, a config.json or a checkpoint's folder",
+        )
     )
 
 

@@ -13,6 +13,10 @@ from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
+from flmgrow.text import Setting, Text
+
+WITHOUT_OPTIMIZER = Text(Setting("no_optimizer", True), " goes on without")
+"""The way out where an optimizer's state is what cannot be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,11 @@ class ReadOptions:
         if self.true_vocab is None:
             return told
         if self.true_vocab > stored:
-            raise UsageError(f"--true-vocab-size {self.true_vocab}: only {stored} rows are stored")
+            raise UsageError(
+                Text(
+                    Setting("true_vocab_size"), f" {self.true_vocab}: only {stored} rows are stored"
+                )
+            )
         return self.true_vocab
 
 

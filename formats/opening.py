@@ -31,6 +31,7 @@ from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 from flmgrow.garbage import no_garbage_collection
+from flmgrow.text import Setting, Text
 
 _TRIED = 3
 """Other iterations that are tried until one can be opened."""
@@ -47,13 +48,20 @@ def open_checkpoint(
     """
     if is_huggingface(path) and not os.path.lexists(path / TRACKER):
         if iteration is not None:
-            raise UsageError(f"--iteration {iteration}: a Hugging Face folder has no iterations")
+            raise UsageError(
+                Text(Setting("iteration"), f" {iteration}: a Hugging Face folder has no iterations")
+            )
         if options.corrections:
             name = next(iter(options.corrections))
             raise UsageError(
                 f"{name} was given: {path} has no args, its config.json says the model",
-                "leave out --set-arg and --args-from; what is wrong in config.json, correct in a "
-                "copy of the folder",
+                Text(
+                    "leave out ",
+                    Setting("set_arguments"),
+                    " and ",
+                    Setting("args_from"),
+                    "; what is wrong in config.json, correct in a copy of the folder",
+                ),
             )
         return open_huggingface(path, options)
     folder = path if ITERATION.fullmatch(path.name) else None
@@ -98,9 +106,10 @@ def _way_to(folder: Path) -> str:
     if folder.name == RELEASE:
         return f"the release is complete: give {folder}, or write {RELEASE} into {TRACKER}"
     number = int(folder.name.removeprefix("iter_"))
-    return (
-        f"the newest complete iteration is {number}: give {folder}, or --iteration {number} to a "
-        f"command that has it, or write {number} into {TRACKER}"
+    return Text(
+        f"the newest complete iteration is {number}: give {folder}, or ",
+        Setting("iteration", number),
+        f" to a command that has it, or write {number} into {TRACKER}",
     )
 
 

@@ -8,14 +8,15 @@ alike, by a pattern as a shell has it (``unsloth_*``).
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from shlex import quote
+
+from flmgrow.text import Pass, Text
 
 
 @dataclass(frozen=True)
 class Vouched:
-    """Names and patterns that the user gave with ``option``."""
+    """Names and patterns that the user gave in ``setting``."""
 
-    option: str
+    setting: str
     patterns: Collection[str] = ()
 
     def covers(self, name: str) -> bool:
@@ -27,8 +28,9 @@ class Vouched:
         found = list(names)
         return [p for p in self.patterns if not any(n == p or fnmatchcase(n, p) for n in found)]
 
-    def hint(self, names: Iterable[str]) -> str:
-        """Return the hint to vouch for ``names``, as it can be pasted into a shell."""
-        options = [f"{self.option} {quote(name)}" for name in names]
-        subject = "it does" if len(options) == 1 else "they do"
-        return f"if {subject} not change what the model computes, pass {' '.join(options)}"
+    def hint(self, names: Iterable[str]) -> Text:
+        """Return the hint to vouch for ``names``, as it can be copied."""
+        given = list(names)
+        subject = "it does" if len(given) == 1 else "they do"
+        computes = f"if {subject} not change what the model computes, "
+        return Text(computes, Pass(self.setting, given))

@@ -16,6 +16,7 @@ from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.legacy.writer import target_files
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
 from flmgrow.formats.targets import NewFile
+from flmgrow.text import Setting, Text
 
 
 def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
@@ -65,7 +66,7 @@ FORMATS: Mapping[str, Format] = {
 def written_format(name: str) -> Format:
     """Return the format called ``name``. Raises UsageError if there is none."""
     if name not in FORMATS:
-        raise UsageError(f"--format {name}: wanted {' or '.join(FORMATS)}")
+        raise UsageError(Text(Setting("format"), f" {name}: wanted {' or '.join(FORMATS)}"))
     return FORMATS[name]
 
 
@@ -75,11 +76,16 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
     Raises UsageError for a layout that the model cannot take, or content the format cannot hold.
     """
     if (version := target.torch_dist_version) not in (None, *VERSIONS):
-        raise UsageError(f"--torch-dist-version {version}: wanted {' or '.join(VERSIONS)}")
+        raise UsageError(
+            Text(Setting("torch_dist_version"), f" {version}: wanted {' or '.join(VERSIONS)}")
+        )
     if version is not None and target.format != "torch_dist":
         raise UsageError(
-            f"--torch-dist-version {version}: the result has format {target.format}",
-            "add --format torch_dist, or leave the version out",
+            Text(
+                Setting("torch_dist_version"),
+                f" {version}: the result has format {target.format}",
+            ),
+            Text("add ", Setting("format", "torch_dist"), ", or leave the version out"),
         )
     files = written_format(target.format).describe(source, target)
     if not written_format(target.format).ranks:

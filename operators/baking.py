@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from flmgrow.model.axes import Axis, AxisMap, FloatArray, Role
 from flmgrow.model.masks import Dimension
-from flmgrow.operators.growth import Growth, Note
+from flmgrow.operators.growth import MASKED, Growth
 from flmgrow.operators.masks import baking_maps
 
 
@@ -33,7 +33,7 @@ def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
         growth,
         maps=maps,
         masks={},
-        notes=tuple(note for note in growth.notes if note != Note.MASKED),
+        notes=tuple(note for note in growth.notes if note != MASKED),
         request={
             **growth.request,
             "bake": {str(dimension): mask.value for dimension, mask in masks.items()},

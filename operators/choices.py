@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from flmgrow.errors import UsageError
 from flmgrow.model.masks import Dimension
+from flmgrow.text import Setting, Text
 
 Word = TypeVar("Word", bound=StrEnum)
 
@@ -72,7 +73,7 @@ def either(words: Collection[str]) -> str:
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
-def chosen(name: str, word: object, kind: type[Word]) -> Word:
+def chosen(name: str | Setting, word: object, kind: type[Word]) -> Word:
     """Return the choice that ``word`` stands for.
 
     Raises UsageError, which calls the choice ``name``, if it is no word of this ``kind``.
@@ -80,7 +81,7 @@ def chosen(name: str, word: object, kind: type[Word]) -> Word:
     for known in kind:
         if word == known:
             return known
-    raise UsageError(f"{name} {word}: wanted {either(list(kind))}")
+    raise UsageError(Text(name, f" {word}: wanted {either(list(kind))}"))
 
 
 def hold(value: object, **choices: object) -> None:
@@ -95,7 +96,7 @@ def no_method(dimension: Dimension, method: str, asked: str = "") -> UsageError:
     hint = f"one of {', '.join(METHODS[dimension])}"
     if others := [other for other, known in METHODS.items() if method in known]:
         hint += f"; {method} is for {', '.join(others)} alone: say {others[0]}={method}"
-    return UsageError(f"{asked}{method!r} is no method for {dimension}", hint)
+    return UsageError(Text(asked, f"{method!r} is no method for {dimension}"), hint)
 
 
 def chosen_method(dimension: Dimension, word: str, asked: str = "") -> Method:

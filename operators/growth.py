@@ -8,7 +8,6 @@ counted without a tensor in sight, and executed piece by piece.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import chain, product
 
 import numpy as np
@@ -18,15 +17,14 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, chosen, hold
+from flmgrow.text import Setting, Text
 
-
-class Note(StrEnum):
-    """Notes that something asks for by what they are; the value is the sentence itself."""
-
-    MASKED = (
-        "masks: a stock trainer ignores them and would change the function; "
-        "with one, use --method zero or copy"
-    )
+MASKED = Text(
+    "masks: a stock trainer ignores them and would change the function; with one, use ",
+    Setting("method"),
+    " zero or copy",
+)
+"""The note on a growth with masks, which is none once they are baked."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis, AxisMap, Role, Sizes, identity
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.text import Setting, Text
 
 
 def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, AxisMap]:
@@ -29,7 +30,11 @@ def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, Axi
         if dimension is Dimension.WIDTH:
             raise UsageError(
                 f"a hidden mask at {mask.value} cannot be baked: its norms weigh channels",
-                "finish the ramp (value 1), or grow the width with --method width=zero or copy",
+                Text(
+                    "finish the ramp (value 1), or grow the width with ",
+                    Setting("method"),
+                    " width=zero or copy",
+                ),
             )
         role = Role.BRANCH if dimension is Dimension.DEPTH else Role.READS
         if sum(bool(len(indices)) for indices in mask.fresh.values()) > 1 and mask.value != 0.0:

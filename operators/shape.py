@@ -12,6 +12,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
+from flmgrow.text import Setting, Text
 
 MULTIPLE = 128
 MOST_PARAMETERS = 1e14
@@ -59,11 +60,12 @@ def shape_for(
     ``pipeline_chunks`` must divide the layers. Query heads per group, head_dim and the vocabulary
     stay. Raises UsageError if the source is larger already.
     """
+    asked = Text(Setting("to_params"), f" {parameters:.4g}: ")
     if not parameters <= MOST_PARAMETERS:
-        raise UsageError(f"--to-params {parameters:.4g}: wanted at most {MOST_PARAMETERS:.0e}")
+        raise UsageError(Text(asked, f"wanted at most {MOST_PARAMETERS:.0e}"))
     if parameters < parameter_count(config):
         raise UsageError(
-            f"--to-params {parameters:.4g}: the source has {parameter_count(config):,} parameters",
+            Text(asked, f"the source has {parameter_count(config):,} parameters"),
             "growth never takes away; ask for more",
         )
     best: tuple[float, Shape] | None = None

@@ -27,10 +27,11 @@ from flmgrow.operators.choices import (
 )
 from flmgrow.operators.depth import Placement, grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
-from flmgrow.operators.growth import Growth, Note
+from flmgrow.operators.growth import MASKED, Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width
+from flmgrow.text import Setting, SizeOf, Text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -49,14 +50,15 @@ def parse_methods(text: str) -> dict[Dimension, Method]:
     methods = dict.fromkeys(Dimension, Method.MASK)
     for item in filter(None, text.replace(" ", "").split(",")):
         name, equals, method = item.partition("=")
+        asked = Text(Setting("method"), f" {item}: ")
         try:
             words = {Dimension(name): method} if equals else dict.fromkeys(Dimension, name)
         except ValueError:
             raise UsageError(
-                f"--method {item}: {name!r} is no dimension", f"one of {', '.join(Dimension)}"
+                asked + f"{name!r} is no dimension", f"one of {', '.join(Dimension)}"
             ) from None
         for dimension, wanted in words.items():
-            methods[dimension] = chosen_method(dimension, wanted, f"--method {item}: ")
+            methods[dimension] = chosen_method(dimension, wanted, asked)
     return methods
 
 
@@ -136,13 +138,12 @@ def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
     for axis, size in wanted.items():
         if size < config.sizes[axis]:
             raise UsageError(
-                f"{axis}: wanted {size}, the source has {config.sizes[axis]}",
+                Text(SizeOf(axis), f": wanted {size}, the source has {config.sizes[axis]}"),
                 "growth never takes away; choose a size at least as large",
             )
         if size > MAX_SIZES.get(axis, MAX_SIZE):
-            raise UsageError(
-                f"{axis}: wanted {size}, at most {MAX_SIZES.get(axis, MAX_SIZE)} is possible"
-            )
+            most = MAX_SIZES.get(axis, MAX_SIZE)
+            raise UsageError(Text(SizeOf(axis), f": wanted {size}, at most {most} is possible"))
 
 
 def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:
@@ -160,8 +161,10 @@ def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:
         raise UsageError(
             f"{target.heads} heads over {groups} groups leaves {queries} per group, "
             f"the source has {config.queries_per_group}",
-            f"groups x heads per group must not shrink: try --num-attention-heads "
-            f"{groups * config.queries_per_group}",
+            Text(
+                "groups x heads per group must not shrink: try ",
+                Setting("num_attention_heads", groups * config.queries_per_group),
+            ),
         )
     _check_not_smaller(config, sizes)
     return {**config.sizes, **sizes}
@@ -196,7 +199,7 @@ def _grown_dimensions(
 def _notes(grown: Mapping[Dimension, DimensionGrowth]) -> list[str]:
     notes: list[str] = []
     if any(part.mask for part in grown.values()):
-        notes.append(Note.MASKED)
+        notes.append(MASKED)
     if changed := [name for name, part in grown.items() if not part.preserves]:
         notes.append(f"{', '.join(changed)}: not function-preserving")
     return notes
@@ -212,7 +215,7 @@ def grow(
     """
     sizes = _wanted_sizes(config, target)
     if target.untie and not config.tied:
-        raise UsageError("--untie: the source already has a separate head")
+        raise UsageError(Text(Setting("untie", True), ": the source already has a separate head"))
     base = replace(config, tied=config.tied and not target.untie)
     grown = _grown_dimensions(base, sizes, target)
     eps_factor = 1.0

@@ -20,6 +20,7 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.choices import Method, no_method
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.draws import split_weights
+from flmgrow.text import Setting, Text
 
 
 def _unit_map(axis: Axis, old: int, new: int, method: Method, seed: int) -> AxisMap:
@@ -73,6 +74,11 @@ def head_target(config: ModelConfig, heads: int | None, kv_groups: int | None) -
     if heads % groups:
         raise UsageError(
             f"{heads} heads cannot be shared by {groups} key-value groups",
-            "give --num-query-groups a divisor of --num-attention-heads",
+            Text(
+                "give ",
+                Setting("num_query_groups"),
+                " a divisor of ",
+                Setting("num_attention_heads"),
+            ),
         )
     return groups, heads // groups

@@ -35,6 +35,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.choices import Method, no_method
 from flmgrow.operators.dimension import DimensionGrowth
+from flmgrow.text import Setting, Text
 
 NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
@@ -72,7 +73,12 @@ def _zero(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
         raise UsageError(
             "width=zero with LayerNorm and tied embeddings: centring the shared table would change "
             "the logits",
-            "use --method width=mask or width=copy, or write a separate head with --untie",
+            Text(
+                "use ",
+                Setting("method"),
+                " width=mask or width=copy, or write a separate head with ",
+                Setting("untie", True),
+            ),
         )
     scale = {Role.GAINS: np.full(new, np.sqrt(old / new))}
     fill = {Role.WRITES: Fill.ZERO}

@@ -12,8 +12,8 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.storage.failure import described, raised
 from flmgrow.text import (
     COMMAND_LINE,
-    PASS,
     PYTHON,
+    Pass,
     Setting,
     SizeOf,
     Text,
@@ -36,7 +36,8 @@ class Word(StrEnum):
         (Setting("no_optimizer", True), "no_optimizer=True", "--no-optimizer"),
         (Setting("untie", False), "untie=False", "--tie"),
         (Setting("optimizer", Word.KEEP), "optimizer='keep'", "--optimizer keep"),
-        (Setting("args_from", Path("a b")), "args_from='a b'", "--args-from 'a b'"),
+        (Setting("tokenizer", Path("a b")), "tokenizer='a b'", "--tokenizer 'a b'"),
+        (Setting("args_from", Path("a b")), "--args-from 'a b'", "--args-from 'a b'"),
         (Setting("pipeline_layers"), "pipeline_layers", "--pipeline-layers"),
         (
             Setting("ignore_fields", ["a", "b_*"]),
@@ -49,7 +50,7 @@ class Word(StrEnum):
             "--set-arg num_layers=... --set-arg swiglu=True",
         ),
         (SizeOf("hidden"), "hidden", "hidden"),
-        (PASS, "pass", "pass"),
+        (Pass("tp", 2), "pass tp=2", "pass --tp 2"),
     ],
 )
 def test_a_part_has_the_words_of_its_place(
@@ -66,7 +67,7 @@ PARTS = st.one_of(
     st.builds(Setting, st.just("ignore_fields"), st.lists(st.text(max_size=3), min_size=1)),
     st.builds(Setting, st.just("tp"), st.integers()),
     st.builds(SizeOf, st.just("hidden")),
-    st.just(PASS),
+    st.builds(Pass, st.just("tp"), st.integers()),
 )
 TEXTS = st.lists(PARTS, max_size=5).map(lambda parts: Text(*parts))
 

@@ -13,8 +13,8 @@ import warnings
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
-from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.stage.file import read_stage
+from flmgrow.trainer.stage.keys import STAGE_FILE
 
 PATIENCE = 10.0
 """Seconds that a rank leaves to those who know better to tell of an error; a launcher takes less to
@@ -51,7 +51,7 @@ def main() -> int:
     except FlmgrowError as error:
         if not first or isinstance(error, LostRankError):
             time.sleep(PATIENCE)
-        tell(error, COMMAND_LINE)
+        tell(error, STAGE_FILE)
         return error.exit_code
 
 

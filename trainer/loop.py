@@ -19,7 +19,6 @@ from flmgrow.errors import DivergenceError, FlmgrowError, tell
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
-from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
@@ -58,7 +57,7 @@ from flmgrow.trainer.run_config import (
 )
 from flmgrow.trainer.stage.changes import settings_of
 from flmgrow.trainer.stage.file import StageFile
-from flmgrow.trainer.stage.keys import told_of
+from flmgrow.trainer.stage.keys import STAGE_FILE, told_of
 from flmgrow.trainer.steps import Losses, losses_of, run_batch
 
 
@@ -80,7 +79,7 @@ def train(stage: StageFile, path: Path) -> int:
         code = _train(stage, path, stop)
     except FlmgrowError as error:
         if torch.distributed.get_rank() == 0:
-            tell(error, COMMAND_LINE)
+            tell(error, STAGE_FILE)
         code = error.exit_code
     stop.restore()
     stop_parallel()
@@ -176,7 +175,7 @@ class Run:
             if self._chance is not None:
                 told.append(f"{self._chance}: sources of chance begin anew")
             for note in told:
-                reporter.note(f"note: {note}")
+                reporter.note("note: " + note)
             for line in self._reads():
                 reporter.note(line if line.startswith("note: ") else f"{stage.name}  {line}")
             batches = iter(self._batches)
@@ -343,7 +342,7 @@ class Run:
         begin, stage = self._run.begin, self._run.stage
         first = begin.carried.consumed_samples
         steps = self._run.last - begin.iteration
-        yield from (f"note: {note}" for note in self._data.notes)
+        yield from ("note: " + note for note in self._data.notes)
         yield from self._data.epochs(first, first + steps * stage.training.batch)
         if stage.log.validation_every is not None:
             yield from read_again(self._validated, self._data.held_out_samples)

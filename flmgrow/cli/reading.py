@@ -33,7 +33,7 @@ class Reading:
             elsewhere, notes = arguments_from(self.args_from)
             for text in notes:
                 note(text)
-        return {**elsewhere, **parse_given("--set-arg", self.set_arg or ())}
+        return {**elsewhere, **parse_given(self.set_arg or ())}
 
     def open(
         self,

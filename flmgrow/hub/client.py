@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from flmgrow import __version__
 from flmgrow.errors import FlmgrowError, HubError, StorageError, UsageError
 from flmgrow.hub.redaction import Redactor
+from flmgrow.text import Setting, Text
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -41,7 +42,10 @@ _STATUS = {
     ),
     409: ("somebody else's commit came first", f"look at it, then {AGAIN}"),
     412: ("somebody else's commit came first", f"look at it, then {AGAIN}"),
-    413: ("the Hub takes no file that large", "export with a smaller --shard-size"),
+    413: (
+        "the Hub takes no file that large",
+        Text("export with a smaller ", Setting("shard_size")),
+    ),
     429: ("too many requests", f"wait a while, then {AGAIN}"),
 }
 """What each answer of the server means, and what to do."""

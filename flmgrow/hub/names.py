@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Setting, Text
 
 _PREFIX = "hf:"
 _MAIN = "main"
@@ -58,7 +59,7 @@ def push_name(repository: str, revision: str | None) -> HubName:
     name = HubName(repository.removeprefix("hf://"), _MAIN if revision is None else revision)
     if "/" not in name.repository:
         raise UsageError(
-            f"--push-to {repository}: wanted ORG/NAME",
+            Text(Setting("push_to"), f" {repository}: wanted ORG/NAME"),
             "name the user or organization that the repository belongs to",
         )
     return name

@@ -22,6 +22,7 @@ from flmgrow.hub.card import CARD, is_own
 from flmgrow.hub.client import AGAIN, LOGIN, patiently, session
 from flmgrow.hub.names import HubName
 from flmgrow.hub.redaction import Redactor
+from flmgrow.text import Pass, Setting, Text
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -66,7 +67,11 @@ class Push:
         if self.private and not info.private:
             raise OutputExistsError(
                 "exists and is public, wanted a private one",
-                "choose another name, or leave out --private; flmgrow changes no visibility",
+                Text(
+                    "choose another name, or leave out ",
+                    Setting("private", True),
+                    "; flmgrow changes no visibility",
+                ),
                 where=self.name,
             )
 
@@ -160,7 +165,7 @@ def _files_to_push(folder: Path, manifest: Manifest, keep_code: bool) -> dict[st
     if foreign and not keep_code:
         raise UsageError(
             f"holds programs ({', '.join(foreign)}), which are not published unasked",
-            "remove them, or pass --keep-code",
+            Text("remove them, or ", Pass("keep_code", True)),
             where=folder,
         )
     listed = [record.path for record in manifest.files]

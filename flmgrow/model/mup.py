@@ -30,6 +30,7 @@ from enum import StrEnum
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Role
 from flmgrow.model.tensors import LogicalTensor
+from flmgrow.text import Pass, Text
 
 KIND = "flmgrow_mup"
 """The key of a param group under which the kind of its parameters stands."""
@@ -103,6 +104,9 @@ def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object,
             raise UsageError(
                 f"optimizer: {name} of the param group of {kind} parameters is {value!r:.60}, "
                 "wanted a number",
-                "save it from a run that keeps its settings as numbers, or pass --no-optimizer",
+                Text(
+                    "save it from a run that keeps its settings as numbers, or ",
+                    Pass("no_optimizer", True),
+                ),
             )
     return moved

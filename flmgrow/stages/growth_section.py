@@ -11,8 +11,9 @@ from flmgrow.operators.growth import Growth
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.stage.file import StageFile
-from flmgrow.trainer.stage.keys import KEYS as STAGE_KEYS
+from flmgrow.trainer.stage.keys import KEYS, FileWords
 from flmgrow.trainer.stage.model import SIZES
 
 HINT = "see docs/guides/run.md"
@@ -34,8 +35,8 @@ GROWTH = (
 ACCEPTED = "changed-function"
 """What ``growth.accept`` may say."""
 
-KEYS = {**STAGE_KEYS, **{name: f"growth.{name}" for name in GROWTH}}
-"""A schedule's keys by the names of options, fields and axes."""
+WORDS = FileWords({**KEYS, **{name: f"growth.{name}" for name in GROWTH}})
+"""The words of a schedule."""
 
 
 def growth_of(own: Json, *, first: bool) -> Json:
@@ -80,7 +81,7 @@ def accepts_change(growth: Json) -> bool:
     """Return whether a stage may grow into another function. Raises UsageError for other words."""
     said = growth.get("accept")
     if said not in (None, ACCEPTED):
-        raise UsageError(f"growth.accept: is {said!r:.60}, wanted {ACCEPTED}", HINT)
+        raise UsageError(f"is {said!r:.60}, wanted {ACCEPTED}", HINT, "growth.accept")
     return said is not None
 
 
@@ -93,7 +94,10 @@ def check_keeps_function(growth: Growth, *, accepts: bool) -> None:
         return
     methods = ", ".join(f"{name} by {method}" for name, method in growth.methods.items())
     raise UsageError(
-        f"growth.method: {methods} changes the function, so its verification would stop the run",
+        Text(
+            Setting("method"),
+            f": {methods} changes the function, so its verification would stop the run",
+        ),
         "choose a method that keeps it (mask, zero or copy), or say growth.accept: "
         f"{ACCEPTED} in that stage: verify's verdict is then recorded, and the run goes on",
     )
@@ -109,11 +113,11 @@ def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig
     layout = stage.layout.model_dump(include={"tp", "pp", "vpp", "pipeline_layers"})
     growth = {key: value for key, value in growth.items() if key != "accept"}
     if unknown := sorted(map(str, growth.keys() - set(GROWTH))):
-        raise UsageError(f"growth: {unknown[0]}: there is no such key", HINT)
+        raise UsageError("there is no such key", HINT, where=unknown[0])
     try:
         target = TargetFile.model_validate({**changed, "method": "mask", **growth, **layout})
     except ValidationError as error:
-        raise UsageError(f"growth: {problems(error.errors())}", HINT) from None
+        raise UsageError(problems(error.errors()), HINT) from None
     if new.head_dim != old.head_dim:
         raise UsageError(
             f"heads of {new.head_dim} after heads of {old.head_dim}: the head size cannot grow",

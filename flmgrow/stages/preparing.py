@@ -24,6 +24,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.stage.file import StageFile
 
@@ -42,10 +43,12 @@ _CHANGEABLE = (
 )
 """What may change from a checkpoint on, where the stage says from which. Not its model."""
 
-_REFUSED = "this stage has begun: give another --out, or the schedule it began with"
-_ENDED = (
+_OUT = Setting("out")
+_REFUSED = Text("this stage has begun: give another ", _OUT, ", or the schedule it began with")
+_ENDED = Text(
     "this stage has ended: leave it what it was, and say the other value in the sections of later "
-    "stages alone; else give another --out"
+    "stages alone; else give another ",
+    _OUT,
 )
 
 _FORMS: Mapping[str, type[BaseModel]] = {
@@ -119,8 +122,12 @@ def _check_folders(folder: RunFolder) -> None:
         begun = any((path / name).exists() for name in (CHECKPOINTS, START))
         raise UsageError(
             "is a stage that the schedule does not have",
-            "give another --out, or give the stage its name and place again"
-            + ("" if begun else "; it has not begun: its folder may be removed"),
+            Text(
+                "give another ",
+                _OUT,
+                ", or give the stage its name and place again",
+                "" if begun else "; it has not begun: its folder may be removed",
+            ),
             where=path,
         )
 
@@ -159,10 +166,12 @@ def _way_on(folder: RunFolder, planned: PlannedStage, *, ended: bool) -> str:
         return _ENDED
     saved = saved_iterations(folder.of(planned, CHECKPOINTS))
     told = f" ({', '.join(map(str, saved))})" if saved else ""
-    return (
+    return Text(
         "this stage has begun: for it to hold from a checkpoint on, say checkpoint.change_at in "
         f"this stage, with an iteration that is saved{told} or {planned.first} for its begin; else "
-        "give another --out, or the schedule it began with"
+        "give another ",
+        _OUT,
+        ", or the schedule it began with",
     )
 
 
@@ -173,7 +182,7 @@ def _check_length(folder: RunFolder, planned: PlannedStage, schedule: Path) -> N
         raise UsageError(
             f"stage {planned.stage.name}: training.{key}: end it at iteration "
             f"{planned.last}, it has been trained to {reached}",
-            f"give at least {reached - planned.first} steps, or another --out",
+            Text(f"give at least {reached - planned.first} steps, or another ", _OUT),
             where=schedule,
         )
 
@@ -190,7 +199,7 @@ def _check_source(folder: RunFolder, planned: PlannedStage) -> None:
     if begun and saved is None and not folder.is_verified(planned):
         raise UsageError(
             f"is not verified, and what it grew from is no longer in {source}",
-            "restore those checkpoints, or give another --out",
+            Text("restore those checkpoints, or give another ", _OUT),
             where=folder.of(planned, START),
         )
     grew_from = _named(folder.grew_from(planned))
@@ -199,7 +208,7 @@ def _check_source(folder: RunFolder, planned: PlannedStage) -> None:
             if key in grew_from and grew_from[key] != value:
                 raise UsageError(
                     f"grew from a checkpoint whose {key} is {grew_from[key]}, {where} has {value}",
-                    "restore what it grew from, or give another --out",
+                    Text("restore what it grew from, or give another ", _OUT),
                     where=folder.of(planned),
                 )
 
@@ -229,7 +238,7 @@ def _written(path: Path) -> dict[str, object]:
 
     So a run may go on with a flmgrow that knows more keys. Raises UsageError if it is no such file.
     """
-    hint = "restore it from a copy, or give another --out"
+    hint = Text("restore it from a copy, or give another ", _OUT)
     try:
         return dotted(_plain(_FORMS[path.name].model_validate(read_yaml(path))))
     except ValidationError as error:

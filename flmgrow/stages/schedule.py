@@ -20,7 +20,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import grow
 from flmgrow.stages.growth_section import (
     HINT,
-    KEYS,
+    WORDS,
     accepts_change,
     check_keeps_function,
     check_only_sizes,
@@ -220,13 +220,13 @@ def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None)
     check_only_sizes(own.get("model"))
     if stage.checkpoint.change_at is None:
         _check_same_data(before.stage, stage)
-    with in_keys("growth", KEYS):
-        accepts = accepts_change(growth)
+    accepts = accepts_change(growth)
+    with in_keys("growth", WORDS):
         target = target_of(growth, stage, before.config, asked)
         grown = grow(before.config, target.target(), before.padded_vocab, padded)
         check_keeps_function(grown, accepts=accepts)
         masks = _masks_of(grown, before)
-    with in_keys("layout", KEYS):
+    with in_keys("layout", WORDS):
         layout = layout_of(stage, grown.new, padded)
     section = ModelSection.of(grown.new, multiple)
     stage = stage.model_copy(update={"model": section})
@@ -263,7 +263,7 @@ def _first(place: Place, common: Json, own: Json) -> PlannedStage:
         config = start.config
         stage = stage.model_copy(update={"model": start.section})
     padded = padded_size(config.vocab, stage.model.make_vocab_size_divisible_by, stage.layout.tp)
-    with in_keys("layout", KEYS):
+    with in_keys("layout", WORDS):
         layout = layout_of(stage, config, padded)
     first = 0 if start is None else start.iteration
     steps, folder = place.steps_of(stage, first), place.folder_of(stage)
@@ -274,7 +274,7 @@ def _asked(stage: StageFile) -> ModelConfig:
     """Return the model that a stage describes."""
     if stage.model.vocab_size is None:
         raise UsageError("model.vocab_size: is not given", "a run is planned before data is read")
-    with in_keys("model", KEYS):
+    with in_keys("model", WORDS):
         return stage.model.config(stage.model.vocab_size, stage.data.sequence_length)
 
 
@@ -299,7 +299,7 @@ def _masks_of(growth: Growth, before: PlannedStage) -> Mapping[Dimension, Mask]:
     if before.unfinished:
         left = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in before.unfinished.items())
         raise UsageError(
-            f"growth: the stage {before.stage.name} has not opened its own when it ends ({left})",
+            f"the stage {before.stage.name} has not opened its own when it ends ({left})",
             f"let its masks open within {before.steps:,} steps (growth.ramp_steps), or make "
             "it longer",
         )

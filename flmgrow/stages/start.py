@@ -16,8 +16,9 @@ from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.strict_json import Json
-from flmgrow.trainer.checkpoint.opening import begins_anew, in_keys_of_a_stage, said_of
+from flmgrow.trainer.checkpoint.opening import begins_anew, said_of
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.keys import in_words
 from flmgrow.trainer.stage.model import ModelSection, contradictions
 from flmgrow.trainer.stage.section import Section
 
@@ -101,7 +102,7 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
     on_hub = is_on_hub(Path(said))
     place = str(hub_name(Path(said))) if on_hub else str(folder / Path(said).expanduser())
     path = fetch(hub_name(Path(said)))[0] if on_hub else Path(place)
-    with in_keys_of_a_stage():
+    with in_words():
         anew = begins_anew(stage.checkpoint, path)
         with open_checkpoint(path, None, said_of(stage)) as checkpoint:
             return Start(

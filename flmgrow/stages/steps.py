@@ -15,6 +15,7 @@ from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.run_folder import GROWTH, STAGE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
+from flmgrow.text import COMMAND_LINE
 
 PORT = 29500
 DIFFERS = 1
@@ -64,11 +65,11 @@ def _start(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
     how: tuple[str, ...]
     if planned.start is None:
         source = str(folder.of(folder.before(planned), CHECKPOINTS))
-        how = ("expand", source, start, "--to", str(folder.of(planned, GROWTH)))
+        how = ("expand", source, start, *_options(to=folder.of(planned, GROWTH)))
     else:
         source = planned.start.place
         how = (*_laid_out(planned, planned.start), source, start)
-    form = ("--format", planned.stage.checkpoint.format)
+    form = _options(format=planned.stage.checkpoint.format)
     yield Step(planned, (*how, *form, *said), partial(folder.is_grown, planned))
     words = ("verify", source, start, *said)
     yield Step(planned, words, partial(folder.is_verified, planned), planned.accepts)
@@ -77,11 +78,17 @@ def _start(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
 def _laid_out(planned: PlannedStage, start: Start) -> tuple[str, ...]:
     """Return the command, and its options, that lays a model out for the first stage."""
     layout = planned.stage.layout
-    words = ["import" if start.imported else "reshard"]
-    words += ["--tp", str(layout.tp), "--pp", str(layout.pp), "--vpp", str(layout.vpp)]
-    if layout.pipeline_layers is not None:
-        words += ["--pipeline-layers", ",".join(map(str, layout.pipeline_layers))]
-    return (*words, "--no-optimizer") if start.anew and not start.imported else tuple(words)
+    counts = layout.pipeline_layers
+    return (
+        "import" if start.imported else "reshard",
+        *_options(
+            tp=layout.tp,
+            pp=layout.pp,
+            vpp=layout.vpp,
+            pipeline_layers=None if counts is None else ",".join(map(str, counts)),
+            no_optimizer=(start.anew and not start.imported) or None,
+        ),
+    )
 
 
 def _said(planned: PlannedStage) -> tuple[str, ...]:
@@ -89,18 +96,21 @@ def _said(planned: PlannedStage) -> tuple[str, ...]:
     if planned.start is None:
         return ()
     said = planned.stage.checkpoint
-    words = [word for name in said.ignore_arguments for word in ("--ignore-arg", name)]
-    words += [word for name in said.ignore_fields for word in ("--ignore-field", name)]
-    words += ["--args-from", str(said.args_from)] if said.args_from is not None else []
-    words += [word for text in said.set_arguments for word in ("--set-arg", text)]
-    if said.untie is not None:
-        words.append("--untie" if said.untie else "--tie")
-    numbers = {
-        "--true-vocab-size": said.true_vocab_size,
-        "--max-position-embeddings": planned.start.max_positions,
-    }
-    words += [w for option, n in numbers.items() if n is not None for w in (option, str(n))]
-    return tuple(words)
+    return _options(
+        ignore_arguments=said.ignore_arguments,
+        ignore_fields=said.ignore_fields,
+        args_from=said.args_from,
+        set_arguments=said.set_arguments,
+        untie=said.untie,
+        true_vocab_size=said.true_vocab_size,
+        max_position_embeddings=planned.start.max_positions,
+    )
+
+
+def _options(**settings: object) -> tuple[str, ...]:
+    """Return the settings that have a value as options of a command."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return tuple(word for item in given.items() for word in COMMAND_LINE.arguments(*item))
 
 
 def submitted(step: Step, launcher: str, devices: int) -> str:

@@ -13,6 +13,7 @@ from flmgrow.errors import OutputExistsError
 from flmgrow.storage import durable, journal
 from flmgrow.storage.launch import BEAT
 from flmgrow.storage.sign import Other
+from flmgrow.text import Pass, Text
 
 PLAN = "plan.json"
 PROTOCOL = 2
@@ -49,8 +50,11 @@ def other_plan_error(found: bytes, wanted: str, where: object) -> OutputExistsEr
     """Return the refusal of a run that ``where`` has the plan ``found``, and not the ``wanted``."""
     return OutputExistsError(
         "holds a half-done run of another plan: " + _differences(found, wanted),
-        hint="give that run's command to finish it, choose another output folder, "
-        "or pass --restart to drop what it wrote",
+        hint=Text(
+            "give that run's command to finish it, choose another output folder, or ",
+            Pass("restart", True),
+            " to drop what it wrote",
+        ),
         where=where,
     )
 

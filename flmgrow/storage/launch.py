@@ -28,9 +28,11 @@ from flmgrow.storage.failure import AGAIN, another_plan, described, raised
 from flmgrow.storage.sign import Other, Sign, read_sign, this_machine
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
+from flmgrow.text import Setting, Text
 
 T = TypeVar("T")
 
+_WAIT_LONGER = Text(Setting("rank_timeout"), " waits longer")
 GRACE = 10.0
 """Seconds in which ranks stop once one of them has failed; they look after every block."""
 
@@ -104,7 +106,7 @@ class Launch:
                 raise LostRankError(
                     f"rank {', '.join(map(str, missing))}: not there within "
                     f"{self.world.patience:g} seconds, wanted {self.world.size} ranks",
-                    f"all of them need to see {self._folder.parent}; --rank-timeout waits longer",
+                    f"all of them need to see {self._folder.parent}; " + _WAIT_LONGER,
                 )
             self._reopen()
             time.sleep(self._pace)
@@ -210,7 +212,7 @@ class Launch:
             if time.monotonic() - self._begun > self.world.patience:
                 raise LostRankError(
                     f"rank 0: has made no {self._folder} within {self.world.patience:g} seconds",
-                    "all ranks need to see the same folders; --rank-timeout waits longer",
+                    "all ranks need to see the same folders; " + _WAIT_LONGER,
                 )
             time.sleep(self._pace)
         durable.make_private_folder(self._folder.parent)  # which it is already, if it is no trap

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import xxhash
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Setting, Text
 
 PATIENCE = 600.0
 """Seconds without a sign of life after which a rank counts as lost, if nobody says otherwise."""
@@ -41,7 +42,9 @@ class World:
                 "ranks are counted from 0",
             )
         if self.patience <= 0:
-            raise UsageError(f"--rank-timeout {self.patience:g}: wanted more than 0 seconds")
+            raise UsageError(
+                Text(Setting("rank_timeout"), f" {self.patience:g}: wanted more than 0 seconds")
+            )
 
     @property
     def first(self) -> bool:

@@ -47,6 +47,7 @@ from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import Replicated, check_replicas, replicated_as
 from flmgrow.surgery.states import ModelValues
+from flmgrow.text import Setting, Text
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -98,8 +99,11 @@ class Execution:
         if elements < MIN_BLOCK:
             needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
             raise UsageError(
-                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at "
-                f"least {-(-needed >> 20)} MiB",
+                Text(
+                    Setting("max_memory"),
+                    f" is {self.max_memory >> 20} MiB, {self.workers} workers need at least "
+                    f"{-(-needed >> 20)} MiB",
+                ),
                 "give more memory or fewer workers",
             )
         return min(elements, MAX_BLOCK)
@@ -148,8 +152,12 @@ class Executor:
         cast = self.plan.target.dtype
         return BadCheckpointError(
             f"{name}{place}: {values[tuple(inside)]}, the first of {count} that are not finite",
-            (f"it may not fit {cast}, or " if cast else "")
-            + "the source is damaged or has diverged; --allow-nonfinite carries them over",
+            Text(
+                f"it may not fit {cast}, or " if cast else "",
+                "the source is damaged or has diverged; ",
+                Setting("allow_nonfinite", True),
+                " carries them over",
+            ),
             where=self.plan.source.folder,
         )
 

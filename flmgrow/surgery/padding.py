@@ -11,6 +11,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import padded_size
 from flmgrow.formats.writing import written_format
+from flmgrow.text import Setting, Text
 
 
 def stored_vocab(source: Checkpoint, vocab: int, tp: int, wanted: int | None = None) -> int:
@@ -29,14 +30,15 @@ def stored_vocab(source: Checkpoint, vocab: int, tp: int, wanted: int | None = N
 
 
 def _checked(wanted: int, vocab: int, tp: int) -> int:
+    asked = Text(Setting("padded_vocab_size"), f" {wanted}: ")
     if wanted < vocab:
         raise UsageError(
-            f"--padded-vocab-size {wanted}: the vocabulary has {vocab} ids",
+            asked + f"the vocabulary has {vocab} ids",
             f"at least {padded_size(vocab, 1, tp)}",
         )
     if wanted % tp:
         raise UsageError(
-            f"--padded-vocab-size {wanted}: does not divide by TP{tp}",
+            asked + f"does not divide by TP{tp}",
             f"such as {padded_size(wanted, 1, tp)}",
         )
     return wanted

@@ -38,6 +38,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.optimizer_metadata import carried, unfollowed
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan_text import plan_data, plan_lines
+from flmgrow.text import Pass, Setting, Text
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,21 @@ class LayoutRequest:
 
         Raises UsageError if ranks were asked for.
         """
-        asked = {"--tp": self.tp, "--pp": self.pp, "--vpp": self.vpp}
-        for option, size in asked.items():
+        other = Setting("format", "megatron")
+        asked = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp}
+        for name, size in asked.items():
             if size not in (None, 1):
                 raise UsageError(
-                    f"{option} {size}: a Hugging Face folder has no ranks",
-                    "leave out the layout, or write --format megatron",
+                    Text(Setting(name), f" {size}: a Hugging Face folder has no ranks"),
+                    Text("leave out the layout, or write ", other),
                 )
         if self.padded_vocab is not None:
             raise UsageError(
-                f"--padded-vocab-size {self.padded_vocab}: a Hugging Face folder has no padding",
-                "leave it out, or write --format megatron",
+                Text(
+                    Setting("padded_vocab_size"),
+                    f" {self.padded_vocab}: a Hugging Face folder has no padding",
+                ),
+                Text("leave it out, or write ", other),
             )
         return make_layout(layers, pipeline_layers=self.pipeline_layers)
 
@@ -97,7 +102,7 @@ class LayoutRequest:
 def check_dtype(name: str | None) -> None:
     """Raise UsageError unless ``name`` is a dtype by torch's name, or None."""
     if name is not None and name not in DTYPES:
-        raise UsageError(f"--dtype {name}: unknown", f"one of {', '.join(DTYPES)}")
+        raise UsageError(Text(Setting("dtype"), f" {name}: unknown"), f"one of {', '.join(DTYPES)}")
 
 
 @dataclass(frozen=True)
@@ -198,9 +203,14 @@ def _check_open(growth: Growth, file_format: str) -> None:
     closed = [f"{name} at {mask.value:g}" for name, mask in growth.masks.items() if mask.value != 1]
     if closed and not written_format(file_format).ranks:
         raise UsageError(
-            f"--format {file_format}: cannot hold masks ({', '.join(closed)})",
-            "finish the ramp first; or grow with --method zero or copy, or with --bake (not for "
-            "width)",
+            Text(Setting("format"), f" {file_format}: cannot hold masks ({', '.join(closed)})"),
+            Text(
+                "finish the ramp first; or grow with ",
+                Setting("method"),
+                " zero or copy, or with ",
+                Setting("bake", True),
+                " (not for width)",
+            ),
         )
 
 
@@ -290,8 +300,11 @@ def _check_masters(source: Checkpoint, dtype: str | None) -> None:
     distributed = source.optimizer.gradient_dtype is not None
     if distributed or (source.dtype in half) != (dtype in half):
         raise UsageError(
-            f"--dtype {dtype}: the optimizer state of {source.dtype} weights is of another kind",
-            "leave the dtype, or pass --no-optimizer",
+            Text(
+                Setting("dtype"),
+                f" {dtype}: the optimizer state of {source.dtype} weights is of another kind",
+            ),
+            Text("leave the dtype, or ", Pass("no_optimizer", True)),
         )
 
 

@@ -14,6 +14,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.reading import LogicalReader, Piece, as_bytes, pieces_of
 from flmgrow.model.axes import FloatArray
 from flmgrow.operators.choices import chosen
+from flmgrow.text import Setting, Text
 
 
 class Replicated(StrEnum):
@@ -23,7 +24,11 @@ class Replicated(StrEnum):
     RANK0 = "rank0"
 
 
-_WAY_OUT = "replicas have drifted apart; --replicated rank0 takes the first rank's"
+_WAY_OUT = Text(
+    "replicas have drifted apart; ",
+    Setting("replicated", Replicated.RANK0),
+    " takes the first rank's",
+)
 BLOCK = 4 << 20
 """Bytes of a copy compared at once."""
 
@@ -61,7 +66,7 @@ def _gap(one: FloatArray, other: FloatArray) -> float:
 
 def replicated_as(word: str) -> Replicated:
     """Return the mode that ``word`` stands for. Raises UsageError if there is none."""
-    return chosen("--replicated", word, Replicated)
+    return chosen(Setting("replicated"), word, Replicated)
 
 
 def check_replicas(

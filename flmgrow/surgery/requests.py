@@ -12,6 +12,7 @@ from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, check_dtype, make_plan
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.text import Setting, Text
 
 SHARD_SIZE = 5 << 30
 """Bytes of a safetensors shard, at most, unless somebody says otherwise."""
@@ -37,7 +38,8 @@ class Files:
         check_dtype(self.dtype)
         if self.shard_size < 1:
             raise UsageError(
-                f"--shard-size {self.shard_size}: wanted at least one byte", "such as 5G"
+                Text(Setting("shard_size"), f" {self.shard_size}: wanted at least one byte"),
+                "such as 5G",
             )
 
     def request(self, source: Checkpoint) -> FileRequest:
@@ -104,7 +106,9 @@ def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_
     """
     wanted = files.format or "megatron"
     if not written_format(wanted).ranks:
-        raise UsageError(f"--format {wanted}: import writes Megatron's", "use flmgrow export")
+        raise UsageError(
+            Text(Setting("format"), f" {wanted}: import writes Megatron's"), "use flmgrow export"
+        )
     if source.format != "huggingface":
         raise UsageError(
             "is a Megatron checkpoint, wanted a Hugging Face folder",
@@ -138,8 +142,12 @@ def _untied(target: Target, source: Checkpoint) -> Target:
 def _check_moments(target: Target, dropped: bool) -> None:
     if dropped and target.fresh_second_moment is not FreshSecondMoment.ZERO:
         raise UsageError(
-            f"--fresh-second-moment {target.fresh_second_moment}: --no-optimizer leaves all "
-            "moments out",
+            Text(
+                Setting("fresh_second_moment"),
+                f" {target.fresh_second_moment}: ",
+                Setting("no_optimizer", True),
+                " leaves all moments out",
+            ),
             "leave out one of the two",
         )
 
@@ -147,7 +155,10 @@ def _check_moments(target: Target, dropped: bool) -> None:
 def _check_head_size(source: Checkpoint, wanted: int | None) -> None:
     if wanted is not None and wanted != source.config.head_dim:
         raise UsageError(
-            f"--kv-channels {wanted}: the source has heads of {source.config.head_dim}",
+            Text(
+                Setting("kv_channels"),
+                f" {wanted}: the source has heads of {source.config.head_dim}",
+            ),
             "the frequencies of rotary positions and the attention scale depend on the head size, "
             "so it cannot grow; add heads instead",
         )
@@ -159,7 +170,8 @@ def _solved(
     """Choose the sizes for so many parameters; sizes that are given as well would contradict it."""
     if any((target.layers, target.hidden, target.ffn, target.heads, target.kv_groups)):
         raise UsageError(
-            "--to-params chooses the sizes", "leave out the size options, or --to-params"
+            Text(Setting("to_params"), " chooses the sizes"),
+            Text("leave out the size options, or ", Setting("to_params")),
         )
     pp = request.pp or source.layout.pp
     chunks = pp * (request.vpp or (source.layout.vpp if pp == source.layout.pp else 1))

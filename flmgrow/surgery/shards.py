@@ -6,8 +6,10 @@ from fnmatch import fnmatchcase
 from flmgrow.errors import UsageError
 from flmgrow.formats.targets import NewFile
 from flmgrow.surgery.plan import Plan
+from flmgrow.text import Setting, Text
 
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
+_SETTING = Setting("only_shards")
 _HINT = "numbers such as 0-1 or 0,3, or names such as mp_rank_00_000 or *-00001-of-*"
 
 
@@ -32,13 +34,16 @@ def chosen_shards(plan: Plan, wanted: str) -> list[NewFile]:
             numbers = {i for i, file in enumerate(shards) if _is_named(file.path, part)}
         if not numbers:
             raise UsageError(
-                f"--only-shards {part}: no such shard, there are {len(shards)}, counted from 0: "
-                f"{', '.join(file.path for file in shards[:3])}{', ...' if shards[3:] else ''}",
+                Text(
+                    _SETTING,
+                    f" {part}: no such shard, there are {len(shards)}, counted from 0: "
+                    f"{', '.join(file.path for file in shards[:3])}{', ...' if shards[3:] else ''}",
+                ),
                 _HINT,
             )
         chosen |= numbers
     if not chosen:
-        raise UsageError(f"--only-shards {wanted!r}: names none", _HINT)
+        raise UsageError(Text(_SETTING, f" {wanted!r}: names none"), _HINT)
     return [shards[number] for number in sorted(chosen)]
 
 

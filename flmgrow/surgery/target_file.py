@@ -13,6 +13,7 @@ from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.text import Setting, Text
 
 
 class TargetFile(BaseModel):
@@ -51,8 +52,8 @@ class TargetFile(BaseModel):
         method = self.method or Method.MASK
         if not isinstance(method, str):
             method = ",".join(f"{dimension}={name}" for dimension, name in method.items())
-        new_layers = chosen("--new-layers", self.new_layers or NewLayers.COPY, NewLayers)
-        moments = chosen("--optimizer", self.optimizer or Moments.KEEP, Moments)
+        new_layers = chosen(Setting("new_layers"), self.new_layers or NewLayers.COPY, NewLayers)
+        moments = chosen(Setting("optimizer"), self.optimizer or Moments.KEEP, Moments)
         return Target(
             layers=self.num_layers,
             hidden=self.hidden_size,
@@ -73,10 +74,15 @@ class TargetFile(BaseModel):
 
     def _fresh_second_moment(self, moments: Moments) -> FreshSecondMoment:
         word = self.fresh_second_moment or FreshSecondMoment.ZERO
-        wanted = chosen("--fresh-second-moment", word, FreshSecondMoment)
+        wanted = chosen(Setting("fresh_second_moment"), word, FreshSecondMoment)
         if wanted is not FreshSecondMoment.ZERO and moments is Moments.RESET:
             raise UsageError(
-                f"--fresh-second-moment {wanted}: --optimizer reset makes every moment zero",
+                Text(
+                    Setting("fresh_second_moment"),
+                    f" {wanted}: ",
+                    Setting("optimizer", moments),
+                    " makes every moment zero",
+                ),
                 "leave out one of the two",
             )
         return wanted
@@ -101,5 +107,7 @@ def parse_target(data: object, where: str = "the request") -> TargetFile:
         return TargetFile.model_validate(data)
     except ValidationError as error:
         raise UsageError(
-            problems(error.errors()), "see flmgrow expand --help", where=where
+            problems(error.errors()),
+            Text("see flmgrow expand ", Setting("help", True)),
+            where=where,
         ) from None

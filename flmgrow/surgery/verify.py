@@ -45,6 +45,7 @@ from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
 from flmgrow.surgery.replicas import Replicated, replicated_as
 from flmgrow.surgery.weights import BLOCK, weight_bytes
+from flmgrow.text import Setting, Text
 
 BASE_MEMORY = 400 << 20
 """What the process needs before the first block: interpreter, torch, headers."""
@@ -84,8 +85,11 @@ class Verification:
         needed = BASE_MEMORY + MIN_BLOCK * BYTES_PER_ELEMENT * (self.workers + 1)
         if self.max_memory < needed:
             raise UsageError(
-                f"--max-memory is {self.max_memory >> 20} MiB, {self.workers} workers need at "
-                f"least {-(-needed >> 20)} MiB",
+                Text(
+                    Setting("max_memory"),
+                    f" is {self.max_memory >> 20} MiB, {self.workers} workers need at least "
+                    f"{-(-needed >> 20)} MiB",
+                ),
                 "give more memory or fewer workers",
             )
 

@@ -28,6 +28,7 @@ from flmgrow.formats.huggingface.fields.row import FieldReader, Fields
 from flmgrow.formats.huggingface.fields.switch_rows import OTHER_MODELS
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import Setting, Text
 
 CONFIG_FILE = "config.json"
 NO_IDS: Fields = MappingProxyType({BEGIN.name: None, END.name: None})
@@ -63,7 +64,7 @@ def _tells(name: str, value: object, kind: str) -> bool:
 
 def vouched_fields(options: ReadOptions) -> Vouched:
     """Return the fields that the user vouches for."""
-    return Vouched("--ignore-field", options.ignored_fields)
+    return Vouched("ignore_fields", options.ignored_fields)
 
 
 def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
@@ -83,7 +84,9 @@ def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
     if wanted is None:
         return kept
     if isinstance(declared, int) and wanted > declared:
-        raise UsageError(f"--max-position-embeddings {wanted}: the model is for {declared}")
+        raise UsageError(
+            Text(Setting("max_position_embeddings"), f" {wanted}: the model is for {declared}")
+        )
     return {**kept, family.positions.name: wanted}
 
 
@@ -107,8 +110,11 @@ def read_fields(
     config = model_of(family, kept, where)
     if config.positions == "learned" and options.max_positions is not None:
         raise UsageError(
-            f"--max-position-embeddings {options.max_positions}: the model has a table of "
-            f"{family.positions.get(fields)} positions",
+            Text(
+                Setting("max_position_embeddings"),
+                f" {options.max_positions}: the model has a table of "
+                f"{family.positions.get(fields)} positions",
+            ),
             "leave it out: shorter texts need nothing else",
         )
     return config
@@ -153,19 +159,25 @@ def _is_switched(family: Family, name: str, value: object) -> bool:
 
 def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> list[str]:
     """Return what one should know of how ``config.json`` was read."""
-    vouched, notes = vouched_fields(options), []
+    vouched = vouched_fields(options)
+    notes: list[str] = []
     silent = [name for name, value in fields.items() if not value and _is_strange(family, name)]
     if silent := [name for name in silent if not vouched.covers(name)]:
         listed = ", ".join(f"{name} is {json.dumps(fields[name])}" for name in silent)
         notes.append(f"{CONFIG_FILE}: {listed}: taken to change nothing")
     read = [name for name in fields if name in family.understood]
     for pattern in vouched.idle(name for name in fields if name not in read):
-        met = [name for name in read if Vouched(vouched.option, [pattern]).covers(name)]
+        met = [name for name in read if Vouched(vouched.setting, [pattern]).covers(name)]
         told = f"{', '.join(met)} says what the model is, and is read" if met else ""
-        notes.append(f"{vouched.option} {pattern}: {told or f'{CONFIG_FILE} has no such field'}")
+        told = told or f"{CONFIG_FILE} has no such field"
+        notes.append(Text(Setting(vouched.setting), f" {pattern}: {told}"))
     notes += [
-        f"{CONFIG_FILE}: {name} is {shown(value)}, and {ROWS[name].changes}: the model is read as "
-        f"if it did not say so ({vouched.option})"
+        Text(
+            f"{CONFIG_FILE}: {name} is {shown(value)}, and {ROWS[name].changes}: the model is read "
+            "as if it did not say so (",
+            Setting(vouched.setting),
+            ")",
+        )
         for name, value in fields.items()
         if vouched.covers(name) and _is_switched(family, name, value) and ROWS[name].changes
     ]
@@ -246,7 +258,9 @@ def written_fields(
     reasons, if no family (or not that one) can say the model.
     """
     if name is not None and name not in FAMILIES:
-        raise UsageError(f"--family {name}: unknown", f"one of {', '.join(FAMILIES)}")
+        raise UsageError(
+            Text(Setting("family"), f" {name}: unknown"), f"one of {', '.join(FAMILIES)}"
+        )
     kept = own is not None and name in (None, own[0][MODEL_TYPE.name])
     options = options if kept else AS_STORED
     if own is not None and kept:
@@ -264,6 +278,9 @@ def written_fields(
     listed = "; ".join(f"{each} cannot say {reason}" for each, reason in reasons.items())
     raise UsageError(
         f"this model cannot be said in Hugging Face's terms: {listed}",
-        "keep it as a Megatron checkpoint (--format megatron), or grow it to sizes that a family "
-        "can say",
+        Text(
+            "keep it as a Megatron checkpoint (",
+            Setting("format", "megatron"),
+            "), or grow it to sizes that a family can say",
+        ),
     )

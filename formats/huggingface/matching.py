@@ -23,10 +23,15 @@ from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors
+from flmgrow.text import Setting, Text
 
-WAYS_OUT = (
+WAYS_OUT = Text(
     f"config.json shares one table ({TIED.name}) beside a head of its own: transformers 5 "
-    "computes with that head, which --untie keeps; transformers 4 with the table, which --tie keeps"
+    "computes with that head, which ",
+    Setting("untie", True),
+    " keeps; transformers 4 with the table, which ",
+    Setting("untie", False),
+    " keeps",
 )
 _DISAGREE = "config.json and the weights do not agree: copy both again, from one save"
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.([0-9]{1,6})\..*")

@@ -9,9 +9,9 @@ from flmgrow.formats.huggingface.fields.model_rows import FULL_ATTENTION, SLIDIN
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import WINDOWS
 from flmgrow.model.config import Activation
+from flmgrow.text import Pass, Text
 
 _TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
-_SHORTER = "--max-position-embeddings"
 
 
 def grouped_heads(reader: FieldReader) -> tuple[int, int]:
@@ -54,13 +54,14 @@ def refuse_window(reader: FieldReader) -> None:
         return
     whole = isinstance(window, int) and not isinstance(window, bool) and window > 0
     if not whole or cast(int, window) < length:
-        way = (
-            f"; it does not touch texts that fit into the window: pass {_SHORTER} {window}, which "
-            f"reads {rows.MAX_POSITIONS.name} as {window}"
+        way = Text(
+            "; it does not touch texts that fit into the window: ",
+            Pass("max_position_embeddings", window),
+            f", which reads {rows.MAX_POSITIONS.name} as {window}",
         )
         raise BadCheckpointError(
             f"found {shown(window)}, wanted null or at least {rows.MAX_POSITIONS.name} ({length})",
-            f"{WINDOWS}{way if whole else ''}",
+            WINDOWS + way if whole else WINDOWS,
             where=(reader.where, rows.WINDOW.name),
         )
 

@@ -12,6 +12,7 @@ from flmgrow.formats.fields import shown
 from flmgrow.formats.huggingface.fields.switch_rows import QUANTIZED
 from flmgrow.formats.huggingface.safetensors_file import DTYPES, StoredTensor
 from flmgrow.formats.vouched import Vouched
+from flmgrow.text import Setting, Text
 
 _CODES = (
     ".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv",
@@ -57,6 +58,9 @@ def refuse_quantized(
     if entry and not vouched.covers(entry[0]):
         raise BadCheckpointError(
             f"{told}the weights are quantized, or will be when they are loaded",
-            f"{_WAY_OUT}; if it was, and the entry is a left-over: --ignore-field {entry[0]}",
+            Text(
+                f"{_WAY_OUT}; if it was, and the entry is a left-over: ",
+                Setting("ignore_fields", [entry[0]]),
+            ),
             where=where,
         )

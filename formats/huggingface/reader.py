@@ -27,6 +27,7 @@ from flmgrow.formats.layout.placements import VOCAB_MULTIPLE, Layout
 from flmgrow.formats.reading import LogicalReader, widest
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
+from flmgrow.text import Setting, Text
 
 
 def _carried(contents: HuggingFaceFolder, family: Family) -> dict[str, str]:
@@ -67,18 +68,19 @@ def _notes_on_dtypes(pieces: Sequence[TensorPiece], dtype: str) -> Iterator[str]
         what = by_dtype[first]
         told = f"{len(what)} tensors are {first} ({what[0]})"
         rest = " and ".join(f"{len(by_dtype[name])} {name}" for name in others)
-        rounding = f" (rounded with --dtype {others[-1]})" if others[-1] != dtype else ""
-        yield (
-            f"{told}, {rest}: all are taken as {dtype}, which holds each exactly, and written so"
-            f"{rounding}"
+        rounding = Text(" (rounded with ", Setting("dtype", others[-1]), ")")
+        yield Text(
+            f"{told}, {rest}: all are taken as {dtype}, which holds each exactly, and written so",
+            rounding if others[-1] != dtype else "",
         )
 
 
 def _notes_on_head(head: str, untie: bool | None) -> Iterator[str]:
     """Tell what became of a head that is stored though the model shares its table."""
     if untie is not None:
-        did = "is kept as the model's own (--untie)" if untie else "is passed over (--tie)"
-        yield f"{head} {did}; {CONFIG} says that it is the embedding ({TIED.name})"
+        did = "is kept as the model's own" if untie else "is passed over"
+        said = f"; {CONFIG} says that it is the embedding ({TIED.name})"
+        yield Text(f"{head} {did} (", Setting("untie", untie), ")" + said)
 
 
 def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:

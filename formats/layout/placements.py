@@ -16,6 +16,7 @@ from flmgrow.formats.layout.segments import Segment, Strip, segments_of, strips_
 from flmgrow.formats.tables.row import Home, Row
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
+from flmgrow.text import Setting, Text
 
 Ranges = Mapping[Axis, tuple[int, int]]
 _MANY_RANKS = 1024
@@ -46,7 +47,7 @@ class Layout:
         if self.vpp > 1 and self.pp == 1:
             raise UsageError(
                 f"a virtual pipeline of {self.vpp} needs a pipeline, found PP1",
-                "give --pp 2 or more",
+                Text("give ", Setting("pp", 2), " or more"),
             )
         if len(self.chunk_layers) != self.pp * self.vpp:
             raise UsageError(
@@ -98,7 +99,11 @@ def make_layout(
         if layers % (pp * vpp):
             raise UsageError(
                 f"{layers} layers cannot be spread evenly over PP{pp} x VPP{vpp}",
-                f"give --pipeline-layers with {pp} numbers that add up to {layers}",
+                Text(
+                    "give ",
+                    Setting("pipeline_layers"),
+                    f" with {pp} numbers that add up to {layers}",
+                ),
             )
         return Layout(tp, pp, vpp, (layers // (pp * vpp),) * (pp * vpp))
     counts = tuple(pipeline_layers)

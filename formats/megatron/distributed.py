@@ -28,6 +28,7 @@ from flmgrow.formats.targets import TargetArray
 from flmgrow.formats.torch_file.file import TorchFile, new_tensor
 from flmgrow.formats.torch_file.values import Global, TensorRecord
 from flmgrow.model.states import State
+from flmgrow.text import Pass, Text
 
 SIZE = "numel_unpadded"
 COALESCED = "buckets_coalesced"
@@ -120,7 +121,7 @@ class DistributedRank:
         if not isinstance(root, dict) or root.get(COALESCED) is not True:
             self._refuse(
                 f"is not a file of one optimizer with {COALESCED}",
-                "load and save it with a recent Megatron-LM, or pass --no-optimizer",
+                Text("load and save it with a recent Megatron-LM, or ", Pass("no_optimizer", True)),
             )
         found, wanted = set(root) - {COALESCED}, set(range(len(chunks)))
         if found != wanted:

@@ -25,6 +25,7 @@ from flmgrow.formats.torch_file.values import Global
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
+from flmgrow.text import Pass, Text
 
 
 @contextmanager
@@ -113,8 +114,10 @@ def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str
     if isinstance(declared, Global) and known and declared.name != first.dtype:
         raise BadCheckpointError(
             f"{first}: dtype {first.dtype}, args.{DTYPE.name} says {declared.name}",
-            "the args and the weights do not agree; if the weights are right, pass --set-arg "
-            f"params_dtype=torch.{first.dtype}",
+            Text(
+                "the args and the weights do not agree; if the weights are right, ",
+                Pass("set_arguments", {DTYPE.name: f"torch.{first.dtype}"}),
+            ),
         )
     return first.dtype
 

@@ -14,6 +14,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.model_rows import UNTIED
 from flmgrow.formats.reading import DTYPES, Piece
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import Pass, Setting, Text
 
 _HEAD = "output_layer.weight"
 _TABLE = "embedding.word_embeddings.weight"
@@ -44,10 +45,11 @@ def check_head(
 
 
 def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpointError:
-    doubt = "" if wanted else f"--set-arg {_ARGUMENT}=True says that a head begins as a copy; "
+    begins = Setting("set_arguments", {_ARGUMENT: True})
+    doubt = "" if wanted else Text(begins, " says that a head begins as a copy; ")
     return BadCheckpointError(
         f"{head}: is {found}; args.{_ARGUMENT} is {said}, wanted {wanted}",
-        f"{doubt}if the weights are right, pass --set-arg {_ARGUMENT}={wanted}",
+        Text(doubt, "if the weights are right, ", Pass("set_arguments", {_ARGUMENT: wanted})),
     )
 
 

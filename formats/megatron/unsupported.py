@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.text import Setting, Text
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,11 @@ BACKENDS: Mapping[str, Unsupported] = {
     ),
     "torch_dcp": Unsupported(
         "a checkpoint of torch's FSDP (--ckpt-format torch_dcp)",
-        "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch IN "
-        "OUT/iter_NNNNNNN/mp_rank_00/model_optim_rng.pt, and go on from OUT/iter_NNNNNNN with "
-        "--no-optimizer",
+        Text(
+            "convert it with python -m torch.distributed.checkpoint.format_utils dcp_to_torch IN "
+            "OUT/iter_NNNNNNN/mp_rank_00/model_optim_rng.pt, and go on from OUT/iter_NNNNNNN with ",
+            Setting("no_optimizer", True),
+        ),
     ),
 }
 """Formats of Megatron-LM, as ``--ckpt-format`` or ``sharded_backend`` in ``metadata.json``."""

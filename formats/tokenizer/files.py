@@ -17,6 +17,7 @@ from flmgrow.formats.tokenizer.tiktoken_ranks import as_tokenizer, read_ranks
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import parse_object, refuse_pointer
+from flmgrow.text import Setting, Text
 
 MAX_TOKENIZER_BYTES = 64 << 20
 BYTES = Path("bytes")
@@ -55,7 +56,10 @@ def _from_ranks(path: Path, config: ModelConfig) -> bytes:
     if len(ranks) > config.vocab:
         raise BadCheckpointError(
             f"has {len(ranks)} tokens, but the model has {config.vocab} ids",
-            "give the tokenizer that the model was trained with, or --true-vocab-size",
+            Text(
+                "give the tokenizer that the model was trained with, or ",
+                Setting("true_vocab_size"),
+            ),
             where=path,
         )
     return as_tokenizer(ranks)

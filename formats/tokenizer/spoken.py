@@ -32,9 +32,10 @@ from flmgrow.formats.tokenizer.settings import (
 )
 from flmgrow.formats.tokenizer.tiktoken_ranks import as_tokenizer
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Setting, Text
 
 _BYTES = 256
-_WAY = "export --tokenizer FILE or FOLDER names one"
+_WAY = Text("export ", Setting("tokenizer"), " FILE or FOLDER names one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def _notes_on_what_lacks(
     files: Mapping[str, Content],
 ) -> Iterator[str]:
     if all(name == GENERATION for name in files):
-        yield f"no tokenizer goes along: {_WAY}"
+        yield "no tokenizer goes along: " + _WAY
     before = ids_of(source.companions.ids.get("eos_token_id"))
     if facts is not None and before and facts.eod not in before:
         yield (
@@ -141,9 +142,11 @@ def _notes_on_tokenizer(
 ) -> Iterator[str]:
     count, rows = id_count(tokenizer), target.config.vocab
     if count > rows:
-        yield (
+        yield Text(
             f"the tokenizer has {count} ids, the model has rows for {rows}: ids from {rows} on "
-            f"would fail; expand --vocab-size {count} adds rows"
+            "would fail; expand ",
+            Setting("vocab_size", count),
+            " adds rows",
         )
     if facts is None or facts.kind != "huggingface" or not tokenizer:
         return

@@ -152,7 +152,7 @@ def test_what_query_norms_are_given_follows_the_epsilon(method: str, factor: flo
 def test_centring_a_shared_table_is_refused_with_the_ways_out() -> None:
     with pytest.raises(UsageError, match="shared table") as refusal:
         grown("flm", "width=zero", hidden=20)
-    assert "--untie" in refusal.value.hint
+    assert "untie=True" in refusal.value.hint
     untied = grown("flm", "width=zero", hidden=20, untie=True)
     assert untied.renamed == {"head": "embedding"}
     assert not untied.new.tied

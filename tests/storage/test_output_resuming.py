@@ -105,7 +105,7 @@ class TestResuming:
             f"{temp}: holds a half-done run of another plan: "
             "options.seed: none there, 1 here, options.tp: 4 there, 8 here"
         )
-        assert "--restart" in caught.value.hint
+        assert "restart=True" in caught.value.hint
         with OutputFolder(out, PLAN) as folder:
             assert list(folder.finished) == [SHARD]
 

@@ -5,7 +5,7 @@ from pico import CONFIGS
 
 from flmgrow.errors import UsageError
 from flmgrow.operators.baking import baked
-from flmgrow.operators.growth import Note
+from flmgrow.operators.growth import MASKED
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.replicas import Replicated
@@ -17,7 +17,7 @@ def test_replicated_is_a_mode(value: type[Execution] | type[Verification]) -> No
     for mode in Replicated:
         assert value(replicated=mode).replicated is mode
         assert value(replicated=str(mode)).replicated is mode  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--replicated rank1: wanted check or rank0"):
+    with pytest.raises(UsageError, match="replicated rank1: wanted check or rank0"):
         value(replicated="rank1")  # type: ignore[arg-type]
 
 
@@ -26,5 +26,5 @@ def test_baking_drops_the_note_on_masks_alone() -> None:
     methods = parse_methods("ffn=mask,depth=stack")
     target = Target(methods=methods, ffn=2 * config.ffn, layers=2 * config.layers)
     growth = grow(config, target, config.vocab, config.vocab)
-    assert growth.notes == (Note.MASKED, "depth: not function-preserving")
+    assert growth.notes == (MASKED, "depth: not function-preserving")
     assert baked(growth, {}).notes == ("depth: not function-preserving",)

@@ -1,18 +1,12 @@
 """Opening the checkpoints that a stage file names.
 
-A stage file names checkpoints; what the user vouches for, and what is refused, has keys there. What
-reads a checkpoint is what every command uses, and its hints speak of options.
+A stage file names checkpoints; what the user vouches for, and what is refused, has keys there.
 """
 
-import json
-import re
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from flmgrow.errors import FlmgrowError, UsageError
+from flmgrow.errors import UsageError
 from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.huggingface.contents import is_huggingface
@@ -22,23 +16,8 @@ from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.states import State
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.keys import in_words
 from flmgrow.trainer.stage.sections import CheckpointSection
-
-_VOUCHED = re.compile(r"(?:pass )?(--ignore-(?:arg|field)|--set-arg) \S+(?: \1 \S+)*")
-_LISTS = {
-    "--ignore-arg": "checkpoint.ignore_arguments",
-    "--ignore-field": "checkpoint.ignore_fields",
-    "--set-arg": "checkpoint.set_arguments",
-}
-_OTHERS = {
-    "--true-vocab-size": "checkpoint.true_vocab_size",
-    "--max-position-embeddings": "model.max_position_embeddings",
-    "--no-optimizer": "checkpoint.begin: anew",
-    "--args-from": "checkpoint.args_from",
-    "--untie": "checkpoint.untie: true",
-    "--tie": "checkpoint.untie: false",
-}
-"""A stage file's keys where a command has options."""
 
 
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
@@ -46,7 +25,7 @@ def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkp
 
     Raises what reading it raises, in a stage file's keys.
     """
-    with in_keys_of_a_stage():
+    with in_words():
         return with_optimizer(_open(stage, path, iteration))
 
 
@@ -55,7 +34,7 @@ def weights_of(stage: StageFile, path: Path) -> Checkpoint:
 
     The caller closes it. Raises what reading it raises, in a stage file's keys.
     """
-    with in_keys_of_a_stage():
+    with in_words():
         checkpoint = _open(stage, path)
         if checkpoint.dtype == "float32":
             return checkpoint
@@ -82,7 +61,7 @@ def said_of(stage: StageFile) -> ReadOptions:
     Raises UsageError or BadCheckpointError for what it says in the place of missing arguments.
     """
     section = stage.checkpoint
-    given = parse_given("checkpoint.set_arguments:", section.set_arguments)
+    given = parse_given(section.set_arguments)
     return ReadOptions(
         ignored_arguments=tuple(section.ignore_arguments),
         ignored_fields=tuple(section.ignore_fields),
@@ -107,25 +86,3 @@ def begins_anew(section: CheckpointSection, path: Path) -> bool:
             where=path,
         )
     return True
-
-
-@contextmanager
-def in_keys_of_a_stage() -> Iterator[None]:
-    """Let what is refused inside speak of a stage file's keys instead of a command's options."""
-    try:
-        yield
-    except FlmgrowError as error:
-        raise type(error)(_keyed(error.message), _keyed(error.hint)) from None
-
-
-def _keyed(text: str) -> str:
-    """Return ``text`` with keys of a stage file for the options that it speaks of."""
-    text = _VOUCHED.sub(_listed, text)
-    for option, key in _OTHERS.items():
-        text = text.replace(f"pass {option}", f"say {key}").replace(option, key)
-    return text
-
-
-def _listed(found: re.Match[str]) -> str:
-    names = [word for word in shlex.split(found[0]) if word != "pass" and word not in _LISTS]
-    return f"say {_LISTS[found[1]]}: {json.dumps(names)}"

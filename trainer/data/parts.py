@@ -113,7 +113,7 @@ class Made(NamedTuple):
     tokens: bytes = b""
 
 
-class Text(NamedTuple):
+class Passage(NamedTuple):
     """The documents of a part, which is the corpus' part of that ``number``."""
 
     number: int
@@ -130,7 +130,7 @@ class Text(NamedTuple):
         return f"{PARTS}/{self.number:08}-{checksum.hexdigest()}"
 
 
-def make_part(recipe: Recipe, text: Text) -> Made:
+def make_part(recipe: Recipe, text: Passage) -> Made:
     """Make the tokens of a part."""
     dtype = token_dtype(recipe.tokenizer.vocab_size).newbyteorder("<")
     bad, missing = Tally(), Tally()

@@ -26,6 +26,7 @@ from itertools import chain, islice
 from flmgrow import __version__
 from flmgrow.errors import BadDataError, printable
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.data.documents import Document, Reading, read_documents
 from flmgrow.trainer.data.indexed import index_bytes, index_size, token_dtype
 from flmgrow.trainer.data.parts import (
@@ -33,9 +34,9 @@ from flmgrow.trainer.data.parts import (
     PARTS,
     Made,
     Part,
+    Passage,
     Place,
     Recipe,
-    Text,
     lengths_of,
     make_part,
     part_of,
@@ -126,7 +127,8 @@ class _Found:
         """Raise BadDataError for more than is allowed; for lost text after ``enough`` of it."""
         if len(self._bad) > self._limits.bad:
             _, first = next(iter(self._bad))
-            leave = "repair it, or leave out up to N such documents: --max-bad-lines N"
+            limit = Setting("max_bad_lines")
+            leave = Text("repair it, or leave out up to N such documents: ", limit, " N")
             if not self._limits.bad:
                 raise BadDataError(first.message, first.hint or leave)
             raise BadDataError(
@@ -138,8 +140,10 @@ class _Found:
             raise BadDataError(
                 f"{found.message}, nor do {lost:,} of {self.characters:,} characters "
                 f"({lost / self.characters:.3%}), wanted at most {self._limits.lost:.3%}",
-                f"use a tokenizer that has them, or let them be lost: --max-lost "
-                f"{_rounded_up(lost / self.characters)}",
+                Text(
+                    "use a tokenizer that has them, or let them be lost: ",
+                    Setting("max_lost", _rounded_up(lost / self.characters)),
+                ),
             )
 
     def to_json(self) -> Json:
@@ -161,7 +165,7 @@ def _texts(
     readings: Sequence[Reading],
     part_bytes: int,
     progress: Callable[[int], None],
-) -> Iterator[Text | BadDataError]:
+) -> Iterator[Passage | BadDataError]:
     """Cut the corpus into parts, each of whole documents and, but for the last, large enough.
 
     A source that cannot be read on is the last thing given: parts before it may have errors, too.
@@ -174,17 +178,17 @@ def _texts(
                 gathered.append(document)
                 size += len(document.data)
                 if size >= part_bytes or len(gathered) >= PART_DOCUMENTS:
-                    yield Text(number, gathered)
+                    yield Passage(number, gathered)
                     gathered, size, number = [], 0, number + 1
     except BadDataError as error:
         yield error
         return
     if gathered:
-        yield Text(number, gathered)
+        yield Passage(number, gathered)
 
 
 def _make_parts(
-    texts: Iterator[Text | BadDataError],
+    texts: Iterator[Passage | BadDataError],
     recipe: Recipe,
     place: Place,
     workers: int,

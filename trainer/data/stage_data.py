@@ -4,7 +4,6 @@ All ranks build the same samples. Of every corpus the last documents are held ou
 validation share says; they are validated on one after the other, always the same.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,9 +16,8 @@ from flmgrow.trainer.data.corpora import Corpus
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.freelm import Teacher, mixed, read_propositions
 from flmgrow.trainer.data.tokenizers import Tokenizer, open_tokenizer
+from flmgrow.trainer.stage.keys import in_words
 from flmgrow.trainer.stage.sections import CorpusSection, DataSection
-
-_OPTION = re.compile(r"--(tokenizer|eod)\b")
 
 
 @dataclass(frozen=True)
@@ -136,12 +134,9 @@ def _keys_of_corpora(
 
 
 def _tokenizer(data: DataSection) -> Tokenizer:
-    """Return the tokenizer; errors speak of the section's keys instead of the command's options."""
-    try:
+    """Return the tokenizer. Raises UsageError, in the section's keys."""
+    with in_words():
         return open_tokenizer(data.tokenizer, data.eod)
-    except UsageError as error:
-        message, hint = (_OPTION.sub(r"data.\1", text) for text in (error.message, error.hint))
-        raise UsageError(message, hint) from None
 
 
 def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:

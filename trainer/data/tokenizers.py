@@ -29,11 +29,13 @@ import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.tokenizer.identity import digest_of_ranks, digest_of_tokenizer
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.data.tokenizer_json import unknown_id, with_way_back
 
 Tokens = npt.NDArray[np.int32]
 Identity = dict[str, object]
 
+_SETTING = Setting("tokenizer")
 CL100K = "cl100k_base"
 CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -211,7 +213,7 @@ def open_tokenizer(name: str, eod: str | None = None) -> Tokenizer:
         return TiktokenTokenizer(_encoding_of(path), CL100K, eod)
     if name.endswith(".json"):
         return HuggingFaceTokenizer(Path(name), eod)
-    raise UsageError(f"--tokenizer {name}: unknown", f"one of {KINDS}")
+    raise UsageError(Text(_SETTING, f" {name}: unknown"), f"one of {KINDS}")
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
@@ -246,15 +248,20 @@ def _named_encoding(name: str) -> Any:
     try:
         return library.get_encoding(name)
     except OSError as error:  # what requests raises is one, too
+        given = Setting(_SETTING.name, f"{name}.tiktoken")
+        file = Text(", or give the file: ", given) if name == CL100K else ""
         raise UsageError(
-            f"--tokenizer tiktoken:{name}: could not fetch its ranks: {type(error).__name__}",
-            "set TIKTOKEN_CACHE_DIR to a folder where tiktoken has fetched it"
-            + (f", or give the file: --tokenizer {name}.tiktoken" if name == CL100K else ""),
+            Text(
+                _SETTING,
+                f" tiktoken:{name}: could not fetch its ranks: {type(error).__name__}",
+            ),
+            Text("set TIKTOKEN_CACHE_DIR to a folder where tiktoken has fetched it", file),
         ) from None
     except ValueError as error:
         known = ", ".join(library.list_encoding_names())
         first = str(error).splitlines()[0]
-        raise UsageError(f"--tokenizer tiktoken:{name}: {first}", f"one of {known}") from None
+        found = Text(_SETTING, f" tiktoken:{name}: {first}")
+        raise UsageError(found, f"one of {known}") from None
 
 
 def _settle(tokenizer: Any) -> None:
@@ -276,21 +283,24 @@ def _chosen(wanted: str | None, names: dict[str, int], usual: int | None, size: 
     if wanted is None:
         if usual is None:
             raise UsageError(
-                "the tokenizer names no end of document that flmgrow knows", "choose one by --eod"
+                "the tokenizer names no end of document that flmgrow knows",
+                Text("choose one by ", Setting("eod")),
             )
         return usual
     if wanted in names:
         return names[wanted]
     if wanted.isdecimal() and int(wanted) < size:
         return int(wanted)
-    raise UsageError(f"--eod {wanted}: no such token", f"a token's name, or an id below {size}")
+    found = Text(Setting("eod"), f" {wanted}: no such token")
+    raise UsageError(found, f"a token's name, or an id below {size}")
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"--tokenizer {path}: {error.strerror}", f"one of {KINDS}") from None
+        found = Text(_SETTING, f" {path}: {error.strerror}")
+        raise UsageError(found, f"one of {KINDS}") from None
 
 
 def _library(name: str) -> Any:
@@ -299,4 +309,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UsageError(f"--tokenizer: needs the package {name}", INSTALL) from None
+        raise UsageError(Text(_SETTING, f": needs the package {name}"), INSTALL) from None

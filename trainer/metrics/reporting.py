@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 
+from flmgrow.text import render
 from flmgrow.trainer.metrics.pace import Pace
 from flmgrow.trainer.metrics.records import (
     OLD,
@@ -22,6 +23,7 @@ from flmgrow.trainer.metrics.records import (
     progress_line,
 )
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.keys import STAGE_FILE
 
 
 def say(text: str) -> None:
@@ -29,7 +31,7 @@ def say(text: str) -> None:
     if torch.distributed.get_rank() != 0:
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(render(text, STAGE_FILE), file=sys.stderr, flush=True)
     except OSError:  # a pipe that was closed, or a full disk: no reason to stop training
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 

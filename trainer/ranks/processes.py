@@ -18,6 +18,7 @@ from multiprocessing import get_context, resource_tracker
 from typing import Any, TypeVar
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Setting, Text
 
 SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
 
@@ -55,7 +56,7 @@ def working(
     except BrokenProcessPool:
         raise UsageError(
             "a worker process died, perhaps for lack of memory",
-            "fewer --workers, then run the same command again: it resumes",
+            Text("fewer ", Setting("workers"), ", then run the same command again: it resumes"),
         ) from None
     except BaseException:
         for process in set(context.active_children()) - set(others):

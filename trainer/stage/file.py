@@ -21,6 +21,7 @@ from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.sections import (
@@ -35,6 +36,7 @@ from flmgrow.trainer.stage.sections import (
     TrainingSection,
 )
 
+_LENGTH = Setting("sequence_length")
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 _STATE_BYTES = 4
 """Of each state that is kept beside a weight."""
@@ -140,8 +142,11 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
         )
     if stage.layout.sequence_parallel and stage.data.sequence_length % layout.tp:
         raise UsageError(
-            f"sequence_length {stage.data.sequence_length} does not divide by TP{layout.tp}, as "
-            "sequence parallelism needs it"
+            Text(
+                _LENGTH,
+                f" {stage.data.sequence_length} does not divide by TP{layout.tp}, as sequence "
+                "parallelism needs it",
+            )
         )
     training = stage.training
     micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
@@ -156,7 +161,7 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
 def _check_positions(length: int, config: ModelConfig) -> None:
     if config.positions == "learned" and length > config.max_positions:
         raise UsageError(
-            f"sequence_length {length}: the model has {config.max_positions} positions"
+            Text(_LENGTH, f" {length}: the model has {config.max_positions} positions")
         )
     rotary = config.rotary
     if config.positions in ("rope", "xpos") and int(config.head_dim * rotary.percent) % 2:
@@ -168,8 +173,11 @@ def _check_positions(length: int, config: ModelConfig) -> None:
     farthest = max(abs(position - rotary.xpos_centre) for position in (0, length - 1))
     if config.positions == "xpos" and farthest > XPOS_REACH * rotary.xpos_scale_base:
         raise UsageError(
-            f"sequence_length {length}: xPos scales a position {farthest} from its centre by more "
-            f"than 32 bits hold, wanted at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
+            Text(
+                _LENGTH,
+                f" {length}: xPos scales a position {farthest} from its centre by more than 32 "
+                f"bits hold, wanted at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
+            ),
             "make rotary.xpos_scale_base larger, or put rotary.xpos_centre into the middle",
         )
 

@@ -1,32 +1,80 @@
-"""Putting errors into the keys of the file that was written.
+"""Telling of a refusal in the keys of the file that was written.
 
 Whoever wrote a stage file or a schedule wants to hear what is wrong with it in its own keys. What
-refuses it is what every command uses, and that speaks of options, fields and axes.
+refuses it is what every command uses, and knows of no file; its texts are rendered in a file's
+words here.
 """
 
-import re
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import FlmgrowError, UsageError
+from flmgrow.text import COMMAND_LINE, Part, Setting, SizeOf, Words, as_words, first_part
 from flmgrow.trainer.stage.model import ModelSection
-from flmgrow.trainer.stage.sections import LayoutSection
+from flmgrow.trainer.stage.sections import CheckpointSection, LayoutSection
 
-KEYS = {
+KEYS: Mapping[str, str] = {
+    **{name: f"checkpoint.{name}" for name in CheckpointSection.model_fields},
     **{name: f"model.{name}" for name in ModelSection.model_fields},
     **{name: f"layout.{name}" for name in LayoutSection.model_fields},
-    "sequence_length": "data.sequence_length",
-    "layer": "model.num_layers",
-    "hidden": "model.hidden_size",
-    "ffn": "model.ffn_hidden_size",
-    "kv_group": "model.num_query_groups",
-    "vocab": "model.vocab_size",
+    **{name: f"data.{name}" for name in ("tokenizer", "eod", "sequence_length")},
 }
-"""A stage file's keys by the names of options, fields and axes."""
+"""A stage file's keys by the names of settings."""
 
-_SPOKEN = re.compile(r"^([a-z_]+)(?=[ :])|--([a-z]+(?:-[a-z]+)*)")
-_BEGINS_WITH_KEY = re.compile(r"(model|layout|growth|data)[.:]")
+_SIZES: Mapping[str, str] = {
+    "layer": "num_layers",
+    "hidden": "hidden_size",
+    "ffn": "ffn_hidden_size",
+    "kv_group": "num_query_groups",
+    "vocab": "vocab_size",
+}
+"""The settings that say the sizes of axes."""
+
+_NO_OPTIMIZER = ("no_optimizer", "checkpoint.begin: anew")
+"""What a command leaves out, a stage does not begin with."""
+
+
+class FileWords(Words):
+    """The words of a file with these keys; a setting that it has not is a command's option."""
+
+    verb = "say"
+
+    def __init__(self, keys: Mapping[str, str] = KEYS) -> None:
+        self._keys = keys
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a key for a setting."""
+        return name in self._keys
+
+    def name(self, name: str) -> str:
+        """Return the key."""
+        return self._keys.get(name) or COMMAND_LINE.name(name)
+
+    def given(self, name: str, value: object) -> str:
+        """Return the key and its value, as they stand in the file."""
+        if name == _NO_OPTIMIZER[0]:
+            return _NO_OPTIMIZER[1]
+        if not self.has(name):
+            return COMMAND_LINE.given(name, value)
+        if isinstance(value, bool | Mapping | list):
+            value = json.dumps(value if isinstance(value, bool) else as_words(value))
+        return f"{self.name(name)}: {value}"
+
+    def size(self, axis: str) -> str:
+        """Return the key of the setting that says an axis' size, if there is one."""
+        return self.name(_SIZES[axis]) if axis in _SIZES else axis
+
+    def begins_with_key(self, text: str) -> bool:
+        """Whether a text begins with a key of the file."""
+        part: str | Part = first_part(text)
+        if isinstance(part, SizeOf):
+            return part.axis in _SIZES
+        return isinstance(part, Setting) and self.has(part.name)
+
+
+STAGE_FILE = FileWords()
 
 
 @contextmanager
@@ -39,20 +87,19 @@ def told_of(path: Path, *where: str) -> Iterator[None]:
 
 
 @contextmanager
-def in_keys(section: str, keys: Mapping[str, str] = KEYS) -> Iterator[None]:
-    """Let what is refused inside speak of a file's ``keys``, and begin with one.
-
-    It comes from what every command uses, and speaks of options and axes. ``section`` is the key
-    where it names none.
-    """
+def in_keys(section: str, words: FileWords = STAGE_FILE) -> Iterator[None]:
+    """Let a UsageError inside begin with a key of a file; ``section`` is it where it names none."""
     try:
         yield
     except UsageError as error:
-        message, hint = _keyed(error.message, keys), _keyed(error.hint, keys)
-        where = "" if _BEGINS_WITH_KEY.match(message) else f"{section}: "
-        raise UsageError(f"{where}{message}", hint) from None
+        named = not error.where and words.begins_with_key(error.what)
+        raise (error if named else error.at(section)).in_words(words) from None
 
 
-def _keyed(text: str, keys: Mapping[str, str]) -> str:
-    """Return ``text`` with ``keys`` for options, and for the name that it begins with."""
-    return _SPOKEN.sub(lambda f: keys.get((f[1] or f[2]).replace("-", "_"), f[0]), text)
+@contextmanager
+def in_words(words: Words = STAGE_FILE) -> Iterator[None]:
+    """Let what is refused inside be told in these words."""
+    try:
+        yield
+    except FlmgrowError as error:
+        raise error.in_words(words) from None

@@ -17,6 +17,7 @@ from flmgrow.model.config import (
     Positions,
     RotarySettings,
 )
+from flmgrow.text import Setting, Text
 from flmgrow.trainer.stage.section import Count, Positive, Section
 
 
@@ -108,12 +109,18 @@ class ModelSection(Section):
         groups = self.num_query_groups or heads
         if heads % groups:
             raise UsageError(
-                f"num_attention_heads {heads} is no multiple of num_query_groups {groups}",
+                Text(
+                    Setting("num_attention_heads"),
+                    f" {heads} is no multiple of num_query_groups {groups}",
+                ),
                 "a group has equally many heads",
             )
         if self.kv_channels is None and hidden % heads:
             raise UsageError(
-                f"hidden_size {hidden} is no multiple of num_attention_heads {heads}",
+                Text(
+                    Setting("hidden_size"),
+                    f" {hidden} is no multiple of num_attention_heads {heads}",
+                ),
                 "give kv_channels, the size of a head",
             )
         return ModelConfig(
@@ -140,7 +147,9 @@ class ModelSection(Section):
     def _needed(self, name: str) -> int:
         found: int | None = getattr(self, name)
         if found is None:
-            raise UsageError(f"{name}: is not given", "only a checkpoint that is loaded tells it")
+            raise UsageError(
+                Text(Setting(name), ": is not given"), "only a checkpoint that is loaded tells it"
+            )
         return found
 
     @classmethod

@@ -9,6 +9,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.states import State
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.replicas import Replicated, check_replicas, copies
+from flmgrow.text import Setting, Text
 
 _SHOWN = 3
 
@@ -33,5 +34,6 @@ def check_copies(checkpoint: Checkpoint, allowed: bool = False) -> list[Check]:
     more = f"; and {len(drift) - _SHOWN} more" if drift[_SHOWN:] else ""
     detail = "; ".join(drift[:_SHOWN]) + more
     if allowed:
-        return [Check(name, None, f"the first is taken, as --replicated rank0 said: {detail}")]
+        said = Text("the first is taken, as ", Setting("replicated", Replicated.RANK0), " said: ")
+        return [Check(name, None, said + detail)]
     return [Check(name, False, detail)]

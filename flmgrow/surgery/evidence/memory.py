@@ -14,6 +14,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.surgery.comparison import VOCAB_BLOCK
+from flmgrow.text import Setting, Text
 
 MIB = 1 << 20
 FLOAT64 = 8
@@ -70,12 +71,22 @@ def check_memory(
     """
     rows, length = tokens.shape
     needed = max(forward_bytes(config, rows, length, itemsize, block) for config in configs)
-    what = f"--tokens: {rows} x {length} tokens"
+    what = Text(Setting("tokens"), f": {rows} x {length} tokens")
     if gradients and (more := gradient_bytes(*configs, rows, length)) > needed:
-        needed, what = more, f"--gradients: both models on {rows} x {length} tokens"
+        needed = more
+        what = Text(Setting("gradients"), f": both models on {rows} x {length} tokens")
     if needed > spare:
         missing = ceil((needed - spare) / MIB)
         raise UsageError(
-            f"{what} need about {ceil(needed / MIB)} MiB, --max-memory leaves {spare // MIB} MiB",
-            f"give {missing} MiB more to --max-memory if they are there, or fewer tokens",
+            Text(
+                what,
+                f" need about {ceil(needed / MIB)} MiB, ",
+                Setting("max_memory"),
+                f" leaves {spare // MIB} MiB",
+            ),
+            Text(
+                f"give {missing} MiB more to ",
+                Setting("max_memory"),
+                " if they are there, or fewer tokens",
+            ),
         )

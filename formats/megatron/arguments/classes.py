@@ -7,7 +7,6 @@ default: a new feature must not be lost in silence. Every other unknown one is c
 """
 
 import reprlib
-import shlex
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, OFF, UN
 from flmgrow.formats.megatron.arguments.row import Arguments
 from flmgrow.formats.torch_file.foreign_objects import is_left_out
 from flmgrow.formats.vouched import Vouched
+from flmgrow.text import COMMAND_LINE, Setting, Text
 
 OWN_PREFIX = "flmgrow_"
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -32,7 +32,8 @@ _MODEL_WORDS = frozenset(
 _SHOWN_LENGTH = 400
 _HINT_LENGTH = 700
 _MANY = 8
-_OPTION = len(" --ignore-arg ")
+_SETTING = "ignore_arguments"
+_OPTION = len(COMMAND_LINE.name(_SETTING)) + 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _is_default(name: str, value: object) -> bool:
 
 def vouched_arguments(ignored: Collection[str]) -> Vouched:
     """Return the arguments that the user vouches for, by names and patterns."""
-    return Vouched("--ignore-arg", ignored)
+    return Vouched(_SETTING, ignored)
 
 
 def judge(arguments: Arguments, ignored: Collection[str] = ()) -> Judgement:
@@ -136,23 +137,23 @@ def notes_of(
     """
     vouched = vouched_arguments(ignored)
     found = judge(arguments, ignored)
-    notes = []
+    notes: list[str] = []
     if look_only and found.doubtful:
         hint = vouched.hint(patterns_for(found.doubtful))
         notes.append(
             f"{where}: args that flmgrow does not understand: {_few(found.doubtful)}; only "
-            f"inspect takes them as they are; for other commands, {hint}"
+            "inspect takes them as they are; for other commands, " + hint
         )
     if carried := [name for name in found.unknown if not is_left_out(arguments[name])]:
         notes.append(
             f"{where}: args that no known Megatron-LM has are carried as they are: {_few(carried)}"
         )
     notes += [
-        f"{where}: {vouched.option} {shlex.quote(pattern)}: no argument is called so"
+        Text(f"{where}: ", Setting(_SETTING, [pattern]), ": no argument is called so")
         for pattern in vouched.idle(arguments)
     ]
     notes += [
-        f"{where}: {vouched.option} {name}: flmgrow understands it, and uses it"
+        Text(f"{where}: ", Setting(_SETTING, [name]), ": flmgrow understands it, and uses it")
         for name in ignored
         if name in UNDERSTOOD
     ]

@@ -9,7 +9,6 @@ run.
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from flmgrow.errors import BadCheckpointError, UsageError
@@ -27,8 +26,10 @@ from flmgrow.formats.megatron.arguments.shapes import StoredShapes, shown_argume
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_file.values import Global, make_namespace
+from flmgrow.text import Pass, Setting, Text
 
 CHECKPOINT_VERSION = 3.0
+_SETTING = Setting("set_arguments")
 _DTYPE = "torch."
 _ROTARY = (rows.ROTARY_BASE, rows.ROTARY_PERCENT)
 _BESIDE = ("run_config.yaml", "config.json", "huggingface/config.json")
@@ -58,8 +59,8 @@ _IN_CONFIG_JSON: Mapping[str, str] = {
 """What a ``config.json`` calls arguments, where the names are not alike."""
 
 
-def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
-    """Return the values in texts such as ``num_layers=28``, that stand under ``option``.
+def parse_given(texts: Sequence[str]) -> dict[str, object]:
+    """Return the values in texts such as ``num_layers=28``.
 
     A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
     """
@@ -70,10 +71,12 @@ def parse_given(option: str, texts: Sequence[str]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         name = name.replace("-", "_")  # as Megatron-LM's own options are spelt
         if not equals or not name.isidentifier():
-            raise UsageError(f"{option} {text}: wanted NAME=VALUE", "such as num_layers=28")
+            said = Text(_SETTING, f" {text}: wanted NAME=VALUE")
+            raise UsageError(said, "such as num_layers=28")
         if name in found:
-            raise UsageError(f"{option} {name}: given twice")
-        found[name] = None if value == "None" else parse_yaml(value.encode(), f"{option} {text}")
+            raise UsageError(Text(_SETTING, f" {name}: given twice"))
+        where = Text(_SETTING, f" {text}")
+        found[name] = None if value == "None" else parse_yaml(value.encode(), where)
     return found
 
 
@@ -84,7 +87,7 @@ def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> No
         if name not in known:
             near = _meant(name, known)
             raise UsageError(
-                f"--set-arg {name}: Megatron-LM has no such argument",
+                Text(_SETTING, f" {name}: Megatron-LM has no such argument"),
                 f"did you mean {near}?" if near else "names are those of its args: num_layers",
             )
 
@@ -113,12 +116,14 @@ def _stored_value(name: str, value: object) -> object:
     if name == DTYPE.name or any(str(one).startswith(_DTYPE) for one in usual):
         kind = str(value).removeprefix(_DTYPE)
         if kind == str(value) and kind not in DTYPES:
-            raise UsageError(f"--set-arg {name}={shown(value)}: wanted a dtype: torch.bfloat16")
+            raise UsageError(
+                Text(_SETTING, f" {name}={shown(value)}: wanted a dtype: torch.bfloat16")
+            )
         return Global("torch", kind)
     kinds = {_kind(one) for one in usual}
     if len(kinds) == 1 and _kind(value) not in kinds:
         raise UsageError(
-            f"--set-arg {name}={shown(value)}: wanted {kinds.pop()}, as {shown(usual[0])} is"
+            Text(_SETTING, f" {name}={shown(value)}: wanted {kinds.pop()}, as {shown(usual[0])} is")
         )
     return value
 
@@ -173,7 +178,7 @@ def made_arguments(
         )
     padded = PADDED_VOCAB.get(told)
     if not isinstance(padded, int):
-        raise UsageError(f"--set-arg {PADDED_VOCAB.name}={padded}: wanted a whole number")
+        raise UsageError(Text(_SETTING, f" {PADDED_VOCAB.name}={padded}: wanted a whole number"))
     config = read_config(told, where, padded, given)
     made = {**new_arguments(config, padded, stored.dtype, IMPLEMENTATIONS[fused]), **told}
     return made if layout is None else {**made, **written_layout(made, layout)}
@@ -194,15 +199,16 @@ def _missing(told: Mapping[str, object]) -> list[str]:
     return missing
 
 
-def _how_to_tell(folder: Path, given: Mapping[str, object], missing: list[str]) -> str:
+def _how_to_tell(folder: Path, given: Mapping[str, object], missing: list[str]) -> Text:
     places = [at / name for at in (folder, folder.parent) for name in _BESIDE]
     beside = [path for path in places if path.is_file()]
     if beside and not given:
-        return f"{beside[0]} describes it: pass --args-from {quote(str(beside[0]))}"
-    needed = " ".join(f"--set-arg {name}=..." for name in missing)
+        return Text(f"{beside[0]} describes it: ", Pass("args_from", beside[0]))
     rope = rows.POSITIONS.name in missing
     rotary = " and ".join(row.name for row in _ROTARY)
-    return (
-        "pass --args-from with the run_config.yaml, config.json or checkpoint folder of the same "
-        f"model, or {needed}" + (f" (and, for rope, {rotary})" if rope else "")
+    return Text(
+        Pass("args_from"),
+        " with the run_config.yaml, config.json or checkpoint folder of the same model, or ",
+        Setting(_SETTING.name, dict.fromkeys(missing, ...)),
+        f" (and, for rope, {rotary})" if rope else "",
     )

@@ -12,7 +12,6 @@ positions are rotated, the epsilon of norms, or which function a plain activatio
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from shlex import quote
 from typing import Any
 
 from flmgrow.errors import BadCheckpointError
@@ -21,6 +20,7 @@ from flmgrow.formats.megatron.arguments.row import ModelArgument
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import Pass, Text
 
 Shape = tuple[int, ...]
 
@@ -215,16 +215,17 @@ _Heads = tuple[str, dict[str, object]]
 
 def _way_out(
     wrong: Mapping[str, object], heads: _Heads | None, choices: Mapping[str, object]
-) -> str:
+) -> Text:
     doubts = ["the args and the weights do not agree"]
-    options = [f"--set-arg {quote(f'{name}={value}')}" for name, value in choices.items()]
+    given = dict(choices)
     if wrong.get(model_rows.POSITIONS.name, "") is None:
         doubts.append("no array tells which kind of positions it is, rope or none")
-        options.append(f"--set-arg {model_rows.POSITIONS.name}=KIND")
+        given[model_rows.POSITIONS.name] = "KIND"
     if heads is not None and not heads[1]:
         doubts.append("no array tells how heads, their size and their groups come to that")
-        options += [f"--set-arg {name}=N" for name in _HEADS]
-    return f"{'; '.join(doubts)}; if the weights are right, pass {' '.join(options)}"
+        given |= dict.fromkeys(_HEADS, "N")
+    doubt = f"{'; '.join(doubts)}; if the weights are right, "
+    return Text(doubt, Pass("set_arguments", given))
 
 
 def _told(stored: StoredShapes, name: str) -> bool:

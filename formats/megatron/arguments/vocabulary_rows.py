@@ -16,6 +16,7 @@ from flmgrow.formats.megatron.arguments.row import (
     optional_integer,
 )
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import Setting, Text
 
 _ADDS_AN_ID = "NullTokenizer"
 
@@ -50,10 +51,9 @@ def vocabulary_notes(arguments: Arguments, vocab: int) -> tuple[str, ...]:
     told = TRUE_VOCAB.get(arguments) is not None
     if told or not isinstance(given, int) or vocab <= given + added_ids(arguments):
         return ()
-    return (
-        f"args.{VOCAB.name} is {given}, which does not explain a table of {vocab} rows: all of "
-        "them are taken as real (--true-vocab-size says otherwise)",
-    )
+    told_by = Setting("true_vocab_size")
+    doubt = f"args.{VOCAB.name} is {given}, which does not explain a table of {vocab} rows"
+    return (Text(doubt, ": all of them are taken as real (", told_by, " says otherwise)"),)
 
 
 def _grows(arguments: Arguments, config: ModelConfig) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Protocol, TypeVar
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import OptimizerState
+from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, OptimizerState
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.folders import DISTRIBUTED
 from flmgrow.formats.reading import Piece, StoredArray
@@ -65,7 +65,7 @@ def _group_of(groups: Sequence[Group], placement: Placement) -> int:
     if len(fitting) != 1:
         raise BadCheckpointError(
             f"{placement.key}: fits {len(fitting)} of the optimizer's {len(groups)} param groups",
-            "only Megatron-LM's own groups are understood; --no-optimizer goes on without",
+            "only Megatron-LM's own groups are understood; " + WITHOUT_OPTIMIZER,
         )
     return fitting[0]
 
@@ -123,7 +123,7 @@ class AdamRank:
         return BadCheckpointError(
             "has no state: a distributed optimizer needs its param groups and "
             f"{DISTRIBUTED} beside them",
-            "copy the rank folders again; --no-optimizer goes on without",
+            "copy the rank folders again; " + WITHOUT_OPTIMIZER,
             where=self.where,
         )
 
@@ -132,7 +132,7 @@ class AdamRank:
         if unknown := [str(key) for key in found if key not in known]:
             raise BadCheckpointError(
                 f"{unknown[0]}{of}: flmgrow does not know what it is",
-                "only Adam's state is understood; --no-optimizer goes on without",
+                "only Adam's state is understood; " + WITHOUT_OPTIMIZER,
                 where=self.where,
             )
 

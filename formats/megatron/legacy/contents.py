@@ -12,6 +12,7 @@ from flmgrow.formats.megatron.arguments.given import corrected, with_arguments
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.values import namespace
+from flmgrow.text import Setting, Text
 
 
 def content_of(file: TorchFile) -> Mapping[object, object]:
@@ -85,7 +86,10 @@ class RankFiles:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         return IncompleteCheckpointError(
             f"{missing[0]}{more}: not there, wanted one beside each of {len(paths)} ranks",
-            "copy the rank folders again; expand and reshard go on without with --no-optimizer",
+            Text(
+                "copy the rank folders again; expand and reshard go on without with ",
+                Setting("no_optimizer", True),
+            ),
         )
 
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
@@ -51,7 +51,7 @@ def _step_value(optimizer: RankOptimizer) -> object:
     if len(values) > 1:
         raise BadCheckpointError(
             f"parameters have {len(values)} different step counts",
-            "parameters frozen for a while cannot be carried; --no-optimizer goes on without",
+            "parameters frozen for a while cannot be carried; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
         )
     return next(iter(values), None)
@@ -76,7 +76,7 @@ def _check_alike(
         if own not in left:
             raise BadCheckpointError(
                 f"a param group {_unlike(own, left)} {first.where}",
-                "ranks of one checkpoint must agree; --no-optimizer goes on without",
+                "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
                 where=optimizer.where,
             )
         left.remove(own)
@@ -84,19 +84,19 @@ def _check_alike(
         raise BadCheckpointError(
             f"has {len(optimizer.groups)} param groups, wanted those of "
             f"{len(first.groups)} in {first.where} that its parameters belong to",
-            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
         )
     if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
         raise BadCheckpointError(
             f"keeps other states than {first.where}",
-            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
         )
     if optimizer.steps() and step_of(optimizer) != step_of(first):
         raise BadCheckpointError(
             f"another step count than {first.where}",
-            "ranks of one checkpoint must agree; --no-optimizer goes on without",
+            "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
         )
 
@@ -118,7 +118,7 @@ def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
         if piece.dtype != first.dtype:
             raise BadCheckpointError(
                 f"{piece}: {kind} is {piece.dtype}, that of {first} is {first.dtype}",
-                "one state in several dtypes is not supported; --no-optimizer goes on without",
+                "one state in several dtypes is not supported; " + WITHOUT_OPTIMIZER,
             )
     return first.dtype
 

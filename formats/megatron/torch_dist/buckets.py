@@ -22,7 +22,7 @@ from math import prod
 from typing import NoReturn
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint, OptimizerState
 from flmgrow.formats.dcp.items import DcpItems
 from flmgrow.formats.dcp.metadata import DcpTensor
 from flmgrow.formats.megatron.content import arguments_in
@@ -56,7 +56,7 @@ _BUCKET = re.compile(
 )
 _OTHER_RUN = (
     "where buckets end follows from args (overlap_grad_reduce, ddp_bucket_size and so on), which "
-    "seem to be another run's; --no-optimizer goes on without"
+    "seem to be another run's; " + WITHOUT_OPTIMIZER
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS
 from flmgrow.formats.vouched import Vouched
 
@@ -55,7 +56,7 @@ def unread_state(folder: Path, name: str) -> UsageError:
         what = "one of several optimizers, which are not read"
     return UsageError(
         what,
-        "only Adam's state for all parameters is understood; --no-optimizer goes on without",
+        "only Adam's state for all parameters is understood; " + WITHOUT_OPTIMIZER,
         where=(folder, name),
     )
 

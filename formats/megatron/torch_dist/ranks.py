@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint, OptimizerState
 from flmgrow.formats.layout.placements import placements
 from flmgrow.formats.megatron.gradient_buffers import DTYPE, module_order
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder, param_groups
@@ -86,7 +86,7 @@ def common_state(
                 contents,
                 f"{PREFIX}{rank}",
                 f"its optimizer is unlike that of {first}",
-                "ranks of one checkpoint must agree; --no-optimizer goes on without",
+                "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             )
     return OptimizerState(
         groups=groups[first],

@@ -14,6 +14,7 @@ from pathlib import Path
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.layout.placements import Layout, Placement
+from flmgrow.formats.megatron.arguments.classes import vouched_arguments
 from flmgrow.formats.megatron.arguments.given import corrected, made_arguments
 from flmgrow.formats.megatron.arguments.run_rows import IMPLEMENTATION
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
@@ -34,6 +35,7 @@ from flmgrow.formats.megatron.torch_dist.shapes import listed_shapes
 from flmgrow.formats.megatron.unsupported import refuse_parts
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.vouched import Vouched
+from flmgrow.text import Setting, Text
 
 
 def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouched) -> None:
@@ -55,8 +57,11 @@ def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouc
             refuse_parts([key], str(where))
             raise BadCheckpointError(
                 "an object that flmgrow does not know",
-                "flmgrow drops nothing in silence; if the model computes nothing with it, "
-                f"--ignore-arg {key} leaves it out",
+                Text(
+                    "flmgrow drops nothing in silence; if the model computes nothing with it, ",
+                    Setting("ignore_arguments", [key]),
+                    " leaves it out",
+                ),
                 where=(where, name),
             )
 
@@ -137,11 +142,11 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         contents.arguments = corrected(own, options.corrections)
     arguments = arguments_in(contents.root, where)
     objects = [parse_name(name).key for name in contents.metadata.objects]
-    for_args = Vouched("--ignore-arg", options.ignored_arguments).idle(objects)
+    vouched = vouched_arguments(options.ignored_arguments)
+    for_args = vouched.idle(objects)
     stored = stored_model(arguments, where, replace(options, ignored_arguments=for_args), shapes)
     refuse_parts(contents.metadata.tensors, str(contents.folder))
     pieces = find_pieces(contents, stored.tensors, stored.sizes)
-    vouched = Vouched("--ignore-arg", options.ignored_arguments)
     _refuse_unknown(contents, pieces, vouched)
     reader = LogicalReader(stored.tensors, stored.sizes, pieces)
     fused = IMPLEMENTATION.get(arguments) != "local"

@@ -201,4 +201,4 @@ def test_a_scaling_that_cannot_be_said_is_named_as_it_is() -> None:
     given = fields(rope_scaling={"type": "yarn", "factor": 4.0})
     with pytest.raises(BadCheckpointError, match=r"rope_scaling.type: found 'yarn'") as error:
         read_fields(family_of(given, "x"), given, "x")
-    assert "--ignore-field" not in error.value.hint
+    assert "ignore_fields" not in error.value.hint

@@ -15,6 +15,7 @@ from pico_dist import make_dist_checkpoint
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.folders import TRACKER, iteration_folder, looks_complete, others
 from flmgrow.formats.opening import open_checkpoint
+from flmgrow.text import COMMAND_LINE, render
 
 OLDER, NEWER = "iter_0000010", "iter_0000030"
 
@@ -37,7 +38,7 @@ def distributed(path: Path) -> Path:
 def hint_of(path: Path, iteration: int | None = None) -> str:
     with pytest.raises(BadCheckpointError) as caught:
         open_checkpoint(path, iteration)
-    return caught.value.hint
+    return render(caught.value.hint, COMMAND_LINE)
 
 
 def first_rank(root: Path) -> Path:

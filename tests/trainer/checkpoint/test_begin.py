@@ -17,7 +17,6 @@ from trained_here import small, trained, trained_in
 from flmgrow.formats.history.manifest import masks_of, training_of
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import Axis, Box
-from flmgrow.trainer.checkpoint.opening import _keyed
 from flmgrow.trainer.stage.file import read_stage
 
 LARGE = ("--hidden-size", 48, "--ffn-hidden-size", 176, "--num-attention-heads", 6)
@@ -227,28 +226,6 @@ def test_arguments_that_are_wrong_have_a_key(data: Path, tmp_path: Path) -> None
     content["checkpoint"]["set_arguments"] = ["num_layers=4"]
     told = trained_in(tmp_path / "b", content, expect=2)
     assert "the tokenizer has 257 ids, the model " in told  # it was read
-
-
-@pytest.mark.parametrize(
-    ("said", "wanted"),
-    [
-        (
-            "pass --ignore-arg 'a*' --ignore-arg b to",
-            'say checkpoint.ignore_arguments: ["a*", "b"] to',
-        ),
-        (
-            "pass --set-arg num_layers=2 --set-arg swiglu=True",
-            'say checkpoint.set_arguments: ["num_layers=2", "swiglu=True"]',
-        ),
-        ("pass --ignore-field c", 'say checkpoint.ignore_fields: ["c"]'),
-        ("pass --args-from a.yaml", "say checkpoint.args_from a.yaml"),
-        ("--true-vocab-size 9: only", "checkpoint.true_vocab_size 9: only"),
-        ("or pass --no-optimizer", "or say checkpoint.begin: anew"),
-        ("nothing of it", "nothing of it"),
-    ],
-)
-def test_options_become_keys(said: str, wanted: str) -> None:
-    assert _keyed(said) == wanted
 
 
 def test_an_iteration_that_is_missing_is_named_so_that_it_can_be_given(

@@ -231,7 +231,7 @@ class Dying(ByteTokenizer):
 def test_a_worker_that_dies_is_told(sources: Sources, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a worker process died") as refusal:
         make(sources, tmp_path / "out", Dying(), workers=2)
-    assert "fewer --workers" in refusal.value.hint
+    assert "fewer workers" in refusal.value.hint
 
 
 class TestCommand:

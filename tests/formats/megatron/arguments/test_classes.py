@@ -23,6 +23,7 @@ from flmgrow.formats.megatron.arguments.model import read_config, written_argume
 from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import COMMAND_LINE, render
 
 PADDED = 56
 STOCK = replace(CONFIGS["gpt"], norm_eps=1e-5, activation="gelu_tanh", tied=True)
@@ -99,7 +100,7 @@ def test_features_are_named_all_at_once_and_no_option_is_offered(names: set[str]
     for name in names:
         assert name in refusal.value.message
         assert FEATURES[name] in refusal.value.message or len(names) > 5
-    assert "--ignore-arg" not in refusal.value.hint
+    assert "ignore_arguments" not in refusal.value.hint
     assert read_config(args, "file", PADDED, names) == CONFIGS["llama"]
 
 
@@ -110,7 +111,8 @@ def test_unknown_features_are_named_all_at_once_with_the_options(names: set[str]
     with pytest.raises(BadCheckpointError, match="does not understand") as refusal:
         read_config(args, "file", PADDED)
     assert all(f"args.{name}: found " in refusal.value.message for name in names)
-    offered = shlex.split(refusal.value.hint.partition("pass ")[2])[1::2]
+    hint = render(refusal.value.hint, COMMAND_LINE)
+    offered = shlex.split(hint.partition("pass ")[2])[1::2]
     assert read_config(args, "file", PADDED, offered) == CONFIGS["llama"]
 
 
@@ -125,7 +127,7 @@ def test_a_feature_and_an_unknown_argument_are_both_named() -> None:
     args = args_of(CONFIGS["llama"], num_experts=8, new_gate=True)
     with pytest.raises(BadCheckpointError, match=r"num_experts.*new_gate.*mixture of") as error:
         read_config(args, "file", PADDED)
-    assert "--ignore-arg" not in error.value.hint
+    assert "ignore_arguments" not in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_unknown_arguments_are_told_and_known_ones_are_not() -> None:
 def test_ignored_patterns_that_match_nothing_are_told() -> None:
     args = args_of(CONFIGS["llama"])
     notes = notes_of(args, "file", ["sglang_*", "swiglu"])
-    assert notes == (
+    assert tuple(render(note, COMMAND_LINE) for note in notes) == (
         "file: --ignore-arg 'sglang_*': no argument is called so",
         "file: --ignore-arg swiglu: flmgrow understands it, and uses it",
     )

@@ -19,6 +19,7 @@ from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.megatron.arguments.given import parse_given
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import COMMAND_LINE, render
 
 UNTIE = "untie_embeddings_and_output_weights"
 BIASED_QKV = replace(CONFIGS["qwen"], queries_per_group=2)
@@ -77,9 +78,10 @@ def read(path: Path, **arguments: object) -> ModelConfig:
 
 
 def offered(error: BadCheckpointError) -> dict[str, object]:
-    words = shlex.split(error.hint.partition("pass ")[2])
-    assert words[::2] == ["--set-arg"] * (len(words) // 2), error.hint
-    return parse_given("--set-arg", words[1::2])
+    hint = render(error.hint, COMMAND_LINE)
+    words = shlex.split(hint.partition("pass ")[2])
+    assert words[::2] == ["--set-arg"] * (len(words) // 2), hint
+    return parse_given(words[1::2])
 
 
 @pytest.mark.parametrize("kind", ["one rank", "four ranks", "distributed"])
@@ -94,7 +96,7 @@ def test_a_flipped_argument_is_named_with_the_right_value(
     with pytest.raises(BadCheckpointError) as refusal:
         read(path, **{name: value})
     hint = refusal.value.hint
-    assert "--set-arg" in hint
+    assert "set_arguments" in hint
     if name in NOT_PASTED and "rope or none" in hint:
         return
     assert read(path, **{name: value, **offered(refusal.value)}) == right

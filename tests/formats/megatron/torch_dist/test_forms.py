@@ -137,5 +137,5 @@ def test_states_of_other_optimizers_are_named_or_left_out(
     root = make_form(tmp_path, "llama", 1, change=add)
     with open_checkpoint(root) as opened, pytest.raises(UsageError, match=f"{name}: {says}") as no:
         with_optimizer(opened)
-    assert no.value.hint.endswith("--no-optimizer goes on without")
+    assert no.value.hint.endswith("no_optimizer=True goes on without")
     accepted("reshard", root, tmp_path / "out", "--no-optimizer")
