@@ -177,7 +177,7 @@ class Run:
             for note in told:
                 reporter.note("note: " + note)
             for line in self._reads():
-                reporter.note(line if line.startswith("note: ") else f"{stage.name}  {line}")
+                reporter.note(line)
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()
@@ -338,14 +338,16 @@ class Run:
         return sample_count(stage.log, stage.training.batch, there)
 
     def _reads(self) -> Iterator[str]:
-        """Yield how often the stage reads its data."""
+        """Yield lines on how often the stage reads its data."""
         begin, stage = self._run.begin, self._run.stage
         first = begin.carried.consumed_samples
         steps = self._run.last - begin.iteration
         yield from ("note: " + note for note in self._data.notes)
-        yield from self._data.epochs(first, first + steps * stage.training.batch)
+        for again, line in self._data.epochs(first, first + steps * stage.training.batch):
+            yield f"{'note:' if again else f'{stage.name} '} {line}"
         if stage.log.validation_every is not None:
-            yield from read_again(self._validated, self._data.held_out_samples)
+            for note in read_again(self._validated, self._data.held_out_samples):
+                yield "note: " + note
 
     def _save(self) -> None:
         self._failure.raise_together()

@@ -37,7 +37,7 @@ def _problem(error: Mapping[str, Any]) -> str:
     if kind == "extra_forbidden":
         return "there is no such key"
     if kind == "value_error":
-        return message.removeprefix("Value error, ")
+        return str(error["ctx"]["error"])
     shown = "nothing" if found is None else _SHORT.repr(found)
     wanted = _WANTED.get(kind, message.removeprefix("Input should be "))
     if wanted == message:

@@ -269,6 +269,7 @@ class Executor:
                 reader,
                 Replicated.CHECK if reader.ways_out else self.execution.replicated,
                 "" if state is State.WEIGHT else state,
+                self.plan.source.folder,
             )
         ]
 
@@ -317,7 +318,6 @@ class Executor:
         with np.errstate(all="ignore"):
             spreads = self._spreads(folder.ranks)
         records = [folder.finished[file.path] for file in plan.files]
-        drift = [line.replace(f"{plan.source.folder}/", "") for line in drift]
         drift = folder.ranks.exchange(drift, first_of)
         manifest = describe(plan, self._options, records, spreads, drift)
         last = {**execution.beside(manifest), **pointers(plan.source, plan.target)}

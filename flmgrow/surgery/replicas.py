@@ -7,6 +7,7 @@ ones are read, a few MiB at a time, and measured.
 """
 
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 
@@ -70,11 +71,15 @@ def replicated_as(word: str) -> Replicated:
 
 
 def check_replicas(
-    reader: LogicalReader, mode: Replicated = Replicated.CHECK, of: str = ""
+    reader: LogicalReader,
+    mode: Replicated = Replicated.CHECK,
+    of: str = "",
+    seen_from: Path | None = None,
 ) -> list[str]:
     """Compare all replicas; return a line for each difference where ``mode`` is rank0.
 
-    ``of`` names the state that the reader reads, if it is not the weights.
+    ``of`` names the state that the reader reads, if it is not the weights; lines name files as seen
+    from the folder ``seen_from``.
     Raises BadCheckpointError at the first difference where ``mode`` is check.
     """
     lines = []
@@ -83,11 +88,17 @@ def check_replicas(
             if _equal(first, other):
                 continue
             state = f"{of} of " if of else ""
-            line = f"{other}: not equal to {first}: {state}{_difference(first, other)}"
+            found = f"{state}{_difference(first, other)}"
             if mode is Replicated.CHECK:
-                raise BadCheckpointError(line, reader.ways_out or _WAY_OUT)
-            lines.append(line)
+                hint = reader.ways_out or _WAY_OUT
+                raise BadCheckpointError(f"not equal to {first}: {found}", hint, where=other)
+            one, equal = (_name(piece, seen_from) for piece in (other, first))
+            lines.append(f"{one}: not equal to {equal}: {found}")
     return lines
+
+
+def _name(piece: Piece, folder: Path | None) -> str:
+    return str(piece) if folder is None else str(piece).removeprefix(f"{folder}/")
 
 
 def copies(reader: LogicalReader) -> int:

@@ -51,18 +51,16 @@ class StageData:
         """What a checkpoint remembers of the tokenizer."""
         return TokenizerFacts.model_validate(self.tokenizer.identity)
 
-    def epochs(self, first: int, last: int) -> Iterator[str]:
-        """Yield, for each origin, what samples ``first`` to ``last`` read of it, in a line.
-
-        A line that says that something is read more than once is a note.
+    def epochs(self, first: int, last: int) -> Iterator[tuple[bool, str]]:
+        """Yield, for each origin, what samples ``first`` to ``last`` read of it, in a line; before
+        it, whether some of it is read more than once.
         """
         weights = [origin.weight for origin in self.origins]
         spans = zip(counted(first, weights), counted(last, weights), strict=True)
         for origin, (begin, end) in zip(self.origins, spans, strict=True):
             span = f"{begin / origin.per_epoch:.2f} to {end / origin.per_epoch:.2f}"
-            again = "note: " if end > origin.per_epoch else ""
             size = f"{origin.per_epoch:,} samples an epoch"
-            yield f"{again}reads {origin.name}: {size}, epochs {span}"
+            yield end > origin.per_epoch, f"reads {origin.name}: {size}, epochs {span}"
 
 
 def open_data(data: DataSection, *, sums: bool = True) -> StageData:

@@ -33,7 +33,7 @@ def read_again(count: int, held_out: int) -> Iterator[str]:
     """Yield a note if a validation of ``count`` samples reads those ``held_out`` repeatedly."""
     if count > held_out:
         yield (
-            f"note: a validation reads {count:,} samples, {held_out:,} are held out: "
+            f"a validation reads {count:,} samples, {held_out:,} are held out: "
             f"{count / held_out:.1f} times each"
         )
 

@@ -25,9 +25,11 @@ def check_copies(checkpoint: Checkpoint, allowed: bool = False) -> list[Check]:
     if not total:
         return []
     drift = [
-        line.replace(f"{checkpoint.folder}/", "")
+        line
         for state, reader in readers.items()
-        for line in check_replicas(reader, Replicated.RANK0, "" if state is State.WEIGHT else state)
+        for line in check_replicas(
+            reader, Replicated.RANK0, "" if state is State.WEIGHT else state, checkpoint.folder
+        )
     ]
     if not drift:
         return [Check(name, True, f"{total} agree with the first of their kind")]

@@ -70,7 +70,7 @@ def test_how_many_are_read(batch: int, held_out: int) -> None:
 
 def test_more_than_there_is_is_told() -> None:
     (note,) = read_again(3200, 20)
-    assert note == "note: a validation reads 3,200 samples, 20 are held out: 160.0 times each"
+    assert note == "a validation reads 3,200 samples, 20 are held out: 160.0 times each"
     assert not list(read_again(20, 20))
 
 
