@@ -20,10 +20,12 @@ import pytest
 from commands import flmgrow
 from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
+from quoted_words import settings
 from repository import FOLDERS, ROOT, find_modules
 from tiny_tokenizers import make_jsonl, make_ranks
 
 from flmgrow.stages.schedule import read_schedule
+from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.data.corpus_files import open_corpus_files
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.stage.file import read_stage
@@ -270,9 +272,10 @@ def test_exit_codes_are_listed() -> None:
 
 def string_constants() -> str:
     """Every string in the library; adjacent literals are one, and names of rows are filled in."""
-    found = []
+    found: list[str] = []
     for name, path in find_modules().items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        found.extend(on_the_command_line(node) for node in ast.walk(tree))
         strings = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -282,6 +285,22 @@ def string_constants() -> str:
             found.extend(filled(node, namespace) for node in strings)
             found.extend(placed(node, namespace) for node in ast.walk(tree))
     return "\n".join(found)
+
+
+def on_the_command_line(node: ast.AST) -> str:
+    """A text that names settings, as commands print it; other values are line ends."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) != "Text":
+        return ""
+    parts = []
+    for part in node.args:
+        if isinstance(part, ast.Constant):
+            parts.append(str(part.value))
+        elif isinstance(part, ast.JoinedStr):
+            parts.append(filled(part))
+        else:
+            name = next((each.value for each in settings(part)), None)
+            parts.append("\n" if name is None else COMMAND_LINE.name(str(name)))
+    return "".join(parts)
 
 
 def placed(node: ast.AST, namespace: dict[str, object]) -> str:
@@ -304,14 +323,17 @@ def named(source: str, namespace: dict[str, object]) -> str:
     return str(eval(source, dict(namespace))) if ROW_NAME.fullmatch(source) else "\n"
 
 
-def filled(text: ast.JoinedStr, namespace: dict[str, object]) -> str:
-    """An f-string with the names of rows, as in ``{TIED.name}``; other values are line ends."""
+def filled(text: ast.JoinedStr, namespace: dict[str, object] | None = None) -> str:
+    """An f-string with the names of rows, as in ``{TIED.name}``, if they are given; other values
+    are line ends.
+    """
     parts = []
     for part in text.values:
         if isinstance(part, ast.Constant):
             parts.append(str(part.value))
         elif isinstance(part, ast.FormattedValue):
-            parts.append(named(ast.unparse(part.value), namespace))
+            source = ast.unparse(part.value)
+            parts.append("\n" if namespace is None else named(source, namespace))
     return "".join(parts)
 
 
