@@ -31,6 +31,7 @@ from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 from flmgrow.garbage import no_garbage_collection
+from flmgrow.storage.marker import refuse_marked
 from flmgrow.text import Setting, Text
 
 _TRIED = 3
@@ -46,6 +47,7 @@ def open_checkpoint(
     folder. ``iteration`` overrides the tracker. Raises BadCheckpointError, its hint naming the
     newest iteration that can be opened if that is not the one wanted.
     """
+    refuse_marked(path, path.parent)
     if is_huggingface(path) and not os.path.lexists(path / TRACKER):
         if iteration is not None:
             raise UsageError(

@@ -14,7 +14,8 @@ from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
 from flmgrow.model.wording import size
-from flmgrow.storage.output import OutputFolder, clear_leftovers
+from flmgrow.storage.hidden import clear_leftovers
+from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data import prepared
 from flmgrow.trainer.data.compressed import USUAL_WINDOW, window_of
@@ -113,6 +114,8 @@ def prepare(
         there = prepared.found(dst, found, recipe, limits, progress)
     if there is None:
         with OutputFolder(dst, plan, restart=restart) as folder:
+            if folder.note:
+                note(folder.note)
             try:
                 with progress_bar(total, "reading") as progress:
                     manifest = prepare_data(found, recipe, folder, processes, progress, limits)

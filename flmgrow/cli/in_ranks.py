@@ -15,8 +15,8 @@ from flmgrow.cli.options import RUNNING
 from flmgrow.cli.printing import note
 from flmgrow.errors import FlmgrowError, UsageError
 from flmgrow.hub.names import is_on_hub
+from flmgrow.storage.hidden import hidden_folder
 from flmgrow.storage.launch import Launch, launch_folder
-from flmgrow.storage.output import hidden_folder
 from flmgrow.storage.ranks import Ranks, meeting
 from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.world import PATIENCE, World, find_world

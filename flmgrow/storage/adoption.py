@@ -37,7 +37,7 @@ def adopt(temp: Path, wanted: str, restart: bool) -> None:
     wanted_by_nobody = found != wanted.encode() and not journal.has_lines(temp)
     if restart or found is None or wanted_by_nobody:
         # A crash in here does no harm: without a plan, nothing in the folder is trusted.
-        durable.prune(temp, keep={temp / "lock", *temp.glob("launch-*/*")})
+        durable.prune(temp, keep={temp / "lock", temp / "lease", *temp.glob("launch-*/*")})
         durable.sync_folder(temp)
         durable.write_small(place, wanted.encode())
         durable.sync_folder(temp.parent)

@@ -20,6 +20,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ REMEDIES = {
     errno.ENAMETOOLONG: "give a shorter name",
 }
 NO_RESERVATION = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR}
+NO_RENAME = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EMFILE, errno.EXDEV}
+"""What mounts of object stores answer that cannot rename a file or a folder."""
 NO_FLAGGED_RENAME = {errno.ENOSYS, errno.EINVAL}
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 AT_FDCWD = -100
@@ -96,12 +99,13 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, size: int) -> Iterator[NewFile]:
+def new_file(path: Path, size: int, in_place: bool = False) -> Iterator[NewFile]:
     """Give a file of ``size`` bytes to write; after the block it is on the disk under ``path``.
 
-    If the block or anything else fails, ``path`` is as it was. Raises StorageError.
+    If the block or anything else fails, ``path`` is as it was; but ``in_place``, it is gone or not
+    whole. Raises StorageError.
     """
-    part = path.with_name(path.name + PART)
+    part = path if in_place else path.with_name(path.name + PART)
     with storage_errors(part, "creating"):
         part.unlink(missing_ok=True)  # never reuse one whose fsync may have failed
     with _written(part, path, size) as file:
@@ -120,9 +124,60 @@ def _written(part: Path, path: Path, size: int) -> Iterator[NewFile]:
         file.finish()
     finally:
         file.abandon()
-    with storage_errors(part, "renaming"):
-        part.rename(path)
+    if part != path:
+        with storage_errors(part, "renaming"):
+            _rename(part, path)
     sync_folder(path.parent)
+
+
+def _rename(part: Path, path: Path) -> None:
+    """Rename a file, or copy it where the file system cannot. Raises OSError."""
+    try:
+        part.rename(path)
+    except OSError as error:
+        if error.errno not in NO_RENAME:
+            raise
+        path.unlink(missing_ok=True)
+        shutil.copyfile(part, path)
+        sync_file(path)
+        part.unlink()
+
+
+def sync_file(path: Path) -> None:
+    """Put a file's bytes on the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        close_quietly(descriptor)
+
+
+def can_rename(folder: Path) -> bool:
+    """Try, in ``folder``, whether files, and folders that are not empty, can be renamed there.
+
+    Raises StorageError.
+    """
+    old, new = folder / "try", folder / "tried"
+    with storage_errors(folder, "writing into it"):
+        _remove_trees(old, new)  # of a run that was killed here
+        old.mkdir()
+        (old / "file").write_bytes(b"")
+        try:
+            (old / "file").rename(old / "other")
+            old.rename(new)
+        except OSError as error:
+            if error.errno not in NO_RENAME:
+                raise
+            return False
+        finally:
+            _remove_trees(old, new)
+    return True
+
+
+def _remove_trees(*folders: Path) -> None:
+    for folder in folders:
+        if folder.exists():
+            remove_tree(folder)
 
 
 def write_small(path: Path, data: bytes) -> None:

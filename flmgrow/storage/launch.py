@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from flmgrow.errors import FlmgrowError, LostRankError, StorageError
 from flmgrow.storage import durable
 from flmgrow.storage.failure import AGAIN, another_plan, described, raised
-from flmgrow.storage.sign import Other, Sign, read_sign, this_machine
+from flmgrow.storage.sign import Other, Sign, read_sign, this_machine, this_process
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
 from flmgrow.text import Setting, Text
@@ -74,7 +74,8 @@ class Launch:
         self._stopped = False
         self._alone = False
         self._state: Json = {
-            "word": self._word, "host": this_machine(), "plan": "", "launch": "", "bytes": 0,
+            "word": self._word, "host": this_machine(), "process": this_process(),
+            "plan": "", "launch": "", "bytes": 0,
             "beat": 0, "seen": {}, "failed": None, "heard": False, "stopped": False, "ended": False,
         }  # fmt: skip
         if world.first:

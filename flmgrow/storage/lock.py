@@ -2,9 +2,10 @@
 
 Two runs must not write one output. The lock is an advisory lock on a file: the kernel releases it
 when its process dies, however it dies, so there are no stale locks. The file's text names the
-process, for the message only.
+process, for the message only. Some file systems of clusters know no locks: ``lease.py`` then.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -16,14 +17,35 @@ OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 JUST_FINISHING = "just finishing"  # it has removed the lock, the last thing but one that it does
 
 
+NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What a file system answers that knows no locks, or whose server does not."""
+
+
 class LockHeldError(Exception):
     """Another process holds the lock; ``str(error)`` says which, as far as is known."""
+
+
+def try_lock(descriptor: int, shared: bool = False) -> bool | None:
+    """Lock an open file; return whether nobody else has it, or None if there are no locks here.
+
+    Raises OSError.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 def take_lock(path: Path) -> int:
     """Lock the file ``path`` and return its descriptor; closing that, or dying, releases it.
 
-    Raises LockHeldError if another process has it, StorageError if it cannot be locked at all.
+    Raises LockHeldError if another process has it, StorageError if it cannot be locked at all: of
+    an error in ``NO_LOCKS`` if nothing can be here.
     """
     with storage_errors(path, "locking"):
         try:

@@ -18,13 +18,16 @@ command is given again. For the output ``NAME`` there is a hidden folder beside 
    refuses to replace anything; the parent folder is fsynced.
 6. The hidden folder is removed. If that fails, or the run dies before, the next one removes it.
 
+Where the file system cannot rename folders, files are written where they will stay, and the output
+is marked until it is whole (``marker.py``); where it knows no locks, a lease takes their place
+(``lease.py``).
+
 Several ranks may write one output (``ranks.py``): files belong to the plan and not to a rank, so
 each writes those that are its share of what is left, into a journal of its own. Rank 0 takes the
 lock, adopts the plan and commits; checking files, on resuming and before the commit, is shared.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -34,18 +37,25 @@ from typing import Any
 
 import xxhash
 
-from flmgrow.errors import LostRankError, OutputExistsError, StorageError, UsageError
-from flmgrow.storage import durable, journal
+from flmgrow.errors import LostRankError, OutputExistsError, StorageError
+from flmgrow.storage import durable, journal, marker
 from flmgrow.storage.adoption import PLAN, adopt, encoded_plan, refuse_living
 from flmgrow.storage.checksums import FileRecord, is_intact, is_safe, verify_files
-from flmgrow.storage.lock import LockHeldError, take_lock
+from flmgrow.storage.hidden import (
+    absolute,
+    clear_leftovers,
+    hidden_folder,
+    locked,
+    one_run,
+    remove_hidden,
+)
+from flmgrow.storage.lease import Lease
 from flmgrow.storage.output_file import OutputFile
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
-from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
 
-__all__ = ["FileRecord", "OutputFile", "OutputFolder", "clear_leftovers", "verify_files"]
+__all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
 
 
 class OutputFolder:
@@ -66,33 +76,33 @@ class OutputFolder:
         restart: bool = False,
         world: World = ALONE,
     ) -> None:
-        self.path = _absolute(path)
+        self.path = absolute(path)
         self._temp = hidden_folder(self.path)
-        self._data = self._temp / "data"
+        self._in_place = False
         self._finished: dict[str, FileRecord] = {}
         self._writing: set[str] = set()
         self._mutex = threading.Lock()
         self._committed = False
-        if durable.is_there(self.path):
+        self._lease: Lease | None = None
+        if self._appeared():
             raise self._already_exists(told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
             self.ranks = stack.enter_context(ranks_in(self._temp, world))
             if world.first:
                 lock = stack.enter_context(contextlib.ExitStack())
-                lock.enter_context(_locked(self.path, self._temp))
-                if durable.is_there(self.path):  # finished by another run while we came here
+                self._lease = lock.enter_context(locked(self.path, self._temp))
+                if self._appeared():  # finished by another run while we came here
                     lock.close()
                     raise self._already_exists()
                 refuse_living(self.path, self._temp, self.ranks.paths)
             self._meet(wanted)
             if world.first:
                 adopt(self._temp, wanted, restart)
-                durable.make_folders(self._temp, self._data)
+                self._begin_data(wanted)
                 self._begin_journal(stack)
-            self._listed = self.ranks.exchange(
-                self._journal.records if world.first else [], first_of
-            )
+            known = (self._in_place, self._journal.records) if world.first else ()
+            self._in_place, self._listed = self.ranks.exchange(known, first_of)
             if not world.first:
                 self._begin_journal(stack)
             self._resume()
@@ -105,8 +115,40 @@ class OutputFolder:
         except BaseException as error:
             alone = self.ranks.stop(error) and self.ranks.world.first
             if alone and not (self._temp / PLAN).exists():
-                _remove_hidden(self._temp)
+                remove_hidden(self._temp)
             raise
+
+    @property
+    def _data(self) -> Path:
+        """Where files are written."""
+        return self.path if self._in_place else self._temp / "data"
+
+    def _appeared(self) -> bool:
+        return durable.is_there(self.path) and not marker.is_marked(self.path)
+
+    def _begin_data(self, plan: str) -> None:
+        """Make the folder that files are written into, as an earlier run did."""
+        begun = (self._temp / "data").exists()
+        marked = marker.is_marked(self.path)
+        self._in_place = marked or not (begun or durable.can_rename(self._temp))
+        if self._in_place:
+            marker.put(self.path, plan)
+        else:
+            durable.make_folders(self._temp, self._data)
+
+    @property
+    def note(self) -> str:
+        """What to tell of a file system that lacks something; it is empty as a rule."""
+        locks = "locks (do not start two runs in the same seconds)" if self._lease else ""
+        place = f"renaming (it is marked until it is whole, by {marker.MARK})"
+        lacks = [locks, place if self._in_place else ""]
+        what = " and no ".join(filter(None, lacks))
+        return f"{self.path}: its file system has no {what}" if what else ""
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            with one_run(self.path):
+                self._lease.check()
 
     def _begin_journal(self, stack: contextlib.ExitStack) -> None:
         self._journal = journal.Journal(self._temp / journal.name_of(self.ranks.world.rank))
@@ -143,10 +185,11 @@ class OutputFolder:
         target = self._claim(relative)
         try:
             durable.make_folders(self._data, target.parent)
-            with durable.new_file(target, size) as raw:
+            with durable.new_file(target, size, self._in_place) as raw:
                 output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
                 record = output.record(relative)
+            self._check_lease()
             self._journal.append(asdict(record))
             self._finished[relative] = record
         finally:
@@ -194,6 +237,7 @@ class OutputFolder:
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
         self._check_share()
+        self._check_lease()
         if not self.ranks.world.first:
             return self._follow()
         self._appear(targets)
@@ -202,7 +246,7 @@ class OutputFolder:
         with contextlib.suppress(LostRankError):  # it can lose nothing any more
             self.ranks.exchange(None, len)
         self.ranks.stop(None)
-        if _remove_hidden(self._temp):
+        if remove_hidden(self._temp):
             return ""
         return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
 
@@ -224,7 +268,7 @@ class OutputFolder:
         try:
             self.ranks.exchange(None, len)
         except LostRankError:
-            if not durable.is_there(self.path):  # else it had only the tidying up to do
+            if not self._appeared():  # else it had only the tidying up to do
                 raise
         self._committed = True
         return ""
@@ -235,7 +279,9 @@ class OutputFolder:
             durable.make_folders(self._data, target.parent)
             durable.write_small(target, data)
         durable.sync_tree(self._data)
-        if not durable.rename_to_new(self._data, self.path):
+        if self._in_place:
+            marker.remove(self.path)
+        elif not durable.rename_to_new(self._data, self.path):
             found = f"appeared while this run was writing; the result is in {self._data}"
             hint = f"move it away, then {durable.RESUME}"
             raise OutputExistsError(found, hint, where=self.path)
@@ -250,7 +296,9 @@ class OutputFolder:
         resume. Rank 0 does it, once the others have stopped.
         """
         if self.ranks.world.first:
-            _remove_hidden(self._temp)
+            if self._in_place:
+                marker.discard(self.path)
+            remove_hidden(self._temp)
 
     def _target(self, relative: str) -> Path:
         if not is_safe(relative) or relative.endswith(durable.PART):
@@ -293,7 +341,8 @@ class OutputFolder:
         self._finished = {each["path"]: FileRecord(**each) for each in records}
 
     def _drop_strays(self) -> None:
-        durable.prune(self._data, keep={self._data / path for path in self._finished})
+        kept = {self._data / path for path in self._finished}
+        durable.prune(self._data, keep=kept | {self.path / marker.MARK})
 
     def _already_exists(self, told: bool = False) -> OutputExistsError:
         note = ""
@@ -307,66 +356,3 @@ class OutputFolder:
         )
         error.told = told  # by rank 0, which finds it as well
         return error
-
-
-def clear_leftovers(path: Path) -> str:
-    """Remove what a run that made the output ``path`` could not; return what to tell of it.
-
-    A half-done run stays. Raises OutputExistsError if another run is at it, OSError, StorageError.
-    """
-    temp = hidden_folder(path)
-    if not durable.is_own_folder(temp):
-        return ""
-    with _locked(path, temp):
-        if (temp / "data").exists():
-            return f"; {temp} holds a half-done run"
-        if _remove_hidden(temp):
-            return f"; removed the leftovers in {temp}"
-    return ""
-
-
-def hidden_folder(path: Path) -> Path:
-    """Return the folder beside an output in which it is made."""
-    return path.with_name(f".{path.name}.flmgrow")
-
-
-@contextlib.contextmanager
-def _locked(path: Path, temp: Path) -> Iterator[None]:
-    """Keep other runs away from the output ``path`` and its hidden folder."""
-    try:
-        descriptor = take_lock(temp / "lock")
-    except LockHeldError as held:
-        raise OutputExistsError(
-            f"another run ({held}) is writing it",
-            hint="wait for it to finish or stop it, or choose another output folder",
-            where=path,
-        ) from None
-    try:
-        yield
-    finally:
-        durable.close_quietly(descriptor)
-
-
-def _remove_hidden(temp: Path) -> bool:
-    """Remove the hidden folder, the lock last; if that fails, a later run does it."""
-    lock = temp / "lock"
-    with contextlib.suppress(StorageError, OSError):
-        durable.prune(temp, keep={lock})
-        lock.unlink()
-        temp.rmdir()
-        return True
-    return False
-
-
-def _absolute(path: Path) -> Path:
-    """Return ``path`` with its parent's links resolved; its own last part is left as it is."""
-    if is_remote(path):
-        raise UsageError(
-            "is in an object store, wanted a folder", "name a folder", where=address_of(path)
-        )
-    if path.name in ("", ".."):
-        raise UsageError("not a name for a new folder", hint="name the folder to make", where=path)
-    parent = Path(os.path.realpath(path.parent))
-    if not parent.is_dir():
-        raise UsageError(f"no such folder, wanted for {path.name}", hint="create it", where=parent)
-    return parent / path.name

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.storage import output, remote_output
+from flmgrow.storage import hidden, remote_output
+from flmgrow.storage.marker import is_marked
 from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.remote.path import open_folder, remote_path
@@ -34,7 +35,7 @@ def named_output(path: Path) -> Path:
 def finished_output(path: Path) -> Path | None:
     """Return where an output at ``path`` can be read, if there may be one. Raises StorageError."""
     if not is_remote(path):
-        return path
+        return None if is_marked(path) else path
     try:
         return open_folder(path)
     except BadCheckpointError:
@@ -43,7 +44,7 @@ def finished_output(path: Path) -> Path | None:
 
 def unfinished_place(path: Path) -> Path:
     """Return where the files of a half-done output lie."""
-    return path if is_remote(path) else output.hidden_folder(path) / "data"
+    return path if is_remote(path) else hidden.hidden_folder(path) / "data"
 
 
 def clear_leftovers(path: Path) -> None:
@@ -54,4 +55,4 @@ def clear_leftovers(path: Path) -> None:
     if is_remote(path):
         remote_output.clear_leftovers(path)
     else:
-        output.clear_leftovers(path)
+        hidden.clear_leftovers(path)

@@ -56,6 +56,7 @@ class RemoteOutput:
     """
 
     ranks: Ranks = ALONE
+    note = ""
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ checksum, so that one that is half replaced is told from a whole one.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -14,6 +13,7 @@ import zlib
 from pathlib import Path
 
 from flmgrow.storage.durable import close_quietly, storage_errors, write_all
+from flmgrow.storage.lock import try_lock
 from flmgrow.storage.strict_json import Json
 
 OWN_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,7 +23,7 @@ BLINK = 5.0
 
 
 class Sign:
-    """A file that this process alone writes; it is locked until it is closed.
+    """A file that this process alone writes; it is locked until it is closed, where it can be.
 
     Raises BlockingIOError if another process has it, StorageError.
     """
@@ -34,8 +34,7 @@ class Sign:
             undo.enter_context(storage_errors(path, "opening"))
             self._descriptor = os.open(path, OWN_FILE, 0o600)
             undo.callback(self.close)
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(self._descriptor) is not False:
                 os.ftruncate(self._descriptor, 0)  # nobody says any more what is there
                 undo.pop_all()
                 return
@@ -79,18 +78,37 @@ def read_sign(path: Path) -> Json | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process of this machine has the sign ``path``."""
+    """Whether a living process of this machine has the sign ``path``.
+
+    Where there are no locks, it is the process that the sign names.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may be looking just now
+        free = try_lock(descriptor, shared=True)  # others may be looking just now
     except OSError:
         return True
     finally:
         close_quietly(descriptor)
-    return False
+    return _lives((read_sign(path) or {}).get("process")) if free is None else not free
+
+
+def this_process() -> str:
+    """Return a word for this process, and for its container if it has a numbering of its own."""
+    with contextlib.suppress(OSError):
+        return f"{os.getpid()} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{os.getpid()} "
+
+
+def _lives(process: str | None) -> bool:
+    """Whether a process may be alive: one of another container may always."""
+    if process is None:
+        return False
+    number, _, numbering = process.partition(" ")
+    same = numbering == this_process().partition(" ")[2]
+    return not same or Path("/proc", number).exists()
 
 
 def this_machine() -> str:

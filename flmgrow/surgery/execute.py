@@ -281,6 +281,8 @@ class Executor:
         restart, world = execution.restart, execution.world
         with begin_output(destination, identity, restart=restart, world=world) as folder:
             folder.ranks.watch(execution.progress)
+            if folder.note:
+                print(f"note: {printable(folder.note)}", file=sys.stderr)
             try:
                 yield folder
             except BaseException as error:

@@ -126,7 +126,7 @@ def test_too_little_space_is_found_before_anything_is_written(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = SimpleNamespace(f_bavail=1, f_frsize=512, f_blocks=1000)
-    monkeypatch.setattr("flmgrow.storage.output.os.statvfs", lambda _: full)
+    monkeypatch.setattr("flmgrow.storage.durable.os.statvfs", lambda _: full)
     says = "out: 512 bytes are free, [0-9]+ are needed.*free some space"
     refused(4, says, "expand", source, out, *GROW, place=out.parent)
 

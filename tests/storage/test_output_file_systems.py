@@ -1,7 +1,6 @@
 """What file systems refuse, lack or get wrong ends in one clear error, and can be resumed."""
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 
@@ -125,14 +124,6 @@ class TestFileSystems:
             with pytest.raises(StorageError, match="an earlier fsync failed"):
                 write(folder, "b", b"abc")
             assert folder.finished == {}
-
-    def test_a_file_system_without_locks(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def flock(descriptor: int, operation: int) -> None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-        with pytest.raises(StorageError, match="lock: locking failed: Function not implemented"):
-            OutputFolder(out, PLAN)
 
     def test_what_another_machine_removed_is_made_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -185,7 +185,7 @@ class TestNamesThatAreTaken:
         self, out: Path, temp: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch, OutputFolder(out, PLAN) as folder:
-            patch.setattr(output, "_remove_hidden", lambda _: False)
+            patch.setattr(output, "remove_hidden", lambda _: False)
             assert "could not be removed" in folder.commit({})
         assert temp.exists()
         with pytest.raises(OutputExistsError, match="already exists; removed the leftovers"):

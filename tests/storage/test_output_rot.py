@@ -111,7 +111,7 @@ def test_a_clean_up_that_fails_is_told_and_the_same_command_is_done(
     source: Path, out: Path, temp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(output, "_remove_hidden", lambda _: False)
+        patch.setattr(output, "remove_hidden", lambda _: False)
         outcome = accepted("expand", source, out, *GROW)
     assert f"note: {temp}: could not be removed, and may be; {out} is complete" in outcome.err
     assert temp.exists()

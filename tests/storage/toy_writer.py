@@ -95,7 +95,7 @@ def trust_any_size(request: Request) -> None:
     """No .part and no journal: on resuming, a file of the right size counts as finished."""
 
     @contextlib.contextmanager
-    def new_file(path: Path, size: int) -> Iterator[durable.NewFile]:
+    def new_file(path: Path, size: int, in_place: bool = False) -> Iterator[durable.NewFile]:
         file = durable.NewFile(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), path)
         durable.reserve(file._descriptor, path, size)
         yield file
@@ -174,7 +174,8 @@ class Disk:
             if path.exists():
                 path.write_bytes(bytes(path.stat().st_size))
         for _, undo in reversed(self.names if names_too else []):
-            undo()
+            with contextlib.suppress(FileNotFoundError):  # in a folder that is gone for certain
+                undo()
 
 
 def contents(path: Path) -> bytes | None:
