@@ -12,11 +12,13 @@ from itertools import chain, product
 
 import numpy as np
 
+from flmgrow.errors import UsageError
 from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role, Run
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, chosen, hold
+from flmgrow.operators.draws import DRAW, DRAWS
 from flmgrow.text import Setting, Text
 
 MASKED = Text(
@@ -35,7 +37,8 @@ class Growth:
     one where they differ (a head untied from the embedding). ``notes`` are sentences the user must
     read; ``preserves`` is False for methods that change the function (stack, interleave).
     ``request`` is plain data from which the same growth can be derived again
-    (``operators/target.py``).
+    (``operators/target.py``). ``draw`` is the version of how values come about
+    (``operators/draws.py``).
     """
 
     old: ModelConfig
@@ -50,6 +53,7 @@ class Growth:
     request: Mapping[str, object] = field(default_factory=dict)
     moments: Moments = Moments.KEEP
     fresh_second_moment: FreshSecondMoment = FreshSecondMoment.ZERO
+    draw: int = DRAW
 
     def __post_init__(self) -> None:
         hold(
@@ -59,6 +63,9 @@ class Growth:
                 "fresh second moment", self.fresh_second_moment, FreshSecondMoment
             ),
         )
+        if self.draw not in DRAWS:
+            known = ", ".join(map(str, sorted(DRAWS)))
+            raise UsageError(f"values are drawn by version {self.draw}, wanted one of {known}")
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

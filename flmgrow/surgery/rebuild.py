@@ -17,13 +17,15 @@ def growth_from_manifest(source: Checkpoint, manifest: Manifest) -> Growth:
     """Return the growth that made a checkpoint from ``source``, by its ``manifest``.
 
     Raises BadCheckpointError if the manifest's axis maps are not those of the request it records:
-    then it was altered, or written by a version that grew differently.
+    then it was altered, or written by a version that grew differently. So it does if values are
+    drawn by a version that is not known.
     """
     try:
         request = dict(manifest.growth.request)
         bake = request.pop("bake", None)
         target = Target.from_json(request)
         growth = grow(source.config, target, source.padded_vocab, manifest.padded_vocab)
+        growth = replace(growth, draw=manifest.growth.draw)
         if bake is not None:
             values = {Dimension(name): float(value) for name, value in bake.items()}
             growth = baked(replace(growth, masks=masks_of(source) | dict(growth.masks)), values)

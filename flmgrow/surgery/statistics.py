@@ -13,9 +13,15 @@ import numpy as np
 
 from flmgrow.formats.reading import Array, LogicalReader
 from flmgrow.model.axes import Box, FloatArray, split
+from flmgrow.operators.draws import DRAW
 
-SAMPLE = 1 << 22
-"""Elements looked at to measure a spread: all of a tensor, or evenly spaced rows."""
+SAMPLE = 1 << 18
+"""Elements looked at to measure a spread: all of a tensor, or evenly spaced bands of it."""
+
+BANDS = 64
+
+OLD_SAMPLE = 1 << 22
+"""The same in version 1, which took evenly spaced rows."""
 
 BLOCK = 1 << 20
 """Elements read at once."""
@@ -41,11 +47,46 @@ def _sum(values: Array, axis: int) -> FloatArray:
     return np.moveaxis(total, -1, axis)
 
 
-class Statistics:
-    """Spreads and means of one checkpoint's tensors; safe to share between threads."""
+def _bands(box: Box) -> list[Box]:
+    """Return ``box`` whole, or evenly spaced stretches of it in logical order."""
+    if box.count <= SAMPLE:
+        return [box]
+    places = [(2 * i + 1) * box.count // (2 * BANDS) for i in range(BANDS)]
+    return list(dict.fromkeys(_stretch(box, SAMPLE // BANDS, place) for place in places))
 
-    def __init__(self, reader: LogicalReader) -> None:
+
+def _stretch(box: Box, limit: int, place: int) -> Box:
+    """Return which of the boxes of ``split(box, limit)`` holds element number ``place``."""
+    while box.count > limit and max(box.shape) > 1:
+        axis = next(i for i, extent in enumerate(box.shape) if extent > 1)
+        start, stop = box.ranges[axis]
+        inner = box.count // (stop - start)
+        step = max(1, limit // inner)
+        low = start + place // inner // step * step
+        place -= (low - start) * inner
+        box = _with_ranges(box, (axis,), (low, min(low + step, stop)))
+    return box
+
+
+def _rows(box: Box) -> list[Box]:
+    """Return ``box`` whole, or single rows evenly spaced along its first long axis: version 1."""
+    if box.count <= OLD_SAMPLE:
+        return [box]
+    axis = next(i for i, extent in enumerate(box.shape) if extent > 1)
+    start, stop = box.ranges[axis]
+    step = min(-(-box.count // OLD_SAMPLE), stop - start)
+    return [_with_ranges(box, (axis,), (row, row + 1)) for row in range(start, stop, step)]
+
+
+class Statistics:
+    """Spreads and means of one checkpoint's tensors; safe to share between threads.
+
+    ``draw`` is the version of what is looked at for a spread.
+    """
+
+    def __init__(self, reader: LogicalReader, draw: int = DRAW) -> None:
         self._reader = reader
+        self._sampled = _rows if draw == 1 else _bands
         self._lock = threading.Lock()
         self._known: dict[tuple[object, ...], Any] = {}
 
@@ -59,15 +100,6 @@ class Statistics:
         """Return the standard deviation of the values in ``box``, from a sample if it is large."""
         value: float = self._once(("std", name, box), lambda: self._std(name, box))
         return value
-
-    def _sampled(self, box: Box) -> list[Box]:
-        """Return ``box`` whole, or single rows evenly spaced along its first long axis."""
-        if box.count <= SAMPLE:
-            return [box]
-        axis = next(i for i, extent in enumerate(box.shape) if extent > 1)
-        start, stop = box.ranges[axis]
-        step = min(-(-box.count // SAMPLE), stop - start)
-        return [_with_ranges(box, (axis,), (row, row + 1)) for row in range(start, stop, step)]
 
     def _std(self, name: str, box: Box) -> float:
         count, total, square = 0, 0.0, 0.0

@@ -4,7 +4,7 @@ Values must not depend on how the output is cut into boxes, nor on how the sourc
 needs more than the box itself comes from ``statistics.py``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class GrownValues:
     ) -> None:
         self._growth = growth
         self._reader = reader
-        self._statistics = Statistics(reader)
+        self._statistics = Statistics(reader, growth.draw)
         self._init_std = init_std
 
     def box(self, tensor: LogicalTensor, box: Box, dtype: np.dtype[Any]) -> Array:
@@ -63,12 +63,27 @@ class GrownValues:
             make = self._drawn(tensor, name, move.box)
         else:
             assert move.old is not None
-            if move.fill is None and not self._growth.changes(tensor):
+            if move.fill is None and not self._computes(tensor, move):
                 self._reader.read_into(target, name, move.old)
                 return
             make = self._computed(tensor, name, move, move.old)
         for piece in split(move.box, PIECE):
             target[piece.relative_to(move.box)] = make(piece)
+
+    def _computes(self, tensor: LogicalTensor, move: Move) -> bool:
+        """Whether old values are computed and not copied: with factors of 1 alone they stay.
+
+        Version 1 computed all of a tensor if it did any of it, which made 0 of every -0.
+        """
+        if not self._growth.changes(tensor) or self._growth.draw == 1:
+            return self._growth.changes(tensor)
+        return any(
+            (axis_map.centre and Role.WRITES in roles) or (axis_map.noise and Role.READS in roles)
+            for _, axis_map, roles in self._mapped(tensor)
+        ) or any((factor != 1.0).any() for factor in factors(self._growth, tensor, move.box))
+
+    def _normal(self, name: str, indices: Sequence[NDArray[np.int64]]) -> FloatArray:
+        return normal(self._growth.seed, name, indices, self._growth.draw)
 
     def _old(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> Make:
         """Old values as they are stored; or their mean, with noise where entries shall part."""
@@ -81,7 +96,7 @@ class GrownValues:
         std = ROW_NOISE * self._drawn_std(tensor, name, move.box)
 
         def near(piece: Box) -> FloatArray:
-            noise = normal(self._growth.seed, tensor.name, _indices(piece)) * std
+            noise = self._normal(tensor.name, _indices(piece)) * std
             values: FloatArray = mean[piece.relative_to(move.box)] + noise
             return values
 
@@ -166,7 +181,7 @@ class GrownValues:
         sign = np.where(paired, 1.0 - 2.0 * (number % 2), 0.0)
         indices = _indices(box)
         indices[place] = axis_map.source[start:stop] + axis_map.old_size * (number // 2)
-        noise = normal(self._growth.seed, f"{tensor.name} noise", indices)
+        noise = self._normal(f"{tensor.name} noise", indices)
         share = axis_map.scale[Role.READS][start:stop]
         shape = [1] * len(indices)
         shape[place] = -1
@@ -191,7 +206,7 @@ class GrownValues:
 
         def drawn(piece: Box) -> FloatArray:
             if normally:
-                values = normal(self._growth.seed, tensor.name, _indices(piece))
+                values = self._normal(tensor.name, _indices(piece))
                 values *= std
                 self._silence_padding(tensor, piece, values)
             else:

@@ -83,6 +83,7 @@ class _Growth(_Checked):
     request: dict[str, Any]
     axes: dict[str, list[dict[str, Any]]]
     spreads: dict[str, float] = {}
+    draw: _Count = 1
 
 
 class _Options(_Checked):

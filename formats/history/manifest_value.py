@@ -70,7 +70,8 @@ class GrowthRecord(Part):
     """How a checkpoint grew: ``request`` is what was asked for, from which all else follows.
 
     ``axes`` has runs of new indices for each axis that changed. ``spreads`` are the standard
-    deviations that fresh entries were drawn with, by tensor and new layer.
+    deviations that fresh entries were drawn with, by tensor and new layer. ``draw`` is the version
+    of how they were drawn; a manifest that says none comes from before there was a second one.
     """
 
     methods: Mapping[str, str]
@@ -79,6 +80,7 @@ class GrowthRecord(Part):
     request: Json
     axes: Mapping[str, list[Json]]
     spreads: Mapping[str, float]
+    draw: int
 
     @classmethod
     def parse(cls, data: Json) -> Self:
@@ -90,6 +92,7 @@ class GrowthRecord(Part):
             request=data["request"],
             axes=data["axes"],
             spreads=data.get("spreads", {}),
+            draw=data.get("draw", 1),
             read=data,
         )
 

@@ -1,6 +1,8 @@
 """Spreads, means and drawn values must not depend on how boxes are cut or files laid out."""
 
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from strategies import examples
 
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.reading import Array
-from flmgrow.model.axes import Axis, Box, full_box
+from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
@@ -74,10 +76,56 @@ def test_a_spread_is_the_standard_deviation(
 def test_a_sampled_spread_looks_at_evenly_spaced_rows(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(statistics_module, "OLD_SAMPLE", 12 * 20)
+    with open_megatron(source) as opened:
+        spread = Statistics(opened.reader, draw=1).std("embedding", Box(((0, 51), (0, 12))))
+    assert spread == pytest.approx(WEIGHTS["embedding"][::3].std(), rel=1e-6)
+
+
+def test_a_sampled_spread_looks_at_evenly_spaced_bands(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(statistics_module, "SAMPLE", 12 * 20)
+    monkeypatch.setattr(statistics_module, "BANDS", 5)
     with open_megatron(source) as opened:
         spread = Statistics(opened.reader).std("embedding", Box(((0, 51), (0, 12))))
-    assert spread == pytest.approx(WEIGHTS["embedding"][::3].std(), rel=1e-6)
+    rows = [row for first in (4, 12, 24, 32, 44) for row in range(first, first + 4)]
+    assert spread == pytest.approx(WEIGHTS["embedding"][rows].std(), rel=1e-6)
+
+
+@examples(100)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.integers(0, 3),
+)
+def test_bands_are_some_of_the_boxes_that_a_tensor_is_cut_into(
+    shape: list[int], sample: int, bands: int, start: int
+) -> None:
+    box = Box(tuple((start, start + extent) for extent in shape))
+    with patch.multiple(statistics_module, SAMPLE=sample, BANDS=bands):
+        found = statistics_module._bands(box)
+    if box.count <= sample:
+        assert found == [box]
+        return
+    cut = list(split(box, sample // bands))
+    places = [cut.index(band) for band in found]
+    assert places == sorted(set(places))
+    assert sum(band.count for band in found) <= max(sample, bands)
+
+
+def test_a_sampled_spread_of_a_large_tensor_is_close(tmp_path: Path) -> None:
+    """Within four of its own standard errors, and the same whatever is read at once."""
+    config = replace(CONFIG, hidden=400, ffn=1000, layers=1)
+    source = make_checkpoint(tmp_path / "a", config)
+    weights = logical_weights(config)["up"]
+    assert weights.size > statistics_module.SAMPLE
+    with open_megatron(source) as opened:
+        found = {Statistics(opened.reader).std("up", full_box(weights.shape)) for _ in range(2)}
+    (spread,) = found
+    error = weights.std() / (2 * statistics_module.SAMPLE) ** 0.5
+    assert 0 < abs(spread - weights.std()) < 4 * error
 
 
 @pytest.mark.parametrize("axis", [0, 1])
