@@ -134,6 +134,18 @@ def test_small_ranges_are_read_in_few_requests(
     assert len(remote.requests) - begin < 15
 
 
+def test_other_iterations_are_not_listed(
+    remote: ObjectStore, legacy: str, folders: dict[str, Path]
+) -> None:
+    key = legacy.removeprefix(f"s3://{BUCKET}/")
+    for iteration in (10, 20):
+        remote.put_folder(folders["legacy"] / "iter_0000030", f"{key}/iter_{iteration:07d}")
+    begin = len(remote.requests)
+    accepted("inspect", legacy)
+    assert not any("iter_0000010" in each for each in remote.requests[begin:])
+    assert "iteration is 30" in flmgrow("inspect", legacy, "--iteration", "10").err
+
+
 def test_an_iteration_is_found_by_the_root_and_by_itself(addresses: dict[str, str]) -> None:
     root = addresses["legacy"]
     whole = accepted("inspect", root).out
@@ -227,7 +239,7 @@ def test_keys_that_are_no_paths_are_one_line(
     address = remote.put_folder(folders["huggingface"], name)
     remote.put(f"{name}/flmgrow.pt", b"1")
     remote.put(f"{name}/{key}", b"2")
-    outcome = flmgrow("inspect", address)
+    outcome = flmgrow("verify", "--integrity", address)
     assert outcome.code in (3, 4)
     assert re.search(r"others lie below it|empty or relative parts", outcome.err)
     remote.delete(f"{name}/{key}") if "//" not in key else None
@@ -309,10 +321,33 @@ def test_what_does_not_pass_is_one_line(
     assert "Signature" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "found"),
+    [
+        (403, "InvalidObjectState", "it is archived.*hint: restore it from the archive first"),
+        (403, "SignatureDoesNotMatch", "its credentials are wrong or have expired"),
+        (400, "ExpiredToken", "its credentials are wrong or have expired"),
+        (301, "PermanentRedirect", "the bucket is in another region.*AWS_REGION"),
+        (501, "NotImplemented", "the store does not know such requests"),
+    ],
+)
+def test_what_a_server_means_is_said(
+    status: int,
+    code: str,
+    found: str,
+    remote: ObjectStore,
+    addresses: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    remote.faults.append(Fault("GET", r"\.pt", status=status, code=code, times=100))
+    outcome = refused(4, found, "inspect", addresses["legacy"], place=tmp_path)
+    assert SECRET not in outcome.err
+
+
 def test_one_who_may_not_list_the_parent_reads_all_the_same(
     remote: ObjectStore, addresses: dict[str, str]
 ) -> None:
-    remote.faults.append(Fault("GET", "delimiter", status=403, times=9))
+    remote.faults.append(Fault("GET", "prefix=sources%2F(&|$)", status=403, times=9))
     accepted("inspect", addresses["legacy"])
 
 

@@ -11,6 +11,8 @@ import os
 import re
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +96,34 @@ def test_a_killed_run_resumes_at_once(
     begin = len(remote.requests)
     assert write(source, key).code == 0
     assert not any(re.match("PUT.*mp_rank_00", each) for each in remote.requests[begin:])
+    found = objects_of(remote, key)
+    assert json.loads(found.pop(MARKER))["files"] == len(wanted)
+    assert found == wanted
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "list-type"), ("PUT", "mp_rank_01")])
+def test_an_interrupt_is_answered_while_the_server_hangs(
+    method: str, path: str, remote: ObjectStore, source: Path, wanted: dict[str, bytes], key: str
+) -> None:
+    reached, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        reached.set()
+        over.wait(30)
+
+    remote.faults.append(Fault(method, path, before=hang))
+    run = in_a_process(remote, "reshard", source, f"s3://{BUCKET}/{key}", "--tp", "2")
+    try:
+        assert reached.wait(30)
+        begin = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        err = run.communicate(timeout=30)[1]
+        assert time.monotonic() - begin < 5  # 2 seconds are given to the tidying up
+    finally:
+        over.set()
+    assert run.returncode == 130
+    assert "error: interrupted" in err
+    assert write(source, key).code == 0
     found = objects_of(remote, key)
     assert json.loads(found.pop(MARKER))["files"] == len(wanted)
     assert found == wanted

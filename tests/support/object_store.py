@@ -35,8 +35,8 @@ Wsgi = Callable[..., Iterable[bytes]]
 class Fault:
     """What shall go wrong: the next ``times`` requests of this method, whose path and query fit.
 
-    ``status`` answers with an error that echoes the credentials; ``cut`` ends a body in its middle;
-    ``late`` answers with an error when all is done; ``before`` is called first.
+    ``status`` answers with an error, of this ``code``, that echoes the credentials; ``cut`` ends a
+    body in its middle; ``late`` answers with an error when all is done; ``before`` is called first.
     """
 
     method: str
@@ -45,6 +45,7 @@ class Fault:
     times: int = 1
     cut: bool = False
     late: bool = False
+    code: str = ""
     before: Callable[[], None] = lambda: None
 
 
@@ -149,7 +150,9 @@ def _faulty(app: Wsgi, state: ObjectStore) -> Wsgi:
 
 
 def _refusal(fault: Fault, sent: str, start: Callable[..., Any]) -> Iterable[bytes]:
-    text = _ERROR.format(code=_CODES.get(fault.status, "Other"), sent=f"{sent} {SECRET}").encode()
+    text = _ERROR.format(
+        code=fault.code or _CODES.get(fault.status, "Other"), sent=f"{sent} {SECRET}"
+    ).encode()
     headers = [("Content-Length", str(len(text))), ("Content-Type", "application/xml")]
     start(f"{fault.status} Refused", headers)
     return [text]

@@ -19,7 +19,7 @@ MARKER = ".flmgrow/complete"
 SMALL_PART = 6000
 _RUN = (
     "import sys; from flmgrow.storage.remote import writing; "
-    f"writing.PART = {SMALL_PART}; from flmgrow.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    f"writing.PART = {SMALL_PART}; from flmgrow.cli import main; sys.exit(main())"
 )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flmgrow.errors import IncompleteCheckpointError
-from flmgrow.storage.remote import store
 from flmgrow.storage.remote.addresses import Address
 
 FOLDER = ".flmgrow"
@@ -30,7 +29,7 @@ def is_mark(address: Address, key: str) -> bool:
 def refuse_incomplete(address: Address, keys: Iterable[str]) -> None:
     """Raise IncompleteCheckpointError if a run has begun a folder and not finished it.
 
-    ``keys`` are those below ``address``.
+    ``keys`` are those of ``address``, or of its ``.flmgrow``.
     """
     known = set(keys)
     if address.below(PLAN).key in known and address.below(COMPLETE).key not in known:
@@ -50,9 +49,3 @@ def refuse_incomplete_copy(folder: Path) -> None:
                 "copy it again when the run that writes it is done",
                 where=each,
             )
-
-
-def refuse_incomplete_parent(address: Address) -> None:
-    """The same for the folder that ``address`` lies in. Raises StorageError as well."""
-    marks = store.list_below(address.parent.below(FOLDER))
-    refuse_incomplete(address.parent, marks)

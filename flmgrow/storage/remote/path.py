@@ -1,21 +1,26 @@
 """Paths that stand for objects, so that code made for folders reads an object store unchanged.
 
 Formats walk folders: they list them, look for names, go up to a parent. An object store has no
-folders, only keys. So what it was found to hold is laid out once as a likeness on the disk, of
-folders and empty files, and a :class:`RemotePath` leads the operating system there; but its text is
-the address, its size and time are the object's, and its bytes come from the store alone. Code that
-opened a file of the likeness by itself would find it empty, and say so; it could not take
-anything else for what is in the store.
+folders, only keys. So what it was found to hold is laid out as a likeness on the disk, of folders
+and empty files, and a :class:`RemotePath` leads the operating system there; but its text is the
+address, its size and time are the object's, and its bytes come from the store alone. Code that
+opened a file of the likeness by itself would find it empty, and say so; it could not take anything
+else for what is in the store.
+
+A root may have hundreds of iterations. So what lies right in a folder is listed when it is opened,
+and each folder in it, with all below, when somebody first looks inside.
 """
 
 import atexit
+import contextlib
 import errno
 import io
 import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path, PosixPath
 from typing import Any, Self
 
@@ -36,6 +41,8 @@ class _Likeness:
 
     def __init__(self) -> None:
         self.objects: dict[str, Found] = {}
+        self._unlisted: set[str] = set()
+        self._lock = threading.RLock()
         self._root: Path | None = None
 
     @property
@@ -50,27 +57,53 @@ class _Likeness:
         inside = posixpath.normpath("/".join(path.parts))
         return self.root / (inside if inside.startswith(path.parts[0]) else "nowhere")
 
-    def replace(self, address: Address, found: dict[str, Found]) -> None:
-        """Let all below ``address`` be what was ``found``, by keys."""
+    def forget(self, address: Address) -> None:
+        """Know nothing of what is below ``address``."""
         at = self.place(RemotePath(str(address)))
         if at.is_dir():
             shutil.rmtree(at)
         below = f"{address}/"
         for known in [each for each in self.objects if each.startswith(below)]:
             del self.objects[known]
-        self.add(address, found)
+        self._unlisted -= {each for each in self._unlisted if each.startswith(below)}
+
+    def list_what_leads_to(self, path: "RemotePath") -> None:
+        """List a folder that was not listed so far, if it is ``path`` or the path lies in it."""
+        if self._unlisted:
+            texts = {str(each) for each in (path, *path.parents)}
+            self._list(texts & self._unlisted)
+
+    def list_all_in(self, path: "RemotePath") -> None:
+        """List all folders in ``path`` that were not listed so far."""
+        self.list_what_leads_to(path)
+        self._list({each for each in self._unlisted if each.startswith(f"{path}/")})
+
+    def _list(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            address = address_of(RemotePath(folder))
+            with self._lock:
+                if folder in self._unlisted:
+                    self.add(address, store.list_below(address))
+                    self._unlisted.discard(folder)
 
     def add(self, address: Address, found: dict[str, Found], folders: Iterable[str] = ()) -> None:
-        """Let what was ``found``, by keys in the bucket of ``address``, be there as well."""
+        """Let what was ``found``, by keys in the bucket of ``address``, be there as well; what is
+        in ``folders`` is not listed so far.
+        """
         whole = Address(address.service, address.bucket)
-        above = {parent for key in found for parent in _above(key)}
+        above = {*folders, *(parent for key in found for parent in _above(key))}
         try:
             for folder in folders:
-                self.place(RemotePath(str(whole.below(folder)))).mkdir(parents=True, exist_ok=True)
+                place = RemotePath(str(whole.below(folder)))
+                if not self.place(place).is_dir():
+                    self.place(place).mkdir(parents=True)
+                    self._unlisted.add(str(place))
             for key, each in found.items():
+                path = RemotePath(str(whole.below(key)))
                 if key in above and not each.size:  # what some programs put for a folder
                     continue
-                path = RemotePath(str(whole.below(key)))
+                if key in above:
+                    raise FileExistsError(errno.EEXIST, "", str(self.place(path)))
                 at = self.place(path)
                 at.parent.mkdir(parents=True, exist_ok=True)
                 at.touch()
@@ -106,7 +139,10 @@ class RemotePath(PosixPath):
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}" if is_remote(self) else self._name
 
     def __fspath__(self) -> str:
-        return str(_likeness.place(self)) if is_remote(self) else self._name
+        if not is_remote(self):
+            return self._name
+        _likeness.list_what_leads_to(self.parent)
+        return str(_likeness.place(self))
 
     @property
     def _name(self) -> str:
@@ -116,7 +152,9 @@ class RemotePath(PosixPath):
     @property
     def found(self) -> Found | None:
         """What was found there, if it is an object."""
-        return _likeness.objects.get(str(self.resolve()))
+        path = self.resolve()
+        _likeness.list_what_leads_to(path.parent)
+        return _likeness.objects.get(str(path))
 
     def look(self) -> Found | None:
         """Return what is there now, if it is an object. Raises StorageError."""
@@ -171,19 +209,21 @@ class RemotePath(PosixPath):
 
     def iterdir(self) -> Generator[Self, None, None]:
         """Yield what is in a folder. Raises OSError."""
+        _likeness.list_what_leads_to(self)
         return (self / name for name in os.listdir(self))  # noqa: PTH208
 
     def glob(self, pattern: str) -> Generator[Self, None, None]:
         """Yield what fits ``pattern`` below a folder."""
-        return self._mapped(Path(os.fspath(self)).glob(pattern))
+        return self._mapped(lambda here: here.glob(pattern))
 
     def rglob(self, pattern: str) -> Generator[Self, None, None]:
         """Yield what fits ``pattern`` anywhere below a folder."""
-        return self._mapped(Path(os.fspath(self)).rglob(pattern))
+        return self._mapped(lambda here: here.rglob(pattern))
 
-    def _mapped(self, found: Iterable[Path]) -> Generator[Self, None, None]:
+    def _mapped(self, find: Callable[[Path], Iterable[Path]]) -> Generator[Self, None, None]:
+        _likeness.list_all_in(self)
         here = Path(os.fspath(self))
-        return (self / path.relative_to(here) for path in found)
+        return (self / path.relative_to(here) for path in find(here))
 
 
 class _Stream(io.RawIOBase):
@@ -230,32 +270,28 @@ def open_folder(path: Path) -> RemotePath:
     written; StorageError, UsageError.
     """
     address = address_of(path)
-    found = store.list_below(address)
-    if not found and not address.is_bucket and (alone := store.look(address)) is not None:
-        found = {address.key: alone}
-    if not found:
+    folders, objects = store.list_beside(address)
+    if not folders and not objects and not address.is_bucket:
+        alone = store.look(address)
+        objects = {} if alone is None else {address.key: alone}
+    if not folders and not objects:
         raise BadCheckpointError(
             "does not exist: no key begins so",
             "check bucket and key, and the endpoint if one is set",
             where=address,
         )
-    marker.refuse_incomplete(address, found)
-    _likeness.replace(address, _unmarked(address, found))
+    _likeness.forget(address)
+    _know(address, folders, objects)
     if not address.is_bucket:
-        _look_beside(address)
-    return RemotePath(str(address))
+        with contextlib.suppress(StorageError):  # it may be allowed to list below its key alone
+            folders, objects = store.list_beside(address.parent)
+            _know(address.parent, folders, objects)
+    return remote_path(path)
 
 
-def _look_beside(address: Address) -> None:
-    try:
-        folders, objects = store.list_beside(address.parent)
-    except StorageError:  # it may be allowed to list below its key alone
-        return
-    mark = address.parent.below(marker.FOLDER).key
-    if mark in folders:
-        marker.refuse_incomplete_parent(address)
-    _likeness.add(address, objects, [folder for folder in folders if folder != mark])
-
-
-def _unmarked(address: Address, found: dict[str, Found]) -> dict[str, Found]:
-    return {key: each for key, each in found.items() if not marker.is_mark(address, key)}
+def _know(address: Address, folders: list[str], objects: dict[str, Found]) -> None:
+    """Know what lies right in ``address``, which must not be half done."""
+    mark = address.below(marker.FOLDER)
+    if mark.key in folders:
+        marker.refuse_incomplete(address, store.list_below(mark))
+    _likeness.add(address, objects, [folder for folder in folders if folder != mark.key])

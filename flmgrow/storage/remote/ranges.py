@@ -3,7 +3,8 @@
 A request to an object store takes as long as some megabytes do; the readers of checkpoints were
 made for disks, and may ask for a row of a matrix, then the next. So small ranges are cut out of
 blocks of ``BLOCK`` bytes, of which the last ``MOST_BLOCKS`` are kept, for all objects together; who
-asks for a block that is on its way waits for it. A range as large as a block is requested as it is.
+asks for a block that is on its way waits for it. Of a range as large as a block, nothing is kept;
+it is requested ``PIECE`` bytes at a time, so that each answer comes within the time a request has.
 """
 
 import threading
@@ -14,6 +15,7 @@ from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.store import Found, read_range
 
 BLOCK = 4 << 20
+PIECE = 16 << 20
 MOST_BLOCKS = 16
 """So many, as a worker for every core may be reading from a place of its own."""
 
@@ -69,7 +71,9 @@ class Ranges:
         Raises BadCheckpointError if the object is gone or another now, StorageError.
         """
         if target.nbytes >= BLOCK:
-            target[:] = read_range(self.address, self.found, offset, target.nbytes)
+            for start in range(0, target.nbytes, PIECE):
+                piece = target[start : start + PIECE]
+                piece[:] = read_range(self.address, self.found, offset + start, piece.nbytes)
             return
         done = 0
         while done < target.nbytes:

@@ -7,8 +7,10 @@ words. What a server says is not shown: it may echo what it was sent.
 """
 
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError, Usage
 from flmgrow.storage.remote.addresses import Address
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta
+    from obstore import ListResult, ObjectMeta
     from obstore.store import ObjectStore
 
 T = TypeVar("T")
@@ -38,8 +40,15 @@ _SIGNS = (
     ("NoSuchBucket", "there is no such bucket", "check the name, and the endpoint if one is set"),
     (r"Missing\w*(Key|Account)|169\.254\.169\.254|metadata\.google|must be specified",
      "no credentials were found", ""),
+    ("InvalidObjectState", "it is archived", "restore it from the archive first"),
+    ("InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|TokenRefreshRequired|RequestTimeTooSkew",
+     "its credentials are wrong or have expired", ""),
+    ("PermanentRedirect|without LOCATION|AuthorizationHeaderMalformed",
+     "the bucket is in another region", "set AWS_REGION to that of the bucket"),
     ("PermissionDenied|Unauthenticated|status code: 40[13]",
      "its credentials do not allow this", ""),
+    ("status code: 501", "the store does not know such requests",
+     "one that takes conditional requests is wanted: see the guide on object stores"),
     ("InvalidPath", "there are keys with empty or relative parts", "rename these objects"),
     ("error sending request", "the server cannot be reached", "check network and endpoint"),
     ("body error", "the server broke off its answer", f"wait a while, then {AGAIN}"),
@@ -107,8 +116,9 @@ def store_of(address: Address) -> "ObjectStore":
             "pip install 'flmgrow[object-store]'",
             where=address,
         ) from None
-    with told(address, "opening the store"):
-        return _store(address.service.scheme, address.bucket, _attempts.get() or ATTEMPTS)
+    attempts = _attempts.get() or ATTEMPTS
+    with _told(address, "opening the store"):
+        return _store(address.service.scheme, address.bucket, attempts)
 
 
 class ChangedError(BadCheckpointError):
@@ -124,13 +134,38 @@ def changed_error(address: Address) -> ChangedError:
     )
 
 
-@contextmanager
-def told(address: Address, doing: str) -> Iterator[None]:
-    """Turn every failure of obstore's in the block into an error that names ``address``.
+def ask(address: Address, doing: str, call: Callable[[], T]) -> T:
+    """Return what ``call`` returns; every failure of obstore's in it is an error of ``address``.
 
     Raises BadCheckpointError for what is not there, ChangedError for an object that is not as the
-    request wants it, StorageError for all else. The texts of the causes, which may hold what a
-    server echoes, are dropped.
+    request wants it, StorageError for all else. A signal is answered while a request is on its way.
+    """
+    with _told(address, doing):
+        if threading.current_thread() is threading.main_thread():
+            return _waited_for(call)
+        return call()
+
+
+def _waited_for(call: Callable[[], T]) -> T:
+    """Return what ``call`` returns in a thread of its own: Python answers signals while it waits
+    there, but not while a library does.
+    """
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result()
+
+
+@contextmanager
+def _told(address: Address, doing: str) -> Iterator[None]:
+    """Turn failures in the block into errors as said above. The texts of the causes, which may hold
+    what a server echoes, are dropped.
     """
     from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -180,11 +215,13 @@ def look(address: Address) -> Found | None:
     store = store_of(address)
     import obstore
 
-    with told(address, "looking up"):
+    def looked() -> Found | None:
         try:
             return found_in(obstore.head(store, address.key))
         except FileNotFoundError:
             return None
+
+    return ask(address, "looking up", looked)
 
 
 def list_below(address: Address) -> dict[str, Found]:
@@ -195,8 +232,8 @@ def list_below(address: Address) -> dict[str, Found]:
     def listed() -> list["ObjectMeta"]:
         return [each for page in obstore.list(store, address.key or None) for each in page]
 
-    with told(address, "listing"):
-        return {each["path"]: found_in(each) for each in patiently(listed)}
+    objects = ask(address, "listing", lambda: patiently(listed))
+    return {each["path"]: found_in(each) for each in objects}
 
 
 def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
@@ -207,10 +244,12 @@ def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
     store = store_of(address)
     import obstore
 
-    with told(address, "listing"):
-        answer = patiently(lambda: obstore.list_with_delimiter(store, address.key or None))
-        objects = {each["path"]: found_in(each) for each in answer["objects"]}
-        return list(answer["common_prefixes"]), objects
+    def listed() -> "ListResult[Sequence[ObjectMeta]]":
+        return obstore.list_with_delimiter(store, address.key or None)
+
+    answer = ask(address, "listing", lambda: patiently(listed))
+    objects = {each["path"]: found_in(each) for each in answer["objects"]}
+    return list(answer["common_prefixes"]), objects
 
 
 def found_in(meta: "ObjectMeta") -> Found:
@@ -232,7 +271,7 @@ def read_range(address: Address, found: Found, start: int, count: int) -> memory
     store = store_of(address)
     import obstore
 
-    with told(address, "reading"):
+    def read() -> memoryview:
         answer = obstore.get(
             store,
             address.key,
@@ -245,4 +284,6 @@ def read_range(address: Address, found: Found, start: int, count: int) -> memory
                 "wait until nothing writes to it, then run the command again",
                 where=address,
             )
-    return data
+        return data
+
+    return ask(address, "reading", read)

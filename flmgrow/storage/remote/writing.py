@@ -14,11 +14,11 @@ from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.store import (
     ChangedError,
     Found,
+    ask,
     found_in,
     look,
     patiently,
     store_of,
-    told,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ def put_small(address: Address, data: bytes, instead: Found | None = None) -> No
         mode = {"e_tag": instead.tag or ""}
         if instead.version is not None:
             mode["version"] = instead.version
-    with told(address, "writing"):
-        obstore.put(store, address.key, data, mode=mode, use_multipart=False)
+    ask(
+        address,
+        "writing",
+        lambda: obstore.put(store, address.key, data, mode=mode, use_multipart=False),
+    )
 
 
 def put_if_new(address: Address, data: bytes) -> bool:
@@ -56,10 +59,14 @@ def put_if_new(address: Address, data: bytes) -> bool:
     store = store_of(address)
     import obstore
 
-    with contextlib.suppress(ChangedError), told(address, "writing"):
+    def put() -> None:
         obstore.put(store, address.key, data, mode="create", use_multipart=False)
-        return True
-    return False
+
+    try:
+        ask(address, "writing", put)
+    except ChangedError:
+        return False
+    return True
 
 
 def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
@@ -82,8 +89,7 @@ def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
             )
         return bytes(answer.bytes()), found
 
-    with told(address, "reading"):
-        return patiently(read)
+    return ask(address, "reading", lambda: patiently(read))
 
 
 def delete(folder: Address, keys: Iterable[str]) -> None:
@@ -92,9 +98,12 @@ def delete(folder: Address, keys: Iterable[str]) -> None:
     store = store_of(folder)
     import obstore
 
-    with told(folder, "deleting"), contextlib.suppress(FileNotFoundError):
-        if wanted:
+    def deleted() -> None:
+        with contextlib.suppress(FileNotFoundError):
             obstore.delete(store, wanted)
+
+    if wanted:
+        ask(folder, "deleting", deleted)
 
 
 class NewObject:
@@ -110,14 +119,13 @@ class NewObject:
 
     def write(self, data: memoryview) -> None:
         """Append all of ``data`` (flat bytes). Raises StorageError."""
-        with told(self._address, f"writing at byte {self.position}"):
-            self._writer.write(data)
+        doing = f"writing at byte {self.position}"
+        ask(self._address, doing, lambda: self._writer.write(data))
         self.position += data.nbytes
 
     def finish(self) -> None:
         """Let the object appear. Raises StorageError."""
-        with told(self._address, "completing the upload"):
-            self._writer.close()
+        ask(self._address, "completing the upload", self._writer.close)
         found = look(self._address)
         if found is None or found.size != self.position:
             raise ChangedError("is not what was put there", "see who else writes", self._address)
@@ -134,8 +142,7 @@ def new_object(address: Address, size: int) -> Iterator[NewObject]:
     import obstore
 
     part = max(PART, -(-size // _MOST_PARTS))
-    with told(address, "writing"):
-        writer = obstore.open_writer(store, address.key, buffer_size=part, max_concurrency=AT_ONCE)
+    writer = obstore.open_writer(store, address.key, buffer_size=part, max_concurrency=AT_ONCE)
     new = NewObject(address, writer)
     try:
         yield new

@@ -28,7 +28,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     found = MemoryStore()
     monkeypatch.setattr(store, "_store", lambda *_: found)
     monkeypatch.setattr(leases, "BEAT", 0.05)
-    monkeypatch.setattr(leases, "EXPIRY", 0.4)
+    monkeypatch.setattr(leases, "EXPIRY", 1.0)
     return found
 
 

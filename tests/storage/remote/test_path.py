@@ -29,6 +29,7 @@ def memory() -> Iterator[MemoryStore]:
         patch.setattr(store, "_store", lambda *_: found)
         patch.setattr(ranges, "BLOCK", 1000)
         patch.setattr(ranges, "MOST_BLOCKS", 3)
+        patch.setattr(ranges, "PIECE", 1500)
         yield found
 
 
