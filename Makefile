@@ -13,7 +13,7 @@ NEWER := .venv/megatron-core-0.19
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-long test-exhaustive check demo docs bench clean
+.PHONY: help setup test test-slow test-long test-exhaustive fuzz check demo docs bench clean
 
 help:
 	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-long  those that take minutes each, with the newest megatron-core beside ours"
 	@echo "make test-exhaustive"
 	@echo "                every combination of what other tests sample"
+	@echo "make fuzz       mutated files for every parser, SECONDS=60 for each"
 	@echo "make check      lint, formatting, types, structure"
 	@echo "make demo       train a tiny model in three stages, growing it between them"
 	@echo "make docs       write docs/reference/cli.md from the commands' own help"
@@ -50,6 +51,11 @@ test-long: setup $(NEWER)/.installed
 
 test-exhaustive: setup
 	@$(PY) -m pytest $(SPREAD) -m exhaustive
+
+# atheris sees which lines an input reaches. Where it cannot be installed, mutations are blind.
+fuzz: setup
+	@$(PIP) install --constraint constraints.txt --editable '.[fuzz]' || echo "without atheris"
+	@$(PY) tests/fuzz/run.py $(or $(SECONDS),60) $(PARSERS)
 
 # What the newest megatron-core does is tested beside the one that this Python can install.
 $(NEWER)/.installed: $(STAMP)

@@ -65,11 +65,8 @@ def _model_only(arguments: Arguments, where: str) -> dict[str, object]:
 
 
 def _of_fields(path: Path) -> dict[str, object]:
-    file = ReadOnlyFile(path)
-    try:
+    with ReadOnlyFile(path) as file:
         fields = read_object(file, MAX_CONFIG_BYTES)
-    finally:
-        file.close()
     config = read_fields(family_of(fields, str(path)), fields, str(path))
     new = new_arguments(config, config.vocab, "float32", "local")
     return _model_only(written_arguments(new, config), str(path))

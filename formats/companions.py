@@ -10,6 +10,7 @@ not look), the ids in ``token_ids.json``. They are data, and carried as they are
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -119,11 +120,8 @@ def companions_in(iteration: Path) -> Companions:
     names = sorted(path.name for path in folder.iterdir() if is_companion(path.name))
     ids: dict[str, object] = {}
     if (folder / TOKEN_IDS).is_file():
-        file = ReadOnlyFile(own_file(folder, TOKEN_IDS))
-        try:
+        with ReadOnlyFile(own_file(folder, TOKEN_IDS)) as file:
             ids = known_ids(read_object(file, _MAX_IDS_BYTES), str(file.path))
-        finally:
-            file.close()
     return Companions({name: folder / name for name in names}, ids)
 
 
@@ -149,14 +147,16 @@ def open_companion(path: Path) -> ReadOnlyFile:
     Raises BadCheckpointError for a link out of its folder, one that is too large, and a pointer to
     a file that was never downloaded.
     """
-    file = ReadOnlyFile(own_file(path.parent, path.name))
-    if file.size > MAX_CARRIED_BYTES:
-        raise BadCheckpointError(
-            f"has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
-            "such a file is no tokenizer; move it elsewhere",
-            where=path,
-        )
-    refuse_pointer(file.read(0, min(file.size, 64)), str(path))
+    with ExitStack() as undo:
+        file = undo.enter_context(ReadOnlyFile(own_file(path.parent, path.name)))
+        if file.size > MAX_CARRIED_BYTES:
+            raise BadCheckpointError(
+                f"has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
+                "such a file is no tokenizer; move it elsewhere",
+                where=path,
+            )
+        refuse_pointer(file.read(0, min(file.size, 64)), str(path))
+        undo.pop_all()
     return file
 
 
@@ -164,8 +164,5 @@ def read_content(content: Content) -> bytes:
     """Return what a companion holds. Raises BadCheckpointError as ``open_companion`` does."""
     if isinstance(content, bytes):
         return content
-    file = open_companion(content)
-    try:
+    with open_companion(content) as file:
         return file.read(0, file.size)
-    finally:
-        file.close()

@@ -99,11 +99,8 @@ def _told(path: Path, found: tuple[_Kind, str]) -> BadCheckpointError:
 
 
 def _adapter(folder: Path) -> BadCheckpointError:
-    file = ReadOnlyFile(folder / ADAPTER)
-    try:
+    with ReadOnlyFile(folder / ADAPTER) as file:
         base = read_object(file, _MOST_ADAPTER_BYTES).get("base_model_name_or_path")
-    finally:
-        file.close()
     of = f" of {base}" if isinstance(base, str) and base else ""
     return BadCheckpointError(
         f"is an adapter{of}, wanted a whole model",

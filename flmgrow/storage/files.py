@@ -297,6 +297,12 @@ class ReadOnlyFile:
         """Give the descriptor back. A later read opens the file again."""
         _open_files.close(self)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _check_range(self, offset: int, count: int) -> None:
         if offset < 0 or count < 0 or offset + count > self.size:
             raise self._truncated(offset, count, self.size)
@@ -317,14 +323,11 @@ def read_if_there(path: Path, most: int) -> bytes | None:
     """
     if not os.path.lexists(path):
         return None
-    file = ReadOnlyFile(path)
-    try:
+    with ReadOnlyFile(path) as file:
         if file.size > most:
             what = f"has {file.size} bytes, wanted at most {most}"
             raise BadCheckpointError(what, "restore it from a copy", where=path)
         return file.read(0, file.size)
-    finally:
-        file.close()
 
 
 class RemoteFile(ReadOnlyFile):

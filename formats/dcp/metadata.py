@@ -97,16 +97,15 @@ def read_metadata(folder: Path) -> DcpMetadata:
             "check that the path is right and the checkpoint complete",
             where=path,
         )
-    file = ReadOnlyFile(path)
-    if not 0 < file.size <= MAX_METADATA_BYTES:
-        raise BadCheckpointError(
-            f"found {file.size} bytes, wanted 1 to {MAX_METADATA_BYTES}",
-            "copy the file again from where it was complete",
-            where=path,
-        )
-    data = bytearray(file.size)
-    file.read_into(0, memoryview(data))
-    file.close()
+    with ReadOnlyFile(path) as file:
+        if not 0 < file.size <= MAX_METADATA_BYTES:
+            raise BadCheckpointError(
+                f"found {file.size} bytes, wanted 1 to {MAX_METADATA_BYTES}",
+                "copy the file again from where it was complete",
+                where=path,
+            )
+        data = bytearray(file.size)
+        file.read_into(0, memoryview(data))
     try:
         with no_garbage_collection():
             return _understand(load(data), folder)
@@ -207,9 +206,8 @@ def _file_sizes(names: set[str], folder: Path) -> dict[str, int]:
         if not os.path.exists(path) and not _loops(path):  # noqa: PTH110
             missing.append(name)
             continue
-        file = ReadOnlyFile(path)
-        file.close()
-        sizes[name] = file.size
+        with ReadOnlyFile(path) as file:
+            sizes[name] = file.size
     if missing:
         raise BadCheckpointError(
             f"found {len(names) - len(missing)} of {len(names)} files, wanted also "

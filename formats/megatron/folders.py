@@ -100,11 +100,8 @@ def _tracked(root: Path) -> str:
         raise BadCheckpointError(
             f"has neither rank folders nor {TRACKER}", "is this a Megatron checkpoint?", where=root
         )
-    file = ReadOnlyFile(path)
-    try:
+    with ReadOnlyFile(path) as file:
         data = file.read(0, min(file.size, _MAX_TRACKER))
-    finally:
-        file.close()
     text = data.decode("ascii", "replace").strip()
     if text == RELEASE:
         return text

@@ -36,8 +36,7 @@ NO_TOKENIZER = GivenTokenizer()
 
 
 def _content(path: Path) -> bytes:
-    file = ReadOnlyFile(path)
-    try:
+    with ReadOnlyFile(path) as file:
         if file.size > MAX_TOKENIZER_BYTES:
             raise BadCheckpointError(
                 f"has {file.size} bytes, wanted at most {MAX_TOKENIZER_BYTES}",
@@ -45,10 +44,8 @@ def _content(path: Path) -> bytes:
                 where=path,
             )
         data = file.read(0, file.size)
-        refuse_pointer(data[:64], str(path))
-        return data
-    finally:
-        file.close()
+    refuse_pointer(data[:64], str(path))
+    return data
 
 
 def _from_ranks(path: Path, config: ModelConfig) -> bytes:

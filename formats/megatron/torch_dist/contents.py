@@ -7,7 +7,7 @@ the file, and a later save into the same folder has left it behind.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -102,11 +102,14 @@ class DistFolder:
         _check_backend(folder / BACKEND_FILE)
         self.metadata: DcpMetadata = read_metadata(folder)
         self.items = DcpItems(folder)
-        self.common = self._open_common()
         self.arguments: Mapping[str, object] | None = None
         """What stands in the place of the stored arguments, if anything does."""
-        check_content(self.root, self.where)
-        self.integrity = read_integrity(folder, self.files)
+        with ExitStack() as undo:
+            undo.callback(self.items.close)
+            self.common = undo.enter_context(self._open_common())
+            check_content(self.root, self.where)
+            self.integrity = read_integrity(folder, self.files)
+            undo.pop_all()
         self.models: Mapping[tuple[int, int], Mapping[str, Mapping[str, str]]] = {}
         """Per rank and model chunk: its keys in module order, each with its key in the whole
         model.
@@ -287,11 +290,8 @@ def _check_backend(path: Path) -> None:
     """Raise BadCheckpointError if megatron-core's file says that a folder is of another format."""
     if not os.path.lexists(path):
         return
-    file = ReadOnlyFile(path)
-    try:
+    with ReadOnlyFile(path) as file:
         backend = read_object(file, _MAX_BACKEND_BYTES).get("sharded_backend", _BACKEND)
-    finally:
-        file.close()
     if backend in BACKENDS:
         raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
     if backend != _BACKEND:

@@ -64,11 +64,10 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
 
 
 def _parsed(path: Path) -> dict[str, str]:
-    file = ReadOnlyFile(path)
-    if file.size > MAX_BYTES:
-        raise _refused(path, f"found {file.size} bytes, wanted at most {MAX_BYTES}")
-    data = file.read(0, file.size)
-    file.close()
+    with ReadOnlyFile(path) as file:
+        if file.size > MAX_BYTES:
+            raise _refused(path, f"found {file.size} bytes, wanted at most {MAX_BYTES}")
+        data = file.read(0, file.size)
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -91,10 +90,9 @@ def _refused(path: Path, what: str) -> BadCheckpointError:
 def check_sum(path: Path, wanted: str) -> None:
     """Read a listed file whole. Raises BadCheckpointError if it has another sum than ``wanted``."""
     found = hashlib.sha256()
-    file = ReadOnlyFile(path)
-    for piece in file.chunks(0, file.size):
-        found.update(piece)
-    file.close()
+    with ReadOnlyFile(path) as file:
+        for piece in file.chunks(0, file.size):
+            found.update(piece)
     if found.hexdigest() != wanted:
         raise BadCheckpointError(
             f"damaged: SHA-256 {found.hexdigest()}, {INTEGRITY} says {wanted}",
