@@ -1,0 +1,135 @@
+"""Each place calls settings by its own names, and only the command line knows options."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from quoted_words import settings
+from repository import find_modules
+
+from flmgrow import api, given
+from flmgrow.cli.app import app
+from flmgrow.text import COMMAND_LINE, PYTHON
+from flmgrow.trainer.stage.keys import STAGE_FILE
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+OF_OTHERS = {
+    "Megatron-LM": """
+        --ckpt-convert-format --ckpt-convert-save --ckpt-format --loader --model-type
+        --mtp-num-layers --norm-epsilon --saver --use-checkpoint-args
+    """,
+    "torchrun": "--nnodes --nproc-per-node --rdzv-backend --rdzv-endpoint --standalone",
+    "srun": "--nodes --ntasks --ntasks-per-node",
+    "pip": "--force-reinstall",
+    "tensorboard": "--logdir",
+    "zstd": "--long",
+}
+"""Options of other programs that a hint or a command names; they are the same everywhere."""
+
+FOREIGN = {option for words in OF_OTHERS.values() for option in words.split()}
+
+
+def literals(tree: ast.AST) -> Iterator[str]:
+    """Every string of a module but docstrings, those of attributes included."""
+    prose = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def spelled(text: str) -> set[str]:
+    """The options that a module's strings spell."""
+    return {option for string in literals(ast.parse(text)) for option in OPTION.findall(string)}
+
+
+def modules() -> dict[str, str]:
+    """Every module of the library but those of the command line, with its text."""
+    return {
+        name: path.read_text(encoding="utf-8")
+        for name, path in find_modules().items()
+        if not f"{name}.".startswith("flmgrow.cli.")
+    }
+
+
+def options() -> set[str]:
+    """Every option that any command has."""
+    group: Any = typer.main.get_command(app)
+    found: set[str] = set()
+    waiting = [group]
+    while waiting:
+        command = waiting.pop()
+        with typer.Context(command) as context:
+            for parameter in command.get_params(context):
+                found |= {*parameter.opts, *parameter.secondary_opts}
+            names = command.list_commands(context) if hasattr(command, "list_commands") else ()
+            waiting += [command.get_command(context, name) for name in names]
+    return {option for option in found if option.startswith("--")}
+
+
+def arguments() -> set[str]:
+    """Every argument that a function of the public face takes."""
+    kinds = [kind for kind in vars(given).values() if hasattr(kind, "__annotations__")]
+    functions = [
+        function
+        for name, function in vars(api).items()
+        if inspect.isfunction(function) and function.__module__ == api.__name__ and name[0] != "_"
+    ]
+    signatures = [set(inspect.signature(function).parameters) for function in functions]
+    return set().union(*signatures, *(kind.__annotations__ for kind in kinds))
+
+
+def named() -> set[str]:
+    """The settings that texts of the library speak of by name."""
+    trees = [ast.parse(text) for text in modules().values()]
+    return {str(name.value) for tree in trees for name in settings(tree)}
+
+
+def test_no_option_is_spelled_outside_of_the_command_line() -> None:
+    found = {name: spelled(text) - FOREIGN for name, text in modules().items()}
+    assert not {name: words for name, words in found.items() if words}
+
+
+def test_options_of_others_are_none_of_ours_and_needed() -> None:
+    assert len(options()) > 60
+    assert not FOREIGN & options()
+    assert {option for text in modules().values() for option in spelled(text)} >= FOREIGN
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('raise UsageError("--hidden-size: no")', {"--hidden-size"}),
+        ('f"leave out {x}--tp {n}, or (--pp)"', {"--tp", "--pp"}),
+        ('"a--b -- c, or ---d"', set()),
+        ('"""Speaks of --tp."""\nx = 1\n"""And of --pp."""', set()),
+        ('Setting("tp")', set()),
+    ],
+)
+def test_an_option_in_a_string_is_found(text: str, found: set[str]) -> None:
+    assert spelled(text) == found
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    assert len(named()) > 40
+    there = options()
+    assert not {
+        name
+        for name in named()
+        if COMMAND_LINE.name(name) not in there and not STAGE_FILE.has(name)
+    }
+
+
+def test_python_calls_its_arguments_by_name_and_other_settings_as_commands_do() -> None:
+    stages_alone = {name for name in named() if COMMAND_LINE.name(name) not in options()}
+    assert {name for name in named() if PYTHON.has(name)} - stages_alone <= arguments()
+    assert not PYTHON.ONLY_COMMANDS & arguments()
+    assert named() >= PYTHON.ONLY_COMMANDS
