@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import Outcome, accepted, check_lines
+from commands import Outcome, accepted, check_lines, flmgrow
 from object_store import BUCKET, SECRET, Fault, ObjectStore
 from pico import make_checkpoint
 from remote_results import (
@@ -243,3 +243,27 @@ def test_what_does_not_pass_is_one_line_and_resumed(
     remote.faults.clear()
     assert write(source, key).code == 0
     check_complete(remote, key, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True], ids=["refused", "done all the same"])
+def test_a_run_that_loses_its_server_at_any_request_is_resumed(
+    late: bool, remote: ObjectStore, source: Path, wanted: dict[str, bytes], key: str
+) -> None:
+    """As a kill at that moment is for the store; of all requests, one run after the other."""
+    codes: list[int] = []
+    while not codes or codes[-1]:
+        own = f"{key}/{len(codes)}"
+        remote.most, remote.late = len(remote.requests) + len(codes) + 1, late
+        try:
+            codes.append(write(source, own).code)
+        finally:
+            remote.most = None
+        if MARKER not in objects_of(remote, own):
+            assert flmgrow("inspect", f"s3://{BUCKET}/{own}").code == 3
+        assert write(source, own).code == 0
+        found = objects_of(remote, own)
+        assert json.loads(found.pop(MARKER))["files"] == len(wanted)
+        assert found == wanted
+    assert len(codes) > 20
+    assert set(codes[:-1]) == {4}

@@ -51,9 +51,15 @@ class Fault:
 
 @dataclass
 class ObjectStore:
-    """The server's state. ``requests`` are all that came, as method, path and query."""
+    """The server's state. ``requests`` are all that came, as method, path and query.
+
+    After ``most`` of them, if that is given, all are refused, as by a server that is lost; the last
+    is carried out or not, and its answer is lost, too, if ``late``.
+    """
 
     endpoint: str = ""
+    most: int | None = None
+    late: bool = False
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
@@ -61,6 +67,9 @@ class ObjectStore:
     def fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
             self.requests.append(f"{method} {path}")
+            if self.most is not None and len(self.requests) >= self.most:
+                late = self.late and len(self.requests) == self.most
+                return Fault(method, path, status=503, late=late)
             for fault in self.faults:
                 if fault.times and fault.method == method and re.search(fault.path, path):
                     fault.times -= 1
