@@ -23,7 +23,6 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.remote.addresses import is_remote
-from flmgrow.storage.remote.marker import refuse_incomplete_copy
 from flmgrow.storage.remote.path import open_folder
 from flmgrow.text import Setting, Text
 
@@ -178,7 +177,6 @@ def local_folder(path: Path) -> tuple[Path, HubOrigin | None]:
     if is_remote(path):
         return open_folder(path), None
     if not is_on_hub(path):
-        refuse_incomplete_copy(path)
         return path, None
     from flmgrow.hub.reading import fetch
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flmgrow.errors import IncompleteCheckpointError
 from flmgrow.storage import durable
+from flmgrow.storage.remote.marker import COMPLETE
 
 FOLDER = ".flmgrow"
 MARK = f"{FOLDER}/plan.json"
@@ -47,9 +48,12 @@ def is_marked(output: Path) -> bool:
 
 
 def refuse_marked(*folders: Path) -> None:
-    """Raise IncompleteCheckpointError if one of ``folders`` is marked."""
+    """Raise IncompleteCheckpointError if one of ``folders`` is marked.
+
+    A copy from an object store may have both marks: it is whole.
+    """
     for folder in folders:
-        if is_marked(folder):
+        if is_marked(folder) and not os.path.lexists(folder / COMPLETE):
             raise IncompleteCheckpointError(
                 "is not complete: the run that writes it was interrupted, or is at it",
                 "run the command that writes it again: it resumes",

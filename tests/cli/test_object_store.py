@@ -373,7 +373,7 @@ def test_a_copy_of_a_half_done_folder_is_refused(folders: dict[str, Path], tmp_p
     (copy / ".flmgrow").mkdir()
     (copy / ".flmgrow" / "plan.json").write_text("{}")
     for path in (copy, copy / "iter_0000030"):
-        refused(3, f"{copy}: is a copy of what was not complete", "inspect", path, place=tmp_path)
+        refused(3, f"{copy}: is not complete", "inspect", path, place=tmp_path)
     (copy / ".flmgrow" / "complete").write_text("{}")
     assert ".flmgrow" not in accepted("verify", "--integrity", copy).out
 

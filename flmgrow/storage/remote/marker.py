@@ -7,9 +7,7 @@ all else is there and checked. A folder with a plan and no such marker is refuse
 One without ``.flmgrow/`` was put there by another program, and is taken as it is.
 """
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 from flmgrow.errors import IncompleteCheckpointError
 from flmgrow.storage.remote.addresses import Address
@@ -38,14 +36,3 @@ def refuse_incomplete(address: Address, keys: Iterable[str]) -> None:
             "run the command that writes it again: it resumes",
             where=address,
         )
-
-
-def refuse_incomplete_copy(folder: Path) -> None:
-    """The same for a folder on a disk, into which one in a store was copied, or what it lies in."""
-    for each in (folder, folder.parent):
-        if os.path.lexists(each / PLAN) and not os.path.lexists(each / COMPLETE):
-            raise IncompleteCheckpointError(
-                "is a copy of what was not complete",
-                "copy it again when the run that writes it is done",
-                where=each,
-            )

@@ -30,9 +30,6 @@ from flmgrow.storage.remote.addresses import Address, address_of, is_remote
 from flmgrow.storage.remote.ranges import Ranges
 from flmgrow.storage.remote.store import Found
 
-STREAMED = 8 << 20
-"""Bytes requested at a time when an object is read from front to back."""
-
 
 class _Likeness:
     """What stores were found to hold: objects by address, laid out as empty files in a folder that
@@ -204,7 +201,7 @@ class RemotePath(PosixPath):
         """
         if set(mode) & set("wax+"):
             raise io.UnsupportedOperation(f"{self}: is in an object store, and is not opened so")
-        stream = io.BufferedReader(_Stream(self.ranges), STREAMED)
+        stream = io.BufferedReader(_Stream(self.ranges))
         return stream if "b" in mode else io.TextIOWrapper(stream, *text, **more)
 
     def iterdir(self) -> Generator[Self, None, None]:
@@ -227,7 +224,7 @@ class RemotePath(PosixPath):
 
 
 class _Stream(io.RawIOBase):
-    """An object from front to back, or from where one seeks to; nothing is kept in between."""
+    """An object from front to back, or from where one seeks to."""
 
     def __init__(self, ranges: Ranges) -> None:
         self._ranges = ranges
@@ -251,8 +248,7 @@ class _Stream(io.RawIOBase):
     def readinto(self, target: Any) -> int:
         view = memoryview(target).cast("B")
         count = max(0, min(view.nbytes, self._ranges.found.size - self._position))
-        address, found = self._ranges.address, self._ranges.found
-        view[:count] = store.read_range(address, found, self._position, count)
+        self._ranges.read_into(self._position, view[:count])
         self._position += count
         return count
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.storage.checksums import checksum_of
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.remote import ranges, store
+from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.path import RemotePath, open_folder
+from flmgrow.storage.remote.store import Found
 
 DATA = bytes(range(256)) * 40
 FILES = {"config.json": b"{}", "a/one.pt": DATA, "a/b/two.pt": DATA[::-1], "a/empty": b""}
@@ -145,6 +148,51 @@ def test_threads_that_want_one_block_ask_for_it_once(
         thread.join()
     assert found == [DATA[2100:2150]] * 8
     assert asked == [2000]
+
+
+def test_who_reads_on_finds_the_next_blocks_on_their_way(
+    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that requests are made while others wait for their answers: here, up to four at a time."""
+    lock, waiting, most = threading.Lock(), 0, 0
+
+    def read_range(_: object, __: object, start: int, count: int) -> memoryview:
+        nonlocal waiting, most
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+        time.sleep(0.02)
+        with lock:
+            waiting -= 1
+        return memoryview(DATA[start : start + count])
+
+    monkeypatch.setattr(ranges, "MOST_BLOCKS", 8)
+    monkeypatch.setattr(ranges, "read_range", read_range)
+    file = ReadOnlyFile(folder / "a" / "one.pt")
+    file.close()
+    assert b"".join(bytes(part) for part in file.chunks(0, len(DATA), 100)) == DATA
+    assert 2 <= most <= ranges.AHEAD + 1
+
+
+def test_what_was_not_asked_for_fails_nobody(
+    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failed = store.read_range, threading.Event()
+
+    def read_range(address: Address, found: Found, start: int, count: int) -> memoryview:
+        if start == 2000 and not failed.is_set():
+            failed.set()
+            raise StorageError("once")
+        return real(address, found, start, count)
+
+    monkeypatch.setattr(ranges, "read_range", read_range)
+    file = ReadOnlyFile(folder / "a" / "one.pt")
+    file.close()
+    assert file.read(0, 10) == DATA[:10]
+    assert file.read(1000, 10) == DATA[1000:1010]
+    assert failed.wait(5)
+    time.sleep(0.05)
+    assert file.read(2000, 10) == DATA[2000:2010]
 
 
 def test_a_block_that_failed_is_asked_for_again(
