@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
+from flmgrow.trainer.ranks.processes import stopping_signals
 from flmgrow.trainer.stage.file import read_stage
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
@@ -44,6 +45,7 @@ def main() -> int:
         print("usage: torchrun [...] -m flmgrow.trainer STAGE.yaml", file=sys.stderr)
         return 2
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping_signals())  # whoever began us held them
     first = True
     try:
         first = _know_place() == 0

@@ -47,6 +47,8 @@ def answer_signals() -> None:
         # A shell lets what runs in its background ignore interrupts, nohup a hang-up.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    # A run, and the launcher of ranks, hold them from the processes that they begin until now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def finish(code: int) -> int:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.stages.steps import DIFFERS, Step
-from flmgrow.trainer.ranks.processes import end_with_parent, stopping_signals
+from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
 
 Launch = Callable[[tuple[str, ...]], int]
 
@@ -48,16 +48,20 @@ def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None])
 def launch(words: tuple[str, ...]) -> int:
     """Run a command of flmgrow's in a process of its own and return its exit code.
 
-    What it has to show goes to stderr, and it ends when this process does.
+    What it has to show goes to stderr, and it ends when this process does. A signal that it did not
+    end for, since it was just done, is answered by this process.
     """
+    asked = 0
     process = subprocess.Popen(
         [sys.executable, "-m", "flmgrow", *words],
         stdout=sys.stderr,
         start_new_session=True,  # a terminal's interrupt is handed on once, here
-        preexec_fn=partial(end_with_parent, os.getpid()),
+        preexec_fn=partial(begin_as_child, os.getpid()),
     )
 
     def hand_on(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        asked = number
         process.send_signal(number)
 
     before = {number: signal.signal(number, hand_on) for number in stopping_signals()}
@@ -66,4 +70,6 @@ def launch(words: tuple[str, ...]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if asked and code in (0, DIFFERS):
+        signal.raise_signal(asked)
     return code if code >= 0 else 128 - code

@@ -4,14 +4,13 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from stage_runs import environment, make_data, schedule_data, write_schedule
-
-from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+import run_processes
+from run_processes import check_all_ended, losses, saved
+from stage_runs import make_data, schedule_data, write_schedule
 
 pytestmark = pytest.mark.slow
 
@@ -29,29 +28,12 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def begun(schedule: Path, out: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "flmgrow", "run", str(schedule), "--out", str(out)]
-    with out.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(words, env=environment(), stdout=log, stderr=log)
+    return run_processes.begun("run", schedule, "--out", out, log=out.with_suffix(".log"))
 
 
 def told(out: Path) -> str:
     """The end of what a run had to say."""
     return out.with_suffix(".log").read_text()[-3000:]
-
-
-def saved(out: Path) -> dict[str, bytes]:
-    folder = out / FINAL
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def losses(out: Path) -> list[tuple[int, float, float]]:
-    records = [
-        record
-        for name in ("01-small", "02-large")
-        for record in read_metrics(out / name / "metrics.jsonl")
-        if isinstance(record, StepRecord)
-    ]
-    return [(record.step, record.loss, record.grad_norm) for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +42,6 @@ def undisturbed(schedule: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     out, begin = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
     assert begun(schedule, out).wait(PATIENCE) == 0
     return out, time.monotonic() - begin
-
-
-def processes_of(out: Path) -> list[str]:
-    """What still runs on behalf of a run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if bytes(out) in command:
-                found.append(command.replace(b"\0", b" ").decode())
-    return found
-
-
-def check_all_ended(out: Path) -> None:
-    end = time.monotonic() + 10
-    while left := processes_of(out):
-        assert time.monotonic() < end, left
-        time.sleep(0.05)
 
 
 def wait_for_a_save(process: subprocess.Popen[bytes], out: Path) -> None:
@@ -131,7 +92,7 @@ def test_killed_at_random_moments(
             break
     assert begun(schedule, outs[-1]).wait(PATIENCE) == 0, told(outs[-1])
     for out in outs:
-        assert saved(out) == saved(whole)
+        assert saved(out / FINAL) == saved(whole / FINAL)
         assert losses(out) == losses(whole)
     assert {"first stage", "second stage"} <= met
 
@@ -149,5 +110,5 @@ def test_asked_to_stop_it_saves_and_goes_on(
     assert process.wait(PATIENCE) == 143
     check_all_ended(out)
     assert begun(schedule, out).wait(PATIENCE) == 0
-    assert saved(out) == saved(whole)
+    assert saved(out / FINAL) == saved(whole / FINAL)
     assert losses(out) == losses(whole)

@@ -19,7 +19,7 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError, LostRankError, tell
 from flmgrow.text import COMMAND_LINE
-from flmgrow.trainer.ranks.processes import end_with_parent, stopping_signals
+from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
 
 GRACE = 5.0
 """Seconds that ranks have to end by themselves once one of them has failed."""
@@ -31,7 +31,7 @@ def launch(stage: Path, world: int) -> int:
     """Run ``world`` ranks of a stage file on this machine and return their exit code.
 
     SIGTERM, SIGINT and SIGHUP are handed on, so that the ranks save and stop; a second one kills
-    them.
+    them, and the code is that of the first.
     """
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
@@ -40,11 +40,13 @@ def launch(stage: Path, world: int) -> int:
     handlers = {number: signal.signal(number, signals.hand_on) for number in stopping_signals()}
     try:
         code, rank = _first_failure(ranks)
-        if code < 0 and not signals.asked:
-            _tell_of_signal(rank, -code)
-        elif -code in stopping_signals():  # before the rank could say so itself
+        if code >= 0:
+            return code
+        if signals.asked:  # the rank could not say so itself
             tell(FlmgrowError("interrupted", "the same command resumes"), COMMAND_LINE)
-        return code if code >= 0 else 128 - code
+            return 128 + signals.asked
+        _tell_of_signal(rank, -code)
+        return 128 - code
     finally:
         for process in ranks:
             process.kill()
@@ -61,7 +63,7 @@ def _start(
         [sys.executable, "-m", "flmgrow.trainer", str(stage)],
         env={**environment, **{name: str(value) for name, value in own.items()}},
         start_new_session=True,  # a terminal's interrupt reaches ranks once, through this process
-        preexec_fn=partial(end_with_parent, os.getpid()),
+        preexec_fn=partial(begin_as_child, os.getpid()),
     )
 
 
@@ -69,14 +71,15 @@ class _HandedOn:
     """Signals that the launcher hands on to its ranks; the second one as SIGKILL."""
 
     def __init__(self, ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-        self.asked = False
+        self.asked = 0
+        """The first signal, or 0."""
         self._ranks = ranks
 
     def hand_on(self, number: int, _: FrameType | None) -> None:
         """Send every rank what the launcher got."""
         for rank in self._ranks:
             rank.send_signal(signal.SIGKILL if self.asked else number)
-        self.asked = True
+        self.asked = self.asked or number
 
 
 def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:

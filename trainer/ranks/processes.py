@@ -92,6 +92,16 @@ def stopping_signals() -> tuple[signal.Signals, ...]:
     return always if ignored else (*always, signal.SIGHUP)
 
 
+def begin_as_child(parent: int) -> None:
+    """Prepare this process, before it becomes another program of flmgrow's.
+
+    It ends with its ``parent``; and signals that the parent hands on wait until the program can
+    answer them and lets them in: until then Python's own answer to an interrupt is a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping_signals())
+    end_with_parent(parent)
+
+
 def end_with_parent(parent: int) -> None:
     """Let this process be killed when its ``parent`` dies, however that happens."""
     if sys.platform == "linux":
