@@ -20,8 +20,14 @@ def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
 def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
     """Return ``growth`` with its masks baked in, at ``values`` instead of their own where given.
 
-    Raises UsageError for a mask that weights cannot express (``operators/masks.py``).
+    At other values it leads to another function than that of its own masks, and says so. Raises
+    UsageError for a mask that weights cannot express (``operators/masks.py``).
     """
+    moved = {
+        dimension: f"{dimension} at {values[dimension]:g} instead of {mask.value:g}"
+        for dimension, mask in growth.masks.items()
+        if values.get(dimension, mask.value) != mask.value
+    }
     masks = {
         dimension: mask.at(values.get(dimension, mask.value))
         for dimension, mask in growth.masks.items()
@@ -33,7 +39,11 @@ def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
         growth,
         maps=maps,
         masks={},
-        notes=tuple(note for note in growth.notes if note != MASKED),
+        notes=(
+            *(note for note in growth.notes if note != MASKED),
+            *(f"baked {place}: another function" for place in moved.values()),
+        ),
+        preserves=growth.preserves and not moved,
         request={
             **growth.request,
             "bake": {str(dimension): mask.value for dimension, mask in masks.items()},

@@ -31,7 +31,7 @@ def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, Axi
             raise UsageError(
                 f"a hidden mask at {mask.value} cannot be baked: its norms weigh channels",
                 Text(
-                    "finish the ramp (value 1), or grow the width with ",
+                    "finish the ramp: train on until it is 1; or grow the width with ",
                     Setting("method"),
                     " width=zero or copy",
                 ),
@@ -40,7 +40,7 @@ def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, Axi
         if sum(bool(len(indices)) for indices in mask.fresh.values()) > 1 and mask.value != 0.0:
             raise UsageError(
                 f"a head mask at {mask.value} over groups and queries cannot be baked per axis",
-                "bake at value 0 or 1",
+                "finish the ramp: train on until it is 1",
             )
         for axis, indices in mask.fresh.items():
             if len(indices):

@@ -49,6 +49,9 @@ _MISSING_OR_UNFIT = {
 }
 
 
+_LOOK = "check that the path is right and the checkpoint complete"
+
+
 def _best_crc32() -> Callable[[Bytes, int], int]:
     """Return the fastest CRC32 there is: isal's is five times as fast as zlib's."""
     try:
@@ -231,15 +234,12 @@ class ReadOnlyFile:
     def _refusal(self, error: OSError) -> FlmgrowError:
         found = _MISSING_OR_UNFIT.get(error.errno or 0)
         if found is not None:
-            hint = "check that the path is right and the checkpoint complete"
-            return BadCheckpointError(found, hint, where=self.path)
+            return BadCheckpointError(found, _LOOK, where=self.path)
         hint = "check the disk or the mount, then run the same command again"
         return StorageError(f"cannot be read: {error.strerror}", hint, where=self.path)
 
     def _not_a_file(self, kind: str) -> BadCheckpointError:
-        return BadCheckpointError(
-            f"is {kind}, wanted a file", "give the path of a checkpoint file", where=self.path
-        )
+        return BadCheckpointError(f"is {kind}, wanted a file", _LOOK, where=self.path)
 
     def _changed_error(self) -> BadCheckpointError:
         return BadCheckpointError(

@@ -27,12 +27,13 @@ from flmgrow.formats.writing import (
     written_iteration,
 )
 from flmgrow.garbage import no_garbage_collection
-from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.axes import Axis, Sizes, full_box
 from flmgrow.model.checks import check_whole
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import Counts, Growth, count
+from flmgrow.operators.masks import baking_maps
 from flmgrow.operators.target import Target, grow
 from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.optimizer_metadata import carried, unfollowed
@@ -202,16 +203,26 @@ def _check_open(growth: Growth, file_format: str) -> None:
     """A format that is read by others alone holds no masks: they must be open or baked."""
     closed = [f"{name} at {mask.value:g}" for name, mask in growth.masks.items() if mask.value != 1]
     if closed and not written_format(file_format).ranks:
-        raise UsageError(
-            Text(Setting("format"), f" {file_format}: cannot hold masks ({', '.join(closed)})"),
-            Text(
-                "finish the ramp first; or grow with ",
-                Setting("method"),
-                " zero or copy, or with ",
-                Setting("bake", True),
-                " (not for width)",
-            ),
+        grown = Text(
+            "finish the ramp first; or grow with ",
+            Setting("method"),
+            " zero or copy, or with ",
+            Setting("bake", True),
+            " (not for width)",
         )
+        raise UsageError(
+            f"the format {file_format} cannot hold masks ({', '.join(closed)})",
+            grown if growth.methods else _way_out(growth.masks, growth.new.sizes),
+        )
+
+
+def _way_out(masks: Mapping[Dimension, Mask], sizes: Sizes) -> str:
+    """Return what to do about masks that are still opening; not all of them can be baked."""
+    try:
+        baking_maps(masks, sizes)
+    except UsageError:
+        return "finish the ramp: train on until these masks are 1; as they are, they have no baking"
+    return "finish the ramp, or put the masks into the weights with flmgrow bake"
 
 
 def _check_masks(source: Checkpoint, masks: Mapping[Dimension, Mask]) -> None:
@@ -228,7 +239,7 @@ def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
         unfinished = ", ".join(f"{name} at {mask.value:g}" for name, mask in pending.items())
         raise UsageError(
             f"the source is still opening its last growth ({unfinished})",
-            "finish the ramp, or put the masks into the weights with flmgrow bake",
+            _way_out(pending, growth.old.sizes),
         )
     return replace(growth, masks=pending) if pending else growth
 

@@ -171,6 +171,16 @@ def test_an_iteration_that_is_moved_alone_keeps_its_masks(grown: Path) -> None:
     assert json.loads((moved / "flmgrow.json").read_bytes())["receipt"]["equal"] is True
 
 
+@pytest.mark.parametrize("command", ["expand", "export"])
+def test_what_cannot_be_baked_is_not_to_be_baked(tmp_path: Path, command: str) -> None:
+    source = make_checkpoint(tmp_path / "source", "llama")
+    accepted("expand", source, tmp_path / "wide", "--hidden-size", 24)
+    words = (command, tmp_path / "wide", tmp_path / "out")
+    more = ("--num-layers", 6) if command == "expand" else ()
+    says = r"(masks|growth) \(width at 0\).*finish the ramp: train on"
+    assert "flmgrow bake" not in refused(2, says, *words, *more, place=tmp_path).err
+
+
 def test_a_source_whose_masks_are_still_opening_grows_no_further(grown: Path) -> None:
     says = r"still opening its last growth \(ffn at 0\).*flmgrow bake"
     command = ("expand", grown, grown.parent / "out", "--num-layers", 6)

@@ -4,6 +4,7 @@ import pytest
 from pico import CONFIGS
 
 from flmgrow.errors import UsageError
+from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import MASKED
 from flmgrow.operators.target import Target, grow, parse_methods
@@ -28,3 +29,12 @@ def test_baking_drops_the_note_on_masks_alone() -> None:
     growth = grow(config, target, config.vocab, config.vocab)
     assert growth.notes == (MASKED, "depth: not function-preserving")
     assert baked(growth, {}).notes == ("depth: not function-preserving",)
+
+
+def test_baking_elsewhere_than_the_masks_are_is_another_function() -> None:
+    config = CONFIGS["llama"]
+    growth = grow(config, Target(ffn=2 * config.ffn), config.vocab, config.vocab)
+    same, open_ = (baked(growth, {Dimension.FFN: value}) for value in (0.0, 1.0))
+    assert (same.notes, same.preserves) == ((), True)
+    told = ("baked ffn at 1 instead of 0: another function",)
+    assert (open_.notes, open_.preserves) == (told, False)
