@@ -1,19 +1,12 @@
 """flmgrow grows and reshards Megatron checkpoints, and proves that the function did not change.
 
 What is public is :mod:`flmgrow.api`, reached as ``flmgrow.open`` and so on. It is imported when it
-is first used: ``import flmgrow`` alone imports neither torch nor numpy.
+is first used: ``import flmgrow`` alone imports neither torch nor numpy, and nothing that would take
+time before the command line answers signals.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
-
-from flmgrow.errors import (
-    BadCheckpointError,
-    FlmgrowError,
-    OutputExistsError,
-    StorageError,
-    UsageError,
-)
 
 if TYPE_CHECKING:
     from flmgrow.api import (
@@ -29,6 +22,13 @@ if TYPE_CHECKING:
         reshard,
         verify,
     )
+    from flmgrow.errors import (
+        BadCheckpointError,
+        FlmgrowError,
+        OutputExistsError,
+        StorageError,
+        UsageError,
+    )
     from flmgrow.opened import LogicalArray, Source
 
 __version__ = "0.1.0"
@@ -39,7 +39,15 @@ __all__ = [
     "load_model", "open", "plan", "reshard", "verify",
 ]  # fmt: skip
 
-_HOMES = {"LogicalArray": "flmgrow.opened", "Source": "flmgrow.opened"}
+_HOMES = {
+    "LogicalArray": "flmgrow.opened",
+    "Source": "flmgrow.opened",
+    "BadCheckpointError": "flmgrow.errors",
+    "FlmgrowError": "flmgrow.errors",
+    "OutputExistsError": "flmgrow.errors",
+    "StorageError": "flmgrow.errors",
+    "UsageError": "flmgrow.errors",
+}
 
 
 def __getattr__(name: str) -> object:

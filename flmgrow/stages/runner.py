@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from types import FrameType
 
-from flmgrow.errors import FlmgrowError
+from flmgrow.errors import FlmgrowError, tell
 from flmgrow.stages.steps import DIFFERS, Step
-from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
+from flmgrow.text import COMMAND_LINE
+from flmgrow.trainer.ranks.processes import begin_as_child, ended_by_signal, stopping_signals
 
 Launch = Callable[[tuple[str, ...]], int]
 
@@ -48,8 +49,8 @@ def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None])
 def launch(words: tuple[str, ...]) -> int:
     """Run a command of flmgrow's in a process of its own and return its exit code.
 
-    What it has to show goes to stderr, and it ends when this process does. A signal that it did not
-    end for, since it was just done, is answered by this process.
+    What it has to show goes to stderr, and it ends when this process does. A signal that it cannot
+    have told of, since it was just done, is answered by this process.
     """
     asked = 0
     process = subprocess.Popen(
@@ -70,6 +71,8 @@ def launch(words: tuple[str, ...]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked and code in (0, DIFFERS):
+    if asked and (code < 0 or code in (0, DIFFERS)):
         signal.raise_signal(asked)
+    elif code < 0:
+        tell(ended_by_signal(f"flmgrow {words[0]}", -code), COMMAND_LINE)
     return code if code >= 0 else 128 - code

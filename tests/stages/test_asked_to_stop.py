@@ -13,7 +13,8 @@ import pytest
 from run_processes import begun, check_all_ended, losses, saved
 from stage_runs import make_data, schedule_data, stage_data, write_schedule, write_stage
 
-from flmgrow.stages import runner
+from flmgrow.stages.runner import launch
+from flmgrow.stages.steps import DIFFERS
 
 PATIENCE = 120.0
 SOON = 5.0
@@ -106,7 +107,7 @@ def answered() -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("code", "own"), [(0, [15]), (runner.DIFFERS, [15]), (143, []), (3, [])], ids=str
+    ("code", "own"), [(0, [15]), (DIFFERS, [15]), (-15, [15]), (143, []), (3, [])], ids=str
 )
 def test_a_signal_that_came_too_late_for_a_step_ends_the_run(
     code: int, own: list[int], answered: list[int], monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,23 @@ def test_a_signal_that_came_too_late_for_a_step_ends_the_run(
             os.kill(os.getpid(), signal.SIGTERM)
             return code
 
-    monkeypatch.setattr(runner.subprocess, "Popen", Done)
-    assert runner.launch(("verify", "a", "b")) == code
+    monkeypatch.setattr(subprocess, "Popen", Done)
+    assert launch(("verify", "a", "b")) == (code if code >= 0 else 128 - code)
     assert answered == own
+
+
+def test_a_step_that_the_kernel_kills_is_told(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does when memory runs out: the step itself can say nothing."""
+
+    class Killed(subprocess.Popen[bytes]):
+        def wait(self, timeout: float | None = None) -> int:
+            self.kill()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Killed)
+    assert launch(("inspect", "nothing")) == 128 + signal.SIGKILL
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "error: flmgrow inspect: was ended by SIGKILL"
+    assert told[1].endswith("when memory runs out (see dmesg); the same command resumes")

@@ -19,7 +19,11 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError, LostRankError, tell
 from flmgrow.text import COMMAND_LINE
-from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
+from flmgrow.trainer.ranks.processes import (
+    begin_as_child,
+    ended_by_signal,
+    stopping_signals,
+)
 
 GRACE = 5.0
 """Seconds that ranks have to end by themselves once one of them has failed."""
@@ -45,7 +49,7 @@ def launch(stage: Path, world: int) -> int:
         if signals.asked:  # the rank could not say so itself
             tell(FlmgrowError("interrupted", "the same command resumes"), COMMAND_LINE)
             return 128 + signals.asked
-        _tell_of_signal(rank, -code)
+        tell(ended_by_signal(f"rank {rank}", -code), COMMAND_LINE)
         return 128 - code
     finally:
         for process in ranks:
@@ -110,16 +114,6 @@ def _more_may_be_told(codes: Sequence[int | None]) -> bool:
     """
     only_lost = all(code in (None, 0, LostRankError.exit_code) for code in codes)
     return codes[0] is None or (only_lost and None in codes)
-
-
-def _tell_of_signal(rank: int, number: int) -> None:
-    hint = "the same command resumes"
-    if number == signal.SIGKILL:
-        hint = f"the kernel does so when memory runs out (see dmesg); {hint}"
-    tell(
-        LostRankError(f"rank {rank}: was ended by {signal.Signals(number).name}", hint),
-        COMMAND_LINE,
-    )
 
 
 def _free_port() -> int:

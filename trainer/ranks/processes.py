@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, resource_tracker
 from typing import Any, TypeVar
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import LostRankError, UsageError
 from flmgrow.text import Setting, Text
 
 SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
@@ -108,6 +108,14 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(SIGNAL_OF_PARENTS_DEATH, signal.SIGKILL)
     if os.getppid() != parent:  # it died before we asked
         os._exit(1)
+
+
+def ended_by_signal(process: str, number: int) -> LostRankError:
+    """Return what to tell of a process that a signal has ended, and that nobody asked to end."""
+    hint = "the same command resumes"
+    if number == signal.SIGKILL:
+        hint = f"the kernel does so when memory runs out (see dmesg); {hint}"
+    return LostRankError(f"{process}: was ended by {signal.Signals(number).name}", hint)
 
 
 def _begin(parent: int, function: Callable[[Any], Any]) -> None:
