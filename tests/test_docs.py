@@ -22,6 +22,7 @@ from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
 from quoted_words import settings
 from repository import FOLDERS, ROOT, find_modules
+from sampling import sample
 from tiny_tokenizers import make_jsonl, make_ranks
 
 from flmgrow.stages.schedule import read_schedule
@@ -160,7 +161,7 @@ def test_shown_commands_have_such_options(page: Path) -> None:
         assert outcome.code == 0, f"{' '.join(words)}: {outcome.err}"
 
 
-@pytest.mark.parametrize("page", [*GUIDES, *CONCEPTS], ids=name_of)
+@pytest.mark.parametrize("page", sample([*GUIDES, *CONCEPTS], *GUIDES), ids=name_of)
 def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All commands of a page, one after the other, on a tiny checkpoint of the same kind; the Hub
     is one on loopback. Each of verify's lines is shown.

@@ -17,6 +17,7 @@ import transformers
 from commands import accepted, check_lines, flmgrow
 from growing import all_files, checkpoint_logits, tokens_for
 from pico import CONFIGS, even, make_checkpoint
+from sampling import sample
 from torch import Tensor
 from transformers_models import model_logits
 
@@ -76,7 +77,7 @@ def worst(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(scope="module", params=sample(MODELS, "paper", "rope untied"))
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flm")
     export(MODELS[request.param], folder)

@@ -6,6 +6,7 @@ the folders are compared with the mapping here, and a wheel with the folders.
 """
 
 import ast
+import shlex
 import shutil
 import subprocess
 import sys
@@ -205,28 +206,36 @@ def test_files_stay_short() -> None:
     assert not {path: length for path, length in lengths.items() if length > LONGEST}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "--help",
-        "expand --help",
-        "verify --help",
-        "inspect SRC",
-        "expand SRC DST --hidden-size 16 --num-layers 6 --method zero --dry-run",
-        "reshard SRC DST --tp 2 --dry-run",
-        "export SRC DST --dry-run",
-        "inspect HF",
-        "import HF DST --tp 2 --dry-run",
-        "expand HF DST --ffn-hidden-size 40 --method zero --dry-run",
-        "data prepare --help",
-        "data prepare TEXT DST --tokenizer bytes",
-        "train --help",
-        "run PAPER --dry-run",
-        "run PAPER --print-commands",
-        "plot --help",
-    ],
-)
-def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Path) -> None:
+LOOKING = """
+--help
+expand --help
+verify --help
+inspect SRC
+expand SRC DST --hidden-size 16 --num-layers 6 --method zero --dry-run
+reshard SRC DST --tp 2 --dry-run
+export SRC DST --dry-run
+inspect HF
+import HF DST --tp 2 --dry-run
+expand HF DST --ffn-hidden-size 40 --method zero --dry-run
+data prepare --help
+data prepare TEXT DST --tokenizer bytes
+train --help
+run PAPER --dry-run
+run PAPER --print-commands
+plot --help
+"""
+
+ONE_BY_ONE = f"""
+import shlex, sys
+from flmgrow.cli.app import run
+for line in sys.stdin.read().strip().splitlines():
+    code = run(shlex.split(line))
+    print(code, sorted(sys.modules.keys() & {HEAVY!r}), line, file=sys.stderr)
+"""
+
+
+def test_commands_that_only_look_start_without_torch(tmp_path: Path) -> None:
+    """One after the other in one process: the first that imports too much is the one that fails."""
     places = {
         "SRC": str(make_checkpoint(tmp_path / "a", "llama")),
         "HF": str(make_folder(tmp_path / "hf")),
@@ -234,20 +243,21 @@ def test_commands_that_only_look_start_without_torch(command: str, tmp_path: Pat
         "DST": str(tmp_path / "b"),
         "PAPER": str(ROOT / "configs" / "flm-101b.yaml"),
     }
-    arguments = [places.get(word, word) for word in command.split()]
-    program = (
-        "import sys; from flmgrow.cli.app import run; code = run(sys.argv[1:]);"
-        f"print(code, sorted(sys.modules.keys() & {HEAVY!r}), file=sys.stderr)"
-    )
+    commands = [
+        shlex.join(places.get(word, word) for word in line.split())
+        for line in LOOKING.strip().splitlines()
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", ONE_BY_ONE],
         cwd=tmp_path,
+        input="\n".join(commands),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.stderr.splitlines()[-1:] == ["0 []"], done.stderr
+    told = [line for line in done.stderr.splitlines() if line[:1].isdigit()]
+    assert told == [f"0 [] {command}" for command in commands], done.stderr
 
 
 def test_a_wheel_holds_every_module(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from commands import accepted, flmgrow, refused
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sampling import first, sample
 from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
@@ -140,7 +141,7 @@ def test_tokens_have_units(count: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("log", sample([False, True], False))
 def test_the_same_run_is_the_same_picture(run: Path, kind: str, log: bool) -> None:
     runs = read_runs([run])
     once = picture(runs, kind, Look(log))
@@ -269,7 +270,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("name", first(3, NAMES.values()), ids=NAMES)
 def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
     """Of stages and runs, alone and compared; nothing is said about it, and nothing fails."""
     stages = [stage_of(name, 1, 3), stage_of(f"{name}2", 4, 3)]
@@ -327,7 +328,7 @@ BARE: dict[str, list[Record]] = {
 }
 
 
-@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("log", sample([False, True], False))
 @pytest.mark.parametrize("records", BARE.values(), ids=BARE)
 def test_little_is_drawn_too(records: list[Record], log: bool, tmp_path: Path) -> None:
     file = write_records(tmp_path / "metrics.jsonl", records[:1])

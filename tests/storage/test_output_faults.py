@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sampling import sample
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.storage.output import FileRecord, verify_files
@@ -144,7 +145,7 @@ def sweep(toy: Toy, kind: str, what: str, variant: str = "good") -> tuple[int, l
     raise AssertionError("no end")
 
 
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize("what", sample(FAULTS, "KILL", "EIO"))
 @pytest.mark.parametrize("kind", CALLS.split())
 def test_any_call_may_fail(toy: Toy, kind: str, what: str) -> None:
     count, broken = sweep(toy, kind, what)

@@ -68,6 +68,7 @@ def test_all_dimensions_at_once_and_another_layout(
     assert distance(config, tmp_path / "b") <= EXACT
 
 
+@pytest.mark.slow
 @examples(100)
 @given(cases())
 def test_any_growth_of_any_model_between_any_layouts(case: Case) -> None:

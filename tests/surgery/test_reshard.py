@@ -33,6 +33,7 @@ def bits(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
+@pytest.mark.slow
 @examples(40)
 @given(st.data())
 def test_there_and_back_is_bit_equal(data: DataObject) -> None:

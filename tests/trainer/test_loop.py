@@ -70,6 +70,7 @@ def test_it_learns(whole: Path) -> None:
     assert last["teacher_loss"] > 0
 
 
+@pytest.mark.slow
 def test_resuming_is_bit_equal(data: Path, whole: Path, tmp_path: Path) -> None:
     half = write_stage(tmp_path / "parts", stage_data(data, training={"steps": 3}))
     train(half)
@@ -94,6 +95,7 @@ def test_a_stage_that_is_done_stays_as_it_is(whole: Path) -> None:
     assert (saved(whole, STEPS), losses(whole)) == before
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
     content = stage_data(data, training={"steps": 400}, learning_rate={"peak": 1e-3})
     stage = write_stage(tmp_path, {**content, "checkpoint": {}})

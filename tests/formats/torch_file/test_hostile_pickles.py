@@ -111,6 +111,7 @@ def test_copies_are_bounded() -> None:
         read(b"\x80\x02" + b"(" + text + encoder + latin + call * 1000 + b"t.")
 
 
+@pytest.mark.slow
 def test_tuples_nested_200_000_deep() -> None:
     data = b"\x80\x02)" + pickle.TUPLE1 * 200_000 + b"."
     inert = read(data)

@@ -19,6 +19,8 @@ from tiny_tokenizers import make_jsonl, make_ranks
 from flmgrow.cli.app import run
 from flmgrow.trainer.data.indexed import token_dtype
 
+pytestmark = pytest.mark.slow  # megatron-core reads what was written, and makes an index for C++
+
 SCRIPT = Path(__file__).parents[2] / "support" / "megatron_data.py"
 TEXTS = [f"{i}: the thing " + "ü" * (i * i % 23) for i in range(50)]
 

@@ -228,6 +228,7 @@ class Dying(ByteTokenizer):
         os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_told(sources: Sources, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a worker process died") as refusal:
         make(sources, tmp_path / "out", Dying(), workers=2)
@@ -312,6 +313,7 @@ def command_for(path: Path) -> list[str]:
     return [sys.executable, "-m", "flmgrow", *prepare]
 
 
+@pytest.mark.slow
 def test_the_real_thing_may_be_killed(tmp_path: Path) -> None:
     path = make_jsonl(tmp_path / "a.jsonl", ["abcdefgh" * 2000] * 4000)
     command = command_for(path)

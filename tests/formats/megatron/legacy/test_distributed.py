@@ -13,6 +13,7 @@ from growing import SmallBlocks, all_files, grow_checkpoint
 from pico import CONFIGS, even, make_checkpoint, padded_vocab
 from pico_buckets import BUCKETS, LAYOUTS, MADE
 from pico_distributed import FLAT, STATES, Content, distribute
+from sampling import sample
 from strategies import as_request
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize("buckets", [{}, BUCKETS], ids=["whole", "buckets"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["gpt", "llama", "tele"])
+@pytest.mark.parametrize("name", sample(["gpt", "llama", "tele"], "llama"))
 def test_every_parameter_is_found(
     name: str, dtype: str, buckets: dict[str, Any], tmp_path: Path
 ) -> None:
