@@ -51,8 +51,8 @@ def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _places(where: tuple[object, ...]) -> tuple[str, ...]:
-    return tuple(_escaped(one if isinstance(one, str) else str(one)) for one in where)
+def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
+    return tuple(_escaped(one if isinstance(one, str) else str(one)) for one in values)
 
 
 def shown(text: str, words: Words) -> str:
@@ -61,50 +61,67 @@ def shown(text: str, words: Words) -> str:
 
 
 class FlmgrowError(Exception):
-    """Something the user can act on: ``what`` is wrong, ``where``, and a ``hint`` at the way out.
+    """Something the user can act on: ``what`` was found, ``where``, and a ``hint`` at the way out.
 
-    ``where`` is a place, or a tuple of places from the outermost inwards: file, then tensor. Both
-    together are the ``message``; ``str(error)`` is that in Python's words. ``told``: another rank
-    of the same command tells it.
+    ``wanted`` is what should have been there, if that is not plain. ``where`` is a place, or a
+    tuple of places from the outermost inwards: file, then tensor. All of it but the hint is the
+    ``message``; ``str(error)`` is that in Python's words. ``told``: another rank of the same
+    command tells it.
     """
 
     exit_code: ClassVar[int] = 3
     told = False
 
-    def __init__(self, what: str, hint: str = "", where: object = ()) -> None:
-        super().__init__(what, hint, where)
+    def __init__(self, what: str, hint: str = "", where: object = (), wanted: object = "") -> None:
+        super().__init__(what, hint, where, wanted)
         self.what, self.hint = _escaped(what), _escaped(hint)
-        self.where = _places(where if isinstance(where, tuple) else (where,))
+        (self.wanted,) = _texts((wanted,))
+        self.where = _texts(where if isinstance(where, tuple) else (where,))
 
     def __str__(self) -> str:
         return shown(self._whole, PYTHON)
 
     @property
     def message(self) -> str:
-        """The place and what is wrong, of bounded length."""
+        """Where, what was found, and what was wanted, of bounded length."""
         return _shortened(self._whole)
 
     @property
     def _whole(self) -> Text:
-        return Text(": ").join((*self.where, self.what))
+        wanted = Text(", wanted ", self.wanted) if self.wanted else ""
+        return Text(Text(": ").join((*self.where, self.what)), wanted)
+
+    @classmethod
+    def of(cls, error: "FlmgrowError") -> Self:
+        """Return ``error`` as one of this kind."""
+        return cls(error.what, error.hint, error.where, error.wanted)
 
     def at(self, *where: object) -> Self:
         """Return the same error, of a place that lies in ``where``."""
-        return self._with(where=(*_places(where), *self.where))
+        return self._with(where=(*_texts(where), *self.where))
 
     def relative_to(self, place: object) -> Self:
         """Return the same error with its place as seen from ``place``, if it lies there."""
-        inside = self.where[:1] == _places((place,))
+        inside = self.where[:1] == _texts((place,))
         return self._with(where=self.where[1:]) if inside else self
 
-    def with_hint(self, more: str) -> Self:
+    def with_hint(self, hint: str) -> Self:
+        """Return the same error with another hint."""
+        return self._with(hint=_escaped(hint))
+
+    def with_more_hint(self, more: str) -> Self:
         """Return the same error with ``more`` at the end of its hint."""
-        return self._with(hint=Text("; ").join(filter(None, (self.hint, _escaped(more)))))
+        return self.with_hint(Text("; ").join(filter(None, (self.hint, more))))
+
+    def with_more(self, more: str) -> Self:
+        """Return the same error with ``more`` at the end of its message."""
+        last = "wanted" if self.wanted else "what"
+        return self._with(**{last: Text(getattr(self, last), _escaped(more))})
 
     def in_words(self, words: Words) -> Self:
         """Return the same error in the words of whoever it is meant for."""
-        where = tuple(render(place, words) for place in self.where)
-        return self._with(what=render(self.what, words), hint=render(self.hint, words), where=where)
+        texts = {name: render(getattr(self, name), words) for name in ("what", "wanted", "hint")}
+        return self._with(**texts, where=tuple(render(place, words) for place in self.where))
 
     def _with(self, **fields: object) -> Self:
         changed = type(self).__new__(type(self), *self.args)

@@ -100,7 +100,9 @@ def known_ids(fields: Mapping[str, object], where: str) -> dict[str, object]:
     for name, value in found.items():
         for item in value if isinstance(value, list) else [value]:
             if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
-                raise BadCheckpointError(f"found {shown(value)}, wanted an id", where=(where, name))
+                raise BadCheckpointError(
+                    f"found {shown(value)}", where=(where, name), wanted="an id"
+                )
     return found
 
 
@@ -151,9 +153,10 @@ def open_companion(path: Path) -> ReadOnlyFile:
         file = undo.enter_context(ReadOnlyFile(own_file(path.parent, path.name)))
         if file.size > MAX_CARRIED_BYTES:
             raise BadCheckpointError(
-                f"has {file.size} bytes, wanted at most {MAX_CARRIED_BYTES}",
+                f"has {file.size} bytes",
                 "such a file is no tokenizer; move it elsewhere",
                 where=path,
+                wanted=f"at most {MAX_CARRIED_BYTES}",
             )
         refuse_pointer(file.read(0, min(file.size, 64)), str(path))
         undo.pop_all()

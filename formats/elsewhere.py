@@ -103,9 +103,10 @@ def _adapter(folder: Path) -> BadCheckpointError:
         base = read_object(file, _MOST_ADAPTER_BYTES).get("base_model_name_or_path")
     of = f" of {base}" if isinstance(base, str) and base else ""
     return BadCheckpointError(
-        f"is an adapter{of}, wanted a whole model",
+        f"is an adapter{of}",
         f"merge it into its base model first: {MERGE.format(folder)}",
         where=folder,
+        wanted="a whole model",
     )
 
 
@@ -124,7 +125,7 @@ def _of_file(path: Path) -> BadCheckpointError:
     if found is not None and found[0] is _KINDS[0]:
         return _told(path, found)
     hint = f"give its folder: {path.parent}"
-    return BadCheckpointError("is a file, wanted a folder", hint, where=path)
+    return BadCheckpointError("is a file", hint, where=path, wanted="a folder")
 
 
 def _models_inside(folder: Path, names: Iterable[str]) -> list[str]:

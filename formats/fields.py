@@ -33,7 +33,7 @@ class ArgumentReader:
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
         return BadCheckpointError(
-            f"{self.prefix}{name}: found {shown(found)}, wanted {wanted}", where=self.where
+            f"{self.prefix}{name}: found {shown(found)}", where=self.where, wanted=wanted
         )
 
     def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:

@@ -77,8 +77,8 @@ def open_checkpoint(
         if other is None:
             raise
         if folder is None:
-            raise BadCheckpointError(error.what, _way_to(other), error.where) from None
-        raise error.with_hint(_way_to(other)) from None
+            raise error.with_hint(_way_to(other)) from None
+        raise error.with_more_hint(_way_to(other)) from None
 
 
 @no_garbage_collection()

@@ -95,8 +95,7 @@ class StoredArray:
         try:
             read_tensor(self.file, self.record, offset, target)
         except BadCheckpointError as error:
-            what = error.what + f" (it holds {self.placement.key})"
-            raise BadCheckpointError(what, error.hint, error.where) from None
+            raise error.with_more(f" (it holds {self.placement.key})") from None
 
     def checksum(self) -> int | None:
         """Return the CRC32 of its bytes: that of its record, if it fills one in its own order."""
@@ -247,7 +246,7 @@ class LogicalReader:
         dtype = DTYPES.get(array.dtype)
         if dtype is None:
             raise BadCheckpointError(
-                f"{array}: dtype {array.dtype}, wanted one of {', '.join(DTYPES)}"
+                f"{array}: dtype {array.dtype}", wanted=f"one of {', '.join(DTYPES)}"
             )
         for number, segment in enumerate(array.placement.segments):
             if number == 0:

@@ -65,7 +65,7 @@ class Growth:
         )
         if self.draw not in DRAWS:
             known = ", ".join(map(str, sorted(DRAWS)))
-            raise UsageError(f"values are drawn by version {self.draw}, wanted one of {known}")
+            raise UsageError(f"values are drawn by version {self.draw}", wanted=f"one of {known}")
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

@@ -277,6 +277,7 @@ def string_constants() -> str:
     for name, path in find_modules().items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found.extend(on_the_command_line(node) for node in ast.walk(tree))
+        found.extend(wanting(node) for node in ast.walk(tree))
         strings = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -285,6 +286,7 @@ def string_constants() -> str:
             namespace = vars(importlib.import_module(name))
             found.extend(filled(node, namespace) for node in strings)
             found.extend(placed(node, namespace) for node in ast.walk(tree))
+            found.extend(wanting(node, namespace) for node in ast.walk(tree))
     return "\n".join(found)
 
 
@@ -306,17 +308,31 @@ def on_the_command_line(node: ast.AST) -> str:
 
 def placed(node: ast.AST, namespace: dict[str, object]) -> str:
     """What an error says that is of a row's field or argument: the name stands before it."""
-    if (
-        not isinstance(node, ast.Call)
-        or not node.args
-        or not isinstance(node.args[0], ast.JoinedStr)
-    ):
+    where = given(node, "where")
+    if not isinstance(node, ast.Call) or not isinstance(where, ast.Tuple):
         return ""
-    told = {keyword.arg: keyword.value for keyword in node.keywords}
-    where = told.get("where")
-    if not isinstance(where, ast.Tuple):
+    return f"{named(ast.unparse(where.elts[-1]), namespace)}: {plain(node.args[0], namespace)}"
+
+
+def wanting(node: ast.AST, namespace: dict[str, object] | None = None) -> str:
+    """What an error says was found, and wanted."""
+    wanted = given(node, "wanted")
+    if not isinstance(node, ast.Call) or wanted is None:
         return ""
-    return f"{named(ast.unparse(where.elts[-1]), namespace)}: {filled(node.args[0], namespace)}"
+    return f"{plain(node.args[0], namespace)}, wanted {plain(wanted, namespace)}"
+
+
+def given(node: ast.AST, name: str) -> ast.AST | None:
+    """The value of a call's argument that is given by name."""
+    keywords = node.keywords if isinstance(node, ast.Call) else []
+    return next((keyword.value for keyword in keywords if keyword.arg == name), None)
+
+
+def plain(node: ast.AST, namespace: dict[str, object] | None) -> str:
+    """A string as far as it is written out."""
+    if isinstance(node, ast.JoinedStr):
+        return filled(node, namespace)
+    return str(node.value) if isinstance(node, ast.Constant) else "\n"
 
 
 def named(source: str, namespace: dict[str, object]) -> str:

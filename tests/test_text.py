@@ -96,18 +96,29 @@ def test_data_is_rendered_wherever_it_holds_a_text() -> None:
 
 def an_error() -> UsageError:
     message = Text(Setting("tp"), " 3: does not divide")
-    return UsageError(message, Text("give ", Setting("tp", 2)), ("a file", "a tensor"))
+    return UsageError(message, Text("give ", Setting("tp", 2)), ("a file", "a tensor"), 2)
 
 
 def test_an_error_is_told_with_its_place() -> None:
     error = an_error().at("rank 1")
-    assert str(error) == "rank 1: a file: a tensor: tp 3: does not divide"
+    assert str(error) == "rank 1: a file: a tensor: tp 3: does not divide, wanted 2"
     assert error.where == ("rank 1", "a file", "a tensor")
     assert error.lines(COMMAND_LINE) == [
-        "error: rank 1: a file: a tensor: --tp 3: does not divide",
+        "error: rank 1: a file: a tensor: --tp 3: does not divide, wanted 2",
         "hint: give --tp 2",
     ]
     assert error.lines(PYTHON)[1] == "hint: give tp=2"
+    assert (error.what, error.wanted) == ("tp 3: does not divide", "2")
+
+
+def test_an_error_is_changed_as_data() -> None:
+    error = an_error()
+    assert error.relative_to("a file").where == ("a tensor",)
+    assert error.relative_to("a tensor") is error
+    assert str(error.with_more(" (of it)")).endswith("wanted 2 (of it)")
+    assert str(UsageError("is odd").with_more(" (of it)")) == "is odd (of it)"
+    assert BadCheckpointError.of(error).lines(COMMAND_LINE) == error.lines(COMMAND_LINE)
+    assert error.with_hint("").lines(COMMAND_LINE) == error.lines(COMMAND_LINE)[:1]
 
 
 def test_an_error_says_the_same_to_another_rank() -> None:
@@ -124,7 +135,7 @@ def test_a_changed_error_stays_what_it_was_beside() -> None:
             super().__init__(f"number {number}", "count again")
 
     error = OfItsOwnError(3)
-    changed = error.at("here").with_hint("or stop").in_words(COMMAND_LINE)
+    changed = error.at("here").with_more_hint("or stop").in_words(COMMAND_LINE)
     assert (type(changed), changed.number) == (OfItsOwnError, 3)
     assert changed.lines(PYTHON) == ["error: here: number 3", "hint: count again; or stop"]
     assert error.where == ()

@@ -292,7 +292,7 @@ class Run:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
-            raise DivergenceError(error.what, self._way_out(), error.where) from None
+            raise error.with_hint(self._way_out()) from None
 
     def _way_out(self) -> str:
         """Return what to do about a step at which the run has diverged."""

@@ -137,4 +137,4 @@ def _scores(path: Path | None) -> tuple[Score, ...]:
     try:
         return read_scores(content, f"--evaluation {path}")
     except BadCheckpointError as error:
-        raise UsageError(error.what, error.hint, error.where) from None
+        raise UsageError.of(error) from None

@@ -79,7 +79,7 @@ def _with_arrays(
         return error
     if not wanted:
         more = "inspect --tensors lists the arrays that are stored"
-        return error.with_hint(more)
+        return error.with_more_hint(more)
     if as_json:
         listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
         print(json_text({"path": str(path), "why_not": error.message, "stored": listed}))

@@ -16,7 +16,7 @@ def read_small_file(option: str, path: Path, most: int) -> bytes:
         if path.exists() and not path.is_file():
             raise UsageError(f"{option} {path}: is not a regular file")
         if (size := path.stat().st_size) > most:
-            raise UsageError(f"{option} {path}: has {size} bytes, wanted at most {most}")
+            raise UsageError(f"{option} {path}: has {size} bytes", wanted=f"at most {most}")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -39,19 +39,21 @@ def plot(runs: Runs, out: Out = None, log_x: LogX = False, title: Title = "") ->
     file = folder_of(runs[0]) / "loss.png" if out is None else out
     if file.is_dir():
         raise UsageError(
-            "is a folder, wanted the file of a picture",
+            "is a folder",
             f"name a picture in it, such as --out {file / 'loss.png'}",
             where=file,
+            wanted="the file of a picture",
         )
     if out is not None and not out.parent.is_dir():
         raise UsageError(
-            f"--out {out}: {out.parent} is no folder, wanted one to write the picture in",
+            f"--out {out}: {out.parent} is no folder",
             "make the folder first, or name a place in another one",
+            wanted="one to write the picture in",
         )
     kind = file.suffix.removeprefix(".").lower()
     if kind not in KINDS:
         wanted = ", ".join(f".{each}" for each in KINDS)
-        raise UsageError(f"--out {file}: unknown kind of picture, wanted one of {wanted}")
+        raise UsageError(f"--out {file}: unknown kind of picture", wanted=f"one of {wanted}")
     found = read_runs(runs)
     write_small(file, picture(found, kind, Look(log_x, title)))
     _tell_left_out(runs, found)

@@ -66,9 +66,10 @@ def carry_out(
     """
     if is_on_hub(destination):
         raise UsageError(
-            "is on the Hub, wanted a folder",
+            "is on the Hub",
             "flmgrow export SRC FOLDER --push-to ORG/NAME writes both",
             where=hub_name(destination),
+            wanted="a folder",
         )
     destination = named_output(destination)
     execution = running.execution(lambda _: None)

@@ -184,5 +184,5 @@ def _read_tokens(path: Path) -> "torch.Tensor":
     except (ValueError, TypeError, EOFError, RecursionError) as error:
         raise UsageError(f"--tokens {path}: {error}", wanted) from None
     if data.dtype.kind not in "iu":
-        raise UsageError(f"--tokens {path}: holds {data.dtype}, wanted whole numbers", wanted)
+        raise UsageError(f"--tokens {path}: holds {data.dtype}", wanted, wanted="whole numbers")
     return torch.from_numpy(data.astype(np.int64))

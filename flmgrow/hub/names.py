@@ -47,8 +47,9 @@ def hub_name(path: Path) -> HubName:
     user, at, _ = path.parts[1].partition("@") if path.parts[1:] else ("", "", "")
     if ":" in user or (at and path.parts[2:] and user.startswith(("hf_", "api_org_"))):
         raise UsageError(
-            f"hf://***@: holds a user's name or a token, wanted {_FORM}",
+            "hf://***@: holds a user's name or a token",
             "set HF_TOKEN, or log in once with hf auth login: what is typed is kept by the shell",
+            wanted=_FORM,
         )
     repository, at, revision = "/".join(path.parts[1:]).partition("@")
     return HubName(repository, revision if at else _MAIN)

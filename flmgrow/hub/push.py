@@ -66,13 +66,14 @@ class Push:
     def _check_private(self, info: "ModelInfo") -> None:
         if self.private and not info.private:
             raise OutputExistsError(
-                "exists and is public, wanted a private one",
+                "exists and is public",
                 Text(
                     "choose another name, or leave out ",
                     Setting("private", True),
                     "; flmgrow changes no visibility",
                 ),
                 where=self.name,
+                wanted="a private one",
             )
 
     def run(self, folder: Path, manifest: Manifest, message: str) -> str:

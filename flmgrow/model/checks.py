@@ -14,9 +14,9 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
     on.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}, wanted a whole number")
+        raise UsageError(f"{name} is {value!r}", wanted="a whole number")
     if int(value) < least:
-        raise UsageError(f"{name}: {value}, wanted at least {least}")
+        raise UsageError(f"{name}: {value}", wanted=f"at least {least}")
 
 
 def check_finite(name: str, value: object, above: float = -inf, least: float = -inf) -> None:
@@ -24,8 +24,8 @@ def check_finite(name: str, value: object, above: float = -inf, least: float = -
     ``above`` and at least ``least``.
     """
     if not isinstance(value, Real) or isinstance(value, bool) or not abs(float(value)) < inf:
-        raise UsageError(f"{name} is {value!r}, wanted a finite number")
+        raise UsageError(f"{name} is {value!r}", wanted="a finite number")
     if float(value) <= above:
-        raise UsageError(f"{name} is {value}, wanted more than {above:g}")
+        raise UsageError(f"{name} is {value}", wanted=f"more than {above:g}")
     if float(value) < least:
-        raise UsageError(f"{name} is {value}, wanted at least {least:g}")
+        raise UsageError(f"{name} is {value}", wanted=f"at least {least:g}")

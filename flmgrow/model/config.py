@@ -51,7 +51,7 @@ class RotarySettings:
         check_finite("the base of rotary positions", self.base, above=0)
         check_finite("the rotated share of a head", self.percent)
         if not 0 <= self.percent <= 1:
-            raise UsageError(f"the rotated share of a head is {self.percent:g}, wanted 0 to 1")
+            raise UsageError(f"the rotated share of a head is {self.percent:g}", wanted="0 to 1")
         for name in ("scaling_factor", "interpolation"):
             if getattr(self, name) is not None:
                 check_finite(f"rotary {name.replace('_', ' ')}", getattr(self, name), above=0)

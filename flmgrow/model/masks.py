@@ -59,7 +59,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.value <= 1.0:
-            raise BadCheckpointError(f"{self.dimension} mask: value {self.value}, wanted 0 to 1")
+            raise BadCheckpointError(f"{self.dimension} mask: value {self.value}", wanted="0 to 1")
         if self.ramp_steps < 1:
             raise BadCheckpointError(f"{self.dimension} mask: a ramp of {self.ramp_steps} steps")
         if set(self.fresh) != set(AXES[self.dimension]):

@@ -102,11 +102,11 @@ def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object,
             moved[name] = value * ratio ** getattr(exponents, column)
         elif value is not None:
             raise UsageError(
-                f"optimizer: {name} of the param group of {kind} parameters is {value!r:.60}, "
-                "wanted a number",
+                f"optimizer: {name} of the param group of {kind} parameters is {value!r:.60}",
                 Text(
                     "save it from a run that keeps its settings as numbers, or ",
                     Pass("no_optimizer", True),
                 ),
+                wanted="a number",
             )
     return moved

@@ -106,9 +106,10 @@ def find_metrics(path: Path) -> list[Path]:
     ]
     if not numbered:
         raise UsageError(
-            f"no metrics in it, wanted {METRICS} or folders NN-NAME with one each",
+            "no metrics in it",
             "give the folder of a run, of one of its stages, or the file",
             where=path,
+            wanted=f"{METRICS} or folders NN-NAME with one each",
         )
     return [file for _, file in sorted(numbered)]
 
@@ -146,10 +147,10 @@ def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, .
     if not found:
         if any(isinstance(record, StepRecord) for stage in stages for record in stage):
             raise BadDataError(
-                "holds no loss of any step that can be drawn, "
-                f"wanted finite ones up to {LARGEST_LOSS:g}",
+                "holds no loss of any step that can be drawn",
                 "the run has diverged: lower the learning rate, or look at the data",
                 where=where,
+                wanted=f"finite ones up to {LARGEST_LOSS:g}",
             )
         raise BadDataError("holds no loss of any step", "has the run begun?", where=where)
     return tuple(found)
@@ -193,8 +194,9 @@ def _read(file: Path) -> list[Record]:
             if not 0 <= count <= LARGEST_COUNT:
                 found = "fewer than 0" if count < 0 else f"more than {LARGEST_COUNT:.0e}"
                 raise BadDataError(
-                    f"{file}:{number}: {name}: found {found}, wanted 0 to {LARGEST_COUNT:.0e}",
+                    f"{file}:{number}: {name}: found {found}",
                     "remove the line if the file was edited, or the disk lost it",
+                    wanted=f"0 to {LARGEST_COUNT:.0e}",
                 )
     return records
 

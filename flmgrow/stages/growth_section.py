@@ -48,8 +48,9 @@ def growth_of(own: Json, *, first: bool) -> Json:
         raise UsageError("growth: the first stage has nothing to grow from")
     if not isinstance(growth, dict):
         raise UsageError(
-            f"growth: is {growth!r:.60}, wanted a mapping such as {{method: mask}}",
+            f"growth: is {growth!r:.60}",
             "leave it out for the default",
+            wanted="a mapping such as {method: mask}",
         )
     return growth
 
@@ -81,7 +82,7 @@ def accepts_change(growth: Json) -> bool:
     """Return whether a stage may grow into another function. Raises UsageError for other words."""
     said = growth.get("accept")
     if said not in (None, ACCEPTED):
-        raise UsageError(f"is {said!r:.60}, wanted {ACCEPTED}", HINT, "growth.accept")
+        raise UsageError(f"is {said!r:.60}", HINT, "growth.accept", wanted=ACCEPTED)
     return said is not None
 
 

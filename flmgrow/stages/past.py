@@ -28,7 +28,7 @@ def trained_to(checkpoints: Path) -> int | None:
         return None
     text = first_bytes(tracker, 64).decode("ascii", "replace").strip()
     if not text.isdecimal():
-        raise BadCheckpointError(f"found {text!r}, wanted a number", where=tracker)
+        raise BadCheckpointError(f"found {text!r}", where=tracker, wanted="a number")
     return int(text)
 
 

@@ -87,10 +87,10 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
     """
     if len(runs) > len(COLOURS):
         raise UsageError(
-            f"{len(runs)} runs, wanted at most {len(COLOURS)}", "draw fewer runs in one picture"
+            f"{len(runs)} runs", "draw fewer runs in one picture", wanted=f"at most {len(COLOURS)}"
         )
     if (lines := len(look.title.splitlines())) > TITLE_LINES:
-        raise UsageError(f"the title has {lines} lines, wanted at most {TITLE_LINES}")
+        raise UsageError(f"the title has {lines} lines", wanted=f"at most {TITLE_LINES}")
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure

@@ -244,7 +244,7 @@ def _written(path: Path) -> dict[str, object]:
     except ValidationError as error:
         raise UsageError(problems(error.errors()), hint, path) from None
     except UsageError as error:
-        raise UsageError(error.what, hint, error.where) from None
+        raise error.with_hint(hint) from None
 
 
 def _shown(value: object) -> str:

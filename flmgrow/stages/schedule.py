@@ -132,24 +132,25 @@ def _names_of(path: Path, stages: Sequence[object]) -> list[str]:
     for number, own in enumerate(stages, 1):
         where = f"{path}: stage {number}"
         if not isinstance(own, dict):
-            raise UsageError(f"is {own!r:.60}, wanted a mapping with a name", HINT, where=where)
+            raise UsageError(f"is {own!r:.60}", HINT, where=where, wanted="a mapping with a name")
         name = own.get("name")
         if name is None:
             raise UsageError("has no name", HINT, where=where)
         if not isinstance(name, str):
             raise UsageError(
-                f"name is {name!r:.60}, wanted a text", "put it in quotes", where=where
+                f"name is {name!r:.60}", "put it in quotes", where=where, wanted="a text"
             )
         if not name or not all(c.isalnum() or c in "._-" for c in name) or name.startswith("."):
             allowed = "letters, digits, '.', '_' and '-'"
             raise UsageError(
-                f"name is {name!r:.60}, wanted {allowed}, no '.' in front", where=where
+                f"name is {name!r:.60}", where=where, wanted=f"{allowed}, no '.' in front"
             )
         if (size := len(name.encode())) > LONGEST_NAME:
             raise UsageError(
-                f"name has {size} bytes, wanted at most {LONGEST_NAME}",
+                f"name has {size} bytes",
                 "give a shorter one: its folder is called so",
                 where=where,
+                wanted=f"at most {LONGEST_NAME}",
             )
         if name in names:
             raise UsageError(f"two stages are called {name}", "give each its own name", where=path)
@@ -171,8 +172,9 @@ def _check_places(data: Json) -> None:
     board = log.get("tensorboard") if isinstance(log, dict) else None
     if board is not None and board != TENSORBOARD:
         raise UsageError(
-            f"log.tensorboard: is {board!r:.60}, wanted {TENSORBOARD}: each stage has its own",
+            f"log.tensorboard: is {board!r:.60}",
             "tensorboard --logdir and the run's folder shows all of them",
+            wanted=f"{TENSORBOARD}: each stage has its own",
         )
 
 

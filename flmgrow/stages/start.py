@@ -98,7 +98,7 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
     if said is None:
         return None
     if not isinstance(said, str) or not said:
-        raise UsageError(f"start: is {said!r:.60}, wanted a folder, or a model on the Hub", HINT)
+        raise UsageError(f"start: is {said!r:.60}", HINT, wanted="a folder, or a model on the Hub")
     on_hub = is_on_hub(Path(said))
     place = str(hub_name(Path(said))) if on_hub else str(folder / Path(said).expanduser())
     path = fetch(hub_name(Path(said)))[0] if on_hub else Path(place)

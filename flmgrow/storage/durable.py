@@ -337,9 +337,10 @@ def make_private_folder(folder: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # its run may be removing it just now
             if not is_own_folder(folder):
                 raise StorageError(
-                    "is a link, a file or another user's folder, wanted one of our own",
+                    "is a link, a file or another user's folder",
                     hint="find out who put it there; remove it or choose another output folder",
                     where=folder,
+                    wanted="one of our own",
                 )
 
 

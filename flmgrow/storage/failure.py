@@ -13,26 +13,28 @@ _KINDS = {
     if isinstance(kind, type) and issubclass(kind, FlmgrowError)
 }
 
+_TEXTS = ("what", "wanted", "hint")
+
 
 def described(error: BaseException, rank: int) -> Json:
     """Return what others must know of an error that a rank has met."""
     if isinstance(error, FlmgrowError):
         known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS)
-        where, kind, message, hint = error.where, next(known), error.what, error.hint
+        kind, told = next(known), error
     else:
         how = f"ended with {type(error).__name__}"
-        message = how if isinstance(error, Exception) else "was interrupted"
-        where, kind, hint = (), LostRankError.__name__, AGAIN
+        what = how if isinstance(error, Exception) else "was interrupted"
+        kind, told = LostRankError.__name__, LostRankError(what, AGAIN)
     if rank:
-        where = (f"rank {rank}", *where)
-    texts = {"message": to_data(message), "hint": to_data(hint)}
-    return {"kind": kind, "where": list(where), **texts}
+        told = told.at(f"rank {rank}")
+    texts = {name: to_data(getattr(told, name)) for name in _TEXTS}
+    return {"kind": kind, "where": list(map(to_data, told.where)), **texts}
 
 
 def raised(failed: Json) -> FlmgrowError:
     """Return the error that another rank has met: of the same kind, so of the same exit code."""
-    message, hint = (from_data(failed[name]) for name in ("message", "hint"))
-    return _KINDS[failed["kind"]](message, hint, tuple(failed["where"]))
+    texts = {name: from_data(failed[name]) for name in _TEXTS}
+    return _KINDS[failed["kind"]](**texts, where=tuple(map(from_data, failed["where"])))
 
 
 def another_plan(rank: int) -> UsageError:

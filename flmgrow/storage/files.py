@@ -239,7 +239,7 @@ class ReadOnlyFile:
         return StorageError(f"cannot be read: {error.strerror}", hint, where=self.path)
 
     def _not_a_file(self, kind: str) -> BadCheckpointError:
-        return BadCheckpointError(f"is {kind}, wanted a file", _LOOK, where=self.path)
+        return BadCheckpointError(f"is {kind}", _LOOK, where=self.path, wanted="a file")
 
     def _changed_error(self) -> BadCheckpointError:
         return BadCheckpointError(

@@ -88,7 +88,7 @@ def absolute(path: Path) -> Path:
     """Return ``path`` with its parent's links resolved; its own last part is left as it is."""
     if is_remote(path):
         raise UsageError(
-            "is in an object store, wanted a folder", "name a folder", where=address_of(path)
+            "is in an object store", "name a folder", where=address_of(path), wanted="a folder"
         )
     if path.name in ("", ".."):
         raise UsageError("not a name for a new folder", hint="name the folder to make", where=path)

@@ -106,8 +106,9 @@ class Launch:
             if time.monotonic() - self._begun > self.world.patience:
                 raise LostRankError(
                     f"rank {', '.join(map(str, missing))}: not there within "
-                    f"{self.world.patience:g} seconds, wanted {self.world.size} ranks",
+                    f"{self.world.patience:g} seconds",
                     f"all of them need to see {self._folder.parent}; " + _WAIT_LONGER,
+                    wanted=f"{self.world.size} ranks",
                 )
             self._reopen()
             time.sleep(self._pace)

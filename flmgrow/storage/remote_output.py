@@ -253,7 +253,9 @@ def _destination(path: Path, world: World) -> Address:
     """Return where to write. Raises UsageError where that cannot be."""
     address = address_of(path)
     if address.is_bucket:
-        raise UsageError("is a bucket, wanted a folder in it", address.service.form, where=address)
+        raise UsageError(
+            "is a bucket", address.service.form, where=address, wanted="a folder in it"
+        )
     if world.size > 1:
         error = UsageError(
             f"is in an object store, which one process writes; these are {world.size}",

@@ -78,7 +78,7 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
             where=where,
         ) from None
     if not isinstance(found, dict):
-        raise BadCheckpointError(f"holds a {type(found).__name__}, wanted an object", where=where)
+        raise BadCheckpointError(f"holds a {type(found).__name__}", where=where, wanted="an object")
     return found
 
 
@@ -88,7 +88,9 @@ def read_object(file: ReadOnlyFile, most: int) -> dict[str, object]:
     Raises BadCheckpointError.
     """
     if file.size > most:
-        raise BadCheckpointError(f"has {file.size} bytes, wanted at most {most}", where=file.path)
+        raise BadCheckpointError(
+            f"has {file.size} bytes", where=file.path, wanted=f"at most {most}"
+        )
     data = file.read(0, file.size)
     refuse_pointer(data, str(file.path))
     return parse_object(data, str(file.path))

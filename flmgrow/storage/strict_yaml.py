@@ -137,7 +137,7 @@ def read_yaml(path: Path) -> object:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UsageError(f"has {size} bytes, wanted at most {MOST_BYTES}", where=path)
+            raise UsageError(f"has {size} bytes", where=path, wanted=f"at most {MOST_BYTES}")
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{error.strerror}", where=path) from None

@@ -174,5 +174,5 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise UsageError(f"{name} is {environ[name]!r}, wanted a number")
+        raise UsageError(f"{name} is {environ[name]!r}", wanted="a number")
     return int(text)

@@ -111,9 +111,10 @@ def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_
         )
     if source.format != "huggingface":
         raise UsageError(
-            "is a Megatron checkpoint, wanted a Hugging Face folder",
+            "is a Megatron checkpoint",
             "use flmgrow reshard",
             where=source.path,
+            wanted="a Hugging Face folder",
         )
     return plan_layout_of(source, layout, replace(files, format=wanted))
 

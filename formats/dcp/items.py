@@ -50,9 +50,10 @@ class DcpItems:
         else:
             return file, record
         raise BadCheckpointError(
-            f"found {found}, wanted {dtype} {list(chunk.sizes)} as the metadata says",
+            f"found {found}",
             "the checkpoint is damaged, or its files are of different saves: use another copy",
             where=where,
+            wanted=f"{dtype} {list(chunk.sizes)} as the metadata says",
         )
 
     def open_object(self, item: DcpObject) -> TorchFile:

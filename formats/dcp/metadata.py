@@ -86,23 +86,25 @@ def read_metadata(folder: Path) -> DcpMetadata:
     path = folder / METADATA_FILE
     if os.path.lexists(path.with_name(f"{path.name}.tmp")):
         raise BadCheckpointError(
-            f"found {METADATA_FILE}.tmp beside it: saving was interrupted, wanted a "
-            "finished checkpoint",
+            f"found {METADATA_FILE}.tmp beside it: saving was interrupted",
             "use the checkpoint before this one, or save it again",
             where=path,
+            wanted="a finished checkpoint",
         )
     if not os.path.lexists(path):
         raise BadCheckpointError(
-            "does not exist, wanted a finished checkpoint, into which it is written last",
+            "does not exist",
             "check that the path is right and the checkpoint complete",
             where=path,
+            wanted="a finished checkpoint, into which it is written last",
         )
     with ReadOnlyFile(path) as file:
         if not 0 < file.size <= MAX_METADATA_BYTES:
             raise BadCheckpointError(
-                f"found {file.size} bytes, wanted 1 to {MAX_METADATA_BYTES}",
+                f"found {file.size} bytes",
                 "copy the file again from where it was complete",
                 where=path,
+                wanted=f"1 to {MAX_METADATA_BYTES}",
             )
         data = bytearray(file.size)
         file.read_into(0, memoryview(data))
@@ -210,10 +212,10 @@ def _file_sizes(names: set[str], folder: Path) -> dict[str, int]:
             sizes[name] = file.size
     if missing:
         raise BadCheckpointError(
-            f"found {len(names) - len(missing)} of {len(names)} files, wanted also "
-            f"{', '.join(missing)}",
+            f"found {len(names) - len(missing)} of {len(names)} files",
             "the checkpoint is not complete: copy these files to it; where they are links, fetch "
             "what they point to (git annex get, dvc pull)",
+            wanted=f"also {', '.join(missing)}",
         )
     return sizes
 

@@ -43,7 +43,7 @@ def family_of(fields: Fields, where: str) -> Family:
     name = MODEL_TYPE.get(fields)
     if not isinstance(name, str) or name not in FAMILIES:
         raise BadCheckpointError(
-            f"found {shown(name)}, wanted one of {', '.join(FAMILIES)}",
+            f"found {shown(name)}",
             next(
                 (
                     kind
@@ -53,6 +53,7 @@ def family_of(fields: Fields, where: str) -> Family:
                 "flmgrow knows only these families",
             ),
             where=(where, MODEL_TYPE.name),
+            wanted=f"one of {', '.join(FAMILIES)}",
         )
     return FAMILIES[name]
 
@@ -137,7 +138,7 @@ def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
     try:
         return family.read(FieldReader(fields, where, family.name))
     except UsageError as error:
-        raise BadCheckpointError(error.what, error.hint, (where, *error.where)) from None
+        raise BadCheckpointError.of(error).at(where) from None
 
 
 def _is_strange(family: Family, name: str) -> bool:

@@ -149,9 +149,10 @@ class HuggingFaceFolder:
         for tensor, name in placed.items():
             if not isinstance(name, str) or not _SHARD.fullmatch(name):
                 raise BadCheckpointError(
-                    f"is in {shown(name)}, wanted a safetensors file of the same folder",
+                    f"is in {shown(name)}",
                     "the index is damaged or hostile: use another copy",
                     where=(where, tensor),
+                    wanted="a safetensors file of the same folder",
                 )
             names[tensor] = name
         listed = set(names.values())

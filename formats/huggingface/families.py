@@ -153,10 +153,11 @@ def _read_neox(reader: FieldReader) -> ModelConfig:
     for row, wanted in ((rows.PARALLEL, False), (rows.ATTENTION_BIAS, True)):
         if row.read(reader) != wanted:
             raise BadCheckpointError(
-                f"found {not wanted}, wanted {wanted}",
+                f"found {not wanted}",
                 "Megatron's block adds attention before the FFN, and has biases everywhere or "
                 "nowhere",
                 where=(reader.where, row.name),
+                wanted=wanted,
             )
     return ModelConfig(
         layers=rows.LAYERS.read(reader),

@@ -22,7 +22,7 @@ def _positive(reader: FieldReader, field: Field[float]) -> float:
     value = field.read(reader)
     if value <= 0:
         raise BadCheckpointError(
-            f"found {value:g}, wanted a positive number", where=(reader.where, field.name)
+            f"found {value:g}", where=(reader.where, field.name), wanted="a positive number"
         )
     return value
 
@@ -47,9 +47,10 @@ def _multipliers(reader: FieldReader, hidden: int) -> Multipliers:
     wanted = own.scale_factor(hidden, base)
     if (found := own.SCALE_FACTOR.read(reader, wanted)) != wanted:
         raise BadCheckpointError(
-            f"found {found:g}, wanted {rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",
+            f"found {found:g}",
             "only such a factor can follow the width when the model grows",
             where=(reader.where, own.SCALE_FACTOR.name),
+            wanted=f"{rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",
         )
     return replace(
         scores,

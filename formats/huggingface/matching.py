@@ -111,7 +111,7 @@ def find_pieces(
         piece = TensorPiece(replace(placement, key=key), file, tensor)
         if tensor.shape != placement.shape:
             raise _blamed(contents, family, config, tensor) or BadCheckpointError(
-                f"{piece}: shape {tensor.shape}, wanted {placement.shape}", _DISAGREE
+                f"{piece}: shape {tensor.shape}", _DISAGREE, wanted=placement.shape
             )
         found.append(piece)
     for name, (file, _) in stored.items():

@@ -31,8 +31,9 @@ def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> i
     width, count = hidden.read(reader), heads.read(reader)
     if width % count:
         raise BadCheckpointError(
-            f"found {width}, wanted a multiple of {heads.name} {count}",
+            f"found {width}",
             where=(reader.where, hidden.name),
+            wanted=f"a multiple of {heads.name} {count}",
         )
     return width // count
 
@@ -46,9 +47,10 @@ def refuse_window(reader: FieldReader) -> None:
     known = _TYPES if window is not None else (FULL_ATTENTION,)
     if types is not None and (not isinstance(types, list) or any(t not in known for t in types)):
         raise BadCheckpointError(
-            f"found {shown(types)}, wanted {FULL_ATTENTION} only",
+            f"found {shown(types)}",
             "attention of other kinds is not supported",
             where=(reader.where, rows.LAYER_TYPES.name),
+            wanted=f"{FULL_ATTENTION} only",
         )
     if not used and SLIDING_ATTENTION not in (types or ()):
         return
@@ -60,9 +62,10 @@ def refuse_window(reader: FieldReader) -> None:
             f", which reads {rows.MAX_POSITIONS.name} as {window}",
         )
         raise BadCheckpointError(
-            f"found {shown(window)}, wanted null or at least {rows.MAX_POSITIONS.name} ({length})",
+            f"found {shown(window)}",
             WINDOWS + way if whole else WINDOWS,
             where=(reader.where, rows.WINDOW.name),
+            wanted=f"null or at least {rows.MAX_POSITIONS.name} ({length})",
         )
 
 

@@ -51,7 +51,7 @@ def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
     for name, value in given.items():
         if not isinstance(value, dict):
             raise BadCheckpointError(
-                f"found {shown(value)}, wanted an object", where=(reader.where, name)
+                f"found {shown(value)}", where=(reader.where, name), wanted="an object"
             )
         return name, value
     return ROPE_SCALING.name, {}
@@ -107,14 +107,17 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     rotated = _agreed(reader, field, shares, PARTIAL.name, 1.0)
     if not shares and rotated != 1.0:
         raise BadCheckpointError(
-            f"{name}.{PARTIAL.name}: found {rotated:g}, wanted 1", PART_ROTATED, where=reader.where
+            f"{name}.{PARTIAL.name}: found {rotated:g}",
+            PART_ROTATED,
+            where=reader.where,
+            wanted="1",
         )
     angle = _agreed(reader, field, _used(reader, BASES), ROPE_THETA.name, BASE)
     factor = field.number(FACTOR) if kind != "default" else None
     for label, value in ((ROPE_THETA.name, angle), (FACTOR, factor), ("rotated share", rotated)):
         if value is not None and value <= 0:
             raise BadCheckpointError(
-                f"found {value:g}, wanted a positive number", where=(reader.where, label)
+                f"found {value:g}", where=(reader.where, label), wanted="a positive number"
             )
     return RotarySettings(
         base=angle,
@@ -132,7 +135,7 @@ def _kind(field: ArgumentReader) -> str:
     except BadCheckpointError as error:
         hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
         hint = hint.format(f"{field.prefix}{name}")
-        raise BadCheckpointError(error.what, hint, error.where) from None
+        raise error.with_hint(hint) from None
 
 
 def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
@@ -141,7 +144,8 @@ def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
         default = float(context) if name == ORIGINAL else None
         if (found := field.number(name, default)) != wanted:
             raise BadCheckpointError(
-                f"{field.prefix}{name}: found {found:g}, wanted {wanted:g}",
+                f"{field.prefix}{name}: found {found:g}",
                 "Megatron-LM scales by Llama 3's own constants, and no others",
                 where=reader.where,
+                wanted=f"{wanted:g}",
             )

@@ -38,7 +38,7 @@ class Layout:
     def __post_init__(self) -> None:
         if min(self.tp, self.pp, self.vpp) < 1:
             raise UsageError(
-                f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}, wanted sizes of at least 1"
+                f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}", wanted="sizes of at least 1"
             )
         if max(self.tp, self.pp, self.vpp) > _MOST_RANKS:
             raise UsageError(
@@ -51,8 +51,8 @@ class Layout:
             )
         if len(self.chunk_layers) != self.pp * self.vpp:
             raise UsageError(
-                f"{len(self.chunk_layers)} layer counts given, "
-                f"wanted {self.pp * self.vpp} (PP{self.pp} x VPP{self.vpp})"
+                f"{len(self.chunk_layers)} layer counts given",
+                wanted=f"{self.pp * self.vpp} (PP{self.pp} x VPP{self.vpp})",
             )
         if min(self.chunk_layers) < 0:
             raise UsageError("a pipeline chunk cannot hold a negative number of layers")

@@ -28,10 +28,11 @@ def arguments_in(content: Mapping[object, object], where: str) -> dict[str, obje
     version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
-            f"checkpoint_version {shown(version)}, wanted 2 or 3",
+            f"checkpoint_version {shown(version)}",
             "older versions order query, key and value otherwise; "
             "load and save it with Megatron-LM once",
             where=where,
+            wanted="2 or 3",
         )
     try:
         return namespace(content["args"])

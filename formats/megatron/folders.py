@@ -108,9 +108,10 @@ def _tracked(root: Path) -> str:
     if file.size > _MAX_TRACKER or not text.isdecimal() or len(text) > _MOST_DIGITS:
         more = f" and {file.size - len(data)} bytes more" if file.size > len(data) else ""
         raise BadCheckpointError(
-            f"found {text[:40]!r}{more}, wanted a number or '{RELEASE}'",
+            f"found {text[:40]!r}{more}",
             "restore it from a copy",
             where=path,
+            wanted=f"a number or '{RELEASE}'",
         )
     return f"iter_{int(text):07d}"
 

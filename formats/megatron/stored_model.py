@@ -34,7 +34,7 @@ def _blaming(where: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise BadCheckpointError(error.what, error.hint, (where, *error.where)) from None
+        raise BadCheckpointError.of(error).at(where) from None
 
 
 @dataclass(frozen=True, eq=False)

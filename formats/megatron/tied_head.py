@@ -48,8 +48,9 @@ def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpoint
     begins = Setting("set_arguments", {_ARGUMENT: True})
     doubt = "" if wanted else Text(begins, " says that a head begins as a copy; ")
     return BadCheckpointError(
-        f"{head}: is {found}; args.{_ARGUMENT} is {said}, wanted {wanted}",
+        f"{head}: is {found}; args.{_ARGUMENT} is {said}",
         Text(doubt, "if the weights are right, ", Pass("set_arguments", {_ARGUMENT: wanted})),
+        wanted=wanted,
     )
 
 

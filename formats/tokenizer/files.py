@@ -39,9 +39,10 @@ def _content(path: Path) -> bytes:
     with ReadOnlyFile(path) as file:
         if file.size > MAX_TOKENIZER_BYTES:
             raise BadCheckpointError(
-                f"has {file.size} bytes, wanted at most {MAX_TOKENIZER_BYTES}",
+                f"has {file.size} bytes",
                 "such a file is no tokenizer",
                 where=path,
+                wanted=f"at most {MAX_TOKENIZER_BYTES}",
             )
         data = file.read(0, file.size)
     refuse_pointer(data[:64], str(path))
@@ -66,9 +67,10 @@ def _from_json(path: Path) -> bytes:
     data = _content(path)
     if "model" not in parse_object(data, str(path)):
         raise BadCheckpointError(
-            "has no entry model, wanted a tokenizer.json",
+            "has no entry model",
             "give the file that a tokenizer was saved as, or its folder",
             where=path,
+            wanted="a tokenizer.json",
         )
     return data
 

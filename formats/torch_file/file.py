@@ -211,9 +211,10 @@ def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
         yield piece
     if place.crc is not None and found != place.crc:
         raise BadCheckpointError(
-            f"damaged: its bytes have CRC32 {found:08x}, wanted {place.crc:08x}",
+            f"damaged: its bytes have CRC32 {found:08x}",
             "copy the file again from where it was complete",
             where=(place.file.path, place.name),
+            wanted=f"{place.crc:08x}",
         )
 
 
@@ -258,7 +259,9 @@ def new_scalar(value: float) -> TensorRecord:
 def scalar(record: TensorRecord) -> float:
     """Return the value of a float32 tensor of one element; any other is a BadCheckpointError."""
     if record.dtype != "float32" or record.count != 1:
-        raise BadCheckpointError(f"a tensor {record.dtype} {list(record.shape)}, wanted one number")
+        raise BadCheckpointError(
+            f"a tensor {record.dtype} {list(record.shape)}", wanted="one number"
+        )
     data = bytearray()
     at = 0
     for piece in source_chunks(record.storage):  # of any size: all of it is checked

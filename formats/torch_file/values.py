@@ -285,8 +285,9 @@ def namespace(value: object) -> dict[str, object]:
             return value.state
     found = value.function if isinstance(value, Opaque) else type(value).__name__
     raise BadCheckpointError(
-        f"found {found}, wanted an argparse.Namespace of settings",
+        f"found {found}",
         "the checkpoint was not saved by Megatron, or not with its arguments",
+        wanted="an argparse.Namespace of settings",
     )
 
 

@@ -215,7 +215,7 @@ def step_count(optimizer: OptimizerState) -> int:
     if isinstance(found, TensorRecord):
         found = scalar(found)
     if not isinstance(found, int | float):
-        raise BadCheckpointError(f"optimizer: counts {found!r:.40}, wanted a number of steps")
+        raise BadCheckpointError(f"optimizer: counts {found!r:.40}", wanted="a number of steps")
     return int(found)
 
 

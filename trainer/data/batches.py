@@ -107,7 +107,7 @@ class Blend:
 
     def __init__(self, sources: Sequence[Samples], weights: Sequence[Fraction]) -> None:
         if len(sources) != len(weights):
-            raise UsageError(f"{len(sources)} corpora and {len(weights)} weights, wanted as many")
+            raise UsageError(f"{len(sources)} corpora and {len(weights)} weights", wanted="as many")
         self._sources = list(sources)
         self._weights = list(weights)
 

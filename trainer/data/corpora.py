@@ -58,8 +58,8 @@ class Corpus:
         self.per_epoch = samples_in(used, sequence_length)
         if self.per_epoch < 1:
             raise BadDataError(
-                f"{files.prefix}.idx: {used} tokens, wanted more than {sequence_length} for one "
-                "sample"
+                f"{files.prefix}.idx: {used} tokens",
+                wanted=f"more than {sequence_length} for one sample",
             )
         self.identity: Json = {
             "tokens": files.tokens,

@@ -56,7 +56,7 @@ class BadDocumentError(BadDataError):
 
     def __init__(self, document: Document, kind: str, message: str, hint: str = "") -> None:
         self.kind = kind
-        super().__init__(f"{document.place}: {message}", hint)
+        super().__init__(message, hint, document.place)
 
 
 @dataclass

@@ -124,7 +124,7 @@ class Teacher:
         self._made = [self._tokens(proposition, tokenizer) for proposition in propositions]
         self._labels = [proposition.label for proposition in propositions]
         if not self._made:
-            raise BadDataError("no propositions, wanted at least one")
+            raise BadDataError("no propositions", wanted="at least one")
         self._seed = seed
         self._rows = list(self._filled(packed))
         self._order = lru_cache(maxsize=2)(self._shuffled)
@@ -164,9 +164,10 @@ class Teacher:
         label = np.array(self.labels.whole[proposition.label], np.int32)
         if len(text) + len(label) > self._room:
             raise BadDataError(
-                f"{len(text)} tokens and {len(label)} of its label, wanted at most {self._room}",
+                f"{len(text)} tokens and {len(label)} of its label",
                 "shorten it, or make the sequence length larger: half of it may not be true",
                 where=proposition.place,
+                wanted=f"at most {self._room}",
             )
         return np.concatenate([text, label])
 

@@ -89,7 +89,7 @@ def read_index(path: Path) -> Index:
     wanted = HEADER.size + 12 * sequences + 8 * documents
     if len(content) != wanted:
         raise BadDataError(
-            f"{len(content)} bytes, wanted {wanted} for {sequences} sequences", where=path
+            f"{len(content)} bytes", where=path, wanted=f"{wanted} for {sequences} sequences"
         )
     lengths = np.frombuffer(content, "<i4", sequences, HEADER.size).astype(np.int32)
     begins = np.frombuffer(content, "<i8", sequences, HEADER.size + 4 * sequences)

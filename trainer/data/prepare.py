@@ -139,11 +139,12 @@ class _Found:
         if self.characters >= enough and lost > self._limits.lost * self.characters:
             raise BadDataError(
                 f"{found.message}, nor do {lost:,} of {self.characters:,} characters "
-                f"({lost / self.characters:.3%}), wanted at most {self._limits.lost:.3%}",
+                f"({lost / self.characters:.3%})",
                 Text(
                     "use a tokenizer that has them, or let them be lost: ",
                     Setting("max_lost", _rounded_up(lost / self.characters)),
                 ),
+                wanted=f"at most {self._limits.lost:.3%}",
             )
 
     def to_json(self) -> Json:

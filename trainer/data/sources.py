@@ -95,7 +95,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             raise UsageError("no such file", where=path)
         elif not Source(path, "").kind:
             hint = PARQUET if path.suffix.lower() == ".parquet" else ""
-            raise UsageError(f"unknown kind of file, wanted {WANTED}", hint, where=path)
+            raise UsageError("unknown kind of file", hint, where=path, wanted=WANTED)
         else:
             files.append(Source(path, path.name))
     seen: set[Path] = set()

@@ -229,9 +229,9 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise BadDataError(f"{path}:{number}: wanted a token in base64 and its rank") from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise BadDataError(f"has {len(ranks)} tokens, wanted every rank from 0 once", where=path)
+        raise BadDataError(f"has {len(ranks)} tokens", where=path, wanted="every rank from 0 once")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise BadDataError(f"no token for byte {missing[0]:#04x}, wanted all 256", where=path)
+        raise BadDataError(f"no token for byte {missing[0]:#04x}", where=path, wanted="all 256")
     return ranks
 
 

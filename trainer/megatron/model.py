@@ -71,8 +71,9 @@ def _own_device(place: int) -> int:
     devices = torch.cuda.device_count()
     if devices > 1 and place >= devices:
         raise UsageError(
-            f"rank {place} of its node: sees {devices} GPUs, wanted one for each rank",
+            f"rank {place} of its node: sees {devices} GPUs",
             "start fewer ranks on a node, or look at CUDA_VISIBLE_DEVICES",
+            wanted="one for each rank",
         )
     return place if devices > 1 else 0
 

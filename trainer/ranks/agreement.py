@@ -42,7 +42,7 @@ def together(do: Callable[[], Result]) -> Result:
     end the rest.
     """
     result, own = _attempted(do, None)
-    met = gathered(own and (type(own), own.message, own.hint, own.where))
+    met = gathered(own and (type(own), own.what, own.hint, own.where, own.wanted))
     if failed := next((each for each in met if each is not None), None):
         kind, *what = failed
         raise kind(*what)

@@ -77,15 +77,17 @@ def address_of(path: PurePath) -> Address:
     bucket = parts[0] if parts else ""
     if "@" in bucket or ":" in bucket:
         raise UsageError(
-            f"{service.scheme}://***: holds a user's name or a key, wanted {service.form}",
+            f"{service.scheme}://***: holds a user's name or a key",
             f"set {service.credentials}: what is typed is kept by the shell",
+            wanted=service.form,
         )
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{service.scheme}://{bucket}: names no bucket", service.form)
     if {".", ".."} & set(parts):
         raise UsageError(
-            "has '..' in it, wanted a plain key",
+            "has '..' in it",
             service.form,
             where=Address(service, bucket, "/".join(parts[1:])),
+            wanted="a plain key",
         )
     return Address(service, bucket, "/".join(parts[1:]))

@@ -85,7 +85,7 @@ def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
         found = found_in(answer.meta)
         if found.size > most:
             raise BadCheckpointError(
-                f"has {found.size} bytes, wanted at most {most}", where=address
+                f"has {found.size} bytes", where=address, wanted=f"at most {most}"
             )
         return bytes(answer.bytes()), found
 

@@ -8,7 +8,7 @@ files nobody could tell it of.
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from flmgrow.surgery.evidence.checksums import Listed, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
-from flmgrow.surgery.evidence.sharing import done_in_shares
+from flmgrow.surgery.evidence.sharing import described, done_in_shares, told_by
 
 _PIECE = 1 << 20
 _ARCHIVE = b"PK\x03\x04"
@@ -157,11 +157,11 @@ def check_integrity(
         ranks.report(nbytes)
 
     def outcome(path: Path) -> dict[str, Any]:
-        return asdict(_check_file(files, path, told))
+        return described(_check_file(files, path, told))
 
     ranks.watch(progress)
     jobs = [(_size(path), partial(outcome, path)) for path in files.paths]
-    checks = [Check(**found) for found in done_in_shares(jobs, ranks)]
+    checks = [told_by(found) for found in done_in_shares(jobs, ranks)]
     checks += check_iteration(checkpoint)
     if all(check.passed is not False for check in checks):  # else their values are not to be had
         checks += check_copies(checkpoint)

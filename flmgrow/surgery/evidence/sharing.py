@@ -9,7 +9,9 @@ from typing import TypeVar
 
 from flmgrow.storage.ranks import Ranks, first_of, flattened
 from flmgrow.storage.shares import shared_out
+from flmgrow.storage.strict_json import Json
 from flmgrow.surgery.evidence.check import Check
+from flmgrow.text import from_data, to_data
 
 Found = TypeVar("Found")
 
@@ -41,5 +43,15 @@ def done_in_shares(
 def made_by_first(make: Callable[[], Check], ranks: Ranks) -> Check:
     """Return a check that rank 0 makes alone."""
     own = make() if ranks.world.first else None
-    told = ranks.exchange(None if own is None else asdict(own), first_of)
-    return Check(**told) if own is None else own
+    told = ranks.exchange(None if own is None else described(own), first_of)
+    return told_by(told) if own is None else own
+
+
+def described(check: Check) -> Json:
+    """Return a check as plain data."""
+    return {**asdict(check), "detail": to_data(check.detail)}
+
+
+def told_by(data: Json) -> Check:
+    """Return the check that ``described`` made data of."""
+    return Check(**{**data, "detail": from_data(data["detail"])})

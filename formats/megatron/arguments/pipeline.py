@@ -68,7 +68,7 @@ def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     pp = PP.read(reader)
     vpp = VPP.read(reader) if pp > 1 else 1
     if tp * pp * vpp > _MAX_RANKS:
-        raise BadCheckpointError(f"args say TP{tp} x PP{pp} x VPP{vpp}, wanted less", where=where)
+        raise BadCheckpointError(f"args say TP{tp} x PP{pp} x VPP{vpp}", where=where, wanted="less")
     text = TEXT.get(arguments)
     counts: tuple[int, ...] | None
     if isinstance(text, str) and pp > 1:
@@ -81,7 +81,7 @@ def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     try:
         return make_layout(layers, tp, pp, vpp, counts)
     except UsageError as error:
-        raise BadCheckpointError(error.what, where=(where, *error.where)) from None
+        raise BadCheckpointError.of(error).with_hint("").at(where) from None
 
 
 def written_layout(arguments: Arguments, layout: Layout) -> dict[str, object]:

@@ -95,17 +95,19 @@ def _activation(fields: Mapping[str, object], path: Path, notes: list[str]) -> d
             notes.append(f"{path}: names no activation_func; taken to be SwiGLU, as it is gated")
         elif name not in ("silu", "swiglu"):
             raise BadCheckpointError(
-                f"activation_func {name} with a gate, wanted silu",
+                f"activation_func {name} with a gate",
                 "flmgrow works on models with SwiGLU, GELU or squared ReLU",
                 where=path,
+                wanted="silu",
             )
         return {rows.SWIGLU.name: True}
     kind = _PLAIN.get(name or "gelu")
     if kind is None:
         raise BadCheckpointError(
-            f"activation_func {name}, wanted gelu or squared_relu",
+            f"activation_func {name}",
             "flmgrow works on models with SwiGLU, GELU or squared ReLU",
             where=path,
+            wanted="gelu or squared_relu",
         )
     fused = fields.get("bias_activation_fusion") and fields.get(rows.LINEAR_BIAS.name, True)
     tanh = kind == "gelu_tanh" or (kind == "gelu" and bool(fused))

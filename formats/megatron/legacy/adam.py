@@ -151,9 +151,7 @@ class AdamRank:
         where = f"{self.where}: {name} of {array.placement.key}"
         if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
             found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
-            raise BadCheckpointError(
-                f"{found}, wanted {array.placement.shape}", _BELONG, where=where
-            )
+            raise BadCheckpointError(f"{found}", _BELONG, where=where, wanted=array.placement.shape)
         return StoredArray(array.placement, self.file, value)
 
     def _numbers(self, group: Group, members: int) -> list[int]:
@@ -181,7 +179,7 @@ class AdamRank:
         ]
         if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
             found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
-            raise BadCheckpointError(f"{found}, wanted {len(arrays)}", _BELONG, where=self.where)
+            raise BadCheckpointError(f"{found}", _BELONG, where=self.where, wanted=len(arrays))
         entries = []
         for number, array in zip(numbers, arrays, strict=True):
             entry = self._dict(state.get(number), f"state of {array.placement.key}")

@@ -19,7 +19,7 @@ def content_of(file: TorchFile) -> Mapping[object, object]:
     """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""
     if not isinstance(file.root, dict):
         raise BadCheckpointError(
-            f"holds a {type(file.root).__name__}, wanted a dict", where=file.file.path
+            f"holds a {type(file.root).__name__}", where=file.file.path, wanted="a dict"
         )
     return file.root
 
@@ -85,11 +85,12 @@ class RankFiles:
             return None
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         return IncompleteCheckpointError(
-            f"{missing[0]}{more}: not there, wanted one beside each of {len(paths)} ranks",
+            f"{missing[0]}{more}: not there",
             Text(
                 "copy the rank folders again; expand and reshard go on without with ",
                 Setting("no_optimizer", True),
             ),
+            wanted=f"one beside each of {len(paths)} ranks",
         )
 
     def digest(self) -> str:

@@ -82,10 +82,10 @@ def _check_alike(
         left.remove(own)
     if isinstance(optimizer, AdamRank) and optimizer.members != optimizer.members_by(first.groups):
         raise BadCheckpointError(
-            f"has {len(optimizer.groups)} param groups, wanted those of "
-            f"{len(first.groups)} in {first.where} that its parameters belong to",
+            f"has {len(optimizer.groups)} param groups",
             "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
+            wanted=f"those of {len(first.groups)} in {first.where} that its parameters belong to",
         )
     if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
         raise BadCheckpointError(

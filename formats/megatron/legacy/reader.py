@@ -128,7 +128,7 @@ def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> No
 def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
     chunk = content_of(file).get(key)
     if not isinstance(chunk, dict):
-        raise BadCheckpointError("not there, wanted a state dict", where=(file.file.path, key))
+        raise BadCheckpointError("not there", where=(file.file.path, key), wanted="a state dict")
     return chunk
 
 
@@ -141,9 +141,10 @@ def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object
         raise BadCheckpointError(f"is not a plain dense tensor ({record!r:.60})", where=where)
     if record.shape != placement.shape:
         raise BadCheckpointError(
-            f"shape {record.shape}, wanted {placement.shape}",
+            f"shape {record.shape}",
             "the args and the weights do not agree",
             where=where,
+            wanted=placement.shape,
         )
     return StoredArray(placement, file, record)
 

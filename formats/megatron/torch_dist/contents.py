@@ -86,8 +86,7 @@ class ItemPiece:
         try:
             read_tensor(file, record, offset, target)
         except BadCheckpointError as error:
-            what = error.what + f" (it holds {self.name})"
-            raise BadCheckpointError(what, error.hint, error.where) from None
+            raise error.with_more(f" (it holds {self.name})") from None
 
     def checksum(self) -> int | None:
         """Chunks tile their array, so there is nothing to compare one with."""
@@ -138,9 +137,10 @@ class DistFolder:
         beside = os.path.lexists(self.folder / COMMON)
         if self.in_shard and beside:
             raise BadCheckpointError(
-                f"has a {COMMON} and {COMMON_STATE} in a shard, wanted one of them",
+                f"has a {COMMON} and {COMMON_STATE} in a shard",
                 f"two saves are mixed; if {COMMON} is the older one, remove it",
                 where=self.folder,
+                wanted="one of them",
             )
         if self.in_shard:
             return self.items.open_object(self.metadata.objects[COMMON_STATE])
@@ -176,7 +176,7 @@ class DistFolder:
         if self.in_shard and isinstance(root, list) and len(root) == 1:
             (root,) = root
         if not isinstance(root, dict):
-            raise BadCheckpointError(f"found {describe(root)}, wanted a dict", where=self.where)
+            raise BadCheckpointError(f"found {describe(root)}", where=self.where, wanted="a dict")
         return root if self.arguments is None else with_arguments(root, self.arguments)
 
     @property
@@ -197,9 +197,10 @@ class DistFolder:
             if key := extra_state_key(name):
                 if key in found:
                     raise BadCheckpointError(
-                        f"found {key} twice, wanted it once",
+                        f"found {key} twice",
                         "two saves are mixed: use another copy",
                         where=(self.folder, name),
+                        wanted="it once",
                     )
                 found[key] = self.open_object(item)
         return found
@@ -296,10 +297,11 @@ def _check_backend(path: Path) -> None:
         raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
     if backend != _BACKEND:
         raise BadCheckpointError(
-            f"sharded_backend: found {describe(backend)}, wanted {_BACKEND}",
+            f"sharded_backend: found {describe(backend)}",
             "load it with the Megatron-LM that wrote it and --ckpt-convert-format torch "
             "--ckpt-convert-save DIR",
             where=path,
+            wanted=_BACKEND,
         )
 
 

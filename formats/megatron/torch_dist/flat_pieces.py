@@ -89,7 +89,8 @@ def _place(chunk: DcpChunk, shape: Numbers) -> int:
     split = next((axis for axis, size in enumerate(chunk.sizes) if size > 1), len(shape))
     if chunk.sizes[split + 1 :] != shape[split + 1 :]:
         raise BadCheckpointError(
-            f"found a chunk of sizes {list(chunk.sizes)}, wanted an unbroken range of {list(shape)}"
+            f"found a chunk of sizes {list(chunk.sizes)}",
+            wanted=f"an unbroken range of {list(shape)}",
         )
     place = 0
     for offset, size in zip(chunk.offsets, shape, strict=True):

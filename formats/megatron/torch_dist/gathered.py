@@ -55,7 +55,7 @@ def read_gathered(
         where = f"{file.file.path}: {item.name}"
         if not isinstance(file.root, list) or len(file.root) != 1:
             raise BadCheckpointError(
-                f"found {describe(file.root)}, wanted a list of one", where=where
+                f"found {describe(file.root)}", where=where, wanted="a list of one"
             )
         (root,) = file.root
         entry: dict[object, object] = dict(entries[rank].items())

@@ -53,10 +53,10 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
     # os.path, as Path.is_file raises for an impossible name.
     if missing := [name for name in sums if not os.path.isfile(folder / name)]:  # noqa: PTH113
         raise BadCheckpointError(
-            f"found {len(sums) - len(missing)} of {len(sums)} files, wanted also "
-            f"{', '.join(missing)}",
+            f"found {len(sums) - len(missing)} of {len(sums)} files",
             "the checkpoint is not complete: copy these files to it",
             where=path,
+            wanted=f"also {', '.join(missing)}",
         )
     if unlisted := sorted(set(needed) - sums.keys()):
         raise _refused(path, f"{unlisted[0]}: not listed, wanted every file of the checkpoint")

@@ -70,7 +70,7 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     where = contents.where
     common = contents.root.get("optimizer")
     if not isinstance(common, dict):
-        raise BadCheckpointError("optimizer: not there, wanted a dict", BELONG, where=where)
+        raise BadCheckpointError("optimizer: not there", BELONG, where=where, wanted="a dict")
     inner = common.get("optimizer", common)
     groups = param_groups(inner, where)
     known = ("optimizer", SHARDING)
@@ -98,9 +98,10 @@ def _read_arrays(
     ]
     if len(masters) > 1:
         raise BadCheckpointError(
-            f"found {' and '.join(masters)}, wanted one of them",
+            f"found {' and '.join(masters)}",
             BELONG,
             where=(contents.folder, _STATE),
+            wanted="one of them",
         )
     tensors, sizes = checkpoint.reader.tensors, checkpoint.stored_sizes
     prefixes = {State.MASTER: f"{_STATE}{masters[0]}."} if masters else {}

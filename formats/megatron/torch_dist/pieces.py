@@ -100,7 +100,7 @@ def _cut(
     where = f"{contents.folder}: {tensor.name}"
     local = _local_shape(tensor.shape, wanted)
     if tensor.shape != wanted and local is None:
-        raise BadCheckpointError(f"shape {tensor.shape}, wanted {wanted}", _DISAGREE, where=where)
+        raise BadCheckpointError(f"shape {tensor.shape}", _DISAGREE, where=where, wanted=wanted)
     try:
         for spans, found in _boxes(tensor, local, stacked):
             own = layer
