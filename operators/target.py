@@ -124,7 +124,8 @@ class Target:
                 f"flmgrow.json: its growth request is malformed: {error.errors()[0]['msg']}"
             ) from None
         except UsageError as error:
-            raise BadCheckpointError(f"flmgrow.json: its growth request: {error}") from None
+            where = ("flmgrow.json", "its growth request")
+            raise BadCheckpointError.of(error).with_hint("").at(*where) from None
 
 
 @cache  # a schema takes longer to make than most commands to run

@@ -11,11 +11,12 @@ import typer
 from quoted_words import settings
 from repository import find_modules
 
-from flmgrow import api, given
+from flmgrow import api, errors, given
 from flmgrow.cli.app import app
 from flmgrow.text import COMMAND_LINE, PYTHON
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
+PARTS = ("what", "wanted", "hint", "message")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 OF_OTHERS = {
@@ -116,6 +117,34 @@ def test_options_of_others_are_none_of_ours_and_needed() -> None:
 )
 def test_an_option_in_a_string_is_found(text: str, found: set[str]) -> None:
     assert spelled(text) == found
+
+
+def formatted(text: str) -> set[str]:
+    """What f-strings make of flmgrow's own errors where they are caught: parts would be lost."""
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    found = set()
+    for handler in ast.walk(ast.parse(text)):
+        if not isinstance(handler, ast.ExceptHandler) or handler.type is None:
+            continue
+        caught = {each.id for each in ast.walk(handler.type) if isinstance(each, ast.Name)}
+        if not caught & kinds:
+            continue
+        names = {str(handler.name), *(f"{handler.name}.{part}" for part in PARTS)}
+        for node in ast.walk(handler):
+            if isinstance(node, ast.FormattedValue) and ast.unparse(node.value) in names:
+                found.add(ast.unparse(node.value))
+    return found
+
+
+def test_no_text_of_an_error_is_formatted() -> None:
+    assert not {name: words for name, text in modules().items() if (words := formatted(text))}
+
+
+@pytest.mark.parametrize("what", ["error", "error.hint", "error.what", "error.message"])
+def test_a_text_that_is_formatted_is_found(what: str) -> None:
+    code = "try:\n    pass\nexcept {}:\n    print(f'it: {{{}}}')"
+    assert formatted(code.format("(KeyError, UsageError) as error", what)) == {what}
+    assert formatted(code.format("KeyError as error", what)) == set()
 
 
 def test_every_setting_that_is_named_exists() -> None:

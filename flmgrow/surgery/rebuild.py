@@ -30,7 +30,8 @@ def growth_from_manifest(source: Checkpoint, manifest: Manifest) -> Growth:
             values = {Dimension(name): float(value) for name, value in bake.items()}
             growth = baked(replace(growth, masks=masks_of(source) | dict(growth.masks)), values)
     except UsageError as error:
-        raise BadCheckpointError(f"flmgrow.json: its growth is impossible: {error}") from None
+        where = ("flmgrow.json", "its growth is impossible")
+        raise BadCheckpointError.of(error).with_hint("").at(*where) from None
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpointError(f"flmgrow.json: its growth is malformed: {error!r}") from None
     derived = {str(axis): source_runs(axis_map) for axis, axis_map in growth.maps.items()}

@@ -53,8 +53,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     _check_sums(data, path)
     try:
         return Manifest.parse(data)
-    except (BadCheckpointError, ValueError) as error:
-        raise BadCheckpointError(f"{error}", where=path) from None
+    except BadCheckpointError as error:
+        raise error.at(path) from None
+    except ValueError as error:
+        raise BadCheckpointError(str(error), where=path) from None
 
 
 def encode(manifest: Manifest) -> bytes:

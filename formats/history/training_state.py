@@ -208,7 +208,9 @@ def read_training_state(folder: Path) -> TrainingState | None:
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
     except ValidationError as error:
         raise BadCheckpointError(problems(error.errors()), where=path) from None
-    except (ValueError, RecursionError, BadCheckpointError) as error:
+    except BadCheckpointError as error:
+        raise error.at(path, "not readable") from None
+    except (ValueError, RecursionError) as error:
         raise BadCheckpointError(f"not readable: {error}", where=path) from None
     if (SUM in data or found.training_version != WITHOUT_SUM) and not is_intact(data):
         raise BadCheckpointError(
