@@ -19,7 +19,9 @@ from hf_folders import make_folder
 from object_store import BUCKET, SECRET, Fault, ObjectStore, served
 from pico import make_checkpoint
 from pico_dist import make_dist_checkpoint
+from ranks_of import ended, start
 
+import flmgrow as library
 from flmgrow.storage.remote import ranges
 
 FORMATS = ("legacy", "torch_dist", "huggingface")
@@ -376,6 +378,35 @@ def test_a_copy_of_a_half_done_folder_is_refused(folders: dict[str, Path], tmp_p
         refused(3, f"{copy}: is not complete", "inspect", path, place=tmp_path)
     (copy / ".flmgrow" / "complete").write_text("{}")
     assert ".flmgrow" not in accepted("verify", "--integrity", copy).out
+
+
+def test_ranks_share_a_source_in_the_store(
+    addresses: dict[str, str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source, there, here = addresses["legacy"], tmp_path / "out", tmp_path / "here" / "out"
+    here.parent.mkdir()
+    runs = [start(rank, 2, ("reshard", source, there, "--tp", "2")) for rank in range(2)]
+    assert [code for code, _, _ in ended(runs)] == [0, 0]
+    accepted("reshard", folders["legacy"], here, "--tp", "2")
+    assert same_bytes(there, here)
+    scratch = ("--scratch", tmp_path)
+    runs = [start(rank, 2, ("verify", source, there, *scratch)) for rank in range(2)]
+    (code, out, err), (other, _, _) = ended(runs)
+    assert (code, other) == (0, 0), err
+    assert "\nequal" in out
+
+
+def test_from_python(
+    remote: ObjectStore, addresses: dict[str, str], folders: dict[str, Path]
+) -> None:
+    out = f"s3://{BUCKET}/python/out"
+    with library.open(addresses["legacy"]) as there, library.open(folders["legacy"]) as here:
+        found, wanted = there.tensor("query", layer=1), here.tensor("query", layer=1)
+        assert (found.values == wanted.values).all()
+        written = library.plan(there, tp=2).write(out)
+    assert (str(written.path), written.found) == (out, False)
+    with library.open(out) as result:
+        assert result.layout.tp == 2
 
 
 def test_ranks_that_cannot_meet_beside_a_result_are_told(
