@@ -64,8 +64,6 @@ def parse_given(texts: Sequence[str]) -> dict[str, object]:
 
     A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
     """
-    from flmgrow.storage.strict_yaml import parse_yaml  # most commands are given nothing to read
-
     found: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -76,8 +74,14 @@ def parse_given(texts: Sequence[str]) -> dict[str, object]:
         if name in found:
             raise UsageError(Text(_SETTING, f" {name}: given twice"))
         where = Text(_SETTING, f" {text}")
-        found[name] = None if value == "None" else parse_yaml(value.encode(), where)
+        found[name] = None if value == "None" else _value(value, where)
     return found
+
+
+def _value(text: str, where: Text) -> object:
+    from flmgrow.storage.strict_yaml import parse_yaml  # most commands are given none
+
+    return parse_yaml(text.encode(), where)
 
 
 def check_names(given: Mapping[str, object], stored: Mapping[str, object]) -> None:
