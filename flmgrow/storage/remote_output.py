@@ -5,7 +5,7 @@ an object store has. Instead, an object is there whole or not at all, and can be
 that there is none, or still the one that was read. For the output ``s3://BUCKET/NAME`` there are,
 while it is being written, ``lease``, ``plan.json`` and ``journal/`` below ``NAME/.flmgrow/``.
 
-1. Lease. A second run stops; the lease of a dead run expires (``remote/lease.py``).
+1. Lease. A second run stops; the lease of a dead run expires (``remote_lease.py``).
 2. Plan. It describes the whole run, as on a disk; another one is refused. From now on every command
    refuses to read the folder (``remote/marker.py``).
 3. Each file is an upload in parts under its final key. Once it is complete, an object of its own in
@@ -39,9 +39,9 @@ from flmgrow.storage.output_file import OutputFile
 from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
-from flmgrow.storage.remote.lease import Lease
 from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
 from flmgrow.storage.remote.store import Found
+from flmgrow.storage.remote_lease import Lease
 from flmgrow.storage.world import ALONE as ONE
 from flmgrow.storage.world import World
 

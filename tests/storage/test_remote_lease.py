@@ -14,10 +14,10 @@ import pytest
 from obstore.store import MemoryStore
 
 from flmgrow.errors import OutputExistsError, StorageError
-from flmgrow.storage.remote import lease as leases
+from flmgrow.storage import remote_lease as leases
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import address_of
-from flmgrow.storage.remote.lease import Lease, _this_process
+from flmgrow.storage.remote_lease import Lease, _this_process
 
 FOLDER = address_of(Path("s3://bucket/out"))
 KEY = "out/.flmgrow/lease"
@@ -79,15 +79,23 @@ def test_a_second_one_is_refused_at_once(
     first.check()
 
 
+@pytest.mark.parametrize("reaped", [True, False])
 def test_that_of_a_process_that_is_gone_is_taken_at_once(
-    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    reaped: bool, memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = subprocess.Popen(["true"])
-    child.wait()
-    put_another(memory, pid=child.pid)
-    monkeypatch.setattr(leases, "EXPIRY", 60.0)
-    taken().check()
-    assert content(memory)["holder"] != "another"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        put_another(memory, pid=child.pid, started=leases._started(child.pid))
+        monkeypatch.setattr(leases, "EXPIRY", 60.0)
+        with pytest.raises(OutputExistsError, match=rf"another run \(pid {child.pid} on "):
+            Lease(FOLDER)
+        child.kill()
+        if reaped:
+            child.wait()
+        else:
+            while leases._started(child.pid):
+                time.sleep(0.01)
+        taken().check()
+        assert content(memory)["holder"] != "another"
 
 
 def test_a_number_that_another_process_has_now_is_of_one_that_is_gone(
@@ -98,7 +106,7 @@ def test_a_number_that_another_process_has_now_is_of_one_that_is_gone(
     taken().check()
 
 
-@pytest.mark.parametrize("where", [{"host": "elsewhere"}, {"boot": "b"}, {"processes": "pid:[1]"}])
+@pytest.mark.parametrize("where", [{"host": "elsewhere boot"}, {"processes": "pid:[1]"}])
 def test_that_of_another_machine_expires(
     where: dict[str, str], memory: MemoryStore, taken: Callable[[], Lease]
 ) -> None:

@@ -18,13 +18,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flmgrow.errors import FlmgrowError, OutputExistsError
 from flmgrow.storage.remote import writing
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.marker import LEASE
 from flmgrow.storage.remote.store import ChangedError, Found, hurried
+from flmgrow.storage.sign import this_machine
+from flmgrow.storage.strict_json import Json
 
 BEAT = 10.0
 EXPIRY = 60.0
@@ -33,8 +34,6 @@ _TRUSTED = 0.75
 """The part of ``EXPIRY`` for which a run relies on a lease that it could not renew."""
 _MOST_BYTES = 10_000
 _TRIES = 5
-
-Json = dict[str, Any]
 
 _own: set[str] = set()
 """The holders that this process is at the moment."""
@@ -53,7 +52,7 @@ class _Held:
 
     @property
     def who(self) -> str:
-        return f"pid {self.content.get('pid')} on {self.content.get('host')}"
+        return f"pid {self.content.get('pid')} on {str(self.content.get('host')).partition(' ')[0]}"
 
     @property
     def is_gone(self) -> bool:
@@ -71,8 +70,8 @@ class _Held:
     @property
     def _is_of_this_machine(self) -> bool:
         own = _this_process()
-        keys = ("host", "boot", "processes")
-        return bool(own["boot"]) and all(self.content.get(key) == own[key] for key in keys)
+        same = all(self.content.get(key) == own[key] for key in ("host", "processes"))
+        return same and bool(own["started"])  # else nothing is known of processes here
 
 
 class Lease:
@@ -196,8 +195,7 @@ def _this_process() -> Json:
     """Return what tells this process from all others, and from those that had its number before."""
     pid = os.getpid()
     return {
-        "host": os.uname().nodename,
-        "boot": _text("/proc/sys/kernel/random/boot_id"),
+        "host": this_machine(),
         "processes": _link("/proc/self/ns/pid"),
         "pid": pid,
         "started": _started(pid),
@@ -207,7 +205,9 @@ def _this_process() -> Json:
 def _started(pid: object) -> str:
     """Return when a process began, as the system counts; empty if there is none."""
     fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""  # the 22nd, and two stand before the bracket
+    if len(fields) <= 19 or fields[0] in ("Z", "X"):  # it has ended, and nobody has asked how
+        return ""
+    return fields[19]  # the 22nd of all; two stand before the bracket
 
 
 def _text(path: str) -> str:
