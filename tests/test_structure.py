@@ -234,6 +234,19 @@ for line in sys.stdin.read().strip().splitlines():
 """
 
 
+def test_inspect_imports_no_yaml(tmp_path: Path) -> None:
+    """What it needs only where ``--set-arg`` or ``--args-from`` are given."""
+    source = str(make_checkpoint(tmp_path / "a", "llama"))
+    code = (
+        "import sys; from flmgrow.cli.app import run; "
+        "sys.exit(run(sys.argv[1:]) or 10 + ('yaml' in sys.modules))"
+    )
+    for words, imported in (([], 10), (["--set-arg", "seed=1"], 11)):
+        command = [sys.executable, "-c", code, "inspect", source, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == imported, done.stderr
+
+
 def test_commands_that_only_look_start_without_torch(tmp_path: Path) -> None:
     """One after the other in one process: the first that imports too much is the one that fails."""
     places = {

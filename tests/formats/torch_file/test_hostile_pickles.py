@@ -154,6 +154,10 @@ def test_data_shared_sixty_times_over() -> None:
         (b"\x80\x02\x96" + b"\0" * 5 + b"\x01\0\0.", "bytes early"),
         (b"\x80\x02\x8e" + b"\0" * 5 + b"\x01\0\0.", "bytes early"),
         (b"\x80\x02\x8d" + b"\0" * 5 + b"\x01\0\0.", "bytes early"),
+        *(
+            (b"\x80\x02" + code + b"\xff" * 8, "bytes early")
+            for code in (b"\x8d", b"\x8e", b"\x96")
+        ),
         (b"\x80\x04\x95" + b"\0" * 5 + b"\x01\0\0N.", "before its frame"),
         (b"\x80\x02\x8b\xff\xff\xff\x7f.", "integer of 2147483647 bytes"),
         (b"\x80\x02\x8b\xff\xff\xff\xff.", "integer of 4294967295 bytes"),

@@ -155,6 +155,20 @@ def test_storages_come_in_order_of_first_use() -> None:
     assert to_pickle(data)[1] == [two, one]
 
 
+def test_tensors_have_no_tuples_in_common() -> None:
+    """As torch writes them: a plan may make many tensors of one shape, and the bytes must not show
+    it.
+    """
+    shape, stride = (2, 300), (300, 1)
+    storages = [Storage("FloatStorage", 600) for _ in range(2)]
+    alike = [TensorRecord(storage, "float32", shape, stride) for storage in storages]
+    apart = [TensorRecord(s, "float32", (*shape,), (*stride,)) for s in storages]
+    assert alike[0].shape is alike[1].shape
+    assert apart[0].shape is not apart[1].shape
+    assert to_pickle(alike)[0] == to_pickle(apart)[0]
+    assert to_pickle([shape, shape])[0] != to_pickle([shape, (*shape,)])[0]
+
+
 def test_walk_finds_tensors_everywhere() -> None:
     def tensor() -> TensorRecord:
         return TensorRecord(Storage("FloatStorage", 1), "float32", (), ())
