@@ -283,6 +283,7 @@ def test_a_copy_of_a_half_done_folder_is_refused(folders: dict[str, Path], tmp_p
     assert ".flmgrow" not in accepted("verify", "--integrity", copy).out
 
 
+@pytest.mark.slow
 def test_ranks_share_a_source_in_the_store(
     addresses: dict[str, str], folders: dict[str, Path], tmp_path: Path
 ) -> None:
