@@ -1,21 +1,29 @@
-"""What a surgery costs beside copying the same files: seconds, CPU seconds, and peak memory.
+"""What a surgery costs beside copying as much: seconds, CPU seconds, and peak memory.
 
-``python benchmarks/bench_surgery.py [--preset 300m] [--rounds 2]``. Machines are noisy, so the
-commands run in turn (A B C A B C ...), and the ratio to copying is what to look at. Copying
-includes flushing to the disk, as flmgrow does. Peak memory is that of the whole process; it must
-not follow the checkpoint's size. A plan for a checkpoint of full size is timed as well.
+``python benchmarks/bench_surgery.py [--preset llama-1b] [--rounds 3] [--against REVISION]``. After
+each command ``cp -r`` copies its output and flushes it to the disk, as flmgrow does: the ratio of
+the two is what to look at, as machines are noisy. With ``--against``, the same commands of older
+revisions (commits of this repository) take turns with today's: A B A B. Shown are medians. Sources
+are in the page cache unless ``--cold``. Peak memory is that of the whole process; it must not
+follow the checkpoint's size. A plan for a checkpoint of full size is timed as well.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ("flmgrow", "formats", "operators", "trainer")
 FLMGROW = [sys.executable, "-m", "flmgrow"]
 MAKE = [sys.executable, str(Path(__file__).with_name("made_checkpoint.py"))]
+TODAY = "today"
 MEASURE = """
 import resource, subprocess, sys, time
 begin = time.monotonic()
@@ -24,54 +32,137 @@ used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(code, time.monotonic() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss)
 """
 
+Lengths = Mapping[str, str]
+LLAMA: Lengths = {"layers": "32", "wide": "2560", "ffn": "7040", "groups": "5", "twice": "4096"}
+GROWTHS: Mapping[str, Lengths] = {
+    "llama-1b": {**LLAMA, "twice_ffn": "11264", "twice_groups": "8", "pp": "2"},
+    "llama-300m": {
+        "layers": "20", "wide": "1280", "ffn": "5120", "groups": "6", "twice": "2048",
+        "twice_ffn": "8192", "twice_groups": "8", "pp": "2",
+    },
+}  # fmt: skip
+"""What each preset grows to: in depth, in width, and to twice its width."""
 
-def measure(command: Sequence[str]) -> tuple[float, float, float]:
-    """Run ``command`` and return its seconds, its CPU seconds and its peak memory in MiB."""
+
+class Run(NamedTuple):
+    """What one run took: seconds, CPU seconds, MiB; and the seconds of copying its output."""
+
+    wall: float
+    cpu: float
+    peak: float
+    copied: float = float("nan")
+
+
+def commands_for(lengths: Lengths) -> Mapping[str, Sequence[str]]:
+    """Return the commands to measure, without source and output."""
+    width = ["--hidden-size", lengths["wide"], "--ffn-hidden-size", lengths["ffn"]]
+    width += ["--num-query-groups", lengths["groups"], "--tp", "1"]
+    twice = ["--hidden-size", lengths["twice"], "--ffn-hidden-size", lengths["twice_ffn"]]
+    twice += ["--num-query-groups", lengths["twice_groups"]]
+    return {
+        "reshard": ["reshard", "--tp", "1", "--pp", "1"],
+        "reshard, 300M": ["reshard", "--tp", "4", "--pp", "1", "--max-memory", "300M"],
+        "depth, zero": ["expand", "--num-layers", lengths["layers"], "--method", "zero"],
+        "width, zero": ["expand", *width, "--method", "zero"],
+        "width, mask": ["expand", *width, "--method", "mask"],
+        "width, copy": ["expand", *twice, "--method", "copy"],
+    }
+
+
+def measure(command: Sequence[str], tree: Path | None = None) -> Run:
+    """Run ``command`` (of the package in ``tree``, if it is not the installed one) and return what
+    it took.
+    """
+    path = {} if tree is None else {"PYTHONPATH": str(tree)}
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *command], check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-c", MEASURE, *command],
+        check=True, capture_output=True, text=True, env={**os.environ, **path}, cwd="/",
+    )  # fmt: skip
     code, wall, cpu, peak = done.stdout.split()
     if code != "0":
         raise SystemExit(f"failed: {' '.join(command)}")
-    return float(wall), float(cpu), float(peak) / (1 << 10)
+    return Run(float(wall), float(cpu), float(peak) / (1 << 10))
+
+
+def tree_of(revision: str, folder: Path) -> Path:
+    """Lay the package as it was at ``revision`` into ``folder``, ready to import."""
+    folder.mkdir()
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", revision, *PACKAGE], check=True, capture_output=True
+    )
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
+    for name in PACKAGE[1:]:
+        (folder / name).rename(folder / PACKAGE[0] / name)
+    return folder
+
+
+def forget(folder: Path) -> None:
+    """Drop the files of ``folder`` from the page cache."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measured(
+    command: Sequence[str], source: Path, out: Path, tree: Path | None, cold: bool
+) -> tuple[Run, int]:
+    """Run ``command`` and copy what it made; return what both took, and its size in bytes."""
+    copy = out.with_name("copy")
+    if cold:
+        forget(source)
+    first, *rest = command
+    run = measure([*FLMGROW, first, str(source), str(out), *rest], tree)
+    if cold:
+        forget(out)
+    copying = measure(["sh", "-c", f"cp -r {out} {copy} && sync -f {copy}"])
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
+    shutil.rmtree(copy)
+    return run._replace(copied=copying.wall), size
+
+
+def report(label: str, runs: Sequence[Run], size: int) -> None:
+    """Print a line of the table."""
+    wall, cpu, peak, copied = (median(column) for column in zip(*runs, strict=True))
+    ratio = median(run.wall / run.copied for run in runs)
+    print(
+        f"{label:36}{size / 1e9:8.2f}{wall:8.2f}{copied:8.2f}{ratio:8.2f}{cpu:9.2f}{peak:9.0f}",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="300m")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--preset", choices=GROWTHS, default="llama-300m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--against", action="append", default=[], metavar="REVISION")
+    parser.add_argument("--only", action="append", metavar="COMMAND")
+    parser.add_argument("--cold", action="store_true", help="read sources from the disk")
     options = parser.parse_args()
     with TemporaryDirectory(dir=".", prefix="bench-") as name:
-        folder = Path(name)
+        folder = Path(name).resolve()
         source, out = folder / "source", folder / "out"
+        trees: dict[str, Path | None] = {TODAY: None}
+        for number, revision in enumerate(options.against):
+            trees[revision] = tree_of(revision, folder / f"tree{number}")
         subprocess.run([*MAKE, str(source), "--preset", options.preset, "--fill"], check=True)
-        pair = [str(source), str(out)]
-        grow = ["--ffn-hidden-size", "6144", "--num-layers", "26"]
-        expand = [*FLMGROW, "expand", *pair, *grow, "--method"]
-        commands = {
-            "cp -r": ["sh", "-c", f"cp -r {pair[0]} {pair[1]} && sync -f {pair[1]}"],
-            "reshard, 300M": [*FLMGROW, "reshard", *pair, "--tp", "4", "--max-memory", "300M"],
-            "reshard, 1G": [*FLMGROW, "reshard", *pair, "--tp", "4"],
-            "expand zero, 300M": [*expand, "zero", "--max-memory", "300M"],
-            "expand zero, 1G": [*expand, "zero"],
-            "expand copy, 1G": [*expand, "copy"],
-        }
-        found: dict[str, list[tuple[float, float, float]]] = {label: [] for label in commands}
-        for _ in range(options.rounds):
-            for label, command in commands.items():
-                found[label].append(measure(command))
-                shutil.rmtree(out)
+        print(f"{'':36}{'GB':>8}{'s':>8}{'cp s':>8}{'to cp':>8}{'CPU s':>9}{'MiB':>9}")
+        for label, command in commands_for(GROWTHS[options.preset]).items():
+            if options.only and label not in options.only:
+                continue
+            found: dict[str, list[Run]] = {tree: [] for tree in trees}
+            for _ in range(options.rounds):
+                for tree, path in trees.items():
+                    run, size = measured(command, source, out, path, options.cold)
+                    found[tree].append(run)
+            for tree, runs in found.items():
+                report(label if tree == TODAY else f"{label} ({tree})", runs, size)
         shutil.rmtree(source)
         subprocess.run([*MAKE, str(source), "--preset", "51b"], check=True)
-        plan = [*FLMGROW, "expand", *pair, "--hidden-size", "10240", "--pp", "4", "--dry-run"]
-        found["dry run, 50B -> 4 x 4"] = [measure(plan) for _ in range(options.rounds)]
-    print(f"{'':24}{'seconds':>10}{'to cp':>8}{'CPU s':>10}{'peak MiB':>10}")
-    copied = sum(run[0] for run in found["cp -r"])
-    for label, runs in found.items():
-        wall, cpu, peak = (sum(run[i] for run in runs) / len(runs) for i in range(3))
-        ratio = sum(run[0] for run in runs) / copied
-        print(f"{label:24}{wall:10.2f}{ratio:8.2f}{cpu:10.2f}{peak:10.0f}")
+        plan = [*FLMGROW, "expand", str(source), str(out), "--hidden-size", "10240", "--dry-run"]
+        runs = [measure([*plan, "--pp", "4"]) for _ in range(options.rounds)]
+        report("dry run, 50B -> 4 x 4", runs, 0)
 
 
 if __name__ == "__main__":
