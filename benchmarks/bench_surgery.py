@@ -45,12 +45,11 @@ GROWTHS: Mapping[str, Lengths] = {
 
 
 class Run(NamedTuple):
-    """What one run took: seconds, CPU seconds, MiB; and the seconds of copying its output."""
+    """What one run took: seconds, CPU seconds, MiB."""
 
     wall: float
     cpu: float
     peak: float
-    copied: float = float("nan")
 
 
 def commands_for(lengths: Lengths) -> Mapping[str, Sequence[str]]:
@@ -76,7 +75,7 @@ def measure(command: Sequence[str], tree: Path | None = None) -> Run:
     path = {} if tree is None else {"PYTHONPATH": str(tree)}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *command],
-        check=True, capture_output=True, text=True, env={**os.environ, **path}, cwd="/",
+        check=True, capture_output=True, text=True, env={**os.environ, **path}, cwd=tree,
     )  # fmt: skip
     code, wall, cpu, peak = done.stdout.split()
     if code != "0":
@@ -105,8 +104,10 @@ def forget(folder: Path) -> None:
 
 def measured(
     command: Sequence[str], source: Path, out: Path, tree: Path | None, cold: bool
-) -> tuple[Run, int]:
-    """Run ``command`` and copy what it made; return what both took, and its size in bytes."""
+) -> tuple[Run, float, int]:
+    """Run ``command`` and copy what it made; return what it took, how long copying took, and its
+    size in bytes.
+    """
     copy = out.with_name("copy")
     if cold:
         forget(source)
@@ -118,17 +119,17 @@ def measured(
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
     shutil.rmtree(copy)
-    return run._replace(copied=copying.wall), size
+    return run, copying.wall, size
 
 
-def report(label: str, runs: Sequence[Run], size: int) -> None:
+def report(label: str, runs: Sequence[Run], copied: Sequence[float] = (), size: int = 0) -> None:
     """Print a line of the table."""
-    wall, cpu, peak, copied = (median(column) for column in zip(*runs, strict=True))
-    ratio = median(run.wall / run.copied for run in runs)
-    print(
-        f"{label:36}{size / 1e9:8.2f}{wall:8.2f}{copied:8.2f}{ratio:8.2f}{cpu:9.2f}{peak:9.0f}",
-        flush=True,
-    )
+    wall, cpu, peak = (median(column) for column in zip(*runs, strict=True))
+    beside = f"{'':24}"
+    if copied:
+        ratio = median(run.wall / copying for run, copying in zip(runs, copied, strict=True))
+        beside = f"{size / 1e9:8.2f}{median(copied):8.2f}{ratio:8.2f}"
+    print(f"{label:36}{wall:8.2f}{beside}{cpu:8.2f}{peak:8.0f}", flush=True)
 
 
 def main() -> None:
@@ -140,29 +141,32 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="COMMAND")
     parser.add_argument("--cold", action="store_true", help="read sources from the disk")
     options = parser.parse_args()
-    with TemporaryDirectory(dir=".", prefix="bench-") as name:
-        folder = Path(name).resolve()
+    with TemporaryDirectory(dir=".", prefix="bench-") as place:
+        folder = Path(place).resolve()
         source, out = folder / "source", folder / "out"
         trees: dict[str, Path | None] = {TODAY: None}
         for number, revision in enumerate(options.against):
             trees[revision] = tree_of(revision, folder / f"tree{number}")
         subprocess.run([*MAKE, str(source), "--preset", options.preset, "--fill"], check=True)
-        print(f"{'':36}{'GB':>8}{'s':>8}{'cp s':>8}{'to cp':>8}{'CPU s':>9}{'MiB':>9}")
+        print(f"{'':36}{'s':>8}{'GB':>8}{'cp s':>8}{'to cp':>8}{'CPU s':>8}{'MiB':>8}")
         for label, command in commands_for(GROWTHS[options.preset]).items():
             if options.only and label not in options.only:
                 continue
             found: dict[str, list[Run]] = {tree: [] for tree in trees}
+            copied: dict[str, list[float]] = {tree: [] for tree in trees}
             for _ in range(options.rounds):
                 for tree, path in trees.items():
-                    run, size = measured(command, source, out, path, options.cold)
+                    run, copying, size = measured(command, source, out, path, options.cold)
                     found[tree].append(run)
+                    copied[tree].append(copying)
             for tree, runs in found.items():
-                report(label if tree == TODAY else f"{label} ({tree})", runs, size)
+                name = label if tree == TODAY else f"{label} ({tree})"
+                report(name, runs, copied[tree], size)
         shutil.rmtree(source)
         subprocess.run([*MAKE, str(source), "--preset", "51b"], check=True)
         plan = [*FLMGROW, "expand", str(source), str(out), "--hidden-size", "10240", "--dry-run"]
         runs = [measure([*plan, "--pp", "4"]) for _ in range(options.rounds)]
-        report("dry run, 50B -> 4 x 4", runs, 0)
+        report("dry run, 50B -> 4 x 4", runs)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from flmgrow.operators.draws import DRAW
 SAMPLE = 1 << 18
 """Elements looked at to measure a spread: all of a tensor, or evenly spaced bands of it."""
 
-BANDS = 64
+BANDS = 16
 
 OLD_SAMPLE = 1 << 22
 """The same in version 1, which took evenly spaced rows."""

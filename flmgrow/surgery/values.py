@@ -19,7 +19,7 @@ from flmgrow.operators.growth import Growth, Move, count, factors, moves
 from flmgrow.operators.vocab import ROW_NOISE
 from flmgrow.surgery.statistics import Statistics
 
-PIECE = 1 << 15
+PIECE = 1 << 16
 """Elements computed at once: few enough for all that becomes of them to stay in the cache."""
 
 Make = Callable[[Box], FloatArray]

@@ -23,6 +23,7 @@ from flmgrow.storage.shares import shared_out
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.execute import in_order
+from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.states import ModelValues
 
 ELEMENT_BLOCK = 1 << 20
@@ -70,7 +71,8 @@ class _Derived:
         wanted = strip.arrange(values).reshape(-1)
         found = np.empty(wanted.size, dtype)
         array.read_into(start * dtype.itemsize, as_bytes(found))
-        if as_bytes(found) == as_bytes(wanted):
+        bits = f"u{found.itemsize}"
+        if np.array_equal(found.view(bits), wanted.view(bits)):
             return number, "", found.size, found.nbytes
         difference = f"{array}: {state} of {_place(strip, found, wanted)}"
         return number, difference, found.size, found.nbytes
@@ -140,6 +142,7 @@ def check_elements(
     wrong: list[tuple[int, str]] = []
     total = 0
     ranks.watch(progress)
+    keep_freed_memory()
     with ThreadPoolExecutor(workers) as pool:
         tasks = derived.tasks(shares[world.rank], limit)
         for number, difference, count, nbytes in in_order(pool, tasks, workers + 1):
