@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import accepted
+from commands import flmgrow as flmgrow_command
 from growing import all_files, checkpoint_logits, tokens_for
 from hf_folders import make_folder
 from pico import CONFIGS, logical_weights, make_checkpoint
@@ -198,3 +199,23 @@ def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.Monke
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
+
+
+def test_each_place_has_its_own_words(tmp_path: Path) -> None:
+    """What a function says with its arguments, a command says with its options, as JSON, too."""
+    source = make_checkpoint(tmp_path / "a", "llama")
+    with flmgrow.open(source) as opened:
+        plan = flmgrow.plan(opened, num_layers=6, method="mask")
+        assert any("use method zero or copy" in note for note in plan.notes)
+        assert "use method zero or copy" in str(plan)
+    command = ("expand", source, tmp_path / "b", "--num-layers", 6, "--method", "mask")
+    for shown in ((), ("--json",)):
+        assert "use --method zero or copy" in accepted(*command, "--dry-run", *shown).out
+    outcome = accepted(*command)
+    assert "use --method zero or copy" in outcome.err
+    assert "use --method zero or copy" in (tmp_path / "b" / "flmgrow.json").read_text()
+
+    with pytest.raises(flmgrow.UsageError, match=r"dtype int3: unknown"):
+        flmgrow.expand(source, tmp_path / "c", dtype="int3")
+    refused = flmgrow_command("expand", source, tmp_path / "c", "--dtype", "int3")
+    assert refused.err.startswith("error: --dtype int3: unknown")
