@@ -13,7 +13,7 @@ NEWER := .venv/megatron-core-0.19
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-long test-exhaustive fuzz check demo docs bench clean
+.PHONY: help setup test test-slow test-long test-exhaustive fuzz faults check demo docs bench clean
 
 help:
 	@echo "make setup      make .venv and install flmgrow and its tools, if they are not there yet"
@@ -23,6 +23,8 @@ help:
 	@echo "make test-exhaustive"
 	@echo "                every combination of what other tests sample"
 	@echo "make fuzz       mutated files for every parser, SECONDS=60 for each"
+	@echo "make faults     let every system call of the real commands fail, cut the power, flip bits;"
+	@echo "                FAULTS='--step 11 --chains 100' tries fewer"
 	@echo "make check      lint, formatting, types, structure"
 	@echo "make demo       train a tiny model in three stages, growing it between them"
 	@echo "make docs       write docs/reference/cli.md from the commands' own help"
@@ -56,6 +58,9 @@ test-exhaustive: setup
 fuzz: setup
 	@$(PIP) install --constraint constraints.txt --editable '.[fuzz]' || echo "without atheris"
 	@$(PY) tests/fuzz/run.py $(or $(SECONDS),60) $(PARSERS)
+
+faults: setup
+	@$(PY) tests/faults/whole.py $(FAULTS)
 
 # What the newest megatron-core does is tested beside the one that this Python can install.
 $(NEWER)/.installed: $(STAMP)

@@ -13,7 +13,7 @@ import typer
 from flmgrow.cli.interruption import be_quiet
 from flmgrow.cli.options import RUNNING
 from flmgrow.cli.printing import note
-from flmgrow.errors import FlmgrowError, UsageError
+from flmgrow.errors import FlmgrowError, LostRankError, UsageError
 from flmgrow.hub.names import is_on_hub
 from flmgrow.storage.hidden import hidden_folder
 from flmgrow.storage.launch import Launch, launch_folder
@@ -67,6 +67,8 @@ def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with _silence():
                 command(**given)
+        except LostRankError:
+            raise  # there is nobody to hand it over to
         except FlmgrowError as error:
             if not error.told:
                 _hand_over(error, world, _place(given))

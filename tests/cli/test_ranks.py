@@ -66,6 +66,18 @@ def test_a_killed_rank_ends_all_and_another_number_of_ranks_resumes(
     assert not (tmp_path / ".out.flmgrow").exists()
 
 
+def test_a_killed_rank_0_is_told_of_by_another(source: Path, tmp_path: Path) -> None:
+    command = ("expand", source, tmp_path / "out", *GROWTH)
+    programs = [KILLED_AT_THE_SECOND_FILE, "", ""]
+    first, *others = ended(
+        [start(rank, 3, command, program=program) for rank, program in enumerate(programs)]
+    )
+    assert first[0] == -9
+    assert [code for code, _, _ in others] == [8, 8]
+    check_lines(others[0][2], r"^error: rank 0: has ended\nhint: run the same command again")
+    assert others[1][2] == ""
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_an_interrupt_of_one_rank_ends_all_and_is_told_once(
     stopped: int, source: Path, tmp_path: Path
