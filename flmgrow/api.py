@@ -66,7 +66,7 @@ class Written:
 class Plan:
     """What will be written, exactly, before a weight is read; its source must stay open.
 
-    ``str(plan)`` is what ``--dry-run`` shows, in the words of Python; ``to_json()`` the same as data.
+    ``str(plan)`` is what ``--dry-run`` shows, in Python's words; ``to_json()`` the same as data.
     """
 
     def __init__(self, details: planning.Plan) -> None:

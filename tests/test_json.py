@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 from commands import accepted
-from pico import make_checkpoint
+from pico import CONFIGS, make_checkpoint
 from tiny_tokenizers import make_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,14 @@ def places(tmp_path: Path) -> dict[str, Path]:
     make_checkpoint(source, "llama", optimizer=True)
     accepted("expand", source, grown, "--ffn-hidden-size", 32)
     text = make_jsonl(tmp_path / "text.jsonl", ["hello", "world"])
-    schedule = ROOT / "configs" / "flm-101b.yaml"
-    return {"A": source, "B": grown, "NEW": tmp_path / "c", "TEXT": text, "SCHEDULE": schedule}
+    return {
+        "A": source,
+        "B": grown,
+        "NEW": tmp_path / "c",
+        "TEXT": text,
+        "SCHEDULE": ROOT / "configs" / "flm-101b.yaml",
+        "BYTES": make_checkpoint(tmp_path / "bytes", replace(CONFIGS["llama"], vocab=257)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("verify --integrity", "verify --integrity B"),
         ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
         ("run --dry-run", "run SCHEDULE --dry-run"),
+        ("generate", "generate BYTES --prompt a --tokenizer bytes --max-new-tokens 2"),
     ],
 )
 def test_the_reference_lists_every_key(heading: str, command: str, places: dict[str, Path]) -> None:
@@ -57,5 +65,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 6
+    assert len(documented()) == 7
     assert all(documented().values())

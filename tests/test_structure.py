@@ -30,7 +30,7 @@ LAYERS = (
     ("flmgrow.given",),
     ("flmgrow.stages",),
     ("flmgrow.hub",),
-    ("flmgrow.surgery",),
+    ("flmgrow.surgery", "flmgrow.generation"),
     ("flmgrow.trainer.__main__",),
     ("flmgrow.trainer.loop",),
     ("flmgrow.trainer.components",),

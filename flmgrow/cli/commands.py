@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, Entry] = {
     "inspect": Entry(
         "inspect", "Show a checkpoint's model, layout, masks, family tree and health."
     ),
+    "generate": Entry("generate", "Let a model go on with texts: greedily, or by drawing."),
     "bake": Entry(
         "bake", "Put the masks of a growth into the weights; the result is an ordinary checkpoint."
     ),

@@ -66,9 +66,10 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
 )  # fmt: skip
 
 
-def make_model(name: str, dtype: torch.dtype) -> Any:
+def make_model(name: str, dtype: torch.dtype, **changes: Any) -> Any:
     """Return the model, each parameter drawn: no gain is one, no bias zero."""
     kind, options = CONFIGS[name]
+    options = {**options, **changes}
     torch.manual_seed(len(name))
     config = getattr(transformers, kind)(**options)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")

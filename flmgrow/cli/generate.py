@@ -1,0 +1,263 @@
+"""``flmgrow generate``: let a checkpoint speak, in any format and layout, masks at their values."""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flmgrow.cli import options
+from flmgrow.cli.grouped import grouped
+from flmgrow.cli.parsing import read_small_file
+from flmgrow.cli.printing import note
+from flmgrow.cli.reading import Reading
+from flmgrow.errors import UsageError
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
+from flmgrow.storage.strict_json import parse_object
+
+if TYPE_CHECKING:
+    from flmgrow.generation.decoding import Continued, Request
+    from flmgrow.generation.speech import Speech
+    from flmgrow.model.module import Model
+
+_PROMPTS = "What to go on with"
+_HOW = "How to go on"
+_COMPUTING = "Computing"
+_MOST_PROMPT_BYTES = 64 << 20
+
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="A text to go on with; may be given several times. Without any, standard input is.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.jsonl",
+        help="Texts to go on with: one JSON object on each line, the text under prompt.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Longest = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Most new tokens.", rich_help_panel=_HOW)
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        help="0 takes the likeliest token; else logits are divided by it, and tokens are drawn.",
+        rich_help_panel=_HOW,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(min=1, help="Draw from so many of the likeliest.", rich_help_panel=_HOW),
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Draw from the likeliest that add up to it.", rich_help_panel=_HOW),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn.", rich_help_panel=_HOW)]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="End before this text; may be given several times.",
+        rich_help_panel=_HOW,
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER|FILE|bytes",
+        help="The tokenizer, in place of the checkpoint's own.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, help="Texts at a time, of those whose prompts are equally "
+                 "long.", rich_help_panel=_COMPUTING),
+]  # fmt: skip
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float64",
+        help="Compute in this dtype; that of the weights if not given.",
+        rich_help_panel=_COMPUTING,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cpu|cuda",
+        help="Where to compute; on a GPU if there is one.",
+        rich_help_panel=_COMPUTING,
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object for each prompt, on a line of its own."),
+]
+
+
+@grouped
+def generate(
+    src: options.Source,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    tokenizer: Tokenizer = None,
+    max_new_tokens: Longest = 128,
+    temperature: Temperature = 0.0,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    batch_size: Batch = 8,
+    dtype: Dtype = None,
+    device: Device = None,
+    iteration: options.Iteration = None,
+    as_json: AsJson = False,
+    *,
+    reading: Reading,
+) -> None:
+    """Let a model go on with texts: greedily, or by drawing.
+
+    \b
+    Example: flmgrow generate ckpt-16b --prompt "Once upon a time" --temperature 0.8 --top-p 0.95
+    """
+    texts = _texts(prompt or (), prompts)
+    from flmgrow.generation.choosing import Choice
+    from flmgrow.generation.decoding import Request
+    from flmgrow.generation.speech import speech_of
+    from flmgrow.surgery.weights import load_resident
+
+    choice = Choice(temperature, top_k, top_p, seed)
+    request = Request(choice, max_new_tokens, batch=batch_size)
+    place, kind = _device(device), _dtype(dtype)
+    with reading.open(src, iteration, look_only=True) as source:
+        given = NO_TOKENIZER if tokenizer is None else tokenizer_files(tokenizer, source.config)
+        speech, notes = speech_of(source, given)
+        ids = [speech.encode(text) for text in texts]
+        model = load_resident(source, kind, place)
+    for text in notes:
+        note(text)
+    session = _Session(model, speech, texts, ids, tuple(stop or ()))
+    if as_json:
+        session.print_json(request)
+    else:
+        session.print_texts(request)
+
+
+class _Session:
+    """Prompts, and the model that goes on with them."""
+
+    def __init__(
+        self,
+        model: "Model",
+        speech: "Speech",
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        stops: tuple[str, ...],
+    ) -> None:
+        self.model, self.speech = model, speech
+        self.texts, self.ids, self.stops = texts, ids, stops
+
+    def _said(self, number: int, tokens: Sequence[int]) -> str:
+        """The text of a prompt's new tokens, up to the first text that ends it."""
+        text = self.speech.continuation(self.ids[number], tokens)
+        return text[: min((at for s in self.stops if (at := text.find(s)) >= 0), default=None)]
+
+    def _continued(self, request: "Request", **more: Any) -> "list[Continued]":
+        from dataclasses import replace
+
+        from flmgrow.generation.decoding import continued
+
+        def stops(number: int, tokens: list[int]) -> bool:
+            text = self.speech.continuation(self.ids[number], tokens) if self.stops else ""
+            return any(stop in text for stop in self.stops)
+
+        wanted = replace(request, ends=self.speech.ends, stops=stops, **more)
+        found = list(continued(self.model, self.ids, wanted))
+        return sorted(found, key=lambda each: each.number)
+
+    def print_json(self, request: "Request") -> None:
+        """Print what each prompt went on with, as data."""
+        for each in self._continued(request):
+            told = {
+                "prompt": self.texts[each.number],
+                "text": self._said(each.number, each.tokens),
+                "tokens": each.tokens,
+                "prompt_tokens": len(self.ids[each.number]),
+                "ended": each.ended,
+            }
+            print(json.dumps(told))
+
+    def print_texts(self, request: "Request") -> None:
+        """Print prompts and what they went on with; a single one as it comes, on a terminal."""
+        if len(self.texts) == 1 and sys.stdout.isatty() and not self.stops:
+            self._print_as_it_comes(request)
+            return
+        found = self._continued(request)
+        print("\n\n".join(self.texts[x.number] + self._said(x.number, x.tokens) for x in found))
+
+    def _print_as_it_comes(self, request: "Request") -> None:
+        from flmgrow.generation.speech import Stream
+
+        write = partial(print, end="", flush=True)
+        stream = Stream(self.speech, self.ids[0])
+        write(self.texts[0])
+        (only,) = self._continued(request, told=lambda _, tokens: write(stream.more(tokens)))
+        print(stream.more(only.tokens, last=True))
+
+
+def _texts(given: Sequence[str], file: Path | None) -> list[str]:
+    """Return the prompts; those of the file come last. Raises UsageError if there is none."""
+    texts = [*given, *(_texts_in(file) if file is not None else ())]
+    if not texts and not sys.stdin.isatty():
+        texts = [sys.stdin.read()]
+    if not any(texts):
+        raise UsageError("no prompt", "give --prompt TEXT, --prompts FILE.jsonl, or standard input")
+    return texts
+
+
+def _texts_in(file: Path) -> list[str]:
+    content = read_small_file("--prompts", file, _MOST_PROMPT_BYTES)
+    texts = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        found = parse_object(line, f"{file}:{number}").get("prompt")
+        if not isinstance(found, str):
+            raise UsageError(f"--prompts {file}:{number}: has no text under the key 'prompt'")
+        texts.append(found)
+    return texts
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: {reason}", "cpu works everywhere") from None
+    return device
+
+
+def _dtype(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return None
+    if name not in ("float32", "float64", "bfloat16", "float16"):
+        raise UsageError(f"--dtype {name}: unknown", "one of float32, float64, bfloat16, float16")
+    return getattr(torch, name)

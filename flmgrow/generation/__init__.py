@@ -1,0 +1,1 @@
+"""Text out of a model: what comes next, and how text and tokens become each other."""

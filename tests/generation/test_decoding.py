@@ -1,0 +1,96 @@
+"""Texts go on alike alone and in any batch, and end where they should."""
+
+import pytest
+import torch
+from growing import tokens_for
+from hypothesis import given
+from hypothesis import strategies as st
+from pico import CONFIGS, logical_weights
+from strategies import examples
+
+from flmgrow.errors import UsageError
+from flmgrow.generation.choosing import Choice
+from flmgrow.generation.decoding import Ended, Request, continued
+from flmgrow.model.module import Model
+
+CONFIG = CONFIGS["llama"]
+DRAWN = Choice(1.0, seed=3)
+
+
+def model_of(name: str = "llama") -> Model:
+    weights = logical_weights(CONFIGS[name])
+    return Model(CONFIGS[name], {key: torch.from_numpy(value) for key, value in weights.items()})
+
+
+MODEL = model_of()
+PROMPTS = st.lists(
+    st.lists(st.integers(0, CONFIG.vocab - 1), min_size=1, max_size=4), min_size=1, max_size=5
+)
+
+
+def texts(model: Model, prompts: list[list[int]], request: Request) -> dict[int, list[int]]:
+    return {each.number: each.tokens for each in continued(model, prompts, request)}
+
+
+@examples(25)
+@given(PROMPTS, st.integers(1, 5), st.sampled_from([Choice(), DRAWN]))
+def test_batches_change_nothing(prompts: list[list[int]], batch: int, choice: Choice) -> None:
+    request = Request(choice, longest=5, batch=batch)
+    found = texts(MODEL, prompts, request)
+    alone = texts(MODEL, prompts, Request(choice, longest=5, batch=1))
+    assert found == alone
+    assert found.keys() == set(range(len(prompts)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt", "flm"])
+def test_greedy_is_the_argmax_of_the_whole_text(name: str) -> None:
+    """Without a cache, each token from the beginning."""
+    model, tokens = model_of(name), tokens_for(CONFIGS[name].vocab, 3, batch=1)
+    found = texts(model, tokens.tolist(), Request(longest=6))[0]
+    whole = tokens
+    for _ in range(6):
+        whole = torch.cat((whole, model(whole)[:, -1:].argmax(-1)), -1)
+    assert found == whole[0, 3:].tolist()
+
+
+def test_texts_end_at_an_end_and_others_go_on() -> None:
+    prompts = [[1, 2], [3, 4]]
+    whole = texts(MODEL, prompts, Request(DRAWN, longest=8))
+    end = next(token for token in whole[0] if token not in whole[1])
+    place = whole[0].index(end)
+    first, second = continued(MODEL, prompts, Request(DRAWN, longest=8, ends=frozenset([end])))
+    assert (first.tokens, first.ended) == (whole[0][:place], Ended.END)
+    assert (second.tokens, second.ended) == (whole[1], Ended.LENGTH)
+
+
+def test_texts_end_where_somebody_stops_them() -> None:
+    heard: list[int] = []
+    request = Request(
+        longest=8,
+        stops=lambda _, tokens: len(tokens) == 3,
+        told=lambda _, tokens: heard.append(tokens[-1]),
+    )
+    (found,) = continued(MODEL, [[1]], request)
+    assert (len(found.tokens), found.ended) == (3, Ended.STOP)
+    assert heard == found.tokens
+
+
+def test_the_context_ends_a_text() -> None:
+    prompt = [1] * (CONFIG.max_positions - 2)
+    (found,) = continued(MODEL, [prompt], Request(longest=8))
+    assert (len(found.tokens), found.ended) == (2, Ended.CONTEXT)
+    (found,) = continued(MODEL, [[1] * CONFIG.max_positions], Request(longest=8))
+    assert (found.tokens, found.ended) == ([], Ended.CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ([], "prompt 2 has no tokens"),
+        ([1] * (CONFIG.max_positions + 1), f"the model reads {CONFIG.max_positions}"),
+        ([CONFIG.vocab], f"makes token {CONFIG.vocab}, the model has {CONFIG.vocab}"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused(prompt: list[int], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        list(continued(MODEL, [[1], prompt], Request()))
