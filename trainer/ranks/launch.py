@@ -39,6 +39,8 @@ def launch(stage: Path, world: int) -> int:
     """
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    # torch's warnings of ranks that are lost come with stack traces; who was lost is told here.
+    environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ranks = [_start(stage, rank, world, environment) for rank in range(world)]
     signals = _HandedOn(ranks)
     handlers = {number: signal.signal(number, signals.hand_on) for number in stopping_signals()}
