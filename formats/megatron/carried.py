@@ -29,6 +29,7 @@ _MEANT = (*_PER_RANK, *_OPTIMIZER, EXTRA_STATE)
 """Everything else that a source names is left out, as its user says it may be."""
 
 _LAYER = "decoder.layers."
+_WHY = ": "
 
 
 def source_chunk_states(
@@ -129,7 +130,13 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
 def dropped_notes(source: Checkpoint, target: TargetModel) -> list[str]:
     """Return :func:`dropped` with the reason behind each key that has one of its own."""
     reasons = left_out_objects(rank_content(source, (0, 0)))
-    return [f"{key}: {reasons[key]}" if key in reasons else key for key in dropped(source, target)]
+    left = dropped(source, target)
+    return [f"{key}{_WHY}{reasons[key]}" if key in reasons else key for key in left]
+
+
+def dropped_key(entry: str) -> str:
+    """Return what an entry of ``dropped`` in a manifest names; some have their reason behind it."""
+    return entry.partition(_WHY)[0]
 
 
 def carried_content(

@@ -115,7 +115,7 @@ def ended_by_signal(process: str, number: int) -> LostRankError:
     hint = "the same command resumes"
     if number == signal.SIGKILL:
         hint = f"the kernel does so when memory runs out (see dmesg); {hint}"
-    return LostRankError(f"{process}: was ended by {signal.Signals(number).name}", hint)
+    return LostRankError(f"was ended by {signal.Signals(number).name}", hint, where=process)
 
 
 def _begin(parent: int, function: Callable[[Any], Any]) -> None:

@@ -8,7 +8,7 @@ on, and none of it shows in what the model computes.
 from collections.abc import Collection, Iterator, Mapping
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.megatron.carried import extra_states, keeps_tensor_ranks
+from flmgrow.formats.megatron.carried import dropped_key, extra_states, keeps_tensor_ranks
 from flmgrow.formats.megatron.content import chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.megatron.torch_dist.objects import LAYERS
@@ -106,7 +106,7 @@ def _names(states: Mapping[str, object], donors: list[int] | None) -> Iterator[t
 
 def _content(source: Checkpoint, result: Checkpoint, dropped: Collection[str]) -> dict[str, str]:
     """Return what each rank of ``result`` has of ``source``, beside models and what was dropped."""
-    left = {*_SEEN_TO, *(item.partition(": ")[0] for item in dropped)}  # some with their reason
+    left = {*_SEEN_TO, *map(dropped_key, dropped)}
     left |= {chunk_key(chunk, source.layout) for chunk in range(source.layout.vpp)}
     found: dict[str, str] = {}
     for rank in result.layout.ranks:
