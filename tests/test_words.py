@@ -13,6 +13,7 @@ from repository import find_modules
 
 from flmgrow import api, errors, given
 from flmgrow.cli.app import app
+from flmgrow.generation.choosing import Choice
 from flmgrow.text import COMMAND_LINE, PYTHON
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
@@ -77,14 +78,14 @@ def options() -> set[str]:
 
 
 def arguments() -> set[str]:
-    """Every argument that a function of the public face takes."""
+    """Every argument that a function of the public face takes, or a choice of tokens."""
     kinds = [kind for kind in vars(given).values() if hasattr(kind, "__annotations__")]
-    functions = [
+    functions: list[Any] = [
         function
         for name, function in vars(api).items()
         if inspect.isfunction(function) and function.__module__ == api.__name__ and name[0] != "_"
     ]
-    signatures = [set(inspect.signature(function).parameters) for function in functions]
+    signatures = [set(inspect.signature(each).parameters) for each in [*functions, Choice]]
     return set().union(*signatures, *(kind.__annotations__ for kind in kinds))
 
 

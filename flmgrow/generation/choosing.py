@@ -39,7 +39,7 @@ class Choice:
         if self.top_k is not None:
             check_whole("top_k", self.top_k)
         if self.top_p > 1:
-            raise UsageError(Text(Setting("top_p"), f" is {self.top_p:g}, wanted at most 1"))
+            raise UsageError(Text(Setting("top_p"), f" is {self.top_p:g}"), wanted="at most 1")
 
     @property
     def draws(self) -> bool:
