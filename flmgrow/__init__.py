@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         expand,
         export,
         import_,
-        load_model,
         open,
         plan,
         reshard,
@@ -29,17 +28,20 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from flmgrow.models import generate, load_model
     from flmgrow.opened import LogicalArray, Source
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
-    "StorageError", "UsageError", "Written", "__version__", "bake", "expand", "export", "import_",
-    "load_model", "open", "plan", "reshard", "verify",
+    "StorageError", "UsageError", "Written", "__version__", "bake", "expand", "export", "generate",
+    "import_", "load_model", "open", "plan", "reshard", "verify",
 ]  # fmt: skip
 
 _HOMES = {
+    "generate": "flmgrow.models",
+    "load_model": "flmgrow.models",
     "LogicalArray": "flmgrow.opened",
     "Source": "flmgrow.opened",
     "BadCheckpointError": "flmgrow.errors",

@@ -48,7 +48,6 @@ from flmgrow.surgery.target_file import parse_target
 if TYPE_CHECKING:
     import torch
 
-    from flmgrow.model.module import Model
     from flmgrow.surgery.evidence.check import Verdict
 
 PathLike = str | os.PathLike[str]
@@ -363,22 +362,3 @@ def _opened_source(path: Path, result: Checkpoint, options: ReadOptions) -> Chec
     return opened_as_recorded(
         result, lambda given: opened(path, None, replace(options, given_arguments=given or {}))
     )
-
-
-def load_model(
-    source: PathLike | Source,
-    *,
-    dtype: "torch.dtype | None" = None,
-    device: "torch.device | str" = "cpu",
-) -> "Model":
-    """Return the model of a checkpoint as a module of torch's, weights in memory, masks applied.
-
-    ``dtype`` is that of the weights if not given. ``model(tokens)`` are logits; see
-    :class:`flmgrow.model.module.Model`. Raises as :func:`open` does.
-    """
-    from flmgrow.surgery.weights import load_resident
-
-    if isinstance(source, Source):
-        return load_resident(source.checkpoint, dtype, device)
-    with open(source) as opened_source:
-        return load_resident(opened_source.checkpoint, dtype, device)

@@ -3,6 +3,7 @@
 All of it may be left out; what that means, each function's own default says.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import TypedDict
 
@@ -97,3 +98,21 @@ class RunningGiven(TypedDict, total=False):
     world_size: int
     launch: str
     progress: Callable[[int], None]
+
+
+class SayingGiven(TypedDict, total=False):
+    """How texts go on: ``tokenizer`` is a folder, a file or ``bytes``, in place of the checkpoint's
+    own; a text ends before any of ``stop``.
+
+    The others are those of :class:`flmgrow.generation.choosing.Choice` and
+    :class:`flmgrow.generation.decoding.Request`.
+    """
+
+    tokenizer: str | os.PathLike[str] | None
+    stop: Collection[str]
+    max_new_tokens: int
+    batch_size: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int

@@ -25,12 +25,12 @@ from tiny_tokenizers import make_jsonl
 LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
-    ("flmgrow.api",),
-    ("flmgrow.opened",),
+    ("flmgrow.api", "flmgrow.models"),
+    ("flmgrow.opened", "flmgrow.generation"),
     ("flmgrow.given",),
     ("flmgrow.stages",),
     ("flmgrow.hub",),
-    ("flmgrow.surgery", "flmgrow.generation"),
+    ("flmgrow.surgery",),
     ("flmgrow.trainer.__main__",),
     ("flmgrow.trainer.loop",),
     ("flmgrow.trainer.components",),
@@ -103,7 +103,7 @@ def is_allowed(module: str, other: str) -> bool:
     The package itself is the front door: it names the public face, and imports it when it is asked.
     """
     if module == "flmgrow":
-        return other in ("flmgrow.api", "flmgrow.opened", "flmgrow.errors")
+        return other in {f"flmgrow.{name}" for name in ("api", "models", "opened", "errors")}
     if any(
         f"{module}.".startswith(f"{one}.") and f"{other}.".startswith(f"{stranger}.")
         for one, stranger in STRANGERS.items()

@@ -3,25 +3,20 @@
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from flmgrow import models
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.printing import note
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
-from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
+from flmgrow.opened import Source
 from flmgrow.storage.strict_json import parse_object
-
-if TYPE_CHECKING:
-    from flmgrow.generation.decoding import Continued, Request
-    from flmgrow.generation.speech import Speech
-    from flmgrow.model.module import Model
 
 _PROMPTS = "What to go on with"
 _HOW = "How to go on"
@@ -132,88 +127,36 @@ def generate(
     Example: flmgrow generate ckpt-16b --prompt "Once upon a time" --temperature 0.8 --top-p 0.95
     """
     texts = _texts(prompt or (), prompts)
-    from flmgrow.generation.choosing import Choice
-    from flmgrow.generation.decoding import Request
-    from flmgrow.generation.speech import speech_of
-    from flmgrow.surgery.weights import load_resident
-
-    choice = Choice(temperature, top_k, top_p, seed)
-    request = Request(choice, max_new_tokens, batch=batch_size)
-    place, kind = _device(device), _dtype(dtype)
-    with reading.open(src, iteration, look_only=True) as source:
-        given = NO_TOKENIZER if tokenizer is None else tokenizer_files(tokenizer, source.config)
-        speech, notes = speech_of(source, given)
-        ids = [speech.encode(text) for text in texts]
-        model = load_resident(source, kind, place)
-    for text in notes:
-        note(text)
-    session = _Session(model, speech, texts, ids, tuple(stop or ()))
-    if as_json:
-        session.print_json(request)
+    comes = not as_json and len(texts) == 1 and sys.stdout.isatty()
+    with Source(reading.open(src, iteration, look_only=True)) as source:
+        if comes:
+            _write(texts[0])
+        found = models.generate(
+            source,
+            texts,
+            tokenizer=tokenizer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop or (),
+            batch_size=batch_size,
+            dtype=_dtype(dtype),
+            device=_device(device),
+            noted=note,
+            told=(lambda _, text: _write(text)) if comes else None,
+        )
+    if comes:
+        print()
+    elif as_json:
+        print("\n".join(json.dumps(each.to_json()) for each in found))
     else:
-        session.print_texts(request)
+        print("\n\n".join(each.prompt + each.text for each in found))
 
 
-class _Session:
-    """Prompts, and the model that goes on with them."""
-
-    def __init__(
-        self,
-        model: "Model",
-        speech: "Speech",
-        texts: Sequence[str],
-        ids: Sequence[Sequence[int]],
-        stops: tuple[str, ...],
-    ) -> None:
-        self.model, self.speech = model, speech
-        self.texts, self.ids, self.stops = texts, ids, stops
-
-    def _said(self, number: int, tokens: Sequence[int]) -> str:
-        """The text of a prompt's new tokens, up to the first text that ends it."""
-        text = self.speech.continuation(self.ids[number], tokens)
-        return text[: min((at for s in self.stops if (at := text.find(s)) >= 0), default=None)]
-
-    def _continued(self, request: "Request", **more: Any) -> "list[Continued]":
-        from dataclasses import replace
-
-        from flmgrow.generation.decoding import continued
-
-        def stops(number: int, tokens: list[int]) -> bool:
-            text = self.speech.continuation(self.ids[number], tokens) if self.stops else ""
-            return any(stop in text for stop in self.stops)
-
-        wanted = replace(request, ends=self.speech.ends, stops=stops, **more)
-        found = list(continued(self.model, self.ids, wanted))
-        return sorted(found, key=lambda each: each.number)
-
-    def print_json(self, request: "Request") -> None:
-        """Print what each prompt went on with, as data."""
-        for each in self._continued(request):
-            told = {
-                "prompt": self.texts[each.number],
-                "text": self._said(each.number, each.tokens),
-                "tokens": each.tokens,
-                "prompt_tokens": len(self.ids[each.number]),
-                "ended": each.ended,
-            }
-            print(json.dumps(told))
-
-    def print_texts(self, request: "Request") -> None:
-        """Print prompts and what they went on with; a single one as it comes, on a terminal."""
-        if len(self.texts) == 1 and sys.stdout.isatty() and not self.stops:
-            self._print_as_it_comes(request)
-            return
-        found = self._continued(request)
-        print("\n\n".join(self.texts[x.number] + self._said(x.number, x.tokens) for x in found))
-
-    def _print_as_it_comes(self, request: "Request") -> None:
-        from flmgrow.generation.speech import Stream
-
-        write = partial(print, end="", flush=True)
-        stream = Stream(self.speech, self.ids[0])
-        write(self.texts[0])
-        (only,) = self._continued(request, told=lambda _, tokens: write(stream.more(tokens)))
-        print(stream.more(only.tokens, last=True))
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
 
 
 def _texts(given: Sequence[str], file: Path | None) -> list[str]:

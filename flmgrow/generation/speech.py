@@ -5,15 +5,17 @@ is what transformers would load. A prompt gets the special tokens that the token
 puts around it, as transformers does.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
 from flmgrow.formats.companions import GENERATION, ids_of, read_content
 from flmgrow.formats.layout.placements import make_layout
-from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, GivenTokenizer, tokenizer_files
 from flmgrow.formats.tokenizer.settings import TOKENIZER_JSON, parsed
 from flmgrow.formats.tokenizer.spoken import Spoken, spoken
 from flmgrow.text import Pass, Text
@@ -81,11 +83,15 @@ class Stream:
         return new
 
 
-def speech_of(source: Checkpoint, given: GivenTokenizer = NO_TOKENIZER) -> tuple[Speech, list[str]]:
+def speech_of(
+    source: Checkpoint, tokenizer: str | os.PathLike[str] | None = None
+) -> tuple[Speech, list[str]]:
     """Return how a checkpoint is spoken to, and what is to be known of it.
 
-    ``given`` stands in the place of its own tokenizer. Raises UsageError if there is none.
+    ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own. Raises UsageError
+    if there is none, BadCheckpointError and BadDataError for damaged ones.
     """
+    given = NO_TOKENIZER if tokenizer is None else tokenizer_files(Path(tokenizer), source.config)
     found = spoken(source, _as_exported(source, given))
     if TOKENIZER_JSON not in found.files:
         raise UsageError(
