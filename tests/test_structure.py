@@ -17,6 +17,7 @@ from zipfile import ZipFile
 import pytest
 from hf_folders import make_folder
 from pico import make_checkpoint
+from quoted_words import FOREIGN, spelled
 from repository import FOLDERS, ROOT, SETUP, find_modules
 from tiny_tokenizers import make_jsonl
 
@@ -151,6 +152,30 @@ def test_imports_point_downwards() -> None:
         for other in imported(module)
         if not is_allowed(module, other)
     ]
+
+
+def test_no_option_is_spelled_outside_of_the_command_line() -> None:
+    """What knows of no place names settings, and each place says them in its own words."""
+    found = {
+        module: spelled(path.read_text(encoding="utf-8")) - FOREIGN
+        for module, path in MODULES.items()
+        if not f"{module}.".startswith("flmgrow.cli.")
+    }
+    assert not {module: options for module, options in found.items() if options}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('raise UsageError("--hidden-size: no")', {"--hidden-size"}),
+        ('f"leave out {x}--tp {n}, or (--pp)"', {"--tp", "--pp"}),
+        ('"a--b -- c, or ---d"', set()),
+        ('"""Speaks of --tp."""\nx = 1\n"""And of --pp."""', set()),
+        ('Setting("tp")', set()),
+    ],
+)
+def test_an_option_in_a_string_is_found(text: str, found: set[str]) -> None:
+    assert spelled(text) == found
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 import ast
 import inspect
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import typer
-from quoted_words import settings
+from quoted_words import FOREIGN, settings, spelled
 from repository import find_modules
 
 from flmgrow import api, errors, given
@@ -18,39 +16,6 @@ from flmgrow.text import COMMAND_LINE, PYTHON
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
 PARTS = ("what", "wanted", "hint", "message")
-OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-
-OF_OTHERS = {
-    "Megatron-LM": """
-        --ckpt-convert-format --ckpt-convert-save --ckpt-format --loader --model-type
-        --mtp-num-layers --norm-epsilon --saver --use-checkpoint-args
-    """,
-    "torchrun": "--nnodes --nproc-per-node --rdzv-backend --rdzv-endpoint --standalone",
-    "srun": "--nodes --ntasks --ntasks-per-node",
-    "pip": "--force-reinstall",
-    "tensorboard": "--logdir",
-    "zstd": "--long",
-}
-"""Options of other programs that a hint or a command names; they are the same everywhere."""
-
-FOREIGN = {option for words in OF_OTHERS.values() for option in words.split()}
-
-
-def literals(tree: ast.AST) -> Iterator[str]:
-    """Every string of a module but docstrings, those of attributes included."""
-    prose = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            yield node.value
-
-
-def spelled(text: str) -> set[str]:
-    """The options that a module's strings spell."""
-    return {option for string in literals(ast.parse(text)) for option in OPTION.findall(string)}
 
 
 def modules() -> dict[str, str]:
@@ -95,29 +60,10 @@ def named() -> set[str]:
     return {str(name.value) for tree in trees for name in settings(tree)}
 
 
-def test_no_option_is_spelled_outside_of_the_command_line() -> None:
-    found = {name: spelled(text) - FOREIGN for name, text in modules().items()}
-    assert not {name: words for name, words in found.items() if words}
-
-
 def test_options_of_others_are_none_of_ours_and_needed() -> None:
     assert len(options()) > 60
     assert not FOREIGN & options()
     assert {option for text in modules().values() for option in spelled(text)} >= FOREIGN
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ('raise UsageError("--hidden-size: no")', {"--hidden-size"}),
-        ('f"leave out {x}--tp {n}, or (--pp)"', {"--tp", "--pp"}),
-        ('"a--b -- c, or ---d"', set()),
-        ('"""Speaks of --tp."""\nx = 1\n"""And of --pp."""', set()),
-        ('Setting("tp")', set()),
-    ],
-)
-def test_an_option_in_a_string_is_found(text: str, found: set[str]) -> None:
-    assert spelled(text) == found
 
 
 def formatted(text: str) -> set[str]:

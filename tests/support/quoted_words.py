@@ -1,7 +1,25 @@
 """Which words a module quotes: for rules on where a name may stand."""
 
 import ast
+import re
 from collections.abc import Iterator
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+
+OF_OTHERS = {
+    "Megatron-LM": """
+        --ckpt-convert-format --ckpt-convert-save --ckpt-format --loader --model-type
+        --mtp-num-layers --norm-epsilon --saver --use-checkpoint-args
+    """,
+    "torchrun": "--nnodes --nproc-per-node --rdzv-backend --rdzv-endpoint --standalone",
+    "srun": "--nodes --ntasks --ntasks-per-node",
+    "pip": "--force-reinstall",
+    "tensorboard": "--logdir",
+    "zstd": "--long",
+}
+"""Options of other programs that a hint or a command names; they are the same everywhere."""
+
+FOREIGN = {option for words in OF_OTHERS.values() for option in words.split()}
 
 
 def quoted(text: str) -> Iterator[str]:
@@ -24,3 +42,20 @@ def settings(tree: ast.AST) -> Iterator[ast.Constant]:
         if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("Setting", "Pass"):
             continue
         yield from (name for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def literals(tree: ast.AST) -> Iterator[str]:
+    """Every string of a module but docstrings, those of attributes included."""
+    prose = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value
+
+
+def spelled(text: str) -> set[str]:
+    """The options that a module's strings spell."""
+    return {option for string in literals(ast.parse(text)) for option in OPTION.findall(string)}
