@@ -50,6 +50,7 @@ from flmgrow.trainer.run_config import (
     decisive,
     make_run_config,
     notes,
+    other_data,
     position_in,
     record_changes,
     summary,
@@ -117,7 +118,13 @@ class Run:
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
         self._batches = together(
-            lambda: Batches(data.training, run.batching, position_in(data.training, run), data.keys)
+            lambda: Batches(
+                data.training,
+                run.batching,
+                position_in(data.training, run),
+                data.keys,
+                other_data(run),
+            )
         )
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
         self._guard = LossGuard(

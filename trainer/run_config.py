@@ -149,6 +149,13 @@ def position_in(samples: Samples, run: RunConfig) -> Json | None:
     return position
 
 
+def other_data(run: RunConfig) -> str:
+    """Return how a run may go on with other data, for a hint."""
+    at = f"; or let it be other data from here on (checkpoint.change_at: {run.begin.iteration})"
+    anew = "; or begin with weights only (checkpoint.begin: anew)"
+    return at if run.begin.resumed else anew + at
+
+
 def changes_of(run: RunConfig, data: StageData) -> list[Change]:
     """Return what holds from here on, and did not before."""
     stage, begin = run.stage, run.begin

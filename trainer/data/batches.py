@@ -183,6 +183,7 @@ class Batches:
     ``begin`` is what the checkpoint before remembers (:meth:`position`), or None; ``keys`` are what
     the next one shall remember of what decides on ``samples``. Raises UsageError if ``begin``
     speaks of another sequence, naming what differs: its number would mean other samples.
+    ``other_data`` is added to its hint, which says how that may be all the same.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class Batches:
         batching: Batching,
         begin: Json | None = None,
         keys: Keys | None = None,
+        other_data: str = "",
     ) -> None:
         self._samples = samples
         self._batching = batching
@@ -203,9 +205,7 @@ class Batches:
             raise UsageError(
                 f"the checkpoint consumed {self.consumed} samples of other data: "
                 f"{differing or digests}",
-                "give the data of the stage before: samples are counted on through all stages; or "
-                "begin with weights only (checkpoint.begin: anew), or let it be other data from a "
-                "checkpoint on (checkpoint.change_at)",
+                f"give the same data: samples are counted on through all stages{other_data}",
             )
 
     @property

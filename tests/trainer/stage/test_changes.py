@@ -148,7 +148,8 @@ def test_other_data_from_a_checkpoint_on(data: Path, at_four: Path) -> None:
     """Refused as long as nobody says from where on; then both values are told."""
     refused = trained_in(at_four, twelve(data, data={"seed": 7}), expect=2)
     assert "of other data: data.seed is 1234, now 7" in refused
-    assert "checkpoint.change_at" in refused
+    assert "or let it be other data from here on (checkpoint.change_at: 4)" in refused
+    assert "anew" not in refused, "nothing begins where a stage goes on"
     content = twelve(data, data={"seed": 7}, checkpoint={"change_at": 4})
     assert "note: data.seed is 7 after step 4, was 1234\n" in trained_in(at_four, content)
     assert metrics(at_four / "stage.yaml")[-1]["samples"] == 12 * 8
