@@ -21,6 +21,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
+from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import (
@@ -307,11 +308,15 @@ class Run:
         good = f"the last good checkpoint in {self._saving.folder} is that of step {back}"
         if back is None:
             back, good = begin, "no checkpoint was saved before"
-        earlier = f" (or that of an earlier one, from {begin} on)" if back > begin else ""
+        # What lies right before this step decides on its loss, whatever the rate will be.
+        rated = min(back, self._iteration - 2)
+        saved = (n for n in saved_iterations(self._saving.folder) if begin <= n <= rated)
+        at = max(saved, default=begin)
+        earlier = f" (or that of an earlier one, from {begin} on)" if at > begin else ""
         return (
             f"{good}; look at the data of this step, and at settings far from their defaults; to "
             f"go on with a lower learning_rate.peak, another batch or data.seed, change it and say "
-            f"checkpoint.change_at: {back}{earlier} in the stage file, or for this stage in the "
+            f"checkpoint.change_at: {at}{earlier} in the stage file, or for this stage in the "
             "schedule, and run the same command again"
         )
 
