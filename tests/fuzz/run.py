@@ -62,7 +62,7 @@ def with_coverage(name: str, seconds: int) -> int:
         for seed in seeds:
             (folder / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
         options = [
-            f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}/", "-timeout=10",
+            f"-max_total_time={seconds}", f"-artifact_prefix={FOUND / name}/", "-timeout=60",
             "-rss_limit_mb=3000", f"-max_len={LARGEST}", "-print_final_stats=1", "-verbosity=0",
         ]  # fmt: skip
         atheris.Setup([sys.argv[0], *options, str(folder)], test)

@@ -271,7 +271,7 @@ def _resealed(data: bytes) -> bytes:
     try:
         content = json.loads(data)
         return sealed(content) if isinstance(content, dict) else data
-    except (ValueError, RecursionError, AttributeError, TypeError):
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
         return data
 
 
