@@ -319,6 +319,7 @@ def verify(
     *,
     tokens: "torch.Tensor | None" = None,
     dtype: "torch.dtype | None" = None,
+    device: "torch.device | str" = "cpu",
     gradients: bool = False,
     checksums: bool = True,
     elements: bool = True,
@@ -331,8 +332,10 @@ def verify(
     what came out, ``verdict.checks`` why. No receipt is written.
 
     ``tokens`` are (batch, length), drawn from ``seed`` if not given; ``dtype`` is float64 for
-    models of up to 2e9 parameters. Raises as :func:`open` does.
+    models of up to 2e9 parameters. Models run on the ``device``. Raises as :func:`open` does.
     """
+    import torch
+
     from flmgrow.surgery.evidence.check import Verdict
     from flmgrow.surgery.verify import Verification, computing_dtype
     from flmgrow.surgery.verify import verify as run
@@ -344,6 +347,7 @@ def verify(
     ):
         how = Verification(
             dtype=computing_dtype(old, new) if dtype is None else dtype,
+            device=torch.device(device),
             tokens=tokens,
             seed=seed,
             checksums=checksums,

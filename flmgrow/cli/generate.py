@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flmgrow import models
-from flmgrow.cli import options
+from flmgrow.cli import devices, options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.printing import note
@@ -87,14 +87,6 @@ Dtype = Annotated[
         rich_help_panel=_COMPUTING,
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="cpu|cuda",
-        help="Where to compute; on a GPU if there is one.",
-        rich_help_panel=_COMPUTING,
-    ),
-]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="One JSON object for each prompt, on a line of its own."),
@@ -115,7 +107,7 @@ def generate(
     stop: Stop = None,
     batch_size: Batch = 8,
     dtype: Dtype = None,
-    device: Device = None,
+    device: devices.Device = None,
     iteration: options.Iteration = None,
     as_json: AsJson = False,
     *,
@@ -142,8 +134,8 @@ def generate(
             seed=seed,
             stop=stop or (),
             batch_size=batch_size,
-            dtype=_dtype(dtype),
-            device=_device(device),
+            dtype=None if dtype is None else devices.torch_dtype(dtype),
+            device=devices.torch_device(device),
             noted=note,
             told=(lambda _, text: _write(text)) if comes else None,
         )
@@ -180,27 +172,3 @@ def _texts_in(file: Path) -> list[str]:
             raise UsageError(f"--prompts {file}:{number}: has no text under the key 'prompt'")
         texts.append(found)
     return texts
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: {reason}", "cpu works everywhere") from None
-    return device
-
-
-def _dtype(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        return None
-    if name not in ("float32", "float64", "bfloat16", "float16"):
-        raise UsageError(f"--dtype {name}: unknown", "one of float32, float64, bfloat16, float16")
-    return getattr(torch, name)

@@ -11,7 +11,7 @@ import typer
 import xxhash
 
 from flmgrow.api import default_workers
-from flmgrow.cli import options, report
+from flmgrow.cli import devices, options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_beside, this_world
 from flmgrow.cli.integrity import show_integrity
@@ -69,6 +69,7 @@ def verify(
         ),
     ] = False,
     dtype: Dtype = None,
+    device: devices.Device = None,
     tokens: Tokens = None,
     gradients: Gradients = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random tokens.")] = 0,
@@ -126,7 +127,8 @@ def verify(
         meeting_beside(result.path if result.hub else dst, scratch, world) as ranks,
     ):
         how = Verification(
-            dtype=computing_dtype(source, result) if dtype is None else _torch_dtype(dtype),
+            dtype=computing_dtype(source, result) if dtype is None else devices.torch_dtype(dtype),
+            device=devices.torch_device(device),
             tokens=None if tokens is None else _read_tokens(tokens),
             seed=seed,
             checksums=not skip_checksums,
@@ -159,15 +161,6 @@ def _open_source(reading: Reading, path: Path, result: Checkpoint) -> Checkpoint
 
 def _lines(verdict: "Verdict") -> list[str]:
     return [*report.check_lines(verdict.checks), verdict.text]
-
-
-def _torch_dtype(name: str) -> "torch.dtype":
-    import torch
-
-    if name not in ("float64", "float32", "bfloat16", "float16"):
-        raise UsageError(f"--dtype {name}: unknown", "float64, float32 or bfloat16")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def _read_tokens(path: Path) -> "torch.Tensor":

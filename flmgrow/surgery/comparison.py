@@ -17,7 +17,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.forward import UnitMasks, head_input, head_name, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
-from flmgrow.surgery.weights import BLOCK, CheckpointWeights, Progress, unit_masks
+from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, Progress, unit_masks
 
 VOCAB_BLOCK = 4096
 """Ids compared at once."""
@@ -34,6 +34,7 @@ class Side:
     """One of two models to compare: a checkpoint, its masks, and the dtype it computes in.
 
     At most ``block`` elements of a weight are in memory; ``progress`` is told the bytes read.
+    ``device`` is where it computes: that of its tokens.
     """
 
     checkpoint: Checkpoint
@@ -41,16 +42,19 @@ class Side:
     dtype: torch.dtype
     block: int = BLOCK
     progress: Progress = lambda _: None
+    device: torch.device = CPU
 
     @property
     def weights(self) -> CheckpointWeights:
         """The weights, in the dtype to compute in."""
-        return CheckpointWeights(self.checkpoint, self.dtype, self.block, self.progress)
+        return CheckpointWeights(
+            self.checkpoint, self.dtype, self.block, self.progress, self.device
+        )
 
     @property
     def unit_masks(self) -> UnitMasks:
         """The multipliers its masks mean."""
-        return unit_masks(self.masks, self.checkpoint, self.dtype)
+        return unit_masks(self.masks, self.checkpoint, self.dtype, self.device)
 
     def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
         """Yield its residual streams for ``tokens``, as float64."""
@@ -59,7 +63,7 @@ class Side:
 
     def logits(self, x: Tensor, vocab: int) -> Iterator[Tensor]:
         """Yield logits from the last residual, as float64, in blocks of VOCAB_BLOCK ids."""
-        rest = torch.zeros((*x.shape[:-1], 0), dtype=torch.float64)
+        rest = x.new_zeros((*x.shape[:-1], 0), dtype=torch.float64)
         config, masks = self.checkpoint.config, self.unit_masks
         for block in logit_blocks(config, self.weights, x.to(self.dtype), vocab, masks):
             rest = torch.cat((rest, block.double()), -1)
@@ -74,7 +78,7 @@ class Side:
         those of ids 0 to ``ids``, rounded when it was stored.
         """
         config = self.checkpoint.config
-        total = torch.zeros((), dtype=torch.float64)
+        total = x.new_zeros((), dtype=torch.float64)
         for part in self.weights.parts(head_name(config), stop=ids):
             total = total + part.double().sum(0)
         y = head_input(config, self.weights, x.to(self.dtype), self.unit_masks).double()
@@ -107,12 +111,11 @@ class _Totals:
     """Running maximum, loss and argmax over blocks of the vocabulary."""
 
     def __init__(self, tokens: Tensor) -> None:
-        shape = tokens.shape
         self.next = tokens[:, 1:]
-        self.log_sum = torch.full(shape, -torch.inf, dtype=torch.float64)
-        self.chosen = torch.zeros(self.next.shape, dtype=torch.float64)
-        self.best = torch.full(shape, -torch.inf, dtype=torch.float64)
-        self.argmax = torch.zeros(shape, dtype=torch.long)
+        self.log_sum = torch.full_like(tokens, -torch.inf, dtype=torch.float64)
+        self.chosen = torch.zeros_like(self.next, dtype=torch.float64)
+        self.best = self.log_sum.clone()
+        self.argmax = torch.zeros_like(tokens)
 
     def add(self, logits: Tensor, start: int) -> None:
         self.log_sum = torch.logaddexp(self.log_sum, logits.logsumexp(-1))
@@ -161,7 +164,7 @@ def compare(
     ``places[i]`` is the second model's layer that is the first's layer ``i``. The tolerance only
     serves to name the first layer that differs.
     """
-    config = first.checkpoint.config
+    config, tokens = first.checkpoint.config, tokens.to(first.device)
     layernorm = config.norm == "layernorm"
     first_layer = None
     for layer, a, b in _aligned(first, second, tokens, places):
@@ -179,7 +182,7 @@ def _compare_logits(
     vocab = first.checkpoint.config.vocab
     everything = max(vocab, second.checkpoint.config.vocab)
     totals = (_Totals(tokens), _Totals(tokens))
-    made = second.mean_rounding(b, vocab) if everything > vocab else torch.zeros(tokens.shape)
+    made = second.mean_rounding(b, vocab) if everything > vocab else torch.zeros_like(tokens)
     new_ids = NewIdTotals(made)
     worst, largest, start = 0.0, 0.0, 0
     blocks = zip_longest(first.logits(a, vocab), second.logits(b, everything))

@@ -52,7 +52,7 @@ class NewIdTotals:
     def __init__(self, rounding: Tensor) -> None:
         self._old = self._new = 0
         self._rounding = rounding.double()
-        self._old_sum = torch.full(rounding.shape, -torch.inf, dtype=torch.float64)
+        self._old_sum = torch.full_like(self._rounding, -torch.inf)
         self._new_sum = self._old_sum.clone()
         self._best = self._old_sum.clone()
 

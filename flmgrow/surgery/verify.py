@@ -44,7 +44,7 @@ from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execute import BYTES_PER_ELEMENT
 from flmgrow.surgery.replicas import Replicated, replicated_as
-from flmgrow.surgery.weights import BLOCK, weight_bytes
+from flmgrow.surgery.weights import BLOCK, CPU, weight_bytes
 from flmgrow.text import Setting, Text
 
 BASE_MEMORY = 400 << 20
@@ -65,7 +65,7 @@ class Verification:
     ``check``, or ``rank0`` if copies in the source may have drifted apart. ``max_memory`` is in
     bytes; tokens that are given, and gradients, are refused if they need more. ``bar`` shows how
     far each pass over files has come. ``ranks`` share what reads all files, and rank 0 runs the
-    models meanwhile; all come to the same.
+    models meanwhile, on the ``device``; all come to the same.
     """
 
     dtype: torch.dtype = torch.float64
@@ -79,6 +79,7 @@ class Verification:
     max_memory: int = 1 << 30
     bar: Bar = no_bar
     ranks: Ranks = ALONE
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         hold(self, replicated=replicated_as(self.replicated))
@@ -111,7 +112,7 @@ class Verification:
     def forward(self) -> Forward:
         """How models are run."""
         spare = (self.max_memory - BASE_MEMORY) // BYTES_PER_WEIGHT
-        return Forward(self.dtype, min(spare, BLOCK), self.bar)
+        return Forward(self.dtype, min(spare, BLOCK), self.bar, self.device)
 
 
 def computing_dtype(source: Checkpoint, result: Checkpoint) -> torch.dtype:

@@ -15,6 +15,7 @@ from flmgrow.model.forward import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.module import Model
 
+CPU = torch.device("cpu")
 BLOCK = 1 << 22
 """Elements of a matrix read at once."""
 
@@ -25,7 +26,7 @@ class CheckpointWeights:
     """Reads logical tensors on demand, as torch tensors of ``dtype``; keeps none of them.
 
     At most ``block`` elements of a matrix are read at once, but at least one row. ``progress`` is
-    told the bytes that were read.
+    told the bytes that were read. ``device`` is where the tensors are.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class CheckpointWeights:
         dtype: torch.dtype,
         block: int = BLOCK,
         progress: Progress = lambda _: None,
+        device: torch.device = CPU,
     ) -> None:
+        self._device = device
         self._reader = checkpoint.reader
         self._dtype = dtype
         self._block = block
@@ -45,7 +48,7 @@ class CheckpointWeights:
         shift = self._reader.tensors[name].shift
         exact = np.float64 if shift or values.dtype == np.float64 else np.float32
         wide = torch.from_numpy(values.astype(exact, copy=False))
-        return (wide + shift if shift else wide).to(self._dtype)
+        return (wide + shift if shift else wide).to(self._device, self._dtype)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         """Return a logical tensor (of one layer, without the layer axis)."""
@@ -107,7 +110,10 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 
 def unit_masks(
-    masks: Mapping[Dimension, Mask], checkpoint: Checkpoint, dtype: torch.dtype
+    masks: Mapping[Dimension, Mask],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
 ) -> UnitMasks:
     """Return the multipliers that ``masks`` mean for the units of ``checkpoint``."""
     sizes = checkpoint.config.sizes
@@ -116,7 +122,7 @@ def unit_masks(
         mask = masks.get(dimension)
         if mask is None or mask.value == 1.0:
             return None
-        return torch.from_numpy(mask.values(sizes)).to(dtype)
+        return torch.from_numpy(mask.values(sizes)).to(device, dtype)
 
     return UnitMasks(
         hidden=values(Dimension.WIDTH),

@@ -19,7 +19,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.surgery.comparison import Difference, Side, compare
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.progress import Bar, no_bar
-from flmgrow.surgery.weights import BLOCK, weight_bytes
+from flmgrow.surgery.weights import BLOCK, CPU, weight_bytes
 
 EXACT = 1e-10
 """Largest difference of logits of size 1 in float64 where weights are stored exactly."""
@@ -98,12 +98,13 @@ def _tolerance(source: Side, dtype: torch.dtype | None, tokens: Tensor) -> float
 @dataclass(frozen=True)
 class Forward:
     """How to run models: the dtype to compute in, how many elements of a weight to hold at once,
-    and what shows the progress.
+    what shows the progress, and on which device.
     """
 
     dtype: torch.dtype = torch.float64
     block: int = BLOCK
     bar: Bar = no_bar
+    device: torch.device = CPU
 
 
 def check_function(
@@ -115,7 +116,9 @@ def check_function(
 ) -> Check:
     """Compare the logits, and judge them by what the dtypes in play allow."""
     compute = how.dtype
-    first, second = (Side(x, masks_of(x), compute, how.block) for x in (source, result))
+    first, second = (
+        Side(x, masks_of(x), compute, how.block, device=how.device) for x in (source, result)
+    )
     own = _own_dtype(first, result, growth)
     total = weight_bytes(source) * (1 if own is None else 3) + weight_bytes(result)
     with how.bar(total, "comparing what they compute") as progress:
