@@ -7,7 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from growing import grow_checkpoint, stored_arrays
+from growing import grow_checkpoint, same_bits, stored_arrays
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
@@ -18,8 +18,10 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.reading import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.tensors import logical_tensors
+from flmgrow.operators.draws import DRAWS
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
+from flmgrow.surgery import values as values_module
 from flmgrow.surgery.execute import Execution
 from flmgrow.surgery.statistics import Statistics
 from flmgrow.surgery.values import FALLBACK_STD, GrownValues
@@ -59,6 +61,35 @@ def test_any_box_is_a_slice_of_the_whole(source: Path, data: DataObject) -> None
         part = GrownValues(growth, opened.reader).box(tensor, box, dtype)
         everything = GrownValues(growth, opened.reader).box(tensor, whole, dtype)
     assert np.array_equal(part, everything[box.relative_to(whole)])
+
+
+@pytest.mark.parametrize("draw", sorted(DRAWS))
+@pytest.mark.parametrize("method", ["mask", "zero", "copy"])
+@pytest.mark.parametrize("name", ["gpt", "tele"])
+def test_pieces_of_any_size_make_the_same_values(
+    name: str, method: str, draw: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fills, means, centring, factors and noise, each cut where a piece ends."""
+    config = CONFIGS[name]
+    target = Target(**{**vars(TARGET), "vocab": 60, "methods": parse_methods(method)})
+    growth = replace(grow(config, target, 64, 64), draw=draw)
+    sizes = {**growth.new.sizes, Axis.VOCAB: 64}
+    source = make_checkpoint(tmp_path / "a", config, multiple=64)
+    found = []
+    with open_megatron(source) as opened:
+        for piece in (values_module.PIECE, 17, 1):
+            monkeypatch.setattr(values_module, "PIECE", piece)
+            values = GrownValues(growth, opened.reader)
+            found.append([
+                values.box(tensor, Box(((layer, layer + 1), *whole.ranges[1:])), np.dtype("f8"))
+                if tensor.layered
+                else values.box(tensor, whole, np.dtype("f8"))
+                for tensor in logical_tensors(growth.new).values()
+                for whole in [full_box(tensor.shape(sizes))]
+                for layer in ((0, growth.new.layers - 1) if tensor.layered else (0,))
+            ])  # fmt: skip
+    for other in found[1:]:
+        assert all(same_bits(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", ["embedding", "query", "down"])
