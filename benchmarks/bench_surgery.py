@@ -162,6 +162,8 @@ def main() -> None:
             for tree, runs in found.items():
                 name = label if tree == TODAY else f"{label} ({tree})"
                 report(name, runs, copied[tree], size)
+        if options.only:
+            return
         shutil.rmtree(source)
         subprocess.run([*MAKE, str(source), "--preset", "51b"], check=True)
         plan = [*FLMGROW, "expand", str(source), str(out), "--hidden-size", "10240", "--dry-run"]
