@@ -26,6 +26,8 @@ from flmgrow.storage.output import OutputFolder, verify_files
 from flmgrow.storage.remote import marker as remote_marker
 from flmgrow.storage.sign import Sign, read_sign, this_machine, this_process
 from flmgrow.storage.world import ALONE, World
+from flmgrow.trainer.data.corpus_files import open_corpus_files
+from flmgrow.trainer.data.tokenizers import open_tokenizer
 
 GROW = ("--ffn-hidden-size", "24", "--method", "copy")
 
@@ -183,6 +185,24 @@ class TestMarks:
         shards = "iter_0000030/mp_rank_00"
         assert tree(out / shards) == tree(tmp_path / "usual" / shards)
         assert flmgrow(*command, "--num-layers", 6).code == 5
+
+
+@pytest.mark.usefixtures("no_renames")
+def test_a_corpus_that_is_not_whole_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one two\n\nthree\n")
+    command = ("data", "prepare", text, tmp_path / "out", "--tokenizer", "bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(marker, "remove", partial(refuse, errno.EIO))
+        assert flmgrow(*command).code == 4
+    assert marker.is_marked(tmp_path / "out")
+    for path in (tmp_path / "out", tmp_path / "out" / "corpus"):
+        with pytest.raises(IncompleteCheckpointError):
+            open_corpus_files(path, open_tokenizer("bytes"))
+    assert accepted(*command).out.startswith("wrote")
+    open_corpus_files(tmp_path / "out", open_tokenizer("bytes"))
 
 
 def test_the_mark_is_that_of_object_stores() -> None:

@@ -18,6 +18,7 @@ import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
+from flmgrow.storage.marker import refuse_marked
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.indexed import Index, read_index
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX
@@ -68,8 +69,10 @@ def open_corpus_files(
 ) -> CorpusFiles:
     """Return the files of the corpus that ``path`` names, compared with their manifest.
 
-    Raises BadDataError for files that do not fit together, UsageError for another tokenizer's.
+    Raises BadDataError for files that do not fit together, UsageError for another tokenizer's,
+    IncompleteCheckpointError for what is still being written.
     """
+    refuse_marked(path, path.parent)
     prefix = prefix_of(path)
     index_file = _file(prefix, ".idx")
     index = read_index(index_file)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.storage.checksums import FileRecord, checksum_of, is_intact
+from flmgrow.storage.marker import refuse_marked
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.parts import LOST, Recipe
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX, Limits
@@ -32,6 +33,7 @@ def found(
     lies there, damaged or made of other text.
     """
     try:
+        refuse_marked(folder)
         manifest = json.loads((folder / MANIFEST).read_bytes())
         same = _is_wanted(manifest, sources, recipe, limits)
         whole = same and all(
