@@ -1,13 +1,14 @@
 """All that can go wrong, tried on the real commands: ``make faults``. Prints a table of figures.
 
-``python tests/faults/whole.py [--step 1] [--rank-step 1] [--chains 1000] [--flips 1000]``. Every
-mutating call is every ``--step``-th one. Ends with 1 if a promise was broken.
+``python tests/faults/whole.py [--step 1] [--rank-step 1] [--chains 1000] [--flips 1000]
+[--only NAME]``. Of the calls, each ``--step``-th one is tried. Ends with 1 if a promise was broken.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,8 +19,8 @@ from faulty import (
     FAULTS,
     FORGETS_ALL,
     FORGETS_FILES,
-    REMEMBERS,
     Case,
+    Commands,
     commands_in,
     flipped_bits,
     kill_chain,
@@ -33,7 +34,7 @@ from power import Disk, can_cut_power
 Found = tuple[int, list[str]]
 
 
-def told(name: str, find: Callable[[], Found], must_break: bool = False) -> bool:
+def told(name: str, find: Callable[[], Found], must_break: bool) -> bool:
     """Print a line of the table; return whether all is as it must be."""
     begin = time.monotonic()
     count, broken = find()
@@ -61,6 +62,34 @@ def starts(case: Case, count: int) -> Found:
     return count * 8, [wrong for _ in range(count) for wrong in started_at_once(case)]
 
 
+Trial = tuple[str, Callable[[], Found], bool]
+"""Its name, what it does, and whether a promise must be broken by it."""
+
+
+def trials(commands: Commands, wanted: argparse.Namespace) -> Iterator[Trial]:
+    """Yield all that is to be tried."""
+    cases = {name: make_case(name, commands, commands.places) for name in CASES}
+    first = cases["expand legacy"]
+    if can_cut_power(commands.places):
+        cut = partial(power_cuts, first, Disk(commands.places))
+        yield "power cuts", cut, False
+        forgetting = {"no fsync": FORGETS_ALL, "fsync of folders alone": FORGETS_FILES}
+        for name, memory in forgetting.items():
+            yield f"power cuts, {name} (must break)", partial(cut, memory, 10), True
+    else:
+        print("power cuts: not tried, there is no root or no loop device")
+    yield "flipped bits", partial(flipped_bits, first, Random(2), wanted.flips), False
+    yield "starts, eight at once", partial(starts, first, 50), False
+    yield "kills, in chains", partial(chains, first, wanted.chains), False
+    for name, case in cases.items():
+        for what in FAULTS:
+            yield f"{name}: {what} at a call", partial(sweep, case, what, step=wanted.step), False
+    for rank in (0, 1):
+        for what in FAULTS:
+            find = partial(sweep, first, what, 2, rank, wanted.rank_step)
+            yield f"expand legacy, 2 ranks: {what} at a call of rank {rank}", find, False
+
+
 def main() -> int:
     """Try everything, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,35 +97,11 @@ def main() -> int:
     parser.add_argument("--rank-step", type=int, default=1)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--flips", type=int, default=1000)
+    parser.add_argument("--only", default="", help="what has this in its name")
     wanted = parser.parse_args()
-    good = []
     print(f"{'':58} {'tried':>7} {'broken':>7} {'seconds':>8}")
     with commands_in() as commands:
-        cases = {name: make_case(name, commands, commands.places) for name in CASES}
-        first = cases["expand legacy"]
-        if can_cut_power(commands.places):
-            disk = Disk(commands.places)
-            for name, memory in {
-                "power cuts": REMEMBERS,
-                "power cuts, no fsync (must break)": FORGETS_ALL,
-                "power cuts, fsync of folders alone (must break)": FORGETS_FILES,
-            }.items():
-                step = 1 if memory == REMEMBERS else 10
-                cut = lambda m=memory, s=step: power_cuts(first, disk, m, s)  # noqa: E731
-                good.append(told(name, cut, memory != REMEMBERS))
-        else:
-            print("power cuts: not tried, there is no root or no loop device")
-        good.append(told("flipped bits", lambda: flipped_bits(first, Random(2), wanted.flips)))
-        good.append(told("starts, eight at once", lambda: starts(first, 50)))
-        good.append(told("kills, in chains", lambda: chains(first, wanted.chains)))
-        for name, case in cases.items():
-            for what in FAULTS:
-                one = lambda c=case, w=what: sweep(c, w, step=wanted.step)  # noqa: E731
-                good.append(told(f"{name}: {what} at a call", one))
-        for rank in (0, 1):
-            for what in FAULTS:
-                two = lambda r=rank, w=what: sweep(first, w, 2, r, wanted.rank_step)  # noqa: E731
-                good.append(told(f"expand legacy, 2 ranks: {what} at a call of rank {rank}", two))
+        good = [told(*trial) for trial in trials(commands, wanted) if wanted.only in trial[0]]
     return 0 if all(good) else 1
 
 
