@@ -16,16 +16,23 @@ from flmgrow.operators.moments import moment_growth
 from flmgrow.surgery.values import GrownValues
 
 
-def _reader(source: Checkpoint, growth: Growth, state: State) -> LogicalReader:
-    """Where a state's old values come from: a growth computes weights from the float32 masters.
+MASTER = np.dtype(np.float32)
 
-    Without one (and without masks to bake) they are copied as they are, so that resharding is
+
+def _of_masters(source: Checkpoint, growth: Growth) -> bool:
+    """Whether weights are computed from float32 masters.
+
+    Without a growth (and without masks to bake) they are copied as they are, so that resharding is
     bit-equal.
     """
-    readers = source.readers
     changed = growth.new != growth.old or any(m.gate for m in growth.maps.values())
-    computed = state is State.WEIGHT and changed
-    return readers.get(State.MASTER, readers[state]) if computed else readers[state]
+    return changed and State.MASTER in source.readers
+
+
+def _reader(source: Checkpoint, growth: Growth, state: State) -> LogicalReader:
+    """Where a state's old values come from."""
+    from_masters = state is State.WEIGHT and _of_masters(source, growth)
+    return source.readers[State.MASTER if from_masters else state]
 
 
 class ModelValues:
@@ -43,9 +50,15 @@ class ModelValues:
             self._tensors[state] = plain if power else self._tensors[State.WEIGHT]
 
         self._reset = growth.moments is Moments.RESET
+        # A trainer casts its masters. Version 1 of what is drawn cast the same values on its own,
+        # and rounded some of them to the other side.
+        self._cast = growth.draw > 1 and _of_masters(source, growth)
 
     def box(self, state: State, name: str, box: Box, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``box`` of a state of tensor ``name``, in ``dtype``."""
         if self._reset and state.gradient_power:
             return np.zeros(box.shape, dtype)
-        return self._values[state].box(self._tensors[state][name], box, dtype)
+        values, tensor = self._values[state], self._tensors[state][name]
+        if state is State.WEIGHT and self._cast:
+            return values.box(tensor, box, MASTER).astype(dtype)
+        return values.box(tensor, box, dtype)
