@@ -15,7 +15,6 @@ from flmgrow.operators.growth import Growth
 from flmgrow.operators.moments import moment_growth
 from flmgrow.surgery.values import GrownValues
 
-
 MASTER = np.dtype(np.float32)
 
 

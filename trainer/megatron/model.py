@@ -32,6 +32,7 @@ from flmgrow.trainer.megatron.core import (
 from flmgrow.trainer.megatron.layer_spec import block_spec
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.ranks.agreement import close_channel, open_channel
+from flmgrow.trainer.ranks.meeting import meeting
 
 cpu.patch_megatron()
 
@@ -48,12 +49,13 @@ ACTIVATIONS = {
 
 
 def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234) -> None:
-    """Join the process group torchrun describes and split it into tensor and pipeline ranks.
+    """Join the process group of the launch and split it into tensor and pipeline ranks.
 
     Raises UsageError if there are more ranks on a node than devices.
     """
     torch.cuda.set_device(_own_device(int(os.environ.get("LOCAL_RANK", "0"))))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, **meeting())
     open_channel()
     parallel_state.initialize_model_parallel(tp, pp, vpp)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

@@ -8,7 +8,6 @@ would wait for it for ever, are killed; and none outlives the process that start
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from types import FrameType
 
 from flmgrow.errors import FlmgrowError, LostRankError, tell
 from flmgrow.text import COMMAND_LINE
+from flmgrow.trainer.ranks.meeting import MeetingPlace
 from flmgrow.trainer.ranks.processes import (
     begin_as_child,
     ended_by_signal,
@@ -37,11 +37,15 @@ def launch(stage: Path, world: int) -> int:
     SIGTERM, SIGINT and SIGHUP are handed on, so that the ranks save and stop; a second one kills
     them, and the code is that of the first.
     """
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    place = MeetingPlace()
+    environment = {**os.environ, **place.variables}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     # torch's warnings of ranks that are lost come with stack traces; who was lost is told here.
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    ranks = [_start(stage, rank, world, environment) for rank in range(world)]
+    more, inherited = place.of_rank_0()
+    ranks = [_start(stage, 0, world, {**environment, **more}, inherited)]
+    place.leave()
+    ranks += [_start(stage, rank, world, environment) for rank in range(1, world)]
     signals = _HandedOn(ranks)
     handlers = {number: signal.signal(number, signals.hand_on) for number in stopping_signals()}
     try:
@@ -62,12 +66,17 @@ def launch(stage: Path, world: int) -> int:
 
 
 def _start(
-    stage: Path, rank: int, world: int, environment: dict[str, str]
+    stage: Path,
+    rank: int,
+    world: int,
+    environment: dict[str, str],
+    inherited: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     return subprocess.Popen(
         [sys.executable, "-m", "flmgrow.trainer", str(stage)],
         env={**environment, **{name: str(value) for name, value in own.items()}},
+        pass_fds=inherited,
         start_new_session=True,  # a terminal's interrupt reaches ranks once, through this process
         preexec_fn=partial(begin_as_child, os.getpid()),
     )
@@ -116,10 +125,3 @@ def _more_may_be_told(codes: Sequence[int | None]) -> bool:
     """
     only_lost = all(code in (None, 0, LostRankError.exit_code) for code in codes)
     return codes[0] is None or (only_lost and None in codes)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

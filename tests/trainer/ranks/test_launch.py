@@ -102,6 +102,29 @@ def test_a_rank_that_lost_another_is_not_the_one_that_failed(place: Path) -> Non
     assert launched(place, 3, "sys.exit(8) if rank != 1 else time.sleep(600)").wait(60) == 8
 
 
+TAKEN = """
+import errno, socket
+port, code = int(os.environ["MASTER_PORT"]), 0
+with socket.socket() as thief:
+    try:
+        thief.bind(("127.0.0.1", port))
+    except OSError as error:
+        code = error.errno
+if rank == 0:
+    own = socket.socket(fileno=int(os.environ["FLMGROW_LISTENING"]))
+    assert own.getsockname() == ("127.0.0.1", port)
+(folder / f"code-{rank}").write_text(errno.errorcode.get(code, "none"))
+while len([*folder.glob("code-*")]) < 2:  # rank 0 holds it
+    time.sleep(0.01)
+"""
+
+
+def test_nobody_else_can_take_the_port_of_a_run(place: Path) -> None:
+    assert launched(place, 2, TAKEN).wait(60) == 0
+    for rank in range(2):
+        assert (place / f"code-{rank}").read_text() == "EADDRINUSE"
+
+
 HANDLER = """
 def asked(number, frame):
     (folder / f"asked-{rank}").write_text(str(number))
