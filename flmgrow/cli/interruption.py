@@ -21,6 +21,9 @@ from types import FrameType
 GRACE = 2.0
 """Seconds left to the tidying up: what removes files takes less, what waits for ever takes more."""
 
+RANKS = ("RANK", "SLURM_PROCID")
+"""Where launchers tell a process which of several it is, that end the others when one has ended."""
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = b"\x1b[?25h"
 _TOLD = b"error: interrupted\nhint: the same command resumes\n"
@@ -42,7 +45,12 @@ class _State:
 
 
 def answer_signals() -> None:
-    """From now on, let signals that are not ignored end the process as described above."""
+    """From now on, let signals that are not ignored end the process as described above.
+
+    Of several ranks the first one speaks, so the others are quiet from here on: their launcher ends
+    them when it is done, which may be before they have learnt what they are to do.
+    """
+    _State.told = any(os.environ.get(name, "0").strip("0") for name in RANKS)
     for number in SIGNALS:
         # A shell lets what runs in its background ignore interrupts, nohup a hang-up.
         if signal.getsignal(number) is not signal.SIG_IGN:

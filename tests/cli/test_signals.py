@@ -181,6 +181,15 @@ def test_a_signal_while_python_shuts_down(name: str) -> None:
     assert process.returncode == 128 + signal.Signals[name]
 
 
+@pytest.mark.parametrize("rank", ["0", "2"])
+def test_of_several_ranks_the_first_one_speaks(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher ends the others when one has ended, which may be while they are imported."""
+    monkeypatch.setenv("RANK", rank)
+    process = start(script=AFTER_THE_END.format(name="SIGTERM"))
+    assert process.communicate(timeout=60) == ("", TOLD if rank == "0" else "")
+    assert process.returncode == 143
+
+
 BEFORE_ANYTHING = """
 import signal, sys
 before = set(sys.modules)
