@@ -1,7 +1,7 @@
 """Prompts in, texts out: a model, its tokenizer, and where texts end, put together."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from flmgrow.generation.choosing import Choice
 from flmgrow.generation.decoding import Ended, Request, continued
@@ -42,11 +42,14 @@ class Said:
 
 def request_of(saying: SayingGiven) -> Request:
     """Return the request that is meant. Raises UsageError for one that cannot be."""
-    named = {field.name for field in fields(Choice)}
-    choice = Choice(**{name: value for name, value in saying.items() if name in named})  # type: ignore[arg-type]
     usual = Request()
     return Request(
-        choice,
+        Choice(
+            saying.get("temperature", usual.choice.temperature),
+            saying.get("top_k", usual.choice.top_k),
+            saying.get("top_p", usual.choice.top_p),
+            saying.get("seed", usual.choice.seed),
+        ),
         saying.get("max_new_tokens", usual.longest),
         batch=saying.get("batch_size", usual.batch),
     )

@@ -32,7 +32,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Any
 
 import xxhash
@@ -50,7 +49,7 @@ from flmgrow.storage.hidden import (
     remove_hidden,
 )
 from flmgrow.storage.lease import Lease
-from flmgrow.storage.output_file import OutputFile
+from flmgrow.storage.output_file import BegunOutput, OutputFile
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
@@ -58,7 +57,7 @@ from flmgrow.storage.world import ALONE, World
 __all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
 
 
-class OutputFolder:
+class OutputFolder(BegunOutput):
     """The output folder of one run; a context manager that ends with or without :meth:`commit`.
 
     ``plan`` says, as JSON, all that decides the content: a later run with an equal plan resumes.
@@ -79,7 +78,7 @@ class OutputFolder:
         self.path = absolute(path)
         self._temp = hidden_folder(self.path)
         self._in_place = False
-        self._finished: dict[str, FileRecord] = {}
+        self._finished = {}
         self._writing: set[str] = set()
         self._mutex = threading.Lock()
         self._committed = False
@@ -153,22 +152,6 @@ class OutputFolder:
     def _begin_journal(self, stack: contextlib.ExitStack) -> None:
         self._journal = journal.Journal(self._temp / journal.name_of(self.ranks.world.rank))
         stack.callback(self._journal.close)
-
-    @property
-    def finished(self) -> Mapping[str, FileRecord]:
-        """Files that are complete, by relative path: earlier runs' at first, then this one's."""
-        return MappingProxyType(self._finished)
-
-    def __enter__(self) -> "OutputFolder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
 
     def free_space_check(self, needed: int) -> None:
         """Raise StorageError unless ``needed`` bytes, those still to be written, are free."""

@@ -1,8 +1,13 @@
-"""One file of an output, written from its first byte to its last, with its sums on the way."""
+"""What outputs have in common, wherever they are: that they are begun and left, and their files.
 
+A file is written from its first byte to its last, with its sums on the way.
+"""
+
+import contextlib
 import hashlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Protocol, Self
 
 import xxhash
 
@@ -50,3 +55,29 @@ class OutputFile:
             raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
         sha256 = "" if self._sha256 is None else self._sha256.hexdigest()
         return FileRecord(relative, self._size, self._hash.hexdigest(), sha256)
+
+
+class BegunOutput:
+    """An output that was begun or resumed, and is left at the end of a block.
+
+    Making it sets ``_finished``, the files that are complete, and ``_open``, what leaving it does.
+    """
+
+    _finished: dict[str, FileRecord]
+    _open: contextlib.ExitStack
+
+    @property
+    def finished(self) -> Mapping[str, FileRecord]:
+        """Files that are complete, by relative path: earlier runs' at first, then this one's."""
+        return MappingProxyType(self._finished)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, trace)

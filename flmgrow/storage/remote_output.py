@@ -25,7 +25,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Any
 
 import xxhash
@@ -35,7 +34,7 @@ from flmgrow.storage import journal
 from flmgrow.storage.adoption import encoded_plan, other_plan_error
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.durable import RESUME
-from flmgrow.storage.output_file import OutputFile
+from flmgrow.storage.output_file import BegunOutput, OutputFile
 from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
@@ -48,7 +47,7 @@ from flmgrow.storage.world import World
 _MOST_BYTES = 64 << 20
 
 
-class RemoteOutput:
+class RemoteOutput(BegunOutput):
     """The output of one run in an object store; used as an ``OutputFolder`` is.
 
     Raises OutputExistsError if there is something at ``path``, another run is writing it or another
@@ -67,7 +66,7 @@ class RemoteOutput:
         world: World = ONE,
     ) -> None:
         self.address = _destination(path, world)
-        self._finished: dict[str, FileRecord] = {}
+        self._finished = {}
         self._found: dict[str, Found] = {}
         self._writing: set[str] = set()
         self._committed = False
@@ -81,25 +80,9 @@ class RemoteOutput:
             self._open = stack.pop_all()
 
     @property
-    def finished(self) -> Mapping[str, FileRecord]:
-        """Files that are complete, by relative path: earlier runs' at first, then this one's."""
-        return MappingProxyType(self._finished)
-
-    @property
     def empty(self) -> bool:
         """Whether nothing is finished."""
         return not self._finished
-
-    def __enter__(self) -> "RemoteOutput":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
 
     def free_space_check(self, needed: int) -> None:
         """Do nothing: an object store does not say."""

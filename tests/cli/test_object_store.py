@@ -15,10 +15,7 @@ from typing import Any
 import pytest
 from commands import accepted, flmgrow, refused
 from growing import all_files
-from hf_folders import make_folder
-from object_store import BUCKET, SECRET, Fault, ObjectStore, served
-from pico import make_checkpoint
-from pico_dist import make_dist_checkpoint
+from object_store import BUCKET, SECRET, Fault, ObjectStore, one_of_each, served
 from ranks_of import ended, start
 
 import flmgrow as library
@@ -35,12 +32,7 @@ def remote() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    at = tmp_path_factory.mktemp("folders")
-    return {
-        "legacy": make_checkpoint(at / "legacy", "llama", dtype="float32"),
-        "torch_dist": make_dist_checkpoint(at / "dist", "llama", 2, dtype="float32"),
-        "huggingface": make_folder(at / "huggingface", shards=2),
-    }
+    return one_of_each(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 from commands import accepted, check_lines, flmgrow, refused, stop_after
-from hf_folders import make_folder
-from object_store import BUCKET, Fault, ObjectStore
-from pico import make_checkpoint
-from pico_dist import make_dist_checkpoint
+from object_store import BUCKET, Fault, ObjectStore, one_of_each
 from remote_results import (
     SMALL_PART,
     check_complete,
@@ -39,12 +36,7 @@ def remote() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    at = tmp_path_factory.mktemp("sources")
-    return {
-        "legacy": make_checkpoint(at / "legacy", "llama", dtype="float32"),
-        "torch_dist": make_dist_checkpoint(at / "dist", "llama", 2, dtype="float32"),
-        "huggingface": make_folder(at / "huggingface", shards=2),
-    }
+    return one_of_each(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")

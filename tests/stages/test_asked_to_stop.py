@@ -68,7 +68,7 @@ def asked(
 def check(number: signal.Signals, code: int, told: list[str], took: float) -> None:
     """What must be true of a command that was asked to stop before it was done."""
     assert code == 128 + number, told
-    assert took < 2 * SOON, (took, told)
+    assert took < SOON, (took, told)
     last = told[-2:] if told[-2:] == TOLD else told[-1:]
     assert last == TOLD or SAVED.fullmatch(last[0]), told
     assert not [line for line in told[: -len(last)] if not PROGRESS.match(line)], told

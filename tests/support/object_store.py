@@ -16,7 +16,10 @@ from xml.etree import ElementTree
 
 import pytest
 import requests
+from hf_folders import make_folder
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from pico import make_checkpoint
+from pico_dist import make_dist_checkpoint
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flmgrow.storage.remote import store
@@ -208,3 +211,12 @@ def served(patch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         store.forget()
         yield state
         store.forget()
+
+
+def one_of_each(at: Path) -> dict[str, Path]:
+    """Make a checkpoint of every format below ``at``."""
+    return {
+        "legacy": make_checkpoint(at / "legacy", "llama", dtype="float32"),
+        "torch_dist": make_dist_checkpoint(at / "dist", "llama", 2, dtype="float32"),
+        "huggingface": make_folder(at / "huggingface", shards=2),
+    }
