@@ -8,7 +8,8 @@ import typer
 from flmgrow.cli.printing import note
 from flmgrow.errors import UsageError
 from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
-from flmgrow.stages.plots import KINDS, Look, picture
+from flmgrow.stages.drawing import KINDS
+from flmgrow.stages.plots import Look, picture
 from flmgrow.storage.durable import write_small
 
 Runs = Annotated[

@@ -6,15 +6,11 @@ where a growth shows what it saved. Thin lines are steps, bold lines are smoothe
 validation. A dashed line is where a stage begins, its name above the frame; shaded is where masks
 were below 1. Colours are told apart by the colour-blind, too.
 
-matplotlib is imported when a picture is drawn.
-
 Names come from files and folders: they are drawn as they are, never as mathematics, and shortened
 in their middle where they would take the curves' place.
 """
 
-import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +20,7 @@ import numpy as np
 
 from flmgrow.errors import UsageError, printable
 from flmgrow.stages.curves import Run, StageCurve
+from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
 
 if TYPE_CHECKING:
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-KINDS = ("png", "svg", "pdf")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, FAINT = "#333333", "#777777"
 SIZE = (7.2, 3.0)
 ROW = 0.065
 """From one run's names of stages to the next one's, in heights of the frame."""
@@ -43,32 +37,6 @@ STAGE_WIDTH, RUN_WIDTH = 1.2, 2.0
 TITLE_LINES = 3
 MOST_CHARACTERS = 90
 """Characters of a line, before its width is measured."""
-
-_STYLE: Mapping[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8.5,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "text.color": INK,
-    "text.usetex": False,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "savefig.dpi": 300,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "flmgrow",
-    "pdf.fonttype": 42,
-}
 
 
 @dataclass(frozen=True)
@@ -91,32 +59,7 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
         )
     if (lines := len(look.title.splitlines())) > TITLE_LINES:
         raise UsageError(f"the title has {lines} lines", wanted=f"at most {TITLE_LINES}")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except Exception as error:  # it reads the user's settings, and loads compiled code
-        if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
-            raise UsageError(
-                "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
-            ) from None
-        raise UsageError(
-            f"the package matplotlib cannot be imported: {type(error).__name__}: {error}",
-            "look at MPLBACKEND and matplotlibrc, or pip install --force-reinstall matplotlib",
-        ) from error
-    file = io.BytesIO()
-    style: Any = dict(_STYLE)
-    with rc_context(style), warnings.catch_warnings():
-        for words in _UNKNOWN_SCRIPTS:
-            warnings.filterwarnings("ignore", words, UserWarning)
-        figure = Figure(figsize=SIZE, layout="constrained")
-        _draw(figure, runs, look)
-        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(file, format=kind, metadata=dates.get(kind))
-    return file.getvalue()
-
-
-_UNKNOWN_SCRIPTS = ("Glyph .* missing from", "Matplotlib currently does not support")
-"""What matplotlib says of a name that its font cannot write: it draws boxes then, which do."""
+    return drawn(kind, SIZE, lambda figure: _draw(figure, runs, look))
 
 
 def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:

@@ -18,8 +18,9 @@ from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
 from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
+from flmgrow.stages.drawing import COLOURS, KINDS
 from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
-from flmgrow.stages.plots import COLOURS, KINDS, Look, picture, shortened, tokens_text
+from flmgrow.stages.plots import Look, picture, shortened, tokens_text
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 
 pytest.importorskip("matplotlib")
