@@ -27,9 +27,11 @@ LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
     ("flmgrow.api", "flmgrow.models"),
-    ("flmgrow.opened", "flmgrow.generation"),
-    ("flmgrow.given",),
+    ("flmgrow.opened",),
     ("flmgrow.stages",),
+    ("flmgrow.evaluation",),
+    ("flmgrow.generation",),
+    ("flmgrow.given",),
     ("flmgrow.hub",),
     ("flmgrow.surgery",),
     ("flmgrow.trainer.__main__",),
@@ -75,7 +77,7 @@ FLOORS = {package: floor for floor, packages in enumerate(LAYERS) for package in
 LONGEST = 400
 HEAVY = {
     "torch", "megatron", "transformers", "safetensors", "huggingface_hub", "matplotlib",
-    "obstore", "tensorboard",
+    "obstore", "tensorboard", "lm_eval", "datasets",
 }  # fmt: skip
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.

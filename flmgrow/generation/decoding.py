@@ -34,7 +34,8 @@ class Ended(StrEnum):
 class Request:
     """How texts go on: up to ``longest`` new tokens, or to one of the ids that are ``ends``.
 
-    ``batch`` texts at a time. ``stops`` is asked after each token, ``told`` hears of it.
+    ``batch`` texts at a time. ``stops`` is asked after each token, ``told`` hears of it. ``draws``
+    says which random numbers a text has, by its number.
     """
 
     choice: Choice = LIKELIEST
@@ -43,6 +44,7 @@ class Request:
     batch: int = 8
     stops: Stops = lambda _, __: False
     told: Callable[[int, list[int]], object] = lambda _, __: None
+    draws: Callable[[int], int] = lambda number: number
 
     def __post_init__(self) -> None:
         check_whole("max_new_tokens", self.longest)
@@ -107,7 +109,7 @@ def _batch(
     last = Ended.LENGTH if request.longest <= room else Ended.CONTEXT
     texts = {number: Continued(number, ended=last) for number in numbers}
     open_texts = set(numbers)
-    generators = [request.choice.generator(number) for number in numbers]
+    generators = [request.choice.generator(request.draws(number)) for number in numbers]
     cache, step = model.new_cache(), tokens
     for _ in range(min(request.longest, room)):
         step = choose(model(step, cache)[:, -1], request.choice, generators)[:, None]

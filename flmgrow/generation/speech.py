@@ -91,6 +91,18 @@ def speech_of(
     ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own. Raises UsageError
     if there is none, BadCheckpointError and BadDataError for damaged ones.
     """
+    found = spoken_as_exported(source, tokenizer)
+    content = read_content(found.files[TOKENIZER_JSON])
+    return Speech(content, ends_of(found), source.folder), found.notes
+
+
+def spoken_as_exported(
+    source: Checkpoint, tokenizer: str | os.PathLike[str] | None = None
+) -> Spoken:
+    """Return the files of the tokenizer and the special ids that an export would write.
+
+    Raises as ``speech_of`` does.
+    """
     given = NO_TOKENIZER if tokenizer is None else tokenizer_files(Path(tokenizer), source.config)
     found = spoken(source, _as_exported(source, given))
     if TOKENIZER_JSON not in found.files:
@@ -99,8 +111,7 @@ def speech_of(
             Text(Pass("tokenizer", ...), ": a tokenizer.json, tiktoken's ranks, or bytes"),
             where=source.folder,
         )
-    content = read_content(found.files[TOKENIZER_JSON])
-    return Speech(content, _ends(found), source.folder), found.notes
+    return found
 
 
 def _as_exported(source: Checkpoint, given: GivenTokenizer) -> TargetModel:
@@ -109,7 +120,7 @@ def _as_exported(source: Checkpoint, given: GivenTokenizer) -> TargetModel:
     return TargetModel(source.config, layout, source.config.vocab, huggingface=options)
 
 
-def _ends(found: Spoken) -> frozenset[int]:
+def ends_of(found: Spoken) -> frozenset[int]:
     """Return the ids that end a text: those of the model, and those of its usual settings."""
     settings = parsed(read_content(found.files[GENERATION])) if GENERATION in found.files else {}
     return frozenset(

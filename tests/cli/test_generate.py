@@ -8,25 +8,14 @@ import pytest
 import torch
 from commands import accepted, refused
 from sampling import first
-from tiny_tokenizers import make_tokenizer_json
-from transformers_models import CONFIGS, load_model, make_model
+from speakers import make_speaker
+from transformers_models import CONFIGS, load_model
 
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.generation.speech import Stream, speech_of
 
 PROMPT = "the other"
-VOCAB = 260
 FAMILIES = [name for name in CONFIGS if "llama 3" not in name]
-
-
-def make_speaker(folder: Path, name: str = "llama", **settings: object) -> Path:
-    """A model of transformers' with a vocabulary of bytes and words, and its tokenizer."""
-    make_model(name, torch.float64, vocab_size=VOCAB).save_pretrained(folder)
-    make_tokenizer_json(folder / "tokenizer.json")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **settings}))
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    return folder
 
 
 def said(source: object, *options: object) -> list[dict[str, object]]:

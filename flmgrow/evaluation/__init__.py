@@ -1,0 +1,1 @@
+"""What a checkpoint can do: tasks of lm-evaluation-harness, and the models that answer them."""

@@ -1,0 +1,171 @@
+"""Who computes the answers: flmgrow itself, transformers, or vLLM.
+
+transformers and vLLM read Hugging Face folders alone: for them the checkpoint is exported first,
+into a cache that is named by what the checkpoint holds, so that it is exported once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flmgrow.errors import UsageError
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
+from flmgrow.model.checks import check_whole
+from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.requests import Files, plan_layout_of
+from flmgrow.text import Setting, Text
+
+if TYPE_CHECKING:
+    import torch
+
+Noted = Callable[[str], object]
+"""Hears what is to be known of a model, in one line."""
+
+_BACKENDS = ("native", "hf", "vllm")
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+_CACHE = "flmgrow/exported"
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How answers are computed.
+
+    ``backend`` is native, hf or vllm. ``dtype`` is that of the weights if None; ``device`` a GPU if
+    there is one. ``batch_size`` is how many texts are computed at once, None for as many as seems
+    good. ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of the checkpoint's
+    own. ``cache`` is where exports for other backends are kept.
+    """
+
+    backend: str = "native"
+    dtype: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    tokenizer: Path | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("backend", self.backend, _BACKENDS),
+            ("dtype", self.dtype, (None, *_DTYPES)),
+        ):
+            if value not in known:
+                words = ", ".join(word for word in known if word)
+                raise UsageError(Text(Setting(name), f" {value}: unknown"), f"one of {words}")
+        if self.batch_size is not None:
+            check_whole("batch_size", self.batch_size)
+
+
+def language_model(
+    source: Checkpoint, how: Computing = Computing(), noted: Noted = lambda _: None
+) -> Any:
+    """Return the model of a checkpoint behind the harness's interface (``lm_eval.api.model.LM``).
+
+    Raises UsageError where the harness, the backend's package or a tokenizer is missing, and for a
+    model that the backend cannot compute.
+    """
+    _check_installed("lm_eval", "eval")
+    return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](source, how, noted)
+
+
+def _check_installed(package: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise UsageError(
+            f"evaluation needs the package {package}", f"pip install 'flmgrow[{extra}]'"
+        )
+
+
+def _native(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+    import torch
+
+    from flmgrow.evaluation.native import NativeModel
+    from flmgrow.evaluation.tokens import tokens_of
+    from flmgrow.surgery.weights import load_resident
+
+    tokens = tokens_of(source, how.tokenizer)
+    for note in tokens.notes:
+        noted(note)
+    dtype = None if how.dtype is None else getattr(torch, how.dtype)
+    model = load_resident(source, dtype, _device(how.device)).eval()
+    return NativeModel(model, tokens, how.batch_size)
+
+
+def _device(name: str | None) -> "torch.device":
+    """Return the device of this name, a GPU or else the CPU for None. Raises UsageError."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            Text(Setting("device"), f" {name}: {reason}"), "cpu works everywhere"
+        ) from None
+    return device
+
+
+def _hf(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    folder = exported(source, how, noted)
+    return HFLM(
+        pretrained=str(folder),
+        dtype=how.dtype or "auto",
+        device=str(_device(how.device)),
+        batch_size=how.batch_size or 8,
+        max_length=source.config.max_positions,
+    )
+
+
+def _vllm(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+    """Not tried anywhere yet: the harness's own class, given the exported folder."""
+    if find_spec("vllm") is None:
+        raise UsageError(
+            Text(Setting("backend"), " vllm needs the package vllm"), "pip install vllm"
+        )
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(
+        pretrained=str(exported(source, how, noted)),
+        dtype=how.dtype or "auto",
+        batch_size=how.batch_size or "auto",
+        max_model_len=source.config.max_positions,
+    )
+
+
+def exported(source: Checkpoint, how: Computing, noted: Noted = lambda _: None) -> Path:
+    """Return the Hugging Face folder of a checkpoint in the cache, written unless it is there.
+
+    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    """
+    given = NO_TOKENIZER if how.tokenizer is None else tokenizer_files(how.tokenizer, source.config)
+    plan = plan_layout_of(
+        source, LayoutRequest(), Files(dtype=how.dtype, format="huggingface", tokenizer=given)
+    )
+    folder = (how.cache or _usual_cache()) / _name(source, how, given.files)
+    executor = Executor(plan, Execution())
+    if executor.found(folder) is None:
+        noted(f"{source.name} is exported to {folder}")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        executor.run(folder)
+    return folder
+
+
+def _usual_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _CACHE
+
+
+def _name(source: Checkpoint, how: Computing, tokenizer: Mapping[str, bytes]) -> str:
+    """Return what the export is called: by the content it is made of."""
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(tokenizer.items())}
+    parts = [source.contents.digest(), repr(source.config), how.dtype, files]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,141 @@
+"""flmgrow's own model answers as the harness's ``hf`` does, from every format and layout."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import accepted
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from speakers import make_speaker
+
+from flmgrow.errors import UsageError
+from flmgrow.evaluation.backends import Computing, language_model
+from flmgrow.formats.opening import open_checkpoint
+
+FAMILIES = ["llama", "llama tied with biases", "qwen3", "gpt2", "gpt_neox"]
+PAIRS = [
+    ("the other", " thing"),
+    ("the other", " then the thinking"),
+    ("a b", "the"),
+    ("ends in blanks  ", "a"),
+    ("", "the whole"),
+    ("", "</s>a"),
+    ("</s>the", " start"),
+    ("x" * 70, " too long for the model"),
+    ("the other", " thing"),
+]
+TEXTS = ["the other thing", "", "a", "the long text " * 12]
+
+
+def make_named(folder: Path, name: str = "llama", **settings: Any) -> Path:
+    """A speaker whose tokenizer says which token ends texts."""
+    make_speaker(folder, name, **settings)
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return folder
+
+
+def asked(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=each, idx=0, metadata=("task", number, 1))
+        for number, each in enumerate(arguments)
+    ]
+
+
+def native(folder: Path, **how: Any) -> Any:
+    with open_checkpoint(folder) as source:
+        return language_model(source, Computing(dtype="float32", device="cpu", **how))
+
+
+def wanted_from(folder: Path) -> Any:
+    return HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=3)
+
+
+def answers(model: Any) -> tuple[list[float], list[bool], list[float]]:
+    pairs = model.loglikelihood(asked("loglikelihood", PAIRS), disable_tqdm=True)
+    texts = [(text,) for text in TEXTS if text]
+    rolling = model.loglikelihood_rolling(asked("loglikelihood_rolling", texts), disable_tqdm=True)
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs], rolling
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf", name)
+    wanted, found = answers(wanted_from(folder)), answers(native(folder))
+    assert found[0] == pytest.approx(wanted[0], abs=1e-4)
+    assert found[1] == wanted[1]
+    assert found[2] == pytest.approx(wanted[2], abs=1e-4)
+
+
+GENERATED = [
+    ("the other", {"until": ["th"], "max_gen_toks": 12}),
+    ("a", {"until": [], "max_gen_toks": 12}),
+    ("the", {"until": "\n", "max_gen_toks": 5, "do_sample": False}),
+    ("x" * 70, {"until": [], "max_gen_toks": 12}),
+    ("other", {"until": ["e", "q"], "max_gen_toks": 30}),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf", name)
+    requests = asked("generate_until", GENERATED)
+    wanted = wanted_from(folder).generate_until(requests, disable_tqdm=True)
+    assert native(folder).generate_until(requests, disable_tqdm=True) == wanted
+
+
+def test_every_layout_and_format_answers_alike(tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf")
+    accepted("import", folder, tmp_path / "legacy", "--tp", 2, "--pp", 2)
+    accepted("import", folder, tmp_path / "dist", "--format", "torch_dist")
+    wanted = answers(native(folder))
+    for form in ("legacy", "dist"):
+        assert answers(native(tmp_path / form)) == wanted
+
+
+def test_a_grown_model_answers_as_before_while_its_masks_are_closed(tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf")
+    grow = ("--hidden-size", 48, "--ffn-hidden-size", 72, "--num-layers", 6, "--method", "mask")
+    accepted("import", folder, tmp_path / "small")
+    accepted("expand", tmp_path / "small", tmp_path / "grown", *grow)
+    accepted("bake", tmp_path / "grown", tmp_path / "open", "--value", 1, "--no-optimizer")
+    wanted, found, opened = (
+        answers(native(tmp_path / name)) for name in ("small", "grown", "open")
+    )
+    assert found[0] == pytest.approx(wanted[0], abs=1e-4)
+    assert opened[0] != pytest.approx(wanted[0], abs=1e-4)
+
+
+def test_the_harness_own_model_reads_the_export(tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf")
+    accepted("import", folder, tmp_path / "legacy", "--tp", 2)
+    notes: list[str] = []
+    how = Computing("hf", "float32", "cpu", cache=tmp_path / "cache")
+    with open_checkpoint(tmp_path / "legacy") as source:
+        found = answers(language_model(source, how, notes.append))
+        again = answers(language_model(source, how, notes.append))
+    assert found[0] == pytest.approx(answers(native(folder))[0], abs=1e-4)
+    assert again == found
+    assert len(notes) == 1
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"no tokenizer\.json"):
+        native(folder)
+
+
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = make_named(tmp_path / "hf", size=200)
+    with pytest.raises(UsageError, match=r"makes token 2\d\d, the model has 200"):
+        answers(native(folder))
+
+
+@pytest.mark.parametrize("wrong", [{"backend": "vlm"}, {"dtype": "int8"}, {"batch_size": 0}])
+def test_what_cannot_compute_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Computing(**wrong)
