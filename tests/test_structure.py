@@ -30,6 +30,7 @@ LAYERS = (
     ("flmgrow.opened",),
     ("flmgrow.stages",),
     ("flmgrow.evaluation",),
+    ("flmgrow.evaluation.tasks",),
     ("flmgrow.generation",),
     ("flmgrow.given",),
     ("flmgrow.hub",),
