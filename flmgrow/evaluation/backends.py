@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.companions import read_content
+from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
+from flmgrow.generation.speech import spoken_as_exported
 from flmgrow.model.checks import check_whole
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
@@ -72,6 +75,31 @@ def language_model(
     """
     _check_installed("lm_eval", "eval")
     return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](source, how, noted)
+
+
+def identity_of(source: Checkpoint, how: Computing = Computing()) -> dict[str, str]:
+    """Return what the answers of a checkpoint depend on, each as a word that tells it apart.
+
+    Raises UsageError if it has no tokenizer.
+    """
+    spoken = spoken_as_exported(source, how.tokenizer)
+    tokenizer = {name: read_content(content) for name, content in spoken.files.items()}
+    masks = {name: mask.to_json() for name, mask in masks_of(source).items()}
+    return {
+        "checkpoint": source.contents.digest(),
+        "model": _digest(repr(source.config), masks),
+        "tokenizer": _digest(_digests(tokenizer)),
+        "dtype": how.dtype or source.dtype,
+        "backend": how.backend,
+    }
+
+
+def _digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _check_installed(package: str, extra: str) -> None:
@@ -166,6 +194,4 @@ def _usual_cache() -> Path:
 
 def _name(source: Checkpoint, how: Computing, tokenizer: Mapping[str, bytes]) -> str:
     """Return what the export is called: by the content it is made of."""
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(tokenizer.items())}
-    parts = [source.contents.digest(), repr(source.config), how.dtype, files]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return _digest(source.contents.digest(), repr(source.config), how.dtype, _digests(tokenizer))

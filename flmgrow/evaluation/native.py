@@ -5,7 +5,6 @@ Texts become tokens, and long ones are cut, by the rules of the harness's own ``
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from flmgrow.errors import UsageError
-from flmgrow.evaluation.scoring import Question, check_ids, scores
+from flmgrow.evaluation.answers import GENERATE, LOG_LIKELIHOOD, ROLLING
+from flmgrow.evaluation.keeping import keys_of
+from flmgrow.evaluation.scoring import Question, Score, check_ids, scores
 from flmgrow.evaluation.tokens import Tokens
 from flmgrow.generation.choosing import Choice
 from flmgrow.generation.decoding import Request, continued
@@ -113,11 +114,15 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         self, requests: Sequence[Tokenized], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
         questions = [Question(tuple(before), tuple(after)) for _, before, after in requests]
-        found = []
         with self._bar(len(questions), "log-likelihoods", disable_tqdm) as bar:
-            for each in scores(self.model, questions, told=bar.update):
-                found.append((each.log_likelihood, each.greedy))
-        return found
+
+            def hear(number: int, score: Score) -> None:
+                texts = requests[number][0]
+                if texts is not None:
+                    self.cache_hook.add_partial(LOG_LIKELIHOOD, texts, _pair(score))
+                bar.update()
+
+            return [_pair(each) for each in scores(self.model, questions, told=hear)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -133,7 +138,10 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             windows += [(None, *make_disjoint_window(pair)) for pair in own]
             counts.append(len(windows) - before)
         found = iter(self._loglikelihood_tokens(windows, disable_tqdm))
-        return [sum(next(found)[0] for _ in range(count)) for count in counts]
+        sums = [sum(next(found)[0] for _ in range(count)) for count in counts]
+        for request, each in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial(ROLLING, request.args, each)
+        return sums
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what each context goes on with, up to the texts that end it."""
@@ -141,13 +149,15 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for number, request in enumerate(requests):
             by_settings.setdefault(repr(request.args[1]), []).append(number)
         texts: dict[int, str] = {}
-        draws = _numbers([request.args[0] for request in requests])
+        draws = _numbers(requests)
         with self._bar(len(requests), "texts", disable_tqdm) as bar:
             for numbers in by_settings.values():
                 contexts = [requests[number].args[0] for number in numbers]
                 settings = normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED)
                 own = [draws[number] for number in numbers]
                 for place, text in self._texts(contexts, settings, own):
+                    request = requests[numbers[place]]
+                    self.cache_hook.add_partial(GENERATE, request.args, text)
                     texts[numbers[place]] = text
                     bar.update()
         return [texts[number] for number in range(len(requests))]
@@ -195,6 +205,10 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return tqdm(total=count, desc=what, disable=quiet or self.rank != 0)
 
 
+def _pair(score: Score) -> tuple[float, bool]:
+    return score.log_likelihood, score.greedy
+
+
 def _first_of(stops: Sequence[str], text: str) -> int | None:
     """Where the first of ``stops`` stands in a text; None if none does."""
     return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
@@ -222,14 +236,7 @@ def _choice(settings: Mapping[str, Any]) -> Choice:
     )
 
 
-def _numbers(contexts: Sequence[str]) -> list[int]:
-    """Return numbers for what texts draw: the same for a context whatever other ones there are, and
-    another one each time that a context comes again.
-    """
-    seen: Counter[str] = Counter()
-    numbers = []
-    for context in contexts:
-        digest = hashlib.sha256(f"{seen[context]} {context}".encode()).digest()
-        numbers.append(int.from_bytes(digest[:7]))
-        seen[context] += 1
-    return numbers
+def _numbers(requests: Sequence[Instance]) -> list[int]:
+    """Return numbers for what texts draw, which do not depend on what else is asked."""
+    digests = (hashlib.sha256(key.encode()).digest() for key in keys_of(GENERATE, requests))
+    return [int.from_bytes(digest[:7]) for digest in digests]

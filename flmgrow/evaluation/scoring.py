@@ -22,9 +22,6 @@ TOKENS = 4096
 _LOGITS = 1 << 26
 """Logits that are held at once, at most."""
 
-Told = Callable[[int], object]
-"""Hears how many questions were answered since it last heard."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -40,6 +37,10 @@ class Score:
 
     log_likelihood: float
     greedy: bool
+
+
+Told = Callable[[int, Score], object]
+"""Hears of each answer as it comes: the question's number, and its score."""
 
 
 def read_tokens(question: Question, config: ModelConfig) -> tuple[int, ...]:
@@ -73,7 +74,7 @@ def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
 
 @torch.no_grad()
 def scores(
-    model: Model, questions: Sequence[Question], most: int = TOKENS, told: Told = lambda _: None
+    model: Model, questions: Sequence[Question], most: int = TOKENS, told: Told = lambda _, __: None
 ) -> list[Score]:
     """Return the score of each question, computing ``most`` tokens at once, or one text.
 
@@ -84,8 +85,9 @@ def scores(
     for numbers in in_batches([len(each) for each in read], most):
         batch = [read[number] for number in numbers]
         wanted = [questions[number].continuation for number in numbers]
-        found |= zip(numbers, _scored(model, batch, wanted), strict=True)
-        told(len(numbers))
+        for number, score in zip(numbers, _scored(model, batch, wanted), strict=True):
+            found[number] = score
+            told(number, score)
     return [found[number] for number in range(len(questions))]
 
 

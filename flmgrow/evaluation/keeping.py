@@ -1,0 +1,160 @@
+"""A model of the harness's, whichever backend computes it, whose answers are kept.
+
+The harness hands over all questions of a kind at once and wants all answers back. Models tell of
+each as it comes, through the hook that the harness has for its own cache; here it leads to a file.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from flmgrow.evaluation.answers import GENERATE, LOG_LIKELIHOOD, ROLLING, Answer, Answers, key_of
+
+
+class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
+    """``model``, which is asked only what is not among ``answers`` yet.
+
+    A question that comes twice is asked once. Texts that are drawn are kept when all of a question
+    are there, since each is another.
+    """
+
+    def __init__(self, model: LM, answers: Answers) -> None:
+        super().__init__()
+        self.model = model
+        self.answers = answers
+        model.set_cache_hook(_Hook(answers))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["model"], name)
+
+    @property
+    def rank(self) -> int:
+        """Which process this is, of all that share the work."""
+        return int(self.model.rank)
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the work."""
+        return int(self.model.world_size)
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
+        return self.model.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the tokenizer is called."""
+        return str(self.model.tokenizer_name)
+
+    def all_gather(self, tensor: Any) -> Any:
+        """Return what all processes have, one behind the other."""
+        return self.model.all_gather(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """Return what all processes have, on process ``dst``."""
+        return self.model.gather_object(obj, dst)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.model.barrier()
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return the template of conversations."""
+        found: str | None = self.model.chat_template(chat_template)
+        return found
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return a conversation as one text."""
+        return str(self.model.apply_chat_template(chat_history, add_generation_prompt))
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation, and whether it is the likeliest."""
+        return self._answered(LOG_LIKELIHOOD, requests, disable_tqdm)
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return the log-likelihood of each text."""
+        return self._answered(ROLLING, requests, disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return what each context goes on with."""
+        return self._answered(GENERATE, requests, disable_tqdm)
+
+    def _answered(self, kind: str, requests: Sequence[Instance], quiet: bool) -> list[Any]:
+        keys = keys_of(kind, requests)
+        asked = self._open(keys, requests)
+        if self._anybody_asks(len(asked)):
+            if not asked:  # other processes wait for this one
+                asked = dict(zip(keys[:1], requests[:1], strict=True))
+            self._ask(kind, asked, quiet)
+        return [self.answers[key] for key in keys]
+
+    def _open(self, keys: Sequence[str], requests: Sequence[Instance]) -> dict[str, Instance]:
+        """Return the questions that have no answer yet, with those drawn along with them."""
+        groups = {_group(key) for key in keys if key not in self.answers}
+        return {
+            key: each for key, each in zip(keys, requests, strict=True) if _group(key) in groups
+        }
+
+    def _anybody_asks(self, count: int) -> bool:
+        """Whether any process has questions; all of them call it together."""
+        if self.world_size == 1:
+            return count > 0
+        counts = self.all_gather(torch.tensor(count, device=self.device))
+        return bool(counts.max() > 0)
+
+    def _ask(self, kind: str, asked: dict[str, Instance], quiet: bool) -> None:
+        found: Iterable[Answer] = getattr(self.model, kind)([*asked.values()], disable_tqdm=quiet)
+        for key, answer in zip(asked, found, strict=True):
+            self.answers.keep(key, answer)
+        self.answers.sync()
+
+
+class _Hook:
+    """Takes the place of the harness's cache: hears of each answer as it comes."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def add_partial(self, kind: str, asked: Iterable[Any], answer: Answer) -> None:
+        """Keep an answer, unless it was drawn."""
+        words = list(asked)
+        if not _draws(kind, words):
+            self._answers.keep(key_of(kind, *words), answer)
+
+
+def _draws(kind: str, asked: Sequence[Any]) -> bool:
+    """Whether an answer is one of many that could have been drawn."""
+    if kind != GENERATE:
+        return False
+    settings = asked[1]
+    return bool(settings.get("do_sample") or settings.get("temperature"))
+
+
+def _group(key: str) -> str:
+    """Return what the names of all texts have in common that are drawn for one question."""
+    return key.partition("#")[0]
+
+
+def keys_of(kind: str, requests: Sequence[Instance]) -> list[str]:
+    """Return the names of questions; those of drawn texts count how often the question came."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for request in requests:
+        key = key_of(kind, *request.args)
+        if _draws(kind, request.args):
+            key = key_of(kind, *request.args, request.task_name, request.doc_id, request.idx)
+            seen[key] += 1
+            key = f"{key}#{seen[key]}"
+        keys.append(key)
+    return keys
