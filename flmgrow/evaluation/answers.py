@@ -87,6 +87,10 @@ class Answers:
             if time.monotonic() - self._synced > _SYNC:
                 self.sync()
 
+    def learn(self, answers: Mapping[str, Answer]) -> None:
+        """Know what another rank has answered, and keeps, from now on."""
+        self._known = {**answers, **self._known}
+
     def sync(self) -> None:
         """Put on the disk, for certain, what was kept. Raises StorageError."""
         with storage_errors(self._path, "syncing"):

@@ -128,8 +128,10 @@ def _device(name: str | None) -> "torch.device":
     """Return the device of this name, a GPU or else the CPU for None. Raises UsageError."""
     import torch
 
+    from flmgrow.evaluation.peers import local_rank
+
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

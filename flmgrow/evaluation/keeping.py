@@ -1,45 +1,38 @@
-"""A model of the harness's, whichever backend computes it, whose answers are kept.
+"""A model of the harness's, whichever backend computes it, whose answers are kept and shared.
 
 The harness hands over all questions of a kind at once and wants all answers back. Models tell of
 each as it comes, through the hook that the harness has for its own cache; here it leads to a file.
+Processes that share the work each answer some of the questions that are open, and hear of the rest.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from flmgrow.evaluation.answers import GENERATE, LOG_LIKELIHOOD, ROLLING, Answer, Answers, key_of
+from flmgrow.evaluation.peers import ALONE, Peers
 
 
 class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
-    """``model``, which is asked only what is not among ``answers`` yet.
+    """``model``, which is asked only what is not among ``answers`` yet, its share of ``peers``.
 
-    A question that comes twice is asked once. Texts that are drawn are kept when all of a question
-    are there, since each is another.
+    To the harness it is one process, on each of them: all have all answers. A question that comes
+    twice is asked once. Texts that are drawn are kept when all of a question are there, since each
+    is another. Raises, on all processes, what one of them meets.
     """
 
-    def __init__(self, model: LM, answers: Answers) -> None:
+    def __init__(self, model: LM, answers: Answers, peers: Peers = ALONE) -> None:
         super().__init__()
         self.model = model
         self.answers = answers
+        self._peers = peers
         model.set_cache_hook(_Hook(answers))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["model"], name)
-
-    @property
-    def rank(self) -> int:
-        """Which process this is, of all that share the work."""
-        return int(self.model.rank)
-
-    @property
-    def world_size(self) -> int:
-        """How many processes share the work."""
-        return int(self.model.world_size)
 
     @property
     def device(self) -> Any:
@@ -50,18 +43,6 @@ class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
     def tokenizer_name(self) -> str:
         """What the tokenizer is called."""
         return str(self.model.tokenizer_name)
-
-    def all_gather(self, tensor: Any) -> Any:
-        """Return what all processes have, one behind the other."""
-        return self.model.all_gather(tensor)
-
-    def gather_object(self, obj: Any, dst: int = 0) -> Any:
-        """Return what all processes have, on process ``dst``."""
-        return self.model.gather_object(obj, dst)
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self.model.barrier()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Return the template of conversations."""
@@ -93,10 +74,11 @@ class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
     def _answered(self, kind: str, requests: Sequence[Instance], quiet: bool) -> list[Any]:
         keys = keys_of(kind, requests)
         asked = self._open(keys, requests)
-        if self._anybody_asks(len(asked)):
-            if not asked:  # other processes wait for this one
-                asked = dict(zip(keys[:1], requests[:1], strict=True))
-            self._ask(kind, asked, quiet)
+        if asked:
+            own = self._share(asked)
+            found = self._peers.together(lambda: self._ask(kind, own, quiet or self._peers.rank))
+            for each in self._peers.gathered(found):
+                self.answers.learn(each)
         return [self.answers[key] for key in keys]
 
     def _open(self, keys: Sequence[str], requests: Sequence[Instance]) -> dict[str, Instance]:
@@ -106,18 +88,28 @@ class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
             key: each for key, each in zip(keys, requests, strict=True) if _group(key) in groups
         }
 
-    def _anybody_asks(self, count: int) -> bool:
-        """Whether any process has questions; all of them call it together."""
-        if self.world_size == 1:
-            return count > 0
-        counts = self.all_gather(torch.tensor(count, device=self.device))
-        return bool(counts.max() > 0)
+    def _share(self, asked: Mapping[str, Instance]) -> dict[str, Instance]:
+        """Return what this process answers, at least one question: backends wait for each other.
 
-    def _ask(self, kind: str, asked: dict[str, Instance], quiet: bool) -> None:
-        found: Iterable[Answer] = getattr(self.model, kind)([*asked.values()], disable_tqdm=quiet)
-        for key, answer in zip(asked, found, strict=True):
-            self.answers.keep(key, answer)
+        Questions with one context, whose beginning is computed once, stay together.
+        """
+        contexts: dict[str, int] = {}
+        for request in asked.values():
+            contexts.setdefault(request.args[0], len(contexts))
+        own = {
+            key: each
+            for key, each in asked.items()
+            if contexts[each.args[0]] % self._peers.size == self._peers.rank
+        }
+        return own or dict([next(iter(asked.items()))])
+
+    def _ask(self, kind: str, own: Mapping[str, Instance], quiet: object) -> dict[str, Answer]:
+        answer: Callable[..., list[Answer]] = getattr(self.model, kind)
+        found = dict(zip(own, answer([*own.values()], disable_tqdm=bool(quiet)), strict=True))
+        for key, each in found.items():
+            self.answers.keep(key, each)
         self.answers.sync()
+        return found
 
 
 class _Hook:

@@ -1,6 +1,5 @@
 """flmgrow's own model answers as the harness's ``hf`` does, from every format and layout."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 from commands import accepted
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from speakers import make_speaker
+from speakers import make_named
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.backends import Computing, language_model
@@ -28,14 +27,6 @@ PAIRS = [
     ("the other", " thing"),
 ]
 TEXTS = ["the other thing", "", "a", "the long text " * 12]
-
-
-def make_named(folder: Path, name: str = "llama", **settings: Any) -> Path:
-    """A speaker whose tokenizer says which token ends texts."""
-    make_speaker(folder, name, **settings)
-    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(named))
-    return folder
 
 
 def asked(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Instance]:

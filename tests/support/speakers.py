@@ -18,3 +18,11 @@ def make_speaker(folder: Path, name: str = "llama", size: int = VOCAB, **setting
     (folder / "config.json").write_text(json.dumps({**config, **settings}))
     (folder / "generation_config.json").unlink(missing_ok=True)
     return folder
+
+
+def make_named(folder: Path, name: str = "llama", size: int = VOCAB, **settings: object) -> Path:
+    """A speaker whose tokenizer says which token ends texts."""
+    make_speaker(folder, name, size, **settings)
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    return folder
