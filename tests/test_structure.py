@@ -320,4 +320,6 @@ def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
         f"{name.replace('.', '/')}{'/__init__' if path.name == '__init__.py' else ''}.py"
         for name, path in MODULES.items()
     }
-    assert not {*wanted, "flmgrow/py.typed"} - shipped
+    tasks = {path.relative_to(ROOT).as_posix() for path in (ROOT / "flmgrow").rglob("*.yaml")}
+    assert tasks
+    assert not {*wanted, *tasks, "flmgrow/py.typed"} - shipped

@@ -1,0 +1,33 @@
+"""When an answer is right.
+
+The paper scores by exact match, and does not say what of an answer counts. Here it is the first
+line (tasks stop there), without blanks around it and without a full stop at its end; of a list of
+numbers it is the numbers that stand there one after the other. So a list that goes on past its end
+is wrong, and one that is followed by a sentence is right.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+_NUMBERS = re.compile(r"\s*\d+(?:\s*[,\uff0c、]\s*\d+)*")
+
+
+def exact(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
+    """Return whether an answer is the wanted one, as lm-eval takes it."""
+    return {"exact_match": float(plain(results[0]) == plain(doc["answer"]))}
+
+
+def counted(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
+    """Return whether an answer is the wanted list of numbers."""
+    return {"exact_match": float(numbers(results[0]) == numbers(doc["answer"]))}
+
+
+def plain(text: str) -> str:
+    """Return the first line of a text as it is compared."""
+    return text.strip().partition("\n")[0].strip().removesuffix(".").removesuffix("。").strip()
+
+
+def numbers(text: str) -> list[int]:
+    """Return the numbers that a text begins with."""
+    found = _NUMBERS.match(text)
+    return [*map(int, re.findall(r"\d+", found[0]))] if found else []
