@@ -50,6 +50,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("verify --integrity", "verify --integrity B"),
         ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
         ("run --dry-run", "run SCHEDULE --dry-run"),
+        ("cost", "cost SCHEDULE"),
         ("generate", "generate BYTES --prompt a --tokenizer bytes --max-new-tokens 2"),
     ],
 )
@@ -65,5 +66,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 7
+    assert len(documented()) == 8
     assert all(documented().values())

@@ -27,7 +27,7 @@ LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
     ("flmgrow.api", "flmgrow.models"),
-    ("flmgrow.opened",),
+    ("flmgrow.opened", "flmgrow.cost"),
     ("flmgrow.stages",),
     ("flmgrow.evaluation",),
     ("flmgrow.evaluation.tasks",),

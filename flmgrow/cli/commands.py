@@ -42,6 +42,10 @@ COMMANDS: Mapping[str, Entry] = {
     "plot": Entry(
         "plot", "Draw the loss of runs against tokens and against floating-point operations."
     ),
+    "cost": Entry(
+        "cost",
+        "Show what a schedule costs: operations, GPU hours, days, money, energy and memory.",
+    ),
     "expand": Entry("expand", "Grow a checkpoint so that its function does not change."),
     "reshard": Entry(
         "reshard",

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
+from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import note
-from flmgrow.errors import UsageError
 from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
-from flmgrow.stages.drawing import KINDS
 from flmgrow.stages.plots import Look, picture
 from flmgrow.storage.durable import write_small
 
@@ -38,24 +37,8 @@ def plot(runs: Runs, out: Out = None, log_x: LogX = False, title: Title = "") ->
     Example: flmgrow plot run-a run-b --out compared.pdf
     """
     file = folder_of(runs[0]) / "loss.png" if out is None else out
-    if file.is_dir():
-        raise UsageError(
-            "is a folder",
-            f"name a picture in it, such as --out {file / 'loss.png'}",
-            where=file,
-            wanted="the file of a picture",
-        )
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(
-            f"--out {out}: {out.parent} is no folder",
-            "make the folder first, or name a place in another one",
-            wanted="one to write the picture in",
-        )
-    kind = file.suffix.removeprefix(".").lower()
-    if kind not in KINDS:
-        wanted = ", ".join(f".{each}" for each in KINDS)
-        raise UsageError(f"--out {file}: unknown kind of picture", wanted=f"one of {wanted}")
     found = read_runs(runs)
+    kind = picture_kind("--out", file)
     write_small(file, picture(found, kind, Look(log_x, title)))
     _tell_left_out(runs, found)
     print(file)

@@ -9,13 +9,15 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
 from flmgrow.cli.printing import in_columns, json_text
+from flmgrow.cost.memory import memory_of
+from flmgrow.cost.wording import fullest_text
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.runner import launch, run_steps
-from flmgrow.stages.schedule import read_schedule
+from flmgrow.stages.schedule import PlannedStage, read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
 
 SchedulePath = Annotated[Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML).")]
@@ -90,14 +92,19 @@ def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
     stages = [step.stage for step in steps if step.trains]
     if as_json:
         commands = [["flmgrow", *step.words] for step in steps]
-        data = [overview.stage_data(planned) for planned in stages]
+        data = [{**overview.stage_data(each), "memory": _memory_data(each)} for each in stages]
         print(json_text({"stages": data, "commands": commands}))
         return
     for number, planned in enumerate(stages):
         before = stages[number - 1] if number else None
-        print("\n".join(in_columns(overview.stage_rows(planned, before))))
+        memory = ("memory", fullest_text(memory_of(planned)))
+        print("\n".join(in_columns([*overview.stage_rows(planned, before), memory])))
         for step in steps:
             if step.stage is planned:
                 print(f"$ {step.command}" + ("  # done" if step.done() else ""))
         print()
     print("\n".join(in_columns([overview.total_row(stages)])))
+
+
+def _memory_data(planned: PlannedStage) -> list[dict[str, int]]:
+    return [held.to_json() for held in memory_of(planned)]
