@@ -2,16 +2,27 @@
 
 A user's mistake or a damaged file must end in one clear line, never in a traceback. Every refusal
 in flmgrow is a :class:`FlmgrowError`: where (file, then tensor), what was found and what was
-wanted, and a hint at what to do. Both are texts, which call settings by the names that their reader
-knows (:mod:`flmgrow.text`). The command line prints the two lines and leaves with the error's exit
-code; nothing else decides on exit codes.
+wanted, and a hint at what to do. They are texts, which call settings by the names that their
+reader knows, and in which the value that was found is a part of its own (:mod:`flmgrow.text`): a
+program reads attributes, and no message. The command line prints the two lines and leaves with the
+error's exit code; nothing else decides on exit codes.
 """
 
 import re
 import sys
 from typing import ClassVar, Self
 
-from flmgrow.text import PYTHON, Text, Words, render
+from flmgrow.text import (
+    PYTHON,
+    Setting,
+    SizeOf,
+    Text,
+    Wanted,
+    Words,
+    found_in,
+    parted,
+    render,
+)
 
 MAX_LENGTH = 900
 _CREDENTIALS = (
@@ -55,15 +66,23 @@ def _texts(values: tuple[object, ...]) -> tuple[str, ...]:
     return tuple(_escaped(one if isinstance(one, str) else str(one)) for one in values)
 
 
+def _field(text: str) -> str:
+    """Return the first setting that a text names; "" if it names none."""
+    parts = text.parts if isinstance(text, Text) else ()
+    return next((part.name for part in parts if isinstance(part, Setting | SizeOf)), "")
+
+
 def shown(text: str, words: Words) -> str:
     """Return ``text`` in these words, printable."""
     return printable(render(text, words))
 
 
 class FlmgrowError(Exception):
-    """Something the user can act on: ``what`` was found, ``where``, and a ``hint`` at the way out.
+    """Something the user can act on: ``what`` is wrong, ``where``, and a ``hint`` at the way out.
 
-    ``wanted`` is what should have been there, if that is not plain. ``where`` is a place, or a
+    ``wanted`` is what should have been there, if that is not plain; it may also stand at the end of
+    ``what``. ``found`` is the value that was there instead, and ``field`` the setting that is at
+    fault, by its name in Python; each is "" if ``what`` tells of none. ``where`` is a place, or a
     tuple of places from the outermost inwards: file, then tensor. All of it but the hint is the
     ``message``; ``str(error)`` is that in Python's words. ``told``: another rank of the same
     command tells it.
@@ -74,9 +93,12 @@ class FlmgrowError(Exception):
 
     def __init__(self, what: str, hint: str = "", where: object = (), wanted: object = "") -> None:
         super().__init__(what, hint, where, wanted)
+        what, last = parted(what)
         self.what, self.hint = _escaped(what), _escaped(hint)
-        (self.wanted,) = _texts((wanted,))
+        (self.wanted,) = _texts((last if wanted == "" else wanted,))
         self.where = _texts(where if isinstance(where, tuple) else (where,))
+        self.found = _escaped(", ".join(found_in(what)))
+        self.field = next(filter(None, map(_field, (what, *self.where))), "")
 
     def __str__(self) -> str:
         return shown(self._whole, PYTHON)
@@ -88,13 +110,14 @@ class FlmgrowError(Exception):
 
     @property
     def _whole(self) -> Text:
-        wanted = Text(", wanted ", self.wanted) if self.wanted else ""
+        wanted = Text(Wanted(self.wanted)) if self.wanted else ""
         return Text(Text(": ").join((*self.where, self.what)), wanted)
 
     @classmethod
     def of(cls, error: "FlmgrowError") -> Self:
         """Return ``error`` as one of this kind."""
-        return cls(error.what, error.hint, error.where, error.wanted)
+        made = cls(error.what, error.hint, error.where, error.wanted)
+        return made._with(found=error.found, field=error.field)
 
     def at(self, *where: object) -> Self:
         """Return the same error, of a place that lies in ``where``."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from shlex import quote
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class Words:
@@ -129,11 +129,52 @@ class Pass(Setting):
 class SizeOf:
     """The size of an axis: in a file, the key that says it."""
 
+    SETTINGS: ClassVar[Mapping[str, str]] = {
+        "layer": "num_layers",
+        "hidden": "hidden_size",
+        "ffn": "ffn_hidden_size",
+        "kv_group": "num_query_groups",
+        "vocab": "vocab_size",
+    }
+    """The settings that say the sizes of axes."""
+
     axis: str
+
+    @property
+    def name(self) -> str:
+        """The setting that says this size; "" if there is none."""
+        return self.SETTINGS.get(self.axis, "")
 
     def told(self, words: Words) -> str:
         """Return what it is called."""
         return words.size(self.axis)
+
+
+@dataclass(frozen=True, init=False)
+class _Told:
+    """A value in a sentence, as a formatted string would tell it."""
+
+    value: str
+
+    def __init__(self, value: object) -> None:
+        told = value if isinstance(value, str) else format(value, "")
+        object.__setattr__(self, "value", told)
+
+    def told(self, words: Words) -> str:
+        """Return it in these words."""
+        return render(self.value, words)
+
+
+class Found(_Told):
+    """What was found where something else was wanted: part of the sentence, and data."""
+
+
+class Wanted(_Told):
+    """The end of a sentence that says what was found: what was wanted."""
+
+    def told(self, words: Words) -> str:
+        """Return it as the end of the sentence."""
+        return f", wanted {super().told(words)}"
 
 
 class Text(str):
@@ -188,6 +229,24 @@ def first_part(text: str) -> str | Part:
     return text.parts[0] if isinstance(text, Text) and text.parts else text
 
 
+def parted(text: str) -> tuple[str, str]:
+    """Return a text without what it says at its end that was wanted, and that; "" if nothing."""
+    if isinstance(text, Text) and text.parts and isinstance(text.parts[-1], Wanted):
+        return Text(*text.parts[:-1]), text.parts[-1].value
+    return text, ""
+
+
+def unlike(name: str, found: object, wanted: object) -> Text:
+    """Return the sentence that what has a name is one thing, and should be another."""
+    return Text(f"{name} is ", Found(found), Wanted(wanted))
+
+
+def found_in(text: str) -> list[str]:
+    """Return what a text says was found, in Python's words."""
+    parts = text.parts if isinstance(text, Text) else ()
+    return [part.told(PYTHON) for part in parts if isinstance(part, Found)]
+
+
 def as_words(value: object) -> list[str]:
     """Return a value as words: one for each of many, ``name=value`` for those with names."""
     if isinstance(value, Mapping):
@@ -206,7 +265,9 @@ def to_data(text: str) -> list[Any]:
 
 def from_data(data: list[Any]) -> Text:
     """Return the text that ``to_data`` described."""
-    kinds: dict[str, type[Any]] = {kind.__name__: kind for kind in (Setting, Pass, SizeOf)}
+    kinds: dict[str, type[Any]] = {
+        kind.__name__: kind for kind in (Setting, Pass, SizeOf, Found, Wanted)
+    }
     return Text(*(part if isinstance(part, str) else _part(kinds, **part) for part in data))
 
 

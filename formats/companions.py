@@ -21,6 +21,7 @@ from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetByte
 from flmgrow.storage.files import Bytes, ReadOnlyFile
 from flmgrow.storage.links import own_file
 from flmgrow.storage.strict_json import read_object, refuse_pointer
+from flmgrow.text import Found, Text
 
 GENERATION = "generation_config.json"
 TOKENIZER = re.compile(
@@ -101,7 +102,7 @@ def known_ids(fields: Mapping[str, object], where: str) -> dict[str, object]:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
                 raise BadCheckpointError(
-                    f"found {shown(value)}", where=(where, name), wanted="an id"
+                    Text("found ", Found(shown(value))), where=(where, name), wanted="an id"
                 )
     return found
 
@@ -153,7 +154,7 @@ def open_companion(path: Path) -> ReadOnlyFile:
         file = undo.enter_context(ReadOnlyFile(own_file(path.parent, path.name)))
         if file.size > MAX_CARRIED_BYTES:
             raise BadCheckpointError(
-                f"has {file.size} bytes",
+                Text("has ", Found(file.size), " bytes"),
                 "such a file is no tokenizer; move it elsewhere",
                 where=path,
                 wanted=f"at most {MAX_CARRIED_BYTES}",

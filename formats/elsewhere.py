@@ -12,6 +12,7 @@ from pathlib import Path
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
+from flmgrow.text import Found, Text
 
 ADAPTER = "adapter_config.json"
 _MOST_ADAPTER_BYTES = 1 << 20
@@ -43,6 +44,7 @@ class _Kind:
     names: re.Pattern[str]
     what: str
     hint: str
+    wanted: str = ""
 
 
 _CONVERT = (
@@ -78,8 +80,9 @@ _KINDS = (
 )
 _PICKLES = _Kind(
     re.compile(r".*\.(?:bin|pth|pt)"),
-    "its weights are pickles ({name}), wanted safetensors",
+    "its weights are pickles ({name})",
     f"save it again once, and copy the tokenizer files: {SAVE_AGAIN}",
+    wanted="safetensors",
 )
 
 
@@ -95,7 +98,9 @@ def _kind_of(names: Iterable[str], kinds: Sequence[_Kind] = _KINDS) -> tuple[_Ki
 def _told(path: Path, found: tuple[_Kind, str]) -> BadCheckpointError:
     kind, name = found
     place = path if path.is_dir() else path.parent
-    return BadCheckpointError(kind.what.format(name=name), kind.hint.format(place), where=path)
+    return BadCheckpointError(
+        kind.what.format(name=name), kind.hint.format(place), where=path, wanted=kind.wanted
+    )
 
 
 def _adapter(folder: Path) -> BadCheckpointError:
@@ -103,7 +108,7 @@ def _adapter(folder: Path) -> BadCheckpointError:
         base = read_object(file, _MOST_ADAPTER_BYTES).get("base_model_name_or_path")
     of = f" of {base}" if isinstance(base, str) and base else ""
     return BadCheckpointError(
-        f"is an adapter{of}",
+        Text("is ", Found(f"an adapter{of}")),
         f"merge it into its base model first: {MERGE.format(folder)}",
         where=folder,
         wanted="a whole model",

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Mapping
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.text import Found, Text
 
 MAX_LAYERS = 10_000
 """More are taken for damage, before memory is spent on them."""
@@ -33,7 +34,9 @@ class ArgumentReader:
     def _bad(self, name: str, wanted: str) -> BadCheckpointError:
         found = self.arguments.get(name, "nothing")
         return BadCheckpointError(
-            f"{self.prefix}{name}: found {shown(found)}", where=self.where, wanted=wanted
+            Text(f"{self.prefix}{name}: found ", Found(shown(found))),
+            where=self.where,
+            wanted=wanted,
         )
 
     def integer(self, name: str, default: int | None = None, most: int | None = None) -> int:

@@ -23,6 +23,7 @@ from flmgrow.formats.torch_file.strided import read_tensor
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.axes import Box, Sizes, intersect
 from flmgrow.model.tensors import LogicalTensor
+from flmgrow.text import Found, Text
 
 Array = NDArray[Any]
 
@@ -246,7 +247,7 @@ class LogicalReader:
         dtype = DTYPES.get(array.dtype)
         if dtype is None:
             raise BadCheckpointError(
-                f"{array}: dtype {array.dtype}", wanted=f"one of {', '.join(DTYPES)}"
+                Text(f"{array}: dtype ", Found(array.dtype)), wanted=f"one of {', '.join(DTYPES)}"
             )
         for number, segment in enumerate(array.placement.segments):
             if number == 0:

@@ -8,6 +8,7 @@ from math import inf
 
 from flmgrow.model.axes import Axis, AxisMap
 from flmgrow.model.masks import Mask
+from flmgrow.text import unlike
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,4 +26,4 @@ class DimensionGrowth:
 
     def __post_init__(self) -> None:
         if not 0 < self.eps_factor < inf:
-            raise ValueError(f"a factor of the norm epsilon is {self.eps_factor}, wanted above 0")
+            raise ValueError(unlike("a factor of the norm epsilon", self.eps_factor, "above 0"))

@@ -19,7 +19,7 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, chosen, hold
 from flmgrow.operators.draws import DRAW, DRAWS
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 MASKED = Text(
     "masks: a stock trainer ignores them and would change the function; with one, use ",
@@ -65,7 +65,9 @@ class Growth:
         )
         if self.draw not in DRAWS:
             known = ", ".join(map(str, sorted(DRAWS)))
-            raise UsageError(f"values are drawn by version {self.draw}", wanted=f"one of {known}")
+            raise UsageError(
+                Text("values are drawn by version ", Found(self.draw)), wanted=f"one of {known}"
+            )
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

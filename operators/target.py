@@ -31,7 +31,7 @@ from flmgrow.operators.growth import MASKED, Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
 from flmgrow.operators.vocab import vocab_map
 from flmgrow.operators.width import NOISE, grow_width
-from flmgrow.text import Setting, SizeOf, Text
+from flmgrow.text import Found, Setting, SizeOf, Text
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -139,12 +139,19 @@ def _check_not_smaller(config: ModelConfig, wanted: Mapping[Axis, int]) -> None:
     for axis, size in wanted.items():
         if size < config.sizes[axis]:
             raise UsageError(
-                Text(SizeOf(axis), f": wanted {size}, the source has {config.sizes[axis]}"),
+                Text(
+                    SizeOf(axis),
+                    ": wanted ",
+                    Found(size),
+                    f", the source has {config.sizes[axis]}",
+                ),
                 "growth never takes away; choose a size at least as large",
             )
         if size > MAX_SIZES.get(axis, MAX_SIZE):
             most = MAX_SIZES.get(axis, MAX_SIZE)
-            raise UsageError(Text(SizeOf(axis), f": wanted {size}, at most {most} is possible"))
+            raise UsageError(
+                Text(SizeOf(axis), ": wanted ", Found(size), f", at most {most} is possible")
+            )
 
 
 def _wanted_sizes(config: ModelConfig, target: Target) -> dict[Axis, int]:

@@ -319,7 +319,9 @@ def wanting(node: ast.AST, namespace: dict[str, object] | None = None) -> str:
     wanted = given(node, "wanted")
     if not isinstance(node, ast.Call) or wanted is None:
         return ""
-    return f"{plain(node.args[0], namespace)}, wanted {plain(wanted, namespace)}"
+    texts = (ast.Constant, ast.JoinedStr, ast.Call)
+    what = next((each for each in node.args if isinstance(each, texts)), ast.Constant(""))
+    return f"{plain(what, namespace)}, wanted {plain(wanted, namespace)}"
 
 
 def given(node: ast.AST, name: str) -> ast.AST | None:
@@ -332,6 +334,8 @@ def plain(node: ast.AST, namespace: dict[str, object] | None) -> str:
     """A string as far as it is written out."""
     if isinstance(node, ast.JoinedStr):
         return filled(node, namespace)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Text", "Found"):
+        return "".join(plain(part, namespace) for part in node.args)
     return str(node.value) if isinstance(node, ast.Constant) else "\n"
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Found, Text
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -16,7 +17,9 @@ def read_small_file(option: str, path: Path, most: int) -> bytes:
         if path.exists() and not path.is_file():
             raise UsageError(f"{option} {path}: is not a regular file")
         if (size := path.stat().st_size) > most:
-            raise UsageError(f"{option} {path}: has {size} bytes", wanted=f"at most {most}")
+            raise UsageError(
+                Text(f"{option} {path}: has ", Found(size), " bytes"), wanted=f"at most {most}"
+            )
         return path.read_bytes()
     except (OSError, ValueError) as error:
         raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from None

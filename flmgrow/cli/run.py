@@ -68,7 +68,7 @@ def run(
     if launcher not in ("torchrun", "srun"):
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
     if as_json and not dry_run:
-        raise UsageError("--json: shows a plan as data, wanted with --dry-run", "add --dry-run")
+        raise UsageError("--json: shows a plan as data", "add --dry-run", wanted="with --dry-run")
     folder = RunFolder(where, stages)
     if dry_run:
         checked(folder, schedule)

@@ -23,6 +23,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.opened import opened_as_recorded
 from flmgrow.storage.world import PATIENCE
+from flmgrow.text import Found, Text
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,9 @@ def verify(
 
     if integrity:
         if dst is not None:
-            raise UsageError(f"--integrity: checks one checkpoint, found {dst}, too")
+            raise UsageError(
+                Text("--integrity: checks one checkpoint, found ", Found(dst), ", too")
+            )
         raise typer.Exit(show_integrity(src, reading, as_json, this_world(rank_timeout), scratch))
     if dst is None:
         raise UsageError(
@@ -177,5 +180,7 @@ def _read_tokens(path: Path) -> "torch.Tensor":
     except (ValueError, TypeError, EOFError, RecursionError) as error:
         raise UsageError(f"--tokens {path}: {error}", wanted) from None
     if data.dtype.kind not in "iu":
-        raise UsageError(f"--tokens {path}: holds {data.dtype}", wanted, wanted="whole numbers")
+        raise UsageError(
+            Text(f"--tokens {path}: holds ", Found(data.dtype)), wanted, wanted="whole numbers"
+        )
     return torch.from_numpy(data.astype(np.int64))

@@ -17,6 +17,8 @@ from math import inf, prod
 import numpy as np
 from numpy.typing import NDArray
 
+from flmgrow.text import Found, Text, Wanted
+
 
 class Axis(StrEnum):
     """A named dimension.
@@ -180,7 +182,8 @@ class AxisMap:
             if factors.shape != self.source.shape or not np.isfinite(factors).all():
                 raise ValueError(f"{role} does not have one finite factor per new index")
         if not 0 <= self.noise < inf:
-            raise ValueError(f"noise of {self.noise} on copies, wanted 0 or more")
+            noise = Found(f"noise of {self.noise} on copies")
+            raise ValueError(Text(noise, Wanted("0 or more")))
         donor = self.donors
         if donor.shape != self.source.shape or donor.max() >= self.old_size:
             raise ValueError(f"donors are not one index of {self.old_size} per new index")

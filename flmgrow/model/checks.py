@@ -7,6 +7,7 @@ from math import inf
 from numbers import Integral, Real
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Found, Text
 
 
 def check_whole(name: str, value: object, least: int = 1) -> None:
@@ -14,9 +15,9 @@ def check_whole(name: str, value: object, least: int = 1) -> None:
     on.
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise UsageError(f"{name} is {value!r}", wanted="a whole number")
+        raise UsageError(Text(f"{name} is ", Found(f"{value!r}")), wanted="a whole number")
     if int(value) < least:
-        raise UsageError(f"{name}: {value}", wanted=f"at least {least}")
+        raise UsageError(Text(f"{name}: ", Found(value)), wanted=f"at least {least}")
 
 
 def check_finite(name: str, value: object, above: float = -inf, least: float = -inf) -> None:
@@ -24,8 +25,8 @@ def check_finite(name: str, value: object, above: float = -inf, least: float = -
     ``above`` and at least ``least``.
     """
     if not isinstance(value, Real) or isinstance(value, bool) or not abs(float(value)) < inf:
-        raise UsageError(f"{name} is {value!r}", wanted="a finite number")
+        raise UsageError(Text(f"{name} is ", Found(f"{value!r}")), wanted="a finite number")
     if float(value) <= above:
-        raise UsageError(f"{name} is {value}", wanted=f"more than {above:g}")
+        raise UsageError(Text(f"{name} is ", Found(value)), wanted=f"more than {above:g}")
     if float(value) < least:
-        raise UsageError(f"{name} is {value}", wanted=f"at least {least:g}")
+        raise UsageError(Text(f"{name} is ", Found(value)), wanted=f"at least {least:g}")

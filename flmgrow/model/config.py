@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis
 from flmgrow.model.checks import check_finite, check_whole
+from flmgrow.text import Found, Text
 
 Norm = Literal["layernorm", "rmsnorm"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"]
@@ -51,7 +52,9 @@ class RotarySettings:
         check_finite("the base of rotary positions", self.base, above=0)
         check_finite("the rotated share of a head", self.percent)
         if not 0 <= self.percent <= 1:
-            raise UsageError(f"the rotated share of a head is {self.percent:g}", wanted="0 to 1")
+            raise UsageError(
+                Text("the rotated share of a head is ", Found(f"{self.percent:g}")), wanted="0 to 1"
+            )
         for name in ("scaling_factor", "interpolation"):
             if getattr(self, name) is not None:
                 check_finite(f"rotary {name.replace('_', ' ')}", getattr(self, name), above=0)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.model.axes import Axis, IntArray, Sizes
+from flmgrow.text import Found, Text
 
 MAX_INDEX = 1 << 26
 DEFAULT_RAMP_STEPS = 5000
@@ -59,7 +60,9 @@ class Mask:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.value <= 1.0:
-            raise BadCheckpointError(f"{self.dimension} mask: value {self.value}", wanted="0 to 1")
+            raise BadCheckpointError(
+                Text(f"{self.dimension} mask: value ", Found(self.value)), wanted="0 to 1"
+            )
         if self.ramp_steps < 1:
             raise BadCheckpointError(f"{self.dimension} mask: a ramp of {self.ramp_steps} steps")
         if set(self.fresh) != set(AXES[self.dimension]):

@@ -30,7 +30,7 @@ from enum import StrEnum
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Role
 from flmgrow.model.tensors import LogicalTensor
-from flmgrow.text import Pass, Text
+from flmgrow.text import Found, Pass, Text
 
 KIND = "flmgrow_mup"
 """The key of a param group under which the kind of its parameters stands."""
@@ -102,7 +102,10 @@ def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object,
             moved[name] = value * ratio ** getattr(exponents, column)
         elif value is not None:
             raise UsageError(
-                f"optimizer: {name} of the param group of {kind} parameters is {value!r:.60}",
+                Text(
+                    f"optimizer: {name} of the param group of {kind} parameters is ",
+                    Found(f"{value!r:.60}"),
+                ),
                 Text(
                     "save it from a run that keeps its settings as numbers, or ",
                     Pass("no_optimizer", True),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.text import Found, Text
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord, read_metrics
 
 METRICS = "metrics.jsonl"
@@ -194,7 +195,7 @@ def _read(file: Path) -> list[Record]:
             if not 0 <= count <= LARGEST_COUNT:
                 found = "fewer than 0" if count < 0 else f"more than {LARGEST_COUNT:.0e}"
                 raise BadDataError(
-                    f"{file}:{number}: {name}: found {found}",
+                    Text(f"{file}:{number}: {name}: found ", Found(found)),
                     "remove the line if the file was edited, or the disk lost it",
                     wanted=f"0 to {LARGEST_COUNT:.0e}",
                 )

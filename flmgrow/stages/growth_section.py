@@ -11,7 +11,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import TargetFile
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import KEYS, FileWords
 from flmgrow.trainer.stage.model import SIZES
@@ -48,7 +48,7 @@ def growth_of(own: Json, *, first: bool) -> Json:
         raise UsageError("growth: the first stage has nothing to grow from")
     if not isinstance(growth, dict):
         raise UsageError(
-            f"growth: is {growth!r:.60}",
+            Text("growth: is ", Found(f"{growth!r:.60}")),
             "leave it out for the default",
             wanted="a mapping such as {method: mask}",
         )
@@ -82,7 +82,9 @@ def accepts_change(growth: Json) -> bool:
     """Return whether a stage may grow into another function. Raises UsageError for other words."""
     said = growth.get("accept")
     if said not in (None, ACCEPTED):
-        raise UsageError(f"is {said!r:.60}", HINT, "growth.accept", wanted=ACCEPTED)
+        raise UsageError(
+            Text("is ", Found(f"{said!r:.60}")), HINT, "growth.accept", wanted=ACCEPTED
+        )
     return said is not None
 
 

@@ -11,6 +11,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.training_state import TrainingState, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER, folder_name
 from flmgrow.storage.files import first_bytes
+from flmgrow.text import Found, Text
 from flmgrow.trainer.stage.changes import CHANGES, changes_steps, read_changes
 from flmgrow.trainer.stage.clock import Progress, progress_of, steps_in_all
 from flmgrow.trainer.stage.file import StageFile
@@ -28,7 +29,9 @@ def trained_to(checkpoints: Path) -> int | None:
         return None
     text = first_bytes(tracker, 64).decode("ascii", "replace").strip()
     if not text.isdecimal():
-        raise BadCheckpointError(f"found {text!r}", where=tracker, wanted="a number")
+        raise BadCheckpointError(
+            Text("found ", Found(f"{text!r}")), where=tracker, wanted="a number"
+        )
     return int(text)
 
 

@@ -22,12 +22,13 @@ from flmgrow.errors import UsageError, printable
 from flmgrow.stages.curves import Run, StageCurve
 from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
+from flmgrow.text import Found, Text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
+    from matplotlib.text import Text as TextArtist
 
 SIZE = (7.2, 3.0)
 ROW = 0.065
@@ -55,10 +56,14 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
     """
     if len(runs) > len(COLOURS):
         raise UsageError(
-            f"{len(runs)} runs", "draw fewer runs in one picture", wanted=f"at most {len(COLOURS)}"
+            Text(Found(len(runs)), " runs"),
+            "draw fewer runs in one picture",
+            wanted=f"at most {len(COLOURS)}",
         )
     if (lines := len(look.title.splitlines())) > TITLE_LINES:
-        raise UsageError(f"the title has {lines} lines", wanted=f"at most {TITLE_LINES}")
+        raise UsageError(
+            Text("the title has ", Found(lines), " lines"), wanted=f"at most {TITLE_LINES}"
+        )
     return drawn(kind, SIZE, lambda figure: _draw(figure, runs, look))
 
 
@@ -66,7 +71,7 @@ def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_ylabel("Loss (nats per token)")
     left.set_ylim(*loss_range(runs, whole=look.log_x))
-    names: list[list[Text]] = []
+    names: list[list[TextArtist]] = []
     panels: tuple[tuple[Axes, AxisName], ...] = ((left, "tokens"), (right, "flops"))
     for panel, axis in panels:
         panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
@@ -111,7 +116,7 @@ _DOTS: Mapping[str, Any] = {
 
 def _draw_names(
     panel: "Axes", axis: AxisName, run: Run, colour: str, height: float
-) -> Iterator["Text"]:
+) -> Iterator["TextArtist"]:
     """Draw where stages begin, and yield their names."""
     for number, stage in enumerate(run.stages):
         x = _inside(panel, getattr(stage.begin, axis))
@@ -131,7 +136,7 @@ def _inside(panel: "Axes", x: float) -> float:
     return min(max(x, low), high)
 
 
-def _write(text: "Text", words: str, width: float) -> None:
+def _write(text: "TextArtist", words: str, width: float) -> None:
     """Let ``text`` be ``words``, shortened until they are no wider than so many pixels."""
     text.set_text(shortened(words, MOST_CHARACTERS))
     while (length := len(text.get_text())) > 1:
@@ -141,7 +146,7 @@ def _write(text: "Text", words: str, width: float) -> None:
         text.set_text(shortened(words, max(1, min(length - 1, int(length * width / found)))))
 
 
-def _part_names(figure: "Figure", rows: Sequence[Sequence["Text"]]) -> None:
+def _part_names(figure: "Figure", rows: Sequence[Sequence["TextArtist"]]) -> None:
     """Turn all names of stages upwards if two of one row would overlap."""
     figure.draw_without_rendering()
     boxes = [[name.get_window_extent() for name in row] for row in rows]

@@ -33,6 +33,7 @@ from flmgrow.stages.start import Start, check_agrees, start_of, with_start
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, read_yaml
 from flmgrow.surgery.target_file import TargetFile
+from flmgrow.text import Found, Text
 from flmgrow.trainer.data.batches import changes
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of
@@ -132,22 +133,32 @@ def _names_of(path: Path, stages: Sequence[object]) -> list[str]:
     for number, own in enumerate(stages, 1):
         where = f"{path}: stage {number}"
         if not isinstance(own, dict):
-            raise UsageError(f"is {own!r:.60}", HINT, where=where, wanted="a mapping with a name")
+            raise UsageError(
+                Text("is ", Found(f"{own!r:.60}")),
+                HINT,
+                where=where,
+                wanted="a mapping with a name",
+            )
         name = own.get("name")
         if name is None:
             raise UsageError("has no name", HINT, where=where)
         if not isinstance(name, str):
             raise UsageError(
-                f"name is {name!r:.60}", "put it in quotes", where=where, wanted="a text"
+                Text("name is ", Found(f"{name!r:.60}")),
+                "put it in quotes",
+                where=where,
+                wanted="a text",
             )
         if not name or not all(c.isalnum() or c in "._-" for c in name) or name.startswith("."):
             allowed = "letters, digits, '.', '_' and '-'"
             raise UsageError(
-                f"name is {name!r:.60}", where=where, wanted=f"{allowed}, no '.' in front"
+                Text("name is ", Found(f"{name!r:.60}")),
+                where=where,
+                wanted=f"{allowed}, no '.' in front",
             )
         if (size := len(name.encode())) > LONGEST_NAME:
             raise UsageError(
-                f"name has {size} bytes",
+                Text("name has ", Found(size), " bytes"),
                 "give a shorter one: its folder is called so",
                 where=where,
                 wanted=f"at most {LONGEST_NAME}",
@@ -172,7 +183,7 @@ def _check_places(data: Json) -> None:
     board = log.get("tensorboard") if isinstance(log, dict) else None
     if board is not None and board != TENSORBOARD:
         raise UsageError(
-            f"log.tensorboard: is {board!r:.60}",
+            Text("log.tensorboard: is ", Found(f"{board!r:.60}")),
             "tensorboard --logdir and the run's folder shows all of them",
             wanted=f"{TENSORBOARD}: each stage has its own",
         )

@@ -16,6 +16,7 @@ from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, said_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import in_words
@@ -98,7 +99,11 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
     if said is None:
         return None
     if not isinstance(said, str) or not said:
-        raise UsageError(f"start: is {said!r:.60}", HINT, wanted="a folder, or a model on the Hub")
+        raise UsageError(
+            Text("start: is ", Found(f"{said!r:.60}")),
+            HINT,
+            wanted="a folder, or a model on the Hub",
+        )
     on_hub = is_on_hub(Path(said))
     place = str(hub_name(Path(said))) if on_hub else str(folder / Path(said).expanduser())
     path = fetch(hub_name(Path(said)))[0] if on_hub else Path(place)

@@ -26,7 +26,8 @@ from typing import NamedTuple, Self
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
 from flmgrow.storage.remote.path import RemotePath
-from flmgrow.storage.remote.store import Found
+from flmgrow.storage.remote.store import FoundObject
+from flmgrow.text import Found, Text
 
 MAX_OPEN_FILES = 64
 _A_MOMENT = 0.001
@@ -79,7 +80,7 @@ class Fingerprint(NamedTuple):
     dev: int
 
 
-State = Fingerprint | Found
+State = Fingerprint | FoundObject
 """The same of a file or an object."""
 
 
@@ -239,7 +240,7 @@ class ReadOnlyFile:
         return StorageError(f"cannot be read: {error.strerror}", hint, where=self.path)
 
     def _not_a_file(self, kind: str) -> BadCheckpointError:
-        return BadCheckpointError(f"is {kind}", _LOOK, where=self.path, wanted="a file")
+        return BadCheckpointError(Text("is ", Found(kind)), _LOOK, where=self.path, wanted="a file")
 
     def _changed_error(self) -> BadCheckpointError:
         return BadCheckpointError(
@@ -325,8 +326,9 @@ def read_if_there(path: Path, most: int) -> bytes | None:
         return None
     with ReadOnlyFile(path) as file:
         if file.size > most:
-            what = f"has {file.size} bytes, wanted at most {most}"
-            raise BadCheckpointError(what, "restore it from a copy", where=path)
+            what = Text("has ", Found(file.size), " bytes")
+            hint = "restore it from a copy"
+            raise BadCheckpointError(what, hint, where=path, wanted=f"at most {most}")
         return file.read(0, file.size)
 
 

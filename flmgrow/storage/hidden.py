@@ -94,5 +94,7 @@ def absolute(path: Path) -> Path:
         raise UsageError("not a name for a new folder", hint="name the folder to make", where=path)
     parent = Path(os.path.realpath(path.parent))
     if not parent.is_dir():
-        raise UsageError(f"no such folder, wanted for {path.name}", hint="create it", where=parent)
+        raise UsageError(
+            "no such folder", hint="create it", where=parent, wanted=f"for {path.name}"
+        )
     return parent / path.name

@@ -28,7 +28,7 @@ from flmgrow.storage.failure import AGAIN, another_plan, described, raised
 from flmgrow.storage.sign import Other, Sign, read_sign, this_machine, this_process
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 T = TypeVar("T")
 
@@ -105,8 +105,11 @@ class Launch:
             self.check()
             if time.monotonic() - self._begun > self.world.patience:
                 raise LostRankError(
-                    f"rank {', '.join(map(str, missing))}: not there within "
-                    f"{self.world.patience:g} seconds",
+                    Text(
+                        f"rank {', '.join(map(str, missing))}: not there within ",
+                        Found(f"{self.world.patience:g}"),
+                        " seconds",
+                    ),
                     f"all of them need to see {self._folder.parent}; " + _WAIT_LONGER,
                     wanted=f"{self.world.size} ranks",
                 )

@@ -23,7 +23,7 @@ from flmgrow.errors import FlmgrowError, OutputExistsError
 from flmgrow.storage.remote import writing
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.marker import LEASE
-from flmgrow.storage.remote.store import ChangedError, Found, hurried
+from flmgrow.storage.remote.store import ChangedError, FoundObject, hurried
 from flmgrow.storage.sign import this_machine
 from flmgrow.storage.strict_json import Json
 
@@ -44,7 +44,7 @@ class _Held:
     """A lease as it was read."""
 
     content: Json
-    found: Found
+    found: FoundObject
 
     @property
     def holder(self) -> str:
@@ -133,7 +133,7 @@ class Lease:
             with contextlib.suppress(FlmgrowError):  # ``check`` tells how long that may go on
                 self.renew()
 
-    def _take(self) -> Found:
+    def _take(self) -> FoundObject:
         for _ in range(_TRIES):
             writing.put_if_new(self._address, self._encoded)
             held = self._read()
@@ -166,7 +166,7 @@ class Lease:
                 return now is not None
         return False
 
-    def _replace(self, found: Found) -> Found | None:
+    def _replace(self, found: FoundObject) -> FoundObject | None:
         """Replace a lease by this run's, if it is still there; return what is there then."""
         with contextlib.suppress(ChangedError):
             writing.put_small(self._address, self._encoded, found)
@@ -182,7 +182,7 @@ class Lease:
             content = {}
         return _Held(content if isinstance(content, dict) else {}, answer[1])
 
-    def _own(self, held: _Held | None) -> Found | None:
+    def _own(self, held: _Held | None) -> FoundObject | None:
         mine = held is not None and held.holder == self._content["holder"]
         return held.found if held is not None and mine else None
 

@@ -39,7 +39,7 @@ from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
 from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
-from flmgrow.storage.remote.store import Found
+from flmgrow.storage.remote.store import FoundObject
 from flmgrow.storage.remote_lease import Lease
 from flmgrow.storage.world import ALONE as ONE
 from flmgrow.storage.world import World
@@ -67,7 +67,7 @@ class RemoteOutput(BegunOutput):
     ) -> None:
         self.address = _destination(path, world)
         self._finished = {}
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, FoundObject] = {}
         self._writing: set[str] = set()
         self._committed = False
         self._refuse_existing(store.list_below(self.address))
@@ -144,7 +144,7 @@ class RemoteOutput(BegunOutput):
             self._lease.check()
             self._drop(store.list_below(self.address))
 
-    def _refuse_existing(self, found: Mapping[str, Found]) -> None:
+    def _refuse_existing(self, found: Mapping[str, FoundObject]) -> None:
         complete = self._key(COMPLETE) in found
         others = any(not is_mark(self.address, key) for key in found)
         if complete or (others and self._key(PLAN) not in found):
@@ -154,7 +154,7 @@ class RemoteOutput(BegunOutput):
                 where=self.address,
             )
 
-    def _adopt(self, wanted: str, found: Mapping[str, Found], restart: bool) -> None:
+    def _adopt(self, wanted: str, found: Mapping[str, FoundObject], restart: bool) -> None:
         """Go on with a run of this plan, refuse another's, or begin anew."""
         there = None
         if self._key(PLAN) in found:
@@ -169,7 +169,7 @@ class RemoteOutput(BegunOutput):
         self._drop(found)
         writing.put_small(self.address.below(PLAN), wanted.encode())
 
-    def _resume(self, noted: list[str], found: Mapping[str, Found]) -> None:
+    def _resume(self, noted: list[str], found: Mapping[str, FoundObject]) -> None:
         """Take over what the journal says is finished, and the store still has."""
         for key in noted:
             line = writing.read_small(replace(self.address, key=key), _MOST_BYTES)
@@ -182,14 +182,14 @@ class RemoteOutput(BegunOutput):
                 self._finished[record.path] = record
                 self._found[record.path] = there
 
-    def _note(self, record: FileRecord, found: Found) -> None:
+    def _note(self, record: FileRecord, found: FoundObject) -> None:
         """Put into the journal that a file is finished."""
         name = xxhash.xxh3_128_hexdigest(record.path.encode())
         line = journal.as_line({**asdict(record), "tag": found.tag})
         writing.put_small(self.address.below(f"{JOURNAL}/{name}"), line)
         self._finished[record.path], self._found[record.path] = record, found
 
-    def _check(self, there: Mapping[str, Found], last: Mapping[str, bytes]) -> None:
+    def _check(self, there: Mapping[str, FoundObject], last: Mapping[str, bytes]) -> None:
         """See that all files are as they were finished, and delete what else there is."""
         for path, found in self._found.items():
             now = there.get(self._key(path))
@@ -200,7 +200,7 @@ class RemoteOutput(BegunOutput):
         strays = [key for key in there if key not in known and not is_mark(self.address, key)]
         writing.delete(self.address, strays)
 
-    def _drop(self, found: Mapping[str, Found]) -> None:
+    def _drop(self, found: Mapping[str, FoundObject]) -> None:
         """Delete all of a half-done run, the plan after all that it makes refused."""
         keep = {self._key(LEASE), self._key(PLAN)}
         writing.delete(self.address, [key for key in found if key not in keep])

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.encodings import encoding_hint
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 Json = dict[str, Any]
 """Plain data: an object of JSON."""
@@ -78,7 +79,9 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
             where=where,
         ) from None
     if not isinstance(found, dict):
-        raise BadCheckpointError(f"holds a {type(found).__name__}", where=where, wanted="an object")
+        raise BadCheckpointError(
+            Text("holds a ", Found(type(found).__name__)), where=where, wanted="an object"
+        )
     return found
 
 
@@ -89,7 +92,7 @@ def read_object(file: ReadOnlyFile, most: int) -> dict[str, object]:
     """
     if file.size > most:
         raise BadCheckpointError(
-            f"has {file.size} bytes", where=file.path, wanted=f"at most {most}"
+            Text("has ", Found(file.size), " bytes"), where=file.path, wanted=f"at most {most}"
         )
     data = file.read(0, file.size)
     refuse_pointer(data, str(file.path))

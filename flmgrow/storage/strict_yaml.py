@@ -15,6 +15,7 @@ import yaml
 
 from flmgrow.errors import UsageError
 from flmgrow.storage.encodings import encoding_hint
+from flmgrow.text import Found, Text
 
 MOST_BYTES = 1 << 20
 MOST_ALIKE = 64
@@ -137,7 +138,9 @@ def read_yaml(path: Path) -> object:
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise UsageError(f"has {size} bytes", where=path, wanted=f"at most {MOST_BYTES}")
+            raise UsageError(
+                Text("has ", Found(size), " bytes"), where=path, wanted=f"at most {MOST_BYTES}"
+            )
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{error.strerror}", where=path) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import xxhash
 
 from flmgrow.errors import UsageError
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 PATIENCE = 600.0
 """Seconds without a sign of life after which a rank counts as lost, if nobody says otherwise."""
@@ -174,5 +174,5 @@ def _number(environ: Mapping[str, str], name: str) -> int | None:
     if not text:
         return None
     if not text.isdigit():
-        raise UsageError(f"{name} is {environ[name]!r}", wanted="a number")
+        raise UsageError(Text(f"{name} is ", Found(f"{environ[name]!r}")), wanted="a number")
     return int(text)

@@ -14,6 +14,7 @@ from flmgrow.formats.same_values import text_of
 from flmgrow.model.mup import KIND, grown_group
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
+from flmgrow.text import Found, Text, Wanted, unlike
 
 _SHOWN = 3
 _STEP = "step"
@@ -79,15 +80,16 @@ def compare_counted(
         return False, f"the {'source' if expected is None else 'result'} has no optimizer state"
     wanted, found = _settings(expected), _settings(result)
     if len(expected.groups) != len(result.groups):
-        return False, f"{len(result.groups)} param groups, wanted {len(expected.groups)}"
+        count = Found(f"{len(result.groups)} param groups")
+        return False, Text(count, Wanted(len(expected.groups)))
     wrong = [
-        f"{name} is {found.get(name, 'not there')}, wanted {wanted.get(name, 'not there')}"
+        unlike(str(name), found.get(name, "not there"), wanted.get(name, "not there"))
         for name in {**wanted, **found}
         if found.get(name) != wanted.get(name)
     ]
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
-        return False, "; ".join(wrong[:_SHOWN]) + more
+        return False, Text("; ").join(wrong[:_SHOWN]) + more
     steps = sorted({value for name, value in found.items() if name.key == _STEP})
     moved = (
         source is not None

@@ -16,6 +16,7 @@ from flmgrow.formats.torch_file.calls import describe
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 KEPT_BYTES = 16 << 10
 KEPT_ITEMS = 4096
@@ -50,7 +51,7 @@ class DcpItems:
         else:
             return file, record
         raise BadCheckpointError(
-            f"found {found}",
+            Text("found ", Found(found)),
             "the checkpoint is damaged, or its files are of different saves: use another copy",
             where=where,
             wanted=f"{dtype} {list(chunk.sizes)} as the metadata says",

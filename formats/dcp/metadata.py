@@ -25,6 +25,7 @@ from flmgrow.formats.torch_file.calls import KeyCheck, describe, refuse
 from flmgrow.formats.torch_file.values import MAX_BYTES, MAX_DIMENSIONS
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 METADATA_FILE = ".metadata"
 MAX_METADATA_BYTES = 1 << 29
@@ -86,7 +87,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
     path = folder / METADATA_FILE
     if os.path.lexists(path.with_name(f"{path.name}.tmp")):
         raise BadCheckpointError(
-            f"found {METADATA_FILE}.tmp beside it: saving was interrupted",
+            Text("found ", Found(f"{METADATA_FILE}.tmp"), " beside it: saving was interrupted"),
             "use the checkpoint before this one, or save it again",
             where=path,
             wanted="a finished checkpoint",
@@ -101,7 +102,7 @@ def read_metadata(folder: Path) -> DcpMetadata:
     with ReadOnlyFile(path) as file:
         if not 0 < file.size <= MAX_METADATA_BYTES:
             raise BadCheckpointError(
-                f"found {file.size} bytes",
+                Text("found ", Found(file.size), " bytes"),
                 "copy the file again from where it was complete",
                 where=path,
                 wanted=f"1 to {MAX_METADATA_BYTES}",
@@ -140,7 +141,10 @@ def _understand(root: raw.Metadata, folder: Path) -> DcpMetadata:
     def locate(key: _Key) -> _Place:
         place = places.get(key)
         if place is None:
-            refuse(f"{_text(key)}: found no entry that says where it lies, wanted one")
+            refuse(
+                Text(f"{_text(key)}: found ", Found("no entry that says where it lies")),
+                wanted="one",
+            )
         if place.offset + place.length > sizes[place.file]:
             refuse(
                 f"{_text(key)}: found at bytes {place.offset} to {place.offset + place.length} of "
@@ -158,7 +162,7 @@ def _understand(root: raw.Metadata, folder: Path) -> DcpMetadata:
         elif type(entry) is raw.BytesMetadata:
             objects[name] = DcpObject(name, *locate((name, None)))
         else:
-            refuse(f"{name}: found {describe(entry)}, wanted a tensor or bytes")
+            refuse(Text(f"{name}: found ", Found(describe(entry))), wanted="a tensor or bytes")
     return DcpMetadata(tensors, objects)
 
 
@@ -173,7 +177,7 @@ def _places(value: object) -> dict[_Key, _Place]:
         check(key, places)
         name = key[0]
         if key in places:
-            refuse(f"{_text(key)}: found in two places, wanted one")
+            refuse(Text(f"{_text(key)}: found ", Found("in two places")), wanted="one")
         places[key] = _place(name, info)
     return places
 
@@ -182,7 +186,7 @@ def _key(index: object) -> _Key:
     parts = raw.attributes(index, raw.Index, "storage_data")
     name, offsets = parts.get("fqn"), parts.get("offset")
     if type(name) is not str:
-        refuse(f"storage_data: found {describe(name)} as a name, wanted a string")
+        refuse(Text("storage_data: found ", Found(describe(name)), " as a name"), wanted="a string")
     return name, None if offsets is None else _numbers(offsets, name, "offset")
 
 
@@ -190,9 +194,12 @@ def _place(name: str, info: object) -> _Place:
     parts = raw.attributes(info, raw.StorageInfo, name)
     file, offset, length = parts.get("relative_path"), parts.get("offset"), parts.get("length")
     if type(file) is not str:
-        refuse(f"{name}: found {describe(file)} as its file, wanted a name")
+        refuse(Text(f"{name}: found ", Found(describe(file)), " as its file"), wanted="a name")
     if parts.get("transform_descriptors"):
-        refuse(f"{name}: found transformed (compressed) data, wanted plain: it is not supported")
+        refuse(
+            Text(f"{name}: found ", Found("transformed (compressed) data")),
+            wanted="plain: it is not supported",
+        )
     return _Place(file, _number(offset, name, "offset"), _number(length, name, "length"))
 
 
@@ -202,7 +209,10 @@ def _file_sizes(names: set[str], folder: Path) -> dict[str, int]:
     missing: list[str] = []
     for name in sorted(names):
         if not is_inside(name):
-            refuse(f"{describe(name)}: found a file outside the checkpoint, wanted one inside")
+            refuse(
+                Text(f"{describe(name)}: found ", Found("a file outside the checkpoint")),
+                wanted="one inside",
+            )
         path = folder / name
         # os.path, as Path's own raise for an impossible name; a link to nothing is missing, too.
         if not os.path.exists(path) and not _loops(path):  # noqa: PTH110
@@ -212,7 +222,7 @@ def _file_sizes(names: set[str], folder: Path) -> dict[str, int]:
             sizes[name] = file.size
     if missing:
         raise BadCheckpointError(
-            f"found {len(names) - len(missing)} of {len(names)} files",
+            Text("found ", Found(len(names) - len(missing)), f" of {len(names)} files"),
             "the checkpoint is not complete: copy these files to it; where they are links, fetch "
             "what they point to (git annex get, dvc pull)",
             wanted=f"also {', '.join(missing)}",
@@ -239,11 +249,14 @@ def _tensor(name: str, entry: raw.TensorMetadata, locate: Callable[[_Key], _Plac
     properties = getattr(parts.get("properties"), "state", None)
     dtype = properties[0] if type(properties) is tuple and properties else None
     if type(parts.get("properties")) is not raw.Properties or type(dtype) is not raw.Dtype:
-        refuse(f"{name}: found {describe(dtype)} as its dtype, wanted one of torch's")
+        refuse(
+            Text(f"{name}: found ", Found(describe(dtype)), " as its dtype"),
+            wanted="one of torch's",
+        )
     shape = _numbers(parts.get("size"), name, "size")
     found = parts.get("chunks")
     if type(found) is not list:
-        refuse(f"{name}: found {describe(found)}, wanted a list of chunks")
+        refuse(Text(f"{name}: found ", Found(describe(found))), wanted="a list of chunks")
     chunks: list[DcpChunk] = []
     for value in found:
         offsets, sizes = _box(value, name)
@@ -252,7 +265,7 @@ def _tensor(name: str, entry: raw.TensorMetadata, locate: Callable[[_Key], _Plac
             chunks.append(DcpChunk(offsets, sizes, *place))
     fault = tiling_fault(shape, [(chunk.offsets, chunk.sizes) for chunk in chunks])
     if fault:
-        refuse(f"{name}: {fault}")
+        refuse(Text(f"{name}: ", fault))
     return DcpTensor(name, dtype.name, shape, tuple(chunks))
 
 
@@ -267,7 +280,10 @@ def _box(value: object, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _numbers(value: object, name: str, what: str) -> tuple[int, ...]:
     """Return the offsets or sizes that ``value`` is."""
     if type(value) is not tuple or len(value) > MAX_DIMENSIONS:
-        refuse(f"{name}: {what}: found {describe(value)}, wanted up to {MAX_DIMENSIONS} numbers")
+        refuse(
+            Text(f"{name}: {what}: found ", Found(describe(value))),
+            wanted=f"up to {MAX_DIMENSIONS} numbers",
+        )
     for number in value:
         _number(number, name, what)
     return value
@@ -275,7 +291,7 @@ def _numbers(value: object, name: str, what: str) -> tuple[int, ...]:
 
 def _number(value: object, name: str, what: str) -> int:
     if type(value) is not int or not 0 <= value <= MAX_BYTES:
-        refuse(f"{name}: {what}: found {describe(value)}, wanted a plausible number")
+        refuse(Text(f"{name}: {what}: found ", Found(describe(value))), wanted="a plausible number")
     return value
 
 

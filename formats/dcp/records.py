@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from flmgrow.formats.torch_file.calls import describe, refuse
 from flmgrow.formats.torch_file.values import ITEMSIZES
+from flmgrow.text import Found, Text
 
 METADATA = "torch.distributed.checkpoint.metadata"
 FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -148,11 +149,11 @@ def pairs(value: object, what: str) -> Iterable[tuple[object, object]]:
     Raises BadCheckpointError if it was no dict.
     """
     if type(value) is not list:
-        refuse(f"{what}: found {describe(value)}, wanted a dict")
+        refuse(Text(f"{what}: found ", Found(describe(value))), wanted="a dict")
     if tuple in set(map(type, value[::2])):  # pairs that were set one at a time are tuples
         value = list(_flat(value))
     if len(value) % 2:
-        refuse(f"{what}: found a key without value, wanted a dict")
+        refuse(Text(f"{what}: found ", Found("a key without value")), wanted="a dict")
     return zip(value[::2], value[1::2], strict=True)
 
 
@@ -172,13 +173,13 @@ def attributes(value: object, kind: type[Record], what: str) -> dict[str, object
     Raises BadCheckpointError if it is something else, or broken.
     """
     if type(value) is not kind:
-        refuse(f"{what}: found {describe(value)}, wanted {kind.__name__}")
+        refuse(Text(f"{what}: found ", Found(describe(value))), wanted=kind.__name__)
     state = getattr(value, "state", None)
     if type(state) is not list or len(state) % 2 or set(map(type, state[::2])) != {str}:
         state = [part for pair in pairs(state, what) for part in pair]
         if set(map(type, state[::2])) != {str}:  # before anything is hashed
-            refuse(f"{what}: found attributes without a name, wanted names")
+            refuse(Text(f"{what}: found ", Found("attributes without a name")), wanted="names")
     found = dict(zip(state[::2], state[1::2], strict=True))
     if len(found) * 2 != len(state):
-        refuse(f"{what}: found an attribute twice, wanted each once")
+        refuse(Text(f"{what}: found ", Found("an attribute twice")), wanted="each once")
     return found

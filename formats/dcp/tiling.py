@@ -10,12 +10,14 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from flmgrow.text import Found, Text, Wanted
+
 Numbers = tuple[int, ...]
 
 MAX_CELLS = 1 << 22
 
 
-def tiling_fault(shape: Numbers, boxes: Sequence[tuple[Numbers, Numbers]]) -> str | None:
+def tiling_fault(shape: Numbers, boxes: Sequence[tuple[Numbers, Numbers]]) -> Text | None:
     """Return what is wrong with ``boxes`` (offsets and sizes), or None if they tile ``shape``.
 
     All sizes are in elements, and no box is empty.
@@ -24,23 +26,23 @@ def tiling_fault(shape: Numbers, boxes: Sequence[tuple[Numbers, Numbers]]) -> st
     covered = 0
     for offsets, sizes in boxes:
         if not len(offsets) == len(sizes) == len(shape):
-            return (
-                f"found a chunk of {len(offsets)} offsets and {len(sizes)} sizes, "
-                f"wanted {len(shape)} of each"
-            )
+            counts = f"{len(offsets)} offsets and {len(sizes)} sizes"
+            return Text("found a chunk of ", Found(counts), Wanted(f"{len(shape)} of each"))
         if any(at + size > whole for at, size, whole in zip(offsets, sizes, shape, strict=True)):
-            return f"found chunk {_text(offsets, sizes)}, which is outside its {list(shape)}"
+            chunk = Found(f"chunk {_text(offsets, sizes)}")
+            return Text("found ", chunk, f", which is outside its {list(shape)}")
         covered += math.prod(sizes)
     if len(boxes) > 1:
         fault = _overlap(boxes, len(shape))
         if fault:
             return fault
     if covered != total:
-        return f"found chunks of {covered} elements together, wanted {total}: there is a hole"
+        chunks = Found(f"chunks of {covered} elements together")
+        return Text("found ", chunks, Wanted(f"{total}: there is a hole"))
     return None
 
 
-def _overlap(boxes: Sequence[tuple[Numbers, Numbers]], dimensions: int) -> str | None:
+def _overlap(boxes: Sequence[tuple[Numbers, Numbers]], dimensions: int) -> Text | None:
     """Return which two boxes overlap, or None."""
     places: list[dict[int, int]] = []
     for axis in range(dimensions):
@@ -54,13 +56,13 @@ def _overlap(boxes: Sequence[tuple[Numbers, Numbers]], dimensions: int) -> str |
             for place, at, size in zip(places, offsets, sizes, strict=True)
         ]
         if len(taken) + math.prod(map(len, spans)) > MAX_CELLS:
-            return f"found {len(boxes)} chunks without any order, wanted chunks that form a grid"
+            chunks = Found(f"{len(boxes)} chunks without any order")
+            return Text("found ", chunks, Wanted("chunks that form a grid"))
         for cell in itertools.product(*spans):
             other = taken.setdefault(cell, number)
             if other != number:
-                return (
-                    f"found overlapping chunks {_text(*boxes[other])} and {_text(offsets, sizes)}"
-                )
+                both = f"{_text(*boxes[other])} and {_text(offsets, sizes)}"
+                return Text("found ", Found(f"overlapping chunks {both}"))
     return None
 
 

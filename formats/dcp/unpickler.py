@@ -27,6 +27,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.records import KNOWN, Metadata
 from flmgrow.formats.torch_file.calls import describe, refuse
 from flmgrow.garbage import no_garbage_collection
+from flmgrow.text import Found, Text
 
 READ_AHEAD = 1 << 17
 
@@ -100,10 +101,13 @@ def _checked(data: bytearray) -> bytearray:
     """
     size = len(data)
     if size < 3 or data[:1] != pickle.PROTO or not 2 <= data[1] <= 5:
-        refuse("found no pickle of protocol 2 to 5, wanted DCP metadata")
+        refuse(Text("found ", Found("no pickle of protocol 2 to 5")), wanted="DCP metadata")
     containers = sum(map(data.count, _CONTAINERS))
     if containers > size // BYTES_PER_CONTAINER + 4096:
-        refuse(f"found {containers} containers in {size} bytes, wanted no more than torch writes")
+        refuse(
+            Text("found ", Found(containers), f" containers in {size} bytes"),
+            wanted="no more than torch writes",
+        )
     match_plain = _plain_instructions(size).match
     single_pairs: list[int] = []
     position = 2
@@ -135,7 +139,10 @@ def _checked(data: bytearray) -> bytearray:
             break
         else:
             found = f"no end at byte {size}" if code is None else f"{code:#x} at byte {position}"
-            refuse(f"broken or truncated pickle: found {found}, wanted an instruction of torch's")
+            refuse(
+                Text("broken or truncated pickle: found ", Found(found)),
+                wanted="an instruction of torch's",
+            )
     if not single_pairs:
         return data
     return bytearray(pickle.TUPLE2 + pickle.APPEND).join(_cut(data, single_pairs))
@@ -173,9 +180,12 @@ def load(data: bytearray) -> Metadata:
             source = io.BufferedReader(io.BytesIO(checked), READ_AHEAD)
             root = _InertUnpickler(source).load()
         except _MISUSE as error:
-            refuse(f"broken pickle: found {error}, wanted what torch writes")
+            refuse(Text("broken pickle: found ", Found(error)), wanted="what torch writes")
     if type(root) is not Metadata:
-        refuse(f"found {describe(root)}, wanted DCP metadata (Metadata, or MCoreMetadata)")
+        refuse(
+            Text("found ", Found(describe(root))),
+            wanted="DCP metadata (Metadata, or MCoreMetadata)",
+        )
     return root
 
 

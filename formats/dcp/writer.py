@@ -18,6 +18,7 @@ from flmgrow.formats.dcp.tiling import tiling_fault
 from flmgrow.formats.torch_file.file import TorchFileWriter, new_tensor, source_chunks
 from flmgrow.formats.torch_file.values import Storage
 from flmgrow.storage.files import Bytes
+from flmgrow.text import Text
 
 DCP_VERSION = "1.0.0"
 
@@ -143,7 +144,7 @@ def metadata_bytes(tensors: Iterable[DcpTensor], objects: Iterable[DcpObject]) -
             tensor.shape, [(chunk.offsets, chunk.sizes) for chunk in tensor.chunks]
         )
         if fault:
-            raise ValueError(f"{tensor.name}: {fault}")
+            raise ValueError(Text(f"{tensor.name}: ", fault))
     pickler = _Pickler()
     pickler.metadata(tensors, list(objects))
     return bytes(pickler.output)

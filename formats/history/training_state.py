@@ -24,6 +24,7 @@ from flmgrow.storage.content_sum import SUM, is_intact, with_sum
 from flmgrow.storage.files import read_if_there
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
+from flmgrow.text import Found, Text
 
 TRAINING = "flmgrow_training.json"
 VERSION = 3
@@ -200,7 +201,8 @@ def read_training_state(folder: Path) -> TrainingState | None:
         data = json.loads(content)
         found = _Form.model_validate(data, strict=True)
         if found.training_version not in (VERSION, WITHOUT_FILES, WITHOUT_SUM):
-            raise ValueError(f"version {found.training_version}, wanted {VERSION}")
+            what = Text("version ", Found(found.training_version))
+            raise BadCheckpointError(what, wanted=VERSION)
         if found.stage_begin > found.iteration:
             raise ValueError(
                 f"the stage begins at {found.stage_begin}, after iteration {found.iteration}"

@@ -28,7 +28,7 @@ from flmgrow.formats.huggingface.fields.row import FieldReader, Fields
 from flmgrow.formats.huggingface.fields.switch_rows import OTHER_MODELS
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 CONFIG_FILE = "config.json"
 NO_IDS: Fields = MappingProxyType({BEGIN.name: None, END.name: None})
@@ -43,7 +43,7 @@ def family_of(fields: Fields, where: str) -> Family:
     name = MODEL_TYPE.get(fields)
     if not isinstance(name, str) or name not in FAMILIES:
         raise BadCheckpointError(
-            f"found {shown(name)}",
+            Text("found ", Found(shown(name))),
             next(
                 (
                     kind
@@ -102,9 +102,11 @@ def read_fields(
     strange = {name: value for name, value in kept.items() if value and _is_strange(family, name)}
     strange |= {name: value for name, value in kept.items() if _is_switched(family, name, value)}
     if strange:
-        listed = "; ".join(f"{name}: found {shown(value)}" for name, value in strange.items())
+        listed = Text("; ").join(
+            Text(f"{name}: found ", Found(shown(value))) for name, value in strange.items()
+        )
         raise BadCheckpointError(
-            f"{listed}, which flmgrow does not understand in a model of type {family.name}",
+            Text(listed, f", which flmgrow does not understand in a model of type {family.name}"),
             _unsupported(strange) or vouched_fields(options).hint(strange),
             where=where,
         )

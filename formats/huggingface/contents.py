@@ -20,6 +20,7 @@ from flmgrow.formats.fields import shown
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
+from flmgrow.text import Found, Text
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -149,7 +150,7 @@ class HuggingFaceFolder:
         for tensor, name in placed.items():
             if not isinstance(name, str) or not _SHARD.fullmatch(name):
                 raise BadCheckpointError(
-                    f"is in {shown(name)}",
+                    Text("is in ", Found(shown(name))),
                     "the index is damaged or hostile: use another copy",
                     where=(where, tensor),
                     wanted="a safetensors file of the same folder",
@@ -178,7 +179,11 @@ class HuggingFaceFolder:
         """
         if wanted is not None and wanted != found:
             self.notes.append(
-                f"{INDEX}: total_size: found {shown(wanted)}, the tensors have {found} bytes"
+                Text(
+                    f"{INDEX}: total_size: found ",
+                    Found(shown(wanted)),
+                    f", the tensors have {found} bytes",
+                )
             )
 
     def beside(self) -> dict[str, list[str]]:

@@ -27,6 +27,7 @@ from flmgrow.formats.huggingface.rotary import read_rotary
 from flmgrow.formats.tables import huggingface as tables
 from flmgrow.formats.tables.row import Row
 from flmgrow.model.config import ModelConfig, Multipliers
+from flmgrow.text import Found, Text
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _read_neox(reader: FieldReader) -> ModelConfig:
     for row, wanted in ((rows.PARALLEL, False), (rows.ATTENTION_BIAS, True)):
         if row.read(reader) != wanted:
             raise BadCheckpointError(
-                f"found {not wanted}",
+                Text("found ", Found(not wanted)),
                 "Megatron's block adds attention before the FFN, and has biases everywhere or "
                 "nowhere",
                 where=(reader.where, row.name),

@@ -9,6 +9,7 @@ from flmgrow.formats.huggingface.fields import model_rows as rows
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.parts import exact_heads, read_activation
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.text import Found, Text
 
 CODE: Mapping[str, str] = {
     "AutoConfig": "configuration_flm.FLMConfig",
@@ -22,7 +23,9 @@ def _positive(reader: FieldReader, field: Field[float]) -> float:
     value = field.read(reader)
     if value <= 0:
         raise BadCheckpointError(
-            f"found {value:g}", where=(reader.where, field.name), wanted="a positive number"
+            Text("found ", Found(f"{value:g}")),
+            where=(reader.where, field.name),
+            wanted="a positive number",
         )
     return value
 
@@ -47,7 +50,7 @@ def _multipliers(reader: FieldReader, hidden: int) -> Multipliers:
     wanted = own.scale_factor(hidden, base)
     if (found := own.SCALE_FACTOR.read(reader, wanted)) != wanted:
         raise BadCheckpointError(
-            f"found {found:g}",
+            Text("found ", Found(f"{found:g}")),
             "only such a factor can follow the width when the model grows",
             where=(reader.where, own.SCALE_FACTOR.name),
             wanted=f"{rows.N_EMBD.name} / {own.BASE_WIDTH.name} ({wanted:g})",

@@ -23,7 +23,7 @@ from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 WAYS_OUT = Text(
     f"config.json shares one table ({TIED.name}) beside a head of its own: transformers 5 "
@@ -111,7 +111,7 @@ def find_pieces(
         piece = TensorPiece(replace(placement, key=key), file, tensor)
         if tensor.shape != placement.shape:
             raise _blamed(contents, family, config, tensor) or BadCheckpointError(
-                f"{piece}: shape {tensor.shape}", _DISAGREE, wanted=placement.shape
+                Text(f"{piece}: shape ", Found(tensor.shape)), _DISAGREE, wanted=placement.shape
             )
         found.append(piece)
     for name, (file, _) in stored.items():

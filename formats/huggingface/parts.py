@@ -9,7 +9,7 @@ from flmgrow.formats.huggingface.fields.model_rows import FULL_ATTENTION, SLIDIN
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import WINDOWS
 from flmgrow.model.config import Activation
-from flmgrow.text import Pass, Text
+from flmgrow.text import Found, Pass, Text
 
 _TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
 
@@ -20,7 +20,7 @@ def grouped_heads(reader: FieldReader) -> tuple[int, int]:
     count = rows.GROUPS.read(reader, heads)
     if heads % count:
         raise BadCheckpointError(
-            f"found {count}, which does not divide {rows.HEADS.name} {heads}",
+            Text("found ", Found(count), f", which does not divide {rows.HEADS.name} {heads}"),
             where=(reader.where, rows.GROUPS.name),
         )
     return count, heads // count
@@ -31,7 +31,7 @@ def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> i
     width, count = hidden.read(reader), heads.read(reader)
     if width % count:
         raise BadCheckpointError(
-            f"found {width}",
+            Text("found ", Found(width)),
             where=(reader.where, hidden.name),
             wanted=f"a multiple of {heads.name} {count}",
         )
@@ -47,7 +47,7 @@ def refuse_window(reader: FieldReader) -> None:
     known = _TYPES if window is not None else (FULL_ATTENTION,)
     if types is not None and (not isinstance(types, list) or any(t not in known for t in types)):
         raise BadCheckpointError(
-            f"found {shown(types)}",
+            Text("found ", Found(shown(types))),
             "attention of other kinds is not supported",
             where=(reader.where, rows.LAYER_TYPES.name),
             wanted=f"{FULL_ATTENTION} only",
@@ -62,7 +62,7 @@ def refuse_window(reader: FieldReader) -> None:
             f", which reads {rows.MAX_POSITIONS.name} as {window}",
         )
         raise BadCheckpointError(
-            f"found {shown(window)}",
+            Text("found ", Found(shown(window))),
             WINDOWS + way if whole else WINDOWS,
             where=(reader.where, rows.WINDOW.name),
             wanted=f"null or at least {rows.MAX_POSITIONS.name} ({length})",

@@ -12,7 +12,7 @@ from flmgrow.formats.fields import shown
 from flmgrow.formats.huggingface.fields.switch_rows import QUANTIZED
 from flmgrow.formats.huggingface.safetensors_file import DTYPES, StoredTensor
 from flmgrow.formats.vouched import Vouched
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 _CODES = (
     ".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv",
@@ -46,18 +46,18 @@ def refuse_quantized(
     for is a left-over; codes are refused all the same.
     """
     entry = _entry(fields)
-    told = f"{entry[0]}: found {_method(entry[1])}: " if entry else ""
+    told = Text(f"{entry[0]}: found ", Found(_method(entry[1])), ": ") if entry else ""
     for tensor in tensors:
         ends = any(tensor.name.endswith(ending) for ending in _CODES)
         if tensor.dtype not in DTYPES.values() and (ends or tensor.name.endswith(".weight")):
             raise BadCheckpointError(
-                f"{told}{tensor.name}: dtype {tensor.dtype}: the weights are quantized",
+                Text(told, f"{tensor.name}: dtype {tensor.dtype}: the weights are quantized"),
                 _WAY_OUT,
                 where=where,
             )
     if entry and not vouched.covers(entry[0]):
         raise BadCheckpointError(
-            f"{told}the weights are quantized, or will be when they are loaded",
+            Text(told, "the weights are quantized, or will be when they are loaded"),
             Text(
                 f"{_WAY_OUT}; if it was, and the entry is a left-over: ",
                 Setting("ignore_fields", [entry[0]]),

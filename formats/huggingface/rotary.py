@@ -22,6 +22,7 @@ from flmgrow.formats.huggingface.fields.rotary_rows import (
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import PART_ROTATED
 from flmgrow.model.config import RotarySettings
+from flmgrow.text import Found, Text
 
 _NAMES = frozenset({KIND, OLDER_KIND, ROPE_THETA.name, PARTIAL.name})
 _ENTRIES: Mapping[str, frozenset[str]] = {
@@ -51,7 +52,7 @@ def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
     for name, value in given.items():
         if not isinstance(value, dict):
             raise BadCheckpointError(
-                f"found {shown(value)}", where=(reader.where, name), wanted="an object"
+                Text("found ", Found(shown(value))), where=(reader.where, name), wanted="an object"
             )
         return name, value
     return ROPE_SCALING.name, {}
@@ -97,8 +98,11 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     kind = _kind(field)
     if odd := sorted(parameters.keys() - _ENTRIES[kind]):
         raise BadCheckpointError(
-            f"{name}.{odd[0]}: found {shown(parameters[odd[0]])}, which flmgrow "
-            f"does not understand with rope_type {kind}",
+            Text(
+                f"{name}.{odd[0]}: found ",
+                Found(shown(parameters[odd[0]])),
+                f", which flmgrow does not understand with rope_type {kind}",
+            ),
             where=reader.where,
         )
     if kind == "llama3":
@@ -107,7 +111,7 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     rotated = _agreed(reader, field, shares, PARTIAL.name, 1.0)
     if not shares and rotated != 1.0:
         raise BadCheckpointError(
-            f"{name}.{PARTIAL.name}: found {rotated:g}",
+            Text(f"{name}.{PARTIAL.name}: found ", Found(f"{rotated:g}")),
             PART_ROTATED,
             where=reader.where,
             wanted="1",
@@ -117,7 +121,9 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     for label, value in ((ROPE_THETA.name, angle), (FACTOR, factor), ("rotated share", rotated)):
         if value is not None and value <= 0:
             raise BadCheckpointError(
-                f"found {value:g}", where=(reader.where, label), wanted="a positive number"
+                Text("found ", Found(f"{value:g}")),
+                where=(reader.where, label),
+                wanted="a positive number",
             )
     return RotarySettings(
         base=angle,
@@ -144,7 +150,7 @@ def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
         default = float(context) if name == ORIGINAL else None
         if (found := field.number(name, default)) != wanted:
             raise BadCheckpointError(
-                f"{field.prefix}{name}: found {found:g}",
+                Text(f"{field.prefix}{name}: found ", Found(f"{found:g}")),
                 "Megatron-LM scales by Llama 3's own constants, and no others",
                 where=reader.where,
                 wanted=f"{wanted:g}",

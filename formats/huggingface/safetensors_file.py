@@ -16,6 +16,7 @@ from typing import NoReturn
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import parse_object, refuse_pointer
+from flmgrow.text import Found, Text
 
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -83,10 +84,10 @@ class SafetensorsFile:
             self.file.close()
             raise
 
-    def _refuse(self, found: str, hint: str = "") -> NoReturn:
-        raise BadCheckpointError(
-            f"{found}", hint or "use another copy of the file", where=self.file.path
-        )
+    def _refuse(
+        self, what: str, hint: str = "use another copy of the file", wanted: object = ""
+    ) -> NoReturn:
+        raise BadCheckpointError(what, hint, where=self.file.path, wanted=wanted)
 
     def _read_header(self) -> dict[str, StoredTensor]:
         size = self.file.size
@@ -130,12 +131,14 @@ class SafetensorsFile:
         if not isinstance(kind, str) or kind not in ITEMSIZES:
             self._refuse(f"{name}: dtype {kind!r} is not known")
         if not isinstance(shape, list) or not all(map(_whole, shape)):
-            self._refuse(f"{name}: shape {shape!r}, wanted whole numbers")
+            self._refuse(Text(f"{name}: shape ", Found(f"{shape!r}")), wanted="whole numbers")
         if len(shape) > MAX_DIMENSIONS or prod(map(max, shape, [1] * len(shape))) > MAX_BYTES:
             self._refuse(f"{name}: shape {shape!r} is too large to be true")
         pair = isinstance(offsets, list) and len(offsets) == 2 and all(map(_whole, offsets))
         if not pair or offsets[0] > offsets[1]:
-            self._refuse(f"{name}: data_offsets {offsets!r}, wanted begin and end")
+            self._refuse(
+                Text(f"{name}: data_offsets ", Found(f"{offsets!r}")), wanted="begin and end"
+            )
         tensor = StoredTensor(name, kind, tuple(shape), begin + offsets[0])
         if tensor.nbytes != offsets[1] - offsets[0]:
             self._refuse(

@@ -16,7 +16,7 @@ from flmgrow.formats.layout.segments import Segment, Strip, segments_of, strips_
 from flmgrow.formats.tables.row import Home, Row
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 Ranges = Mapping[Axis, tuple[int, int]]
 _MANY_RANKS = 1024
@@ -38,7 +38,8 @@ class Layout:
     def __post_init__(self) -> None:
         if min(self.tp, self.pp, self.vpp) < 1:
             raise UsageError(
-                f"layout TP{self.tp} PP{self.pp} VPP{self.vpp}", wanted="sizes of at least 1"
+                Text("layout ", Found(f"TP{self.tp} PP{self.pp} VPP{self.vpp}")),
+                wanted="sizes of at least 1",
             )
         if max(self.tp, self.pp, self.vpp) > _MOST_RANKS:
             raise UsageError(
@@ -51,7 +52,7 @@ class Layout:
             )
         if len(self.chunk_layers) != self.pp * self.vpp:
             raise UsageError(
-                f"{len(self.chunk_layers)} layer counts given",
+                Text(Found(len(self.chunk_layers)), " layer counts given"),
                 wanted=f"{self.pp * self.vpp} (PP{self.pp} x VPP{self.vpp})",
             )
         if min(self.chunk_layers) < 0:

@@ -6,6 +6,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.torch_file.values import namespace
+from flmgrow.text import Found, Text
 
 EXTRA_STATE = "_extra_state"
 
@@ -28,7 +29,7 @@ def arguments_in(content: Mapping[object, object], where: str) -> dict[str, obje
     version = content.get("checkpoint_version", 0)
     if not isinstance(version, int | float) or not 2.0 <= version <= 3.0:
         raise BadCheckpointError(
-            f"checkpoint_version {shown(version)}",
+            Text("checkpoint_version ", Found(shown(version))),
             "older versions order query, key and value otherwise; "
             "load and save it with Megatron-LM once",
             where=where,

@@ -28,7 +28,7 @@ from flmgrow.formats.targets import TargetArray
 from flmgrow.formats.torch_file.file import TorchFile, new_tensor
 from flmgrow.formats.torch_file.values import Global, TensorRecord
 from flmgrow.model.states import State
-from flmgrow.text import Pass, Text
+from flmgrow.text import Found, Pass, Text
 
 SIZE = "numel_unpadded"
 COALESCED = "buckets_coalesced"
@@ -100,8 +100,8 @@ class DistributedRank:
             gradient_dtype=self.gradients,
         )
 
-    def _refuse(self, what: str, hint: str = BELONG) -> NoReturn:
-        raise BadCheckpointError(what, hint, where=self.flat_where)
+    def _refuse(self, what: str, hint: str = BELONG, wanted: object = "") -> NoReturn:
+        raise BadCheckpointError(what, hint, where=self.flat_where, wanted=wanted)
 
     def _groups(self) -> list[Mapping[object, object]]:
         inner = self.content.get("optimizer")
@@ -126,7 +126,9 @@ class DistributedRank:
         found, wanted = set(root) - {COALESCED}, set(range(len(chunks)))
         if found != wanted:
             names = ", ".join(sorted(map(str, found))) or "none"
-            self._refuse(f"holds model chunks {names}, wanted {len(chunks)} from 0 on")
+            self._refuse(
+                Text("holds model chunks ", Found(names)), wanted=f"{len(chunks)} from 0 on"
+            )
         for number, (order, total) in enumerate(chunks):
             buffers = self._buffers(root[number], number, total)
             for state, record in buffers.items():
@@ -142,12 +144,17 @@ class DistributedRank:
             self._refuse(f"chunk {number}: holds not one buffer", "8-bit weights are not supported")
         ((pair, entry),) = by_dtypes.items()
         if pair not in pairs:
-            self._refuse(f"chunk {number}: buffer of {pair!r:.120}, wanted one of {self.dtype}")
+            self._refuse(
+                Text(f"chunk {number}: buffer of ", Found(f"{pair!r:.120}")),
+                wanted=f"one of {self.dtype}",
+            )
         self.gradients = pair[1].name
         if not isinstance(entry, dict) or set(entry) != {*BUFFERS.values(), SIZE}:
             self._refuse(f"chunk {number}: is not {', '.join(BUFFERS.values())} and {SIZE}")
         if entry[SIZE] != total:
-            self._refuse(f"chunk {number}: {SIZE} {entry[SIZE]!r:.40}, wanted {total}")
+            self._refuse(
+                Text(f"chunk {number}: {SIZE} ", Found(f"{entry[SIZE]!r:.40}")), wanted=total
+            )
         for name in BUFFERS.values():
             record = entry[name]
             plain = isinstance(record, TensorRecord) and record.is_contiguous

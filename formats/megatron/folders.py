@@ -18,6 +18,7 @@ from pathlib import Path
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 DISTRIBUTED = "distrib_optim.pt"
 
@@ -108,7 +109,7 @@ def _tracked(root: Path) -> str:
     if file.size > _MAX_TRACKER or not text.isdecimal() or len(text) > _MOST_DIGITS:
         more = f" and {file.size - len(data)} bytes more" if file.size > len(data) else ""
         raise BadCheckpointError(
-            f"found {text[:40]!r}{more}",
+            Text("found ", Found(f"{text[:40]!r}"), more),
             "restore it from a copy",
             where=path,
             wanted=f"a number or '{RELEASE}'",

@@ -14,7 +14,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.model_rows import UNTIED
 from flmgrow.formats.reading import DTYPES, Piece
 from flmgrow.model.config import ModelConfig
-from flmgrow.text import Pass, Setting, Text
+from flmgrow.text import Found, Pass, Setting, Text
 
 _HEAD = "output_layer.weight"
 _TABLE = "embedding.word_embeddings.weight"
@@ -48,7 +48,7 @@ def _refusal(head: Piece, said: bool, found: str, wanted: bool) -> BadCheckpoint
     begins = Setting("set_arguments", {_ARGUMENT: True})
     doubt = "" if wanted else Text(begins, " says that a head begins as a copy; ")
     return BadCheckpointError(
-        f"{head}: is {found}; args.{_ARGUMENT} is {said}",
+        Text(f"{head}: is {found}; args.{_ARGUMENT} is ", Found(said)),
         Text(doubt, "if the weights are right, ", Pass("set_arguments", {_ARGUMENT: wanted})),
         wanted=wanted,
     )

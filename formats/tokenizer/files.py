@@ -17,7 +17,7 @@ from flmgrow.formats.tokenizer.tiktoken_ranks import as_tokenizer, read_ranks
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import parse_object, refuse_pointer
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 MAX_TOKENIZER_BYTES = 64 << 20
 BYTES = Path("bytes")
@@ -39,7 +39,7 @@ def _content(path: Path) -> bytes:
     with ReadOnlyFile(path) as file:
         if file.size > MAX_TOKENIZER_BYTES:
             raise BadCheckpointError(
-                f"has {file.size} bytes",
+                Text("has ", Found(file.size), " bytes"),
                 "such a file is no tokenizer",
                 where=path,
                 wanted=f"at most {MAX_TOKENIZER_BYTES}",

@@ -25,6 +25,7 @@ from flmgrow.formats.torch_file.values import (
     TensorRecord,
     storage_itemsize,
 )
+from flmgrow.text import Found, Text
 
 MAX_KEY_PARTS = 64
 MAX_KEY_BITS = 1024
@@ -54,9 +55,10 @@ class Call(Protocol):
         """Return the value, or None if this is a form whose meaning is not known."""
 
 
-def refuse(found: str) -> NoReturn:
-    """Refuse the pickle: the reader of it adds the file's name to what was found."""
-    raise BadCheckpointError(found, "the file is damaged or hostile: use another copy")
+def refuse(what: str, wanted: object = "") -> NoReturn:
+    """Refuse the pickle: the reader of it adds the file's name to what is wrong."""
+    hint = "the file is damaged or hostile: use another copy"
+    raise BadCheckpointError(what, hint, wanted=wanted)
 
 
 def describe(value: object) -> str:
@@ -192,20 +194,20 @@ def _tensor(arguments: Arguments, dtype: str | None = None) -> TensorRecord | No
 
 def _tensor_v1(arguments: Arguments, _: Budget) -> object:
     if len(arguments) != 4:
-        refuse(f"broken tensor: {len(arguments)} arguments, wanted 4")
+        refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="4")
     return _tensor((*arguments, False, None))
 
 
 def _tensor_v2(arguments: Arguments, _: Budget) -> object:
     if len(arguments) not in (6, 7):
-        refuse(f"broken tensor: {len(arguments)} arguments, wanted 6 or 7")
+        refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="6 or 7")
     is_plain = not any(arguments[6:])  # a seventh says that the values are to be negated or so
     return _tensor(arguments[:6]) if is_plain else None
 
 
 def _tensor_v3(arguments: Arguments, _: Budget) -> object:
     if len(arguments) not in (7, 8):
-        refuse(f"broken tensor: {len(arguments)} arguments, wanted 7 or 8")
+        refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="7 or 8")
     storage, dtype = arguments[0], arguments[6]
     if not isinstance(storage, Storage) or not isinstance(dtype, Global):
         refuse(f"broken tensor: {describe(storage)} of {describe(dtype)}")

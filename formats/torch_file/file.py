@@ -30,6 +30,7 @@ from flmgrow.formats.torch_file.values import (
 from flmgrow.formats.torch_file.zip_reader import Record, read_directory
 from flmgrow.formats.torch_file.zip_writer import ZipWriter
 from flmgrow.storage.files import PIECE, Bytes, ReadOnlyFile, crc32
+from flmgrow.text import Found, Text
 
 MAX_PICKLE_BYTES = 128 << 20
 STORAGE_ALIGNMENT = 64
@@ -129,7 +130,8 @@ class TorchFile:
             raise ValueError(f"storage {storage.name!r} is not of {self.file.path}")
         if offset < 0 or count < 0 or offset + count > storage.nbytes:
             self._refuse(
-                f"{storage.name}: has {storage.nbytes} bytes, wanted {count} from byte {offset}"
+                Text(f"{storage.name}: has ", Found(storage.nbytes), " bytes"),
+                wanted=f"{count} from byte {offset}",
             )
         with self._lock:
             check = self._checks.setdefault(storage.name, _Check())
@@ -139,10 +141,9 @@ class TorchFile:
         crc = record.crc if self.has_checksums else None
         return StoredBytes(self.file, record.name, record.offset, record.nbytes, crc)
 
-    def _refuse(self, found: str) -> NoReturn:
-        raise BadCheckpointError(
-            found, "give a checkpoint that torch.save wrote, or another copy", where=self.file.path
-        )
+    def _refuse(self, what: str, wanted: object = "") -> NoReturn:
+        hint = "give a checkpoint that torch.save wrote, or another copy"
+        raise BadCheckpointError(what, hint, where=self.file.path, wanted=wanted)
 
     def _find_prefix(self) -> str:
         """Return the folder inside the archive that holds everything."""
@@ -152,21 +153,32 @@ class TorchFile:
             if name.endswith("/data.pkl") and name.count("/") == 1
         ]
         if len(found) != 1:
-            self._refuse(f"holds {len(found)} data.pkl records, wanted one: not of torch.save")
+            self._refuse(
+                Text("holds ", Found(len(found)), " data.pkl records"),
+                wanted="one: not of torch.save",
+            )
         return found[0]
 
     def _check_kind(self) -> None:
         if f"{self._prefix}/constants.pkl" in self.records:
-            self._refuse("is a TorchScript archive (a program), wanted a checkpoint")
+            self._refuse(
+                Text("is ", Found("a TorchScript archive (a program)")), wanted="a checkpoint"
+            )
         order = self.records.get(f"{self._prefix}/byteorder")
         if order is not None and (order.nbytes != 6 or self._read_whole(order) != b"little"):
-            self._refuse("byteorder: found big-endian or damaged, wanted little-endian data")
+            self._refuse(
+                Text("byteorder: found ", Found("big-endian or damaged")),
+                wanted="little-endian data",
+            )
 
     def _unpickle(self) -> object:
         record = self.records[f"{self._prefix}/data.pkl"]
         self.pickle_bytes = record.nbytes
         if record.nbytes > MAX_PICKLE_BYTES:
-            self._refuse(f"data.pkl: has {record.nbytes} bytes, wanted at most {MAX_PICKLE_BYTES}")
+            self._refuse(
+                Text("data.pkl: has ", Found(record.nbytes), " bytes"),
+                wanted=f"at most {MAX_PICKLE_BYTES}",
+            )
         folder = f"{self._prefix}/data/"
         places = {
             name.removeprefix(folder): self._place(record)
@@ -211,7 +223,7 @@ def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
         yield piece
     if place.crc is not None and found != place.crc:
         raise BadCheckpointError(
-            f"damaged: its bytes have CRC32 {found:08x}",
+            Text("damaged: its bytes have CRC32 ", Found(f"{found:08x}")),
             "copy the file again from where it was complete",
             where=(place.file.path, place.name),
             wanted=f"{place.crc:08x}",
@@ -260,7 +272,7 @@ def scalar(record: TensorRecord) -> float:
     """Return the value of a float32 tensor of one element; any other is a BadCheckpointError."""
     if record.dtype != "float32" or record.count != 1:
         raise BadCheckpointError(
-            f"a tensor {record.dtype} {list(record.shape)}", wanted="one number"
+            Text(f"a tensor {record.dtype} ", Found(list(record.shape))), wanted="one number"
         )
     data = bytearray()
     at = 0

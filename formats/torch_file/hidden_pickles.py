@@ -20,6 +20,7 @@ from flmgrow.formats.torch_file.trusted_names import members_of, refuse_programs
 from flmgrow.formats.torch_file.unpickler import unpickle
 from flmgrow.formats.torch_file.values import Global, Opaque, TensorRecord
 from flmgrow.storage.files import MemoryFile
+from flmgrow.text import Found, Text
 
 MOST = 4 << 20
 """Bytes of one state: of the widest layer there is, it has some ten thousand."""
@@ -67,16 +68,19 @@ def refuse_hidden_programs(state: object, where: str) -> None:
         elif value.function in _BYTES_IO:
             todo.extend([*members_of(value), *_from_position(value)])
         elif value.function.module in _MAKES_TENSORS:
-            _refuse(f"{where}: has a tensor made by {value.function}, wanted a plain one")
+            _refuse(
+                Text(f"{where}: has a tensor made by ", Found(value.function)), wanted="a plain one"
+            )
 
 
-def _refuse(found: str) -> NoReturn:
-    raise BadCheckpointError(found, "it is no state of a layer: find out what put it there")
+def _refuse(what: str, wanted: object = "") -> NoReturn:
+    hint = "it is no state of a layer: find out what put it there"
+    raise BadCheckpointError(what, hint, wanted=wanted)
 
 
 def _check_size(count: int, where: str) -> None:
     if count > MOST:
-        _refuse(f"{where}: has {count} bytes, wanted at most {MOST}")
+        _refuse(Text(f"{where}: has ", Found(count), " bytes"), wanted=f"at most {MOST}")
 
 
 def _bytes_of(record: TensorRecord, where: str) -> bytes:

@@ -35,6 +35,7 @@ from flmgrow.formats.torch_file.values import (
     TensorRecord,
 )
 from flmgrow.garbage import no_garbage_collection
+from flmgrow.text import Found, Text
 
 __all__ = ["to_pickle", "unpickle"]
 
@@ -145,7 +146,10 @@ class _Machine:
 
     def integer(self, count: int) -> int:
         if count > MAX_INTEGER_BYTES:
-            refuse(f"an integer of {count} bytes, wanted at most {MAX_INTEGER_BYTES}")
+            refuse(
+                Text("an integer of ", Found(count), " bytes"),
+                wanted=f"at most {MAX_INTEGER_BYTES}",
+            )
         return int.from_bytes(self.take(count), "little", signed=True)
 
     def frame(self, length: int) -> None:

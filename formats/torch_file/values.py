@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text, Wanted
 
 MAX_DIMENSIONS = 64
 MAX_DEPTH = 1000
@@ -200,8 +201,10 @@ class TensorRecord:
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.stride) or len(self.shape) > MAX_DIMENSIONS:
             raise _bad_tensor(
-                f"{len(self.shape)} sizes and {len(self.stride)} strides, wanted as many of "
-                f"each and at most {MAX_DIMENSIONS}"
+                Text(
+                    Found(f"{len(self.shape)} sizes and {len(self.stride)} strides"),
+                    Wanted(f"as many of each and at most {MAX_DIMENSIONS}"),
+                )
             )
         for number in (self.start, *self.shape, *self.stride):
             if type(number) is not int or not 0 <= number <= MAX_BYTES:
@@ -285,7 +288,7 @@ def namespace(value: object) -> dict[str, object]:
             return value.state
     found = value.function if isinstance(value, Opaque) else type(value).__name__
     raise BadCheckpointError(
-        f"found {found}",
+        Text("found ", Found(found)),
         "the checkpoint was not saved by Megatron, or not with its arguments",
         wanted="an argparse.Namespace of settings",
     )

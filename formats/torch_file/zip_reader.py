@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 MAX_RECORDS = 1_000_000
 MAX_DIRECTORY_BYTES = 128 << 20
@@ -84,12 +85,13 @@ class _Archive:
         if base < 0 or length < 0 or base + length > file.size:
             self.refuse(f"truncated: wanted bytes {base} to {base + length} of {file.size}")
 
-    def refuse(self, found: str) -> NoReturn:
+    def refuse(self, what: str, wanted: object = "") -> NoReturn:
         place = f"{self.file.path} from byte {self.base}" if self.base else f"{self.file.path}"
         raise BadCheckpointError(
-            f"not a torch file that can be trusted: {found}",
+            Text("not a torch file that can be trusted: ", what),
             "copy it again from where it was complete, or save it again with torch.save",
             where=place,
+            wanted=wanted,
         )
 
     def unpack(self, layout: struct.Struct, offset: int) -> tuple[int, ...]:
@@ -205,7 +207,10 @@ class _Archive:
         except StopIteration:
             self.refuse(f"record {name!r} has no zip64 sizes")
         if packed != nbytes or disk:
-            self.refuse(f"record {name!r} has {packed} stored bytes, wanted {nbytes} on one disk")
+            self.refuse(
+                Text(f"record {name!r} has ", Found(packed), " stored bytes"),
+                wanted=f"{nbytes} on one disk",
+            )
         return _Entry(name, raw_name, flags, crc, nbytes, header)
 
     def name(self, raw: bytes) -> str:

@@ -28,6 +28,7 @@ from flmgrow.formats.torch_file.zip_reader import (
     ZIP64_FIELD,
 )
 from flmgrow.storage.files import Bytes, crc32
+from flmgrow.text import Found, Text, Wanted
 
 NAME_IS_UTF8 = 0x0800
 MADE_BY, NEEDED = 0x031E, 0x002D
@@ -104,7 +105,8 @@ class ZipWriter:
             crc = crc32(data, crc)
         if written != slot.nbytes:
             count = "more" if written > slot.nbytes else str(written)
-            raise ValueError(f"{slot.name.decode()}: got {count} bytes, wanted {slot.nbytes}")
+            got = Text(f"{slot.name.decode()}: got ", Found(count), " bytes")
+            raise ValueError(Text(got, Wanted(slot.nbytes)))
         self.crcs.append(crc)
         if slot.nbytes:
             sizes = "<QQ" if slot.zip64 else "<II"

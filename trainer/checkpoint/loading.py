@@ -27,6 +27,7 @@ from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_file.file import scalar
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
@@ -215,7 +216,9 @@ def step_count(optimizer: OptimizerState) -> int:
     if isinstance(found, TensorRecord):
         found = scalar(found)
     if not isinstance(found, int | float):
-        raise BadCheckpointError(f"optimizer: counts {found!r:.40}", wanted="a number of steps")
+        raise BadCheckpointError(
+            Text("optimizer: counts ", Found(f"{found!r:.40}")), wanted="a number of steps"
+        )
     return int(found)
 
 

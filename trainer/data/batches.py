@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Found, Text
 
 Keys = Mapping[str, str | int | float | bool | None]
 Integers = npt.NDArray[np.int64]
@@ -107,7 +108,10 @@ class Blend:
 
     def __init__(self, sources: Sequence[Samples], weights: Sequence[Fraction]) -> None:
         if len(sources) != len(weights):
-            raise UsageError(f"{len(sources)} corpora and {len(weights)} weights", wanted="as many")
+            raise UsageError(
+                Text(f"{len(sources)} corpora and ", Found(f"{len(weights)} weights")),
+                wanted="as many",
+            )
         self._sources = list(sources)
         self._weights = list(weights)
 

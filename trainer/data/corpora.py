@@ -18,6 +18,7 @@ import numpy as np
 
 from flmgrow.errors import BadDataError
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Found, Text
 from flmgrow.trainer.data.batches import SHOWN, Sample, seed_of
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.tokenizers import Tokenizer
@@ -58,7 +59,7 @@ class Corpus:
         self.per_epoch = samples_in(used, sequence_length)
         if self.per_epoch < 1:
             raise BadDataError(
-                f"{files.prefix}.idx: {used} tokens",
+                Text(f"{files.prefix}.idx: ", Found(used), " tokens"),
                 wanted=f"more than {sequence_length} for one sample",
             )
         self.identity: Json = {

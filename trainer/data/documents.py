@@ -22,6 +22,7 @@ import xxhash
 
 from flmgrow.errors import BadDataError
 from flmgrow.storage.encodings import encoding_hint
+from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.data.compressed import decompressed
 from flmgrow.trainer.data.sources import Source
 
@@ -124,14 +125,16 @@ def field_of(document: Document, line: str, key: str, kind: type[str] | type[boo
             hint,
         ) from None
     if not isinstance(value, dict):
-        raise BadDocumentError(document, "no object", f"no object, wanted the key {key!r}")
+        what = Text(Found("no object"), Wanted(f"the key {key!r}"))
+        raise BadDocumentError(document, "no object", what)
     if key not in value:
         found = f"has {', '.join(map(str, value))}"[:200]
-        raise BadDocumentError(document, f"no {key!r}", f"{found}, wanted the key {key!r}")
+        what = Text(Found(found), Wanted(f"the key {key!r}"))
+        raise BadDocumentError(document, f"no {key!r}", what)
     if not isinstance(value[key], kind):
         found = "null" if value[key] is None else f"of type {type(value[key]).__name__}"
-        what = f"{key!r} is {found}"
-        raise BadDocumentError(document, what, f"{what}, wanted {_WANTED[kind]}")
+        what = Text(f"{key!r} is ", Found(found))
+        raise BadDocumentError(document, what, Text(what, Wanted(_WANTED[kind])))
     return value[key]
 
 

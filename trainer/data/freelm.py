@@ -27,6 +27,7 @@ import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Found, Text
 from flmgrow.trainer.data.batches import SHOWN, Blend, Integers, Sample, Samples, seed_of
 from flmgrow.trainer.data.documents import Reading, field_of, read_documents, text_of
 from flmgrow.trainer.data.round_trip import missing, named
@@ -164,7 +165,7 @@ class Teacher:
         label = np.array(self.labels.whole[proposition.label], np.int32)
         if len(text) + len(label) > self._room:
             raise BadDataError(
-                f"{len(text)} tokens and {len(label)} of its label",
+                Text(f"{len(text)} tokens and ", Found(f"{len(label)} of its label")),
                 "shorten it, or make the sequence length larger: half of it may not be true",
                 where=proposition.place,
                 wanted=f"at most {self._room}",

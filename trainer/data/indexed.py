@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flmgrow.errors import BadDataError
+from flmgrow.text import Found, Text
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -89,7 +90,9 @@ def read_index(path: Path) -> Index:
     wanted = HEADER.size + 12 * sequences + 8 * documents
     if len(content) != wanted:
         raise BadDataError(
-            f"{len(content)} bytes", where=path, wanted=f"{wanted} for {sequences} sequences"
+            Text(Found(len(content)), " bytes"),
+            where=path,
+            wanted=f"{wanted} for {sequences} sequences",
         )
     lengths = np.frombuffer(content, "<i4", sequences, HEADER.size).astype(np.int32)
     begins = np.frombuffer(content, "<i8", sequences, HEADER.size + 4 * sequences)

@@ -26,7 +26,7 @@ from itertools import chain, islice
 from flmgrow import __version__
 from flmgrow.errors import BadDataError, printable
 from flmgrow.storage.strict_json import Json
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.data.documents import Document, Reading, read_documents
 from flmgrow.trainer.data.indexed import index_bytes, index_size, token_dtype
 from flmgrow.trainer.data.parts import (
@@ -132,14 +132,18 @@ class _Found:
             if not self._limits.bad:
                 raise BadDataError(first.message, first.hint or leave)
             raise BadDataError(
-                f"{first.message}; more than {self._limits.bad:,} are bad: {self._bad}", leave
+                Text(first.message, f"; more than {self._limits.bad:,} are bad: {self._bad}"), leave
             )
         found = self._missing[LOST]
         lost = found.count
         if self.characters >= enough and lost > self._limits.lost * self.characters:
             raise BadDataError(
-                f"{found.message}, nor do {lost:,} of {self.characters:,} characters "
-                f"({lost / self.characters:.3%})",
+                Text(
+                    found.message,
+                    f", nor do {lost:,} of {self.characters:,} characters (",
+                    Found(f"{lost / self.characters:.3%}"),
+                    ")",
+                ),
                 Text(
                     "use a tokenizer that has them, or let them be lost: ",
                     Setting("max_lost", _rounded_up(lost / self.characters)),

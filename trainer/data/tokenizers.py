@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.tokenizer.identity import digest_of_ranks, digest_of_tokenizer
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.data.tokenizer_json import unknown_id, with_way_back
 
 Tokens = npt.NDArray[np.int32]
@@ -229,9 +229,13 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise BadDataError(f"{path}:{number}: wanted a token in base64 and its rank") from None
     if not ranks or sorted(ranks.values()) != list(range(len(ranks))):
-        raise BadDataError(f"has {len(ranks)} tokens", where=path, wanted="every rank from 0 once")
+        raise BadDataError(
+            Text("has ", Found(len(ranks)), " tokens"), where=path, wanted="every rank from 0 once"
+        )
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise BadDataError(f"no token for byte {missing[0]:#04x}", where=path, wanted="all 256")
+        raise BadDataError(
+            Text(Found(f"no token for byte {missing[0]:#04x}")), where=path, wanted="all 256"
+        )
     return ranks
 
 

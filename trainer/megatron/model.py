@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
+from flmgrow.text import Found, Text
 from flmgrow.trainer.megatron import cpu
 from flmgrow.trainer.megatron.core import (
     GPTModel,
@@ -73,7 +74,7 @@ def _own_device(place: int) -> int:
     devices = torch.cuda.device_count()
     if devices > 1 and place >= devices:
         raise UsageError(
-            f"rank {place} of its node: sees {devices} GPUs",
+            Text(f"rank {place} of its node: sees ", Found(devices), " GPUs"),
             "start fewer ranks on a node, or look at CUDA_VISIBLE_DEVICES",
             wanted="one for each rank",
         )

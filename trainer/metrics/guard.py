@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from itertools import repeat
 
 from flmgrow.errors import DivergenceError
+from flmgrow.text import Found, Text
 
 FEWEST = 10
 
@@ -60,14 +61,19 @@ class LossGuard:
         """Take the loss of a step. Raises DivergenceError, without a hint, to stop the run."""
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
-                raise DivergenceError(f"step {step}: {name} {value}", wanted="a finite number")
+                raise DivergenceError(
+                    Text(f"step {step}: {name} ", Found(value)), wanted="a finite number"
+                )
         if self._spike is not None and len(self._known) >= self._needed:
             mean = math.fsum(self.losses) / len(self._known)
             most = mean + self._spike * self._noise()
             if loss > most:
                 raise DivergenceError(
-                    f"step {step}: loss {loss:.6g}, mean of the last {len(self._known)} is "
-                    f"{mean:.6g}",
+                    Text(
+                        f"step {step}: loss ",
+                        Found(f"{loss:.6g}"),
+                        f", mean of the last {len(self._known)} is {mean:.6g}",
+                    ),
                     wanted=f"at most {most:.6g}",
                 )
         self._known.append((loss, self._batch))

@@ -26,6 +26,7 @@ from flmgrow.model.masks import Dimension
 from flmgrow.storage.durable import close_quietly, storage_errors, write_all, write_small
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
+from flmgrow.text import Text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -278,7 +279,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
                 yield line, _READER.validate_json(line, strict=True)
             except ValidationError as error:
                 raise BadDataError(
-                    f"{path}:{number}: holds no record: {problems(error.errors())}",
+                    Text(f"{path}:{number}: holds no record: ", problems(error.errors())),
                     "remove the line if the file was edited, or the disk lost it",
                 ) from None
 

@@ -26,6 +26,7 @@ from flmgrow.storage.durable import storage_errors, write_small
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.storage.validation import problems
+from flmgrow.text import Text
 from flmgrow.trainer.stage.clock import Progress
 from flmgrow.trainer.stage.file import StageFile
 
@@ -136,7 +137,7 @@ def _read(where: str, line: bytes) -> Change:
         return _READER.validate_json(line)
     except ValidationError as error:
         raise BadDataError(
-            f"holds no change of a setting: {problems(error.errors())}",
+            Text("holds no change of a setting: ", problems(error.errors())),
             "remove the line if the file was edited, or restore it from a copy",
             where=where,
         ) from None

@@ -21,7 +21,7 @@ from flmgrow.model.states import State
 from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.sections import (
@@ -175,10 +175,12 @@ def _check_positions(length: int, config: ModelConfig) -> None:
         raise UsageError(
             Text(
                 _LENGTH,
-                f" {length}: xPos scales a position {farthest} from its centre by more than 32 "
-                f"bits hold, wanted at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
+                " ",
+                Found(length),
+                f": xPos scales a position {farthest} from its centre by more than 32 bits hold",
             ),
             "make rotary.xpos_scale_base larger, or put rotary.xpos_centre into the middle",
+            wanted=f"at most {round(XPOS_REACH * rotary.xpos_scale_base)}",
         )
 
 

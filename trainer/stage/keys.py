@@ -23,15 +23,6 @@ KEYS: Mapping[str, str] = {
 }
 """A stage file's keys by the names of settings."""
 
-_SIZES: Mapping[str, str] = {
-    "layer": "num_layers",
-    "hidden": "hidden_size",
-    "ffn": "ffn_hidden_size",
-    "kv_group": "num_query_groups",
-    "vocab": "vocab_size",
-}
-"""The settings that say the sizes of axes."""
-
 _NO_OPTIMIZER = ("no_optimizer", "checkpoint.begin: anew")
 """What a command leaves out, a stage does not begin with."""
 
@@ -64,13 +55,13 @@ class FileWords(Words):
 
     def size(self, axis: str) -> str:
         """Return the key of the setting that says an axis' size, if there is one."""
-        return self.name(_SIZES[axis]) if axis in _SIZES else axis
+        return self.name(SizeOf(axis).name) if SizeOf(axis).name else axis
 
     def begins_with_key(self, text: str) -> bool:
         """Whether a text begins with a key of the file."""
         part: str | Part = first_part(text)
         if isinstance(part, SizeOf):
-            return part.axis in _SIZES
+            return bool(part.name)
         return isinstance(part, Setting) and self.has(part.name)
 
 

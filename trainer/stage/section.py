@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from flmgrow.text import Found, Text, Wanted
+
 _AMOUNT = re.compile(r"\s*(\d{1,3}(?:,\d{3})+|\d{1,20}(?:\.\d{1,20})?)\s*([KMBT]?)\s*", re.ASCII)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -25,7 +27,8 @@ def amount(value: object) -> object:
     match = _AMOUNT.fullmatch(value.upper())
     number = Fraction(match[1].replace(",", "")) * _UNITS[match[2]] if match else Fraction(1, 2)
     if number.denominator != 1:
-        raise ValueError(f"found {value!r:.40}, wanted an amount, such as 245.37B or 4,608,000")
+        wanted = Wanted("an amount, such as 245.37B or 4,608,000")
+        raise ValueError(Text("found ", Found(f"{value!r:.40}"), wanted))
     return number.numerator
 
 

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Self
 
 from flmgrow.errors import UsageError
+from flmgrow.text import Found, Text
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def address_of(path: PurePath) -> Address:
     bucket = parts[0] if parts else ""
     if "@" in bucket or ":" in bucket:
         raise UsageError(
-            f"{service.scheme}://***: holds a user's name or a key",
+            Text(f"{service.scheme}://***: holds ", Found("a user's name or a key")),
             f"set {service.credentials}: what is typed is kept by the shell",
             wanted=service.form,
         )

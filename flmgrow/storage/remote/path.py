@@ -28,7 +28,7 @@ from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.storage.remote import marker, store, writing
 from flmgrow.storage.remote.addresses import Address, address_of, is_remote
 from flmgrow.storage.remote.ranges import Ranges
-from flmgrow.storage.remote.store import Found
+from flmgrow.storage.remote.store import FoundObject
 
 
 class _Likeness:
@@ -37,7 +37,7 @@ class _Likeness:
     """
 
     def __init__(self) -> None:
-        self.objects: dict[str, Found] = {}
+        self.objects: dict[str, FoundObject] = {}
         self._unlisted: set[str] = set()
         self._lock = threading.RLock()
         self._root: Path | None = None
@@ -83,7 +83,9 @@ class _Likeness:
                     self.add(address, store.list_below(address))
                     self._unlisted.discard(folder)
 
-    def add(self, address: Address, found: dict[str, Found], folders: Iterable[str] = ()) -> None:
+    def add(
+        self, address: Address, found: dict[str, FoundObject], folders: Iterable[str] = ()
+    ) -> None:
         """Let what was ``found``, by keys in the bucket of ``address``, be there as well; what is
         in ``folders`` is not listed so far.
         """
@@ -147,13 +149,13 @@ class RemotePath(PosixPath):
         return "/".join(self.parts) or "."
 
     @property
-    def found(self) -> Found | None:
+    def found(self) -> FoundObject | None:
         """What was found there, if it is an object."""
         path = self.resolve()
         _likeness.list_what_leads_to(path.parent)
         return _likeness.objects.get(str(path))
 
-    def look(self) -> Found | None:
+    def look(self) -> FoundObject | None:
         """Return what is there now, if it is an object. Raises StorageError."""
         return store.look(address_of(self.resolve()))
 
@@ -285,7 +287,7 @@ def open_folder(path: Path) -> RemotePath:
     return remote_path(path)
 
 
-def _know(address: Address, folders: list[str], objects: dict[str, Found]) -> None:
+def _know(address: Address, folders: list[str], objects: dict[str, FoundObject]) -> None:
     """Know what lies right in ``address``, which must not be half done."""
     mark = address.below(marker.FOLDER)
     if mark.key in folders:

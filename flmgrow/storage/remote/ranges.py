@@ -13,7 +13,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 
 from flmgrow.storage.remote.addresses import Address
-from flmgrow.storage.remote.store import Found, read_range
+from flmgrow.storage.remote.store import FoundObject, read_range
 
 BLOCK = 4 << 20
 PIECE = 16 << 20
@@ -21,7 +21,7 @@ MOST_BLOCKS = 16
 """So many, as a worker for every core may be reading from a place of its own."""
 AHEAD = 3
 
-_Key = tuple[Address, Found, int]
+_Key = tuple[Address, FoundObject, int]
 _Block = Future[memoryview]
 
 
@@ -32,7 +32,7 @@ class _Blocks:
         self.lock = threading.Lock()
         self.kept: OrderedDict[_Key, _Block] = OrderedDict()
 
-    def get(self, address: Address, found: Found, number: int) -> memoryview:
+    def get(self, address: Address, found: FoundObject, number: int) -> memoryview:
         """Return a block. Raises BadCheckpointError, StorageError."""
         key: _Key = (address, found, number)
         block, mine = _Block(), False
@@ -99,7 +99,7 @@ _blocks = _Blocks()
 class Ranges:
     """An object as it was when it was listed, read in ranges from any number of threads."""
 
-    def __init__(self, address: Address, found: Found) -> None:
+    def __init__(self, address: Address, found: FoundObject) -> None:
         self.address = address
         self.found = found
 

@@ -59,7 +59,7 @@ the credentials.
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundObject:
     """An object as a list or an answer describes it; ``tag`` changes with its bytes.
 
     ``version`` is what some services want besides to replace it, and do not tell in lists.
@@ -210,12 +210,12 @@ def patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def look(address: Address) -> Found | None:
+def look(address: Address) -> FoundObject | None:
     """Return what is known of an object, None if there is none. Raises StorageError."""
     store = store_of(address)
     import obstore
 
-    def looked() -> Found | None:
+    def looked() -> FoundObject | None:
         try:
             return found_in(obstore.head(store, address.key))
         except FileNotFoundError:
@@ -224,7 +224,7 @@ def look(address: Address) -> Found | None:
     return ask(address, "looking up", looked)
 
 
-def list_below(address: Address) -> dict[str, Found]:
+def list_below(address: Address) -> dict[str, FoundObject]:
     """Return all objects below a folder, by their keys. Raises StorageError."""
     store = store_of(address)
     import obstore
@@ -236,7 +236,7 @@ def list_below(address: Address) -> dict[str, Found]:
     return {each["path"]: found_in(each) for each in objects}
 
 
-def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
+def list_beside(address: Address) -> tuple[list[str], dict[str, FoundObject]]:
     """Return the keys of the folders right below ``address``, and the objects there by theirs.
 
     Raises StorageError.
@@ -252,16 +252,16 @@ def list_beside(address: Address) -> tuple[list[str], dict[str, Found]]:
     return list(answer["common_prefixes"]), objects
 
 
-def found_in(meta: "ObjectMeta") -> Found:
+def found_in(meta: "ObjectMeta") -> FoundObject:
     """Return what a list or an answer says, in one form: some services leave out the quotes of a
     tag in lists, and fractions of a second in answers.
     """
     tag, modified = meta["e_tag"], meta["last_modified"].astimezone(UTC).replace(microsecond=0)
     plain = tag is not None and not tag.endswith('"')
-    return Found(meta["size"], f'"{tag}"' if plain else tag, modified, meta["version"])
+    return FoundObject(meta["size"], f'"{tag}"' if plain else tag, modified, meta["version"])
 
 
-def read_range(address: Address, found: Found, start: int, count: int) -> memoryview:
+def read_range(address: Address, found: FoundObject, start: int, count: int) -> memoryview:
     """Return ``count`` bytes of an object, which must still be the one that was ``found``.
 
     Raises BadCheckpointError if it is gone or another now, StorageError.

@@ -13,13 +13,14 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.store import (
     ChangedError,
-    Found,
+    FoundObject,
     ask,
     found_in,
     look,
     patiently,
     store_of,
 )
+from flmgrow.text import Found, Text
 
 if TYPE_CHECKING:
     from obstore import PutMode, WritableFile
@@ -31,7 +32,7 @@ AT_ONCE = 4
 _MOST_PARTS = 9000
 
 
-def put_small(address: Address, data: bytes, instead: Found | None = None) -> None:
+def put_small(address: Address, data: bytes, instead: FoundObject | None = None) -> None:
     """Put a small object whole, ``instead`` of one that must still be there if that is given.
 
     Raises ChangedError if it is another one now, StorageError.
@@ -69,7 +70,7 @@ def put_if_new(address: Address, data: bytes) -> bool:
     return True
 
 
-def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
+def read_small(address: Address, most: int) -> tuple[bytes, FoundObject] | None:
     """Return a small object and what it is, None if there is none.
 
     Raises BadCheckpointError if it has more than ``most`` bytes, StorageError.
@@ -77,7 +78,7 @@ def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
     store = store_of(address)
     import obstore
 
-    def read() -> tuple[bytes, Found] | None:
+    def read() -> tuple[bytes, FoundObject] | None:
         try:
             answer = obstore.get(store, address.key)
         except FileNotFoundError:
@@ -85,7 +86,7 @@ def read_small(address: Address, most: int) -> tuple[bytes, Found] | None:
         found = found_in(answer.meta)
         if found.size > most:
             raise BadCheckpointError(
-                f"has {found.size} bytes", where=address, wanted=f"at most {most}"
+                Text("has ", Found(found.size), " bytes"), where=address, wanted=f"at most {most}"
             )
         return bytes(answer.bytes()), found
 
@@ -109,7 +110,7 @@ def delete(folder: Address, keys: Iterable[str]) -> None:
 class NewObject:
     """An object being written from its first byte to its last; made by :func:`new_object`."""
 
-    found: Found
+    found: FoundObject
     """What it is, once it is whole."""
 
     def __init__(self, address: Address, writer: "WritableFile") -> None:

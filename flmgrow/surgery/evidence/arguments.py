@@ -10,6 +10,7 @@ from flmgrow.formats.writing import written_format
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
+from flmgrow.text import Found, Text, Wanted, unlike
 
 Masks = Mapping[Dimension, Mask]
 
@@ -30,24 +31,22 @@ def check_model(
     """
     wanted, found = asdict(growth.new), asdict(result.config)
     wrong = [
-        f"{name} is {found[name]}, wanted {wanted[name]}"
-        for name in wanted
-        if wanted[name] != found[name]
+        unlike(name, found[name], wanted[name]) for name in wanted if wanted[name] != found[name]
     ]
     iterations = {source.iteration, result.iteration} - (set() if declared else {None})
     if written_format(result.format).ranks and len(iterations) > 1:
-        wrong.append(f"iteration is {result.iteration}, wanted {source.iteration}")
+        wrong.append(unlike("iteration", result.iteration, source.iteration))
     known, due = (
         {str(name): mask.to_json() for name, mask in each.items()}
         for each in (masks_of(result), growth.masks if masks is None else masks)
     )
     wrong += [
-        f"{name} mask is {known.get(name)}, wanted {due.get(name)}"
+        unlike(f"{name} mask", known.get(name), due.get(name))
         for name in {**due, **known}
         if known.get(name) != due.get(name)
     ]
     return Check(
-        "model", not wrong, "; ".join(wrong) or "the arguments say what the growth leads to"
+        "model", not wrong, Text("; ").join(wrong) or "the arguments say what the growth leads to"
     )
 
 
@@ -60,6 +59,7 @@ def check_iteration(checkpoint: Checkpoint) -> list[Check]:
         found = rank_content(checkpoint, rank).get("iteration")
         if isinstance(found, int) and found != wanted:
             where = f"rank {rank[0]} of stage {rank[1]}"
-            detail = f"{checkpoint.folder.name}: {where} holds iteration {found}, wanted {wanted}"
+            holds = f"{checkpoint.folder.name}: {where} holds iteration "
+            detail = Text(holds, Found(found), Wanted(wanted))
             return [Check(f"iteration of {checkpoint.name}", False, detail)]
     return []

@@ -25,6 +25,7 @@ from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.states import ModelValues
+from flmgrow.text import Found, Text, Wanted
 
 ELEMENT_BLOCK = 1 << 20
 """Elements derived at once by each worker, at most."""
@@ -94,7 +95,7 @@ def _place(strip: Strip, found: Array, wanted: Array) -> str:
     inside = np.unravel_index(number - int(starts[part]), box.shape)
     index = [low + int(i) for (low, _), i in zip(box.ranges, inside, strict=True)]
     name = strip.segments[part].tensor
-    return f"{name} differs in {index}: {found[first]}, wanted {wanted[first]}"
+    return Text(f"{name} differs in {index}: ", Found(found[first]), Wanted(wanted[first]))
 
 
 def stored_bytes(reader: LogicalReader) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.text import Found, Text
 
 
 def draw_tokens(vocab: int, length: int, seed: int) -> Tensor:
@@ -22,7 +23,9 @@ def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
         tokens = tokens[None]
     config = checkpoint.config
     if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.is_floating_point():
-        raise UsageError(f"tokens of shape {tuple(tokens.shape)}", wanted="whole numbers (b, s)")
+        raise UsageError(
+            Text("tokens of shape ", Found(tuple(tokens.shape))), wanted="whole numbers (b, s)"
+        )
     if int(tokens.min()) < 0 or int(tokens.max()) >= config.vocab:
         found = f"{int(tokens.min())} to {int(tokens.max())}"
         raise UsageError(f"token ids from {found}, the vocabulary has {config.vocab}")

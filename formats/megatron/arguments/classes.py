@@ -17,7 +17,7 @@ from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, OFF, UN
 from flmgrow.formats.megatron.arguments.row import Arguments
 from flmgrow.formats.torch_file.foreign_objects import is_left_out
 from flmgrow.formats.vouched import Vouched
-from flmgrow.text import COMMAND_LINE, Setting, Text
+from flmgrow.text import COMMAND_LINE, Found, Setting, Text
 
 OWN_PREFIX = "flmgrow_"
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -95,19 +95,21 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
     names = [*found.features, *found.doubtful]
     if not names:
         return
-    listed = "; ".join(f"args.{name}: found {reprlib.repr(arguments[name])}" for name in names)
+    listed = Text("; ").join(
+        Text(f"args.{name}: found ", Found(reprlib.repr(arguments[name]))) for name in names
+    )
     if len(listed) > _SHOWN_LENGTH and len(names) > 1:
-        listed = "args: " + ", ".join(names)
+        listed = Text("args: ", ", ".join(names))
     if found.features:
         kinds = " and ".join(dict.fromkeys(FEATURES[name] for name in found.features))
         short = len(listed) + len(kinds) <= 1.5 * _SHOWN_LENGTH
         raise BadCheckpointError(
-            f"{listed}; flmgrow does not support {kinds if short else 'these features'}",
+            Text(listed, f"; flmgrow does not support {kinds if short else 'these features'}"),
             "no option helps: flmgrow works on dense GPT models, every layer of one kind",
             where=where,
         )
     hint = vouched_arguments(ignored).hint(patterns_for(names))
-    raise BadCheckpointError(f"{listed}, which flmgrow does not understand", hint, where=where)
+    raise BadCheckpointError(Text(listed, ", which flmgrow does not understand"), hint, where=where)
 
 
 def patterns_for(names: Sequence[str]) -> list[str]:

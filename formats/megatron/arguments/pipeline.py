@@ -23,6 +23,7 @@ from flmgrow.formats.megatron.arguments.layout_rows import (
 )
 from flmgrow.formats.megatron.arguments.layout_text import parse_layout_text
 from flmgrow.formats.megatron.arguments.row import Arguments
+from flmgrow.text import Found, Text
 
 _MAX_RANKS = 100_000
 
@@ -68,7 +69,9 @@ def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     pp = PP.read(reader)
     vpp = VPP.read(reader) if pp > 1 else 1
     if tp * pp * vpp > _MAX_RANKS:
-        raise BadCheckpointError(f"args say TP{tp} x PP{pp} x VPP{vpp}", where=where, wanted="less")
+        raise BadCheckpointError(
+            Text("args say ", Found(f"TP{tp} x PP{pp} x VPP{vpp}")), where=where, wanted="less"
+        )
     text = TEXT.get(arguments)
     counts: tuple[int, ...] | None
     if isinstance(text, str) and pp > 1:

@@ -17,6 +17,7 @@ from flmgrow.formats.megatron.arguments.names import FEATURES
 from flmgrow.formats.megatron.arguments.row import ModelArgument
 from flmgrow.formats.megatron.arguments.run_rows import EXPERTS, SEQUENCE_LENGTH
 from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE, VOCAB
+from flmgrow.text import Found, Text
 
 _SAME: tuple[ModelArgument[Any], ...] = (
     rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.GROUPS, rows.HEAD_DIM, rows.NORM,
@@ -95,7 +96,7 @@ def _activation(fields: Mapping[str, object], path: Path, notes: list[str]) -> d
             notes.append(f"{path}: names no activation_func; taken to be SwiGLU, as it is gated")
         elif name not in ("silu", "swiglu"):
             raise BadCheckpointError(
-                f"activation_func {name} with a gate",
+                Text("activation_func ", Found(name), " with a gate"),
                 "flmgrow works on models with SwiGLU, GELU or squared ReLU",
                 where=path,
                 wanted="silu",
@@ -104,7 +105,7 @@ def _activation(fields: Mapping[str, object], path: Path, notes: list[str]) -> d
     kind = _PLAIN.get(name or "gelu")
     if kind is None:
         raise BadCheckpointError(
-            f"activation_func {name}",
+            Text("activation_func ", Found(name)),
             "flmgrow works on models with SwiGLU, GELU or squared ReLU",
             where=path,
             wanted="gelu or squared_relu",

@@ -20,7 +20,7 @@ from flmgrow.formats.megatron.arguments.row import ModelArgument
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.config import ModelConfig
-from flmgrow.text import Pass, Text
+from flmgrow.text import Found, Pass, Text, Wanted
 
 Shape = tuple[int, ...]
 
@@ -195,14 +195,18 @@ def check_shapes(
     heads = _wrong_heads(stored, config, arguments)
     if not wrong and heads is None:
         return
-    lines = [
-        f"args.{n} is {said.get(n, arguments.get(n))}, wanted {_wanted(value)}: {_seen(stored, n)}"
+    lines: list[str] = [
+        Text(
+            f"args.{n} is ",
+            Found(said.get(n, arguments.get(n))),
+            Wanted(f"{_wanted(value)}: {_seen(stored, n)}"),
+        )
         for n, value in wrong.items()
     ]
     lines += [] if heads is None else [heads[0]]
     choices = {name: value for name, value in wrong.items() if value is not None}
     choices |= {} if heads is None else heads[1]
-    raise BadCheckpointError("; ".join(lines), _way_out(wrong, heads, choices), where=where)
+    raise BadCheckpointError(Text("; ").join(lines), _way_out(wrong, heads, choices), where=where)
 
 
 def _wanted(value: object) -> object:

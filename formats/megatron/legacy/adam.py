@@ -21,6 +21,7 @@ from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.mup import KIND, kind_of
 from flmgrow.model.states import MOMENTS, State
+from flmgrow.text import Found, Text
 
 Group = Mapping[object, object]
 MASTERS = "fp32_from_fp16_params"
@@ -151,7 +152,9 @@ class AdamRank:
         where = f"{self.where}: {name} of {array.placement.key}"
         if not isinstance(value, TensorRecord) or value.shape != array.placement.shape:
             found = value.shape if isinstance(value, TensorRecord) else f"{value!r:.40}"
-            raise BadCheckpointError(f"{found}", _BELONG, where=where, wanted=array.placement.shape)
+            raise BadCheckpointError(
+                Text(Found(found)), _BELONG, where=where, wanted=array.placement.shape
+            )
         return StoredArray(array.placement, self.file, value)
 
     def _numbers(self, group: Group, members: int) -> list[int]:
@@ -159,8 +162,8 @@ class AdamRank:
         numbers = group.get("params")
         found = len(numbers) if isinstance(numbers, list) else "no"
         if not isinstance(numbers, list) or found != members:
-            what = f"a param group has {found} parameters, wanted {members}"
-            raise BadCheckpointError(what, _BELONG, where=self.where)
+            what = Text("a param group has ", Found(found), " parameters")
+            raise BadCheckpointError(what, _BELONG, where=self.where, wanted=members)
         if not all(type(number) is int for number in numbers):
             raise BadCheckpointError(
                 f"a param group numbers them {numbers!r:.60}", where=self.where
@@ -179,7 +182,9 @@ class AdamRank:
         ]
         if len(state) != len(arrays) or len(set(numbers)) != len(arrays):
             found = f"state of {len(state)} parameters for {len(set(numbers))} numbers"
-            raise BadCheckpointError(f"{found}", _BELONG, where=self.where, wanted=len(arrays))
+            raise BadCheckpointError(
+                Text(Found(found)), _BELONG, where=self.where, wanted=len(arrays)
+            )
         entries = []
         for number, array in zip(numbers, arrays, strict=True):
             entry = self._dict(state.get(number), f"state of {array.placement.key}")

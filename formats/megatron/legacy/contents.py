@@ -12,14 +12,14 @@ from flmgrow.formats.megatron.arguments.given import corrected, with_arguments
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.values import namespace
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 
 def content_of(file: TorchFile) -> Mapping[object, object]:
     """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""
     if not isinstance(file.root, dict):
         raise BadCheckpointError(
-            f"holds a {type(file.root).__name__}", where=file.file.path, wanted="a dict"
+            Text("holds a ", Found(type(file.root).__name__)), where=file.file.path, wanted="a dict"
         )
     return file.root
 
@@ -85,7 +85,7 @@ class RankFiles:
             return None
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         return IncompleteCheckpointError(
-            f"{missing[0]}{more}: not there",
+            Text(f"{missing[0]}{more}: ", Found("not there")),
             Text(
                 "copy the rank folders again; expand and reshard go on without with ",
                 Setting("no_optimizer", True),

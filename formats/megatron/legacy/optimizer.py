@@ -20,6 +20,7 @@ from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files, is
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.states import State
+from flmgrow.text import Found, Text, Wanted
 
 RankOptimizer = AdamRank | DistributedRank
 
@@ -75,14 +76,14 @@ def _check_alike(
         own = _settings(optimizer, group)
         if own not in left:
             raise BadCheckpointError(
-                f"a param group {_unlike(own, left)} {first.where}",
+                Text("a param group ", _unlike(own, left, first.where)),
                 "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
                 where=optimizer.where,
             )
         left.remove(own)
     if isinstance(optimizer, AdamRank) and optimizer.members != optimizer.members_by(first.groups):
         raise BadCheckpointError(
-            f"has {len(optimizer.groups)} param groups",
+            Text("has ", Found(len(optimizer.groups)), " param groups"),
             "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,
             where=optimizer.where,
             wanted=f"those of {len(first.groups)} in {first.where} that its parameters belong to",
@@ -101,14 +102,19 @@ def _check_alike(
         )
 
 
-def _unlike(group: Mapping[object, object], others: Sequence[Mapping[object, object]]) -> str:
-    """Say what a group has that none of ``others`` has: the first setting in which all differ."""
+def _unlike(
+    group: Mapping[object, object], others: Sequence[Mapping[object, object]], where: str
+) -> str:
+    """Say what a group has that none of ``others``, which are of ``where``, has: the first setting
+    in which all differ.
+    """
     for key, value in group.items():
         found = [other.get(key) for other in others]
         if value not in found:
             shown = ", ".join(sorted({repr(one)[:40] for one in found})) or "no such group"
-            return f"has {str(key)[:40]} {value!r:.40}, wanted {shown} as in"
-    return "is unlike all of"
+            has = Text(f"has {str(key)[:40]} ", Found(f"{value!r:.40}"))
+            return Text(has, Wanted(f"{shown} as in {where}"))
+    return f"is unlike all of {where}"
 
 
 def _dtype(kind: State, pieces: Sequence[Piece]) -> str:

@@ -40,7 +40,7 @@ from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.torch_file.values import Opaque, TensorRecord, enum_value
-from flmgrow.text import Text
+from flmgrow.text import Found, Text
 
 _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
@@ -141,7 +141,7 @@ def _stored(placement: Placement, file: TorchFile, chunk: Mapping[object, object
         raise BadCheckpointError(f"is not a plain dense tensor ({record!r:.60})", where=where)
     if record.shape != placement.shape:
         raise BadCheckpointError(
-            f"shape {record.shape}",
+            Text("shape ", Found(record.shape)),
             "the args and the weights do not agree",
             where=where,
             wanted=placement.shape,

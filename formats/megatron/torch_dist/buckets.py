@@ -48,6 +48,7 @@ from flmgrow.formats.megatron.torch_dist.ranks import (
 )
 from flmgrow.formats.reading import AssembledArray, Piece
 from flmgrow.model.states import State
+from flmgrow.text import Found, Text
 
 _BUCKET = re.compile(
     r"optimizer\.distributed\.dp_group_idx_\d+\.gbuf_idx_\d+"
@@ -98,8 +99,10 @@ def read_buckets(
     return pieces, common_state(contents, {g: entries[g] for g in filled}, dtypes)
 
 
-def _refuse(contents: DistFolder, name: str, what: str, hint: str = BELONG) -> NoReturn:
-    raise BadCheckpointError(what, hint, where=(contents.folder, name))
+def _refuse(
+    contents: DistFolder, name: str, what: str, hint: str = BELONG, wanted: object = ""
+) -> NoReturn:
+    raise BadCheckpointError(what, hint, where=(contents.folder, name), wanted=wanted)
 
 
 def _dtypes(contents: DistFolder, weights: str) -> tuple[str, str]:
@@ -128,12 +131,18 @@ def _bucket_pieces(
         name = f"{stem}.{buffer}"
         tensor = left.pop(name, None)
         if tensor is None:
-            _refuse(contents, name, f"not there, wanted {bucket.size} elements", _OTHER_RUN)
+            _refuse(
+                contents,
+                name,
+                Text(Found("not there")),
+                _OTHER_RUN,
+                wanted=f"{bucket.size} elements",
+            )
         if tensor.shape != (bucket.size,) and not _padded(tensor, bucket.size, contents):
-            what = f"shape {tensor.shape}, wanted {(bucket.size,)}"
-            _refuse(contents, name, what, _OTHER_RUN)
+            what = Text("shape ", Found(tensor.shape))
+            _refuse(contents, name, what, _OTHER_RUN, wanted=(bucket.size,))
         if tensor.dtype != DTYPE:
-            _refuse(contents, name, f"dtype {tensor.dtype}, wanted {DTYPE}")
+            _refuse(contents, name, Text("dtype ", Found(tensor.dtype)), wanted=DTYPE)
         found[state] = list(_cut_out(tensor, bucket, contents.items))
     return found
 

@@ -35,6 +35,7 @@ from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.values import OrderedMap, namespace
 from flmgrow.storage.files import ReadOnlyFile, known_state, state_of
 from flmgrow.storage.strict_json import read_object
+from flmgrow.text import Found, Text
 
 Progress = Callable[[int], object]
 
@@ -137,7 +138,7 @@ class DistFolder:
         beside = os.path.lexists(self.folder / COMMON)
         if self.in_shard and beside:
             raise BadCheckpointError(
-                f"has a {COMMON} and {COMMON_STATE} in a shard",
+                Text("has ", Found(f"a {COMMON} and {COMMON_STATE} in a shard")),
                 f"two saves are mixed; if {COMMON} is the older one, remove it",
                 where=self.folder,
                 wanted="one of them",
@@ -176,7 +177,9 @@ class DistFolder:
         if self.in_shard and isinstance(root, list) and len(root) == 1:
             (root,) = root
         if not isinstance(root, dict):
-            raise BadCheckpointError(f"found {describe(root)}", where=self.where, wanted="a dict")
+            raise BadCheckpointError(
+                Text("found ", Found(describe(root))), where=self.where, wanted="a dict"
+            )
         return root if self.arguments is None else with_arguments(root, self.arguments)
 
     @property
@@ -197,7 +200,7 @@ class DistFolder:
             if key := extra_state_key(name):
                 if key in found:
                     raise BadCheckpointError(
-                        f"found {key} twice",
+                        Text("found ", Found(key), " twice"),
                         "two saves are mixed: use another copy",
                         where=(self.folder, name),
                         wanted="it once",
@@ -297,7 +300,7 @@ def _check_backend(path: Path) -> None:
         raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
     if backend != _BACKEND:
         raise BadCheckpointError(
-            f"sharded_backend: found {describe(backend)}",
+            Text("sharded_backend: found ", Found(describe(backend))),
             "load it with the Megatron-LM that wrote it and --ckpt-convert-format torch "
             "--ckpt-convert-save DIR",
             where=path,

@@ -15,6 +15,7 @@ from flmgrow.formats.dcp.metadata import DcpChunk
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.torch_dist.contents import ItemPiece
 from flmgrow.formats.reading import DTYPES
+from flmgrow.text import Found, Text
 
 Numbers = tuple[int, ...]
 
@@ -89,7 +90,7 @@ def _place(chunk: DcpChunk, shape: Numbers) -> int:
     split = next((axis for axis, size in enumerate(chunk.sizes) if size > 1), len(shape))
     if chunk.sizes[split + 1 :] != shape[split + 1 :]:
         raise BadCheckpointError(
-            f"found a chunk of sizes {list(chunk.sizes)}",
+            Text("found a chunk of sizes ", Found(list(chunk.sizes))),
             wanted=f"an unbroken range of {list(shape)}",
         )
     place = 0

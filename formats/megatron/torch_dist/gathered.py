@@ -21,6 +21,7 @@ from flmgrow.formats.megatron.torch_dist.ranks import (
 from flmgrow.formats.reading import Piece
 from flmgrow.formats.torch_file.calls import describe
 from flmgrow.model.states import State
+from flmgrow.text import Found, Text
 
 
 def _name(rank: str) -> str:
@@ -55,7 +56,7 @@ def read_gathered(
         where = f"{file.file.path}: {item.name}"
         if not isinstance(file.root, list) or len(file.root) != 1:
             raise BadCheckpointError(
-                f"found {describe(file.root)}", where=where, wanted="a list of one"
+                Text("found ", Found(describe(file.root))), where=where, wanted="a list of one"
             )
         (root,) = file.root
         entry: dict[object, object] = dict(entries[rank].items())

@@ -18,6 +18,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import is_inside
 from flmgrow.formats.torch_file.calls import describe
 from flmgrow.storage.files import ReadOnlyFile
+from flmgrow.text import Found, Text
 
 INTEGRITY = "integrity.json"
 ALGORITHM = "sha256"
@@ -53,20 +54,26 @@ def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
     # os.path, as Path.is_file raises for an impossible name.
     if missing := [name for name in sums if not os.path.isfile(folder / name)]:  # noqa: PTH113
         raise BadCheckpointError(
-            f"found {len(sums) - len(missing)} of {len(sums)} files",
+            Text("found ", Found(len(sums) - len(missing)), f" of {len(sums)} files"),
             "the checkpoint is not complete: copy these files to it",
             where=path,
             wanted=f"also {', '.join(missing)}",
         )
     if unlisted := sorted(set(needed) - sums.keys()):
-        raise _refused(path, f"{unlisted[0]}: not listed, wanted every file of the checkpoint")
+        raise _refused(
+            path,
+            Text(f"{unlisted[0]}: ", Found("not listed")),
+            wanted="every file of the checkpoint",
+        )
     return sums
 
 
 def _parsed(path: Path) -> dict[str, str]:
     with ReadOnlyFile(path) as file:
         if file.size > MAX_BYTES:
-            raise _refused(path, f"found {file.size} bytes, wanted at most {MAX_BYTES}")
+            raise _refused(
+                path, Text("found ", Found(file.size), " bytes"), wanted=f"at most {MAX_BYTES}"
+            )
         data = file.read(0, file.size)
     try:
         content = json.loads(data)
@@ -74,17 +81,21 @@ def _parsed(path: Path) -> dict[str, str]:
         raise _refused(path, f"not readable: {error}") from None
     sums = content.get("files") if isinstance(content, dict) else None
     if not isinstance(sums, dict):
-        raise _refused(path, "has no files, wanted sums by file name")
+        raise _refused(path, "has no files", wanted="sums by file name")
     if (found := content.get("algorithm", ALGORITHM)) != ALGORITHM:
-        raise _refused(path, f"algorithm: found {describe(found)}, wanted {ALGORITHM}")
+        raise _refused(path, Text("algorithm: found ", Found(describe(found))), wanted=ALGORITHM)
     for name, value in sums.items():
         if not isinstance(value, str) or not _SUM.fullmatch(value):
-            raise _refused(path, f"{describe(name)}: found {describe(value)}, wanted a SHA-256 sum")
+            raise _refused(
+                path,
+                Text(f"{describe(name)}: found ", Found(describe(value))),
+                wanted="a SHA-256 sum",
+            )
     return sums
 
 
-def _refused(path: Path, what: str) -> BadCheckpointError:
-    return BadCheckpointError(what, _STALE, where=path)
+def _refused(path: Path, what: str, wanted: str = "") -> BadCheckpointError:
+    return BadCheckpointError(what, _STALE, where=path, wanted=wanted)
 
 
 def check_sum(path: Path, wanted: str) -> None:

@@ -24,6 +24,7 @@ from flmgrow.formats.megatron.torch_dist.pieces import find_pieces
 from flmgrow.formats.megatron.torch_dist.ranks import SHARDING
 from flmgrow.formats.reading import LogicalReader, Piece
 from flmgrow.model.states import MOMENTS, State
+from flmgrow.text import Found, Text
 
 _ENTRY = re.compile(r"optimizer\.state\.(param|fp32_param|exp_avg|exp_avg_sq)\..+")
 _STATE = "optimizer.state."
@@ -98,7 +99,7 @@ def _read_arrays(
     ]
     if len(masters) > 1:
         raise BadCheckpointError(
-            f"found {' and '.join(masters)}",
+            Text("found ", Found(" and ".join(masters))),
             BELONG,
             where=(contents.folder, _STATE),
             wanted="one of them",

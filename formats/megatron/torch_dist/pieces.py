@@ -32,6 +32,7 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.tensors import LogicalTensor
+from flmgrow.text import Found, Text
 
 _HALVES = ("_w", "_v")
 _DISAGREE = "the args and the weights do not agree"
@@ -100,7 +101,9 @@ def _cut(
     where = f"{contents.folder}: {tensor.name}"
     local = _local_shape(tensor.shape, wanted)
     if tensor.shape != wanted and local is None:
-        raise BadCheckpointError(f"shape {tensor.shape}", _DISAGREE, where=where, wanted=wanted)
+        raise BadCheckpointError(
+            Text("shape ", Found(tensor.shape)), _DISAGREE, where=where, wanted=wanted
+        )
     try:
         for spans, found in _boxes(tensor, local, stacked):
             own = layer
@@ -127,13 +130,13 @@ def _local_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, 
     return local if prod(local) == flat else None
 
 
-Found = list[tuple[int, DcpChunk, Part | None]]
+Chunks = list[tuple[int, DcpChunk, Part | None]]
 """Chunks, or parts of chunks, each with the place of its first element in a local shard."""
 
 
 def _boxes(
     tensor: DcpTensor, local: tuple[int, ...] | None, stacked: bool
-) -> Iterator[tuple[list[Span], Found]]:
+) -> Iterator[tuple[list[Span], Chunks]]:
     """Yield the boxes that are stored, none of several layers: the span on each axis, and where.
 
     Each is a chunk or a layer of it, or a local shard of the shape ``local``.
@@ -144,7 +147,7 @@ def _boxes(
                 spans = [(at, at + size) for at, size in zip(offsets, sizes, strict=True)]
                 yield spans, [(0, chunk, part)]
         return
-    shards: dict[tuple[int, ...], Found] = {}
+    shards: dict[tuple[int, ...], Chunks] = {}
     for chunk in tensor.chunks:
         for part, offsets, _ in _split(chunk, len(local)):
             shards.setdefault(offsets[:-1], []).append((offsets[-1], chunk, part))

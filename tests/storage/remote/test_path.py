@@ -19,7 +19,7 @@ from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.remote import ranges, store
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.path import RemotePath, open_folder
-from flmgrow.storage.remote.store import Found
+from flmgrow.storage.remote.store import FoundObject
 
 DATA = bytes(range(256)) * 40
 FILES = {"config.json": b"{}", "a/one.pt": DATA, "a/b/two.pt": DATA[::-1], "a/empty": b""}
@@ -179,7 +179,7 @@ def test_what_was_not_asked_for_fails_nobody(
 ) -> None:
     real, failed = store.read_range, threading.Event()
 
-    def read_range(address: Address, found: Found, start: int, count: int) -> memoryview:
+    def read_range(address: Address, found: FoundObject, start: int, count: int) -> memoryview:
         if start == 2000 and not failed.is_set():
             failed.set()
             raise StorageError("once")
