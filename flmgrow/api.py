@@ -96,7 +96,7 @@ class Plan:
     @property
     def dropped(self) -> tuple[str, ...]:
         """What of the source is left out."""
-        return self.details.dropped
+        return tuple(map(str, self.details.dropped))
 
     def write(self, destination: PathLike, **running: Unpack[RunningGiven]) -> Written:
         """Write the checkpoint into the new folder ``destination``: complete, or not at all.

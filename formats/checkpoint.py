@@ -90,6 +90,19 @@ AS_STORED = ReadOptions()
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Something of a source that a result does not have; ``why`` is empty where its name says it
+    all.
+    """
+
+    name: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}" if self.why else self.name
+
+
+@dataclass(frozen=True)
 class HubOrigin:
     """Where on the Hub a checkpoint was fetched from: repository, and the commit it stood at."""
 

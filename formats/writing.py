@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, LeftOut, TargetModel
 from flmgrow.formats.companions import companion_files
 from flmgrow.formats.huggingface.writer import (
     huggingface_dropped,
     huggingface_files,
     huggingface_notes,
 )
-from flmgrow.formats.megatron.carried import dropped_notes
+from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.legacy.writer import target_files
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
@@ -48,7 +48,7 @@ class Format:
     """
 
     describe: Callable[[Checkpoint, TargetModel], Sequence[NewFile]]
-    dropped: Callable[[Checkpoint, TargetModel], list[str]] = dropped_notes
+    dropped: Callable[[Checkpoint, TargetModel], list[LeftOut]] = dropped_content
     notes: Callable[[Checkpoint, TargetModel], list[str]] = megatron_notes
     ranks: bool = True
 
@@ -93,7 +93,7 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
     return [*files, *companion_files(source.companions, folder_name(source.iteration))]
 
 
-def left_out(source: Checkpoint, target: TargetModel) -> list[str]:
+def left_out(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
     """Name what of the source's carried content the target will not have, and why if need be."""
     return written_format(target.format).dropped(source, target)
 

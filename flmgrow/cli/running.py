@@ -80,7 +80,7 @@ def carry_out(
     for text in plan.growth.notes:
         note(text)
     for item in plan.dropped:
-        note("left out: " + item)
+        note(f"left out: {item}")
     if running.only_shards is not None:
         _write_some(plan, destination, running)
         return

@@ -13,7 +13,7 @@ from itertools import chain
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, LeftOut, TargetModel
 from flmgrow.formats.history.manifest import masks_of, methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.formats.opening import with_optimizer
@@ -133,7 +133,7 @@ class Plan:
     files: tuple[NewFile, ...]
     file_sizes: Mapping[str, int]
     counts: Mapping[str, Counts]
-    dropped: tuple[str, ...] = ()
+    dropped: tuple[LeftOut, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(plan_lines(self))
@@ -319,7 +319,7 @@ def _check_masters(source: Checkpoint, dtype: str | None) -> None:
         )
 
 
-def _unused(source: Checkpoint, growth: Growth) -> list[str]:
+def _unused(source: Checkpoint, growth: Growth) -> list[LeftOut]:
     """Name old indices that no new index comes from: vocabulary padding without room."""
     unused = []
     for axis, axis_map in growth.maps.items():
@@ -327,7 +327,7 @@ def _unused(source: Checkpoint, growth: Growth) -> list[str]:
             set(axis_map.source.tolist()) & set(range(axis_map.old_size))
         )
         if lost:
-            unused.append(f"{lost} of {axis_map.old_size} {axis} rows (padding)")
+            unused.append(LeftOut(f"{lost} of {axis_map.old_size} {axis} rows (padding)"))
     return unused
 
 

@@ -51,7 +51,7 @@ def plan_lines(plan: "Plan", *more: tuple[str, str], words: Words = PYTHON) -> l
         ("read", size(source.nbytes)),
         ("write", f"{size(plan.total_bytes)} in {len(plan.files)} files"),
         *more,
-        *(("left out", item) for item in plan.dropped),
+        *(("left out", str(item)) for item in plan.dropped),
         *(("note", note) for note in plan.growth.notes),
     ]
     return aligned(rows, words)
@@ -81,6 +81,6 @@ def plan_data(plan: "Plan", **more: object) -> Json:
         "axes": {str(axis): source_runs(m) for axis, m in plan.growth.maps.items()},
         "elements": {name: asdict(counts) for name, counts in plan.counts.items()},
         **more,
-        "dropped": list(plan.dropped),
+        "dropped": [str(item) for item in plan.dropped],
         "notes": list(plan.growth.notes),
     }

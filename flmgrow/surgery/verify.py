@@ -156,7 +156,7 @@ def _derived(
         way = recorded_way(source, manifest)
         drifted = Replicated.RANK0 in (how.replicated, manifest.options.replicated)
         copies = check_copies(start, drifted) + check_copies(result)
-        carried = check_carried(start, result, way.growth, manifest.dropped)
+        carried = check_carried(start, result, way.growth, manifest.leaves_out)
         sharing = Sharing(how.ranks, function.cost)
         effort = replace(how.effort, sharing=sharing, meanwhile=function.begin)
         return way.growth, [*copies, carried, *evidence_of(start, result, way, effort)]

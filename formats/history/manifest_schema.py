@@ -113,6 +113,7 @@ class _Manifest(_Checked):
     training: dict[str, Any] | None = None
     options: _Options
     dropped: list[str] = []
+    dropped_why: dict[str, str] = {}
     drift: list[str] = []
     notes: list[str] = []
     files: list[_File]

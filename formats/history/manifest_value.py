@@ -132,6 +132,7 @@ class Manifest(Part):
     masks: Mapping[Dimension, Mask]
     options: Options
     dropped: tuple[str, ...]
+    dropped_why: Mapping[str, str] | None = None
     optimizer: str
     training: Carried | None
     drift: tuple[str, ...]
@@ -163,6 +164,7 @@ class Manifest(Part):
             masks={Dimension(name): mask_from_json(name, found) for name, found in masks},
             options=Options.parse(data["options"]),
             dropped=tuple(data.get("dropped", [])),
+            dropped_why=data.get("dropped_why"),
             optimizer=data["optimizer"],
             training=None if training is None else Carried.parse(training, "training"),
             drift=tuple(data.get("drift", [])),
@@ -172,6 +174,16 @@ class Manifest(Part):
             xxh3_128=data.get(SUM),
             read=data,
         )
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether the source's content under ``key`` is not in what it describes.
+
+        Earlier versions wrote the reason behind the key.
+        """
+        earlier = self.dropped_why is None and any(
+            entry.startswith(f"{key}: ") for entry in self.dropped
+        )
+        return earlier or key in self.dropped
 
     @property
     def has_optimizer(self) -> bool:

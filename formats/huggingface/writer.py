@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from flmgrow import __version__
-from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, HuggingFaceOptions, TargetModel
+from flmgrow.formats.checkpoint import (
+    AS_STORED,
+    Checkpoint,
+    HuggingFaceOptions,
+    LeftOut,
+    TargetModel,
+)
 from flmgrow.formats.companions import as_new_file
 from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
@@ -126,11 +132,12 @@ def _shipped(family: Family, carried: Sequence[NewFile]) -> Iterator[TargetBytes
         yield TargetBytes(name, folder.joinpath(name).read_bytes())
 
 
-def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[str]:
+def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
     """Name the carried content that has no place in the target and is left out."""
     if source.format != "huggingface":
-        return list(source.carried)
-    return [text for kind, text in source.carried.items() if kind not in _kinds(target)]
+        return [LeftOut(name) for name in source.carried]
+    kept = _kinds(target)
+    return [LeftOut(text) for kind, text in source.carried.items() if kind not in kept]
 
 
 def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:

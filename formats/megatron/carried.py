@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, LeftOut, TargetModel
 from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.model import written_arguments
@@ -29,7 +29,6 @@ _MEANT = (*_PER_RANK, *_OPTIMIZER, EXTRA_STATE)
 """Everything else that a source names is left out, as its user says it may be."""
 
 _LAYER = "decoder.layers."
-_WHY = ": "
 
 
 def source_chunk_states(
@@ -127,16 +126,10 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     return [*left, *(key for key in unknown if key not in left)]
 
 
-def dropped_notes(source: Checkpoint, target: TargetModel) -> list[str]:
-    """Return :func:`dropped` with the reason behind each key that has one of its own."""
+def dropped_content(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
+    """Return what :func:`dropped` does, with the reason for each key that has one of its own."""
     reasons = left_out_objects(rank_content(source, (0, 0)))
-    left = dropped(source, target)
-    return [f"{key}{_WHY}{reasons[key]}" if key in reasons else key for key in left]
-
-
-def dropped_key(entry: str) -> str:
-    """Return what an entry of ``dropped`` in a manifest names; some have their reason behind it."""
-    return entry.partition(_WHY)[0]
+    return [LeftOut(key, reasons.get(key, "")) for key in dropped(source, target)]
 
 
 def carried_content(

@@ -4,6 +4,7 @@ Every form is tried for every command and place in the exhaustive tests; here ea
 """
 
 import itertools
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,10 @@ def test_an_object_of_a_users_package_is_left_out_and_told(
         outcome = accepted(word, source, own / "out", *options)
         told = f"note: left out: {label}: names {OWN_PACKAGE}.OwnClass, which may run anything"
         assert told in outcome.err
+        if command != "export":
+            said = json.loads((own / "out" / "flmgrow.json").read_text(encoding="utf-8"))
+            assert label in said["dropped"]
+            assert said["dropped_why"][label].startswith(f"names {OWN_PACKAGE}.OwnClass")
         for file in written_files(own / "out", own):
             assert not runs(file, canary, patience=0)
     if command == "reshard":

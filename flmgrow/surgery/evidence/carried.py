@@ -5,10 +5,10 @@ random number state or a number of iterations is as it was. All of it decides on
 on, and none of it shows in what the model computes.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.megatron.carried import dropped_key, extra_states, keeps_tensor_ranks
+from flmgrow.formats.megatron.carried import extra_states, keeps_tensor_ranks
 from flmgrow.formats.megatron.content import chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.megatron.torch_dist.objects import LAYERS
@@ -25,7 +25,7 @@ _SHOWN = 3
 
 
 def check_carried(
-    source: Checkpoint, result: Checkpoint, growth: Growth, dropped: Collection[str]
+    source: Checkpoint, result: Checkpoint, growth: Growth, dropped: Callable[[str], bool]
 ) -> Check:
     """Compare what ``result`` carries with what ``source`` has, but for what was ``dropped``."""
     if not written_format(result.format).ranks:
@@ -104,15 +104,16 @@ def _names(states: Mapping[str, object], donors: list[int] | None) -> Iterator[t
                 yield f"{LAYERS}{layer}.{rest}", key
 
 
-def _content(source: Checkpoint, result: Checkpoint, dropped: Collection[str]) -> dict[str, str]:
+def _content(
+    source: Checkpoint, result: Checkpoint, dropped: Callable[[str], bool]
+) -> dict[str, str]:
     """Return what each rank of ``result`` has of ``source``, beside models and what was dropped."""
-    left = {*_SEEN_TO, *map(dropped_key, dropped)}
-    left |= {chunk_key(chunk, source.layout) for chunk in range(source.layout.vpp)}
+    left = {*_SEEN_TO, *(chunk_key(chunk, source.layout) for chunk in range(source.layout.vpp))}
     found: dict[str, str] = {}
     for rank in result.layout.ranks:
         known: dict[int, str] = {}
         content = rank_content(source, rank if rank in source.layout.ranks else (0, 0))
         for key, value in content.items():
-            if key not in left:
+            if key not in left and not dropped(str(key)):
                 found[f"{key} of rank {rank}"] = text_of(value, known)
     return found

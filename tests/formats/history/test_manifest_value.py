@@ -134,8 +134,25 @@ def test_an_earlier_receipt_is_proven_if_its_elements_were_derived(plain: State)
     assert Receipt.parse({**receipt, "checks": []}).summary.proven is None
 
 
+def test_what_is_left_out_is_known_by_its_name(plain: State) -> None:
+    plain.update(dropped=["rng_state", "own"], dropped_why={"own": "names a.B"})
+    manifest = Manifest.parse(plain)
+    assert manifest.to_json() == plain
+    assert [manifest.leaves_out(key) for key in ("rng_state", "own", "ow", "own: names a.B")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_what_an_earlier_version_left_out_is_known(plain: State) -> None:
+    """It wrote the reason behind the name."""
+    plain.update(dropped=["rng_state", "own: names a.B"])
+    manifest = Manifest.parse(plain)
+    assert [manifest.leaves_out(key) for key in ("rng_state", "own", "ow")] == [True, True, False]
+
+
 @pytest.mark.parametrize(("keys", "value"), [
-    (("dropped",), "optimizer"), (("notes",), [3]), (("dtype",), None), (("model",), []),
+    (("dropped",), "optimizer"), (("dropped_why",), {"own": 3}), (("notes",), [3]),
+    (("dtype",), None), (("model",), []),
     (("growth", "seed"), "0"), (("growth", "preserves_function"), "yes"),
     (("growth", "spreads"), {"up": "wide"}), (("options", "replicated"), 3),
     (("source", "receipt", "checks"), [{"passed": True}]), (("training",), {"tokens": -1}),
