@@ -26,7 +26,7 @@ from flmgrow.formats.torch_file.file import TorchFileWriter, new_scalar
 from flmgrow.formats.writing import described_files
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
-from flmgrow.storage.files import Bytes, crc32
+from flmgrow.storage.crc import Bytes, crc32
 
 PIECE = 1 << 24
 _LLAMA: dict[str, Any] = {

@@ -18,7 +18,8 @@ from typing import ClassVar
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
-from flmgrow.storage.files import Bytes, ReadOnlyFile
+from flmgrow.storage.crc import Bytes
+from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.links import own_file
 from flmgrow.storage.strict_json import read_object, refuse_pointer
 from flmgrow.text import Found, Text

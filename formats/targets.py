@@ -15,7 +15,7 @@ from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.torch_file.file import TorchFileWriter, source_chunks
 from flmgrow.model.states import State
-from flmgrow.storage.files import Bytes
+from flmgrow.storage.crc import Bytes
 
 
 class Buffer(Protocol):

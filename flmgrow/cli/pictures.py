@@ -4,6 +4,7 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.stages.drawing import KINDS
+from flmgrow.text import Found, Text
 
 
 def picture_kind(option: str, file: Path) -> str:
@@ -20,12 +21,13 @@ def picture_kind(option: str, file: Path) -> str:
         )
     if not file.parent.is_dir():
         raise UsageError(
-            f"{option} {file}: {file.parent} is no folder",
+            Text(f"{option} {file}: ", Found(file.parent), " is no folder"),
             "make the folder first, or name a place in another one",
             wanted="one to write the picture in",
         )
     kind = file.suffix.removeprefix(".").lower()
     if kind not in KINDS:
         wanted = ", ".join(f".{each}" for each in KINDS)
-        raise UsageError(f"{option} {file}: unknown kind of picture", wanted=f"one of {wanted}")
+        what = Text(f"{option} {file}: ", Found("unknown kind of picture"))
+        raise UsageError(what, wanted=f"one of {wanted}")
     return kind

@@ -15,28 +15,20 @@ open files) is a :class:`StorageError`; everything else is wrong with the input.
 import errno
 import os
 import stat
-import threading
-import time
-import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
+from flmgrow.storage.open_files import OpenFiles
 from flmgrow.storage.remote.path import RemotePath
 from flmgrow.storage.remote.store import FoundObject
 from flmgrow.text import Found, Text
 
 MAX_OPEN_FILES = 64
-_A_MOMENT = 0.001
-"""Seconds between two looks for a place among them."""
 PIECE = 1 << 20
 """Bytes read at a time when a range is streamed: small enough to stay in the processor's cache."""
-
-Bytes = bytes | bytearray | memoryview
-"""What holds bytes. (A memoryview of any contiguous array will do.)"""
 
 _MISSING_OR_UNFIT = {
     errno.ENOENT: "does not exist",
@@ -49,26 +41,7 @@ _MISSING_OR_UNFIT = {
     errno.ENODEV: "is not a regular file",
 }
 
-
 _LOOK = "check that the path is right and the checkpoint complete"
-
-
-def _best_crc32() -> Callable[[Bytes, int], int]:
-    """Return the fastest CRC32 there is: isal's is five times as fast as zlib's."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return zlib.crc32
-    fast: Callable[[Bytes, int], int] = isal_zlib.crc32
-    return fast
-
-
-_crc32 = _best_crc32()
-
-
-def crc32(data: Bytes, value: int = 0) -> int:
-    """Return the CRC32 of ``data``, continuing from ``value``."""
-    return _crc32(data, value)
 
 
 class Fingerprint(NamedTuple):
@@ -90,82 +63,7 @@ def first_bytes(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-class _Descriptor:
-    """One open descriptor and who is reading from it now."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.readers: set[object] = set()
-
-
-class _OpenFiles:
-    """The descriptors of all files, least recently used first; those being read stay open.
-
-    An interrupt may end the main thread's work between any two lines, of this class, too. So nobody
-    waits here for somebody else to be done, but for a place among so many; and each reader is known
-    by an object of its own, not counted: to leave twice, or without having come, changes nothing.
-    (The lock is a plain one: it is taken and given back in one instruction. A Condition is not.)
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.lock = threading.Lock()
-        self.descriptors: OrderedDict[ReadOnlyFile, _Descriptor] = OrderedDict()
-        self.dropped: set[_Descriptor] = set()
-
-    @contextmanager
-    def borrow(self, file: "ReadOnlyFile") -> Iterator[int]:
-        """Give a descriptor of ``file`` that stays open until the block ends."""
-        reader = object()
-        held: list[_Descriptor] = []
-        try:
-            while not held:
-                with self.lock:
-                    self._lend(file, reader, held)
-                if not held:
-                    time.sleep(_A_MOMENT)  # more threads are reading than may have files open
-            yield held[0].number
-        finally:
-            with self.lock:
-                for descriptor in held:
-                    descriptor.readers.discard(reader)
-                    self._close_if_dropped(descriptor)
-
-    def close(self, file: "ReadOnlyFile") -> None:
-        """Close the descriptor of ``file``; the last to read from it does so if there are any."""
-        with self.lock:
-            descriptor = self.descriptors.pop(file, None)
-            if descriptor is not None:
-                self.dropped.add(descriptor)
-                self._close_if_dropped(descriptor)
-
-    def _lend(self, file: "ReadOnlyFile", reader: object, held: list[_Descriptor]) -> None:
-        """Put a descriptor of ``file`` into ``held``, if there is one or room for one."""
-        descriptor = self.descriptors.get(file)
-        if descriptor is None:
-            are_open = len(self.descriptors) + len(self.dropped)
-            if are_open >= self.limit and not self._close_an_idle_one():
-                return
-            descriptor = self.descriptors[file] = _Descriptor(file._open())
-        self.descriptors.move_to_end(file)
-        held.append(descriptor)
-        descriptor.readers.add(reader)
-
-    def _close_if_dropped(self, descriptor: _Descriptor) -> None:
-        if descriptor in self.dropped and not descriptor.readers:
-            self.dropped.remove(descriptor)
-            os.close(descriptor.number)
-
-    def _close_an_idle_one(self) -> bool:
-        for file, descriptor in self.descriptors.items():
-            if not descriptor.readers:
-                del self.descriptors[file]
-                os.close(descriptor.number)
-                return True
-        return False
-
-
-_open_files = _OpenFiles(MAX_OPEN_FILES)
+_open_files = OpenFiles(MAX_OPEN_FILES)
 
 
 class ReadOnlyFile:
@@ -193,7 +91,7 @@ class ReadOnlyFile:
         with _open_files.borrow(self):
             pass
 
-    def _open(self) -> int:
+    def open_descriptor(self) -> int:
         """Open the file and return its descriptor; check that it is (still) the file wanted."""
         with self._refusals():
             # Without O_NONBLOCK, opening a FIFO waits for a writer that may never come.

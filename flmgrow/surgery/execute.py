@@ -36,7 +36,7 @@ from flmgrow.model.checks import check_finite, check_whole
 from flmgrow.model.states import State
 from flmgrow.operators.choices import hold
 from flmgrow.storage.checksums import FileRecord, verify_files
-from flmgrow.storage.files import Bytes
+from flmgrow.storage.crc import Bytes
 from flmgrow.storage.outputs import Output, begin_output, clear_leftovers, finished_output
 from flmgrow.storage.ranks import Ranks, first_of
 from flmgrow.storage.shares import shared_out

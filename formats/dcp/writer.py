@@ -17,7 +17,7 @@ from flmgrow.formats.dcp.records import FILESYSTEM, METADATA
 from flmgrow.formats.dcp.tiling import tiling_fault
 from flmgrow.formats.torch_file.file import TorchFileWriter, new_tensor, source_chunks
 from flmgrow.formats.torch_file.values import Storage
-from flmgrow.storage.files import Bytes
+from flmgrow.storage.crc import Bytes
 from flmgrow.text import Text
 
 DCP_VERSION = "1.0.0"

@@ -31,7 +31,7 @@ from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
 from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.tokenizer.spoken import spoken
-from flmgrow.storage.files import Bytes
+from flmgrow.storage.crc import Bytes
 
 _CODE = "flmgrow.formats.huggingface.shipped"
 _METADATA = (("format", "pt"), ("flmgrow", __version__))

@@ -29,7 +29,8 @@ from flmgrow.formats.torch_file.values import (
 )
 from flmgrow.formats.torch_file.zip_reader import Record, read_directory
 from flmgrow.formats.torch_file.zip_writer import ZipWriter
-from flmgrow.storage.files import PIECE, Bytes, ReadOnlyFile, crc32
+from flmgrow.storage.crc import Bytes, crc32
+from flmgrow.storage.files import PIECE, ReadOnlyFile
 from flmgrow.text import Found, Text
 
 MAX_PICKLE_BYTES = 128 << 20

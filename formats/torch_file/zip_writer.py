@@ -27,7 +27,7 @@ from flmgrow.formats.torch_file.zip_reader import (
     U32_MAX,
     ZIP64_FIELD,
 )
-from flmgrow.storage.files import Bytes, crc32
+from flmgrow.storage.crc import Bytes, crc32
 from flmgrow.text import Found, Text, Wanted
 
 NAME_IS_UTF8 = 0x0800

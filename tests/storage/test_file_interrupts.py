@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from flmgrow.storage import files
+from flmgrow.storage import files, open_files
 from flmgrow.storage.files import ReadOnlyFile
 
 LOCKING: list[Callable[..., Any]] = [
-    files._OpenFiles.borrow.__wrapped__,  # type: ignore[attr-defined]
-    files._OpenFiles.close,
-    files._OpenFiles._lend,
-    files._OpenFiles._close_if_dropped,
-    files._OpenFiles._close_an_idle_one,
+    open_files.OpenFiles.borrow.__wrapped__,  # type: ignore[attr-defined]
+    open_files.OpenFiles.close,
+    open_files.OpenFiles._lend,
+    open_files.OpenFiles._close_if_dropped,
+    open_files.OpenFiles._close_an_idle_one,
 ]
 
 
@@ -77,7 +77,7 @@ def test_an_interrupt_at_any_line_leaves_nobody_waiting(
     reached = set()
     for function in LOCKING:
         for line in lines_of(function):
-            monkeypatch.setattr(files, "_open_files", files._OpenFiles(2))
+            monkeypatch.setattr(files, "_open_files", open_files.OpenFiles(2))
             kept = opened(tmp_path, 3)  # more than may be open: one is closed on the way
             interrupter = _Interrupter(function.__code__, line)
 
@@ -115,13 +115,13 @@ def test_a_file_is_closed_while_it_is_read(tmp_path: Path) -> None:
     file.close()
 
 
-class _Counting(files._OpenFiles):
+class _Counting(open_files.OpenFiles):
     """The control: readers are counted, and an interrupt may come between count and block."""
 
     count = 0
 
     @contextlib.contextmanager
-    def borrow(self, file: ReadOnlyFile) -> Iterator[int]:
+    def borrow(self, file: open_files.Openable) -> Iterator[int]:
         self.count += 1
         number = 0
         try:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from flmgrow.errors import BadCheckpointError, StorageError
-from flmgrow.storage import files
-from flmgrow.storage.files import MAX_OPEN_FILES, ReadOnlyFile, crc32
+from flmgrow.storage import crc, files, open_files
+from flmgrow.storage.crc import crc32
+from flmgrow.storage.files import MAX_OPEN_FILES, ReadOnlyFile
 
 
 def open_below(folder: Path) -> int:
@@ -217,7 +218,7 @@ def test_two_hundred_files_open_at_most_64(tmp_path: Path) -> None:
     assert open_below(tmp_path) == 0
 
 
-class CountingOpenFiles(files._OpenFiles):
+class CountingOpenFiles(open_files.OpenFiles):
     """Counts at every change of descriptors, while nobody else can make one.
 
     A look at the folder of descriptors would see those that come and go while it looks.
@@ -264,4 +265,4 @@ def test_crc32_is_the_one_of_zip() -> None:
 
 def test_crc32_without_isal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal", None)
-    assert files._best_crc32() is zlib.crc32
+    assert crc._best_crc32() is zlib.crc32

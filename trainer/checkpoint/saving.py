@@ -35,6 +35,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.crc import Bytes
 from flmgrow.storage.durable import (
     make_folders,
     new_file,
@@ -44,7 +45,6 @@ from flmgrow.storage.durable import (
     sync_tree,
     write_small,
 )
-from flmgrow.storage.files import Bytes
 from flmgrow.trainer.checkpoint.saved import iterations
 from flmgrow.trainer.megatron.core import parallel_state, tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states

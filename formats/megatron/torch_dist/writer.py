@@ -43,7 +43,7 @@ from flmgrow.formats.targets import (
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.storage.files import Bytes
+from flmgrow.storage.crc import Bytes
 
 CONTENT: dict[object, object] = {
     "singleton_local_shards": False,

@@ -218,7 +218,7 @@ def test_items_share_descriptors_and_are_opened_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    original = ReadOnlyFile._open
+    original = ReadOnlyFile.open_descriptor
 
     def count(self: ReadOnlyFile) -> int:
         opened.append(self.path)
@@ -226,7 +226,7 @@ def test_items_share_descriptors_and_are_opened_once(
 
     state = {"w": random_tensor((64, 4), torch.bfloat16)}
     found = read_metadata(save(tmp_path, state, {"w": grid((64, 4), (64, 1))}, files=2)).tensors
-    monkeypatch.setattr(ReadOnlyFile, "_open", count)
+    monkeypatch.setattr(ReadOnlyFile, "open_descriptor", count)
     items = DcpItems(tmp_path)
     assert not opened
     first = items.open_item("w", "bfloat16", found["w"].chunks[0])

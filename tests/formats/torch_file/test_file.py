@@ -25,7 +25,7 @@ from flmgrow.formats.torch_file.values import (
     namespace,
     walk_tensors,
 )
-from flmgrow.storage import files
+from flmgrow.storage import crc
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -290,7 +290,7 @@ def test_chunks_of_any_kind() -> None:
     values = np.arange(6, dtype=np.float32)
     output = bytearray()
     writer = TorchFileWriter([record], output.extend)
-    chunks: list[files.Bytes] = [
+    chunks: list[crc.Bytes] = [
         values[:2].tobytes(),
         bytearray(values[2:3].tobytes()),
         values[3:].data,

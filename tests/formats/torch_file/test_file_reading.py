@@ -19,7 +19,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file import file as torch_zip
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import walk_tensors
-from flmgrow.storage import files
+from flmgrow.storage import crc
 
 
 def open_descriptors(path: Path) -> int:
@@ -75,7 +75,7 @@ def test_reads_a_file_inside_a_file(path: Path, tmp_path: Path) -> None:
 def count_crc(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects the number of bytes of each CRC32 that is computed from here on."""
     counted: list[int] = []
-    original = files.crc32
+    original = crc.crc32
 
     def counting(data: Any, value: int = 0) -> int:
         counted.append(len(data))
