@@ -179,7 +179,7 @@ def test_an_answer_is_its_first_line(answer: str, right: bool) -> None:
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
-        (" 13, 14, 15", True), ("13\uff0c14、15。然后", True), (" 13, 14, 15. Then", True),
+        (" 13, 14, 15", True), ("13，14、15。然后", True), (" 13, 14, 15. Then", True),
         (" 13, 14, 15, and so on", True), (" 13, 14, 15, 16", False), (" 13, 14", False),
         (" 13 14 15", False), ("", False), ("so: 13, 14, 15", False), ("13, 14, 155", False),
     ],

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from random import Random
 
-COMMA = "\N{FULLWIDTH COMMA}"
+COMMA = "，"
 PLACES = ("attic", "cellar", "garden", "kitchen", "library", "office")
 
 

@@ -124,13 +124,14 @@ def folder_of(config: Config, data: Path) -> Path | None:
 
 def places(config: Config, data: Path) -> list[Path]:
     """Return where a task's data is looked for, in order."""
-    by_name = [data / str(config["task"])]
-    path = config.get("dataset_path")
-    if not isinstance(path, str):
+    if "group" in config or "task" not in config:
         return []
-    below = data / path.rpartition("/")[2]
-    name = config.get("dataset_name")
-    return [*by_name, below / name if name else below]
+    path, name = config.get("dataset_path"), config.get("dataset_name")
+    found = [data / str(config["task"])]
+    if isinstance(path, str):
+        below = data / path.rpartition("/")[2]
+        found.append(below / name if name else below)
+    return found
 
 
 def _held(file: Path) -> bool:

@@ -1,29 +1,70 @@
-"""Tasks whose items are made here, with a record of what they are."""
+"""Tasks that make their items and examples themselves, and record what these are.
 
+The results of a task tell, in its metadata, the version of what made its items and their digest.
+Each item has examples of its own, which are the shots that are put before it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
+from flmgrow.errors import UsageError
 from flmgrow.evaluation.tasks.digest import digest_of
+from flmgrow.text import Setting, Text
+
+NUMBER = "item_number"
+"""The field of items and examples that says which belong together."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a task: ``named`` as lm-eval names it, ``examples`` the name of that split."""
+
+    named: Mapping[str, Any]
+    examples: str
+    version: int
+
+
+class OwnExamples(ContextSampler):  # type: ignore[misc]
+    """Gives an item its own examples: those that have its ``number``."""
+
+    number = 0
+
+    def sample(self, n: int, *_: object, **__: object) -> Sequence[dict[str, Any]]:
+        """Return the first ``n`` examples of the item. Raises UsageError if there are fewer."""
+        own = [doc for doc in self.df if doc[NUMBER] == self.number]
+        if n > len(own):
+            told = f": an item has {len(own)} examples at most"
+            raise UsageError(Text(Setting("shots", n), told))
+        return own[:n]
 
 
 class RecordedTask(ConfigurableTask):  # type: ignore[misc]
-    """A task that makes its own splits. The results tell their version and digest in its metadata.
-
-    A YAML file names it as ``class``.
-    """
+    """A task that makes its own splits. A YAML file names a kind of it as ``class``."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        self.sampler = OwnExamples(list(self.dataset[self._examples]))
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: object) -> None:
-        """Make the data set. lm-eval calls it, once."""
-        splits, version = self.made(dataset_kwargs or {})
-        self.dataset = splits
-        self.VERSION = version
-        digest = digest_of(*splits.values())
-        self.config.metadata = {**self.config.metadata, "version": version, "digest": digest}
+        """Make the data. lm-eval calls it, once."""
+        splits = self.made(dataset_kwargs or {})
+        self.dataset = splits.named
+        self._examples = splits.examples
+        self.VERSION = splits.version
+        digest = digest_of(*splits.named.values())
+        self.config.metadata = {
+            **self.config.metadata, "version": splits.version, "digest": digest,
+        }  # fmt: skip
 
-    def made(self, options: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """Return the splits by name, and the version of what made them."""
+    def made(self, options: dict[str, Any]) -> Splits:
+        """Return the data, from a seed and what the YAML file has under ``dataset_kwargs``."""
         raise NotImplementedError
+
+    def fewshot_context(self, doc: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Return the prompt of an item, with its own examples before it. lm-eval calls it."""
+        self.sampler.number = doc[NUMBER]
+        return super().fewshot_context(doc, *arguments, **options)

@@ -90,7 +90,7 @@ def documents(made: Sequence[Made]) -> dict[str, list[dict[str, int | str]]]:
 
 
 def _document(number: int, item: Item) -> dict[str, int | str]:
-    return {"item": number, "prompt": item.prompt, "answer": item.answer}
+    return {"item_number": number, "prompt": item.prompt, "answer": item.answer}
 
 
 def _first(

@@ -9,7 +9,7 @@ is wrong, and one that is followed by a sentence is right.
 import re
 from collections.abc import Mapping, Sequence
 
-_NUMBERS = re.compile(r"\s*\d+(?:\s*[,\uff0c、]\s*\d+)*")
+_NUMBERS = re.compile(r"\s*\d+(?:\s*[,，、]\s*\d+)*")
 
 
 def exact(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:

@@ -15,7 +15,6 @@ DIGITS = (3, 4, 5)
 """The lengths of the numbers to begin with."""
 STEPS = tuple(range(10, 26))
 """How far there is to count: every carry of the last digit is on the way."""
-CHINESE_COMMA = "\N{FULLWIDTH COMMA}"
 GIVEN = 3
 """How many numbers the prompt has."""
 
@@ -28,9 +27,8 @@ def counting_en(series: Series) -> Iterator[Item]:
 
 def counting_zh(series: Series) -> Iterator[Item]:
     """Yield beginnings to go on counting from, in Chinese."""
-    for first, last, given, wanted in _counts(series, CHINESE_COMMA):
-        prompt = f"让我们从{first}数到{last}\N{FULLWIDTH COLON}{given}{CHINESE_COMMA}"
-        yield Item(prompt, wanted)
+    for first, last, given, wanted in _counts(series, "，"):
+        yield Item(f"让我们从{first}数到{last}：{given}，", wanted)
 
 
 def _counts(series: Series, comma: str) -> Iterator[tuple[int, int, str, str]]:

@@ -1,0 +1,1 @@
+"""The paper's symbolic mapping: classes whose names say nothing."""

@@ -1,0 +1,56 @@
+"""Any classification set as a task of lm-eval, with symbols in place of its labels."""
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from lm_eval.api.task import ConfigurableTask
+
+from flmgrow.errors import BadDataError, FlmgrowError
+from flmgrow.evaluation.tasks.recorded import NUMBER, RecordedTask, Splits
+from flmgrow.evaluation.tasks.symbolic.mapping import VERSION, choose, classes_of, symbols
+
+SYMBOL, SYMBOLS = "label_symbol", "label_symbols"
+"""The fields with an item's symbol, as its place among all of them, and with all of them."""
+
+LABEL = "label"
+TRAINING = "train"
+
+
+class SymbolicTask(RecordedTask):
+    """A task over a set of the Hub, or over files, whose labels lie under ``label``.
+
+    Items come from the set's validation split, examples from its training split if there is one.
+    """
+
+    def made(self, options: dict[str, Any]) -> Splits:
+        """Return items and examples. Raises UsageError for a set that will not do."""
+        ConfigurableTask.download(self, options)
+        tested = self.config.validation_split
+        try:
+            named = _mapped(self.dataset, tested, self.config.task, self.config.metadata["seed"])
+        except FlmgrowError as error:
+            raise error.at(self.config.task) from None
+        return Splits(DatasetDict(named), TRAINING, VERSION)
+
+
+def _mapped(splits: Any, tested: str, task: str, seed: int) -> dict[str, Any]:
+    """Return the items of the tested split, and the examples of each, with their symbols."""
+    source = splits.get(TRAINING)
+    for split in filter(None, (splits[tested], source)):
+        if LABEL not in split.column_names:
+            raise BadDataError(f"has {', '.join(split.column_names)}", wanted=f"the field {LABEL}")
+    labels = list(splits[tested][LABEL])
+    choice = choose(seed, task, labels, None if source is None else list(source[LABEL]))
+    classes = classes_of(labels)
+    names = symbols(seed, task, len(classes))
+
+    def document(number: int, row: dict[str, Any]) -> dict[str, Any]:
+        place = classes.index(row[LABEL])
+        return {**row, NUMBER: number, SYMBOL: place, SYMBOLS: names}
+
+    items = [document(n, splits[tested][place]) for n, place in enumerate(choice.tested)]
+    shown = splits[tested] if source is None else source
+    examples = [
+        document(n, shown[place]) for n, places in enumerate(choice.shown) for place in places
+    ]
+    return {tested: Dataset.from_list(items), TRAINING: Dataset.from_list(examples)}
