@@ -30,16 +30,18 @@ if TYPE_CHECKING:
     )
     from flmgrow.models import generate, load_model
     from flmgrow.opened import LogicalArray, Source
+    from flmgrow.scores import evaluate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
-    "StorageError", "UsageError", "Written", "__version__", "bake", "expand", "export", "generate",
-    "import_", "load_model", "open", "plan", "reshard", "verify",
+    "StorageError", "UsageError", "Written", "__version__", "bake", "evaluate", "expand", "export",
+    "generate", "import_", "load_model", "open", "plan", "reshard", "verify",
 ]  # fmt: skip
 
 _HOMES = {
+    "evaluate": "flmgrow.scores",
     "generate": "flmgrow.models",
     "load_model": "flmgrow.models",
     "LogicalArray": "flmgrow.opened",

@@ -116,3 +116,23 @@ class SayingGiven(TypedDict, total=False):
     top_k: int | None
     top_p: float
     seed: int
+
+
+class EvaluatingGiven(TypedDict, total=False):
+    """How checkpoints are evaluated: what is asked, and how answers are computed.
+
+    The fields are those of :class:`flmgrow.evaluation.request.Request` and
+    :class:`flmgrow.evaluation.backends.Computing`; ``restart`` drops what an interrupted evaluation
+    left.
+    """
+
+    data: str | os.PathLike[str] | None
+    shots: int | None
+    seed: int
+    limit: int | None
+    backend: str
+    dtype: str | None
+    device: str | None
+    batch_size: int | None
+    tokenizer: str | os.PathLike[str] | None
+    restart: bool

@@ -52,9 +52,11 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("run --dry-run", "run SCHEDULE --dry-run"),
         ("cost", "cost SCHEDULE"),
         ("generate", "generate BYTES --prompt a --tokenizer bytes --max-new-tokens 2"),
+        ("eval", "eval BYTES --tasks bits-per-byte:TEXT --out NEW --tokenizer bytes"),
     ],
 )
 def test_the_reference_lists_every_key(heading: str, command: str, places: dict[str, Path]) -> None:
+    command = command.replace(":TEXT", f":{places['TEXT']}")
     words = [places.get(word, word) for word in command.split()]
     assert list(json.loads(accepted(*words, "--json").out)) == documented()[heading]
 
@@ -66,5 +68,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 8
+    assert len(documented()) == 9
     assert all(documented().values())

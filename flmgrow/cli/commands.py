@@ -63,6 +63,10 @@ COMMANDS: Mapping[str, Entry] = {
         "inspect", "Show a checkpoint's model, layout, masks, family tree and health."
     ),
     "generate": Entry("generate", "Let a model go on with texts: greedily, or by drawing."),
+    "eval": Entry(
+        "eval_",
+        "Evaluate checkpoints on lm-evaluation-harness's tasks, and put their scores side by side.",
+    ),
     "bake": Entry(
         "bake", "Put the masks of a growth into the weights; the result is an ordinary checkpoint."
     ),

@@ -111,7 +111,7 @@ def meeting_beside(
 
 def _place(given: Mapping[str, object]) -> Path | None:
     """Return where a command's ranks meet; None if that cannot be told before it has begun."""
-    path, scratch = given.get("dst") or given.get("src"), given.get("scratch")
+    path, scratch = given.get("dst") or given.get("out") or given.get("src"), given.get("scratch")
     if not isinstance(path, Path) or is_on_hub(path):
         return None
     with contextlib.suppress(UsageError):

@@ -73,7 +73,7 @@ def language_model(
     Raises UsageError where the harness, the backend's package or a tokenizer is missing, and for a
     model that the backend cannot compute.
     """
-    _check_installed("lm_eval", "eval")
+    check_installed("lm_eval", "eval")
     return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](source, how, noted)
 
 
@@ -102,7 +102,8 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _check_installed(package: str, extra: str) -> None:
+def check_installed(package: str, extra: str) -> None:
+    """Raise UsageError unless a package is there; ``extra`` is what brings it."""
     if find_spec(package) is None:
         raise UsageError(
             f"evaluation needs the package {package}", f"pip install 'flmgrow[{extra}]'"

@@ -35,7 +35,11 @@ def _number(value: object) -> float | None:
 
 
 def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[Score]:
+    """Yield the scores of a task. The harness counts samples beside them, under plain names."""
+    by_harness = any("," in name for name in numbers)
     for name, value in numbers.items():
+        if by_harness and "," not in name:
+            continue
         metric, comma, variant = name.partition(",")
         number = _number(value)
         if number is None or metric.endswith(_ERROR):
@@ -51,13 +55,20 @@ def read_scores(content: bytes, where: str) -> tuple[Score, ...]:
     ``where`` names it in messages. Raises BadCheckpointError for what is no JSON, UsageError for
     JSON without scores.
     """
-    data = parse_object(content, where)
+    scores = scores_in(parse_object(content, where), where)
+    if len(scores) > MOST_SCORES:
+        raise UsageError(f"holds {len(scores)} scores", f"1 to {MOST_SCORES}: {_FORM}", where=where)
+    return scores
+
+
+def scores_in(data: Mapping[str, object], where: str) -> tuple[Score, ...]:
+    """Return the scores in what an evaluation file holds. Raises UsageError if there are none."""
     results = data.get("results", data)
     if not isinstance(results, dict):
         raise UsageError("results is no object", _FORM, where=where)
     scores: list[Score] = []
     for task, found in results.items():
         scores += _of_task(task, found if isinstance(found, dict) else {"": found})
-    if not 0 < len(scores) <= MOST_SCORES:
-        raise UsageError(f"holds {len(scores)} scores", f"1 to {MOST_SCORES}: {_FORM}", where=where)
+    if not scores:
+        raise UsageError("holds no scores", _FORM, where=where)
     return tuple(scores)

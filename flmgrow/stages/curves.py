@@ -5,7 +5,6 @@ apart, because a curve that is smoothed across a growth would hide whether the l
 Nothing here draws: what a picture shows can be computed, and tested, without one.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.stages.last_checkpoints import STAGE_FOLDER
 from flmgrow.text import Found, Text
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord, read_metrics
 
@@ -27,8 +27,6 @@ LARGEST_COUNT = 10**40
 """Tokens or FLOPs that no run comes near."""
 
 FloatArray = NDArray[np.float64]
-
-_STAGE_FOLDER = re.compile(r"([0-9]+)-.+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +101,7 @@ def find_metrics(path: Path) -> list[Path]:
     numbered = [
         (int(match[1]), file)
         for file in path.glob(f"*/{METRICS}")
-        if (match := _STAGE_FOLDER.fullmatch(file.parent.name))
+        if (match := STAGE_FOLDER.fullmatch(file.parent.name))
     ]
     if not numbered:
         raise UsageError(

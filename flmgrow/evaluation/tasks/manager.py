@@ -24,15 +24,21 @@ FROM_ONE_FILE = ("symbolic", "teacher")
 """Tasks that are made of one file of JSON lines."""
 
 
-def task_manager(seed: int, data: Path | None = None, shots: int | None = None) -> TaskManager:
+def task_manager(
+    seed: int, data: Path | None = None, shots: int | None = None, *, theirs: bool = True
+) -> TaskManager:
     """Return a manager that loads tasks by their names, this package's and lm-eval's own.
+
+    Without ``theirs``, it knows this package's alone: to find lm-eval's takes seconds.
 
     ``data`` is a folder with the data of any tasks (:mod:`flmgrow.evaluation.tasks.local_data`), or
     a file of JSON lines for the tasks that are made of one. ``shots`` is how many examples each
     task will be asked for, if that is not the tasks' to say. Raises UsageError for a path that is
     missing; what is wrong with data is raised when a task with it is loaded.
     """
-    manager = TaskManager(include_path=str(FOLDER), metadata={"seed": seed})
+    manager = TaskManager(
+        include_path=str(FOLDER), include_defaults=theirs, metadata={"seed": seed}
+    )
     return manager if data is None else with_local_data(manager, data, shots)
 
 

@@ -1,0 +1,135 @@
+"""What checkpoints can do: evaluated on tasks, and put side by side."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Unpack
+
+from flmgrow.errors import UsageError
+from flmgrow.evaluation.backends import Computing
+from flmgrow.evaluation.evaluating import Evaluation, Subject
+from flmgrow.evaluation.request import Request, asked_in
+from flmgrow.evaluation.results import Result, results_below
+from flmgrow.evaluation.table import table
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.given import EvaluatingGiven
+from flmgrow.opened import opened, read_options
+from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.strict_json import Json
+from flmgrow.text import Setting, Text
+
+PathLike = str | os.PathLike[str]
+Opener = Callable[[Path], Checkpoint]
+
+PAPER = "paper"
+"""What stands beside one's own scores: those that the paper reports."""
+TABLE = "table.md"
+_PLAIN = frozenset({"checkpoints", "start"})
+"""Names of folders that say nothing of the checkpoint in them."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of checkpoints, in the order they were given in, and what stands beside them.
+
+    ``str(scores)`` is a table in Markdown; ``to_json()`` the same, and more, as plain data.
+    """
+
+    request: Request
+    results: tuple[Result, ...]
+    beside: tuple[Result, ...] = ()
+
+    def __str__(self) -> str:
+        return table(self.results, self.beside)
+
+    def to_json(self) -> Json:
+        """Return all scores with their standard errors, and what was asked, as plain data."""
+        return {
+            "request": self.request.to_json(),
+            "checkpoints": [each.to_json() for each in self.results],
+            "beside": [each.to_json() for each in self.beside],
+        }
+
+
+def evaluate(
+    checkpoints: Sequence[PathLike],
+    tasks: str | Sequence[str],
+    out: PathLike,
+    *,
+    beside: Sequence[PathLike] = (),
+    open: Opener | None = None,
+    noted: Callable[[str], object] = lambda _: None,
+    **how: Unpack[EvaluatingGiven],
+) -> Scores:
+    """Return the scores of ``checkpoints`` on ``tasks``, whose files are written into ``out``.
+
+    A folder of a run means each stage's last checkpoint. ``beside`` are files or folders with
+    results to be put beside, or ``paper``. Results of the same request that are in ``out`` are
+    read. Raises as :func:`flmgrow.open` does, UsageError for what cannot be asked,
+    OutputExistsError for results of another request, BadDataError for damaged files.
+    """
+    request = Request(
+        asked_in([tasks] if isinstance(tasks, str) else tasks),
+        None if (data := how.get("data")) is None else Path(data),
+        how.get("shots"),
+        how.get("seed", 0),
+        how.get("limit"),
+    )
+    tokenizer = how.get("tokenizer")
+    computing = Computing(
+        how.get("backend", "native"),
+        how.get("dtype"),
+        how.get("device"),
+        how.get("batch_size"),
+        None if tokenizer is None else Path(tokenizer),
+    )
+    others = tuple(one for place in beside for one in _beside(Path(place)))
+    subjects = _subjects([Path(path) for path in checkpoints], open or _open)
+    restart = how.get("restart", False)
+    evaluation = Evaluation(request, computing, Path(out), restart=restart, noted=noted)
+    found = Scores(request, tuple(evaluation.run(subjects)), others)
+    write_small(Path(out) / TABLE, f"{found}\n".encode())
+    return found
+
+
+def _open(path: Path) -> Checkpoint:
+    return opened(path, None, read_options())
+
+
+def _subjects(paths: Sequence[Path], open: Opener) -> list[Subject]:
+    """Return what is evaluated, under names that tell one from the other."""
+    found = [
+        each for path in paths for each in (last_checkpoints(path) if is_run(path) else [path])
+    ]
+    if not found:
+        raise UsageError("no checkpoint to evaluate")
+    parts = [[part for part in path.parts if part not in _PLAIN] or [path.name] for path in found]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-count:]) for own in parts]
+        if len(set(names)) == len(names):
+            return [
+                Subject(name, lambda path=path: open(path))  # type: ignore[misc]
+                for name, path in zip(names, found, strict=True)
+            ]
+    twice = next(path for path in found if found.count(path) > 1)
+    raise UsageError("is to be evaluated twice", where=twice)
+
+
+def _beside(place: Path) -> list[Result]:
+    """Return what stands beside. Raises UsageError for a place without results."""
+    if str(place) == PAPER and not place.exists():
+        from flmgrow.evaluation.paper_columns import paper_results
+
+        return paper_results()
+    if not place.exists():
+        raise UsageError(
+            "no such file or folder",
+            where=Text(Setting("beside"), f" {place}"),
+            wanted=f"{PAPER}, a results_*.json, or a folder of results",
+        )
+    found = results_below(place)
+    if not found:
+        raise UsageError("holds no results_*.json", where=place)
+    return found

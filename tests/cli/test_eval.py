@@ -1,0 +1,174 @@
+"""Checkpoints are evaluated by the harness, side by side, once; and what cannot be is told."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from answering import few_tasks
+from commands import accepted, check_lines, flmgrow, names, refused
+from pico import CONFIGS, make_checkpoint
+
+import flmgrow as package
+from flmgrow.evaluation.results import newest_file
+from flmgrow.evaluation.scoring import Question, scores
+from flmgrow.evaluation.tasks import manager
+from flmgrow.hub.evaluation import read_scores
+
+TEXTS = ("the first text", "another one, longer than that", "text: 3\n")
+BITS = "bits-per-byte-texts"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two checkpoints as a run has them, a text, and questions like ARC's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(manager, "task_manager", lambda *given, **_: few_tasks(*given))
+    config = replace(CONFIGS["llama"], vocab=257, max_positions=64)
+    for number, name in enumerate(("01-small", "02-large")):
+        make_checkpoint(tmp_path / "run" / name / "checkpoints", config, seed=number)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    Path("texts.jsonl").write_text(lines)
+    make_questions(Path("data/arc_challenge"), {"train": 30, "test": 7})
+    return tmp_path
+
+
+def make_questions(folder: Path, counts: dict[str, int]) -> None:
+    folder.mkdir(parents=True)
+    for split, count in counts.items():
+        rows = [
+            {
+                "id": f"{split}-{number}",
+                "question": f"{number}?",
+                "choices": {"text": ["yes", f"no {number}"], "label": ["A", "B"]},
+                "answerKey": "AB"[number % 2],
+            }
+            for number in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def evaluated(*words: object, source: str = "run", tasks: str = "bits-per-byte:texts.jsonl") -> Any:
+    asked = (source, "--tasks", tasks, "--out", "out", "--tokenizer", "bytes", "--json")
+    return json.loads(accepted("eval", *asked, *words).out)
+
+
+def likelihood(checkpoint: Path, text: str) -> float:
+    """The log-likelihood of a text, computed apart from the evaluation."""
+    model = package.load_model(checkpoint, dtype=torch.float32)
+    (found,) = scores(model, [Question((256,), tuple(text.encode()))])
+    return found.log_likelihood
+
+
+def test_a_run_is_evaluated_stage_beside_stage_and_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = evaluated("--dtype", "float32")
+    assert [each["name"] for each in told["checkpoints"]] == ["01-small", "02-large"]
+    for each in told["checkpoints"]:
+        (score,) = each["scores"]
+        nats = [likelihood(place / "run" / each["name"] / "checkpoints", text) for text in TEXTS]
+        size = len("".join(TEXTS))
+        assert score["value"] == pytest.approx(-sum(nats) / math.log(2) / size, rel=1e-5)
+        assert score["error"] > 0
+    head, _, *rows = (place / "out" / "table.md").read_text().splitlines()
+    assert head.replace("|", " ").split()[3:] == ["01-small", "02-large"]
+    assert BITS in rows[-1]
+    # The same request is not computed again; and no other finds its answers here.
+    monkeypatch.setattr("flmgrow.evaluation.evaluating.language_model", None)
+    assert evaluated("--dtype", "float32") == told
+    how = ("--tasks", "bits-per-byte:texts.jsonl", "--out", "out", "--tokenizer", "bytes")
+    for words, said in (
+        (["--dtype", "float32", "--seed", 1], "seed: 0 there, 1 here"),
+        (["--dtype", "float32", "--limit", 2], "limit: none there, 2 here"),
+        (["--dtype", "float64"], "checkpoint.dtype: float32 there, float64 here"),
+    ):
+        pattern = f"out/01-small: .*another request: {said}"
+        refused(5, pattern, "eval", "run", *how, *words, place=place)
+    file = newest_file(Path("out/02-large"))
+    whole = file.read_text()
+    edited = whole.replace('"bits_per_byte,none": ', '"bits_per_byte,none": 1')
+    for content, said in ((whole[:900], "is not JSON"), (edited, "is not what was written")):
+        file.write_text(content)
+        refused(3, f"{file}: .*{said}", "eval", "run", *how, "--dtype", "float32", place=place)
+    shutil.rmtree("out/02-large")
+    with pytest.raises(TypeError):  # now there is something to compute
+        evaluated("--dtype", "float32")
+
+
+def test_result_files_are_the_harness_own(place: Path) -> None:
+    from lm_eval.utils import get_results_filenames, get_sample_results_filenames
+
+    tasks = "arc_challenge,bits-per-byte:texts.jsonl"
+    evaluated("--data", "data", "--shots", 2, source="run/01-small/checkpoints", tasks=tasks)
+    files = [str(path) for path in Path("out").rglob("*")]
+    (results,) = get_results_filenames(files)
+    assert len(get_sample_results_filenames(files)) == 2
+    content = json.loads(Path(results).read_text())
+    assert content["n-shot"] == {"arc_challenge": 2, BITS: 0}
+    assert content["task_hashes"].keys() == content["configs"].keys()
+    (samples,) = Path("out/01-small").glob("samples_arc_challenge_*.jsonl")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [line["doc_id"] for line in lines] == list(range(7))
+    assert {"acc", "acc_norm", "resps", "arguments", "prompt_hash"} <= lines[0].keys()
+    kept = read_scores(Path(results).read_bytes(), "x")
+    assert [(each.task, each.metric) for each in kept] == [
+        ("arc_challenge", "acc"),
+        ("arc_challenge", "acc_norm"),
+        (BITS, "bits_per_byte"),
+    ]
+
+
+class Stop:
+    """Lets a model answer some questions, and then be interrupted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int | None) -> None:
+        from flmgrow.evaluation.answers import Answers
+
+        keep = Answers.keep
+        self.kept = 0
+
+        def kept(answers: Answers, key: str, answer: Any) -> None:
+            if key not in answers:
+                if self.kept == after:
+                    raise KeyboardInterrupt
+                self.kept += 1
+            keep(answers, key, answer)
+
+        monkeypatch.setattr(Answers, "keep", kept)
+
+
+def test_an_interrupted_evaluation_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"source": "run/01-small/checkpoints", "tasks": "arc_challenge"}
+    words = ("--data", "data", "--shots", 1)
+    with monkeypatch.context() as patch:
+        Stop(patch, after=4)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(*words, **how)
+    assert names(place / "out") == [".01-small.flmgrow"]
+    with monkeypatch.context() as patch:
+        rest = Stop(patch, after=None)
+        found = evaluated(*words, **how)
+    assert rest.kept == 2 * 7 - 4
+    assert names(place / "out") == ["01-small", "table.md"]
+    shutil.move("out", "once")
+    assert evaluated(*words, **how) == found
+
+
+def test_a_checkpoint_that_changed_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Path("run/01-small/checkpoints")
+    how = ("--tasks", "bits-per-byte:texts.jsonl", "--out", "out", "--tokenizer", "bytes")
+    with monkeypatch.context() as patch:
+        Stop(patch, after=1)
+        with pytest.raises(KeyboardInterrupt):
+            flmgrow("eval", checkpoint, *how)
+    shutil.rmtree(checkpoint)
+    shutil.copytree("run/02-large/checkpoints", checkpoint)
+    outcome = flmgrow("eval", checkpoint, *how)
+    assert outcome.code == 5
+    check_lines(outcome.err, "half-done run of another plan: checkpoint.checkpoint: .*--restart")
+    accepted("eval", checkpoint, *how, "--restart")
