@@ -5,7 +5,7 @@ Each item has examples of its own, which are the shots that are put before it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.samplers import ContextSampler
@@ -18,14 +18,22 @@ from flmgrow.text import Setting, Text
 NUMBER = "item_number"
 """The field of items and examples that says which belong together."""
 
+NO_DATA = Text("give a file of JSON lines: ", Setting("data", "FILE.jsonl"))
+"""What to do about a task without data."""
+
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a task: ``named`` as lm-eval names it, ``examples`` the name of that split."""
+    """The data of a task.
+
+    ``named`` has the splits as lm-eval names them, ``examples`` is the name of that one if there is
+    one, ``version`` that of what made them, and ``told`` is what else the results should say.
+    """
 
     named: Mapping[str, Any]
-    examples: str
+    examples: str | None
     version: int
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class OwnExamples(ContextSampler):  # type: ignore[misc]
@@ -47,7 +55,8 @@ class RecordedTask(ConfigurableTask):  # type: ignore[misc]
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
-        self.sampler = OwnExamples(list(self.dataset[self._examples]))
+        if self._examples is not None:
+            self.sampler = OwnExamples(list(self.dataset[self._examples]))
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: object) -> None:
         """Make the data. lm-eval calls it, once."""
@@ -55,10 +64,8 @@ class RecordedTask(ConfigurableTask):  # type: ignore[misc]
         self.dataset = splits.named
         self._examples = splits.examples
         self.VERSION = splits.version
-        digest = digest_of(*splits.named.values())
-        self.config.metadata = {
-            **self.config.metadata, "version": splits.version, "digest": digest,
-        }  # fmt: skip
+        told = {"version": splits.version, "digest": digest_of(*splits.named.values())}
+        self.config.metadata = {**self.config.metadata, **splits.told, **told}
 
     def made(self, options: dict[str, Any]) -> Splits:
         """Return the data, from a seed and what the YAML file has under ``dataset_kwargs``."""

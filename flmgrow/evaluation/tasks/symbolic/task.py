@@ -1,12 +1,13 @@
 """Any classification set as a task of lm-eval, with symbols in place of its labels."""
 
+from collections import Counter
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 
-from flmgrow.errors import BadDataError, FlmgrowError
-from flmgrow.evaluation.tasks.recorded import NUMBER, RecordedTask, Splits
+from flmgrow.errors import BadDataError, FlmgrowError, UsageError
+from flmgrow.evaluation.tasks.recorded import NO_DATA, NUMBER, RecordedTask, Splits
 from flmgrow.evaluation.tasks.symbolic.mapping import VERSION, choose, classes_of, symbols
 
 SYMBOL, SYMBOLS = "label_symbol", "label_symbols"
@@ -24,13 +25,17 @@ class SymbolicTask(RecordedTask):
 
     def made(self, options: dict[str, Any]) -> Splits:
         """Return items and examples. Raises UsageError for a set that will not do."""
+        if not options and self.config.dataset_path is None:
+            raise UsageError("no data set", NO_DATA, where=self.config.task)
         ConfigurableTask.download(self, options)
         tested = self.config.validation_split
         try:
             named = _mapped(self.dataset, tested, self.config.task, self.config.metadata["seed"])
         except FlmgrowError as error:
             raise error.at(self.config.task) from None
-        return Splits(DatasetDict(named), TRAINING, VERSION)
+        counts = Counter(named[tested][SYMBOL])
+        told = {"classes": len(counts), "majority": max(counts.values()) / counts.total()}
+        return Splits(DatasetDict(named), TRAINING, VERSION, told)
 
 
 def _mapped(splits: Any, tested: str, task: str, seed: int) -> dict[str, Any]:

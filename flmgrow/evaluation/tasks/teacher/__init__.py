@@ -1,0 +1,1 @@
+"""FreeLM's teacher signal as an evaluation."""
