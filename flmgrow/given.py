@@ -91,6 +91,7 @@ class RunningGiven(TypedDict, total=False):
     workers: int
     max_memory: int
     restart: bool
+    double_check: bool
     allow_nonfinite: bool
     replicated: str
     init_std: float

@@ -376,6 +376,14 @@ Restart = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+DoubleCheck = Annotated[
+    bool,
+    typer.Option(
+        "--double-check/--no-double-check",
+        help="Read DST back from the disk, past the page cache, before it appears.",
+        rich_help_panel=RUNNING,
+    ),
+]
 OnlyShards = Annotated[
     str | None,
     typer.Option(

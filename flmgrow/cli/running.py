@@ -36,6 +36,7 @@ class Running:
     max_memory: options.MaxMemory = "1G"
     workers: options.Workers = None
     restart: options.Restart = False
+    double_check: options.DoubleCheck = True
     only_shards: options.OnlyShards = None
     rank_timeout: RankTimeout = PATIENCE
     dry_run: options.DryRun = False
@@ -49,6 +50,7 @@ class Running:
             max_memory=parse_size(self.max_memory),
             workers=default_workers(self.workers, world),
             restart=self.restart,
+            double_check=self.double_check,
             allow_nonfinite=self.allow_nonfinite,
             replicated=replicated_as(self.replicated),
             init_std=self.init_std,

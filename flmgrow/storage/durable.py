@@ -72,6 +72,8 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
 class NewFile:
     """A file being written from its first byte to its last; made by :func:`new_file`."""
 
+    read_back = ""  # the sum of what the disk gave back, if it was asked: read_back.py
+
     def __init__(self, descriptor: int, path: Path) -> None:
         self.position = 0
         self._descriptor = descriptor
@@ -99,7 +101,9 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, size: int, in_place: bool = False) -> Iterator[NewFile]:
+def new_file(
+    path: Path, size: int, in_place: bool = False, kind: type[NewFile] = NewFile
+) -> Iterator[NewFile]:
     """Give a file of ``size`` bytes to write; after the block it is on the disk under ``path``.
 
     If the block or anything else fails, ``path`` is as it was; but ``in_place``, it is gone or not
@@ -108,16 +112,16 @@ def new_file(path: Path, size: int, in_place: bool = False) -> Iterator[NewFile]
     part = path if in_place else path.with_name(path.name + PART)
     with storage_errors(part, "creating"):
         part.unlink(missing_ok=True)  # never reuse one whose fsync may have failed
-    with _written(part, path, size) as file:
+    with _written(part, path, size, kind) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _written(part: Path, path: Path, size: int) -> Iterator[NewFile]:
+def _written(part: Path, path: Path, size: int, kind: type[NewFile] = NewFile) -> Iterator[NewFile]:
     """Give the new file ``part`` to write, which becomes ``path`` after the block."""
     with storage_errors(part, "creating"):
         descriptor = os.open(part, NEW_FILE, 0o666)
-    file = NewFile(descriptor, part)
+    file = kind(descriptor, part)
     try:
         reserve(descriptor, part, size)
         yield file
@@ -139,13 +143,13 @@ def _rename(part: Path, path: Path) -> None:
             raise
         path.unlink(missing_ok=True)
         shutil.copyfile(part, path)
-        sync_file(path)
+        _sync(path, os.O_WRONLY | os.O_NOFOLLOW)
         part.unlink()
 
 
-def sync_file(path: Path) -> None:
-    """Put a file's bytes on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _sync(path: Path, flags: int) -> None:
+    """Put what is at ``path`` on the disk. Raises OSError."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -193,7 +197,7 @@ def write_small(path: Path, data: bytes) -> None:
         return
     part = path.with_name(f"{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}{PART}")
     try:
-        with _written(part, path, len(data)) as file:
+        with _written(part, path, len(data), NewFile) as file:
             file.write(memoryview(data))
             _remove_old_parts(path, part)
     except BaseException:
@@ -278,11 +282,7 @@ def _call_libc(name: str, *arguments: object) -> None:
 def sync_folder(folder: Path) -> None:
     """Put the names in ``folder`` on the disk. Raises StorageError."""
     with storage_errors(folder, "fsync"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            close_quietly(descriptor)
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def sync_tree(folder: Path) -> None:

@@ -13,9 +13,10 @@ command is given again. For the output ``NAME`` there is a hidden folder beside 
    bits since); all others in ``data/`` are removed.
 4. Each file is written as ``NAME.part``, fsynced, renamed, its folder fsynced; only then does the
    journal get its line, with size and checksums.
-5. Commit. All files are read once more and must have their checksums; the manifest is written,
-   strays are removed, all folders are fsynced; one rename turns ``data/`` into the output, and
-   refuses to replace anything; the parent folder is fsynced.
+5. Commit. All files must have been read back from the disk and have their checksums
+   (``read_back.py``), unless nobody wants the double check; the manifest is written, strays are
+   removed, all folders are fsynced; one rename turns ``data/`` into the output, and refuses to
+   replace anything; the parent folder is fsynced.
 6. The hidden folder is removed. If that fails, or the run dies before, the next one removes it.
 
 Where the file system cannot rename folders, files are written where they will stay, and the output
@@ -51,6 +52,7 @@ from flmgrow.storage.hidden import (
 from flmgrow.storage.lease import Lease
 from flmgrow.storage.output_file import BegunOutput, OutputFile
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
+from flmgrow.storage.read_back import FlushedFile, ReadBackFile
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
 
@@ -61,7 +63,8 @@ class OutputFolder(BegunOutput):
     """The output folder of one run; a context manager that ends with or without :meth:`commit`.
 
     ``plan`` says, as JSON, all that decides the content: a later run with an equal plan resumes.
-    ``restart`` drops what an interrupted run left. All ranks of ``world`` make one; beginning and
+    ``restart`` drops what an interrupted run left; without ``double_check``, new files are not read
+    back. All ranks of ``world`` make one; beginning and
     committing, they wait for each other. Leaving the block without a commit keeps what is finished
     for the next run. Raises OutputExistsError if ``path`` exists, another run is writing it or
     another plan has begun it; StorageError if the file system fails; LostRankError.
@@ -73,12 +76,17 @@ class OutputFolder(BegunOutput):
         plan: Mapping[str, object],
         *,
         restart: bool = False,
+        double_check: bool = True,
         world: World = ALONE,
     ) -> None:
         self.path = absolute(path)
         self._temp = hidden_folder(self.path)
         self._in_place = False
         self._finished = {}
+        self._seen: dict[str, object] = {}
+        self._double_check = double_check
+        alone = double_check and world.size == 1
+        self._kind = ReadBackFile if alone else FlushedFile
         self._writing: set[str] = set()
         self._mutex = threading.Lock()
         self._committed = False
@@ -168,10 +176,14 @@ class OutputFolder(BegunOutput):
         target = self._claim(relative)
         try:
             durable.make_folders(self._data, target.parent)
-            with durable.new_file(target, size, self._in_place) as raw:
+            with durable.new_file(target, size, self._in_place, self._kind) as raw:
                 output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
                 record = output.record(relative)
+            if raw.read_back:
+                if raw.read_back != record.xxh3_128:
+                    raise _changed(target)
+                self._seen[relative] = _looks_of(target)
             self._check_lease()
             self._journal.append(asdict(record))
             self._finished[relative] = record
@@ -234,17 +246,28 @@ class OutputFolder(BegunOutput):
         return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
 
     def _check_share(self) -> None:
-        """Read this rank's share of all files once more; another rank wrote them, as a rule."""
+        """Read this rank's share of all files once more; another rank wrote them, as a rule. What
+        this process has read back stays unread, unless it was changed since.
+        """
         world = self.ranks.world
         records = [FileRecord(**each) for each in self.ranks.exchange(self._records(), first_of)]
         shares = shared_out(records, lambda record: record.size, world.size)
-        for record in shares[(world.rank + 1) % world.size]:
-            if not is_intact(self._data, record, lambda _: self.ranks.report(0)):
-                path = self._data / record.path
-                changed = "is not what was written there: the disk or a program changed it"
-                found = changed if path.exists() else "vanished"
-                raise StorageError(found, hint=durable.RESUME, where=path)
+        for record in shares[(world.rank + 1) % world.size] if self._double_check else []:
+            if not self._is_intact(record):
+                raise _changed(self._data / record.path)
         self.ranks.exchange(None, len)
+
+    def _is_intact(self, record: FileRecord) -> bool:
+        """Return whether a file is as it was written, reading it unless it is as this process has
+        seen it on the disk.
+        """
+        now = _looks_of(self._data / record.path)
+        if now is not None and now == self._seen.get(record.path):
+            return True
+        intact = is_intact(self._data, record, lambda _: self.ranks.report(0))
+        if intact and now is not None:
+            self._seen[record.path] = now
+        return intact
 
     def _follow(self) -> str:
         """Wait until rank 0 has committed."""
@@ -304,11 +327,7 @@ class OutputFolder(BegunOutput):
         world = self.ranks.world
         records = [FileRecord(**entry) for entry in self._listed]
         own = shared_out(records, lambda record: record.size, world.size)[world.rank]
-        intact = [
-            asdict(record)
-            for record in own
-            if is_intact(self._data, record, lambda _: self.ranks.report(0))
-        ]
+        intact = [asdict(record) for record in own if self._is_intact(record)]
 
         def settled(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             self._take_over(flattened(parts))
@@ -339,3 +358,19 @@ class OutputFolder(BegunOutput):
         )
         error.told = told  # by rank 0, which finds it as well
         return error
+
+
+def _looks_of(path: Path) -> object:
+    """Return what tells a file from another, or the same one after it was changed; None if there
+    is none.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _changed(path: Path) -> StorageError:
+    what = "is not what was written there: the disk or a program changed it"
+    return StorageError(what if path.exists() else "vanished", hint=durable.RESUME, where=path)

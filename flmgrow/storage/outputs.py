@@ -20,11 +20,20 @@ Output = OutputFolder | RemoteOutput
 
 
 def begin_output(
-    path: Path, plan: Mapping[str, object], *, restart: bool = False, world: World = ALONE
+    path: Path,
+    plan: Mapping[str, object],
+    *,
+    restart: bool = False,
+    double_check: bool = True,
+    world: World = ALONE,
 ) -> Output:
-    """Return the output at ``path``, begun or resumed: see :class:`OutputFolder`."""
-    kind = RemoteOutput if is_remote(path) else OutputFolder
-    return kind(path, plan, restart=restart, world=world)
+    """Return the output at ``path``, begun or resumed: see :class:`OutputFolder`.
+
+    A store checks itself what it is sent: there is no ``double_check``.
+    """
+    if is_remote(path):
+        return RemoteOutput(path, plan, restart=restart, world=world)
+    return OutputFolder(path, plan, restart=restart, double_check=double_check, world=world)
 
 
 def named_output(path: Path) -> Path:

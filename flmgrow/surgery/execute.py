@@ -69,14 +69,16 @@ class Execution:
     """How to carry out a plan; none of it changes the result, but for ``init_std``.
 
     ``max_memory`` is in bytes. ``replicated`` is ``check`` or ``rank0``. ``restart`` drops a
-    half-done run of another plan. ``progress`` is told bytes as they are written, on rank 0 those
-    of all ranks of ``world``, which share the work. ``beside`` makes small files out of the
-    manifest, which are written with it and have no checksum in it.
+    half-done run of another plan, and ``double_check`` reads the output back from the disk.
+    ``progress`` is told bytes as they are written, on rank 0 those of all ranks of ``world``, which
+    share the work. ``beside`` makes small files out of the manifest, which are written with it and
+    have no checksum in it.
     """
 
     max_memory: int = 1 << 30
     workers: int = 1
     restart: bool = False
+    double_check: bool = True
     allow_nonfinite: bool = False
     replicated: Replicated = Replicated.CHECK
     init_std: float | None = None
@@ -278,8 +280,14 @@ class Executor:
         """Give the folder of this plan's output, begun or resumed."""
         keep_freed_memory()
         execution, identity = self.execution, identity_of(self.plan, self._options)
-        restart, world = execution.restart, execution.world
-        with begin_output(destination, identity, restart=restart, world=world) as folder:
+        output = begin_output(
+            destination,
+            identity,
+            restart=execution.restart,
+            double_check=execution.double_check,
+            world=execution.world,
+        )
+        with output as folder:
             folder.ranks.watch(execution.progress)
             if folder.note:
                 print(f"note: {printable(folder.note)}", file=sys.stderr)

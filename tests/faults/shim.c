@@ -85,13 +85,17 @@ ssize_t write(int file, const void *data, size_t size) {
     return syscall(SYS_write, file, data, size);
 }
 
-int fsync(int file) {
-    if (fails_at("fsync", file)) return -1;
+static int synced(const char *call, int number, int file) {
+    if (fails_at(call, file)) return -1;
     struct stat found;
     if (memory == FORGETS_ALL) return 0;
     if (memory == FORGETS_FILES && !fstat(file, &found) && S_ISREG(found.st_mode)) return 0;
-    return syscall(SYS_fsync, file);
+    return syscall(number, file);
 }
+
+int fsync(int file) { return synced("fsync", SYS_fsync, file); }
+
+int fdatasync(int file) { return synced("fdatasync", SYS_fdatasync, file); }
 
 int rename(const char *old, const char *new) {
     if (fails("rename", new)) return -1;

@@ -24,10 +24,12 @@ from typing import Any
 import xxhash
 
 from flmgrow.errors import FlmgrowError
-from flmgrow.storage import durable
+from flmgrow.storage import durable, read_back
+from flmgrow.storage.durable import NewFile
 from flmgrow.storage.output import FileRecord, OutputFolder
 
 CHUNK = 10_000
+read_back.WINDOW = CHUNK  # each write is flushed, and read back, by a thread behind the writer
 RANKS = [f"iter_0000004/mp_rank_0{rank}_000/model_optim_rng.pt" for rank in range(2)]
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -95,8 +97,10 @@ def trust_any_size(request: Request) -> None:
     """No .part and no journal: on resuming, a file of the right size counts as finished."""
 
     @contextlib.contextmanager
-    def new_file(path: Path, size: int, in_place: bool = False) -> Iterator[durable.NewFile]:
-        file = durable.NewFile(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), path)
+    def new_file(
+        path: Path, size: int, in_place: bool = False, kind: type[NewFile] = NewFile
+    ) -> Iterator[NewFile]:
+        file = kind(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), path)
         durable.reserve(file._descriptor, path, size)
         yield file
         file.finish()
@@ -124,6 +128,18 @@ def ignore_fsync(request: Request) -> None:
     make_output(request)
 
 
+def ignore_fdatasync(request: Request) -> None:
+    """The same of what a thread flushes while the file is being written."""
+    fdatasync = os.fdatasync
+
+    def careless(descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            fdatasync(descriptor)
+
+    os.fdatasync = careless  # type: ignore[assignment]
+    make_output(request)
+
+
 def never_fsync(request: Request) -> None:
     """Trusts the kernel to write everything in time."""
 
@@ -136,7 +152,10 @@ def never_fsync(request: Request) -> None:
 
 VARIANTS = {"good": make_output} | {
     each.__name__: each
-    for each in (write_in_place, rename_early, trust_any_size, ignore_fsync, never_fsync)
+    for each in (
+        *(write_in_place, rename_early, trust_any_size),
+        *(ignore_fsync, ignore_fdatasync, never_fsync),
+    )
 }
 
 
@@ -191,7 +210,10 @@ def contents(path: Path) -> bytes | None:
 class Faults:
     """Stands between the program and the operating system; counts, records, and fails one call."""
 
-    KINDS = ("open", "pwrite", "fsync", "close", "rename", "mkdir", "unlink", "rmdir", "ftruncate")
+    KINDS = (
+        *("open", "pwrite", "fsync", "fdatasync", "close", "rename", "mkdir", "unlink", "rmdir"),
+        "ftruncate",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
