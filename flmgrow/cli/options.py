@@ -378,11 +378,7 @@ Restart = Annotated[
 ]
 DoubleCheck = Annotated[
     bool,
-    typer.Option(
-        "--double-check/--no-double-check",
-        help="Read DST back from the disk, past the page cache, before it appears.",
-        rich_help_panel=RUNNING,
-    ),
+    typer.Option(help="Read DST back from the disk before it appears.", rich_help_panel=RUNNING),
 ]
 OnlyShards = Annotated[
     str | None,
