@@ -39,7 +39,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "setting up .venv"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,eval,fast,hub,object-store,plot,tensorboard]'
+	@$(PIP) install --constraint constraints.txt --editable '.[train,dev,eval,fast,hub,object-store,plot,predict,tensorboard]'
 	@touch $@
 
 test: setup

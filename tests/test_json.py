@@ -31,8 +31,12 @@ def places(tmp_path: Path) -> dict[str, Path]:
     make_checkpoint(source, "llama", optimizer=True)
     accepted("expand", source, grown, "--ffn-hidden-size", 32)
     text = make_jsonl(tmp_path / "text.jsonl", ["hello", "world"])
+    points = tmp_path / "points.csv"
+    rows = (f"{size},{1 + size**-0.1}" for size in (1e6, 2e6, 4e6, 8e6))
+    points.write_text("\n".join(["parameters,loss", *rows]))
     return {
         "A": source,
+        "POINTS": points,
         "B": grown,
         "NEW": tmp_path / "c",
         "TEXT": text,
@@ -51,6 +55,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
         ("run --dry-run", "run SCHEDULE --dry-run"),
         ("cost", "cost SCHEDULE"),
+        ("predict", "predict POINTS --at 1B"),
         ("generate", "generate BYTES --prompt a --tokenizer bytes --max-new-tokens 2"),
         ("eval", "eval BYTES --tasks bits-per-byte:TEXT --out NEW --tokenizer bytes"),
     ],

@@ -27,7 +27,7 @@ LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
     ("flmgrow.api", "flmgrow.models", "flmgrow.scores"),
-    ("flmgrow.opened", "flmgrow.cost"),
+    ("flmgrow.opened", "flmgrow.cost", "flmgrow.prediction"),
     ("flmgrow.stages",),
     ("flmgrow.evaluation",),
     ("flmgrow.evaluation.tasks",),

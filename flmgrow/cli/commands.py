@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, Entry] = {
     "plot": Entry(
         "plot", "Draw the loss of runs against tokens and against floating-point operations."
     ),
+    "predict": Entry("predict", "Foretell the loss of a large model from the runs of small ones."),
     "cost": Entry(
         "cost",
         "Show what a schedule costs: operations, GPU hours, days, money, energy and memory.",

@@ -57,3 +57,19 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         raise UsageError(
             f"--pipeline-layers {text}: not a list of numbers", "such as 8,8,7,7"
         ) from None
+
+
+def parse_amount(option: str, text: str) -> int:
+    """Return the number that ``13B`` or ``1,000`` means, given to ``option``.
+
+    Raises UsageError for anything else.
+    """
+    from flmgrow.trainer.stage.section import MOST, amount
+
+    try:
+        found = amount(text)
+    except ValueError:
+        found = text
+    if not isinstance(found, int) or not 1 <= found <= MOST:
+        raise UsageError(f"{option} {text}: not an amount", "such as 13B or 1,000")
+    return found

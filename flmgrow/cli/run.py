@@ -1,6 +1,7 @@
 """``flmgrow run``: train, grow, verify, and train on, from one file."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -8,14 +9,14 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
-from flmgrow.cli.printing import in_columns, json_text
+from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cost.memory import memory_of
 from flmgrow.cost.wording import fullest_text
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
-from flmgrow.stages.run_folder import RunFolder
+from flmgrow.stages.run_folder import STAGE, RunFolder
 from flmgrow.stages.runner import launch, run_steps
 from flmgrow.stages.schedule import PlannedStage, read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
@@ -39,6 +40,14 @@ Launcher = Annotated[
 Devices = Annotated[
     int, typer.Option("--gpus-per-node", min=1, help="Ranks per node in those commands.")
 ]
+Law = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="RUN|FILE.csv",
+        help="Runs of small models, as predict takes them: each stage's end is held against them. "
+        "May be given several times.",
+    ),
+]
 
 
 def run(
@@ -48,6 +57,7 @@ def run(
     print_commands: PrintCommands = False,
     launcher: Launcher = "torchrun",
     gpus_per_node: Devices = 8,
+    law: Law = None,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -81,11 +91,38 @@ def run(
             done = "# done: " if step.done() else ""
             print(f"{done}{submitted(step, launcher, gpus_per_node)}")
         return
+    if law:
+        steps = _held_against(law, folder, steps)
     code = run_steps(steps, launch, lambda line: print(line, file=sys.stderr, flush=True))
     if code:
         raise EndedError(code)
     last = stages[-1] if until is None else stages[names.index(until)]
     print(folder.of(last, CHECKPOINTS))
+
+
+def _held_against(law: list[Path], folder: RunFolder, steps: Iterator[Step]) -> Iterator[Step]:
+    """Yield the steps, and tell after each training how its end compares with what is foretold.
+
+    Raises as ``points_of`` and ``forecaster`` do, before the first step.
+    """
+    from flmgrow.prediction.ending import stage_ended
+    from flmgrow.prediction.forecast import forecaster
+    from flmgrow.prediction.law import form_for
+    from flmgrow.prediction.points import points_of
+    from flmgrow.prediction.wording import ended_row
+
+    points = points_of(law, None)
+    found = forecaster(points, form_for(points))
+
+    def told() -> Iterator[Step]:
+        for step in steps:
+            begun = not step.done()
+            yield step
+            if begun and step.trains:
+                where = folder.of(step.stage, STAGE).parent
+                note(": ".join(ended_row(stage_ended(where, found))))
+
+    return told()
 
 
 def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:

@@ -1,0 +1,65 @@
+"""How the stages of a run ended, beside what was foretold of models of their size.
+
+A grown model has the past of a smaller one, and no law of models that were never grown knows that.
+So what the law says is where a model of that size would be that had read as much from its
+beginning: an end above the band tells that the growth has not been caught up with, or that the
+stage went wrong; below it, that the law does not hold there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flmgrow.errors import UsageError
+from flmgrow.prediction.forecast import Forecast, Forecaster
+from flmgrow.prediction.law import SIZES
+from flmgrow.prediction.points import Point, end_of
+from flmgrow.stages.curves import find_metrics
+from flmgrow.storage.strict_json import Json
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stage's end, and what was foretold of it."""
+
+    stage: str
+    point: Point
+    forecast: Forecast
+
+    @property
+    def inside(self) -> bool:
+        """Whether it ended within the interval."""
+        return self.forecast.low <= self.point.loss <= self.forecast.high
+
+    def to_json(self) -> Json:
+        """Return it as plain data."""
+        return {
+            "stage": self.stage,
+            "loss": self.point.loss,
+            "inside": self.inside,
+            "foretold": self.forecast.to_json(),
+        }
+
+
+def ended(run: Path, forecaster: Forecaster) -> Iterator[Ended]:
+    """Yield how each stage of a run has ended.
+
+    Raises UsageError for a law that knows one length, which is not the stage's, and for what is no
+    run.
+    """
+    for metrics in find_metrics(run):
+        yield stage_ended(metrics.parent, forecaster)
+
+
+def stage_ended(folder: Path, forecaster: Forecaster) -> Ended:
+    """Return how the stage in a folder has ended. Raises UsageError as ``ended`` does."""
+    point = end_of(folder, None)
+    known = {each.tokens for each in forecaster.points}
+    if forecaster.law.form is SIZES and known != {point.tokens}:
+        (length,) = known
+        raise UsageError(
+            f"has read {point.tokens:,.0f} tokens, and all runs of the law {length:,.0f}",
+            "a law of sizes holds at one length: add runs of two other lengths to it",
+            where=folder,
+        )
+    return Ended(folder.name, point, forecaster.at(point.parameters, point.tokens))

@@ -1,0 +1,140 @@
+"""A law's word on a size nobody has trained, and how far it can be trusted.
+
+The interval is a bootstrap's: the law is fitted again and again to runs drawn from those there are,
+of every size as many as it has, and the noise of a single run is added. Beside it always stands
+what the law would have said of the largest run, had it not seen it.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flmgrow.prediction.law import FloatArray, Form, Law, check_enough, fit, refit
+from flmgrow.prediction.points import Point
+from flmgrow.storage.strict_json import Json
+
+DRAWS = 200
+LEVEL = 0.9
+"""Of the interval."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is foretold of a model: its ``loss``, and the interval that holds 90 % of such runs.
+
+    ``beyond`` is its size over that of the largest run.
+    """
+
+    parameters: float
+    tokens: float
+    loss: float
+    low: float
+    high: float
+    beyond: float
+
+    def to_json(self) -> Json:
+        """Return it as plain data."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The largest run, and what a law says of it that has not seen it."""
+
+    parameters: float
+    loss: float
+    foretold: float
+
+    @property
+    def error(self) -> float:
+        """The error, relative to the loss."""
+        return self.foretold / self.loss - 1
+
+    def to_json(self) -> Json:
+        """Return it as plain data."""
+        return {**vars(self), "error": self.error}
+
+
+@dataclass(frozen=True, eq=False)
+class Forecaster:
+    """A law, and others that other draws of the same runs would have given."""
+
+    law: Law
+    points: Sequence[Point]
+    draws: Sequence[Law]
+    left_out: LeftOut | None
+
+    def at(self, parameters: float, tokens: float | None = None) -> Forecast:
+        """Return what is foretold of a size.
+
+        ``tokens`` are those of the longest run if not given, and matter to a law that knows them.
+        """
+        length = tokens or max(point.tokens for point in self.points)
+        noise = np.random.default_rng(len(self.draws)).standard_normal(len(self.draws))
+        losses = np.array([law.loss(parameters, length) for law in self.draws])
+        losses *= np.exp(self.law.spread * noise)
+        low, high = np.quantile(losses, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        loss = self.law.loss(parameters, length)
+        largest = max(point.parameters for point in self.points)
+        return Forecast(
+            parameters, length, loss, min(float(low), loss), max(float(high), loss),
+            parameters / largest,
+        )  # fmt: skip
+
+    def to_json(self) -> Json:
+        """Return law and evidence as plain data, without the draws."""
+        return {
+            "law": self.law.form.formula,
+            "constants": self.law.constants,
+            "runs": len(self.points),
+            "spread": self.law.spread,
+            "largest_left_out": None if self.left_out is None else self.left_out.to_json(),
+        }
+
+
+def forecaster(points: Sequence[Point], form: Form, seed: int = 0) -> Forecaster:
+    """Return a forecaster fitted to points. Raises UsageError as ``check_enough`` does."""
+    check_enough(points, form)
+    law = fit(points, form)
+    random = np.random.default_rng(seed)
+    draws = [refit(law, _drawn(points, law, random)) for _ in range(DRAWS)]
+    return Forecaster(law, points, draws, _leave_largest_out(points, form))
+
+
+def _drawn(points: Sequence[Point], law: Law, random: np.random.Generator) -> list[Point]:
+    """Return as many points of every size and length as there are.
+
+    Where there is one of a kind, its residual is drawn from all of them: one run tells nothing of
+    how far another would lie.
+    """
+    kinds: dict[tuple[float, float], list[Point]] = defaultdict(list)
+    for point in points:
+        kinds[point.parameters, point.tokens].append(point)
+    residuals: FloatArray = np.array(
+        [np.log(point.loss / law.loss(point.parameters, point.tokens)) for point in points]
+    )
+    residuals *= np.sqrt(len(points) / max(1, len(points) - law.form.parameters))
+    result = []
+    for (parameters, tokens), same in kinds.items():
+        for _ in same:
+            if len(same) > 1:
+                loss = same[random.integers(len(same))].loss
+            else:
+                loss = law.loss(parameters, tokens) * float(np.exp(random.choice(residuals)))
+            result.append(Point(parameters, tokens, loss))
+    return result
+
+
+def _leave_largest_out(points: Sequence[Point], form: Form) -> LeftOut | None:
+    """Return what a law without the largest size says of it; None where too few would be left."""
+    largest = max(point.parameters for point in points)
+    own = [point for point in points if point.parameters == largest]
+    smaller = [point for point in points if point.parameters != largest]
+    if len(smaller) < form.parameters:
+        return None
+    law = fit(smaller, form)
+    longest = max(own, key=lambda point: point.tokens)
+    same = [point.loss for point in own if point.tokens == longest.tokens]
+    return LeftOut(largest, float(np.mean(same)), law.loss(largest, longest.tokens))

@@ -1,0 +1,200 @@
+"""Laws of loss, fitted to points.
+
+A law of sizes at one step and on one kind of data is L(N) = a N^b + c (Yao et al., 2023, section
+3); with tokens it is L(N, D) = A N^-alpha + B D^-beta + E (Hoffmann et al., 2022, equation 10).
+Both are fitted to the logarithm of the loss by Huber's loss, which a single run that went wrong
+cannot drag away, from many starts, because the surface has several valleys. Sizes and tokens are
+taken relative to their geometric means: the constants of the fit are then of order 1, and do not
+depend on the unit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmgrow.errors import UsageError
+from flmgrow.prediction.points import Point
+
+FloatArray = NDArray[np.float64]
+
+HUBER = 1e-3
+"""In units of log loss: residuals above it count linearly (Hoffmann et al., 2022, appendix D.3)."""
+
+FEWEST_SIZES = 4
+
+_SMALL = 1e-12
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a law. ``terms`` are the decaying powers in it: of sizes, or of tokens, too.
+
+    Its parameters are log coefficient and log exponent of each term, and the log of what is left.
+    """
+
+    name: str
+    formula: str
+    terms: int
+    least: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are fitted."""
+        return 2 * self.terms + 1
+
+    def losses(self, values: FloatArray, inputs: FloatArray) -> FloatArray:
+        """Return the losses (points) for ``inputs`` (terms, points), logarithms relative to the
+        law's centre.
+        """
+        result: FloatArray = self._terms(values, inputs).sum(0)
+        return result
+
+    def slopes(self, values: FloatArray, inputs: FloatArray) -> FloatArray:
+        """Return the derivatives (points, parameters) of the log loss."""
+        parts = self._terms(values, inputs)
+        by_exponent = -np.exp(values[self.terms : -1, None]) * inputs * parts[:-1]
+        result: FloatArray = (np.vstack((parts[:-1], by_exponent, parts[-1:])) / parts.sum(0)).T
+        return result
+
+    def _terms(self, values: FloatArray, inputs: FloatArray) -> FloatArray:
+        """Return the summands of the losses (terms + 1, points), what is left last."""
+        exponents = np.exp(values[self.terms : -1, None])
+        decaying = np.exp(values[: self.terms, None] - exponents * inputs)
+        return np.vstack((decaying, np.full(inputs.shape[1:], np.exp(values[-1]))))
+
+
+SIZES = Form("sizes", "L(N) = a N^b + c", 1, 4)
+SIZES_AND_TOKENS = Form("sizes and tokens", "L(N, D) = A N^-alpha + B D^-beta + E", 2, 6)
+FORMS = {form.name: form for form in (SIZES, SIZES_AND_TOKENS)}
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """A fitted law: the ``values`` of its form's parameters, around ``centre``.
+
+    ``spread`` is the standard deviation of the residuals in log loss.
+    """
+
+    form: Form
+    values: FloatArray
+    centre: FloatArray
+    spread: float
+
+    def loss(self, parameters: float, tokens: float = 1.0) -> float:
+        """Return the loss of a model of that size, after so many tokens if the law knows them."""
+        inputs = np.log([[parameters], [tokens]][: self.form.terms]) - self.centre[:, None]
+        return float(self.form.losses(self.values, inputs)[0])
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The constants of the formula, in parameters and tokens."""
+        terms = self.form.terms
+        exponents = np.exp(self.values[terms:-1])
+        scales = np.exp(self.values[:terms] + exponents * self.centre)
+        left = float(np.exp(self.values[-1]))
+        if terms == 1:
+            return {"a": float(scales[0]), "b": -float(exponents[0]), "c": left}
+        return {
+            "A": float(scales[0]),
+            "alpha": float(exponents[0]),
+            "B": float(scales[1]),
+            "beta": float(exponents[1]),
+            "E": left,
+        }
+
+
+def form_for(points: Sequence[Point]) -> Form:
+    """Return the form that points allow: with tokens, if runs of three lengths or more are there.
+
+    Raises UsageError for runs of two lengths: a law of sizes needs one.
+    """
+    lengths = sorted({point.tokens for point in points})
+    if len(lengths) == 1:
+        return SIZES
+    if len(lengths) == 2:
+        raise UsageError(
+            f"the runs end after {lengths[0]:,.0f} and {lengths[1]:,.0f} tokens",
+            "compare them at one step, or give runs of at least three lengths",
+        )
+    return SIZES_AND_TOKENS
+
+
+def check_enough(points: Sequence[Point], form: Form) -> None:
+    """Raise UsageError for fewer runs, or fewer sizes, than a law can be trusted with."""
+    sizes = len({point.parameters for point in points})
+    if sizes < FEWEST_SIZES or len(points) < form.least:
+        raise UsageError(
+            f"{len(points)} runs of {sizes} sizes",
+            "train more small models: a law through fewer fits anything",
+            wanted=f"at least {form.least} runs of {FEWEST_SIZES} sizes for {form.formula}",
+        )
+
+
+def fit(points: Sequence[Point], form: Form) -> Law:
+    """Return the law of that form that fits best. There must be no fewer points than constants."""
+    inputs, losses = _arrays(points, form)
+    centre: FloatArray = inputs.mean(1)
+    inputs = inputs - centre[:, None]
+    found = min((_descend(form, start, inputs, losses) for start in _starts(form, losses)),
+                key=lambda each: each.cost)  # fmt: skip
+    values: FloatArray = found.x
+    residuals = np.log(form.losses(values, inputs)) - np.log(losses)
+    freedom = max(1, len(points) - form.parameters)
+    return Law(form, values, centre, float(np.sqrt((residuals**2).sum() / freedom)))
+
+
+def refit(law: Law, points: Sequence[Point]) -> Law:
+    """Return the law fitted to other points, from where it is."""
+    inputs, losses = _arrays(points, law.form)
+    found = _descend(law.form, law.values, inputs - law.centre[:, None], losses)
+    return Law(law.form, found.x, law.centre, law.spread)
+
+
+def _arrays(points: Sequence[Point], form: Form) -> tuple[FloatArray, FloatArray]:
+    rows = [[point.parameters for point in points], [point.tokens for point in points]]
+    return np.log(np.array(rows[: form.terms])), np.array([point.loss for point in points])
+
+
+def _starts(form: Form, losses: FloatArray) -> list[FloatArray]:
+    """Return where to begin: terms that decay slowly or fast, and take much of the loss or
+    little.
+    """
+    starts = []
+    for exponent, left in product((0.1, 0.3, 0.8), (0.3, 0.7, 0.95)):
+        rest = float(losses.min()) * left
+        share = max(float(np.median(losses)) - rest, _SMALL) / form.terms
+        starts.append(
+            np.array(
+                [np.log(share)] * form.terms + [np.log(exponent)] * form.terms + [np.log(rest)]
+            )
+        )
+    return starts
+
+
+def _descend(form: Form, start: FloatArray, inputs: FloatArray, losses: FloatArray) -> Any:
+    least_squares = _scipy()
+    wanted = np.log(losses)
+    return least_squares(
+        lambda values: np.log(form.losses(values, inputs)) - wanted,
+        start,
+        lambda values: form.slopes(values, inputs),
+        loss="huber",
+        f_scale=HUBER,
+        bounds=(-50.0, 50.0),
+        max_nfev=500,
+    )
+
+
+def _scipy() -> Callable[..., Any]:
+    try:
+        from scipy.optimize import least_squares
+    except ModuleNotFoundError:
+        raise UsageError(
+            "the package scipy is not installed", "pip install 'flmgrow[predict]'"
+        ) from None
+    found: Callable[..., Any] = least_squares
+    return found

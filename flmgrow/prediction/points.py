@@ -1,0 +1,189 @@
+"""Runs as points: how large, how long, how well; and files of such points.
+
+A law can only be fitted to runs that differ in what the law speaks of. So a run is read with all
+that must be the same in every other one: data, sequence length, and, for a law of sizes alone, the
+step.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+
+from flmgrow.errors import BadDataError, UsageError
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.model.tensors import parameter_count
+from flmgrow.stages.curves import METRICS
+from flmgrow.storage.strict_json import Json
+from flmgrow.storage.strict_yaml import dotted
+from flmgrow.text import Setting, Text
+from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord, read_metrics
+from flmgrow.trainer.stage.file import StageFile, read_stage
+
+LAST_SHARE = 50
+"""Where there is no validation: the mean loss of the last step in so many."""
+
+_COLUMNS = ("parameters", "tokens", "loss", "seed")
+
+_OTHER = ("data.seed", "data.checksums")
+"""What of the data may differ between runs."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run's end: ``loss`` (nats per token) of a model of so many ``parameters`` after ``tokens``.
+
+    ``seed`` tells repetitions apart. ``name`` is where it comes from.
+    """
+
+    parameters: float
+    tokens: float
+    loss: float
+    seed: int = 0
+    name: str = ""
+    fixed: Json = field(default_factory=dict)
+    """What must be the same in all runs of a law, by key."""
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "tokens", "loss"):
+            value = getattr(self, name)
+            if not isfinite(value) or value <= 0:
+                raise BadDataError(f"{name} is {value:g}", where=self.name, wanted="above 0")
+
+    def to_json(self) -> Json:
+        """Return the point as plain data."""
+        return {
+            "parameters": self.parameters,
+            "tokens": self.tokens,
+            "loss": self.loss,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+
+def points_of(paths: Sequence[Path], step: int | None) -> list[Point]:
+    """Return the points of runs, and of files of points (``.csv``), at a ``step`` or their last.
+
+    A run is a folder with ``stage.yaml`` and its metrics, a folder of a run of one stage, or a
+    stage file. Raises UsageError for what is none of these or has not come that far, and for runs
+    of different data; BadDataError for what is damaged.
+    """
+    found = [
+        point
+        for path in paths
+        for point in (_from_table(path) if path.suffix == ".csv" else [end_of(path, step)])
+    ]
+    for point in found[1:]:
+        _check_alike(found[0], point)
+    return found
+
+
+def _check_alike(one: Point, other: Point) -> None:
+    keys = one.fixed.keys() | other.fixed.keys()
+    if not one.fixed or not other.fixed:
+        return
+    for key in sorted(keys):
+        if one.fixed.get(key) != other.fixed.get(key):
+            raise UsageError(
+                f"{key} is {other.fixed.get(key)!r:.80}, and {one.fixed.get(key)!r:.80} in "
+                f"{one.name}",
+                "a law holds for one kind of data: leave out the runs of another",
+                where=other.name,
+            )
+
+
+def end_of(path: Path, step: int | None) -> Point:
+    """Return where a run of one stage was at a ``step``, or its last. Raises as ``points_of``."""
+    file = _stage_file(path)
+    stage = read_stage(file)
+    records = read_metrics(stage.log.metrics)
+    steps = [each for each in records if isinstance(each, StepRecord)]
+    if not steps:
+        raise BadDataError("holds no step", "has the run begun?", where=stage.log.metrics)
+    last = steps[-1].step if step is None else step
+    at = next((each for each in reversed(steps) if each.step == last), None)
+    if at is None:
+        raise UsageError(
+            Text(f"ends at step {steps[-1].step:,}, wanted ", Setting("step", step)),
+            "let it run on, or compare at a step that all have reached",
+            where=path,
+        )
+    checks = [
+        each.validation_loss
+        for each in records
+        if isinstance(each, ValidationRecord) and each.step == last
+    ]
+    window = max(1, last // LAST_SHARE)
+    recent = [each.loss for each in steps if last - window < each.step <= last]
+    loss = checks[-1] if checks else fmean(recent)
+    fixed = {
+        key: value
+        for key, value in dotted(stage.data.model_dump(mode="json"), "data.").items()
+        if key not in _OTHER
+    }
+    return Point(
+        _parameters(stage), at.tokens, loss, stage.training.seed, str(path),
+        {**fixed, "loss": "of validation" if checks else "of training"},
+    )  # fmt: skip
+
+
+def _stage_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if (path / "stage.yaml").is_file():
+        return path / "stage.yaml"
+    stages = sorted(path.glob(f"[0-9]*-*/{METRICS}"))
+    if len(stages) == 1:
+        return stages[0].with_name("stage.yaml")
+    found = "is a run of several stages" if stages else "is no run"
+    raise UsageError(
+        found,
+        "a law is fitted to models that were never grown: give the folder of a first stage",
+        where=path,
+        wanted="a folder with stage.yaml, a stage file, or a table of points (.csv)",
+    )
+
+
+def _parameters(stage: StageFile) -> int:
+    vocabulary = stage.model.vocab_size
+    if vocabulary is None:
+        return parameter_count(open_checkpoint(stage.checkpoint.folder).config)
+    return parameter_count(stage.model.config(vocabulary, stage.data.sequence_length))
+
+
+def _from_table(path: Path) -> list[Point]:
+    """Return the points in a table with the columns parameters and loss, and tokens and seed if
+    they differ.
+    """
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadDataError(str(getattr(error, "strerror", None) or error), where=path) from None
+    if not rows or not {"parameters", "loss"} <= rows[0].keys():
+        raise BadDataError(
+            "has no columns parameters and loss",
+            "the first line names the columns: parameters,tokens,loss,seed",
+            where=path,
+        )
+    return [_from_row(row, f"{path}:{number}") for number, row in enumerate(rows, 2)]
+
+
+def _from_row(row: dict[str, str | None], where: str) -> Point:
+    try:
+        values = {key: float(row.get(key) or 1) for key in ("parameters", "tokens", "loss")}
+        return Point(**values, seed=int(row.get("seed") or 0), name=where)
+    except ValueError:
+        found = ",".join(str(value) for value in row.values())
+        raise BadDataError(f"is {found:.80}", where=where, wanted="numbers") from None
+
+
+def table_of(points: Sequence[Point]) -> str:
+    """Return the table of points, as ``points_of`` reads it."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows([getattr(point, name) for name in _COLUMNS] for point in points)
+    return file.getvalue()
