@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from flmgrow.foresight import cost, predict
     from flmgrow.models import generate, load_model
     from flmgrow.opened import LogicalArray, Source
     from flmgrow.scores import evaluate
@@ -36,14 +37,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
-    "StorageError", "UsageError", "Written", "__version__", "bake", "evaluate", "expand", "export",
-    "generate", "import_", "load_model", "open", "plan", "reshard", "verify",
+    "StorageError", "UsageError", "Written", "__version__", "bake", "cost", "evaluate", "expand",
+    "export", "generate", "import_", "load_model", "open", "plan", "predict", "reshard", "verify",
 ]  # fmt: skip
 
 _HOMES = {
+    "cost": "flmgrow.foresight",
     "evaluate": "flmgrow.scores",
     "generate": "flmgrow.models",
     "load_model": "flmgrow.models",
+    "predict": "flmgrow.foresight",
     "LogicalArray": "flmgrow.opened",
     "Source": "flmgrow.opened",
     "BadCheckpointError": "flmgrow.errors",

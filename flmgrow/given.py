@@ -4,7 +4,7 @@ All of it may be left out; what that means, each function's own default says.
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypedDict
 
 
@@ -137,3 +137,26 @@ class EvaluatingGiven(TypedDict, total=False):
     batch_size: int | None
     tokenizer: str | os.PathLike[str] | None
     restart: bool
+
+
+class ClusterGiven(TypedDict, total=False):
+    """A cluster and its prices, for ``cost``.
+
+    ``utilisation`` is a share of the devices' peak for all stages, or one for each; ``calibrate``
+    takes it from a run. ``price`` is in dollars per device hour, ``carbon`` in kg of CO2 per kWh,
+    ``overhead`` what the data centre draws over what its devices draw, ``storage`` the bytes per
+    second of its file system. ``peak_tflops``, ``watts`` and ``memory`` (bytes) are of a device
+    that is not in the table.
+    """
+
+    accelerator: str
+    gpus: int | None
+    utilisation: float | Sequence[float] | None
+    calibrate: str | os.PathLike[str] | None
+    price: float | None
+    carbon: float | None
+    overhead: float
+    storage: float
+    peak_tflops: float | None
+    watts: float | None
+    memory: float | None

@@ -26,8 +26,8 @@ from tiny_tokenizers import make_jsonl
 LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
-    ("flmgrow.api", "flmgrow.models", "flmgrow.scores"),
-    ("flmgrow.opened", "flmgrow.cost", "flmgrow.prediction"),
+    ("flmgrow.api", "flmgrow.foresight", "flmgrow.models", "flmgrow.scores"),
+    ("flmgrow.opened", "flmgrow.costing", "flmgrow.prediction"),
     ("flmgrow.stages",),
     ("flmgrow.evaluation",),
     ("flmgrow.evaluation.tasks",),
@@ -107,7 +107,7 @@ def is_allowed(module: str, other: str) -> bool:
     The package itself is the front door: it names the public face, and imports it when it is asked.
     """
     if module == "flmgrow":
-        front = ("api", "models", "scores", "opened", "errors")
+        front = ("api", "foresight", "models", "scores", "opened", "errors")
         return other in {f"flmgrow.{name}" for name in front}
     if any(
         f"{module}.".startswith(f"{one}.") and f"{other}.".startswith(f"{stranger}.")

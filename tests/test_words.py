@@ -9,7 +9,7 @@ import typer
 from quoted_words import FOREIGN, settings, spelled
 from repository import find_modules
 
-from flmgrow import api, errors, given
+from flmgrow import api, errors, foresight, given, models, scores
 from flmgrow.cli.app import app
 from flmgrow.generation.choosing import Choice
 from flmgrow.text import COMMAND_LINE, PYTHON
@@ -47,8 +47,9 @@ def arguments() -> set[str]:
     kinds = [kind for kind in vars(given).values() if hasattr(kind, "__annotations__")]
     functions: list[Any] = [
         function
-        for name, function in vars(api).items()
-        if inspect.isfunction(function) and function.__module__ == api.__name__ and name[0] != "_"
+        for face in (api, foresight, models, scores)
+        for name, function in vars(face).items()
+        if inspect.isfunction(function) and function.__module__ == face.__name__ and name[0] != "_"
     ]
     signatures = [set(inspect.signature(each).parameters) for each in [*functions, Choice]]
     return set().union(*signatures, *(kind.__annotations__ for kind in kinds))

@@ -1,19 +1,15 @@
 """What a command line says of a cluster: its devices, what they reach, and what they cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flmgrow.cli.parsing import parse_size
 from flmgrow.errors import UsageError
-
-if TYPE_CHECKING:
-    from flmgrow.cost.accelerators import Accelerator
-    from flmgrow.cost.rates import Rates
-    from flmgrow.stages.schedule import PlannedStage
+from flmgrow.given import ClusterGiven
 
 _CLUSTER = "What is known of the cluster"
 _DEVICE = "A device that is not in the table"
@@ -61,50 +57,26 @@ class Cluster:
     watts: Annotated[float | None, _option("NUMBER", "Its thermal design power.", _DEVICE)] = None
     memory: Annotated[str | None, _option("SIZE", "Its memory.", _DEVICE)] = None
 
-    def rates(self, stages: Sequence["PlannedStage"]) -> "Rates":
-        """Return what the stages of a schedule run on. Raises UsageError for what cannot be, and
-        as ``utilisations_of`` does.
-        """
-        from flmgrow.cost.rates import Rates
-
-        device = self._device()
-        return Rates(
-            device,
-            self._shares(stages, device),
-            self.gpus,
-            self.price,
-            self.carbon,
-            self.overhead,
-            float(parse_size(self.storage, "--storage")),
-        )
-
-    def _device(self) -> "Accelerator":
-        from flmgrow.cost.accelerators import accelerator
-
-        known = accelerator(self.accelerator)
-        said = {
-            "bfloat16": self.peak_tflops,
-            "float32": self.peak_tflops,
+    def given(self) -> ClusterGiven:
+        """Return what is said. Raises UsageError for what is no number."""
+        return {
+            "accelerator": self.accelerator,
+            "gpus": self.gpus,
+            "utilisation": _numbers(self.utilisation),
+            "calibrate": self.calibrate,
+            "price": self.price,
+            "carbon": self.carbon,
+            "overhead": self.overhead,
+            "storage": float(parse_size(self.storage, "--storage")),
+            "peak_tflops": self.peak_tflops,
             "watts": self.watts,
             "memory": None if self.memory is None else float(parse_size(self.memory, "--memory")),
         }
-        given = {name: value for name, value in said.items() if value is not None}
-        return replace(known, name=f"{known.name}, changed", **given) if given else known
-
-    def _shares(self, stages: Sequence["PlannedStage"], device: "Accelerator") -> Sequence[float]:
-        from flmgrow.cost.calibration import utilisations_of
-
-        if self.calibrate is None:
-            return _numbers(self.utilisation)
-        if self.utilisation is not None:
-            raise UsageError("--utilisation and --calibrate both say what is reached", "give one")
-        found = utilisations_of(self.calibrate, device, stages[0].stage.training.precision)
-        return found if len(found) == len(stages) else found[-1:]
 
 
-def _numbers(text: str | None) -> Sequence[float]:
+def _numbers(text: str | None) -> Sequence[float] | None:
     try:
-        return () if text is None else tuple(float(word) for word in text.split(","))
+        return None if text is None else tuple(float(word) for word in text.split(","))
     except ValueError:
         raise UsageError(
             f"--utilisation {text}: not a list of numbers", "such as 0.52, or 0.519,0.513,0.529"

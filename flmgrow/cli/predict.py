@@ -9,7 +9,6 @@ from flmgrow.cli import options
 from flmgrow.cli.parsing import parse_amount
 from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import in_columns, json_text
-from flmgrow.errors import UsageError
 
 Runs = Annotated[
     list[Path],
@@ -59,29 +58,21 @@ def predict(
     \b
     Example: flmgrow predict proxies/* --at 16B --plot law.png
     """
+    from flmgrow import foresight
     from flmgrow.prediction import wording
     from flmgrow.prediction.ending import ended
-    from flmgrow.prediction.forecast import forecaster
-    from flmgrow.prediction.law import SIZES, form_for
     from flmgrow.prediction.picture import picture
-    from flmgrow.prediction.points import points_of, table_of
+    from flmgrow.prediction.points import table_of
     from flmgrow.storage.durable import write_small
 
     kind = None if plot is None else picture_kind("--plot", plot)
     sizes = [parse_amount("--at", text) for text in at or ()]
     length = None if tokens is None else parse_amount("--tokens", tokens)
-    points = points_of(runs, step)
-    form = form_for(points)
-    if length is not None and form is SIZES and {point.tokens for point in points} != {length}:
-        raise UsageError(
-            "--tokens: all runs end at one length, and the law knows no other",
-            "add runs of two other lengths",
-        )
-    found = forecaster(points, form)
+    found = foresight.predict(runs, step=step)
     forecasts = [found.at(size, length) for size in sizes]
     stages = [] if against is None else list(ended(against, found))
     if write is not None:
-        write_small(write, table_of(points).encode())
+        write_small(write, table_of(found.points).encode())
     if plot is not None and kind is not None:
         write_small(plot, picture(found, forecasts, kind))
     if as_json:

@@ -10,8 +10,8 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
 from flmgrow.cli.printing import in_columns, json_text, note
-from flmgrow.cost.memory import memory_of
-from flmgrow.cost.wording import fullest_text
+from flmgrow.costing.memory import memory_of
+from flmgrow.costing.wording import fullest_text
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS

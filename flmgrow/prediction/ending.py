@@ -12,7 +12,6 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import Forecast, Forecaster
-from flmgrow.prediction.law import SIZES
 from flmgrow.prediction.points import Point, end_of
 from flmgrow.stages.curves import find_metrics
 from flmgrow.storage.strict_json import Json
@@ -54,12 +53,7 @@ def ended(run: Path, forecaster: Forecaster) -> Iterator[Ended]:
 def stage_ended(folder: Path, forecaster: Forecaster) -> Ended:
     """Return how the stage in a folder has ended. Raises UsageError as ``ended`` does."""
     point = end_of(folder, None)
-    known = {each.tokens for each in forecaster.points}
-    if forecaster.law.form is SIZES and known != {point.tokens}:
-        (length,) = known
-        raise UsageError(
-            f"has read {point.tokens:,.0f} tokens, and all runs of the law {length:,.0f}",
-            "a law of sizes holds at one length: add runs of two other lengths to it",
-            where=folder,
-        )
-    return Ended(folder.name, point, forecaster.at(point.parameters, point.tokens))
+    try:
+        return Ended(folder.name, point, forecaster.at(point.parameters, point.tokens))
+    except UsageError as error:
+        raise error.at(folder) from None

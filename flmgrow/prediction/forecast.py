@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flmgrow.prediction.law import FloatArray, Form, Law, check_enough, fit, refit
+from flmgrow.errors import UsageError
+from flmgrow.prediction.law import SIZES, FloatArray, Form, Law, check_enough, fit, refit
 from flmgrow.prediction.points import Point
 from flmgrow.storage.strict_json import Json
+from flmgrow.text import Setting, Text
 
 DRAWS = 200
 LEVEL = 0.9
@@ -69,9 +71,16 @@ class Forecaster:
     def at(self, parameters: float, tokens: float | None = None) -> Forecast:
         """Return what is foretold of a size.
 
-        ``tokens`` are those of the longest run if not given, and matter to a law that knows them.
+        ``tokens`` are those of the longest run if not given. Raises UsageError for others, where
+        all runs end at one length.
         """
-        length = tokens or max(point.tokens for point in self.points)
+        longest = max(point.tokens for point in self.points)
+        length = tokens or longest
+        if self.law.form is SIZES and length != longest:
+            raise UsageError(
+                Text(Setting("tokens"), f" {length:,.0f}: all runs end after {longest:,.0f}"),
+                "add runs of two other lengths to foretell others",
+            )
         noise = np.random.default_rng(len(self.draws)).standard_normal(len(self.draws))
         losses = np.array([law.loss(parameters, length) for law in self.draws])
         losses *= np.exp(self.law.spread * noise)

@@ -173,8 +173,8 @@ def _from_table(path: Path) -> list[Point]:
 
 def _from_row(row: dict[str, str | None], where: str) -> Point:
     try:
-        values = {key: float(row.get(key) or 1) for key in ("parameters", "tokens", "loss")}
-        return Point(**values, seed=int(row.get("seed") or 0), name=where)
+        parameters, tokens, loss = (float(row.get(name) or 1) for name in _COLUMNS[:3])
+        return Point(parameters, tokens, loss, int(row.get("seed") or 0), where)
     except ValueError:
         found = ",".join(str(value) for value in row.values())
         raise BadDataError(f"is {found:.80}", where=where, wanted="numbers") from None

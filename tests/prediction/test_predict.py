@@ -1,7 +1,7 @@
 """What is foretold of large models: published points, laws that are known, and runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def test_one_run_that_went_wrong_does_not_drag_the_law_away() -> None:
 NOISE = 0.004
 
 
-def noisy(random: np.random.Generator, sizes: Sequence[float]) -> list[Point]:
+def noisy(random: np.random.Generator, sizes: Iterable[float]) -> list[Point]:
     return [
         Point(size, 1.0, (2.0 * (size / 1e6) ** -0.3 + 2.0) * float(np.exp(NOISE * noise)), seed)
         for size in sizes
@@ -142,7 +142,7 @@ def write_run(folder: Path, width: int, losses: Sequence[float], **changes: Any)
     model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": heads, "vocab_size": 257}
     data = stage_data(Path("/corpora"), model=model, **changes)
     (folder / "stage.yaml").write_text(yaml.safe_dump(data))
-    record = {
+    record: dict[str, Any] = {
         "samples": 8, "flops": 1000, "language_loss": None, "teacher_loss": None, "grad_norm": 1.0,
         "learning_rate": 1e-3, "seconds": 0.1, "tokens_per_second": 100.0, "model_tflops": 1.0,
         "utilisation": None, "masks": {}, "stage": "small", "kind": "step",
@@ -232,7 +232,7 @@ def test_a_runs_end_is_held_against_the_law(
     assert "01-large   loss 3.0000, OUTSIDE" in capsys.readouterr().out
     longer = write_run(tmp_path / "longer" / "01-large", 80, [5.0, 4.0, 3.0, 2.9]).parent
     assert command(*proxies, "--against", longer) == UsageError.exit_code
-    assert "has read 1,024 tokens, and all runs of the law 768" in capsys.readouterr().err
+    assert "01-large: --tokens 1,024: all runs end after 768" in capsys.readouterr().err
 
 
 def test_what_cannot_be_foretold_is_refused(
@@ -253,7 +253,13 @@ def test_what_cannot_be_foretold_is_refused(
         (*proxies, several): "is a run of several stages",
         (*proxies, tmp_path): "is no run",
         (*proxies, "--at", "much"): "--at much: not an amount",
-        (*proxies, "--tokens", "1B"): "--tokens: all runs end at one length",
+        (
+            *proxies,
+            "--at",
+            "1B",
+            "--tokens",
+            "1B",
+        ): "--tokens 1,000,000,000: all runs end",
     }
     for words, told in refused.items():
         assert command(*words) == UsageError.exit_code, words

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flmgrow.cost.accelerators import ACCELERATORS, Accelerator
+from flmgrow.costing.accelerators import ACCELERATORS, Accelerator
 from flmgrow.errors import UsageError
 from flmgrow.model.checks import check_finite, check_whole
 from flmgrow.text import Setting, Text

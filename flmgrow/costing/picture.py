@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flmgrow.cost.estimate import RunCost
-from flmgrow.cost.shapes import SHAPES, area_saved, steps_of
+from flmgrow.costing.estimate import RunCost
+from flmgrow.costing.shapes import SHAPES, area_saved, steps_of
 from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.plots import shortened, tokens_text
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from flmgrow.cost.accelerators import Accelerator
+from flmgrow.costing.accelerators import Accelerator
 from flmgrow.errors import BadDataError
 from flmgrow.stages.curves import find_metrics
 from flmgrow.trainer.metrics.records import StepRecord, read_metrics

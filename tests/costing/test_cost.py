@@ -11,12 +11,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import flmgrow
 from flmgrow.cli.app import run
-from flmgrow.cost.accelerators import ACCELERATORS, accelerator
-from flmgrow.cost.estimate import RunCost, cost_of
-from flmgrow.cost.operations import executed, operations
-from flmgrow.cost.rates import Rates
-from flmgrow.cost.shapes import SHAPES, area_saved, steps_of
+from flmgrow.costing.accelerators import ACCELERATORS, accelerator
+from flmgrow.costing.estimate import RunCost, cost_of
+from flmgrow.costing.operations import executed, operations
+from flmgrow.costing.rates import Rates
+from flmgrow.costing.shapes import SHAPES, area_saved, steps_of
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.flops import training_flops
@@ -216,6 +217,15 @@ def test_the_guide_shows_what_the_command_prints(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == output
 
 
+def test_the_same_from_python(tmp_path: Path) -> None:
+    run_folder = write_metrics(tmp_path / "run", [1.0] * 5 + [15.6] * 5)
+    assert flmgrow.cost(TINY).to_json() == cost_of(stages(), Rates()).to_json()
+    found = flmgrow.cost(TINY, calibrate=run_folder, price=2.0, watts=500.0)
+    assert [each.utilisation for each in found.stages] == pytest.approx([0.1] * 3)
+    assert found.rates.accelerator.watts == 500.0
+    assert flmgrow.cost(TINY, utilisation=0.1).bill.hours == pytest.approx(found.bill.hours)
+
+
 def test_json_has_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(str(TINY), "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -264,7 +274,7 @@ def test_calibrated_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["--utilisation", "x"], "--utilisation x: not a list of numbers"),
         (["--utilisation", "0.5,0.5"], "--utilisation has 2 shares for 3 stages"),
         (["--utilisation", "nan"], "utilisation is nan, wanted a finite number"),
-        (["--utilisation", "0.5", "--calibrate", "x"], "both say what is reached"),
+        (["--utilisation", "0.5", "--calibrate", "x"], "--utilisation and --calibrate both say"),
         (["--price", "-1"], "price is -1.0, wanted at least 0"),
         (["--carbon", "inf"], "carbon is inf, wanted a finite number"),
         (["--overhead", "0.5"], "overhead is 0.5, wanted at least 1"),

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flmgrow.cost.memory import Memory, memory_of
-from flmgrow.cost.operations import Operations, executed, operations
-from flmgrow.cost.rates import Bill, Rates
+from flmgrow.costing.memory import Memory, memory_of
+from flmgrow.costing.operations import Operations, executed, operations
+from flmgrow.costing.rates import Bill, Rates
 from flmgrow.errors import UsageError
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.schedule import PlannedStage
@@ -87,6 +87,7 @@ class RunCost:
     between: Sequence[Between]
     scratch: Operations
     scratch_bill: Bill
+    rates: Rates
 
     @property
     def tokens(self) -> int:
@@ -144,7 +145,8 @@ def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
     scratch = _operations(last.planned, tokens)
     precision = last.planned.stage.training.precision
     bill = rates.bill(scratch.products, precision, last.gpus, last.utilisation)
-    return RunCost(costs, [Between(each, each / rates.storage) for each in moved], scratch, bill)
+    between = [Between(each, each / rates.storage) for each in moved]
+    return RunCost(costs, between, scratch, bill, rates)
 
 
 def _stage_cost(number: int, planned: PlannedStage, rates: Rates) -> StageCost:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from flmgrow.cost.estimate import NOT_EQUAL_LOSS, Between, RunCost, StageCost
-from flmgrow.cost.memory import Memory
-from flmgrow.cost.operations import Operations
-from flmgrow.cost.rates import Bill, Rates
+from flmgrow.costing.estimate import NOT_EQUAL_LOSS, Between, RunCost, StageCost
+from flmgrow.costing.memory import Memory
+from flmgrow.costing.operations import Operations
+from flmgrow.costing.rates import Bill, Rates
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, model_text, size
 from flmgrow.text import Setting, Text
@@ -14,6 +14,14 @@ from flmgrow.text import Setting, Text
 Rows = list[tuple[str, str]]
 
 ZETTA = 1e21
+
+
+def blocks(cost: RunCost) -> list[Rows]:
+    """Return the rows of a cost, stage by stage, with what lies between them, and in all."""
+    found = [stage_rows(cost.stages[0])]
+    for between, stage in zip(cost.between, cost.stages[1:], strict=True):
+        found += [[between_row(between)], stage_rows(stage)]
+    return [*found, [*total_rows(cost), *supposed_rows(cost.rates)]]
 
 
 def stage_rows(cost: StageCost) -> Rows:

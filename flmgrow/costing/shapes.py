@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flmgrow.cost.estimate import RunCost
+from flmgrow.costing.estimate import RunCost
 from flmgrow.model.tensors import parameter_count
 
 FloatArray = NDArray[np.float64]
