@@ -159,6 +159,10 @@ def _optimizer(run: RunConfig, models: list[Any]) -> Any:
     return optimizer
 
 
+_COOLDOWNS = {"linear": "linear", "sqrt": "minus_sqrt"}
+"""What megatron-core calls the ways down."""
+
+
 def _schedule(stage: StageFile, clock: Clock, optimizer: Any) -> Any:
     """Return the schedule, which counts samples, as Megatron-LM's does."""
     rate, decay = stage.learning_rate, stage.optimizer.weight_decay
@@ -170,7 +174,9 @@ def _schedule(stage: StageFile, clock: Clock, optimizer: Any) -> Any:
         min_lr=rate.floor,
         lr_warmup_steps=clock.warmup,
         lr_decay_steps=end,
-        lr_decay_style=rate.style,
+        lr_decay_style="WSD" if rate.style == "wsd" else rate.style,
+        wsd_decay_steps=max(1, clock.cooldown),
+        lr_wsd_decay_style=_COOLDOWNS[rate.cooldown],
         start_wd=decay,
         end_wd=decay,
         wd_incr_steps=end,

@@ -61,7 +61,7 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         ("layout", f"{data['layout']} x DP{data['replicas']}: {_processes(data)}"),
         ("steps", f"{data['steps']:,}, iterations {planned.first:,} to {planned.last:,}"),
         ("tokens", f"{amount(data['tokens'])} in batches of {batch}"),
-        ("learning", f"{rate.style} from {rate.peak:g}, {_warm_up(stage)}"),
+        ("learning", f"{rate.style} from {rate.peak:g}, {_warm_up(stage)}{_cooldown(stage)}"),
         ("cost", f"{data['flops']:.3e} FLOPs in {data['precision']}"),
         ("checkpoint", f"{_bytes(data['checkpoint_bytes'])} each, optimizer state included"),
     ]
@@ -94,6 +94,13 @@ def _warm_up(stage: StageFile) -> str:
     steps = stage.warmup_steps
     early = f", of which the stage has {stage.steps:,}" if steps >= stage.steps else ""
     return f"{steps:,} steps of warm-up{early}"
+
+
+def _cooldown(stage: StageFile) -> str:
+    tokens = stage.learning_rate.cooldown_tokens
+    return (
+        "" if tokens is None else f", {stage.learning_rate.cooldown} over {amount(tokens)} tokens"
+    )
 
 
 def total_row(stages: Sequence[PlannedStage]) -> tuple[str, str]:

@@ -36,13 +36,15 @@ class Clock:
     """What the learning rate follows, in samples.
 
     ``position`` is where it stands, and ``step`` by how much a step moves it; the warm-up ends at
-    ``warmup``, and the floor is reached at ``decay``.
+    ``warmup``, and the floor is reached at ``decay``, after a ``cooldown`` of so many if there is
+    one.
     """
 
     position: int
     step: int
     warmup: int
     decay: int
+    cooldown: int = 0
 
 
 def progress_of(stage: StageFile, state: TrainingState) -> Progress:
@@ -83,4 +85,5 @@ def clock_of(stage: StageFile, progress: Progress) -> Clock:
     else:
         position, step = progress.tokens // length, stage.training.batch
         decay = max(1, nearest(Fraction(tokens, length)))
-    return Clock(position, step, rate.warmup_samples, decay)
+    cooldown = nearest(Fraction(rate.cooldown_tokens or 0, length))
+    return Clock(position, step, rate.warmup_samples, decay, cooldown)

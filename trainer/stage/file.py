@@ -76,6 +76,15 @@ class StageFile(Section):
             raise ValueError("log.validation_every needs a data.validation_share above 0")
         return self
 
+    @model_validator(mode="after")
+    def _cooldown_fits(self) -> Self:
+        cooldown = self.learning_rate.cooldown_tokens
+        whole = self.decay_steps * self.tokens_per_step
+        if cooldown is not None and cooldown > whole:
+            found = f"learning_rate.cooldown_tokens is {cooldown:,}"
+            raise ValueError(f"{found}, of {whole:,} tokens until the floor")
+        return self
+
     @property
     def steps(self) -> int:
         """The number of optimizer steps."""

@@ -121,14 +121,23 @@ class LearningRateSection(Section):
     """The stage's own schedule: warm-up to ``peak``, then down to ``floor``.
 
     ``decay_tokens`` is where the floor is reached, counted from the stage's begin; by default where
-    the stage ends.
+    the stage ends. ``wsd`` (warm-up, stable, decay) stays at the peak until ``cooldown_tokens``
+    before that, and then falls along a straight line or a root (``cooldown``).
     """
 
     peak: Positive
     floor: NotNegative = 0.0
     warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0, le=MOST)] = 0
     decay_tokens: Amount | None = None
-    style: Literal["cosine", "linear", "constant"] = "cosine"
+    style: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    cooldown_tokens: Amount | None = None
+    cooldown: Literal["linear", "sqrt"] = "linear"
+
+    @model_validator(mode="after")
+    def _cooldown_is_of_wsd(self) -> Self:
+        if (self.style == "wsd") != (self.cooldown_tokens is not None):
+            raise ValueError("style wsd and cooldown_tokens go together: give both, or neither")
+        return self
 
     @model_validator(mode="after")
     def _floor_is_below(self) -> Self:

@@ -92,6 +92,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"training": {"batch": "8"}},
         "training.batch: found '8', wanted a valid integer",
     ),
+    "wsd without a decay": (
+        {"learning_rate": {"style": "wsd"}},
+        "learning_rate: .*style wsd and cooldown_tokens go together",
+    ),
+    "a decay without wsd": (
+        {"learning_rate": {"cooldown_tokens": "1K"}},
+        "learning_rate: .*style wsd and cooldown_tokens go together",
+    ),
+    "a decay that is too long": (
+        {"learning_rate": {"style": "wsd", "cooldown_tokens": "1B"}},
+        "learning_rate.cooldown_tokens is 1,000,000,000, of .* tokens until the floor",
+    ),
     "half a layer": ({"model": {"num_layers": 2.5}}, "model.num_layers"),
     "yes for a number": ({"layout": {"tp": True}}, "layout.tp"),
     "zero ranks": ({"layout": {"pp": 0}}, "layout.pp: .* greater than or equal to 1"),
