@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         expand,
         export,
         import_,
+        inspect,
+        integrity,
         open,
         plan,
         reshard,
@@ -38,7 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
     "StorageError", "UsageError", "Written", "__version__", "bake", "cost", "evaluate", "expand",
-    "export", "generate", "import_", "load_model", "open", "plan", "predict", "reshard", "verify",
+    "export", "generate", "import_", "inspect", "integrity", "load_model", "open", "plan",
+    "predict", "reshard", "verify",
 ]  # fmt: skip
 
 _HOMES = {

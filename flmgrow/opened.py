@@ -1,6 +1,5 @@
 """Opening a checkpoint, wherever it is, and looking at it: its model, its layout, its tensors."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +53,11 @@ class Source:
     def path(self) -> Path:
         """Its root folder."""
         return self.checkpoint.path
+
+    @property
+    def hub(self) -> HubOrigin | None:
+        """Where on the Hub it was fetched from; None for a folder or an object store."""
+        return self.checkpoint.hub
 
     @property
     def format(self) -> str:
@@ -198,19 +202,18 @@ def opened(path: Path, iteration: int | None, options: ReadOptions) -> Checkpoin
     return replace(open_checkpoint(folder, iteration, options), hub=origin)
 
 
-def opened_as_recorded(
-    result: Checkpoint, open_source: Callable[[Mapping[str, object] | None], Checkpoint]
-) -> Checkpoint:
-    """Open a source as it was read when ``result`` was made from it.
+def opened_source(path: Path, result: Checkpoint, options: ReadOptions) -> Checkpoint:
+    """Open a source as it was read when ``result`` was made from it, or with the arguments that
+    ``options`` give.
 
-    ``open_source`` opens it with given arguments, or with None as it stands: so it is opened if
-    the manifest of ``result`` records none, or is of another source.
+    Those that the manifest of ``result`` records are of this source only if its digest is the one
+    recorded there; any other source is opened as it stands.
     """
     manifest = manifest_of(result)
-    if manifest is None or not manifest.source.arguments:
-        return open_source(None)
-    source = open_source(manifest.source.arguments)
+    if options.given_arguments or manifest is None or not manifest.source.arguments:
+        return opened(path, None, options)
+    source = opened(path, None, replace(options, given_arguments=manifest.source.arguments))
     if manifest.source.digest == source.contents.digest():
         return source
     source.close()
-    return open_source(None)
+    return opened(path, None, options)

@@ -2,6 +2,7 @@
 before it is needed.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -157,6 +158,38 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
     with pytest.raises(flmgrow.UsageError):
         flmgrow.expand(source, tmp_path / "b", **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--tensors"], ["--health"]])
+def test_it_tells_of_a_checkpoint_what_the_command_tells(tmp_path: Path, words: list[str]) -> None:
+    source = make_checkpoint(tmp_path / "a", "llama")
+    accepted("expand", source, tmp_path / "b", "--hidden-size", 16)
+    found = flmgrow.inspect(tmp_path / "b", health="--health" in words)
+    told = json.loads(accepted("inspect", tmp_path / "b", *words, "--json").out)
+    assert json.loads(json.dumps(found.to_json(tensors="--tensors" in words))) == told
+    assert [member["name"] for member in told["family"]] == ["a", "b"]
+
+
+def test_damage_is_found_as_by_the_command(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path / "a", "llama")
+    found = flmgrow.integrity(path)
+    outcome = flmgrow_command("verify", "--integrity", path, "--json")
+    assert json.loads(json.dumps(found.to_json())) == json.loads(outcome.out)
+    assert (found.equal, found.exit_code) == (True, outcome.code)
+    file = next(path.rglob("model_optim_rng.pt"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    damaged = flmgrow.integrity(path)
+    assert (damaged.equal, damaged.text) == (False, "DAMAGED")
+
+
+def test_untying_is_said_once(tmp_path: Path) -> None:
+    """It is about how a source is read, and about what is made of it."""
+    source = make_checkpoint(tmp_path / "a", "llama")
+    accepted("expand", source, tmp_path / "command", "--untie")
+    flmgrow.expand(source, tmp_path / "api", untie=True)
+    assert all_files(tmp_path / "command") == all_files(tmp_path / "api")
 
 
 def test_a_verdict_says_what_differs(tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ from tiny_tokenizers import make_jsonl
 LAYERS = (
     ("flmgrow.__main__",),
     ("flmgrow.cli",),
-    ("flmgrow.api", "flmgrow.foresight", "flmgrow.models", "flmgrow.scores"),
+    ("flmgrow.api",),
+    ("flmgrow.checked", "flmgrow.foresight", "flmgrow.inspection", "flmgrow.models",
+     "flmgrow.planned", "flmgrow.scores", "flmgrow.verified"),
     ("flmgrow.opened", "flmgrow.costing", "flmgrow.prediction"),
     ("flmgrow.stages",),
     ("flmgrow.evaluation",),

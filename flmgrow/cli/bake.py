@@ -9,7 +9,7 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
-from flmgrow.surgery.requests import plan_bake_of
+from flmgrow.planned import plan_bake
 
 Value = Annotated[
     float | None,
@@ -37,5 +37,4 @@ def bake(
     Example: flmgrow bake ckpt-51b ckpt-51b-plain --value 1
     """
     with reading.open(src, iteration) as source:
-        plan = plan_bake_of(source, value, drop_optimizer=no_optimizer)
-        carry_out(plan, dst, running)
+        carry_out(plan_bake(source, value, no_optimizer), dst, running)

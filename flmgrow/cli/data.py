@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from flmgrow.api import check_apart, default_workers
 from flmgrow.cli import options
 from flmgrow.cli.commands import PanelledCommand, PlainGroup
 from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
 from flmgrow.model.wording import size
+from flmgrow.planned import check_apart, default_workers
 from flmgrow.storage.hidden import clear_leftovers
 from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.strict_json import Json

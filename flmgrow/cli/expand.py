@@ -9,7 +9,7 @@ from flmgrow.cli.parsing import parse_layers, shard_bytes
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.cli.target_file import read_target_file
-from flmgrow.surgery.requests import Files, plan_growth_of
+from flmgrow.planned import plan_of, requested
 
 
 @grouped
@@ -59,8 +59,15 @@ def expand(
     \b
     Example: flmgrow expand ckpt-16b ckpt-51b --hidden-size 8192 --num-layers 62 --tp 4 --pp 2
     """
-    files = Files(dtype, file_format, torch_dist_version, shard_bytes(shard_size))
-    wanted = read_target_file(to).overridden(
+    request = requested(
+        read_target_file(to),
+        to_params=to_params,
+        bake=bake,
+        no_optimizer=no_optimizer,
+        dtype=dtype,
+        format=file_format,
+        torch_dist_version=torch_dist_version,
+        shard_size=shard_bytes(shard_size),
         num_layers=num_layers,
         hidden_size=hidden_size,
         ffn_hidden_size=ffn_hidden_size,
@@ -83,14 +90,7 @@ def expand(
         pipeline_layers=parse_layers(pipeline_layers),
         padded_vocab_size=padded_vocab_size,
     )
-    reading = replace(reading, untie=wanted.untie if reading.untie is None else reading.untie)
+    if reading.untie is None:
+        reading = replace(reading, untie=request.target.untie)
     with reading.open(src, iteration) as source:
-        plan = plan_growth_of(
-            source,
-            wanted,
-            files,
-            parameters=to_params,
-            drop_optimizer=no_optimizer,
-            bake=bake,
-        )
-        carry_out(plan, dst, replace(running, init_std=init_std))
+        carry_out(plan_of(source, request), dst, replace(running, init_std=init_std))

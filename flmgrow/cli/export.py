@@ -1,7 +1,6 @@
 """``flmgrow export``: a checkpoint as a Hugging Face folder; weights stay bit for bit."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +14,13 @@ from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import TOKENIZER
-from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.hub.card import CardFacts
 from flmgrow.hub.evaluation import Score, read_scores
 from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
-from flmgrow.surgery.plan import LayoutRequest
-from flmgrow.surgery.requests import Files, plan_layout_of
+from flmgrow.planned import plan_export
+from flmgrow.surgery.requests import Files
 
 _HUB = "Model card and Hub"
 PushTo = Annotated[
@@ -97,7 +95,7 @@ def export(
     Example: flmgrow export ckpt-51b flm-51b-hf --dtype bfloat16
     """
     size = shard_bytes(shard_size)
-    files = Files(dtype, "huggingface", shard_size=size, family=family, keep_code=keep_code)
+    files = Files(dtype=dtype, shard_size=size, family=family, keep_code=keep_code)
     scores = _scores(evaluation)
     push = _push(push_to, private, revision, keep_code)
     if license is not None and not _LICENSE.fullmatch(license):
@@ -105,16 +103,12 @@ def export(
     if push is not None and not running.dry_run:
         push.check()
     with reading.open(src, iteration) as source:
-        given = NO_TOKENIZER
-        if tokenizer is not None:
-            given = tokenizer_files(tokenizer, source.config)
-        files = replace(files, tokenizer=given)
-        plan = plan_layout_of(source, LayoutRequest(), files)
+        plan = plan_export(source, files, tokenizer)
         facts = CardFacts(
             name=dst.name if push is None else push.name.repository,
-            config=plan.target.config,
+            config=plan.model,
             revision="main" if push is None else push.name.revision,
-            tokenizer=any(TOKENIZER.fullmatch(file.path) for file in plan.files),
+            tokenizer=any(TOKENIZER.fullmatch(file.path) for file in plan.details.files),
             license=license,
             scores=scores,
         )

@@ -15,7 +15,6 @@ from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.printing import note
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
-from flmgrow.opened import Source
 from flmgrow.storage.strict_json import parse_object
 
 _PROMPTS = "What to go on with"
@@ -120,7 +119,7 @@ def generate(
     """
     texts = _texts(prompt or (), prompts)
     comes = not as_json and len(texts) == 1 and sys.stdout.isatty()
-    with Source(reading.open(src, iteration, look_only=True)) as source:
+    with reading.open(src, iteration, look_only=True) as source:
         if comes:
             _write(texts[0])
         found = models.generate(

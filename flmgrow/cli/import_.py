@@ -7,8 +7,7 @@ from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.opened import is_fused
-from flmgrow.surgery.plan import LayoutRequest
-from flmgrow.surgery.requests import Files, plan_import_of
+from flmgrow.planned import plan_import, requested
 
 
 @grouped
@@ -33,9 +32,14 @@ def import_(
     \b
     Example: flmgrow import llama-hf ckpt-llama --tp 4 --pp 2
     """
-    files = Files(dtype, file_format)
-    layout = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
-    fused = is_fused(transformer_impl)
-    with reading.open(src, fused=fused) as source:
-        plan = plan_import_of(source, layout, files)
-        carry_out(plan, dst, running)
+    request = requested(
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        pipeline_layers=parse_layers(pipeline_layers),
+        padded_vocab_size=padded_vocab_size,
+        dtype=dtype,
+        format=file_format,
+    )
+    with reading.open(src, fused=is_fused(transformer_impl)) as source:
+        carry_out(plan_import(source, request), dst, running)

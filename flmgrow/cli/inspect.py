@@ -1,6 +1,5 @@
 """``flmgrow inspect``: what a checkpoint is, where it comes from, and whether it is healthy."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +10,11 @@ from flmgrow.cli.grouped import grouped
 from flmgrow.cli.printing import in_columns, json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
-from flmgrow.errors import BadCheckpointError, FlmgrowError, printable
-from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest import family, manifest_of, masks_of
+from flmgrow.errors import BadCheckpointError, printable
 from flmgrow.formats.history.parts import verdict_text
-from flmgrow.formats.stored_listing import Listed, stored_arrays
-from flmgrow.model.tensors import parameter_count
+from flmgrow.inspection import Inspection, inspect_source, stored_data, stored_in
 from flmgrow.model.wording import amount
-from flmgrow.opened import local_folder
-from flmgrow.storage.strict_json import Json
-from flmgrow.surgery.health import Health, examine
+from flmgrow.surgery.health import Health
 
 Tensors = Annotated[
     bool,
@@ -53,16 +47,15 @@ def inspect(
         opened = reading.open(path, iteration, look_only=True)
     except BadCheckpointError as error:
         raise _with_arrays(error, path, iteration, tensors, as_json) from None
-    with opened as checkpoint:
-        with progress_bar(checkpoint.nbytes, "reading") as progress:
-            found = examine(checkpoint, health, progress)
+    with opened as source:
+        found = inspect_source(source, health, progress_bar)
         if as_json:
-            print(json_text(_data(checkpoint, found, tensors)))
+            print(json_text(found.to_json(tensors)))
             return
-        rows = [*report.model_rows(checkpoint), *_history(checkpoint), *_health(found)]
+        rows = [*report.model_rows(found.checkpoint), *_history(found), *_health(found.health)]
         print("\n".join(in_columns(rows)))
         if tensors:
-            print("\n" + "\n".join(report.tensor_lines(checkpoint)))
+            print("\n" + "\n".join(report.tensor_lines(found.checkpoint)))
 
 
 def _with_arrays(
@@ -71,17 +64,14 @@ def _with_arrays(
     """Print, if ``wanted``, what a checkpoint that cannot be used holds all the same; return why
     it cannot.
     """
-    try:
-        files = stored_arrays(local_folder(path)[0], iteration)
-    except FlmgrowError:
-        return error
-    if not any(files.values()):
+    files = stored_in(path, iteration)
+    if not files:
         return error
     if not wanted:
         more = "inspect --tensors lists the arrays that are stored"
         return error.with_more_hint(more)
     if as_json:
-        listed = {name: {a.name: _array(a) for a in arrays} for name, arrays in files.items()}
+        listed = stored_data(files)
         print(json_text({"path": str(path), "why_not": error.message, "stored": listed}))
         return error
     for name, arrays in files.items():
@@ -90,14 +80,10 @@ def _with_arrays(
     return error
 
 
-def _array(array: Listed) -> Json:
-    return {"dtype": array.dtype, "shape": list(array.shape)}
-
-
-def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+def _history(found: Inspection) -> list[tuple[str, str]]:
     rows = []
-    sizes = checkpoint.config.sizes
-    for dimension, mask in masks_of(checkpoint).items():
+    sizes = found.checkpoint.config.sizes
+    for dimension, mask in found.masks.items():
         fresh = ", ".join(
             f"{len(indices)} of {sizes[axis]} {axis}"
             for axis, indices in mask.fresh.items()
@@ -105,11 +91,10 @@ def _history(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         )
         text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
         rows.append((f"{dimension} mask", text))
-    line = [f"{member.name} ({amount(member.parameters)})" for member in family(checkpoint)]
+    line = [f"{member.name} ({amount(member.parameters)})" for member in found.family]
     rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
-    manifest = manifest_of(checkpoint)
-    if manifest is not None:
-        receipt = manifest.receipt
+    if found.has_manifest:
+        receipt = found.receipt
         verdict = "not verified yet" if receipt is None else verdict_text(receipt)
         rows.append(("verified", verdict))
     return rows
@@ -122,28 +107,3 @@ def _health(found: Health) -> list[tuple[str, str]]:
         rows.append(("not finite", bad or "none"))
         rows.append(("all zero", ", ".join(found.all_zero) or "none"))
     return rows
-
-
-def _data(checkpoint: Checkpoint, found: Health, tensors: bool) -> Json:
-    shapes = {
-        name: dict(zip(tensor.axes, tensor.shape(checkpoint.stored_sizes), strict=True))
-        for name, tensor in checkpoint.reader.tensors.items()
-    }
-    manifest = manifest_of(checkpoint)
-    receipt = None if manifest is None else manifest.receipt
-    return {
-        "path": str(checkpoint.folder),
-        "iteration": checkpoint.iteration,
-        "model": asdict(checkpoint.config),
-        "layout": asdict(checkpoint.layout),
-        "parameters": parameter_count(checkpoint.config),
-        "padded_vocab": checkpoint.padded_vocab,
-        "dtype": checkpoint.dtype,
-        "bytes": checkpoint.nbytes,
-        "also_holds": list(checkpoint.carried),
-        "masks": {d: mask.to_json() for d, mask in masks_of(checkpoint).items()},
-        "family": [member.to_json() for member in family(checkpoint)],
-        "receipt": None if receipt is None else receipt.to_json(),
-        "health": asdict(found),
-        **({"tensors": shapes} if tensors else {}),
-    }

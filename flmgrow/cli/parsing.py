@@ -47,12 +47,12 @@ def shard_bytes(text: str) -> int:
     return size
 
 
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
+def parse_layers(text: str | None) -> list[int] | None:
     """Return the numbers in ``8,8,7,7``. Raises UsageError for anything else."""
     if text is None:
         return None
     try:
-        return tuple(int(item) for item in text.split(","))
+        return [int(item) for item in text.split(",")]
     except ValueError:
         raise UsageError(
             f"--pipeline-layers {text}: not a list of numbers", "such as 8,8,7,7"

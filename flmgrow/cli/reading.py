@@ -1,6 +1,5 @@
 """Opening a source as the options of every command say that reads one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from flmgrow.cli.printing import note
 from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.megatron.arguments.given import parse_given
-from flmgrow.opened import opened
+from flmgrow.opened import Source, opened, opened_source
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,28 @@ class Reading:
         iteration: int | None = None,
         fused: bool = True,
         look_only: bool = False,
-        given: Mapping[str, object] | None = None,
         only_missing: bool = False,
-    ) -> Checkpoint:
+    ) -> Source:
         """Open the checkpoint at ``path``, fetched first if it is on the Hub; the caller closes
         it. What is to be known of how it was read is told on stderr.
 
-        ``given`` arguments take the place of those that the options give. ``only_missing``: none
-        of them changes arguments that are stored.
+        ``only_missing``: no argument that is given changes one that is stored.
         """
-        said = ReadOptions(
+        options = self.options(fused=fused, look_only=look_only, only_missing=only_missing)
+        return _told(opened(path, iteration, options))
+
+    def open_source_of(self, path: Path, result: Source) -> Source:
+        """Open the source of ``result`` as it was read when that was made, unless options say how.
+
+        Told on stderr, and closed, as by :meth:`open`.
+        """
+        return _told(opened_source(path, result.checkpoint, self.options()))
+
+    def options(
+        self, *, fused: bool = True, look_only: bool = False, only_missing: bool = False
+    ) -> ReadOptions:
+        """Return what the options say about a source."""
+        return ReadOptions(
             ignored_arguments=tuple(self.ignore_arg or ()),
             ignored_fields=tuple(self.ignore_field or ()),
             max_positions=self.max_position_embeddings,
@@ -58,10 +69,12 @@ class Reading:
             true_vocab=self.true_vocab_size,
             fused=fused,
             look_only=look_only,
-            given_arguments=self.given_arguments if given is None else given,
+            given_arguments=self.given_arguments,
             only_missing=only_missing,
         )
-        found = opened(path, iteration, said)
-        for text in found.notes:
-            note(text)
-        return found
+
+
+def _told(found: Checkpoint) -> Source:
+    for text in found.notes:
+        note(text)
+    return Source(found)

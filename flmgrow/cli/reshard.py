@@ -6,8 +6,7 @@ from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import parse_layers, shard_bytes
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
-from flmgrow.surgery.plan import LayoutRequest
-from flmgrow.surgery.requests import Files, plan_layout_of
+from flmgrow.planned import plan_of, requested
 
 
 @grouped
@@ -35,8 +34,17 @@ def reshard(
     \b
     Example: flmgrow reshard ckpt-tp2 ckpt-tp4pp4 --tp 4 --pp 4
     """
-    files = Files(dtype, file_format, torch_dist_version, shard_bytes(shard_size))
-    layout = LayoutRequest(tp, pp, vpp, parse_layers(pipeline_layers), padded_vocab_size)
+    request = requested(
+        tp=tp,
+        pp=pp,
+        vpp=vpp,
+        pipeline_layers=parse_layers(pipeline_layers),
+        padded_vocab_size=padded_vocab_size,
+        no_optimizer=no_optimizer,
+        dtype=dtype,
+        format=file_format,
+        torch_dist_version=torch_dist_version,
+        shard_size=shard_bytes(shard_size),
+    )
     with reading.open(src, iteration) as source:
-        plan = plan_layout_of(source, layout, files, drop_optimizer=no_optimizer)
-        carry_out(plan, dst, running)
+        carry_out(plan_of(source, request), dst, running)

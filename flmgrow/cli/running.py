@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from flmgrow.api import check_apart, default_workers, write
 from flmgrow.cli import options
 from flmgrow.cli.in_ranks import RankTimeout, this_world
 from flmgrow.cli.parsing import parse_size
@@ -14,10 +13,11 @@ from flmgrow.errors import UsageError
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.publication import Publication
 from flmgrow.model.wording import amount, model_text, size
+from flmgrow.planned import Plan, check_apart, default_workers, write
 from flmgrow.storage.outputs import named_output, unfinished_place
 from flmgrow.storage.world import PATIENCE
 from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import Plan as Details
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.surgery.replicas import replicated_as
 from flmgrow.surgery.shards import chosen_shards, shards_of
@@ -60,7 +60,7 @@ class Running:
 
 
 def carry_out(
-    plan: Plan, destination: Path, running: Running, publication: Publication | None = None
+    made: Plan, destination: Path, running: Running, publication: Publication | None = None
 ) -> None:
     """Print the plan; carry it out, and publish it, unless this is a dry run.
 
@@ -73,7 +73,7 @@ def carry_out(
             where=hub_name(destination),
             wanted="a folder",
         )
-    destination = named_output(destination)
+    plan, destination = made.details, named_output(destination)
     execution = running.execution(lambda _: None)
     check_apart(plan.source.path, destination)
     if running.dry_run:
@@ -101,7 +101,7 @@ def carry_out(
         print(json_text(told))
 
 
-def _write_some(plan: Plan, destination: Path, running: Running) -> None:
+def _write_some(plan: Details, destination: Path, running: Running) -> None:
     """Write the shards that are asked for, and say where they are."""
     files = chosen_shards(plan, running.only_shards or "")
     total = sum(plan.file_sizes[file.path] for file in files)
@@ -120,7 +120,7 @@ def _write_some(plan: Plan, destination: Path, running: Running) -> None:
     print("\n".join(in_columns(rows)))
 
 
-def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:
+def _shown(plan: Details, execution: Execution, as_json: bool) -> str:
     """Return a plan as it is printed, with the memory and the workers it would take."""
     memory, workers = execution.max_memory, execution.workers
     if as_json:
@@ -129,7 +129,7 @@ def _shown(plan: Plan, execution: Execution, as_json: bool) -> str:
     return "\n".join(plan_lines(plan, ("memory", limit), words=COMMAND_LINE))
 
 
-def _result_lines(plan: Plan, destination: Path, did: str = "wrote") -> list[str]:
+def _result_lines(plan: Details, destination: Path, did: str = "wrote") -> list[str]:
     """Return what was written, or found written, as lines."""
     old, new = plan.parameters
     grown = (

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.storage.strict_yaml import parse_yaml
-from flmgrow.surgery.target_file import TargetFile, parse_target
+from flmgrow.surgery.target_file import parse_target
 
 _MOST_BYTES = 1 << 16
 
 
-def read_target_file(path: Path | None) -> TargetFile:
-    """Return the target in a YAML file, or an empty one for None.
+def read_target_file(path: Path | None) -> dict[str, object]:
+    """Return what a YAML file asks for, in the words of the options; nothing for None.
 
     Raises UsageError, naming each problem.
     """
     if path is None:
-        return parse_target({})
+        return {}
     data = parse_yaml(read_small_file("--to", path, _MOST_BYTES), str(path))
-    return parse_target({} if data is None else data, str(path))
+    return parse_target({} if data is None else data, str(path)).model_dump(exclude_none=True)

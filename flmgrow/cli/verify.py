@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-import xxhash
 
-from flmgrow.api import default_workers
 from flmgrow.cli import devices, options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import RankTimeout, Scratch, in_ranks, meeting_beside, this_world
@@ -20,8 +18,7 @@ from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.opened import opened_as_recorded
+from flmgrow.planned import default_workers
 from flmgrow.storage.world import PATIENCE
 from flmgrow.text import Found, Text
 
@@ -105,8 +102,6 @@ def verify(
     Example: flmgrow verify ckpt-16b ckpt-51b
     Example: flmgrow verify --integrity ckpt-51b
     """
-    from flmgrow.surgery.evidence.check import Verdict
-
     if integrity:
         if dst is not None:
             raise UsageError(
@@ -120,17 +115,17 @@ def verify(
         )
     from flmgrow.surgery.receipt import receipt, write_receipt
     from flmgrow.surgery.replicas import replicated_as
-    from flmgrow.surgery.verify import Verification, computing_dtype
-    from flmgrow.surgery.verify import verify as run
+    from flmgrow.verified import Verification, compare, computing_dtype
 
     world = this_world(rank_timeout)
     with (
         reading.open(dst, only_missing=True) as result,
-        _open_source(reading, src, result) as source,
+        reading.open_source_of(src, result) as source,
         meeting_beside(result.path if result.hub else dst, scratch, world) as ranks,
     ):
+        old, new = source.checkpoint, result.checkpoint
         how = Verification(
-            dtype=computing_dtype(source, result) if dtype is None else devices.torch_dtype(dtype),
+            dtype=computing_dtype(old, new) if dtype is None else devices.torch_dtype(dtype),
             device=devices.torch_device(device),
             tokens=None if tokens is None else _read_tokens(tokens),
             seed=seed,
@@ -143,23 +138,14 @@ def verify(
             bar=progress_bar,
             ranks=ranks,
         )
-        asked = (source.contents.digest(), result.contents.digest(), how.asked)
-        ranks.meet(xxhash.xxh3_128_hexdigest(repr(asked).encode()))
-        verdict = Verdict(run(source, result, how))
-        found = receipt(source, verdict)
+        verdict = compare(old, new, how)
+        found = receipt(old, verdict)
         told = found.to_json()
         if not no_receipt and result.hub is None and world.first:
-            told["written"] = write_receipt(result, found)
+            told["written"] = write_receipt(new, found)
     print(json_text(told) if as_json else "\n".join(_lines(verdict)))
     if verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
-
-
-def _open_source(reading: Reading, path: Path, result: Checkpoint) -> Checkpoint:
-    """Open the source as it was read when the result was made from it, unless the user says how."""
-    if reading.set_arg or reading.args_from:
-        return reading.open(path)
-    return opened_as_recorded(result, lambda given: reading.open(path, given=given))
 
 
 def _lines(verdict: "Verdict") -> list[str]:

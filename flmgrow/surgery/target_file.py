@@ -2,8 +2,6 @@
 names.
 """
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import UsageError
@@ -92,10 +90,6 @@ class TargetFile(BaseModel):
         return LayoutRequest(
             self.tp, self.pp, self.vpp, self.pipeline_layers, self.padded_vocab_size
         )
-
-    def overridden(self, **given: Any) -> "TargetFile":
-        """Return this with every option that was given (is not None) in place of the file's."""
-        return self.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
 def parse_target(data: object, where: str = "the request") -> TargetFile:
