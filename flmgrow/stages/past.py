@@ -12,7 +12,7 @@ from flmgrow.formats.history.training_state import TrainingState, read_training_
 from flmgrow.formats.megatron.folders import TRACKER, folder_name
 from flmgrow.storage.files import first_bytes
 from flmgrow.text import Found, Text
-from flmgrow.trainer.stage.changes import CHANGES, changes_steps, read_changes
+from flmgrow.trainer.stage.changes import CHANGES, goes_back, read_changes
 from flmgrow.trainer.stage.clock import Progress, progress_of, steps_in_all
 from flmgrow.trainer.stage.file import StageFile
 
@@ -55,7 +55,7 @@ def is_pending(stage: StageFile, newest: TrainingState | None) -> bool:
     at = stage.checkpoint.change_at
     if at is None or newest is None:
         return False
-    return not newest.settings or changes_steps(stage, newest.settings)
+    return not newest.settings or goes_back(stage, newest.settings)
 
 
 def progress_in(folder: Path, stage: StageFile, newest: TrainingState | None) -> Progress:

@@ -33,7 +33,7 @@ from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
 from flmgrow.trainer.megatron.core import tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
-from flmgrow.trainer.stage.changes import changes_steps
+from flmgrow.trainer.stage.changes import goes_back
 from flmgrow.trainer.stage.clock import Progress, progress_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.model import ModelSection, contradictions
@@ -74,7 +74,7 @@ def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
     if at is None:
         return _first(stage) if newest is None else newest
     if newest is not None:
-        done = newest.settings and not changes_steps(stage, newest.settings)
+        done = newest.settings and not goes_back(stage, newest.settings)
         if at == newest.iteration or (done and newest.carried.data in ("", *data)):
             return newest
         _close(newest)

@@ -47,6 +47,7 @@ _DECIDES = (
     WATCHING,
 )
 _UNTIL = "learning_rate.decay_tokens"
+_AT = "checkpoint.change_at"
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ def settings_of(stage: StageFile) -> Json:
     """Return what decides on a stage's steps, by key, as a checkpoint remembers it.
 
     Not what its model is, which never changes; nor its length, but for the rate's end; nor the
-    paths of its data, whose content has a digest of its own.
+    paths of its data, whose content has a digest of its own. And from where on they hold, so that
+    it is known whether the stage has been there.
     """
     found = dotted(stage.model_dump(mode="json"))
     settings = {key: value for key, value in found.items() if key.startswith(_DECIDES)}
     if settings[_UNTIL] is None:
         tokens, steps = stage.training.tokens, stage.training.steps
         settings[_UNTIL] = f"the stage's {steps:,} steps" if tokens is None else tokens
-    return settings
+    return settings | {_AT: stage.checkpoint.change_at}
 
 
 def changed_settings(stage: StageFile, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -91,12 +93,16 @@ def changed_settings(stage: StageFile, settings: Mapping[str, Any]) -> dict[str,
     return {
         key: (before, now[key])
         for key, before in settings.items()
-        if key in now and now[key] != before and not key.startswith(_DATA)
+        if key in now and now[key] != before and key != _AT and not key.startswith(_DATA)
     }
 
 
-def changes_steps(stage: StageFile, settings: Mapping[str, Any]) -> bool:
-    """Whether ``stage`` trains otherwise than with ``settings``; a guard only watches."""
+def goes_back(stage: StageFile, settings: Mapping[str, Any]) -> bool:
+    """Whether ``stage`` trains otherwise than with ``settings``, or from another iteration on; a
+    guard only watches.
+
+    What an earlier version saved does not say from where on its settings hold.
+    """
     now = settings_of(stage)
     return any(now.get(k, v) != v for k, v in settings.items() if not k.startswith(WATCHING))
 

@@ -6,6 +6,7 @@ What a stage was asked for stays: so many tokens, and a rate that follows them.
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stage_runs import make_data, metrics, write_stage
 from trained_here import small, trained, trained_in
 
 from flmgrow.errors import BadDataError
+from flmgrow.formats.history.training_state import TRAINING, read_training_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, read_changes, record
 from flmgrow.trainer.stage.clock import Clock, Progress, clock_of, steps_left
 from flmgrow.trainer.stage.file import read_stage
@@ -118,6 +120,33 @@ def test_from_an_earlier_checkpoint_on(data: Path, whole: Path, tmp_path: Path) 
     (folder / "checkpoints" / TRACKER).write_text("8")
     assert "goes on from step 8\n" in trained(folder / "stage.yaml")
     assert told_changes(folder) == [(4, "learning_rate.peak", 0.003, 0.001)]
+
+
+def test_from_another_iteration_on_with_the_same_settings(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Whoever names an earlier checkpoint goes back to it, once for each that is named."""
+    folder = at(12, whole, tmp_path)
+    for iteration in (8, 4):
+        told = trained_in(folder, twelve(data, checkpoint={"change_at": iteration}))
+        assert f"note: checkpoint.change_at: goes back from iteration 12 to {iteration}\n" in told
+        assert "there is nothing to do" in trained(folder / "stage.yaml")
+    assert rates(folder) == rates(whole)
+    assert not (folder / CHANGES).exists()
+
+
+def test_an_earlier_versions_checkpoint_does_not_say_from_where_on(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = at(12, whole, tmp_path)
+    for path in (folder / "checkpoints").glob("iter_*"):
+        state = read_training_state(path)
+        assert state is not None
+        settings = {k: v for k, v in state.settings.items() if k != "checkpoint.change_at"}
+        assert len(settings) < len(state.settings)
+        (path / TRAINING).write_bytes(replace(state, settings=settings).encode())
+    told = trained_in(folder, twelve(data, checkpoint={"change_at": 8}))
+    assert "there is nothing to do" in told
 
 
 def test_from_the_begin_of_the_stage_on(data: Path, whole: Path, tmp_path: Path) -> None:
