@@ -1,9 +1,9 @@
 """``flmgrow import``: a Hugging Face folder as a Megatron checkpoint; weights stay bit for bit."""
 
 from flmgrow.cli import options
+from flmgrow.cli.asked import Layout
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
-from flmgrow.cli.parsing import parse_layers
 from flmgrow.cli.reading import Reading
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.opened import is_fused
@@ -15,15 +15,11 @@ from flmgrow.planned import plan_import, requested
 def import_(
     src: options.Source,
     dst: options.Destination,
-    tp: options.TensorParallel = None,
-    pp: options.PipelineParallel = None,
-    vpp: options.VirtualPipeline = None,
-    pipeline_layers: options.PipelineLayers = None,
-    padded_vocab_size: options.PaddedVocab = None,
+    *,
+    layout: Layout,
     file_format: options.Format = None,
     transformer_impl: options.TransformerImpl = "transformer_engine",
     dtype: options.Dtype = None,
-    *,
     reading: Reading,
     running: Running,
 ) -> None:
@@ -32,14 +28,6 @@ def import_(
     \b
     Example: flmgrow import llama-hf ckpt-llama --tp 4 --pp 2
     """
-    request = requested(
-        tp=tp,
-        pp=pp,
-        vpp=vpp,
-        pipeline_layers=parse_layers(pipeline_layers),
-        padded_vocab_size=padded_vocab_size,
-        dtype=dtype,
-        format=file_format,
-    )
+    request = requested(**layout.asked(), dtype=dtype, format=file_format)
     with reading.open(src, fused=is_fused(transformer_impl)) as source:
         carry_out(plan_import(source, request), dst, running)

@@ -5,10 +5,7 @@ from typing import Annotated
 
 import typer
 
-_SIZES = "What to grow (sizes that are not given stay)"
-_GROWTH = "How to grow"
-_LAYOUT = "Layout of the result"
-_FILES = "Files of the result"
+FILES = "Files of the result"
 _SOURCE_PANEL = "Reading the source"
 _WAYS_OUT = "Ways out, where a source is unusual"
 RUNNING = "Running"
@@ -97,29 +94,12 @@ Replicated = Annotated[
         rich_help_panel=_WAYS_OUT,
     ),
 ]
-Optimizer = Annotated[
-    str | None,
-    typer.Option(
-        metavar="keep|reset|asymmetric",
-        help="Adam's moments: grown with the weights (default), zero, or for the first copy only.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-FreshSecondMoment = Annotated[
-    str | None,
-    typer.Option(
-        metavar="zero|mean",
-        help="exp_avg_sq of fresh entries: zero (default), or the mean of the old ones beside "
-        "them, so that their first steps are no larger than usual.",
-        rich_help_panel=_GROWTH,
-    ),
-]
 NoOptimizer = Annotated[
     bool,
     typer.Option(
         "--no-optimizer",
         help="Leave out optimizer state and learning-rate schedule.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 AllowNonfinite = Annotated[
@@ -128,96 +108,6 @@ AllowNonfinite = Annotated[
         "--allow-nonfinite",
         help="Carry NaN and infinite weights over instead of stopping.",
         rich_help_panel=_WAYS_OUT,
-    ),
-]
-NumLayers = Annotated[
-    int | None, typer.Option("--num-layers", min=1, help="Layers.", rich_help_panel=_SIZES)
-]
-HiddenSize = Annotated[
-    int | None, typer.Option("--hidden-size", min=1, help="Hidden width.", rich_help_panel=_SIZES)
-]
-FfnHiddenSize = Annotated[
-    int | None, typer.Option("--ffn-hidden-size", min=1, help="FFN width.", rich_help_panel=_SIZES)
-]
-NumAttentionHeads = Annotated[
-    int | None,
-    typer.Option(
-        "--num-attention-heads",
-        min=1,
-        help="Query heads. Under grouped-query attention they are added inside each group.",
-        rich_help_panel=_SIZES,
-    ),
-]
-NumQueryGroups = Annotated[
-    int | None,
-    typer.Option(
-        "--num-query-groups",
-        min=1,
-        help="Key-value groups; of a multi-head model they follow the heads.",
-        rich_help_panel=_SIZES,
-    ),
-]
-VocabSize = Annotated[
-    int | None,
-    typer.Option(
-        "--vocab-size", min=1, help="Vocabulary, without padding.", rich_help_panel=_SIZES
-    ),
-]
-KvChannels = Annotated[
-    int | None,
-    typer.Option("--kv-channels", min=1, help="Head size; it cannot grow.", rich_help_panel=_SIZES),
-]
-To = Annotated[
-    Path | None,
-    typer.Option(
-        "--to",
-        metavar="FILE.yaml",
-        help="Read sizes, method and layout from a file; options given here win.",
-        rich_help_panel=_SIZES,
-    ),
-]
-ToParams = Annotated[
-    float | None,
-    typer.Option(
-        "--to-params",
-        metavar="51e9",
-        help="Choose sizes near the source's proportions for this many parameters.",
-        rich_help_panel=_SIZES,
-    ),
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        metavar="mask|zero|copy|width=...,ffn=...",
-        help="mask (default), zero or copy for all, or one per dimension (width, heads, ffn, "
-        "depth); depth also stack and interleave, which change the function.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-DepthPlacement = Annotated[
-    str | None,
-    typer.Option(
-        metavar="end|interleave|0,0,1,1",
-        help="Where new layers go (default end); or the old layer behind each new one.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-NewLayers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="copy|random",
-        help="New layers start as copies of a neighbour (default), or drawn.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-CopyNoise = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=10.0,
-        help="Noise that tells copied hidden channels apart, relative to a tensor's spread "
-        "(default 0.1); it cancels over the copies.",
-        rich_help_panel=_GROWTH,
     ),
 ]
 Untie = Annotated[
@@ -230,82 +120,13 @@ Untie = Annotated[
         show_default=False,
     ),
 ]
-RampSteps = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Optimizer steps in which masks open (default 5000).", rich_help_panel=_GROWTH
-    ),
-]
-BakeMasks = Annotated[
-    bool,
-    typer.Option(
-        "--bake",
-        help="Put the masks into the weights (at 0), for a stock trainer; not for width.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(min=0, help="Seed of fresh values.", rich_help_panel=_GROWTH)
-]
-InitStd = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=1e3,
-        help="Spread of fresh values, which the noise on rows of new ids is relative to; "
-        "each tensor's own if not given.",
-        rich_help_panel=_GROWTH,
-    ),
-]
-TensorParallel = Annotated[
-    int | None,
-    typer.Option("--tp", min=1, help="Tensor-parallel size.", rich_help_panel=_LAYOUT),
-]
-PipelineParallel = Annotated[
-    int | None,
-    typer.Option("--pp", min=1, help="Pipeline-parallel size.", rich_help_panel=_LAYOUT),
-]
-VirtualPipeline = Annotated[
-    int | None,
-    typer.Option(
-        "--vpp", min=1, help="Model chunks per pipeline rank (1: none).", rich_help_panel=_LAYOUT
-    ),
-]
-PipelineLayers = Annotated[
-    str | None,
-    typer.Option(
-        metavar="8,8,7,7",
-        help="Layers per pipeline rank, or per chunk in model order.",
-        rich_help_panel=_LAYOUT,
-    ),
-]
-PaddedVocab = Annotated[
-    int | None,
-    typer.Option(
-        "--padded-vocab-size",
-        min=1,
-        help="Rows of the embedding table; by Megatron-LM's rule (a multiple of "
-        "make_vocab_size_divisible_by x TP) if not given, or the source's where it follows none.",
-        rich_help_panel=_LAYOUT,
-    ),
-]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="megatron|torch_dist|huggingface",
         help="Format of the result; the source's if not given.",
-        rich_help_panel=_FILES,
-    ),
-]
-TorchDistVersion = Annotated[
-    str | None,
-    typer.Option(
-        "--torch-dist-version",
-        metavar="0.16|0.19",
-        help="Write torch_dist as megatron-core 0.16 to 0.18 do (default; 0.19 reads it, too), or "
-        "as 0.19 does.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 ShardSize = Annotated[
@@ -313,7 +134,7 @@ ShardSize = Annotated[
     typer.Option(
         metavar="SIZE",
         help="Largest size of a safetensors shard, such as 500M or 5G.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 Family = Annotated[
@@ -321,7 +142,7 @@ Family = Annotated[
     typer.Option(
         metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm",
         help="Family of transformers to write; the first that can say the model if not given.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 Tokenizer = Annotated[
@@ -329,7 +150,7 @@ Tokenizer = Annotated[
     typer.Option(
         metavar="FOLDER|FILE",
         help="Tokenizer files to carry: those in a folder, or made from a file of tiktoken ranks.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 KeepCode = Annotated[
@@ -337,7 +158,7 @@ KeepCode = Annotated[
     typer.Option(
         "--keep-code",
         help="Carry *.py files of a Hugging Face source along; they are never run.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 TransformerImpl = Annotated[
@@ -345,7 +166,7 @@ TransformerImpl = Annotated[
     typer.Option(
         metavar="transformer_engine|local",
         help="Whose parameter names the result has.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 Dtype = Annotated[
@@ -353,7 +174,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="float32|bfloat16|...",
         help="Cast the weights; the source's dtype if not given.",
-        rich_help_panel=_FILES,
+        rich_help_panel=FILES,
     ),
 ]
 MaxMemory = Annotated[
