@@ -226,6 +226,7 @@ def test_a_model_in_memory_has_the_masks_of_its_checkpoint(tmp_path: Path) -> No
 
 def test_the_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "ckpt-16b", "llama")
+    (tmp_path / "configs").symlink_to(PAGE.parents[2] / "configs")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) > 3

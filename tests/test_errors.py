@@ -1,6 +1,5 @@
 """What is wrong is data: what was found and wanted are attributes, and not only sentences."""
 
-import ast
 import pickle
 from collections.abc import Iterator
 from enum import Enum
@@ -9,8 +8,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
-from quoted_words import literals
-from repository import find_modules
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.formats.dcp.tiling import tiling_fault
@@ -28,65 +25,6 @@ from flmgrow.text import (
     unlike,
 )
 from flmgrow.trainer.stage.keys import STAGE_FILE
-
-HELPERS = {"refuse", "_refuse", "_refused"}
-APART = {
-    "flmgrow.text",  # says how it is said
-    "flmgrow.formats.huggingface.shipped.configuration_flm",  # runs without flmgrow
-}
-
-
-def said_in_strings(text: str) -> Iterator[str]:
-    """Sentences of a module in which what was found or wanted is a part of a string."""
-    tree = ast.parse(text)
-    yield from (string for string in literals(tree) if ", wanted " in string)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr):
-            before = [part.value for part in node.values[:-1] if isinstance(part, ast.Constant)]
-            if any(str(string).endswith("found ") for string in before):
-                yield ast.unparse(node)
-        elif isinstance(node, ast.Call) and refuses(node) and hides_what_was_found(node):
-            yield ast.unparse(node)
-
-
-def refuses(call: ast.Call) -> bool:
-    """Whether a call makes an error, or raises one."""
-    name = ast.unparse(call.func).rpartition(".")[2]
-    return name in HELPERS or (name.endswith("Error") and name != "ValueError")
-
-
-def hides_what_was_found(call: ast.Call) -> bool:
-    """Whether something is wanted, and the value that was found is formatted into a string."""
-    wanted = any(word.arg == "wanted" for word in call.keywords)
-    texts = (
-        each for each in call.args if isinstance(each, ast.JoinedStr | ast.Constant | ast.Call)
-    )
-    return wanted and isinstance(next(texts, None), ast.JoinedStr)
-
-
-def test_no_string_says_what_was_found_and_wanted() -> None:
-    found = {
-        name: list(said_in_strings(path.read_text(encoding="utf-8")))
-        for name, path in find_modules().items()
-        if name not in APART
-    }
-    assert not {name: sentences for name, sentences in found.items() if sentences}
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ('raise UsageError("has 1, wanted 2")', 1),
-        ('refuse(f"{name}: found {value}")', 1),
-        ('UsageError(f"has {size} bytes", wanted=2)', 1),
-        ('_refuse(path, f"has {size} bytes", wanted=2)', 1),
-        ('UsageError(Text("has ", Found(size)), f"make it {size}", wanted=2)', 0),
-        ('UsageError("no tensors", wanted="some")', 0),
-        ('"""Found, wanted or not."""', 0),
-    ],
-)
-def test_a_sentence_is_found(text: str, count: int) -> None:
-    assert len(list(said_in_strings(text))) == count
 
 
 def test_an_error_has_what_was_found() -> None:

@@ -17,7 +17,7 @@ from zipfile import ZipFile
 import pytest
 from hf_folders import make_folder
 from pico import make_checkpoint
-from quoted_words import FOREIGN, spelled
+from quoted_words import FOREIGN, said_in_strings, spelled
 from repository import FOLDERS, ROOT, SETUP, find_modules
 from tiny_tokenizers import make_jsonl
 
@@ -75,6 +75,11 @@ STRANGERS = {
     "flmgrow.formats.huggingface": "flmgrow.formats.megatron",
     "flmgrow.formats.tokenizer": "flmgrow.formats.megatron",
 }
+SAYS_APART = {
+    "flmgrow.text",  # says how it is said
+    "flmgrow.formats.huggingface.shipped.configuration_flm",  # runs without flmgrow
+}
+"""Where what was found and wanted may stand in strings."""
 FLOORS = {package: floor for floor, packages in enumerate(LAYERS) for package in packages}
 
 LONGEST = 400
@@ -182,6 +187,31 @@ def test_no_option_is_spelled_outside_of_the_command_line() -> None:
 )
 def test_an_option_in_a_string_is_found(text: str, found: set[str]) -> None:
     assert spelled(text) == found
+
+
+def test_no_string_says_what_was_found_and_wanted() -> None:
+    found = {
+        name: list(said_in_strings(path.read_text(encoding="utf-8")))
+        for name, path in find_modules().items()
+        if name not in SAYS_APART
+    }
+    assert not {name: sentences for name, sentences in found.items() if sentences}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('raise UsageError("has 1, wanted 2")', 1),
+        ('refuse(f"{name}: found {value}")', 1),
+        ('UsageError(f"has {size} bytes", wanted=2)', 1),
+        ('_refuse(path, f"has {size} bytes", wanted=2)', 1),
+        ('UsageError(Text("has ", Found(size)), f"make it {size}", wanted=2)', 0),
+        ('UsageError("no tensors", wanted="some")', 0),
+        ('"""Found, wanted or not."""', 0),
+    ],
+)
+def test_a_sentence_is_found(text: str, count: int) -> None:
+    assert len(list(said_in_strings(text))) == count
 
 
 @pytest.mark.parametrize(

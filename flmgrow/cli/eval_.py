@@ -150,7 +150,7 @@ def eval_(
         tasks,
         out,
         beside=beside or (),
-        open=lambda path: reading.open(path, iteration, look_only=True),
+        open=lambda path: reading.open(path, iteration, look_only=True).checkpoint,
         noted=note,
         data=data,
         shots=shots,

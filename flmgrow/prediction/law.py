@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.points import Point
+from flmgrow.text import Found, Text
 
 FloatArray = NDArray[np.float64]
 
@@ -128,7 +129,7 @@ def check_enough(points: Sequence[Point], form: Form) -> None:
     sizes = len({point.parameters for point in points})
     if sizes < FEWEST_SIZES or len(points) < form.least:
         raise UsageError(
-            f"{len(points)} runs of {sizes} sizes",
+            Text(Found(f"{len(points)} runs of {sizes} sizes")),
             "train more small models: a law through fewer fits anything",
             wanted=f"at least {form.least} runs of {FEWEST_SIZES} sizes for {form.formula}",
         )

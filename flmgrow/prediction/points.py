@@ -19,7 +19,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.curves import METRICS
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text, unlike
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord, read_metrics
 from flmgrow.trainer.stage.file import StageFile, read_stage
 
@@ -51,7 +51,8 @@ class Point:
         for name in ("parameters", "tokens", "loss"):
             value = getattr(self, name)
             if not isfinite(value) or value <= 0:
-                raise BadDataError(f"{name} is {value:g}", where=self.name, wanted="above 0")
+                what = unlike(name, f"{value:g}", "above 0")
+                raise BadDataError(what, where=self.name)
 
     def to_json(self) -> Json:
         """Return the point as plain data."""
@@ -107,9 +108,10 @@ def end_of(path: Path, step: int | None) -> Point:
     at = next((each for each in reversed(steps) if each.step == last), None)
     if at is None:
         raise UsageError(
-            Text(f"ends at step {steps[-1].step:,}, wanted ", Setting("step", step)),
+            Text("ends at ", Found(f"step {steps[-1].step:,}")),
             "let it run on, or compare at a step that all have reached",
             where=path,
+            wanted=Text(Setting("step", step)),
         )
     checks = [
         each.validation_loss
@@ -177,7 +179,8 @@ def _from_row(row: dict[str, str | None], where: str) -> Point:
         return Point(parameters, tokens, loss, int(row.get("seed") or 0), where)
     except ValueError:
         found = ",".join(str(value) for value in row.values())
-        raise BadDataError(f"is {found:.80}", where=where, wanted="numbers") from None
+        what = Text("is ", Found(f"{found:.80}"))
+        raise BadDataError(what, where=where, wanted="numbers") from None
 
 
 def table_of(points: Sequence[Point]) -> str:

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+FOUND = re.compile(r"(?<!not )found $")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 OF_OTHERS = {
@@ -59,3 +60,35 @@ def literals(tree: ast.AST) -> Iterator[str]:
 def spelled(text: str) -> set[str]:
     """The options that a module's strings spell."""
     return {option for string in literals(ast.parse(text)) for option in OPTION.findall(string)}
+
+
+HELPERS = {"refuse", "_refuse", "_refused"}
+"""Functions that make an error of a sentence."""
+
+
+def said_in_strings(text: str) -> Iterator[str]:
+    """Sentences of a module in which what was found or wanted is a part of a string."""
+    tree = ast.parse(text)
+    yield from (string for string in literals(tree) if ", wanted " in string)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            before = [part.value for part in node.values[:-1] if isinstance(part, ast.Constant)]
+            if any(FOUND.search(str(string)) for string in before):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and refuses(node) and hides_what_was_found(node):
+            yield ast.unparse(node)
+
+
+def refuses(call: ast.Call) -> bool:
+    """Whether a call makes an error, or raises one."""
+    name = ast.unparse(call.func).rpartition(".")[2]
+    return name in HELPERS or (name.endswith("Error") and name != "ValueError")
+
+
+def hides_what_was_found(call: ast.Call) -> bool:
+    """Whether something is wanted, and the value that was found is formatted into a string."""
+    wanted = any(word.arg == "wanted" for word in call.keywords)
+    texts = (
+        each for each in call.args if isinstance(each, ast.JoinedStr | ast.Constant | ast.Call)
+    )
+    return wanted and isinstance(next(texts, None), ast.JoinedStr)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.tasks.draws import Draws
+from flmgrow.text import Found, Text
 
 VERSION = 1
 """Of what is made here: other items or symbols from the same set and seed need another one."""
@@ -51,7 +52,9 @@ def classes_of(labels: Sequence[Label]) -> list[Label]:
     """Return the classes of a set in a fixed order. Raises UsageError if it has no fixed ones."""
     found = sorted({*labels} - {*_UNLABELLED}, key=lambda label: (str(type(label)), str(label)))
     if not 2 <= len(found) <= MOST_CLASSES:
-        raise UsageError(f"{len(found)} different labels", wanted=f"2 to {MOST_CLASSES}")
+        raise UsageError(
+            Text(Found(len(found)), " different labels"), wanted=f"2 to {MOST_CLASSES}"
+        )
     return found
 
 
@@ -88,7 +91,7 @@ def choose(
             raise UsageError(found, wanted=f"at least {ROUNDS}")
     items = [place for place in order if tested[place] in pool]
     if len(items) <= MORE_THAN:
-        raise UsageError(f"{len(items)} items", wanted=f"more than {MORE_THAN}")
+        raise UsageError(Text(Found(len(items)), " items"), wanted=f"more than {MORE_THAN}")
     items = items[:AT_MOST]
     shown = (tuple(_examples(Draws("examples", task, seed, item), pool)) for item in items)
     return Choice(tuple(items), tuple(shown))

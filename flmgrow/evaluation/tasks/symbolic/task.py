@@ -9,6 +9,7 @@ from lm_eval.api.task import ConfigurableTask
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.evaluation.tasks.recorded import NO_DATA, NUMBER, RecordedTask, Splits
 from flmgrow.evaluation.tasks.symbolic.mapping import VERSION, choose, classes_of, symbols
+from flmgrow.text import Found, Text
 
 SYMBOL, SYMBOLS = "label_symbol", "label_symbols"
 """The fields with an item's symbol, as its place among all of them, and with all of them."""
@@ -43,7 +44,8 @@ def _mapped(splits: Any, tested: str, task: str, seed: int) -> dict[str, Any]:
     source = splits.get(TRAINING)
     for split in filter(None, (splits[tested], source)):
         if LABEL not in split.column_names:
-            raise BadDataError(f"has {', '.join(split.column_names)}", wanted=f"the field {LABEL}")
+            found = Found(", ".join(split.column_names))
+            raise BadDataError(Text("has ", found), wanted=f"the field {LABEL}")
     labels = list(splits[tested][LABEL])
     choice = choose(seed, task, labels, None if source is None else list(source[LABEL]))
     classes = classes_of(labels)
