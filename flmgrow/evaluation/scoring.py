@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import logit_blocks, residuals
 from flmgrow.model.module import Model
 
 TOKENS = 4096
@@ -110,7 +109,7 @@ def _scored(
     device = next(model.parameters()).device
     longest = max(map(len, batch))
     padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in batch]
-    *_, last = residuals(model.config, model, torch.tensor(padded, device=device), model.masks)
+    last = model.residual(torch.tensor(padded, device=device))
     asked = [
         last[row, len(tokens) - len(ids) : len(tokens)]
         for row, (tokens, ids) in enumerate(zip(batch, wanted, strict=True))
@@ -132,9 +131,8 @@ def _at(model: Model, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     rows = max(1, _LOGITS // config.vocab)
     likelihoods, greedy = [], []
     for start in range(0, len(ids), rows):
-        part, own = x[None, start : start + rows], ids[start : start + rows]
-        blocks = list(logit_blocks(config, model, part, config.vocab, model.masks))
-        logits = torch.cat(blocks, -1)[0]
+        own = ids[start : start + rows]
+        logits = model.logits_of(x[None, start : start + rows])[0]
         wide = logits if logits.dtype == torch.float64 else logits.float()
         losses = functional.cross_entropy(wide, own, reduction="none")
         likelihoods.append(-losses.double())

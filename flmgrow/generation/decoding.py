@@ -112,7 +112,8 @@ def _batch(
     generators = [request.choice.generator(request.draws(number)) for number in numbers]
     cache, step = model.new_cache(), tokens
     for _ in range(min(request.longest, room)):
-        step = choose(model(step, cache)[:, -1], request.choice, generators)[:, None]
+        logits = model.logits_of(model.residual(step, cache)[:, -1:])
+        step = choose(logits[:, 0], request.choice, generators)[:, None]
         for number, token in zip(numbers, step[:, 0].tolist(), strict=True):
             if number not in open_texts:
                 continue

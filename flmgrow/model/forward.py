@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.places import Cache, Places, following
 
 
 class Weights(Protocol):
@@ -39,30 +40,6 @@ class Weights(Protocol):
         """
 
 
-class Cache:
-    """Keys and values of the positions that a model was given so far, layer by layer.
-
-    Of a model with ``layers`` layers; one cache belongs to one batch of texts.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
-
-    @property
-    def length(self) -> int:
-        """The number of positions that all layers have."""
-        last = self._layers[-1]
-        return 0 if last is None else last[0].shape[-2]
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values (b, g, s, d) behind those of a layer, and return all it has."""
-        known = self._layers[layer]
-        if known is not None:
-            key, value = torch.cat((known[0], key), -2), torch.cat((known[1], value), -2)
-        self._layers[layer] = key, value
-        return key, value
-
-
 @dataclass(frozen=True)
 class UnitMasks:
     """Multipliers of units, where the model has masks: (h,), (g, q), (f,) and (layers,)."""
@@ -76,17 +53,27 @@ class UnitMasks:
 NO_MASKS = UnitMasks()
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums of squares and for angles: 16 bits are too few for them."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def normalise(
     x: Tensor, gain: Tensor, bias: Tensor | None, config: ModelConfig, mask: Tensor | None = None
 ) -> Tensor:
     """Return the norm of ``x`` over its last axis, its statistics weighted by ``mask``."""
-    weight = torch.ones_like(gain) if mask is None else mask
+    z = x.to(_wide(x.dtype))
     if config.norm == "layernorm":
-        x = x - (x * weight).sum(-1, keepdim=True) / weight.sum()
-    square = (x * x * weight).sum(-1, keepdim=True) / weight.sum()
-    y = x * torch.rsqrt(square + config.norm_eps) * gain
+        z = z - _mean(z, mask)
+    y = (z * torch.rsqrt(_mean(z * z, mask) + config.norm_eps)).to(x.dtype) * gain
     y = y if bias is None else y + bias
     return y if mask is None else y * mask
+
+
+def _mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return x.sum(-1, keepdim=True) / x.shape[-1]
+    return (x * weight).sum(-1, keepdim=True) / weight.sum()
 
 
 def _norm(
@@ -106,8 +93,7 @@ def _frequencies(config: ModelConfig, size: int, like: Tensor) -> Tensor:
     4), in the dtype and on the device of ``like``.
     """
     rotary = config.rotary
-    exponent = _steps(like, 0, size, 2) / size  # one pair more for an odd size
-    frequency = rotary.base**-exponent
+    frequency = rotary.base ** -_exponents(size, like)
     if rotary.scaling_factor is None:
         return frequency
     wavelength = 2 * pi / frequency
@@ -115,41 +101,103 @@ def _frequencies(config: ModelConfig, size: int, like: Tensor) -> Tensor:
     return frequency * (smooth + (1 - smooth) / rotary.scaling_factor)
 
 
-def _steps(like: Tensor, start: int, stop: int, step: int = 1) -> Tensor:
-    return torch.arange(start, stop, step, dtype=like.dtype, device=like.device)
+def _exponents(size: int, like: Tensor) -> Tensor:
+    """Return the even numbers below ``size`` as fractions of it: one more for an odd size."""
+    return torch.arange(0, size, 2, dtype=like.dtype, device=like.device) / size
 
 
-def rotate(x: Tensor, config: ModelConfig, sign: int, first: int = 0) -> Tensor:
-    """Apply rotary positions (and xPos: ``sign`` +1 for queries, -1 for keys) to ``x`` (..., s,
-    d), whose positions begin at ``first``.
+@dataclass(frozen=True)
+class Turn:
+    """What rotates queries, or keys: ``cos`` and ``sin`` (s, pairs) or (b, s, pairs)."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+
+def turning(config: ModelConfig, positions: Tensor, sign: int, dtype: torch.dtype) -> Turn | None:
+    """Return the rotation that stands for ``positions`` (s,) or (b, s), None if none does.
+
+    With xPos, ``sign`` is +1 for queries and -1 for keys.
     """
     rotary = config.rotary
-    size, rotated = rotary.size(x.shape[-1]), 2 * rotary.pairs(x.shape[-1])
-    if config.positions not in ("rope", "xpos") or not rotated:
-        return x
-    positions = _steps(x, first, first + x.shape[-2])
-    angle = torch.outer(positions / (rotary.interpolation or 1.0), _frequencies(config, size, x))
+    size = rotary.size(config.head_dim)
+    if config.positions not in ("rope", "xpos") or not size:
+        return None
+    at = positions.to(_wide(dtype))
+    frequencies = _frequencies(config, size, at)
+    angle = (at / (rotary.interpolation or 1.0))[..., None] * frequencies
     cos, sin = angle.cos(), angle.sin()
     if config.positions == "xpos":
-        zeta = (_steps(x, 0, size, 2) / size + 0.4) / 1.4
-        power = sign * (positions - rotary.xpos_centre) / rotary.xpos_scale_base
-        scale = zeta ** power[:, None]
+        zeta = (_exponents(size, at) + 0.4) / 1.4
+        power = sign * (at - rotary.xpos_centre) / rotary.xpos_scale_base
+        scale = zeta ** power[..., None]
         cos, sin = cos * scale, sin * scale
+    return Turn(cos.to(dtype), sin.to(dtype), rotary.interleaved)
+
+
+def rotate(x: Tensor, turn: Turn | None) -> Tensor:
+    """Return ``x``, (..., s, d) or (b, ..., s, d) for positions of each text, turned."""
+    if turn is None:
+        return x
+    cos, sin = turn.cos, turn.sin
+    if cos.dim() == 3:  # between texts and positions stand heads
+        between = [1] * (x.dim() - 3)
+        cos, sin = (each.reshape(len(each), *between, *each.shape[1:]) for each in (cos, sin))
+    rotated = 2 * cos.shape[-1]
     turned, rest = x[..., :rotated], x[..., rotated:]
-    pairs = "(pair two)" if rotary.interleaved else "(two pair)"
+    pairs = "(pair two)" if turn.interleaved else "(two pair)"
     first, second = rearrange(turned, f"... {pairs} -> two ... pair", two=2)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin))
-    turned = rearrange(turned, f"two ... pair -> ... {pairs}")
-    return torch.cat((turned, rest), -1)
+    parts = (first * cos - second * sin, second * cos + first * sin)
+    turned = torch.stack(parts, -1).flatten(-2) if turn.interleaved else torch.cat(parts, -1)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
 def _project(
     x: Tensor, name: str, layer: int, weights: Weights, bias: bool, inputs: int = 1
 ) -> Tensor:
     """Return ``x`` (b, s, inputs) times a matrix, part by part of its outputs."""
-    parts = weights.parts(name, layer, inputs)
-    y = torch.cat([functional.linear(x, part) for part in parts], -1)
+    y = _joined([functional.linear(x, part) for part in weights.parts(name, layer, inputs)])
     return y + weights.tensor(f"{name}.bias", layer).flatten() if bias else y
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class Attend(Protocol):
+    """How values are mixed by what queries and keys have in common."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tensor | None
+    ) -> Tensor:
+        """Return the context (b, g, q, s, d) of queries (b, g, q, s, d), of keys and values
+        (b, g, t, d); scores are multiplied by ``factor``, and ``sees`` is that of ``Places``.
+        """
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tensor | None) -> Tensor:
+    """Attend, step by step."""
+    scores = einsum(query, key, "b g q s d, b g t d -> b g q s t") * factor
+    if sees is None:
+        known = scores.shape[-1] - scores.shape[-2]
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+        hidden = hidden.triu(known + 1)
+    else:
+        hidden = ~sees if sees.dim() == 2 else ~sees[:, None, None]
+    shares = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    return einsum(shares, value, "b g q s t, b g t d -> b g q s d")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of a pass have in common: where tokens stand, and how they attend."""
+
+    places: Places
+    query_turn: Turn | None
+    key_turn: Turn | None
+    cache: Cache | None
+    attend: Attend
 
 
 def attention(
@@ -158,12 +206,9 @@ def attention(
     config: ModelConfig,
     weights: Weights,
     head_mask: Tensor | None,
-    cache: Cache | None = None,
+    run: Pass,
 ) -> Tensor:
-    """Return what causal attention adds to the residual stream; ``x`` is normalised, (b, s, h).
-
-    With a ``cache``, the positions of ``x`` follow those in it, and are put there.
-    """
+    """Return what attention adds to the residual stream; ``x`` is normalised, (b, s, h)."""
 
     def project(name: str, pattern: str) -> Tensor:
         y = _project(x, name, layer, weights, config.qkv_bias)
@@ -174,15 +219,10 @@ def attention(
     if config.qk_norm:
         query = _norm(query, "query_norm", layer, config, weights)
         key = _norm(key, "key_norm", layer, config, weights)
-    first = 0 if cache is None else cache.length
-    query, key = rotate(query, config, +1, first), rotate(key, config, -1, first)
-    if cache is not None:
-        key, value = cache.extend(layer, key, value)
-    scores = einsum(query, key, "b g q s d, b g t d -> b g q s t")
-    scores = scores * config.attention_factor(layer)
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(first + 1)
-    shares = scores.masked_fill(future, -torch.inf).softmax(-1)
-    context = einsum(shares, value, "b g q s t, b g t d -> b g q s d")
+    query, key = rotate(query, run.query_turn), rotate(key, run.key_turn)
+    if run.cache is not None:
+        key, value = run.cache.extend(layer, key, value, run.places.slots)
+    context = run.attend(query, key, value, config.attention_factor(layer), run.places.sees)
     if head_mask is not None:
         context = context * head_mask[:, :, None, None]
     heads = rearrange(context, "b g q s d -> b s (g q d)")
@@ -215,26 +255,33 @@ def residuals(
     tokens: Tensor,
     masks: UnitMasks = NO_MASKS,
     cache: Cache | None = None,
+    places: Places | None = None,
+    attending: Attend = attend,
 ) -> Iterator[Tensor]:
     """Yield the residual stream (b, s, h) after the embedding and after each layer.
 
-    Tokens are (b, s); with a ``cache`` they follow those that it was given before.
+    Tokens are (b, s); with a ``cache`` they follow those that it was given before, unless
+    ``places`` says where they stand.
     """
-    first = 0 if cache is None else cache.length
-    x = weights.rows("embedding", tokens) * config.multipliers.embedding
+    if places is None:
+        places = following(tokens, 0 if cache is None else cache.length)
+    x = _scaled(weights.rows("embedding", tokens), config.multipliers.embedding)
     if config.positions == "learned":
-        x = x + weights.rows(
-            "position_embedding",
-            torch.arange(first, first + tokens.shape[-1], device=tokens.device),
-        )
+        x = x + weights.rows("position_embedding", places.positions)
     yield x
+    query_turn, key_turn = (turning(config, places.positions, sign, x.dtype) for sign in (+1, -1))
+    run = Pass(places, query_turn, key_turn, cache, attending)
     for layer in range(config.layers):
         branch = 1.0 if masks.layers is None else masks.layers[layer]
         y = _norm(x, "attention_norm", layer, config, weights, masks.hidden)
-        x = x + branch * attention(y, layer, config, weights, masks.heads, cache)
+        x = x + _scaled(attention(y, layer, config, weights, masks.heads, run), branch)
         y = _norm(x, "ffn_norm", layer, config, weights, masks.hidden)
-        x = x + branch * ffn(y, layer, config, weights, masks.ffn)
+        x = x + _scaled(ffn(y, layer, config, weights, masks.ffn), branch)
         yield x
+
+
+def _scaled(x: Tensor, factor: Tensor | float) -> Tensor:
+    return x if isinstance(factor, float) and factor == 1.0 else x * factor
 
 
 def head_name(config: ModelConfig) -> str:
@@ -248,7 +295,8 @@ def head_input(
     """Return what rows of the head are multiplied with to give logits, from the last residual ``x``
     (b, s, h).
     """
-    return _norm(x, "final_norm", None, config, weights, masks.hidden) * config.logit_factor
+    y = _norm(x, "final_norm", None, config, weights, masks.hidden)
+    return _scaled(y, config.logit_factor)
 
 
 def logit_blocks(
@@ -263,12 +311,15 @@ def logit_blocks(
 
 
 def logits(
-    config: ModelConfig,
-    weights: Weights,
-    tokens: Tensor,
-    masks: UnitMasks = NO_MASKS,
-    cache: Cache | None = None,
+    config: ModelConfig, weights: Weights, tokens: Tensor, masks: UnitMasks = NO_MASKS
 ) -> Tensor:
     """Return the logits (b, s, v) of every true id for ``tokens`` (b, s)."""
-    *_, last = residuals(config, weights, tokens, masks, cache)
-    return torch.cat(list(logit_blocks(config, weights, last, config.vocab, masks)), -1)
+    *_, last = residuals(config, weights, tokens, masks)
+    return head_logits(config, weights, last, masks)
+
+
+def head_logits(
+    config: ModelConfig, weights: Weights, x: Tensor, masks: UnitMasks = NO_MASKS
+) -> Tensor:
+    """Return the logits (b, s, v) of every true id, from the last residual ``x`` (b, s, h)."""
+    return _joined(list(logit_blocks(config, weights, x, config.vocab, masks)))

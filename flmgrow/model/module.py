@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import NO_MASKS, Cache, UnitMasks, logits
+from flmgrow.model.forward import NO_MASKS, UnitMasks, head_logits, residuals
+from flmgrow.model.fused import fused_attend
+from flmgrow.model.places import Cache, Places
 
 
 class Model(nn.Module):
@@ -45,19 +47,44 @@ class Model(nn.Module):
         """Return an empty cache for one batch of texts."""
         return Cache(self.config.layers)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: Cache | None = None, places: Places | None = None
+    ) -> Tensor:
         """Return the logits (b, s, v) of every true id for ``tokens`` (b, s).
 
-        With a ``cache``, the tokens follow those that it was given before. Raises UsageError for
-        more positions than a model with learned positions has.
+        Raises UsageError as ``residual`` does.
         """
-        end = tokens.shape[-1] + (0 if cache is None else cache.length)
-        if self.config.positions == "learned" and end > self.config.max_positions:
+        return self.logits_of(self.residual(tokens, cache, places))
+
+    def residual(
+        self, tokens: Tensor, cache: Cache | None = None, places: Places | None = None
+    ) -> Tensor:
+        """Return the last residual (b, s, h) for ``tokens`` (b, s).
+
+        With a ``cache``, the tokens follow those that it was given before, unless ``places`` says
+        where they stand. Raises UsageError for more positions than a model with learned positions
+        has.
+        """
+        if self.config.positions == "learned":
+            end = tokens.shape[-1] + (0 if cache is None else cache.length)
+            if places is not None:
+                end = int(places.positions.max()) + 1
+            self._check_end(end)
+        *_, last = residuals(
+            self.config, self, tokens, self.masks, cache, places, attending=fused_attend
+        )
+        return last
+
+    def _check_end(self, end: int) -> None:
+        if end > self.config.max_positions:
             raise UsageError(
                 f"{end} tokens: the model has {self.config.max_positions} learned positions",
                 "give it a shorter text",
             )
-        return logits(self.config, self, tokens, self.masks, cache)
+
+    def logits_of(self, x: Tensor) -> Tensor:
+        """Return the logits (b, s, v) of every true id, from last residuals ``x`` (b, s, h)."""
+        return head_logits(self.config, self, x, self.masks)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         """Return a logical tensor (of one layer, without the layer axis)."""
@@ -83,7 +110,7 @@ class Model(nn.Module):
         """
         cache, step = self.new_cache(), tokens
         for _ in range(count):
-            step = self(step, cache)[:, -1:].argmax(-1)
+            step = self.logits_of(self.residual(step, cache)[:, -1:]).argmax(-1)
             tokens = torch.cat((tokens, step), -1)
         return tokens
 

@@ -14,7 +14,7 @@ from pico import CONFIGS, DictWeights, logical_weights
 from strategies import any_config, examples
 
 from flmgrow.model.config import ModelConfig, Norm, Positions, RotarySettings
-from flmgrow.model.forward import UnitMasks, logits, normalise, rotate
+from flmgrow.model.forward import UnitMasks, logits, normalise, rotate, turning
 
 Array = NDArray[Any]
 
@@ -129,9 +129,10 @@ def test_scores_depend_on_the_distance_of_positions_alone(
     positions: Positions, interleaved: bool
 ) -> None:
     settings = RotarySettings(interleaved=interleaved, xpos_scale_base=8.0, xpos_centre=5)
-    config = replace(CONFIGS["flm"], positions=positions, rotary=settings)
+    config = replace(CONFIGS["flm"], positions=positions, rotary=settings, head_dim=8)
     query, key = (torch.randn(8, dtype=torch.float64).expand(12, 8) for _ in range(2))
-    scores = rotate(query, config, +1) @ rotate(key, config, -1).T
+    turns = [turning(config, torch.arange(12), sign, torch.float64) for sign in (+1, -1)]
+    scores = rotate(query, turns[0]) @ rotate(key, turns[1]).T
     for distance in range(12):
         diagonal = scores.diagonal(-distance)
         assert (diagonal - diagonal[0]).abs().max() < 1e-12
@@ -145,7 +146,8 @@ def test_llama_scaling_slows_long_waves_and_keeps_short_ones() -> None:
     plain = replace(config, rotary=RotarySettings(base=500000.0))
     x = torch.zeros(2, 64, dtype=torch.float64)
     x[:, :32] = 1.0
-    scaled, unscaled = (rotate(x, c, 1)[1, 32:].asin() for c in (config, plain))
+    turns = [turning(c, torch.arange(2), 1, torch.float64) for c in (config, plain)]
+    scaled, unscaled = (rotate(x, turn)[1, 32:].asin() for turn in turns)
     ratio = unscaled / scaled
     assert ratio[0] == pytest.approx(1)
     assert ratio[-1] == pytest.approx(8)

@@ -1,0 +1,85 @@
+"""Where tokens stand in their texts, what each of them sees, and what was computed of those before.
+
+Usually the tokens of a batch are texts from their beginning, or follow those before them, and each
+sees what stands before it. Two uses want more. Texts of different lengths that go on together stand
+at different positions. And texts with one beginning share it: their ends stand at the same
+positions behind it, and must not see each other.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens (b, s) of a pass stand: at ``positions``, (s,) or (b, s), of their texts.
+
+    ``sees`` (s, t) or (b, s, t) says which of the t tokens that are known, these among them, each
+    of these sees; None for all that are known before it, and itself. ``slots`` (b, s) is where a
+    cache puts them; None for behind those it has.
+    """
+
+    positions: Tensor
+    sees: Tensor | None = None
+    slots: Tensor | None = None
+
+
+def following(tokens: Tensor, first: int = 0) -> Places:
+    """Return the places of ``tokens`` (b, s) that follow ``first`` others."""
+    return Places(torch.arange(first, first + tokens.shape[-1], device=tokens.device))
+
+
+class Cache:
+    """Keys and values of the tokens that a model was given so far, layer by layer.
+
+    Of a model with ``layers`` layers; one cache belongs to one batch of texts.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self._layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self._lengths = [0] * layers
+
+    @property
+    def length(self) -> int:
+        """The number of slots that all layers have filled."""
+        return self._lengths[-1]
+
+    def extend(
+        self, layer: int, key: Tensor, value: Tensor, slots: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Put keys and values (b, g, s, d) into a layer, and return all it has, (b, g, t, d).
+
+        They go behind those of the layer, or into ``slots`` (b, s), whatever was there before.
+        """
+        known = self._lengths[layer]
+        end = known + key.shape[-2] if slots is None else max(known, int(slots.max()) + 1)
+        keys, values = self._room(layer, key, end)
+        if slots is None:
+            keys[:, :, known:end], values[:, :, known:end] = key, value
+        else:
+            rows = torch.arange(len(slots), device=slots.device)[:, None]
+            keys[rows, :, slots] = key.transpose(1, 2)
+            values[rows, :, slots] = value.transpose(1, 2)
+        self._lengths[layer] = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all texts but those in ``rows`` (n,)."""
+        self._layers = [each and (each[0][rows], each[1][rows]) for each in self._layers]
+
+    def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values, with room for ``length`` tokens at least."""
+        known = self._layers[layer]
+        if known is not None and known[0].shape[-2] >= length:
+            return known
+        room = length if known is None else length + length // 2
+        shape = (*like.shape[:2], room, like.shape[-1])
+        made = like.new_zeros(shape), like.new_zeros(shape)
+        if known is not None:
+            filled = self._lengths[layer]
+            for new, old in zip(made, known, strict=True):
+                new[:, :, :filled] = old[:, :, :filled]
+        self._layers[layer] = made
+        return made
