@@ -9,6 +9,7 @@ from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import note
 from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
 from flmgrow.stages.plots import Look, picture
+from flmgrow.stages.score_panels import left_out
 from flmgrow.storage.durable import write_small
 
 Runs = Annotated[
@@ -25,19 +26,34 @@ Out = Annotated[
     ),
 ]
 LogX = Annotated[bool, typer.Option("--log-x", help="Logarithmic axes for tokens and FLOPs.")]
+Evaluation = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE|FOLDER",
+        help="Scores of the run's checkpoints, as flmgrow eval writes them; those in RUN if not "
+        "given.",
+    ),
+]
 Title = Annotated[str, typer.Option(help="Title of the picture.", show_default=False)]
 
 
-def plot(runs: Runs, out: Out = None, log_x: LogX = False, title: Title = "") -> None:
+def plot(
+    runs: Runs,
+    out: Out = None,
+    evaluation: Evaluation = None,
+    log_x: LogX = False,
+    title: Title = "",
+) -> None:
     """Draw the loss of runs against tokens and against floating-point operations.
 
-    Stages, validation and the ramps of masks are marked. A picture of that name is replaced.
+    Stages, validation and the ramps of masks are marked; scores of checkpoints follow below. A
+    picture of that name is replaced.
 
     \b
     Example: flmgrow plot run-a run-b --out compared.pdf
     """
     file = folder_of(runs[0]) / "loss.png" if out is None else out
-    found = read_runs(runs)
+    found = read_runs(runs, evaluation or ())
     kind = picture_kind("--out", file)
     write_small(file, picture(found, kind, Look(log_x, title)))
     _tell_left_out(runs, found)
@@ -49,3 +65,5 @@ def _tell_left_out(paths: list[Path], found: list[Run]) -> None:
         if run.left_out:
             losses = f"{run.left_out} {'loss' if run.left_out == 1 else 'losses'}"
             note(f"{path}: left out {losses}, not finite or beyond {LARGEST_LOSS:g}")
+    if more := left_out(found):
+        note(f"left out the scores of {more} tasks: more than can be told apart")

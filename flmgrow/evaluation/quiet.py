@@ -1,8 +1,8 @@
 """Keeping what other packages print off a command's lines.
 
-lm-evaluation-harness logs every step it takes, and it and the packages below it draw a bar for each
-task, on whatever stderr is. Here they say nothing while a command speaks, and a bar is drawn on a
-terminal alone, and goes when it is full.
+lm-evaluation-harness logs every step it takes, and it and the packages below it draw bars for each
+task, on whatever stderr is. Here they say nothing while a command speaks, and those bars alone are
+drawn that somebody waits for: on a terminal, until they are full.
 """
 
 import logging
@@ -18,14 +18,17 @@ TALKATIVE = ("lm_eval", "datasets", "transformers", "huggingface_hub", "accelera
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Let other packages be quiet inside the block, but for bars on a terminal."""
+def quiet(label: str = "") -> Iterator[None]:
+    """Let other packages be quiet inside the block, but for bars on a terminal.
+
+    ``label`` stands in front of each.
+    """
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings(), _passing_bars(), _no_git():
+        with warnings.catch_warnings(), _passing_bars(label), _no_git():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -39,15 +42,21 @@ def _no_git() -> Any:
 
 
 @contextmanager
-def _passing_bars() -> Iterator[None]:
-    """Let every bar of tqdm's be drawn on a terminal alone, and go when it is full."""
+def _passing_bars(label: str) -> Iterator[None]:
+    """Let bars of tqdm's be drawn on a terminal alone, if they have a name, and go when full.
+
+    What has none is done in a moment, and so is what ``datasets`` counts.
+    """
     from tqdm.std import tqdm
 
     made: Any = tqdm.__init__
 
     def make(bar: Any, *arguments: Any, **options: Any) -> None:
-        hidden = options.get("disable") or not sys.stderr.isatty()
-        made(bar, *arguments, **{**options, "disable": bool(hidden), "leave": False})
+        name = options.get("desc")
+        short = not name or type(bar).__module__.startswith("datasets")
+        hidden = bool(options.get("disable") or short or not sys.stderr.isatty())
+        named = f"{label}: {name}" if label else name
+        made(bar, *arguments, **{**options, "desc": named, "disable": hidden, "leave": False})
 
     with mock.patch.object(tqdm, "__init__", make):
         yield

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.stages.last_checkpoints import STAGE_FOLDER
-from flmgrow.text import Found, Text
+from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
+from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord, read_metrics
 
 METRICS = "metrics.jsonl"
@@ -66,22 +67,31 @@ class StageCurve:
 class Run:
     """A run's stages in order, at least one; ``name`` tells it from others in a picture.
 
-    ``left_out`` is how many losses are in no curve.
+    ``left_out`` is how many losses are in no curve; ``scores`` are those of its checkpoints.
     """
 
     name: str
     stages: tuple[StageCurve, ...]
     left_out: int = 0
+    scores: tuple[ScoreCurve, ...] = ()
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path], evaluations: Sequence[Path] = ()) -> list[Run]:
     """Return the runs at ``paths``: run folders, stage folders or files of metrics.
 
-    Raises UsageError if one of them is none of these; BadDataError if one is damaged or empty.
+    ``evaluations`` are files or folders with the scores of the only one; without any, those in the
+    folder of each are read. Raises UsageError if one of them is none of these; BadDataError if one
+    is damaged or empty.
     """
     folders = [folder_of(path).resolve().name for path in paths]
     names = folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
-    return [_read_run(name, path) for name, path in zip(names, paths, strict=True)]
+    if evaluations and len(paths) > 1:
+        what = Text(Setting("evaluation"), f" beside {len(paths)} runs")
+        raise UsageError(what, "draw one run, or put each one's evaluations into its folder")
+    return [
+        _read_run(name, path, evaluations or evaluations_in(path))
+        for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def folder_of(path: Path) -> Path:
@@ -179,10 +189,10 @@ def _window_sums(values: FloatArray, low: NDArray[np.int_], high: NDArray[np.int
     return result
 
 
-def _read_run(name: str, path: Path) -> Run:
+def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> Run:
     files = [_read(file) for file in find_metrics(path)]
     left_out = sum(not _is_drawn(record) for records in files for record in records)
-    return Run(name, curves(files, str(path)), left_out)
+    return Run(name, curves(files, str(path)), left_out, score_curves(evaluations))
 
 
 def _read(file: Path) -> list[Record]:

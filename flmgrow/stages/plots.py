@@ -4,7 +4,8 @@ One picture tells how a run went: the loss against what was read, and against wh
 panels share the loss: on the left against tokens, on the right against floating-point operations,
 where a growth shows what it saved. Thin lines are steps, bold lines are smoothed, circles are
 validation. A dashed line is where a stage begins, its name above the frame; shaded is where masks
-were below 1. Colours are told apart by the colour-blind, too.
+were below 1. Colours are told apart by the colour-blind, too. Scores of checkpoints, if there are
+any, follow below, a row for each metric, with their standard errors.
 
 Names come from files and folders: they are drawn as they are, never as mathematics, and shortened
 in their middle where they would take the curves' place.
@@ -22,6 +23,7 @@ from flmgrow.errors import UsageError, printable
 from flmgrow.stages.curves import Run, StageCurve
 from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
+from flmgrow.stages.score_panels import HEIGHT, draw_scores, metrics_of
 from flmgrow.text import Found, Text
 
 if TYPE_CHECKING:
@@ -64,11 +66,17 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
         raise UsageError(
             Text("the title has ", Found(lines), " lines"), wanted=f"at most {TITLE_LINES}"
         )
-    return drawn(kind, SIZE, lambda figure: _draw(figure, runs, look))
+    width, height = SIZE
+    size = (width, height + HEIGHT * len(metrics_of(runs)))
+    return drawn(kind, size, lambda figure: _draw(figure, runs, look))
 
 
 def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
-    left, right = figure.subplots(1, 2, sharey=True)
+    metrics = metrics_of(runs)
+    heights = [SIZE[1], *[HEIGHT] * len(metrics)]
+    (left, right), *below = figure.subplots(
+        1 + len(metrics), 2, sharey="row", squeeze=False, height_ratios=heights
+    )
     left.set_ylabel("Loss (nats per token)")
     left.set_ylim(*loss_range(runs, whole=look.log_x))
     names: list[list[TextArtist]] = []
@@ -83,10 +91,26 @@ def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
                 ink = colour if len(runs) > 1 else FAINT
                 names.append(list(_draw_names(panel, axis, run, ink, 1.02 + ROW * row)))
     _draw_legend(right, dict(_legend(runs)))
+    for metric, row in zip(metrics, below, strict=True):
+        _draw_metric(metric, row, runs, look)
     if look.title:
         lines = (shortened(line, MOST_CHARACTERS) for line in look.title.splitlines())
         figure.suptitle("\n".join(lines), fontsize=9.5, parse_math=False)
     _part_names(figure, names)
+
+
+def _draw_metric(metric: str, row: Sequence["Axes"], runs: Sequence[Run], look: Look) -> None:
+    """Draw a row of scores, below the loss and along the same axes."""
+    axes: tuple[AxisName, ...] = ("tokens", "flops")
+    for panel, axis in zip(row, axes, strict=True):
+        panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+        _prepare_x(panel, axis, runs, look.log_x)
+        for begin in (stage.begin for run in runs for stage in run.stages[1:]):
+            x = _inside(panel, getattr(begin, axis))
+            panel.axvline(x, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
+        lines = draw_scores(panel, axis, metric, runs)
+    row[0].set_ylabel(shortened(metric.replace("_", " "), MOST_CHARACTERS), parse_math=False)
+    _draw_legend(row[1], lines, "best")
 
 
 def _draw_stage(panel: "Axes", axis: AxisName, stage: StageCurve, colour: str, log: bool) -> None:
@@ -175,10 +199,12 @@ def _prepare_x(panel: "Axes", axis: AxisName, runs: Sequence[Run], log: bool) ->
     panel.set_xlabel(label)
 
 
-def _draw_legend(panel: "Axes", entries: Mapping["Artist", str]) -> None:
+def _draw_legend(
+    panel: "Axes", entries: Mapping["Artist", str], place: str = "upper right"
+) -> None:
     # matplotlib would leave out a name that begins with "_": names are put in afterwards.
     places = ["-"] * len(entries)
-    legend = panel.legend(list(entries), places, loc="upper right", handlelength=1.6)
+    legend = panel.legend(list(entries), places, loc=place, handlelength=1.6)
     for text, words in zip(legend.get_texts(), entries.values(), strict=True):
         text.set_parse_math(False)
         _write(text, words, RUN_WIDTH * panel.figure.dpi)
