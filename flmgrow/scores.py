@@ -85,6 +85,8 @@ def evaluate(
         how.get("batch_size"),
         None if tokenizer is None else Path(tokenizer),
     )
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UsageError("is no folder", "name one for results", where=out)
     others = tuple(one for place in beside for one in _beside(Path(place)))
     subjects = _subjects([Path(path) for path in checkpoints], open or _open)
     restart = how.get("restart", False)

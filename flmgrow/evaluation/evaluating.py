@@ -2,9 +2,9 @@
 
 Each checkpoint has a folder of results, which appears when it is complete. One that is there
 already, as the answer to the same request, is read. While one is made, answers are kept as they
-come in the hidden folder beside it: the same command goes on with them, and another checkpoint
-under the same name is refused. Processes that torchrun started share the questions; the first one
-writes.
+come in the hidden folder beside it. The same command goes on with them, and so does one that asks
+for more or less; another checkpoint under the same name is refused. Processes that torchrun started
+share the questions; the first one writes.
 """
 
 import json
@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmgrow.errors import OutputExistsError, UsageError
 from flmgrow.evaluation.backends import (
     Computing,
     Noted,
@@ -43,8 +44,10 @@ from flmgrow.storage.marker import is_marked
 from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import find_world
+from flmgrow.text import Pass, Setting, Text
 
 if TYPE_CHECKING:
+    from flmgrow.evaluation.answers import Answers
     from flmgrow.evaluation.harness import Tasks
 
 ANSWERS = "answers"
@@ -130,7 +133,6 @@ class Evaluation:
     def _compute(
         self, source: Checkpoint, facts: Facts, identity: dict[str, str], wanted: Json, folder: Path
     ) -> None:
-        from flmgrow.evaluation.answers import Answers
         from flmgrow.evaluation.harness import evaluate
         from flmgrow.evaluation.keeping import KeptModel
         from flmgrow.evaluation.quiet import quiet
@@ -138,26 +140,41 @@ class Evaluation:
         tasks, peers = self._tasks, self._peers
         kept = hidden_folder(folder) / ANSWERS
         with ExitStack() as stack:
-            output = peers.together(lambda: self._begun(folder, wanted, stack))
-            answers = peers.together(lambda: Answers(kept, identity, peers.rank))
-            with closing(answers), quiet():
+            output = peers.together(lambda: self._begun(folder, stack))
+            answers = peers.together(lambda: self._answers(kept, identity))
+            with closing(answers), quiet(facts.name):
                 model = language_model(source, self._how, self._noted)
                 found = evaluate(KeptModel(model, answers, peers), tasks)
             peers.gathered(None)  # all have closed their answers
             peers.together(lambda: self._write(output, found, facts, wanted))
 
-    def _begun(self, folder: Path, wanted: Json, stack: ExitStack) -> OutputFolder | None:
+    def _begun(self, folder: Path, stack: ExitStack) -> OutputFolder | None:
         """Return the folder of results, begun or resumed; None on all processes but the first."""
         if not self._world.first:
             return None
         with durable.storage_errors(self._out, "creating"):
             self._out.mkdir(parents=True, exist_ok=True)
-        output = stack.enter_context(OutputFolder(folder, wanted, restart=self._restart))
-        if REQUEST not in output.finished:
-            output.add_small(REQUEST, json.dumps(wanted, indent=1).encode())
-        for stale in set(output.finished) - {REQUEST}:
+        plan = {"evaluation": VERSION}
+        output = stack.enter_context(OutputFolder(folder, plan, restart=self._restart))
+        for stale in list(output.finished):
             output.drop(stale)  # of a run that was stopped while it wrote
         return output
+
+    def _answers(self, kept: Path, identity: dict[str, str]) -> "Answers":
+        from flmgrow.evaluation.answers import Answers
+
+        try:
+            return Answers(kept, identity, self._peers.rank)
+        except UsageError as error:
+            raise OutputExistsError.of(error).with_hint(
+                Text(
+                    "evaluate as before to finish that, choose another ",
+                    Setting("out"),
+                    ", or ",
+                    Pass("restart", True),
+                    " to drop the answers",
+                )
+            ) from None
 
     def _write(
         self, output: OutputFolder | None, found: dict[str, Any], facts: Facts, wanted: Json
@@ -173,7 +190,7 @@ class Evaluation:
         *samples, (name, scores) = result_files(found, facts, wanted)
         for path, data in samples:
             output.add_small(path, data)
-        note = output.commit({name: scores})
+        note = output.commit({REQUEST: json.dumps(wanted, indent=1).encode(), name: scores})
         if note:
             self._noted(note)
 

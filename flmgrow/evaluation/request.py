@@ -20,7 +20,10 @@ BITS_PER_BYTE = "bits-per-byte"
 
 @dataclass(frozen=True)
 class Asked:
-    """A task, or a group of tasks; ``file`` is the text of ``bits-per-byte``, and of no other."""
+    """A task, or a group of tasks; ``file`` is the text of ``bits-per-byte``, and of no other.
+
+    A name may be the path of a task's file as lm-evaluation-harness knows them.
+    """
 
     name: str
     file: Path | None = None
@@ -39,7 +42,8 @@ class Asked:
 
     def digest(self) -> str:
         """Return the sum of its file (XXH3, 128 bits); empty if it has none."""
-        return "" if self.file is None else _digest(self.file)
+        file = Path(self.name) if self.file is None else self.file
+        return _digest(file) if file.is_file() else ""
 
 
 def asked_in(texts: Iterable[str]) -> tuple[Asked, ...]:
@@ -93,7 +97,7 @@ class Request:
         """Return all that decides on the scores of a checkpoint, as plain data."""
         return {
             "tasks": [each.task for each in self.tasks],
-            "texts": {each.task: each.digest() for each in self.tasks if each.file is not None},
+            "files": {each.task: sum for each in self.tasks if (sum := each.digest())},
             "data": None if self.data is None else _data_name(self.data),
             "shots": self.shots,
             "seed": self.seed,

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -200,7 +200,9 @@ def _prepare_x(panel: "Axes", axis: AxisName, runs: Sequence[Run], log: bool) ->
 
 
 def _draw_legend(
-    panel: "Axes", entries: Mapping["Artist", str], place: str = "upper right"
+    panel: "Axes",
+    entries: Mapping["Artist", str],
+    place: Literal["upper right", "best"] = "upper right",
 ) -> None:
     # matplotlib would leave out a name that begins with "_": names are put in afterwards.
     places = ["-"] * len(entries)

@@ -51,7 +51,7 @@ def _curves(runs: Sequence[Run], metric: str) -> Iterator[tuple[Run, ScoreCurve]
     return ((run, curve) for run in runs for curve in run.scores if curve.metric == metric)
 
 
-def _styles() -> Iterator[dict[str, str]]:
+def _styles() -> Iterator[dict[str, Any]]:
     """Yield ``MOST_CURVES`` styles that can be told apart."""
     for marker in MARKERS:
         for colour in COLOURS:

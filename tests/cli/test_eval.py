@@ -170,5 +170,5 @@ def test_a_checkpoint_that_changed_is_refused(place: Path, monkeypatch: pytest.M
     shutil.copytree("run/02-large/checkpoints", checkpoint)
     outcome = flmgrow("eval", checkpoint, *how)
     assert outcome.code == 5
-    check_lines(outcome.err, "half-done run of another plan: checkpoint.checkpoint: .*--restart")
+    check_lines(outcome.err, "holds answers of another checkpoint: .*--restart")
     accepted("eval", checkpoint, *how, "--restart")
