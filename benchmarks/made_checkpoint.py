@@ -96,7 +96,7 @@ def _adam() -> OptimizerState:
     groups = tuple({**shared, "wd_mult": decay} for decay in (1.0, 0.0))
     kinds = (State.MASTER, State.EXP_AVG, State.EXP_AVG_SQ)
     dtypes = dict.fromkeys(kinds, "float32")
-    return OptimizerState(groups, step=new_scalar(ITERATION), half=True, dtypes=dtypes)
+    return OptimizerState(groups, step=new_scalar(ITERATION), mixed_precision=True, dtypes=dtypes)
 
 
 def make(

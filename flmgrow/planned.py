@@ -32,7 +32,7 @@ from flmgrow.surgery.requests import (
     plan_import_of,
     plan_layout_of,
 )
-from flmgrow.surgery.target_file import TargetFile, parse_target
+from flmgrow.surgery.target_file import GrowthRequest, parse_target
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ def _real(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Request:
+class ResultRequest:
     """What somebody asks of a result, checked as far as it can be without a source.
 
     ``parameters`` lets the sizes be chosen for so many; ``bake`` puts masks into the weights.
     """
 
-    target: TargetFile
+    target: GrowthRequest
     files: Files
     parameters: float | None = None
     drop_optimizer: bool = False
@@ -171,7 +171,7 @@ _APART = ("to_params", "no_optimizer", "bake")
 """What is asked for beside sizes, methods, layout and files."""
 
 
-def requested(file: Mapping[str, Any] = NOTHING, /, **wanted: Any) -> Request:
+def requested(file: Mapping[str, Any] = NOTHING, /, **wanted: Any) -> ResultRequest:
     """Return the request that ``wanted`` describes, in the words of :class:`PlanGiven`; what is
     None is as a ``file`` says, if there is one.
 
@@ -180,7 +180,7 @@ def requested(file: Mapping[str, Any] = NOTHING, /, **wanted: Any) -> Request:
     given = {**file, **{name: value for name, value in wanted.items() if value is not None}}
     files = {name: given.pop(name) for name in FilesGiven.__annotations__ if name in given}
     apart = {name: given.pop(name) for name in _APART if name in given}
-    return Request(
+    return ResultRequest(
         parse_target(given),
         Files(**files),
         apart.get("to_params"),
@@ -198,7 +198,7 @@ def plan(source: Source, **wanted: Unpack[PlanGiven]) -> Plan:
     return plan_of(source, requested(**wanted))
 
 
-def plan_of(source: Source, request: Request) -> Plan:
+def plan_of(source: Source, request: ResultRequest) -> Plan:
     """Return the plan that makes of ``source`` what is requested. Raises as :func:`plan` does."""
     return Plan(
         plan_growth_of(
@@ -212,7 +212,7 @@ def plan_of(source: Source, request: Request) -> Plan:
     )
 
 
-def plan_import(source: Source, request: Request) -> Plan:
+def plan_import(source: Source, request: ResultRequest) -> Plan:
     """Return the plan that makes a Megatron checkpoint of a Hugging Face folder.
 
     Raises UsageError if ``source`` is none.

@@ -94,7 +94,7 @@ class Python(Words):
 PYTHON = Python()
 
 
-class Part(Protocol):
+class TextPart(Protocol):
     """What a text says differently in different places."""
 
     def told(self, words: Words) -> str:
@@ -184,9 +184,9 @@ class Text(str):
     formatted string is not.
     """
 
-    parts: tuple[str | Part, ...]
+    parts: tuple[str | TextPart, ...]
 
-    def __new__(cls, *parts: str | Part) -> "Text":
+    def __new__(cls, *parts: str | TextPart) -> "Text":
         """Make a text of strings, texts and other parts."""
         flat = tuple(
             inner for part in parts for inner in (part.parts if isinstance(part, Text) else [part])
@@ -224,7 +224,7 @@ def rendered(data: Any, words: Words) -> Any:
     return [rendered(value, words) for value in data] if isinstance(data, list | tuple) else data
 
 
-def first_part(text: str) -> str | Part:
+def first_part(text: str) -> str | TextPart:
     """Return what ``text`` begins with."""
     return text.parts[0] if isinstance(text, Text) and text.parts else text
 
@@ -275,7 +275,7 @@ def _part(kinds: Mapping[str, type[Any]], kind: str, **fields: object) -> Any:
     return kinds[kind](**fields)
 
 
-def _told(part: str | Part, words: Words) -> str:
+def _told(part: str | TextPart, words: Words) -> str:
     return part if isinstance(part, str) else part.told(words)
 
 

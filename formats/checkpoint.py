@@ -24,15 +24,15 @@ class OptimizerState:
     """What an optimizer holds beside the states of each parameter.
 
     ``groups`` are its param groups without their parameters. ``step`` is what Adam counts, as it is
-    stored, or None where a group holds it. ``half`` says that weights are 16-bit and float32
-    masters exist; ``dtypes`` are those of the states; ``other`` is carried. ``gradient_dtype`` is
-    that of the buffers a distributed optimizer works on, None for one that is not distributed.
-    ``digest`` is of the files that hold the states apart from the weights.
+    stored, or None where a group holds it. ``mixed_precision`` says that weights are not float32
+    and have float32 masters; ``dtypes`` are those of the states; ``other`` is carried.
+    ``gradient_dtype`` is that of the buffers a distributed optimizer works on, None for one that is
+    not distributed. ``digest`` is of the files that hold the states apart from the weights.
     """
 
     groups: tuple[Mapping[object, object], ...]
     step: object
-    half: bool
+    mixed_precision: bool
     dtypes: Mapping[State, str] = field(default_factory=dict)
     other: Mapping[object, object] = field(default_factory=dict)
     gradient_dtype: str | None = None
@@ -90,7 +90,7 @@ AS_STORED = ReadOptions()
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Dropped:
     """Something of a source that a result does not have; ``why`` is empty where its name says it
     all.
     """

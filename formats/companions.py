@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
-from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.targets import Fill, PlannedFile, Sums, TargetArray, TargetBytes
 from flmgrow.storage.crc import Bytes
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.links import own_file
@@ -129,7 +129,7 @@ def companions_in(iteration: Path) -> Companions:
     return Companions({name: folder / name for name in names}, ids)
 
 
-def companion_files(companions: Companions, iteration: str) -> Iterator[NewFile]:
+def companion_files(companions: Companions, iteration: str) -> Iterator[PlannedFile]:
     """Yield the files to be written into the folder ``iteration`` of a Megatron checkpoint."""
     for name, content in companions.files.items():
         yield as_new_file(f"{iteration}/{FOLDER}/{name}", content)
@@ -138,7 +138,7 @@ def companion_files(companions: Companions, iteration: str) -> Iterator[NewFile]
         yield TargetBytes(f"{iteration}/{FOLDER}/{TOKEN_IDS}", data)
 
 
-def as_new_file(path: str, content: Content) -> NewFile:
+def as_new_file(path: str, content: Content) -> PlannedFile:
     """Return a file to be written under ``path`` with this content."""
     if isinstance(content, bytes):
         return TargetBytes(path, content)

@@ -141,7 +141,7 @@ class TargetSums:
         write(self.encode(sums))
 
 
-class NewFile(Protocol):
+class PlannedFile(Protocol):
     """A file to be written, of whatever kind."""
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.checkpoint import Checkpoint, LeftOut, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, Dropped, TargetModel
 from flmgrow.formats.companions import companion_files
 from flmgrow.formats.huggingface.writer import (
     huggingface_dropped,
@@ -15,7 +15,7 @@ from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.legacy.writer import target_files
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
-from flmgrow.formats.targets import NewFile
+from flmgrow.formats.targets import PlannedFile
 from flmgrow.text import Setting, Text
 
 
@@ -47,8 +47,8 @@ class Format:
     iterations in folders of its own).
     """
 
-    describe: Callable[[Checkpoint, TargetModel], Sequence[NewFile]]
-    dropped: Callable[[Checkpoint, TargetModel], list[LeftOut]] = dropped_content
+    describe: Callable[[Checkpoint, TargetModel], Sequence[PlannedFile]]
+    dropped: Callable[[Checkpoint, TargetModel], list[Dropped]] = dropped_content
     notes: Callable[[Checkpoint, TargetModel], list[str]] = megatron_notes
     ranks: bool = True
 
@@ -70,7 +70,7 @@ def written_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile]:
+def described_files(source: Checkpoint, target: TargetModel) -> Sequence[PlannedFile]:
     """Return every file of the target checkpoint, described but not produced.
 
     Raises UsageError for a layout that the model cannot take, or content the format cannot hold.
@@ -93,7 +93,7 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[NewFile
     return [*files, *companion_files(source.companions, folder_name(source.iteration))]
 
 
-def left_out(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
+def left_out(source: Checkpoint, target: TargetModel) -> list[Dropped]:
     """Name what of the source's carried content the target will not have, and why if need be."""
     return written_format(target.format).dropped(source, target)
 

@@ -96,8 +96,8 @@ def assert_same_states(a: Path, b: Path) -> None:
         assert one.optimizer is not None
         assert other.optimizer is not None
         assert one.optimizer.groups == other.optimizer.groups
-        assert (one.optimizer.half, one.optimizer.gradient_dtype) == (
-            other.optimizer.half,
+        assert (one.optimizer.mixed_precision, one.optimizer.gradient_dtype) == (
+            other.optimizer.mixed_precision,
             other.optimizer.gradient_dtype,
         )
         assert list(one.readers) == list(other.readers)

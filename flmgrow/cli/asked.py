@@ -18,7 +18,7 @@ _FILES = options.FILES
 
 
 @dataclass(frozen=True)
-class Growth:
+class GrowthOptions:
     """What to grow, and how."""
 
     num_layers: Annotated[
@@ -172,7 +172,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayoutOptions:
     """How a result is divided among ranks."""
 
     tp: Annotated[
@@ -218,7 +218,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Files:
+class FileOptions:
     """The files of a result."""
 
     file_format: options.Format = None

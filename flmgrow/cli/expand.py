@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from flmgrow.cli import options
-from flmgrow.cli.asked import Files, Growth, Layout
+from flmgrow.cli.asked import FileOptions, GrowthOptions, LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.reading import Reading
@@ -18,11 +18,11 @@ def expand(
     src: options.Source,
     dst: options.Destination,
     *,
-    growth: Growth,
-    layout: Layout,
+    growth: GrowthOptions,
+    layout: LayoutOptions,
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
-    files: Files,
+    files: FileOptions,
     reading: Reading,
     running: Running,
 ) -> None:

@@ -1,7 +1,7 @@
 """``flmgrow import``: a Hugging Face folder as a Megatron checkpoint; weights stay bit for bit."""
 
 from flmgrow.cli import options
-from flmgrow.cli.asked import Layout
+from flmgrow.cli.asked import LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.reading import Reading
@@ -16,7 +16,7 @@ def import_(
     src: options.Source,
     dst: options.Destination,
     *,
-    layout: Layout,
+    layout: LayoutOptions,
     file_format: options.Format = None,
     transformer_impl: options.TransformerImpl = "transformer_engine",
     dtype: options.Dtype = None,

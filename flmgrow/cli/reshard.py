@@ -1,7 +1,7 @@
 """``flmgrow reshard``: the identity growth to another layout."""
 
 from flmgrow.cli import options
-from flmgrow.cli.asked import Files, Layout
+from flmgrow.cli.asked import FileOptions, LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.reading import Reading
@@ -15,10 +15,10 @@ def reshard(
     src: options.Source,
     dst: options.Destination,
     *,
-    layout: Layout,
+    layout: LayoutOptions,
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
-    files: Files,
+    files: FileOptions,
     reading: Reading,
     running: Running,
 ) -> None:

@@ -10,7 +10,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
-from flmgrow.surgery.target_file import TargetFile
+from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import KEYS, FileWords
@@ -106,7 +106,7 @@ def check_keeps_function(growth: Growth, *, accepts: bool) -> None:
     )
 
 
-def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig) -> TargetFile:
+def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig) -> GrowthRequest:
     """Return what ``flmgrow expand --to`` is given, sizes that stay left out."""
     changed = {
         key: getattr(new, field)
@@ -118,7 +118,7 @@ def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig
     if unknown := sorted(map(str, growth.keys() - set(GROWTH))):
         raise UsageError("there is no such key", HINT, where=unknown[0])
     try:
-        target = TargetFile.model_validate({**changed, "method": "mask", **growth, **layout})
+        target = GrowthRequest.model_validate({**changed, "method": "mask", **growth, **layout})
     except ValidationError as error:
         raise UsageError(problems(error.errors()), HINT) from None
     if new.head_dim != old.head_dim:

@@ -23,7 +23,7 @@ from flmgrow.storage.durable import make_folders, write_small
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.storage.validation import problems
-from flmgrow.surgery.target_file import TargetFile
+from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Setting, Text
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.stage.file import StageFile
@@ -53,7 +53,7 @@ _ENDED = Text(
 
 _FORMS: Mapping[str, type[BaseModel]] = {
     STAGE: StageFile,
-    GROWTH: TargetFile,
+    GROWTH: GrowthRequest,
     SOURCE: StartFile,
 }
 _FOLDER = re.compile(r"\d{2,}-.+")

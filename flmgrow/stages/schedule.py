@@ -32,7 +32,7 @@ from flmgrow.stages.past import steps_of
 from flmgrow.stages.start import Start, check_agrees, start_of, with_start
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, read_yaml
-from flmgrow.surgery.target_file import TargetFile
+from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Found, Text
 from flmgrow.trainer.data.batches import changes
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
@@ -75,7 +75,7 @@ class PlannedStage:
     first: int
     steps: int
     folder: str
-    target: TargetFile | None = None
+    target: GrowthRequest | None = None
     growth: Growth | None = None
     start: Start | None = None
     accepts: bool = False

@@ -29,7 +29,7 @@ from flmgrow.formats.history.manifest import MANIFEST, encode, read_manifest
 from flmgrow.formats.history.manifest_value import Manifest, Options
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.reading import DTYPES, Array, as_bytes
-from flmgrow.formats.targets import Buffer, NewFile, TargetArray
+from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
 from flmgrow.formats.writing import manifest_folders, pointers
 from flmgrow.model.axes import Box
 from flmgrow.model.checks import check_finite, check_whole
@@ -189,7 +189,7 @@ class Executor:
 
         return in_order(pool, tasks(), self.execution.workers + 1)
 
-    def _write(self, pool: ThreadPoolExecutor, file: NewFile, folder: Output) -> None:
+    def _write(self, pool: ThreadPoolExecutor, file: PlannedFile, folder: Output) -> None:
         def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
             return map(as_bytes, self.blocks(pool, buffer, arrays))
 
@@ -249,7 +249,7 @@ class Executor:
             self._write_share(folder, self.plan.files)
             return self._finish(folder, drift)
 
-    def write_some(self, destination: Path, files: Sequence[NewFile]) -> list[FileRecord]:
+    def write_some(self, destination: Path, files: Sequence[PlannedFile]) -> list[FileRecord]:
         """Write these files of the checkpoint alone, and let no output appear; :meth:`run` writes
         the rest. Returns what was written or found written. Raises as it does.
         """
@@ -299,7 +299,7 @@ class Executor:
                     folder.discard()
                 raise
 
-    def _write_share(self, folder: Output, files: Sequence[NewFile]) -> None:
+    def _write_share(self, folder: Output, files: Sequence[PlannedFile]) -> None:
         """Write what is not finished of ``files``: each rank its share, and rank 0 at the end what
         is made of the sums of others.
         """

@@ -13,12 +13,12 @@ from itertools import chain
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.checkpoint import Checkpoint, HuggingFaceOptions, LeftOut, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, Dropped, HuggingFaceOptions, TargetModel
 from flmgrow.formats.history.manifest import masks_of, methods_text
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.formats.reading import DTYPES
-from flmgrow.formats.targets import NewFile
+from flmgrow.formats.targets import PlannedFile
 from flmgrow.formats.writing import (
     described_files,
     left_out,
@@ -130,10 +130,10 @@ class Plan:
     growth: Growth
     target: TargetModel
     tensors: Mapping[str, LogicalTensor]
-    files: tuple[NewFile, ...]
+    files: tuple[PlannedFile, ...]
     file_sizes: Mapping[str, int]
     counts: Mapping[str, Counts]
-    dropped: tuple[LeftOut, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(plan_lines(self))
@@ -319,7 +319,7 @@ def _check_masters(source: Checkpoint, dtype: str | None) -> None:
         )
 
 
-def _unused(source: Checkpoint, growth: Growth) -> list[LeftOut]:
+def _unused(source: Checkpoint, growth: Growth) -> list[Dropped]:
     """Name old indices that no new index comes from: vocabulary padding without room."""
     unused = []
     for axis, axis_map in growth.maps.items():
@@ -327,7 +327,7 @@ def _unused(source: Checkpoint, growth: Growth) -> list[LeftOut]:
             set(axis_map.source.tolist()) & set(range(axis_map.old_size))
         )
         if lost:
-            unused.append(LeftOut(f"{lost} of {axis_map.old_size} {axis} rows (padding)"))
+            unused.append(Dropped(f"{lost} of {axis_map.old_size} {axis} rows (padding)"))
     return unused
 
 

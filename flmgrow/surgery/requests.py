@@ -11,7 +11,7 @@ from flmgrow.operators.choices import FreshSecondMoment
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
 from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, check_dtype, make_plan
-from flmgrow.surgery.target_file import TargetFile
+from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Setting, Text
 
 SHARD_SIZE = 5 << 30
@@ -60,7 +60,7 @@ AS_IN_SOURCE = Files()
 
 def plan_growth_of(
     source: Checkpoint,
-    wanted: TargetFile,
+    wanted: GrowthRequest,
     files: Files = AS_IN_SOURCE,
     *,
     parameters: float | None = None,

@@ -14,7 +14,7 @@ from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.text import Setting, Text
 
 
-class TargetFile(BaseModel):
+class GrowthRequest(BaseModel):
     """What a file or the command line asks of ``expand``. Unknown keys are refused.
 
     Sizes are in Megatron-LM's terms; ``None`` keeps the source's. ``method`` is one word,
@@ -92,13 +92,13 @@ class TargetFile(BaseModel):
         )
 
 
-def parse_target(data: object, where: str = "the request") -> TargetFile:
+def parse_target(data: object, where: str = "the request") -> GrowthRequest:
     """Return the target that ``data`` describes, found in ``where``.
 
     Raises UsageError, naming each problem.
     """
     try:
-        return TargetFile.model_validate(data)
+        return GrowthRequest.model_validate(data)
     except ValidationError as error:
         raise UsageError(
             problems(error.errors()),

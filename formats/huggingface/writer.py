@@ -17,8 +17,8 @@ from flmgrow import __version__
 from flmgrow.formats.checkpoint import (
     AS_STORED,
     Checkpoint,
+    Dropped,
     HuggingFaceOptions,
-    LeftOut,
     TargetModel,
 )
 from flmgrow.formats.companions import as_new_file
@@ -29,7 +29,7 @@ from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS
 from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
-from flmgrow.formats.targets import Fill, NewFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.targets import Fill, PlannedFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.tokenizer.spoken import spoken
 from flmgrow.storage.crc import Bytes
 
@@ -38,7 +38,7 @@ _METADATA = (("format", "pt"), ("flmgrow", __version__))
 
 
 @dataclass(frozen=True, eq=False)
-class TargetShard:
+class SafetensorsShard:
     """A safetensors file to be written: path, arrays in order, and where they come from."""
 
     path: str
@@ -78,18 +78,18 @@ def _groups(arrays: Sequence[TargetArray], limit: int) -> Iterator[tuple[TargetA
     yield tuple(group)
 
 
-def _shards(arrays: Sequence[TargetArray], options: HuggingFaceOptions) -> list[TargetShard]:
+def _shards(arrays: Sequence[TargetArray], options: HuggingFaceOptions) -> list[SafetensorsShard]:
     groups = list(_groups(arrays, options.shard_size))
     told = options.provenance
     if len(groups) == 1:
-        return [TargetShard(SINGLE, groups[0], told)]
+        return [SafetensorsShard(SINGLE, groups[0], told)]
     return [
-        TargetShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, told)
+        SafetensorsShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, told)
         for number, group in enumerate(groups, 1)
     ]
 
 
-def _index(shards: Sequence[TargetShard]) -> TargetBytes:
+def _index(shards: Sequence[SafetensorsShard]) -> TargetBytes:
     placed = {a.placement.key: shard.path for shard in shards for a in shard.arrays}
     total = sum(a.buffer.nbytes for shard in shards for a in shard.arrays)
     data = {"metadata": {"total_size": total}, "weight_map": placed}
@@ -108,7 +108,7 @@ def _kinds(target: TargetModel) -> tuple[str, ...]:
     return ("generation", *tokenizer, *code)
 
 
-def _kept_code(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+def _kept_code(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
     contents = source.contents
     if not isinstance(contents, HuggingFaceFolder) or not target.huggingface.keep_code:
         return []
@@ -121,7 +121,7 @@ def is_shipped(file: Path) -> bool:
     return file.name != "__init__.py" and own.is_file() and own.read_bytes() == file.read_bytes()
 
 
-def _shipped(family: Family, carried: Sequence[NewFile]) -> Iterator[TargetBytes]:
+def _shipped(family: Family, carried: Sequence[PlannedFile]) -> Iterator[TargetBytes]:
     """Yield flmgrow's own code for a family that has no class in transformers.
 
     Code of the source's own, where it is kept, stands in its place.
@@ -132,12 +132,12 @@ def _shipped(family: Family, carried: Sequence[NewFile]) -> Iterator[TargetBytes
         yield TargetBytes(name, folder.joinpath(name).read_bytes())
 
 
-def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
+def huggingface_dropped(source: Checkpoint, target: TargetModel) -> list[Dropped]:
     """Name the carried content that has no place in the target and is left out."""
     if source.format != "huggingface":
-        return [LeftOut(name) for name in source.carried]
+        return [Dropped(name) for name in source.carried]
     kept = _kinds(target)
-    return [LeftOut(text) for kind, text in source.carried.items() if kind not in kept]
+    return [Dropped(text) for kind, text in source.carried.items() if kind not in kept]
 
 
 def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
@@ -151,7 +151,7 @@ def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
     return notes
 
 
-def huggingface_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+def huggingface_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
     """Return every file of the target folder, described but not produced.
 
     Raises UsageError, with the reasons, for a model that no family of transformers can say.

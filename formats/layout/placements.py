@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, product
 from math import gcd, prod
+from typing import Protocol
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout.segments import Segment, Strip, segments_of, strips_of
@@ -171,6 +172,14 @@ class Placement:
     def strips(self, limit: int) -> Iterator[Strip]:
         """Cut the array, from front to back, into strips of at most ``limit`` elements."""
         return strips_of(self.segments, limit)
+
+
+class Placed(Protocol):
+    """Anything that has a placement."""
+
+    @property
+    def placement(self) -> Placement:
+        """Where it belongs."""
 
 
 def _rows_of(

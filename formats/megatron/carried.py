@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, LeftOut, TargetModel
+from flmgrow.formats.checkpoint import Checkpoint, Dropped, TargetModel
 from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.model import written_arguments
@@ -126,10 +126,10 @@ def dropped(source: Checkpoint, target: TargetModel) -> list[str]:
     return [*left, *(key for key in unknown if key not in left)]
 
 
-def dropped_content(source: Checkpoint, target: TargetModel) -> list[LeftOut]:
+def dropped_content(source: Checkpoint, target: TargetModel) -> list[Dropped]:
     """Return what :func:`dropped` does, with the reason for each key that has one of its own."""
     reasons = left_out_objects(rank_content(source, (0, 0)))
-    return [LeftOut(key, reasons.get(key, "")) for key in dropped(source, target)]
+    return [Dropped(key, reasons.get(key, "")) for key in dropped(source, target)]
 
 
 def carried_content(

@@ -71,7 +71,7 @@ class DistributedRank:
         self.where = where or f"{file.file.path}: optimizer"
         self.content = content
         self.dtype = dtype
-        self.half = dtype != DTYPE
+        self.mixed_precision = dtype != DTYPE
         self.groups = self._groups()
         self.gradients: str | None = DTYPE
         self._pieces: dict[State, list[StoredArray]] = {state: [] for state in BUFFERS}
@@ -95,7 +95,7 @@ class DistributedRank:
         return OptimizerState(
             groups=tuple(self.groups),
             step=None,
-            half=self.half,
+            mixed_precision=self.mixed_precision,
             other={k: v for k, v in self.content.items() if k != "optimizer"},
             gradient_dtype=self.gradients,
         )

@@ -20,13 +20,13 @@ place is proved on reading: masters, cast, must be the weights.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.layout.placements import Placed
 from flmgrow.formats.megatron.content import chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.reading import DTYPES, Array, Piece, as_bytes
@@ -43,14 +43,6 @@ _ALIGNMENT = 64
 _TIED = ("embedding.word_embeddings.weight", "output_layer.weight")
 _PROBE = 4096
 """Elements compared at each end of a parameter: enough to tell that it lies there."""
-
-
-class Placed(Protocol):
-    """Anything that has a placement."""
-
-    @property
-    def placement(self) -> Placement:
-        """Where it belongs."""
 
 
 Item = TypeVar("Item", bound=Placed)

@@ -27,7 +27,7 @@ from flmgrow.formats.megatron.arguments.run_rows import ITERATION, SAMPLES_SEEN
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
-from flmgrow.formats.targets import Buffer, NewFile, TargetArray
+from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
 from flmgrow.formats.torch_file.file import new_scalar
 from flmgrow.formats.writing import described_files
 from flmgrow.model.axes import Axis
@@ -216,7 +216,7 @@ def _own_rank() -> tuple[int, int]:
     )
 
 
-def _owner(file: NewFile) -> tuple[int, int]:
+def _owner(file: PlannedFile) -> tuple[int, int]:
     """Return the rank whose values are in a file; the first writes what has none."""
     if not file.arrays:
         return (0, 0)
@@ -226,7 +226,7 @@ def _owner(file: NewFile) -> tuple[int, int]:
 
 def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
     """Describe the optimizer as a checkpoint keeps it."""
-    half = dtype != "float32"
+    mixed = dtype != "float32"
     count = optimizer.step_count()
     in_groups = optimizer.distributed or optimizer.counts_by_group
     counted: dict[object, object] = {"step": count} if in_groups else {}
@@ -235,7 +235,7 @@ def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
     return OptimizerState(
         groups=groups,
         step=None if in_groups else new_scalar(count),
-        half=half,
+        mixed_precision=mixed,
         dtypes=dict.fromkeys(kinds, "float32"),
         gradient_dtype="float32" if optimizer.distributed else None,
     )
@@ -245,7 +245,7 @@ def _settings(group: Mapping[str, object]) -> dict[object, object]:
     return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
 
 
-def _write_file(file: NewFile, root: Path, readers: Mapping[State, LogicalReader]) -> str:
+def _write_file(file: PlannedFile, root: Path, readers: Mapping[State, LogicalReader]) -> str:
     """Write a file below ``root`` and return the XXH3 of what was written (128 bits, in hex)."""
     path = root / file.path
     make_folders(root, path.parent)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, UsageError
-from flmgrow.text import COMMAND_LINE, Part, Setting, SizeOf, Words, as_words, first_part
+from flmgrow.text import COMMAND_LINE, Setting, SizeOf, TextPart, Words, as_words, first_part
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.stage.sections import CheckpointSection, LayoutSection
 
@@ -59,7 +59,7 @@ class FileWords(Words):
 
     def begins_with_key(self, text: str) -> bool:
         """Whether a text begins with a key of the file."""
-        part: str | Part = first_part(text)
+        part: str | TextPart = first_part(text)
         if isinstance(part, SizeOf):
             return bool(part.name)
         return isinstance(part, Setting) and self.has(part.name)

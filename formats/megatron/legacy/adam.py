@@ -10,11 +10,11 @@ are for (``flmgrow/model/mup.py``). With 16-bit weights, float32 masters lie bes
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, OptimizerState
-from flmgrow.formats.layout.placements import Placement
+from flmgrow.formats.layout.placements import Placed, Placement
 from flmgrow.formats.megatron.folders import DISTRIBUTED
 from flmgrow.formats.reading import Piece, StoredArray
 from flmgrow.formats.torch_file.file import TorchFile
@@ -27,14 +27,6 @@ Group = Mapping[object, object]
 MASTERS = "fp32_from_fp16_params"
 _OF_A_PARAMETER = {"step", *map(str, MOMENTS)}
 _BELONG = "the optimizer and the weights do not belong together"
-
-
-class Placed(Protocol):
-    """Anything that has a placement."""
-
-    @property
-    def placement(self) -> Placement:
-        """Where it belongs."""
 
 
 Item = TypeVar("Item", bound=Placed)
@@ -98,11 +90,13 @@ class AdamRank:
         if content is None and (file.file.path.parent / DISTRIBUTED).exists():
             raise self._distributed()
         self.content = self._dict(content, "the whole")
-        self.half = "optimizer" in self.content
-        self.inner = self._dict(self.content["optimizer"], "inner") if self.half else self.content
+        self.mixed_precision = "optimizer" in self.content
+        self.inner = (
+            self._dict(self.content["optimizer"], "inner") if self.mixed_precision else self.content
+        )
         if "state" not in self.inner:
             raise self._distributed()
-        if self.half and MASTERS not in self.content:
+        if self.mixed_precision and MASTERS not in self.content:
             raise BadCheckpointError("not there", _BELONG, where=(self.where, MASTERS))
         self._check_known(self.inner, {"state", "param_groups"}, "")
         self.groups = self._groups()
@@ -195,7 +189,7 @@ class AdamRank:
     @property
     def kinds(self) -> tuple[State, ...]:
         """The states that are kept for every parameter."""
-        return (State.MASTER, *MOMENTS) if self.half else MOMENTS
+        return (State.MASTER, *MOMENTS) if self.mixed_precision else MOMENTS
 
     def pieces(self, kind: State) -> list[StoredArray]:
         """Return one state of every parameter."""
@@ -225,8 +219,8 @@ class AdamRank:
         return OptimizerState(
             groups=tuple({k: v for k, v in g.items() if k != "params"} for g in self.groups),
             step=next(iter(self.steps()), None),
-            half=self.half,
+            mixed_precision=self.mixed_precision,
             other={k: v for k, v in self.content.items() if k not in ("optimizer", MASTERS)}
-            if self.half
+            if self.mixed_precision
             else {},
         )

@@ -88,7 +88,7 @@ def _check_alike(
             where=optimizer.where,
             wanted=f"those of {len(first.groups)} in {first.where} that its parameters belong to",
         )
-    if (optimizer.half, optimizer.gradients) != (first.half, first.gradients):
+    if (optimizer.mixed_precision, optimizer.gradients) != (first.mixed_precision, first.gradients):
         raise BadCheckpointError(
             f"keeps other states than {first.where}",
             "ranks of one checkpoint must agree; " + WITHOUT_OPTIMIZER,

@@ -75,7 +75,7 @@ class _OptimizerBuilder:
                 step = {} if self.state.step is None else {"step": self._step()}
                 entries[number] = {**step, **moments}
         inner: dict[object, object] = {"state": entries, "param_groups": groups}
-        if not self.state.half:
+        if not self.state.mixed_precision:
             return inner
         masters = [[self._record(w, State.MASTER) for w in members] for members in self.grouped]
         return {"optimizer": inner, **self.state.other, MASTERS: masters}

@@ -50,7 +50,7 @@ def common_entry(optimizer: OptimizerState) -> dict[object, object]:
     if optimizer.gradient_dtype is not None:
         return {"optimizer": inner, **optimizer.other, SHARDING: _RESHARDABLE}
     inner = {"state": {} if optimizer.step is None else {_STEP: optimizer.step}, **inner}
-    return {"optimizer": inner, **optimizer.other} if optimizer.half else inner
+    return {"optimizer": inner, **optimizer.other} if optimizer.mixed_precision else inner
 
 
 def content_entry(optimizer: OptimizerState | None) -> dict[object, object]:
@@ -79,13 +79,15 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     if SHARDING in common:
         wide = arguments_in(contents.root, where).get("accumulate_allreduce_grads_in_fp32")
         gradients = "float32" if wide or weights == "float32" else weights
-        half = weights != "float32"
-        return OptimizerState(groups, None, half=half, other=other, gradient_dtype=gradients)
+        mixed = weights != "float32"
+        return OptimizerState(
+            groups, None, mixed_precision=mixed, other=other, gradient_dtype=gradients
+        )
     steps = inner.get("state")
     step = steps.get(_STEP) if isinstance(steps, dict) else None
     if step is None and not all("step" in group for group in groups):
         raise BadCheckpointError(f"optimizer: has no state.{_STEP}", BELONG, where=where)
-    return OptimizerState(groups, step, half=inner is not common, other=other)
+    return OptimizerState(groups, step, mixed_precision=inner is not common, other=other)
 
 
 def _read_arrays(

@@ -91,7 +91,7 @@ def common_state(
     return OptimizerState(
         groups=groups[first],
         step=None,
-        half=dtypes[0] != DTYPE,
+        mixed_precision=dtypes[0] != DTYPE,
         other=others[first],
         gradient_dtype=dtypes[1],
     )

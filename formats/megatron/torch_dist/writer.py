@@ -33,7 +33,7 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import (
     Fill,
-    NewFile,
+    PlannedFile,
     Sums,
     TargetArray,
     TargetBytes,
@@ -64,7 +64,7 @@ Item = NewChunk | NewObject
 
 
 @dataclass(frozen=True, eq=False)
-class TargetShard:
+class DcpShard:
     """A shard to be written: its path, its items in order, and the array behind each chunk."""
 
     path: str
@@ -174,7 +174,7 @@ def _shards(
     wanted: Sequence[Placement],
     sizes: Sizes,
     common: Sequence[NewObject],
-) -> list[TargetShard]:
+) -> list[DcpShard]:
     """Return one shard per target rank; the first has the objects as well."""
     folder = folder_name(source.iteration)
     items: dict[tuple[int, int], list[Item]] = {rank: [] for rank in target.layout.ranks}
@@ -189,13 +189,13 @@ def _shards(
         items[0, 0].append(item)
         behind[0, 0].append(None)
     return [
-        TargetShard(f"{folder}/__{n}_0.distcp", tuple(items[rank]), tuple(behind[rank]))
+        DcpShard(f"{folder}/__{n}_0.distcp", tuple(items[rank]), tuple(behind[rank]))
         for n, rank in enumerate(items)
         if items[rank]
     ]
 
 
-def _metadata(shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+def _metadata(shards: Sequence[DcpShard], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """Return ``.metadata``: every tensor with its chunks, every object with its place."""
     chunks: dict[str, list[DcpChunk]] = {name: [] for name in shapes}
     dtypes: dict[str, str] = {}
@@ -211,7 +211,7 @@ def _metadata(shards: Sequence[TargetShard], shapes: Mapping[str, tuple[int, ...
     return metadata_bytes(tensors, objects)
 
 
-def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
+def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
     """Return every file of the target checkpoint, described but not produced.
 
     Raises UsageError for a layout the model cannot take.
@@ -224,7 +224,7 @@ def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[NewFile]:
     shards = _shards(source, target, kept, wanted, sizes, objects)
     shapes = {k.prefix + _name(p): _global_shape(p, sizes) for k, p in product(kept, wanted)}
     folder = folder_name(source.iteration)
-    files: list[NewFile] = [
+    files: list[PlannedFile] = [
         *shards,
         *beside,
         TargetBytes(f"{folder}/metadata.json", json.dumps(_backend(target)).encode()),

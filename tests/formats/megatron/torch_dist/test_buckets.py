@@ -31,7 +31,7 @@ def assert_found(dist: Path, legacy: Path, dtype: str) -> None:
     with open_checkpoint(dist) as source, open_checkpoint(legacy) as wanted:
         found = with_optimizer(source)
         assert found.optimizer is not None
-        assert found.optimizer.half == (dtype == "bfloat16")
+        assert found.optimizer.mixed_precision == (dtype == "bfloat16")
         assert found.optimizer.gradient_dtype == "float32"
         assert [group["wd_mult"] for group in found.optimizer.groups] == [1.0, 0.0]
         assert found.state_readers.keys() == BUFFERS.keys()
