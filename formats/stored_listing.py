@@ -13,7 +13,7 @@ from flmgrow.formats.dcp.metadata import read_metadata
 from flmgrow.formats.huggingface.contents import HuggingFaceFolder, is_huggingface
 from flmgrow.formats.megatron.folders import TRACKER, is_distributed, iteration_folder
 from flmgrow.formats.torch_file.file import TorchFile
-from flmgrow.formats.torch_file.values import walk_tensors
+from flmgrow.formats.torch_file.objects import walk_tensors
 
 _OPTIMIZER = "optimizer."
 _RANK_FILES = "mp_rank_*/model*rng.pt"

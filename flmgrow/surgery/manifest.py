@@ -31,7 +31,7 @@ from flmgrow.formats.history.manifest_value import (
 from flmgrow.formats.history.training_state import Carried
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
-from flmgrow.formats.torch_file.values import namespace
+from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json

@@ -18,7 +18,7 @@ from flmgrow.formats.torch_file.foreign_objects import (
     left_out_objects,
     without_foreign,
 )
-from flmgrow.formats.torch_file.values import make_namespace, walk_tensors
+from flmgrow.formats.torch_file.objects import make_namespace, walk_tensors
 
 _PER_RANK = ("rng_state", "rerun_state_machine")
 """State of one rank of one layout; it means nothing in another."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.torch_file.values import namespace
+from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.text import Found, Text
 
 EXTRA_STATE = "_extra_state"

@@ -16,7 +16,8 @@ from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE
 from flmgrow.formats.megatron.module_order import module_keys
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.formats.torch_file.values import OrderedMap, make_namespace
+from flmgrow.formats.torch_file.objects import make_namespace
+from flmgrow.formats.torch_file.values import OrderedMap
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import logical_tensors

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from flmgrow.formats.torch_file import calls
+from flmgrow.formats.torch_file.objects import enum_value
 from flmgrow.formats.torch_file.values import (
     UNTYPED,
     Global,
@@ -23,7 +24,6 @@ from flmgrow.formats.torch_file.values import (
     SizeTuple,
     Storage,
     TensorRecord,
-    enum_value,
 )
 
 

@@ -12,7 +12,6 @@ Everything else is :class:`Opaque`.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.text import Found, Text, Wanted
 
 MAX_DIMENSIONS = 64
-MAX_DEPTH = 1000
 MAX_BYTES = 1 << 50
 """No count, size or stride of a tensor may exceed this: a petabyte is a mistake or an attack."""
 
@@ -200,7 +198,7 @@ class TensorRecord:
 
     def __post_init__(self) -> None:
         if len(self.shape) != len(self.stride) or len(self.shape) > MAX_DIMENSIONS:
-            raise _bad_tensor(
+            raise bad_tensor(
                 Text(
                     Found(f"{len(self.shape)} sizes and {len(self.stride)} strides"),
                     Wanted(f"as many of each and at most {MAX_DIMENSIONS}"),
@@ -208,12 +206,12 @@ class TensorRecord:
             )
         for number in (self.start, *self.shape, *self.stride):
             if type(number) is not int or not 0 <= number <= MAX_BYTES:
-                raise _bad_tensor("a size, stride or start that is not a plausible number")
+                raise bad_tensor("a size, stride or start that is not a plausible number")
         count = self.count
         if count > MAX_BYTES:
-            raise _bad_tensor(f"a shape of more than {MAX_BYTES} elements")
+            raise bad_tensor(f"a shape of more than {MAX_BYTES} elements")
         if count and self._end * self.itemsize > self.storage.nbytes:
-            raise _bad_tensor(
+            raise bad_tensor(
                 f"{self.dtype} {list(self.shape)} with stride {list(self.stride)} from element "
                 f"{self.start} reaches outside its storage {self.storage.name} of "
                 f"{self.storage.nbytes} bytes"
@@ -260,101 +258,8 @@ class TensorRecord:
         return True
 
 
-def _bad_tensor(found: str) -> BadCheckpointError:
+def bad_tensor(found: str) -> BadCheckpointError:
+    """Return the error of a tensor that cannot be."""
     return BadCheckpointError(
         f"broken tensor: {found}", "the file is damaged or hostile: use another copy"
     )
-
-
-_NAMESPACES = (Global("argparse", "Namespace"), Global("types", "SimpleNamespace"))
-
-
-def make_namespace(attributes: dict[str, object]) -> Opaque:
-    """Return an argparse.Namespace of these attributes (the dict itself, not a copy)."""
-    return Opaque("newobj", _NAMESPACES[0], (), attributes)
-
-
-def namespace(value: object) -> dict[str, object]:
-    """Return the attributes of an argparse.Namespace or a types.SimpleNamespace.
-
-    It is the namespace's own dict: what is changed in it is written with the namespace.
-
-    Raises BadCheckpointError if ``value`` is something else.
-    """
-    if isinstance(value, Opaque) and value.function in _NAMESPACES:
-        if value.state is None:
-            value.state = {}
-        if type(value.state) is dict and all(type(name) is str for name in value.state):
-            return value.state
-    found = value.function if isinstance(value, Opaque) else type(value).__name__
-    raise BadCheckpointError(
-        Text("found ", Found(found)),
-        "the checkpoint was not saved by Megatron, or not with its arguments",
-        wanted="an argparse.Namespace of settings",
-    )
-
-
-def enum_value(value: object) -> str | int | float | None:
-    """Return the plain value of an enum member, or None when ``value`` is not one.
-
-    A member is pickled as a call of its class with its value; so are a few other objects made of
-    one number or string. Ask only where an enum is expected.
-    """
-    if isinstance(value, Opaque) and value.how == "reduce" and len(value.arguments) == 1:
-        argument = value.arguments[0]
-        if isinstance(argument, str | int | float):
-            return argument
-    return None
-
-
-def walk_tensors(root: object) -> Iterator[tuple[tuple[object, ...], TensorRecord]]:
-    """Yield the key path and the record of every tensor in ``root``, in the order of the data.
-
-    A container that is met again is not entered again, so that shared and circular data end; a
-    tensor is yielded once for each place that holds it in the containers entered. Inside an
-    :class:`Opaque` the path names the part ('arguments', 'state', 'items', 'pairs'), then goes on.
-
-    Raises BadCheckpointError if a tensor lies more than ``MAX_DEPTH`` containers deep.
-    """
-    entered: set[int] = set()
-    todo: list[tuple[_Path, object]] = [(None, root)]
-    while todo:
-        path, value = todo.pop()
-        if isinstance(value, TensorRecord):
-            yield _keys(path), value
-            if value.attributes is not None:
-                todo.append(((path, "attributes"), value.attributes))
-        elif id(value) not in entered:
-            members = _members(value)
-            if members:
-                entered.add(id(value))
-                todo.extend(((path, key), member) for key, member in reversed(members))
-
-
-_Path = tuple["_Path", object] | None
-"""A key path as a linked list: deep data costs one link per value, not one tuple of all keys."""
-
-
-def _keys(path: _Path) -> tuple[object, ...]:
-    keys: list[object] = []
-    while path is not None:
-        if len(keys) == MAX_DEPTH:
-            raise _bad_tensor(f"it lies more than {MAX_DEPTH} containers deep")
-        path, key = path
-        keys.append(key)
-    return tuple(reversed(keys))
-
-
-def _members(value: object) -> list[tuple[object, object]]:
-    """Return the key and value of each thing that ``value`` holds."""
-    if isinstance(value, dict):
-        members = list(value.items())
-        if isinstance(value, OrderedMap) and value.state is not None:
-            members.append(("state", value.state))
-        return members
-    if isinstance(value, list | tuple):
-        return list(enumerate(value))
-    if isinstance(value, Opaque):
-        parts = {name: getattr(value, name) for name in ("arguments", "state", "items", "pairs")}
-        return [(name, part) for name, part in parts.items() if part is not None]
-    return []

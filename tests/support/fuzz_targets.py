@@ -39,7 +39,7 @@ from flmgrow.formats.tokenizer.identity import digest_of_tokenizer
 from flmgrow.formats.tokenizer.spoken import byte_tokenizer
 from flmgrow.formats.tokenizer.tiktoken_ranks import read_ranks
 from flmgrow.formats.torch_file.file import TorchFile
-from flmgrow.formats.torch_file.values import walk_tensors
+from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.operators.target import Target
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.storage.journal import Journal

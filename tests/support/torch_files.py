@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from flmgrow.formats.torch_file.file import TorchFile, TorchFileWriter, source_chunks
-from flmgrow.formats.torch_file.values import Storage, TensorRecord, walk_tensors
+from flmgrow.formats.torch_file.objects import walk_tensors
+from flmgrow.formats.torch_file.values import Storage, TensorRecord
 
 DTYPES = [
     torch.float64,

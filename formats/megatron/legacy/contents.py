@@ -11,7 +11,7 @@ from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.megatron.arguments.given import corrected, with_arguments
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.torch_file.file import TorchFile, check_records
-from flmgrow.formats.torch_file.values import namespace
+from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.text import Found, Setting, Text
 
 

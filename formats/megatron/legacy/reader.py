@@ -39,7 +39,8 @@ from flmgrow.formats.reading import LogicalReader, StoredArray
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
-from flmgrow.formats.torch_file.values import Opaque, TensorRecord, enum_value
+from flmgrow.formats.torch_file.objects import enum_value
+from flmgrow.formats.torch_file.values import Opaque, TensorRecord
 from flmgrow.text import Found, Text
 
 _EXTRA_STATE = re.compile(

@@ -30,9 +30,10 @@ from flmgrow.formats.torch_file.calls import describe
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
+from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.formats.torch_file.strided import read_tensor
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
-from flmgrow.formats.torch_file.values import OrderedMap, namespace
+from flmgrow.formats.torch_file.values import OrderedMap
 from flmgrow.storage.files import ReadOnlyFile, known_state, state_of
 from flmgrow.storage.strict_json import read_object
 from flmgrow.text import Found, Text

@@ -18,13 +18,8 @@ from torch_files import DTYPES, copied, loaded, raw, records_of, same, saved, va
 
 from flmgrow.formats.torch_file import file as torch_zip
 from flmgrow.formats.torch_file.file import TorchFile, TorchFileWriter, new_tensor, source_chunks
-from flmgrow.formats.torch_file.values import (
-    Opaque,
-    TensorRecord,
-    enum_value,
-    namespace,
-    walk_tensors,
-)
+from flmgrow.formats.torch_file.objects import enum_value, namespace, walk_tensors
+from flmgrow.formats.torch_file.values import Opaque, TensorRecord
 from flmgrow.storage import crc
 
 

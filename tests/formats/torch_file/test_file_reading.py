@@ -18,7 +18,7 @@ from torch_files import loaded, records_of, same, saved, storage_of, values_of, 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file import file as torch_zip
 from flmgrow.formats.torch_file.file import TorchFile
-from flmgrow.formats.torch_file.values import walk_tensors
+from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.storage import crc
 
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from inert_pickles import encode, program, read, watching
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.formats.torch_file.unpickler import to_pickle
-from flmgrow.formats.torch_file.values import Global, Opaque, walk_tensors
+from flmgrow.formats.torch_file.values import Global, Opaque
 
 
 @pytest.fixture

@@ -7,16 +7,15 @@ import pytest
 from inert_pickles import RawStorage, program, read, storage_id
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.objects import MAX_DEPTH, walk_tensors
 from flmgrow.formats.torch_file.unpickler import to_pickle, unpickle
 from flmgrow.formats.torch_file.values import (
-    MAX_DEPTH,
     Global,
     Opaque,
     SizeTuple,
     Storage,
     StoredBytes,
     TensorRecord,
-    walk_tensors,
 )
 from flmgrow.storage.files import ReadOnlyFile
 

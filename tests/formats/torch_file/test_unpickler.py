@@ -19,15 +19,9 @@ from hypothesis import strategies as st
 from inert_pickles import read, rewritten, watching
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.objects import enum_value, make_namespace, namespace
 from flmgrow.formats.torch_file.unpickler import to_pickle
-from flmgrow.formats.torch_file.values import (
-    Global,
-    Opaque,
-    OrderedMap,
-    enum_value,
-    make_namespace,
-    namespace,
-)
+from flmgrow.formats.torch_file.values import Global, Opaque, OrderedMap
 
 
 @pytest.fixture
