@@ -9,6 +9,7 @@ from typing import Unpack
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.backends import Computing
 from flmgrow.evaluation.evaluating import Evaluation, Subject
+from flmgrow.evaluation.paper_columns import CAUTION, paper_results
 from flmgrow.evaluation.request import Request, asked_in
 from flmgrow.evaluation.results import Result, results_below
 from flmgrow.evaluation.table import table
@@ -18,6 +19,7 @@ from flmgrow.opened import opened, read_options
 from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.strict_json import Json
+from flmgrow.storage.world import find_world
 from flmgrow.text import Setting, Text
 
 PathLike = str | os.PathLike[str]
@@ -25,6 +27,8 @@ Opener = Callable[[Path], Checkpoint]
 
 PAPER = "paper"
 """What stands beside one's own scores: those that the paper reports."""
+STAGES = "open-llm-stages"
+"""The group on which the paper compares the stages of a run."""
 TABLE = "table.md"
 _PLAIN = frozenset({"checkpoints", "start"})
 """Names of folders that say nothing of the checkpoint in them."""
@@ -87,12 +91,13 @@ def evaluate(
     )
     if Path(out).exists() and not Path(out).is_dir():
         raise UsageError("is no folder", "name one for results", where=out)
-    others = tuple(one for place in beside for one in _beside(Path(place)))
+    others = tuple(one for place in beside for one in _beside(Path(place), request, noted))
     subjects = _subjects([Path(path) for path in checkpoints], open or _open)
     restart = how.get("restart", False)
     evaluation = Evaluation(request, computing, Path(out), restart=restart, noted=noted)
     found = Scores(request, tuple(evaluation.run(subjects)), others)
-    write_small(Path(out) / TABLE, f"{found}\n".encode())
+    if find_world(os.environ).first:
+        write_small(Path(out) / TABLE, f"{found}\n".encode())
     return found
 
 
@@ -119,12 +124,11 @@ def _subjects(paths: Sequence[Path], open: Opener) -> list[Subject]:
     raise UsageError("is to be evaluated twice", where=twice)
 
 
-def _beside(place: Path) -> list[Result]:
+def _beside(place: Path, request: Request, noted: Callable[[str], object]) -> list[Result]:
     """Return what stands beside. Raises UsageError for a place without results."""
     if str(place) == PAPER and not place.exists():
-        from flmgrow.evaluation.paper_columns import paper_results
-
-        return paper_results()
+        noted(CAUTION)
+        return paper_results(stages=STAGES in {each.name for each in request.tasks})
     if not place.exists():
         raise UsageError(
             "no such file or folder",

@@ -186,6 +186,7 @@ class Evaluation:
             "model_args": {"pretrained": facts.name, "dtype": wanted["checkpoint"]["dtype"]},
             "batch_size": self._how.batch_size or "auto",
             "device": self._how.device,
+            "limit": self.request.limit,
         }
         *samples, (name, scores) = result_files(found, facts, wanted)
         for path, data in samples:

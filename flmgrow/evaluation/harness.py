@@ -70,7 +70,7 @@ def load_tasks(request: Request) -> Tasks:
         built = [_built(manager, asked) for asked in request.tasks]
         with _one_line("the tasks"):
             loaded = manager.load([each for several in built for each in several])
-    return Tasks(request, manager, loaded, _drawn(request, loaded))
+        return Tasks(request, manager, loaded, _drawn(request, loaded))
 
 
 def evaluate(model: Any, tasks: Tasks) -> dict[str, Any]:
@@ -138,8 +138,18 @@ def _built(manager: Any, asked: Any) -> list[Any]:
         hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists them"
         raise UsageError(f"task {asked.name}: there is no such task", hint)
     with _one_line(f"task {asked.name}"):
+        if not known and Path(asked.name).is_file():
+            _refuse_group(Path(asked.name))
         found = manager.load(names)
         return list(_outermost(found))
+
+
+def _refuse_group(file: Path) -> None:
+    """Raise UsageError for the file of a group: the harness finds groups by their names alone."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if "group" in load_yaml(file, resolve_func=False):
+        raise UsageError("is a group, which is asked for by its name", where=file)
 
 
 def _outermost(loaded: Mapping[str, Any]) -> Iterator[Any]:

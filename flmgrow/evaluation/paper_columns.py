@@ -4,23 +4,38 @@ A task of lm-evaluation-harness may have several metrics, of which the paper rep
 tasks of Open LLM, that of its leaderboard. Elsewhere there is one metric, or the first is meant.
 """
 
-from flmgrow.evaluation.paper import FLM_101B, GLM_130B, GPT_3, scores
+from collections.abc import Mapping
+
+from flmgrow.evaluation import paper
 from flmgrow.evaluation.results import Result
 from flmgrow.hub.evaluation import Score
 
-MODELS = (GPT_3, GLM_130B, FLM_101B)
 METRICS = {"arc_challenge": "acc_norm", "hellaswag": "acc_norm"}
+CAUTION = "the paper's prompts and items were never published: its scores are near these, no more"
 
 
-def paper_results() -> list[Result]:
-    """Return the scores of each model that the paper compares, as one column each."""
-    return [
-        Result(
-            f"{model} (paper)",
-            tuple(
-                Score(task, METRICS.get(task, ""), score.value, score.standard_error)
-                for task, score in scores(model).items()
-            ),
-        )
-        for model in MODELS
-    ]
+def paper_results(stages: bool = False) -> list[Result]:
+    """Return the scores of each model that the paper compares, as one column each.
+
+    Or, on the parts of the sets that it compares its own ``stages`` on, those of each stage.
+    """
+    if stages:
+        (table,) = (each for each in paper.TABLES if each.number == paper.STAGES)
+        return [
+            _column(model, {
+                task: paper.Score(value / 100, None, table.number)
+                for task, value in zip(table.columns, row, strict=True)
+                if value is not None
+            })
+            for model, row in table.rows.items()
+        ]  # fmt: skip
+    models = (paper.GPT_3, paper.GLM_130B, paper.FLM_101B)
+    return [_column(model, paper.scores(model)) for model in models]
+
+
+def _column(model: str, found: Mapping[str, paper.Score]) -> Result:
+    scores = tuple(
+        Score(task, METRICS.get(task, ""), score.value, score.standard_error)
+        for task, score in found.items()
+    )
+    return Result(f"{model} (paper)", scores)

@@ -13,7 +13,7 @@ it; a file that was cut or edited since is refused.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def read_result(file: Path, name: str | None = None) -> Result:
             "remove it, and evaluate again",
             where=file,
         )
-    facts = None if own is None else Facts(**own["checkpoint"])
+    facts = None if own is None else _facts(own, file)
     usual = content.get("model_name") or file.stem
     return Result(
         name or (str(usual) if facts is None else facts.name),
@@ -169,6 +169,19 @@ def read_result(file: Path, name: str | None = None) -> Result:
         content.get("group_subtasks", {}),
         facts,
     )
+
+
+def _facts(own: Json, file: Path) -> Facts:
+    """Return what a file says of its checkpoint; another version may say more. Raises BadDataError
+    if it says less.
+    """
+    known = {each.name for each in fields(Facts)}
+    try:
+        return Facts(**{name: said for name, said in own["checkpoint"].items() if name in known})
+    except (AttributeError, KeyError, TypeError):
+        raise BadDataError(
+            "does not say of which checkpoint it is", "evaluate again", where=file
+        ) from None
 
 
 def results_below(place: Path) -> list[Result]:

@@ -52,13 +52,20 @@ def _scores(results: Sequence[Result], columns: Sequence[Result]) -> Iterator[Ro
     for task in shown_tasks(results):
         metrics = {score.metric: None for each in results for score in each.scores
                    if score.task == task}  # fmt: skip
-        shots = {str(each.shots[task]) for each in results if task in each.shots}
+        shots = {str(shots) for each in results for shots in _shots(each, task)}
         for number, metric in enumerate(metrics):
             cells = tuple(
                 _cell(scores.get((task, metric)) or (None if number else scores.get((task, ""))))
                 for scores in by_column
             )
             yield task, metric, "/".join(sorted(shots)), cells
+
+
+def _shots(result: Result, task: str) -> set[int]:
+    """Return the examples before the questions of a task, or of all tasks in a group."""
+    if task in result.shots:
+        return {result.shots[task]}
+    return {shots for child in result.groups.get(task, ()) for shots in _shots(result, child)}
 
 
 def shown_tasks(results: Sequence[Result]) -> list[str]:

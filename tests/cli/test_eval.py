@@ -172,3 +172,47 @@ def test_a_checkpoint_that_changed_is_refused(place: Path, monkeypatch: pytest.M
     assert outcome.code == 5
     check_lines(outcome.err, "holds answers of another checkpoint: .*--restart")
     accepted("eval", checkpoint, *how, "--restart")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--tasks", "bits-per-byte:no.txt"], 2, "task bits-per-byte: no.txt: no such file"),
+        (["--tasks", "bits-per-byte"], 2, "of which text.*--tasks bits-per-byte:FILE"),
+        (["--data", "nowhere"], 2, "--data nowhere: no such file or folder"),
+        (["--beside", "nowhere"], 2, "--beside nowhere: .*wanted paper"),
+        (["--beside", "texts.jsonl"], 3, "texts.jsonl: .*cut short, or is another kind"),
+        (["--beside", "data"], 2, "data: holds no results"),
+        (["--out", "texts.jsonl"], 2, "texts.jsonl: is no folder"),
+        (["--backend", "x"], 2, "--backend x: unknown"),
+        (["--dtype", "x"], 2, "--dtype x: unknown"),
+    ],
+)
+def test_wrong_requests_are_refused_at_once(
+    words: list[str], code: int, said: str, place: Path
+) -> None:
+    usual = ["--tasks", "iq", "--out", "out"]
+    refused(code, said, "eval", "run/01-small/checkpoints", *usual, *words, place=place)
+
+
+def test_a_checkpoint_given_twice_is_refused(place: Path) -> None:
+    once = "run/01-small/checkpoints"
+    refused(2, f"{once}: is to be evaluated twice", "eval", once, once, "--tasks", "iq", "--out",
+            "out", place=place)  # fmt: skip
+
+
+def test_a_missing_data_set_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: 1 / 0)
+    asked = ("--tasks", "iq_boolq", "--out", "out", "--tokenizer", "bytes", "--data", "data")
+    outcome = flmgrow("eval", "run/01-small/checkpoints", *asked)
+    assert outcome.code == 2
+    said = (
+        "super_glue, boolq: not found in data/super_glue/boolq, nor in the cache .*HF_HUB_OFFLINE"
+    )
+    check_lines(outcome.err, said)
+    assert "test.jsonl, into DIR/super_glue/boolq, and pass --data DIR" in outcome.err
+    assert not Path("out").exists()
