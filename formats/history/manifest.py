@@ -13,18 +13,21 @@ or ancestry asks here, and need not know which of the two there is.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.manifest_schema import check_form
 from flmgrow.formats.history.manifest_value import VERSION, Manifest
 from flmgrow.formats.history.parts import Member
-from flmgrow.formats.history.training_state import Carried, read_training_state
+from flmgrow.formats.history.training_file import training_state_in
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.content_sum import SUM, is_intact, sum_of, with_sum
 from flmgrow.storage.files import read_if_there
 from flmgrow.storage.strict_json import Json
+
+if TYPE_CHECKING:
+    from flmgrow.formats.history.training_state import Carried
 
 MANIFEST = "flmgrow.json"
 WITHOUT_SUM = 1
@@ -49,6 +52,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise BadCheckpointError(f"not readable: {error}", where=path) from None
     if not isinstance(data, dict) or data.get("manifest_version") not in (VERSION, WITHOUT_SUM):
         raise BadCheckpointError(f"not a manifest of version {VERSION}", where=path)
+    from flmgrow.formats.history.manifest_schema import check_form  # most have none to read
+
     check_form(data, str(path))
     _check_sums(data, path)
     try:
@@ -120,18 +125,18 @@ def manifest_of(checkpoint: Checkpoint) -> Manifest | None:
 
 def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
     """Return the masks of a checkpoint that are not open yet; none if nothing speaks of any."""
-    if (training := read_training_state(checkpoint.folder)) is not None:
+    if (training := training_state_in(checkpoint.folder)) is not None:
         return dict(training.masks)
     manifest = manifest_of(checkpoint)
     return {} if manifest is None else dict(manifest.masks)
 
 
-def training_of(checkpoint: Checkpoint) -> Carried | None:
+def training_of(checkpoint: Checkpoint) -> "Carried | None":
     """Return how far training has come that flmgrow's trainer did; None if it did none.
 
     Raises BadCheckpointError if what is written of it is malformed.
     """
-    if (training := read_training_state(checkpoint.folder)) is not None:
+    if (training := training_state_in(checkpoint.folder)) is not None:
         return training.carried
     manifest = manifest_of(checkpoint)
     return None if manifest is None else manifest.training
@@ -161,7 +166,7 @@ def provenance_of(checkpoint: Checkpoint) -> tuple[tuple[str, str], ...]:
 
 def family(checkpoint: Checkpoint) -> list[Member]:
     """Return a checkpoint's ancestry, oldest first and itself last, as far as anything tells."""
-    if (training := read_training_state(checkpoint.folder)) is not None:
+    if (training := training_state_in(checkpoint.folder)) is not None:
         itself = Member(
             name=training.stage,
             parameters=parameter_count(checkpoint.config),

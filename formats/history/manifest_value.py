@@ -6,15 +6,17 @@ state of training mean is checked here. docs/concepts/manifest.md says what each
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.history.parts import Member, Part, Receipt, hub_origin
-from flmgrow.formats.history.training_state import Carried
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json
+
+if TYPE_CHECKING:
+    from flmgrow.formats.history.training_state import Carried
 
 VERSION = 2
 
@@ -134,7 +136,7 @@ class Manifest(Part):
     dropped: tuple[str, ...]
     dropped_why: Mapping[str, str] | None = None
     optimizer: str
-    training: Carried | None
+    training: "Carried | None"
     drift: tuple[str, ...]
     notes: tuple[str, ...]
     files: tuple[FileRecord, ...]
@@ -166,7 +168,7 @@ class Manifest(Part):
             dropped=tuple(data.get("dropped", [])),
             dropped_why=data.get("dropped_why"),
             optimizer=data["optimizer"],
-            training=None if training is None else Carried.parse(training, "training"),
+            training=None if training is None else _carried(training),
             drift=tuple(data.get("drift", [])),
             notes=tuple(data.get("notes", [])),
             files=tuple(FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in data["files"]),
@@ -198,3 +200,9 @@ class Manifest(Part):
 
 def _receipt(data: Json | None) -> Receipt | None:
     return None if data is None else Receipt.parse(data)
+
+
+def _carried(data: Json) -> "Carried":
+    from flmgrow.formats.history.training_state import Carried
+
+    return Carried.parse(data, "training")

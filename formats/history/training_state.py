@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.manifest_schema import MemberForm
 from flmgrow.formats.history.parts import Member
+from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.content_sum import SUM, is_intact, with_sum
@@ -26,7 +27,6 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.text import Found, Text
 
-TRAINING = "flmgrow_training.json"
 VERSION = 3
 WITHOUT_FILES = 2
 """The version that listed no files."""

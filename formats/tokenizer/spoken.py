@@ -9,6 +9,7 @@ ended its documents ends its texts); then the tokenizer that is given. What nobo
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.companions import (
@@ -19,7 +20,6 @@ from flmgrow.formats.companions import (
     read_content,
 )
 from flmgrow.formats.history.manifest import training_of
-from flmgrow.formats.history.training_state import TokenizerFacts
 from flmgrow.formats.tokenizer.identity import digest_of_tokenizer
 from flmgrow.formats.tokenizer.settings import (
     END_NAMES,
@@ -33,6 +33,9 @@ from flmgrow.formats.tokenizer.settings import (
 from flmgrow.formats.tokenizer.tiktoken_ranks import as_tokenizer
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text
+
+if TYPE_CHECKING:
+    from flmgrow.formats.history.training_state import TokenizerFacts
 
 _BYTES = 256
 _WAY = Text("export ", Setting("tokenizer"), " FILE or FOLDER names one")
@@ -81,7 +84,7 @@ def byte_tokenizer(end: int = _BYTES) -> bytes:
     return as_tokenizer(ranks, {END_NAMES[0]: end} if end >= _BYTES else {})
 
 
-def _facts(source: Checkpoint) -> TokenizerFacts | None:
+def _facts(source: Checkpoint) -> "TokenizerFacts | None":
     carried = None if source.format == "huggingface" else training_of(source)
     return None if carried is None else carried.tokenizer
 
@@ -89,7 +92,7 @@ def _facts(source: Checkpoint) -> TokenizerFacts | None:
 def _ids(
     source: Checkpoint,
     target: TargetModel,
-    facts: TokenizerFacts | None,
+    facts: "TokenizerFacts | None",
     files: Mapping[str, Content],
     tokenizer: Json,
 ) -> dict[str, object]:
@@ -115,7 +118,7 @@ def _settled(settings: Content, ids: Mapping[str, object]) -> bytes:
 
 def _notes_on_what_lacks(
     source: Checkpoint,
-    facts: TokenizerFacts | None,
+    facts: "TokenizerFacts | None",
     ids: Mapping[str, object],
     files: Mapping[str, Content],
 ) -> Iterator[str]:
@@ -136,7 +139,7 @@ def _notes_on_what_lacks(
 
 def _notes_on_tokenizer(
     target: TargetModel,
-    facts: TokenizerFacts | None,
+    facts: "TokenizerFacts | None",
     files: Mapping[str, Content],
     tokenizer: Json,
 ) -> Iterator[str]:

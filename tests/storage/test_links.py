@@ -15,7 +15,8 @@ from sampling import first
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.manifest import read_manifest
-from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.storage.links import own_file
 

@@ -25,7 +25,7 @@ from stage_runs import (
     write_stage,
 )
 
-from flmgrow.formats.history.training_state import TRAINING
+from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.storage.content_sum import SUM
 
 BUCKET = 3000

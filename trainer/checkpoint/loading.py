@@ -21,7 +21,8 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.history.manifest import family, masks_of, training_of
 from flmgrow.formats.history.parts import Member
-from flmgrow.formats.history.training_state import TRAINING, Carried, read_training_state
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import Carried, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_file.file import scalar

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flmgrow.formats.history.training_state import TRAINING
+from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.megatron.folders import folder_name
 
 

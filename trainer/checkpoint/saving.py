@@ -21,7 +21,8 @@ import xxhash
 
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
-from flmgrow.formats.history.training_state import TRAINING, TrainingState
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import TrainingState
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.run_rows import ITERATION, SAMPLES_SEEN
 from flmgrow.formats.megatron.folders import folder_name, tracker

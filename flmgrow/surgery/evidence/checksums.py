@@ -12,7 +12,8 @@ from pathlib import Path
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import manifest_of
-from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.storage.checksums import FileRecord, check_sizes, verify_files
 from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.surgery.evidence.check import Check

@@ -16,7 +16,8 @@ from typing import Any
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.formats.checkpoint import Checkpoint, FileSums
 from flmgrow.formats.history.manifest import MANIFEST, read_manifest
-from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
 from flmgrow.formats.torch_file.file import TorchFile, check_records

@@ -14,7 +14,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.fields import shown
 from flmgrow.formats.history.manifest import MANIFEST
-from flmgrow.formats.history.training_state import TRAINING
+from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.layout.placements import Layout, Placement
 from flmgrow.formats.megatron.arguments.given import made_arguments
 from flmgrow.formats.megatron.arguments.layout_rows import PP, TP

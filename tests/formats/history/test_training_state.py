@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.parts import Member
+from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.history.training_state import (
     MAX_BYTES,
-    TRAINING,
     Carried,
     TokenizerFacts,
     TrainingState,

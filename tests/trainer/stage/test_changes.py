@@ -15,7 +15,8 @@ from stage_runs import make_data, metrics, write_stage
 from trained_here import small, trained, trained_in
 
 from flmgrow.errors import BadDataError
-from flmgrow.formats.history.training_state import TRAINING, read_training_state
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, read_changes, record
 from flmgrow.trainer.stage.clock import Clock, Progress, clock_of, steps_left
 from flmgrow.trainer.stage.file import read_stage
