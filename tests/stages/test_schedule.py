@@ -21,6 +21,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.schedule import LONGEST_NAME, merge, read_schedule
 
 PAPER = ROOT / "configs" / "flm-101b.yaml"
+EFLM = ROOT / "configs" / "eflm-16b.yaml"
 TINY = ROOT / "configs" / "tiny.yaml"
 GUIDE = ROOT / "docs" / "guides" / "run.md"
 
@@ -50,6 +51,20 @@ def test_the_papers_schedule_is_the_papers() -> None:
     assert set(column("growth")[2].values()) == {"mask"}
     commands = [command[1] for command in found["commands"]]
     assert commands == ["train", "expand", "verify", "train", "expand", "verify", "train"]
+
+
+def test_the_stage_with_a_teacher_is_the_papers_first() -> None:
+    """But for the propositions, which `flmgrow run` takes as it takes text."""
+    assert (
+        json.loads(accepted("run", EFLM, "--dry-run", "--json").out)["stages"][0]["steps"] == 52_000
+    )
+    (taught,), (plain, *_) = read_schedule(EFLM), read_schedule(PAPER)
+    teacher = taught.stage.data.teacher
+    assert teacher is not None
+    assert teacher.share == 0.1
+    assert taught.stage.data.model_copy(update={"teacher": None}) == plain.stage.data
+    for part in ("model", "layout", "training", "learning_rate", "optimizer"):
+        assert getattr(taught.stage, part) == getattr(plain.stage, part)
 
 
 def test_each_stages_rate_ends_where_the_next_begins() -> None:
