@@ -75,6 +75,12 @@ STRANGERS = {
     "flmgrow.formats.huggingface": "flmgrow.formats.megatron",
     "flmgrow.formats.tokenizer": "flmgrow.formats.megatron",
 }
+PLANNED = ("bake", "growth", "import", "layout")
+DONE_BY_THE_FACE = {
+    "flmgrow.formats.opening", "flmgrow.formats.writing", "flmgrow.surgery.verify",
+    "flmgrow.surgery.evidence.integrity",
+}  # fmt: skip
+"""What commands reach by the modules that the public face consists of."""
 SAYS_APART = {
     "flmgrow.text",  # says how it is said
     "flmgrow.formats.huggingface.shipped.configuration_flm",  # runs without flmgrow
@@ -163,6 +169,22 @@ def test_imports_point_downwards() -> None:
         for other in imported(module)
         if not is_allowed(module, other)
     ]
+
+
+def opens_or_plans_itself(module: str) -> set[str]:
+    """What a module imports that opens, plans, writes or verifies checkpoints."""
+    making = {"make_plan", "plan_growth"} | {f"plan_{of}_of" for of in PLANNED}
+    names = {alias.name for node in nodes(module) if isinstance(node, ast.ImportFrom)
+             for alias in node.names}  # fmt: skip
+    return (names & making) | (imported(module) & DONE_BY_THE_FACE)
+
+
+def test_commands_open_plan_and_verify_as_python_does() -> None:
+    """They call the functions of the public face, or those that it is made of."""
+    commands = [module for module in MODULES if module.startswith("flmgrow.cli.")]
+    assert not {name: found for name in commands if (found := opens_or_plans_itself(name))}
+    assert opens_or_plans_itself("flmgrow.planned") == {f"plan_{of}_of" for of in PLANNED}
+    assert opens_or_plans_itself("flmgrow.verified") == {"flmgrow.surgery.verify"}
 
 
 def test_no_option_is_spelled_outside_of_the_command_line() -> None:
