@@ -122,7 +122,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
                     self.cache_hook.add_partial(LOG_LIKELIHOOD, texts, _pair(score))
                 bar.update()
 
-            return [_pair(each) for each in scores(self.model, questions, told=hear)]
+            return [_pair(each) for each in scores(self.model, questions, self._batch, hear)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False

@@ -1,8 +1,9 @@
 """How likely a model finds the continuations of contexts.
 
-The harness asks for very many short continuations behind long contexts. Logits are wanted at the
-continuations' positions alone, and the head is the largest matrix of a small model, so it is
-computed there alone. Texts are padded on the right, which causal attention does not see.
+The harness asks for very many short continuations behind long contexts. What contexts share is
+computed once (:mod:`flmgrow.evaluation.packing`). Logits are wanted at the continuations' positions
+alone, and the head is the largest matrix of a small model, so it is computed there alone, once for
+all choices of one token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from flmgrow.errors import UsageError
+from flmgrow.evaluation.packing import Batch, Row, batch_of, in_batches, rows
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.module import Model
 
-TOKENS = 4096
-"""Tokens that are computed at once, padding included, unless somebody says otherwise."""
+TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens that are computed at once on a device, padding included."""
+ROW = 2048
+"""Tokens of texts with one beginning, at most: each looks at all of them."""
 _LOGITS = 1 << 26
 """Logits that are held at once, at most."""
 
@@ -73,68 +76,83 @@ def check_ids(ids: Sequence[int], config: ModelConfig) -> None:
 
 @torch.no_grad()
 def scores(
-    model: Model, questions: Sequence[Question], most: int = TOKENS, told: Told = lambda _, __: None
+    model: Model,
+    questions: Sequence[Question],
+    most: int | None = None,
+    told: Told = lambda _, __: None,
 ) -> list[Score]:
-    """Return the score of each question, computing ``most`` tokens at once, or one text.
+    """Return the score of each question.
 
-    Raises UsageError as ``read_tokens`` does, before anything is computed.
+    ``most`` texts are computed at once; as many as seems good if None. Raises UsageError as
+    ``read_tokens`` does, before anything is computed, and where memory does not suffice for one.
     """
     read = [read_tokens(each, model.config) for each in questions]
+    wanted = [each.continuation for each in questions]
+    device = next(model.parameters()).device
+    tokens = TOKENS.get(device.type, TOKENS["cpu"])
     found: dict[int, Score] = {}
-    for numbers in in_batches([len(each) for each in read], most):
-        batch = [read[number] for number in numbers]
-        wanted = [questions[number].continuation for number in numbers]
-        for number, score in zip(numbers, _scored(model, batch, wanted), strict=True):
+    for together in in_batches(list(rows(read, ROW, most)), tokens, most):
+        for number, score in _scored(model, together, wanted, device):
             found[number] = score
             told(number, score)
     return [found[number] for number in range(len(questions))]
 
 
-def in_batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Yield the numbers of texts that go together, the longest first: padded, ``most`` tokens."""
-    batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
 def _scored(
-    model: Model, batch: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
-) -> Iterator[Score]:
-    """Yield the scores of the ids that are ``wanted`` at the end of each text of a batch."""
-    device = next(model.parameters()).device
-    longest = max(map(len, batch))
-    padded = [[*tokens, *[0] * (longest - len(tokens))] for tokens in batch]
-    last = model.residual(torch.tensor(padded, device=device))
-    asked = [
-        last[row, len(tokens) - len(ids) : len(tokens)]
-        for row, (tokens, ids) in enumerate(zip(batch, wanted, strict=True))
-    ]
-    ids = torch.tensor([one for each in wanted for one in each], device=device)
-    likelihood, greedy = _at(model, torch.cat(asked), ids)
-    start = 0
-    for each in wanted:
-        stop = start + len(each)
-        yield Score(float(likelihood[start:stop].sum()), bool(greedy[start:stop].all()))
-        start = stop
+    model: Model, together: Sequence[Row], wanted: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[tuple[int, Score]]:
+    """Yield the scores of the ids that are ``wanted`` at the end of each text of these rows."""
+    try:
+        yield from list(_at_once(model, batch_of(together, device), wanted))
+        return
+    except torch.OutOfMemoryError:
+        if len(together) == 1:
+            raise UsageError(
+                f"{device} has no memory for {len(together[0].tokens)} tokens",
+                "compute in a smaller dtype, or elsewhere",
+            ) from None
+    half = len(together) // 2
+    for part in (together[:half], together[half:]):
+        yield from _scored(model, part, wanted, device)
 
 
-def _at(model: Model, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities (n,) of ``ids`` (n,) in float64 given the last residuals ``x``
-    (n, h), and whether each is the likeliest.
+def _at_once(
+    model: Model, batch: Batch, wanted: Sequence[Sequence[int]]
+) -> Iterator[tuple[int, Score]]:
+    last = model.residual(batch.tokens, places=batch.places)
+    asked: dict[tuple[int, int], int] = {}
+    """Where a score is asked for: row and place, and which of all these it is."""
+    pairs: list[tuple[int, int]] = []
+    lengths: dict[int, int] = {}
+    for at, row in enumerate(batch.rows):
+        for number, path in row.texts.items():
+            ids = wanted[number]
+            lengths[number] = len(ids)
+            for place, token in zip(path[-len(ids) :], ids, strict=True):
+                pairs.append((asked.setdefault((at, place), len(asked)), token))
+    where = torch.tensor([*asked], device=last.device)
+    found = iter(_likelihoods(model, last[where[:, 0], where[:, 1]], pairs))
+    for number, count in lengths.items():
+        own = [next(found) for _ in range(count)]
+        yield number, Score(sum(one for one, _ in own), all(best for _, best in own))
+
+
+def _likelihoods(
+    model: Model, x: Tensor, pairs: Sequence[tuple[int, int]]
+) -> list[tuple[float, bool]]:
+    """Return, for pairs of a row of ``x`` (n, h), last residuals, and an id: its log-probability
+    there, and whether it is the likeliest.
     """
-    config = model.config
-    rows = max(1, _LOGITS // config.vocab)
-    likelihoods, greedy = [], []
-    for start in range(0, len(ids), rows):
-        own = ids[start : start + rows]
-        logits = model.logits_of(x[None, start : start + rows])[0]
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        losses = functional.cross_entropy(wide, own, reduction="none")
-        likelihoods.append(-losses.double())
-        greedy.append(logits.argmax(-1) == own)
-    return torch.cat(likelihoods).cpu(), torch.cat(greedy).cpu()
+    size = max(1, _LOGITS // model.config.vocab)
+    order = sorted(range(len(pairs)), key=lambda each: pairs[each][0])
+    found: dict[int, tuple[float, bool]] = {}
+    for start in range(0, len(x), size):
+        logits = model.logits_of(x[None, start : start + size])[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        own = [each for each in order if start <= pairs[each][0] < start + size]
+        at = torch.tensor([pairs[each][0] - start for each in own], device=x.device)
+        ids = torch.tensor([pairs[each][1] for each in own], device=x.device)
+        values = (logits[at, ids] - logits.logsumexp(-1)[at]).tolist()
+        best = (logits.argmax(-1)[at] == ids).tolist()
+        found |= zip(own, zip(values, best, strict=True), strict=True)
+    return [found[each] for each in range(len(pairs))]
