@@ -2,9 +2,10 @@
 
 One schedule, ``configs/tiny.yaml``, trains three stages on one, two and four processes. Between
 them the model grows along width, heads, FFN and depth, Adam's state with it, and is laid out for
-the next stage's ranks; a growth that changed the function would stop the run. Then a picture of it
-all, and last two checkpoints that must be, and are, refused. Everything happens on the CPU, in
-``demo-run/``, which is made anew each time. ``make demo`` runs this.
+the next stage's ranks; a growth that changed the function would stop the run. Then two checkpoints
+that must be, and are, refused. Last, what the stages can do, beside each other: in a table, in a
+picture, and in their own words. Everything happens on the CPU, in ``demo-run/``, which is made anew
+each time. ``make demo`` runs this.
 """
 
 import json
@@ -39,6 +40,7 @@ def main() -> None:
         run()
         look()
         refuse_what_is_wrong()
+        compare()
         losses = [validation(stage) for stage in STAGES]
     except DemoError as error:
         sys.exit(f"\nThe demo failed: {error}")
@@ -64,11 +66,9 @@ def run() -> None:
 
 
 def look() -> None:
-    """Show where the last checkpoint comes from, and draw the loss."""
+    """Show where the last checkpoint comes from."""
     say("The last checkpoint knows its ancestors; its masks are open, so it is an ordinary one.")
     command(f"flmgrow inspect {LARGE}")
-    say("The loss of all stages, against tokens and against floating-point operations.")
-    command(f"flmgrow plot {TINY}")
 
 
 def refuse_what_is_wrong() -> None:
@@ -83,6 +83,24 @@ def refuse_what_is_wrong() -> None:
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     command(f"flmgrow verify {TINY / '02-middle' / 'checkpoints'} {DAMAGED}", expect=1)
+
+
+def compare() -> None:
+    """Put the stages' scores beside each other, draw them below the loss, let each stage speak."""
+    say("What can each stage do? Texts it has not read, and two of the paper's IQ tasks.")
+    texts = ",".join(
+        f"bits-per-byte:{DATA / name}.jsonl" for name in ("new-english", "new-chinese")
+    )
+    command(
+        f"flmgrow eval {TINY} --tasks {texts},symbolic,iq_full_repeating "
+        f"--data {DATA / 'new-propositions.jsonl'} --limit 100 --out {TINY / 'scores'}"
+    )
+    say("The loss of all stages and their scores, against tokens and floating-point operations.")
+    command(f"flmgrow plot {TINY}")
+    say("A line from each stage.")
+    for stage in STAGES:
+        checkpoints = TINY / stage / "checkpoints"
+        command(f"flmgrow generate {checkpoints} --prompt 'Return the ' --max-new-tokens 60")
 
 
 def validation(stage: str) -> float:
@@ -118,6 +136,7 @@ What was shown, in {seconds:.0f} s:
     Adam's state, for other ranks, and verify found the same function each time.
   - Masks opened while the larger models trained. The last checkpoint is an ordinary one.
   - The proof can fail: stacked layers and a flipped bit were both found, with exit code 1.
+  - Each stage needs fewer bits for texts that it has not read. For questions all are too small.
 The run is in demo-run/tiny/, its picture is demo-run/tiny/loss.png."""
 
 

@@ -1,10 +1,13 @@
-"""Two corpora and some propositions to train a tiny model on, made of what every Python has.
+"""Corpora and propositions to train a tiny model on, and others to ask it about.
+
+All is made of what every Python has.
 
     python examples/demo_data.py FOLDER
 
 English are Python's own documentation topics and docstrings. Chinese is made up: sums in Chinese
 numerals, since nothing Chinese of any length comes with Python. Propositions are sums, half of them
-wrong. All of it is the same on every machine with the same Python.
+wrong. What is asked about afterwards, ``new-*.jsonl``, is more of the same. Everything is the same
+on every machine with the same Python.
 """
 
 import ast
@@ -13,6 +16,7 @@ import random
 import sys
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -20,6 +24,7 @@ DIGITS = "零一二三四五六七八九"
 ENGLISH_BYTES = 1_200_000
 CHINESE_TEXTS = 1_000
 PROPOSITIONS = 2_000
+NEW_TEXTS, NEW_PROPOSITIONS = 50, 300
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
@@ -27,12 +32,18 @@ def english() -> Iterator[str]:
     """Yield documentation, about ENGLISH_BYTES of it."""
     yield from topics.values()
     size = sum(len(text) for text in topics.values())
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+    for text in docstrings("*.py"):
+        if size < ENGLISH_BYTES:
+            size += len(text)
+            yield text
+
+
+def docstrings(modules: str) -> Iterator[str]:
+    """Yield the documentation in each of Python's own modules that match a pattern."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob(modules)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documented = (node for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
-        text = "\n\n".join(filter(None, map(ast.get_docstring, documented)))
-        if text and size < ENGLISH_BYTES:
-            size += len(text)
+        if text := "\n\n".join(filter(None, map(ast.get_docstring, documented))):
             yield text
 
 
@@ -63,7 +74,7 @@ def propositions(chance: random.Random) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    """Write the three files into the folder that is named."""
+    """Write the files into the folder that is named."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(1)
@@ -71,6 +82,9 @@ def main() -> None:
         "english.jsonl": ({"text": text} for text in english()),
         "chinese.jsonl": ({"text": text} for text in chinese(chance)),
         "propositions.jsonl": propositions(chance),
+        "new-english.jsonl": ({"text": text} for text in docstrings("email/*.py")),
+        "new-chinese.jsonl": islice(({"text": text} for text in chinese(chance)), NEW_TEXTS),
+        "new-propositions.jsonl": islice(propositions(chance), NEW_PROPOSITIONS),
     }
     for name, lines in files.items():
         with (folder / name).open("w", encoding="utf-8") as file:

@@ -23,6 +23,7 @@ from pico import CONFIGS, even, make_checkpoint
 from quoted_words import settings
 from repository import FOLDERS, ROOT, find_modules
 from sampling import sample
+from speakers import make_named
 from tiny_tokenizers import make_jsonl, make_ranks
 
 from flmgrow.stages.schedule import read_schedule
@@ -171,6 +172,7 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
     make_checkpoint(tmp_path / "ckpt-adam", "llama", layout, dtype="bfloat16", optimizer=True)
     make_texts(tmp_path)
+    make_named(tmp_path / "smollm2-135m")
     for text in blocks(page, "yaml"):
         (tmp_path / "target.yaml").write_text(text, encoding="utf-8")
         assert flmgrow("expand", "ckpt-small", "x", "--to", "target.yaml", "--dry-run").code == 0
