@@ -1,7 +1,8 @@
-"""Before the money is spent: what a schedule costs, and what a large model's loss will be."""
+"""Before the money is spent: which settings, what a schedule costs, and what loss it will reach."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -11,9 +12,50 @@ from flmgrow.given import ClusterGiven
 from flmgrow.prediction.forecast import Forecaster, forecaster
 from flmgrow.prediction.law import form_for
 from flmgrow.prediction.points import points_of
+from flmgrow.searching.picture import picture
+from flmgrow.searching.report import Report, report_of
+from flmgrow.searching.request import read_search
+from flmgrow.searching.running import run_search
+from flmgrow.searching.trials import SearchFolder, check_all_ended
+from flmgrow.searching.wording import markdown
+from flmgrow.stages.pool import Pool
 from flmgrow.stages.schedule import read_schedule
+from flmgrow.storage.durable import write_small
 
 PathLike = str | os.PathLike[str]
+
+
+def search(
+    search: PathLike,
+    out: PathLike,
+    *,
+    parallel: int = 1,
+    halving: bool = False,
+    transfer: Sequence[int] = (),
+    told: Callable[[str], object] = lambda _: None,
+) -> Report:
+    """Train what is not done of a search, ``parallel`` trials at a time, and return what it found.
+
+    ``halving`` stops the worse half after a quarter of the steps, and again; ``transfer`` are
+    widths at which the same grid is tried. ``told`` hears of each trial. Report, figures and a
+    picture are written into ``out``. Raises UsageError for what no stage can be; TrialFailedError;
+    BadDataError if all trials diverged.
+    """
+    folder = search_folder(search, out, transfer)
+    folder.prepare(Path(search))
+    run_search(folder, Pool(parallel), told, halving=halving)
+    outcomes = folder.outcomes()
+    check_all_ended(outcomes)
+    report = report_of(folder.search, outcomes)
+    write_small(folder.path / "report.md", markdown(report).encode())
+    write_small(folder.path / "results.json", json.dumps(report.to_json(), indent=1).encode())
+    write_small(folder.path / "search.png", picture(report, "png"))
+    return report
+
+
+def search_folder(search: PathLike, out: PathLike, transfer: Sequence[int] = ()) -> SearchFolder:
+    """Return a search and its folder; nothing is written. Raises UsageError as ``search``."""
+    return SearchFolder(Path(out), read_search(Path(search), transfer))
 
 
 def cost(schedule: PathLike, **cluster: Unpack[ClusterGiven]) -> RunCost:

@@ -42,6 +42,10 @@ COMMANDS: Mapping[str, Entry] = {
     "plot": Entry(
         "plot", "Draw the loss of runs against tokens and against floating-point operations."
     ),
+    "search": Entry(
+        "search",
+        "Try a grid of settings on a small model, and tell the best and how flat it is around it.",
+    ),
     "predict": Entry("predict", "Foretell the loss of a large model from the runs of small ones."),
     "cost": Entry(
         "cost",

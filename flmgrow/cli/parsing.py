@@ -73,3 +73,17 @@ def parse_amount(option: str, text: str) -> int:
     if not isinstance(found, int) or not 1 <= found <= MOST:
         raise UsageError(f"{option} {text}: not an amount", "such as 13B or 1,000")
     return found
+
+
+def parse_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    """Return the whole numbers in ``64,128,256``, given to ``option``; none if it was not.
+
+    Raises UsageError for anything else.
+    """
+    try:
+        found = () if text is None else tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = (0,)
+    if any(number < 1 for number in found) or len(set(found)) != len(found):
+        raise UsageError(f"{option} {text}: not a list of numbers", "such as 64,128,256")
+    return found

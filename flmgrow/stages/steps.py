@@ -118,10 +118,15 @@ def submitted(step: Step, launcher: str, devices: int) -> str:
     if not step.trains:
         return f"{step.command} || [ $? -eq {DIFFERS} ]" if step.may_differ else step.command
     world = step.stage.stage.layout.world
+    return launched(shlex.quote(step.words[1]), world, launcher, devices)
+
+
+def launched(stage: str, world: int, launcher: str, devices: int) -> str:
+    """Return the command that trains a stage file, quoted, on nodes with ``devices`` each."""
     # A launcher starts equally many ranks on every node.
     nodes = next(n for n in range(ceil(world / devices), world + 1) if world % n == 0)
     per_node = world // nodes
-    module = f"-m flmgrow.trainer {shlex.quote(step.words[1])}"
+    module = f"-m flmgrow.trainer {stage}"
     if launcher == "srun":
         tasks = f"--nodes={nodes} --ntasks={world} --ntasks-per-node={per_node}"
         where = f"MASTER_ADDR={FIRST_NODE} MASTER_PORT={PORT}"

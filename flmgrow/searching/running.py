@@ -1,0 +1,100 @@
+"""Carrying out a search: all trials, or the better half again and again.
+
+Halving (Jamieson and Talwalkar, 2016) trains every trial for a part of its steps, drops the worse
+half, and goes on with the rest. It saves most of the cost, and may drop what would have won late:
+the report says so.
+"""
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
+from flmgrow.searching.request import Trial
+from flmgrow.searching.trials import SearchFolder, State
+from flmgrow.stages.pool import Ended, Pool
+
+RUNGS = (0.25, 0.5)
+"""Shares of the steps after which half of the trials are dropped."""
+
+FEWEST = 2
+"""Points that halving leaves."""
+
+ASKED = (0, 130, 143)
+"""Exit codes of a training that came to its end, or was asked to stop and saved."""
+
+Told = Callable[[str], object]
+
+
+class TrialFailedError(FlmgrowError):
+    """A trial ended for a reason that is none of its settings'."""
+
+
+def run_search(folder: SearchFolder, pool: Pool, told: Told, *, halving: bool = False) -> None:
+    """Train what is not done. Raises TrialFailedError, with what it told, for one that failed.
+
+    A trial that diverged counts as such, and ends nothing but itself.
+    """
+    if halving:
+        for share in RUNGS:
+            _climb(folder, pool, told, share)
+    _train(folder, pool, told, _open(folder), None)
+
+
+def _open(folder: SearchFolder) -> list[Trial]:
+    return [each.trial for each in folder.outcomes() if each.state is State.OPEN]
+
+
+def _climb(folder: SearchFolder, pool: Pool, told: Told, share: float) -> None:
+    """Train all open trials for a share of their steps, and stop the worse half of the points."""
+    waiting = _open(folder)
+    rungs = {trial.name: ceil(share * trial.stage.steps) for trial in waiting}
+    below = [each for each in waiting if folder.job(each).taken < rungs[each.name]]
+    _train(folder, pool, told, below, share)
+    left = _open(folder)
+    losses = {
+        point: [
+            folder.loss(trial, rungs[trial.name]) for trial in left if trial.point.text == point
+        ]
+        for point in dict.fromkeys(trial.point.text for trial in left)
+    }
+    ranked = sorted(losses, key=lambda point: sum(losses[point]) / len(losses[point]))
+    kept = ranked[: max(FEWEST, ceil(len(ranked) / 2))]
+    for trial in left:
+        if trial.point.text not in kept:
+            folder.keep(trial, State.STOPPED, f"in the worse half after {share:.0%} of its steps")
+
+
+def _train(
+    folder: SearchFolder, pool: Pool, told: Told, trials: Sequence[Trial], share: float | None
+) -> None:
+    by_name = {trial.name: trial for trial in trials}
+
+    def ended(one: Ended, left: int, seconds: float) -> None:
+        trial = by_name[one.job.name]
+        if one.code == DivergenceError.exit_code:
+            folder.keep(trial, State.DIVERGED, one.told.removeprefix("error: "))
+        told(_line(folder, trial, one, left, seconds))
+
+    jobs = [
+        folder.job(each, None if share is None else ceil(share * each.stage.steps))
+        for each in trials
+    ]
+    for one in pool.run(jobs, ended):
+        asked = one.job.until is not None and one.code in ASKED
+        if one.code and one.code != DivergenceError.exit_code and not asked:
+            kind = LostRankError if one.code == LostRankError.exit_code else TrialFailedError
+            raise kind(
+                one.told.removeprefix("error: ") or f"ended with exit code {one.code}",
+                f"its output is in {one.job.folder}; the same command goes on",
+                where=one.job.name,
+            )
+
+
+def _line(folder: SearchFolder, trial: Trial, one: Ended, left: int, seconds: float) -> str:
+    outcome = folder.outcome(trial)
+    loss = f"loss {outcome.loss:.4f}" if outcome.state is State.DONE else str(outcome.state)
+    if outcome.state is State.OPEN:
+        loss = f"at step {folder.job(trial).taken:,}"
+    minutes, rest = divmod(round(seconds), 60)
+    ahead = f"{left} left, {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{trial.name}  {trial.point.text}  {loss}  ({ahead})"

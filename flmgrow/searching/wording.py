@@ -1,0 +1,101 @@
+"""The report of a search in Markdown."""
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from flmgrow.searching.report import FLAT, Best, Report, Result, moves
+from flmgrow.searching.request import Value
+from flmgrow.searching.trials import State
+
+SHOWN = 20
+"""Points that the table on a terminal has."""
+
+
+def markdown(report: Report) -> str:
+    """Return the whole report."""
+    parts = ["# Search", "", *_summary(report), "", *table(report, len(report.results))]
+    return "\n".join(parts) + "\n"
+
+
+def told(report: Report) -> str:
+    """Return what a terminal shows: the best points, and what is to be said of them."""
+    return "\n".join([*table(report, SHOWN), "", *_summary(report)])
+
+
+def _summary(report: Report) -> Iterator[str]:
+    for best in report.best:
+        yield f"best{_width(best.result)}: {_settings(best.result)}: loss {_loss(best.result)}"
+        yield f"  as good: {_flat(best)}"
+    for move in moves(report):
+        yield (
+            f"from width {move.narrow} to {move.wide} the best {move.key} moves by "
+            f"{move.steps:+d} steps of the grid"
+        )
+    counts = [
+        f"{report.count(state)} {name}"
+        for state, name in (
+            (State.DIVERGED, "diverged"),
+            (State.STOPPED, "stopped early, in the worse half: one may have won later"),
+            (State.OPEN, "not done"),
+        )
+        if report.count(state)
+    ]
+    if counts:
+        yield f"of {len(report.results)} points {'; '.join(counts)}"
+
+
+def _flat(best: Best) -> str:
+    intervals = (
+        f"{key} {_shown(values[0])}"
+        if len(values) == 1
+        else f"{key} {_shown(values[0])} to {_shown(values[-1])}"
+        for key, values in best.intervals.items()
+    )
+    noise = (
+        f"within {100 * FLAT:g} % of the loss"
+        if best.result.error is None
+        else "within two standard errors over seeds"
+    )
+    return f"{', '.join(intervals)} ({noise})"
+
+
+def table(report: Report, most: int) -> list[str]:
+    """Return the points as a table in Markdown, at most so many."""
+    keys = list(report.grid)
+    widths = any(each.point.width for each in report.results)
+    head = [*(["width"] if widths else []), *keys, "loss", ""]
+    rows = [
+        [
+            *([str(each.point.width)] if widths else []),
+            *(_shown(each.point.settings[key]) for key in keys),
+            _loss(each),
+            "" if each.state is State.DONE else f"{each.state} after {each.steps:,} steps",
+        ]
+        for each in report.results[:most]
+    ]
+    rest = len(report.results) - most
+    more = [f"| {rest} more |" + " |" * (len(head) - 1)] if rest > 0 else []
+    return [_row(head), _row(["---"] * len(head)), *map(_row, rows), *more]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _loss(result: Result) -> str:
+    if not isfinite(result.loss):
+        return "-"
+    error = "" if result.error is None else f" ± {result.error:.4f}"
+    return f"{result.loss:.4f}{error}"
+
+
+def _width(result: Result) -> str:
+    return "" if result.point.width is None else f" at width {result.point.width}"
+
+
+def _settings(result: Result) -> str:
+    return ", ".join(f"{key} {_shown(value)}" for key, value in result.point.settings.items())
+
+
+def _shown(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

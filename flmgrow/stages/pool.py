@@ -1,0 +1,192 @@
+"""Running many trainings on one machine, several at a time.
+
+Each is a process of its own, with its share of the machine's cores, or with devices of its own, and
+its output in a file. They end when this process does; asked to stop, it asks them, and they save
+first. How far each is can be read from its metrics, and so can how long the rest will take.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from flmgrow.storage.durable import make_folders
+from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
+
+LOG = "train.log"
+_POLL = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to be trained in ``folder``, by ``steps`` steps; with ``until``, it is asked to stop
+    once it has taken so many.
+    """
+
+    name: str
+    folder: Path
+    steps: int
+    ranks: int = 1
+    until: int | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its command, without ``flmgrow``."""
+        return ("train", str(self.folder / "stage.yaml"))
+
+    @property
+    def taken(self) -> int:
+        """The steps that it has reported."""
+        try:
+            return (self.folder / "metrics.jsonl").read_bytes().count(b'"kind": "step"')
+        except OSError:
+            return 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its exit code, and the last line that it told."""
+
+    job: Job
+    code: int
+    told: str
+
+
+Told = Callable[[Ended, int, float], object]
+"""Hears of a job that has ended, how many are left, and about how many seconds they take."""
+
+
+class Pool:
+    """Jobs that run at the same time, at most ``parallel``."""
+
+    def __init__(self, parallel: int) -> None:
+        self.parallel = parallel
+        self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self._stopped: set[str] = set()
+        self._asked = 0
+
+    def run(self, jobs: Iterable[Job], told: Told) -> list[Ended]:
+        """Run the jobs in turn, and return how each ended.
+
+        On a signal all are asked to stop; when they have saved, the signal is raised here.
+        """
+        waiting = list(jobs)
+        ended: list[Ended] = []
+        clock = _Clock([job.steps if job.until is None else job.until for job in waiting])
+        handlers = {number: signal.signal(number, self._stop) for number in stopping_signals()}
+        try:
+            while self._running or (waiting and not self._asked):
+                while waiting and len(self._running) < self.parallel and not self._asked:
+                    self._start(waiting.pop(0))
+                time.sleep(_POLL)
+                for one in self._finished():
+                    ended.append(one)
+                    told(one, len(waiting) + len(self._running), clock.left(ended, self._jobs()))
+        finally:
+            for _, process in self._running.values():
+                process.kill()
+                process.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self._asked:
+            signal.raise_signal(self._asked)
+        return ended
+
+    def _jobs(self) -> list[Job]:
+        return [job for job, _ in self._running.values()]
+
+    def _start(self, job: Job) -> None:
+        slot = next(number for number in range(self.parallel) if number not in self._running)
+        make_folders(Path(job.folder.anchor), job.folder)
+        with (job.folder / LOG).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flmgrow", *job.words],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **share(slot, self.parallel, job.ranks)},
+                start_new_session=True,
+                preexec_fn=partial(_begin, os.getpid(), cores_of(slot, self.parallel)),
+            )  # fmt: skip
+        self._running[slot] = (job, process)
+
+    def _finished(self) -> Iterable[Ended]:
+        for slot, (job, process) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                self._stop_there(job, process)
+                continue
+            del self._running[slot]
+            self._stopped.discard(job.name)
+            yield Ended(job, code, _last_line(job.folder / LOG))
+
+    def _stop_there(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        """Ask a job to stop where it is to, once: a second time would kill it."""
+        if job.until is None or job.name in self._stopped or job.taken < job.until:
+            return
+        self._stopped.add(job.name)
+        process.send_signal(signal.SIGTERM)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._asked = self._asked or number
+        for _job, process in self._running.values():
+            process.send_signal(number)
+
+
+class _Clock:
+    """How long the rest will take, as fast as it went so far."""
+
+    def __init__(self, steps: Sequence[int]) -> None:
+        self._begin, self._all = time.monotonic(), sum(steps)
+
+    def left(self, ended: Sequence[Ended], running: Sequence[Job]) -> float:
+        done = sum(each.job.until or each.job.steps for each in ended)
+        done += sum(min(job.taken, job.steps) for job in running)
+        return (time.monotonic() - self._begin) * max(0, self._all - done) / max(1, done)
+
+
+def _begin(parent: int, cores: Sequence[int]) -> None:
+    begin_as_child(parent)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def cores_of(slot: int, slots: int) -> Sequence[int]:
+    """Return the cores of one of ``slots`` equal shares; none where there are fewer than shares."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // slots
+    return cores[slot * each : (slot + 1) * each]
+
+
+def share(slot: int, slots: int, ranks: int) -> Mapping[str, str]:
+    """Return what tells a job's processes which devices are theirs, and how many threads."""
+    threads = max(1, len(cores_of(slot, slots)) // ranks)
+    found = {"OMP_NUM_THREADS": str(threads)} if "OMP_NUM_THREADS" not in os.environ else {}
+    devices = _devices()
+    if len(devices) >= slots * ranks:
+        own = devices[slot * ranks : (slot + 1) * ranks]
+        found["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return found
+
+
+def _devices() -> list[str]:
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [device for device in told.split(",") if device]
+    return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _last_line(log: Path) -> str:
+    """Return the last error that a log tells, or its last line."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
