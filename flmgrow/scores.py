@@ -18,6 +18,7 @@ from flmgrow.given import EvaluatingGiven
 from flmgrow.opened import opened, read_options
 from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
 from flmgrow.storage.durable import write_small
+from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import find_world
 from flmgrow.text import Setting, Text
@@ -89,8 +90,8 @@ def evaluate(
         how.get("batch_size"),
         None if tokenizer is None else Path(tokenizer),
     )
-    if Path(out).exists() and not Path(out).is_dir():
-        raise UsageError("is no folder", "name one for results", where=out)
+    if is_remote(Path(out)) or (Path(out).exists() and not Path(out).is_dir()):
+        raise UsageError("is no folder", "name one of this machine for results", where=out)
     others = tuple(one for place in beside for one in _beside(Path(place), request, noted))
     subjects = _subjects([Path(path) for path in checkpoints], open or _open)
     restart = how.get("restart", False)

@@ -154,6 +154,7 @@ def _hf(source: Checkpoint, how: Computing, noted: Noted) -> Any:
         device=str(_device(how.device)),
         batch_size=how.batch_size or 8,
         max_length=source.config.max_positions,
+        trust_remote_code=True,  # if there is any, it is what flmgrow has just exported
     )
 
 

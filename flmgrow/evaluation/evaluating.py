@@ -31,6 +31,7 @@ from flmgrow.evaluation.results import (
     Facts,
     Result,
     file_name,
+    is_scores,
     read_finished,
     result_files,
 )
@@ -188,10 +189,13 @@ class Evaluation:
             "device": self._how.device,
             "limit": self.request.limit,
         }
-        *samples, (name, scores) = result_files(found, facts, wanted)
-        for path, data in samples:
-            output.add_small(path, data)
-        note = output.commit({REQUEST: json.dumps(wanted, indent=1).encode(), name: scores})
+        last = {REQUEST: json.dumps(wanted, indent=1).encode()}
+        for name, data in result_files(found, facts, wanted):
+            if is_scores(name):
+                last[name] = data
+            else:
+                output.add_small(name, data)
+        note = output.commit(last)
         if note:
             self._noted(note)
 

@@ -70,7 +70,10 @@ class Result:
 def result_files(
     found: Mapping[str, Any], facts: Facts, request: Json
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of what the harness found, by name: samples of each task, the scores last."""
+    """Yield the files of what the harness found, by name: samples of each task, the scores last.
+
+    One is made at a time: the samples of a task may take hundreds of megabytes.
+    """
     from lm_eval.utils import hash_string
 
     date = datetime.now().isoformat().replace(":", "-")
@@ -91,6 +94,11 @@ def result_files(
     kept = {key: value for key, value in found.items() if key != "samples"}
     content = json.loads(_dumped({**kept, **more}), parse_constant=lambda _: "N/A")
     yield f"results_{date}.json", json.dumps(with_sum(content), indent=2).encode()
+
+
+def is_scores(name: str) -> bool:
+    """Whether a file of this name holds scores, and not samples."""
+    return name.startswith("results_")
 
 
 def file_name(name: str) -> str:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,8 +104,15 @@ def test_a_run_is_evaluated_stage_beside_stage_and_once(
         evaluated("--dtype", "float32")
 
 
-def test_result_files_are_the_harness_own(place: Path) -> None:
-    from lm_eval.utils import get_results_filenames, get_sample_results_filenames
+def test_result_files_are_the_harness_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from lm_eval.utils import (
+        get_results_filenames,
+        get_sample_results_filenames,
+        make_table,
+    )
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place / "cache")
 
     tasks = "arc_challenge,bits-per-byte:texts.jsonl"
     evaluated("--data", "data", "--shots", 2, source="run/01-small/checkpoints", tasks=tasks)
@@ -115,6 +126,9 @@ def test_result_files_are_the_harness_own(place: Path) -> None:
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [line["doc_id"] for line in lines] == list(range(7))
     assert {"acc", "acc_norm", "resps", "arguments", "prompt_hash"} <= lines[0].keys()
+    assert "|arc_challenge " in make_table(content)
+    with_theirs = datasets.load_dataset("json", data_files=str(samples), split="train")
+    assert with_theirs["doc_id"][:] == list(range(7))
     kept = read_scores(Path(results).read_bytes(), "x")
     assert [(each.task, each.metric) for each in kept] == [
         ("arc_challenge", "acc"),
@@ -184,6 +198,7 @@ def test_a_checkpoint_that_changed_is_refused(place: Path, monkeypatch: pytest.M
         (["--beside", "texts.jsonl"], 3, "texts.jsonl: .*cut short, or is another kind"),
         (["--beside", "data"], 2, "data: holds no results"),
         (["--out", "texts.jsonl"], 2, "texts.jsonl: is no folder"),
+        (["--out", "s3://bucket/scores"], 2, "s3:.*scores: is no folder"),
         (["--backend", "x"], 2, "--backend x: unknown"),
         (["--dtype", "x"], 2, "--dtype x: unknown"),
     ],
@@ -216,3 +231,43 @@ def test_a_missing_data_set_is_named(place: Path, monkeypatch: pytest.MonkeyPatc
     check_lines(outcome.err, said)
     assert "test.jsonl, into DIR/super_glue/boolq, and pass --data DIR" in outcome.err
     assert not Path("out").exists()
+
+
+def test_without_the_harness_its_extra_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flmgrow.evaluation.backends.find_spec", lambda _: None)
+    usual = ("--tasks", "iq", "--out", "out", "--tokenizer", "bytes")
+    said = "needs the package lm_eval.*pip install 'flmgrow\\[eval\\]'"
+    refused(2, said, "eval", "run", *usual, place=place)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_an_evaluation(place: Path) -> None:
+    """The first one tells and writes; what it writes is what one alone does."""
+    tasks = "bits-per-byte:texts.jsonl,iq_full_repeating"
+    words = ["run", "--tasks", tasks, "--tokenizer", "bytes", "--limit", "3", "--shots", "0"]
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    ranks = []
+    for rank in ("0", "1"):
+        place_of_rank = {
+            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "flmgrow", "eval", *words, "--out", "two"],
+                env={**os.environ, **place_of_rank},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert told[1] == ("", "")
+    accepted("eval", *words, "--out", "one")
+    assert told[0][0] == (place / "one" / "table.md").read_text()
+    assert names(place / "two") == names(place / "one") == ["01-small", "02-large", "table.md"]
