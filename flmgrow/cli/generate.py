@@ -75,8 +75,7 @@ Tokenizer = Annotated[
 ]
 Batch = Annotated[
     int,
-    typer.Option("--batch-size", min=1, help="Texts at a time, of those whose prompts are equally "
-                 "long.", rich_help_panel=_COMPUTING),
+    typer.Option("--batch-size", min=1, help="Texts at a time.", rich_help_panel=_COMPUTING),
 ]  # fmt: skip
 Dtype = Annotated[
     str | None,

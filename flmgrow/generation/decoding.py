@@ -1,11 +1,11 @@
 """Texts that go on, in batches: one pass over the prompts, then one token for each at a time.
 
-The reference forward knows no padding, so texts share a batch if their prompts have one length. A
-text that has ended stays in its batch, unheard, until all have.
+Texts of like lengths share a batch. Prompts are padded on the right, and each text goes on at its
+own place, over its padding. What all prompts of a batch begin with is computed once. Texts that
+have ended leave when they are a quarter of the batch.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -16,6 +16,10 @@ from flmgrow.errors import UsageError
 from flmgrow.generation.choosing import LIKELIEST, Choice, choose
 from flmgrow.model.checks import check_whole
 from flmgrow.model.module import Model
+from flmgrow.model.places import Cache, Places
+
+_LEAVE = 4
+"""Ended texts leave a batch when they are one in so many: what is known of the rest is copied."""
 
 Stops = Callable[[int, list[int]], bool]
 """Whether a text ends here, given its number and its new tokens."""
@@ -80,50 +84,137 @@ def check_prompts(model: Model, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def in_batches(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
-    """Yield the numbers of prompts that go together, which have one length, ``most`` at a time."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for number, tokens in enumerate(prompts):
-        by_length[len(tokens)].append(number)
-    for numbers in by_length.values():
-        for start in range(0, len(numbers), most):
-            yield numbers[start : start + most]
+    """Yield the numbers of prompts that go together, the longest first, ``most`` at a time."""
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    for start in range(0, len(order), most):
+        yield order[start : start + most]
 
 
 @torch.no_grad()
 def continued(
     model: Model, prompts: Sequence[Sequence[int]], request: Request
 ) -> Iterator[Continued]:
-    """Yield how each prompt goes on, batch by batch. Raises UsageError as ``check_prompts``."""
+    """Yield how each prompt goes on, batch by batch.
+
+    Raises UsageError as ``check_prompts`` does, and where memory does not suffice for one.
+    """
     check_prompts(model, prompts)
-    device = next(model.parameters()).device
     for numbers in in_batches(prompts, request.batch):
-        tokens = torch.tensor([list(prompts[number]) for number in numbers], device=device)
-        yield from _batch(model, numbers, tokens, request)
+        yield from _in_memory(model, {number: prompts[number] for number in numbers}, request)
 
 
-def _batch(
-    model: Model, numbers: Sequence[int], tokens: Tensor, request: Request
+def _in_memory(
+    model: Model, prompts: Mapping[int, Sequence[int]], request: Request
 ) -> Iterator[Continued]:
-    """Yield how the texts of one batch go on, given their prompts (b, s)."""
-    room = model.config.max_positions - tokens.shape[-1]
-    last = Ended.LENGTH if request.longest <= room else Ended.CONTEXT
-    texts = {number: Continued(number, ended=last) for number in numbers}
-    open_texts = set(numbers)
-    generators = [request.choice.generator(request.draws(number)) for number in numbers]
-    cache, step = model.new_cache(), tokens
-    for _ in range(min(request.longest, room)):
-        logits = model.logits_of(model.residual(step, cache)[:, -1:])
-        step = choose(logits[:, 0], request.choice, generators)[:, None]
-        for number, token in zip(numbers, step[:, 0].tolist(), strict=True):
-            if number not in open_texts:
-                continue
-            ended = _next(texts[number], token, request)
-            if ended is not None:
-                texts[number] = replace(texts[number], ended=ended)
-                open_texts.remove(number)
-        if not open_texts:
-            break
-    yield from texts.values()
+    """Yield how the texts of one batch go on, in two halves if they do not fit the memory."""
+    try:
+        yield from _Batch(model, prompts, request).texts()
+        return
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise UsageError(
+                "the memory does not suffice for one text",
+                "give it a shorter one, or compute in a smaller dtype",
+            ) from None
+    numbers, half = [*prompts], len(prompts) // 2
+    for part in (numbers[:half], numbers[half:]):
+        yield from _in_memory(model, {number: prompts[number] for number in part}, request)
+
+
+class _Batch:
+    """Texts that go on together, row by row of a cache; ``prompts`` are by number."""
+
+    def __init__(
+        self, model: Model, prompts: Mapping[int, Sequence[int]], request: Request
+    ) -> None:
+        self._model = model
+        self._prompts = prompts
+        self._request = request
+        self._device = next(model.parameters()).device
+        self._rooms = {
+            number: model.config.max_positions - len(prompt) for number, prompt in prompts.items()
+        }
+        self._texts = {number: self._begun(number) for number in prompts}
+        self._rows = [number for number in prompts if self._rooms[number]]
+        self._cache: Cache = model.new_cache()
+
+    def _begun(self, number: int) -> Continued:
+        enough = self._request.longest <= self._rooms[number]
+        return Continued(number, ended=Ended.LENGTH if enough else Ended.CONTEXT)
+
+    def texts(self) -> list[Continued]:
+        """Return the texts, by their prompts' order, once all have ended."""
+        choice, draws = self._request.choice, self._request.draws
+        generators = {number: choice.generator(draws(number)) for number in self._rows}
+        logits = self._read() if self._rows else None
+        while logits is not None:
+            step = choose(logits, choice, [generators[number] for number in self._rows])
+            logits = self._go_on(step)
+        return [*self._texts.values()]
+
+    def _read(self) -> Tensor:
+        """Return the logits (b, v) of what follows the prompts."""
+        prompts = [self._prompts[number] for number in self._rows]
+        shared = _shared(prompts) if len(prompts) > 1 else 0
+        if shared:
+            self._model.residual(self._ids([prompts[0][:shared]]), self._cache)
+            self._cache.keep(torch.zeros(len(prompts), dtype=torch.long, device=self._device))
+        longest = max(map(len, prompts))
+        ends = [[*prompt[shared:], *[0] * (longest - len(prompt))] for prompt in prompts]
+        x = self._model.residual(self._ids(ends), self._cache)
+        last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
+        at = torch.arange(len(prompts), device=self._device)
+        return self._model.logits_of(x[at, last][:, None])[:, 0]
+
+    def _go_on(self, step: Tensor) -> Tensor | None:
+        """Put the tokens ``step`` (b,) behind the texts, and return the logits (b, v) of what
+        follows them; None if no text goes on.
+        """
+        ended = [
+            self._hear(number, token)
+            for number, token in zip(self._rows, step.tolist(), strict=True)
+        ]
+        if all(ended):
+            return None
+        if _LEAVE * sum(ended) >= len(ended):
+            kept = self._ids([row for row, gone in enumerate(ended) if not gone])
+            step = step[kept]
+            self._rows = [self._rows[row] for row in kept.tolist()]
+            self._cache.keep(kept)
+        places = self._places()
+        x = self._model.residual(step[:, None], self._cache, places)
+        return self._model.logits_of(x)[:, 0]
+
+    def _places(self) -> Places | None:
+        """Return where the next tokens stand; None if that is behind all that the cache has."""
+        lengths = [len(self._prompts[row]) + len(self._texts[row].tokens) - 1 for row in self._rows]
+        if min(lengths) == self._cache.length:
+            return None
+        known = max(self._cache.length, max(lengths) + 1)
+        slots = self._ids(lengths)[:, None]
+        sees = torch.arange(known, device=self._device) <= slots[..., None]
+        return Places(slots, sees, slots)
+
+    def _hear(self, number: int, token: int) -> bool:
+        """Put a token behind a text, unless it has ended; return whether it has now."""
+        text = self._texts[number]
+        most = min(self._request.longest, self._rooms[number])
+        if text.ended in (Ended.END, Ended.STOP) or len(text.tokens) == most:
+            return True
+        ended = _next(text, token, self._request)
+        if ended is not None:
+            self._texts[number] = replace(text, ended=ended)
+        return ended is not None or len(text.tokens) == most
+
+    def _ids(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with; each has one more."""
+    least = min(map(len, prompts)) - 1
+    columns = zip(*(prompt[:least] for prompt in prompts), strict=True)
+    return next((at for at, ids in enumerate(columns) if len({*ids}) > 1), least)
 
 
 def _next(text: Continued, token: int, request: Request) -> Ended | None:

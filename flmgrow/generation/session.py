@@ -66,7 +66,7 @@ class Session:
     def say(
         self, prompts: Sequence[str], request: Request, told: Told | None = None
     ) -> Iterator[Said]:
-        """Yield what each prompt goes on with, in batches of equally long ones.
+        """Yield what each prompt goes on with, in batches of like lengths.
 
         With ``stops``, nothing is told as it comes: it might be taken back. Raises UsageError for a
         prompt that the model cannot read.

@@ -221,7 +221,7 @@ def attention(
         key = _norm(key, "key_norm", layer, config, weights)
     query, key = rotate(query, run.query_turn), rotate(key, run.key_turn)
     if run.cache is not None:
-        key, value = run.cache.extend(layer, key, value, run.places.slots)
+        key, value = run.cache.extend(layer, key, value, run.places)
     context = run.attend(query, key, value, config.attention_factor(layer), run.places.sees)
     if head_mask is not None:
         context = context * head_mask[:, :, None, None]

@@ -18,7 +18,7 @@ class Places:
 
     ``sees`` (s, t) or (b, s, t) says which of the t tokens that are known, these among them, each
     of these sees; None for all that are known before it, and itself. ``slots`` (b, s) is where a
-    cache puts them; None for behind those it has.
+    cache puts them, ``sees`` being of all slots; None for behind those it has.
     """
 
     positions: Tensor
@@ -47,14 +47,17 @@ class Cache:
         return self._lengths[-1]
 
     def extend(
-        self, layer: int, key: Tensor, value: Tensor, slots: Tensor | None = None
+        self, layer: int, key: Tensor, value: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """Put keys and values (b, g, s, d) into a layer, and return all it has, (b, g, t, d).
 
-        They go behind those of the layer, or into ``slots`` (b, s), whatever was there before.
+        They go behind those of the layer, or into the slots of ``places``, over what is there.
         """
-        known = self._lengths[layer]
-        end = known + key.shape[-2] if slots is None else max(known, int(slots.max()) + 1)
+        known, slots = self._lengths[layer], places.slots
+        if slots is None or places.sees is None:
+            slots, end = None, known + key.shape[-2]
+        else:
+            end = places.sees.shape[-1]
         keys, values = self._room(layer, key, end)
         if slots is None:
             keys[:, :, known:end], values[:, :, known:end] = key, value

@@ -1,5 +1,7 @@
 """Texts go on alike alone and in any batch, and end where they should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from growing import tokens_for
@@ -23,8 +25,11 @@ def model_of(name: str = "llama") -> Model:
 
 
 MODEL = model_of()
-PROMPTS = st.lists(
-    st.lists(st.integers(0, CONFIG.vocab - 1), min_size=1, max_size=4), min_size=1, max_size=5
+IDS = st.integers(0, CONFIG.vocab - 1)
+PROMPTS = st.builds(
+    lambda begin, ends: [begin + end for end in ends],
+    st.lists(IDS, max_size=3),
+    st.lists(st.lists(IDS, min_size=1, max_size=4), min_size=1, max_size=6),
 )
 
 
@@ -33,11 +38,13 @@ def texts(model: Model, prompts: list[list[int]], request: Request) -> dict[int,
 
 
 @examples(25)
-@given(PROMPTS, st.integers(1, 5), st.sampled_from([Choice(), DRAWN]))
-def test_batches_change_nothing(prompts: list[list[int]], batch: int, choice: Choice) -> None:
-    request = Request(choice, longest=5, batch=batch)
+@given(PROMPTS, st.integers(1, 6), st.sampled_from([Choice(), DRAWN]), st.sets(IDS, max_size=12))
+def test_batches_change_nothing(
+    prompts: list[list[int]], batch: int, choice: Choice, ends: set[int]
+) -> None:
+    request = Request(choice, longest=5, batch=batch, ends=frozenset(ends))
     found = texts(MODEL, prompts, request)
-    alone = texts(MODEL, prompts, Request(choice, longest=5, batch=1))
+    alone = texts(MODEL, prompts, replace(request, batch=1))
     assert found == alone
     assert found.keys() == set(range(len(prompts)))
 
@@ -94,3 +101,50 @@ def test_the_context_ends_a_text() -> None:
 def test_a_prompt_that_cannot_be_read_is_refused(prompt: list[int], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         list(continued(MODEL, [[1], prompt], Request()))
+
+
+def test_what_prompts_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = model_of(), []
+    residual = model.residual
+
+    def counted(tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(tuple(tokens.shape))
+        return residual(tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "residual", counted)
+    prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4, 8]]
+    found = texts(model, prompts, Request(longest=3, batch=3))
+    assert sizes == [(1, 3), (3, 2), (3, 1), (3, 1)]
+    assert found == texts(MODEL, prompts, Request(longest=3, batch=1))
+
+
+def test_texts_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = model_of(), []
+    residual = model.residual
+
+    def counted(tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return residual(tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "residual", counted)
+    request = Request(longest=9, stops=lambda number, tokens: len(tokens) > 2 * number)
+    found = texts(model, [[number] for number in range(4)], request)
+    assert [len(found[number]) for number in range(4)] == [1, 3, 5, 7]
+    assert sizes == [4, 3, 3, 2, 2, 1, 1]
+
+
+def test_what_does_not_fit_the_memory_is_cut_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    residual = model.residual
+
+    def small(tokens: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError
+        return residual(tokens, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "residual", small)
+    most, prompts = 2, [[number, 1] for number in range(5)]
+    assert texts(model, prompts, Request(longest=3)) == texts(MODEL, prompts, Request(longest=3))
+    most = 0
+    with pytest.raises(UsageError, match="memory does not suffice for one text"):
+        texts(model, prompts, Request(longest=3))
