@@ -177,13 +177,14 @@ def test_an_answer_is_its_first_line(answer: str, right: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"),
+    ("answer", "right", "begins"),
     [
-        (" 13, 14, 15", True), ("13，14、15。然后", True), (" 13, 14, 15. Then", True),
-        (" 13, 14, 15, and so on", True), (" 13, 14, 15, 16", False), (" 13, 14", False),
-        (" 13 14 15", False), ("", False), ("so: 13, 14, 15", False), ("13, 14, 155", False),
+        (" 13, 14, 15", 1, 1), ("13，14、15。然后", 1, 1), (" 13, 14, 15. Then", 1, 1),
+        (" 13, 14, 15, and so on", 1, 1), (" 13, 14, 15, 16", 0, 1), (" 13, 14", 0, 0),
+        (" 13 14 15", 0, 0), ("", 0, 0), ("so: 13, 14, 15", 0, 0), ("13, 14, 155", 0, 0),
     ],
 )  # fmt: skip
-def test_a_count_is_the_numbers_in_a_row(answer: str, right: bool) -> None:
-    assert counted({"answer": "13, 14, 15"}, [answer]) == {"exact_match": float(right)}
+def test_a_count_is_the_numbers_in_a_row(answer: str, right: int, begins: int) -> None:
+    marks = {"exact_match": right, "prefix_match": begins}
+    assert counted({"answer": "13, 14, 15"}, [answer]) == marks
     assert numbers("none") == []

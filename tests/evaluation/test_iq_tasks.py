@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 from answering import evaluated, few_tasks
-from iq_solvers import SOLVERS, guesser
+from iq_solvers import SOLVERS, guesser, one_too_far
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.paper import FLM_101B, scores
@@ -57,6 +57,11 @@ def test_who_guesses_scores_chance(name: str) -> None:
     tolerance = 4 * (chance * (1 - chance) / count) ** 0.5
     found = results["results"][f"iq_{name}"]["exact_match,none"]
     assert found == pytest.approx(chance, abs=tolerance)
+
+
+def test_who_counts_on_and_on_begins_right() -> None:
+    found = evaluated(one_too_far, "iq_counting_en", seed=1, limit=5)["results"]["iq_counting_en"]
+    assert (found["exact_match,none"], found["prefix_match,none"]) == (0, 1)
 
 
 @pytest.mark.parametrize("name", FACTS)

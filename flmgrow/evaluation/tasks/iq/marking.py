@@ -18,8 +18,12 @@ def exact(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
 
 
 def counted(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
-    """Return whether an answer is the wanted list of numbers."""
-    return {"exact_match": float(numbers(results[0]) == numbers(doc["answer"]))}
+    """Return whether an answer is the wanted list of numbers, and whether it begins with it."""
+    found, wanted = numbers(results[0]), numbers(doc["answer"])
+    return {
+        "exact_match": float(found == wanted),
+        "prefix_match": float(found[: len(wanted)] == wanted),
+    }
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,100 @@
+"""The teacher signal teaches: a tiny model, the demo's sums, before and after."""
+
+import json
+import runpy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("megatron.core")
+import torch
+from answering import few_tasks
+from lm_eval import simple_evaluate
+from repository import ROOT
+from stage_runs import make_data
+from trained_here import small, trained_in
+
+from flmgrow.evaluation.backends import Computing, language_model
+from flmgrow.formats.opening import open_checkpoint
+from flmgrow.trainer.data.freelm import labels_of, read_propositions
+from flmgrow.trainer.data.tokenizers import open_tokenizer
+
+pytestmark = pytest.mark.slow
+
+TAUGHT, STEPS = 100, 200
+MODEL = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 257}
+
+
+def stage(folder: Path, teacher: Mapping[str, Any] | None, steps: int) -> dict[str, Any]:
+    """A stage on little text, and much of what the teacher says if there is one."""
+    content = small(
+        folder,
+        model=MODEL,
+        data={"sequence_length": 64},
+        training={"steps": steps, "batch": 16, "micro_batch": 16},
+        learning_rate={"peak": 5e-3, "warmup_samples": 160},
+        checkpoint={"every": steps},
+    )
+    if teacher is not None:
+        content["data"]["teacher"] = dict(teacher)
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sums that are taught and sums that are not, and a model before and after."""
+    folder = make_data(tmp_path_factory.mktemp("teaching"))
+    demo = runpy.run_path(str(ROOT / "examples" / "demo_data.py"))
+    lines = [json.dumps(line) + "\n" for line in demo["propositions"](Random(1))]
+    (folder / "taught.jsonl").write_text("".join(lines[:TAUGHT]))
+    (folder / "others.jsonl").write_text("".join(lines[TAUGHT : 3 * TAUGHT]))
+    teacher = {"files": [str(folder / "taught.jsonl")], "share": 0.9}
+    trained_in(folder / "before", stage(folder, None, 20))
+    trained_in(folder / "after", stage(folder, teacher, STEPS))
+    return folder
+
+
+def model_of(folder: Path, name: str) -> Any:
+    how = Computing(tokenizer=Path("bytes"), dtype="float32")
+    return language_model(open_checkpoint(folder / name / "checkpoints"), how)
+
+
+def accuracy(folder: Path, model: str, sums: str) -> float:
+    with warnings.catch_warnings(action="ignore"):
+        results: Any = simple_evaluate(
+            model=model_of(folder, model),
+            tasks=["teacher"],
+            task_manager=few_tasks(0, folder / f"{sums}.jsonl", None),
+            bootstrap_iters=0,
+        )
+    return float(results["results"]["teacher"]["acc,none"])
+
+
+def test_what_is_taught_is_known_afterwards(folder: Path) -> None:
+    """And not before; of other sums, nothing is known at this size."""
+    assert accuracy(folder, "after", "taught") > 0.8
+    for model, sums in (("before", "taught"), ("before", "others"), ("after", "others")):
+        assert accuracy(folder, model, sums) == pytest.approx(0.5, abs=0.15)
+
+
+def test_the_answer_is_the_logit_of_the_deciding_token(folder: Path) -> None:
+    tokenizer = open_tokenizer("bytes", None)
+    labels, model = labels_of(tokenizer), model_of(folder, "after")
+    propositions = list(read_propositions([folder / "others.jsonl"]))[:40]
+    right = []
+    for one in propositions:
+        prompt = torch.tensor(labels.prompt(tokenizer.encode(one.text))[None].astype(int))
+        with torch.no_grad():
+            right.append(bool(labels.classify(model.model(prompt)[0, -1])) == one.label)
+    with warnings.catch_warnings(action="ignore"):
+        results: Any = simple_evaluate(
+            model=model, tasks=["teacher"], bootstrap_iters=0, limit=40,
+            task_manager=few_tasks(0, folder / "others.jsonl", None),
+        )  # fmt: skip
+    assert [sample["acc"] for sample in results["samples"]["teacher"]] == [*map(float, right)]
+    assert 0 < sum(right) < 40
