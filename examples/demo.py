@@ -100,7 +100,8 @@ def compare() -> None:
     say("A line from each stage.")
     for stage in STAGES:
         checkpoints = TINY / stage / "checkpoints"
-        command(f"flmgrow generate {checkpoints} --prompt 'Return the ' --max-new-tokens 60")
+        drawn = "--max-new-tokens 60 --temperature 0.6 --seed 1"
+        command(f"flmgrow generate {checkpoints} --prompt 'Return the ' {drawn}")
 
 
 def validation(stage: str) -> float:
