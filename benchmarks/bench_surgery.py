@@ -1,11 +1,13 @@
 """What a surgery costs beside copying as much: seconds, CPU seconds, and peak memory.
 
 ``python benchmarks/bench_surgery.py [--preset llama-1b] [--rounds 3] [--against REVISION]``. After
-each command ``cp -r`` copies its output and flushes it to the disk, as flmgrow does: the ratio of
-the two is what to look at, as machines are noisy. With ``--against``, the same commands of older
-revisions (commits of this repository) take turns with today's: A B A B. Shown are medians. Sources
-are in the page cache unless ``--cold``. Peak memory is that of the whole process; it must not
-follow the checkpoint's size. A plan for a checkpoint of full size is timed as well.
+each command ``cp -r`` copies its output, and ``sync`` flushes the copy to the disk, as flmgrow does
+and ``cp`` does not: the ratios of the command to the one, and to the two, are what to look at, as
+machines are noisy. With ``--against``, the same commands of older revisions (commits of this
+repository) take turns with today's: A B A B. With ``--no-double-check`` today's command also takes
+turns with itself without reading its output back. Shown are medians. Sources are in the page cache
+unless ``--cold``. Peak memory is that of the whole process; it must not follow the checkpoint's
+size. A plan for a checkpoint of full size is timed as well.
 """
 
 import argparse
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ("flmgrow", "formats", "operators", "trainer")
 FLMGROW = [sys.executable, "-m", "flmgrow"]
 MAKE = [sys.executable, str(Path(__file__).with_name("made_checkpoint.py"))]
-TODAY = "today"
+TODAY, UNREAD = "today", "today, not read back"
 MEASURE = """
 import resource, subprocess, sys, time
 begin = time.monotonic()
@@ -102,34 +104,57 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+class Pair(NamedTuple):
+    """A command, and ``cp -r`` of what it made, of ``size`` bytes; then flushing the copy."""
+
+    run: Run
+    copying: Run
+    flushing: Run
+    size: int
+
+
 def measured(
     command: Sequence[str], source: Path, out: Path, tree: Path | None, cold: bool
-) -> tuple[Run, float, int]:
-    """Run ``command`` and copy what it made; return what it took, how long copying took, and its
-    size in bytes.
-    """
+) -> Pair:
+    """Run ``command``, and copy what it made."""
     copy = out.with_name("copy")
+    os.sync()  # what others wrote is not this command's to flush
     if cold:
         forget(source)
     first, *rest = command
     run = measure([*FLMGROW, first, str(source), str(out), *rest], tree)
     if cold:
         forget(out)
-    copying = measure(["sh", "-c", f"cp -r {out} {copy} && sync -f {copy}"])
+    copying = measure(["cp", "-r", str(out), str(copy)])
+    flushing = measure(["sync", "-f", str(copy)])
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
     shutil.rmtree(copy)
-    return run, copying.wall, size
+    return Pair(run, copying, flushing, size)
 
 
-def report(label: str, runs: Sequence[Run], copied: Sequence[float] = (), size: int = 0) -> None:
-    """Print a line of the table."""
-    wall, cpu, peak = (median(column) for column in zip(*runs, strict=True))
-    beside = f"{'':24}"
-    if copied:
-        ratio = median(run.wall / copying for run, copying in zip(runs, copied, strict=True))
-        beside = f"{size / 1e9:8.2f}{median(copied):8.2f}{ratio:8.2f}"
-    print(f"{label:36}{wall:8.2f}{beside}{cpu:8.2f}{peak:8.0f}", flush=True)
+HEAD = ("GB", "s", "CPU s", "MiB", "cp s", "cp CPU s", "flush s", "to cp", "flushed", "CPU")
+
+
+def row(label: str, cells: Sequence[str]) -> str:
+    """Return a line of the table."""
+    return f"{label:40}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+def report(label: str, pairs: Sequence[Pair]) -> None:
+    """Print medians, and the medians of the ratios: wall to ``cp``, to ``cp`` and flushing; CPU."""
+    columns = [
+        *(pairs[0].size / 1e9,),
+        *(median(column) for column in zip(*(pair.run for pair in pairs), strict=True)),
+        median(pair.copying.wall for pair in pairs),
+        median(pair.copying.cpu for pair in pairs),
+        median(pair.flushing.wall for pair in pairs),
+        median(pair.run.wall / pair.copying.wall for pair in pairs),
+        median(pair.run.wall / (pair.copying.wall + pair.flushing.wall) for pair in pairs),
+        median(pair.run.cpu / pair.copying.cpu for pair in pairs),
+    ]
+    print(row(label, [f"{value:.0f}" if value > 50 else f"{value:.2f}" for value in columns]))
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -138,6 +163,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=GROWTHS, default="llama-300m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", action="append", default=[], metavar="REVISION")
+    parser.add_argument("--no-double-check", action="store_true")
     parser.add_argument("--only", action="append", metavar="COMMAND")
     parser.add_argument("--cold", action="store_true", help="read sources from the disk")
     options = parser.parse_args()
@@ -147,28 +173,28 @@ def main() -> None:
         trees: dict[str, Path | None] = {TODAY: None}
         for number, revision in enumerate(options.against):
             trees[revision] = tree_of(revision, folder / f"tree{number}")
+        if options.no_double_check:
+            trees[UNREAD] = None
         subprocess.run([*MAKE, str(source), "--preset", options.preset, "--fill"], check=True)
-        print(f"{'':36}{'s':>8}{'GB':>8}{'cp s':>8}{'to cp':>8}{'CPU s':>8}{'MiB':>8}")
+        print(row("", HEAD))
         for label, command in commands_for(GROWTHS[options.preset]).items():
             if options.only and label not in options.only:
                 continue
-            found: dict[str, list[Run]] = {tree: [] for tree in trees}
-            copied: dict[str, list[float]] = {tree: [] for tree in trees}
+            found: dict[str, list[Pair]] = {tree: [] for tree in trees}
             for _ in range(options.rounds):
                 for tree, path in trees.items():
-                    run, copying, size = measured(command, source, out, path, options.cold)
-                    found[tree].append(run)
-                    copied[tree].append(copying)
-            for tree, runs in found.items():
-                name = label if tree == TODAY else f"{label} ({tree})"
-                report(name, runs, copied[tree], size)
+                    words = [*command, "--no-double-check"] if tree == UNREAD else command
+                    found[tree].append(measured(words, source, out, path, options.cold))
+            for tree, pairs in found.items():
+                report(label if tree == TODAY else f"{label} ({tree})", pairs)
         if options.only:
             return
         shutil.rmtree(source)
         subprocess.run([*MAKE, str(source), "--preset", "51b"], check=True)
         plan = [*FLMGROW, "expand", str(source), str(out), "--hidden-size", "10240", "--dry-run"]
         runs = [measure([*plan, "--pp", "4"]) for _ in range(options.rounds)]
-        report("dry run, 50B -> 4 x 4", runs)
+        wall, cpu, peak = (median(column) for column in zip(*runs, strict=True))
+        print(row("dry run, 50B -> 4 x 4", ["", f"{wall:.2f}", f"{cpu:.2f}", f"{peak:.0f}"]))
 
 
 if __name__ == "__main__":
