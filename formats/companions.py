@@ -76,6 +76,7 @@ class CarriedFile:
     file: ReadOnlyFile
     arrays: tuple[TargetArray, ...] = ()
     sums_of: ClassVar[tuple[str, ...]] = ()
+    names_damage: ClassVar[bool] = True
 
     @property
     def total_size(self) -> int:

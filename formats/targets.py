@@ -76,6 +76,7 @@ class TargetFile:
     root: object
     arrays: tuple[TargetArray, ...]
     sums_of: ClassVar[Sequence[str]] = ()
+    names_damage: ClassVar[bool] = True
 
     def by_buffer(self) -> Mapping[int, list[TargetArray]]:
         """Return the arrays of every buffer, by the identity of the buffer."""
@@ -108,6 +109,7 @@ class TargetBytes:
     data: bytes
     arrays: tuple[TargetArray, ...] = ()
     sums_of: ClassVar[Sequence[str]] = ()
+    names_damage: ClassVar[bool] = True
 
     @property
     def total_size(self) -> int:
@@ -130,6 +132,7 @@ class TargetSums:
     sums_of: tuple[str, ...]
     encode: Callable[[Sums], bytes]
     arrays: tuple[TargetArray, ...] = ()
+    names_damage: ClassVar[bool] = True
 
     @property
     def total_size(self) -> int:
@@ -155,6 +158,10 @@ class PlannedFile(Protocol):
     @property
     def sums_of(self) -> Sequence[str]:
         """The paths of the files, all before it, whose sums it holds."""
+
+    @property
+    def names_damage(self) -> bool:
+        """Whether it keeps sums of its tensors, as torch's files do, so that damage has a name."""
 
     @property
     def total_size(self) -> int:

@@ -8,7 +8,7 @@ accident, but is no seal against forgery), and can be held against its record.
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,20 +22,36 @@ READ_SIZE = 1 << 20  # stays in the cache between reading and hashing
 
 
 @dataclass(frozen=True)
+class Part:
+    """A tensor's bytes in a file: their place, and their XXH3 (64 bits, in hex)."""
+
+    name: str
+    start: int
+    size: int
+    xxh3_64: str
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """A finished file: ``path`` relative to the output folder, ``size`` in bytes, checksum.
 
     ``sha256`` is in hex, too; empty where nobody asked for it, as it costs thirty times as much.
+    ``parts`` are its tensors, if its format keeps no sums that tell which of them was damaged.
     """
 
     path: str
     size: int
     xxh3_128: str
     sha256: str = ""
+    parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts = (part if isinstance(part, Part) else Part(**part) for part in self.parts)
+        object.__setattr__(self, "parts", tuple(parts))
 
     def to_json(self) -> Json:
-        """Return it as plain data, without a sum that nobody asked for."""
-        return {name: value for name, value in asdict(self).items() if value != ""}
+        """Return it as plain data, without what nobody asked for."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", ())}
 
 
 def verify_files(
@@ -54,9 +70,8 @@ def verify_files(
     for record in records:
         found = checksum_of(folder / record.path, progress)
         if found != record.xxh3_128:
-            raise _damaged(
-                folder, record, f"damaged: xxh3 {found}, {recorded_in} says {record.xxh3_128}"
-            )
+            what = f"damaged: xxh3 {found}, {recorded_in} says {record.xxh3_128}"
+            raise _damaged(folder, record, what + _damaged_part(folder / record.path, record.parts))
 
 
 def check_sizes(folder: Path, records: Iterable[FileRecord], recorded_in: str = "manifest") -> None:
@@ -93,6 +108,21 @@ def _damaged(folder: Path, record: FileRecord, what: str) -> BadCheckpointError:
     return BadCheckpointError(
         what, hint="restore the folder from a copy, or make it again", where=folder / record.path
     )
+
+
+def _damaged_part(path: Path, parts: Sequence[Part]) -> str:
+    """Return which of the parts of a damaged file it is, as far as it can be told."""
+    if not parts:
+        return ""
+    with storage_errors(path, "reading"), path.open("rb") as file:
+        for part in parts:
+            file.seek(part.start)
+            checksum = xxhash.xxh3_64()
+            for at in range(0, part.size, READ_SIZE):
+                checksum.update(file.read(min(READ_SIZE, part.size - at)))
+            if checksum.hexdigest() != part.xxh3_64:
+                return f" (the first that differs is {part.name})"
+    return " (none of its tensors differs)"
 
 
 def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> str:

@@ -5,13 +5,13 @@ A file is written from its first byte to its last, with its sums on the way.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 import xxhash
 
-from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.checksums import FileRecord, Part
 
 
 class Sink(Protocol):
@@ -34,6 +34,17 @@ class OutputFile:
         self._report = report
         self._hash = xxhash.xxh3_128()
         self._sha256 = hashlib.sha256() if sha256 else None
+        self._parts: list[Part] = []
+        self._of_part: xxhash.xxh3_64 | None = None
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Let what is written in the block have a sum of its own, by which it can be told."""
+        start, self._of_part = self._file.position, xxhash.xxh3_64()
+        yield
+        size, sum_ = self._file.position - start, self._of_part.hexdigest()
+        self._parts.append(Part(name, start, size, sum_))
+        self._of_part = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append all of ``data`` (C-contiguous). Raises StorageError."""
@@ -46,6 +57,8 @@ class OutputFile:
         self._hash.update(view)
         if self._sha256 is not None:
             self._sha256.update(view)
+        if self._of_part is not None:
+            self._of_part.update(view)
         self._file.write(view)
         self._report(view.nbytes)
 
@@ -54,7 +67,8 @@ class OutputFile:
         if self._file.position != self._size:
             raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
         sha256 = "" if self._sha256 is None else self._sha256.hexdigest()
-        return FileRecord(relative, self._size, self._hash.hexdigest(), sha256)
+        sum_ = self._hash.hexdigest()
+        return FileRecord(relative, self._size, sum_, sha256, tuple(self._parts))
 
 
 class BegunOutput:

@@ -191,7 +191,13 @@ class Executor:
 
     def _write(self, pool: ThreadPoolExecutor, file: PlannedFile, folder: Output) -> None:
         def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[memoryview]:
-            return map(as_bytes, self.blocks(pool, buffer, arrays))
+            named = (
+                contextlib.nullcontext()
+                if file.names_damage
+                else output.part(arrays[0].placement.key)
+            )
+            with named:
+                yield from map(as_bytes, self.blocks(pool, buffer, arrays))
 
         sums = {path: folder.finished[path].sha256 for path in file.sums_of}
         summed = file.path in self.summed

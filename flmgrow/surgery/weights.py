@@ -16,7 +16,7 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.module import Model
 
 CPU = torch.device("cpu")
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 """Elements of a matrix read at once."""
 
 Progress = Callable[[int], None]

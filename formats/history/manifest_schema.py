@@ -91,10 +91,18 @@ class _Options(_Checked):
     init_std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
+class _Part(_Checked):
+    name: str
+    start: _Count
+    size: _Count
+    xxh3_64: str
+
+
 class _File(_Checked):
     path: str
     size: _Count
     xxh3_128: str
+    parts: list[_Part] = []
 
 
 class _Manifest(_Checked):

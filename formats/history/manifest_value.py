@@ -171,7 +171,10 @@ class Manifest(Part):
             training=None if training is None else _carried(training),
             drift=tuple(data.get("drift", [])),
             notes=tuple(data.get("notes", [])),
-            files=tuple(FileRecord(f["path"], f["size"], f["xxh3_128"]) for f in data["files"]),
+            files=tuple(
+                FileRecord(f["path"], f["size"], f["xxh3_128"], parts=f.get("parts", ()))
+                for f in data["files"]
+            ),
             receipt=_receipt(data["receipt"]),
             xxh3_128=data.get(SUM),
             read=data,

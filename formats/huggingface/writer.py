@@ -45,6 +45,7 @@ class SafetensorsShard:
     arrays: tuple[TargetArray, ...]
     provenance: tuple[tuple[str, str], ...] = ()
     sums_of: ClassVar[Sequence[str]] = ()
+    names_damage: ClassVar[bool] = False
 
     @cached_property
     def plan(self) -> SafetensorsPlan:

@@ -26,6 +26,7 @@ from flmgrow.formats.torch_file.values import (
     Storage,
     StoredBytes,
     TensorRecord,
+    walk_tensors,
 )
 from flmgrow.formats.torch_file.zip_reader import Record, read_directory
 from flmgrow.formats.torch_file.zip_writer import ZipWriter
@@ -35,6 +36,8 @@ from flmgrow.text import Found, Text
 
 MAX_PICKLE_BYTES = 128 << 20
 STORAGE_ALIGNMENT = 64
+MOST_NAMED = 3
+"""Tensors of one damaged record that are named."""
 
 _VERSION = b"3\n"
 _SERIALIZATION_ID_BYTES = 40
@@ -115,16 +118,26 @@ class TorchFile:
         It is 0 for a file that was saved without checksums. ``progress`` is called with the bytes
         of each piece.
 
-        Raises BadCheckpointError if a record is not as it was saved, and StorageError if the file
-        system failed.
+        Raises BadCheckpointError, naming the tensors in it, if a record is not as it was saved, and
+        StorageError if the file system failed.
         """
         if not self.has_checksums:
             return 0
         for record in self.records.values():
-            for piece in checked_chunks(self._place(record)):
-                if progress is not None:
-                    progress(piece.nbytes)
+            try:
+                for piece in checked_chunks(self._place(record)):
+                    if progress is not None:
+                        progress(piece.nbytes)
+            except BadCheckpointError as error:
+                raise error.with_more(self._holding(record)) from None
         return sum(record.nbytes for record in self.records.values())
+
+    def _holding(self, record: Record) -> str:
+        """Return what tensors lie in a record, by the keys that lead to them."""
+        found = [path for path, each in walk_tensors(self.root) if each.storage.name == record.name]
+        names = [": ".join(map(str, path)) for path in found if path]
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        return f" (it holds {', '.join(names[:MOST_NAMED])}{more})" if names else ""
 
     def _check_range(self, storage: Storage, offset: int, count: int) -> None:
         if storage.file is not self.file:

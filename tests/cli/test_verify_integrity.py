@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ from hf_folders import make_folder
 from hub_places import hub_at, upload
 from pico import CONFIGS, even, make_checkpoint
 from pico_distributed import distribute
+
+from flmgrow.formats.dcp.metadata import read_metadata
+from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.values import walk_tensors
+from flmgrow.storage.files import ReadOnlyFile
 
 LAYOUT = even(CONFIGS["llama"], tp=2, pp=2)
 
@@ -104,8 +111,8 @@ def test_a_damaged_optimizer_is_damage_though_nobody_can_read_it(tmp_path: Path)
         assert [found[str(p.relative_to(source))][0] for p in others if p != file] == ["ok"] * 3
 
 
-def flipped_at(content: bytes, place: int) -> bytes:
-    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+def flipped_at(content: bytes, place: int, bit: int = 1) -> bytes:
+    return content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
 
 
 def test_a_copy_that_drifted_is_damage_though_every_sum_is_right(tmp_path: Path) -> None:
@@ -140,6 +147,61 @@ def test_results_of_other_formats_are_covered_as_a_whole(tmp_path: Path, file_fo
     data[-100 if file_format == "huggingface" else len(data) // 2] ^= 4
     damaged.write_bytes(data)
     assert flmgrow("verify", "--integrity", tmp_path / "b").code in (1, 3)
+
+
+Places = list[tuple[Path, str, int, int]]
+"""Of each tensor: its file, its name there, where its bytes begin and how many they are."""
+
+
+def places_in(root: Path) -> Places:
+    """Where torch's files, distributed items and safetensors say that their tensors are."""
+    found: Places = []
+    for path in rank_files(root):
+        with TorchFile(path) as file:
+            for keys, record in walk_tensors(file.root):
+                name = ": ".join(map(str, keys))
+                found.append((path, name, record.storage.offset, record.storage.nbytes))
+    for path in root.glob("*.safetensors"):
+        tensors = SafetensorsFile(path).tensors.values()
+        found += [(path, each.name, each.offset, each.nbytes) for each in tensors]
+    for folder in {path.parent for path in root.rglob("*.distcp")}:
+        for tensor in read_metadata(folder).tensors.values():
+            for chunk in tensor.chunks:
+                with ReadOnlyFile(folder / chunk.file) as whole:
+                    item = TorchFile(whole, base=chunk.offset, length=chunk.length)
+                    (record,) = [each for _, each in walk_tensors(item.root)]
+                    at, size = record.storage.offset, record.storage.nbytes
+                found.append((folder / chunk.file, tensor.name, at, size))
+    return [place for place in found if place[3]]
+
+
+@pytest.mark.parametrize("file_format", ["megatron", "torch_dist", "huggingface"])
+def test_a_flipped_bit_is_named_with_its_tensor(tmp_path: Path, file_format: str) -> None:
+    kept = file_format != "huggingface"
+    source = make_checkpoint(tmp_path / "a", "llama", LAYOUT, dtype="bfloat16", optimizer=kept)
+    accepted("reshard", source, tmp_path / "b", "--format", file_format)
+    chance, places = Random(3), places_in(tmp_path / "b")
+    assert len(places) > 20
+    for path, name, start, size in chance.sample(places, 12):
+        place, whole = start + chance.randrange(size), path.read_bytes()
+        path.write_bytes(flipped_at(whole, place, 1 << chance.randrange(8)))
+        found, last = checked(1, tmp_path / "b")
+        assert last == "DAMAGED"
+        word, detail = found[str(path.relative_to(tmp_path / "b"))]
+        assert (word, name in detail) == ("DIFFERENT", True), (name, detail)
+        path.write_bytes(whole)
+    assert checked(0, tmp_path / "b")[1] == "intact"
+
+
+def test_a_bit_outside_of_all_tensors_is_none_of_them(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "a", "llama", LAYOUT)
+    accepted("reshard", source, tmp_path / "b", "--format", "huggingface")
+    (path,) = (tmp_path / "b").glob("*.safetensors")
+    whole = path.read_bytes()
+    place = whole.index(b'"flmgrow"') + 1
+    path.write_bytes(flipped_at(whole, place, 2))
+    found, _ = checked(1, tmp_path / "b")
+    assert "none of its tensors differs" in found[path.name][1]
 
 
 def test_safetensors_without_a_manifest_have_no_sum(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.states import ModelValues
 from flmgrow.text import Found, Text, Wanted
 
-ELEMENT_BLOCK = 1 << 20
+ELEMENT_BLOCK = 1 << 19
 """Elements derived at once by each worker, at most."""
 
 Compared = tuple[int, str, int, int]

@@ -40,6 +40,9 @@ from flmgrow.text import Found, Text
 
 Progress = Callable[[int], object]
 
+_Item = tuple[str, Callable[[], TorchFile]]
+"""What an item holds, and what opens it."""
+
 COMMON = "common.pt"
 COMMON_STATE = "common_state/shard_0_1"
 """The object that takes its place in 0.19: a list with the same dict in it."""
@@ -241,14 +244,15 @@ class DistFolder:
         """Return what checks the CRC32 of every record of every item of each file, and its sum in
         ``integrity.json``.
         """
-        items: dict[str, list[Callable[[], TorchFile]]] = {name: [] for name in self.files}
+        items: dict[str, list[_Item]] = {name: [] for name in self.files}
         if not self.in_shard:
-            items[COMMON].append(lambda: self.common)
+            items[COMMON].append(("", lambda: self.common))
         for name, tensor in self.metadata.tensors.items():
             for chunk in tensor.chunks:
-                items[chunk.file].append(partial(self._opened_item, name, tensor.dtype, chunk))
-        for item in self.metadata.objects.values():
-            items[item.file].append(partial(self.items.open_object, item))
+                opening = partial(self._opened_item, name, tensor.dtype, chunk)
+                items[chunk.file].append((name, opening))
+        for name, item in self.metadata.objects.items():
+            items[item.file].append((str(name), partial(self.items.open_object, item)))
         listed = {**{name: [] for name in self.integrity}, **items}
         return {
             self.folder / name: partial(self._check_file, name, own) for name, own in listed.items()
@@ -260,12 +264,15 @@ class DistFolder:
     def _check_file(
         self,
         name: str,
-        items: Sequence[Callable[[], TorchFile]],
+        items: Sequence[_Item],
         progress: Progress,
     ) -> tuple[str, ...]:
         kinds: tuple[str, ...] = ()
-        for opening in items:
-            kinds = check_records(opening(), progress) or kinds
+        for held, opening in items:
+            try:
+                kinds = check_records(opening(), progress) or kinds
+            except BadCheckpointError as error:
+                raise error.with_more(f" (it holds {held})" if held else "") from None
         if name in self.integrity:
             check_sum(self.folder / name, self.integrity[name])
             kinds = (*kinds, "SHA-256")

@@ -71,6 +71,7 @@ class DcpShard:
     items: tuple[Item, ...]
     behind: tuple[TargetArray | None, ...]
     sums_of: ClassVar[Sequence[str]] = ()
+    names_damage: ClassVar[bool] = True
 
     @property
     def arrays(self) -> tuple[TargetArray, ...]:
