@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.unpickler import to_pickle, unpickle
 from flmgrow.formats.torch_file.values import (
@@ -26,7 +27,6 @@ from flmgrow.formats.torch_file.values import (
     Storage,
     StoredBytes,
     TensorRecord,
-    walk_tensors,
 )
 from flmgrow.formats.torch_file.zip_reader import Record, read_directory
 from flmgrow.formats.torch_file.zip_writer import ZipWriter

@@ -17,7 +17,7 @@ from pico_distributed import distribute
 from flmgrow.formats.dcp.metadata import read_metadata
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile
 from flmgrow.formats.torch_file.file import TorchFile
-from flmgrow.formats.torch_file.values import walk_tensors
+from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.storage.files import ReadOnlyFile
 
 LAYOUT = even(CONFIGS["llama"], tp=2, pp=2)
