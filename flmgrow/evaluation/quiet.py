@@ -10,11 +10,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
-TALKATIVE = ("lm_eval", "datasets", "transformers", "huggingface_hub", "accelerate", "fsspec")
-"""Packages whose log is kept back, errors included: what they raise is told."""
+TALKATIVE = ("lm_eval", "datasets", "transformers", "huggingface_hub")
+"""Packages whose log is kept back, errors included: what they raise is told. They set its level
+when they are imported.
+"""
 
 
 @contextmanager
@@ -23,6 +26,8 @@ def quiet(label: str = "") -> Iterator[None]:
 
     ``label`` stands in front of each.
     """
+    for name in TALKATIVE:
+        import_module(name)
     loggers = [logging.getLogger(name) for name in TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
