@@ -27,6 +27,7 @@ GENERATED = 256
 """New tokens of a text, at most, where a task does not say (as the harness's ``hf``)."""
 BATCH = 16
 """Texts that are generated at once, at most, unless somebody says otherwise."""
+_WHOLE = 8
 _NEUTRAL: Mapping[str, object] = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
 """Settings of generation that change nothing, with the values that do not."""
 
@@ -177,9 +178,16 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for prompt in prompts:
             check_ids(prompt, self.model.config)
 
+        longest_stop = max((len(stop.encode()) for stop in until), default=0)
+
         def stops(_: int, ids: list[int]) -> bool:
-            text = self._text(ids)
-            return any(stop in text for stop in until)
+            # A token has one byte at least, so a stop that is new lies in as many; a few more let
+            # characters be whole. Then all is read, as it will be at the end.
+            tail = self._text(ids[-(longest_stop + _WHOLE) :])
+            return (
+                any(stop in tail for stop in until)
+                and _first_of(until, self._text(ids)) is not None
+            )
 
         request = Request(
             _choice(settings),

@@ -51,9 +51,14 @@ class Answering(LM):  # type: ignore[misc]
         return (0.0 if same else -1.0), same
 
 
-def few_tasks(seed: int, data: Path | None, shots: int | None) -> TaskManager:
+FEW = ("arc", "mmlu/default")
+
+
+def few_tasks(
+    seed: int, data: Path | None, shots: int | None, families: Sequence[str] = FEW
+) -> TaskManager:
     """This package's tasks, and few of lm-eval's: to read all of them takes seconds."""
-    theirs = () if data is None else ("arc", "mmlu/default")
+    theirs = () if data is None else families
     manager = TaskManager(
         include_path=[str(FOLDER), *(str(THEIRS / name) for name in theirs)],
         include_defaults=False,
