@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
+from unicodedata import category
 
 import typer
 
@@ -142,11 +143,24 @@ def generate(
     elif as_json:
         print("\n".join(json.dumps(each.to_json()) for each in found))
     else:
-        print("\n\n".join(each.prompt + each.text for each in found))
+        print(_harmless("\n\n".join(each.prompt + each.text for each in found)))
 
 
 def _write(text: str) -> None:
-    print(text, end="", flush=True)
+    print(_harmless(text), end="", flush=True)
+
+
+def _harmless(text: str) -> str:
+    """Return a text as a terminal may have it: what would steer that, a model may have said.
+
+    Files and pipes get the text as it is.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) == "Cc" and c not in "\n\t" else c
+        for c in text
+    )
 
 
 def _texts(given: Sequence[str], file: Path | None) -> list[str]:

@@ -1,5 +1,6 @@
 """What a checkpoint says: as transformers says it, in any format, and as the model it grew from."""
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from sampling import first
 from speakers import make_speaker
 from transformers_models import CONFIGS, load_model
 
+from flmgrow.cli.app import run
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.generation.speech import Stream, speech_of
 
@@ -97,6 +99,24 @@ def test_standard_input_is_a_prompt(speaker: Path, monkeypatch: pytest.MonkeyPat
     assert said(speaker, "--max-new-tokens", 5) == said(
         speaker, "--prompt", "the", "--max-new-tokens", 5
     )
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_a_terminal_is_not_steered(speaker: Path, prompts: int) -> None:
+    """What would clear its screen, or turn what is written back, is shown; a pipe gets it as is."""
+    steering = "the\x1b[2J\r\x9b31m\n\tother \u3000"
+    words = ["generate", str(speaker), "--max-new-tokens", "3", *["--prompt", steering] * prompts]
+    terminal = Terminal()
+    with contextlib.redirect_stdout(terminal):
+        assert run(words) == 0
+    assert "the\\x1b[2J\\r\\x9b31m\n\tother \u3000" in terminal.getvalue()
+    assert not {*"\x1b\r\x9b"} & {*terminal.getvalue()}
+    assert steering in accepted(*words).out
 
 
 def test_a_stream_tells_the_whole_text(speaker: Path) -> None:
