@@ -1,7 +1,8 @@
 """The paper's scores as columns of a table.
 
 A task of lm-evaluation-harness may have several metrics, of which the paper reports one: on the
-tasks of Open LLM, that of its leaderboard. Elsewhere there is one metric, or the first is meant.
+tasks of Open LLM, that of its leaderboard; where strings stand for classes, what a model writes, as
+everywhere in its own evaluation. Elsewhere there is one metric, or the first is meant.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,18 @@ from flmgrow.evaluation import paper
 from flmgrow.evaluation.results import Result
 from flmgrow.hub.evaluation import Score
 
-METRICS = {"arc_challenge": "acc_norm", "hellaswag": "acc_norm"}
+SYMBOLIC = (7, 8)
+"""The tables of classes that have strings for names."""
+METRICS = {
+    "arc_challenge": "acc_norm",
+    "hellaswag": "acc_norm",
+    **{
+        task: "exact_match"
+        for table in paper.TABLES
+        if table.number in SYMBOLIC
+        for task in table.columns
+    },
+}
 CAUTION = "the paper's prompts and items were never published: its scores are near these, no more"
 
 

@@ -59,6 +59,14 @@ def test_who_guesses_scores_chance(name: str) -> None:
     assert found == pytest.approx(chance, abs=tolerance)
 
 
+def test_a_key_may_be_followed_by_what_follows_it_in_the_text() -> None:
+    def goes_on(prompt: str) -> str:
+        return f"{SOLVERS['multi_key'](prompt)}. Remember it. The old farmer sells the map."
+
+    found = evaluated(goes_on, "iq_multi_key", seed=1, limit=5)["results"]["iq_multi_key"]
+    assert found["exact_match,none"] == 1
+
+
 def test_who_counts_on_and_on_begins_right() -> None:
     found = evaluated(one_too_far, "iq_counting_en", seed=1, limit=5)["results"]["iq_counting_en"]
     assert (found["exact_match,none"], found["prefix_match,none"]) == (0, 1)

@@ -98,10 +98,12 @@ def test_tasks_of_a_large_group_are_left_out() -> None:
 def test_the_paper_stands_beside() -> None:
     beside = paper_results()
     lines = table([scored("x", Score("mmlu", "acc", 0.1), Score("hellaswag", "acc", 0.2),
-                          Score("hellaswag", "acc_norm", 0.3))], beside)  # fmt: skip
+                          Score("hellaswag", "acc_norm", 0.3), Score("iq_wsc", "acc", 0.4),
+                          Score("iq_wsc", "exact_match", 0.4))], beside)  # fmt: skip
     rows = {tuple(line.split()[1:4:2]): line.split()[-2] for line in lines.splitlines()}
     assert rows["mmlu", "acc"] == "0.2830"
     assert rows["hellaswag", "acc"] == "-"
     assert rows["hellaswag", "acc_norm"] == "0.6623"
+    assert rows["iq_wsc", "acc"] == "-"
     stages = [each.name for each in paper_results(stages=True)]
     assert stages == ["FLM-16B (paper)", "FLM-51B (paper)", "FLM-101B (paper)"]
