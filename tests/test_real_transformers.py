@@ -53,6 +53,15 @@ GROWTHS: dict[str, tuple[tuple[object, ...], ...]] = {
          "--method", "zero"),
         (*UNITS, "--hidden-size", 64, "--method", "copy"),
     ),
+    "granite": (
+        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, "--num-attention-heads", 8,
+         "--num-query-groups", 4, "--vocab-size", 90, "--method", "zero"),
+        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, "--method", "copy"),
+    ),
+    "granite tied": (
+        (*UNITS, "--hidden-size", 40, "--num-attention-heads", 6, "--method", "zero"),
+        (*UNITS, "--hidden-size", 64, "--method", "copy"),
+    ),
     "gpt2": (
         (*UNITS, "--ffn-hidden-size", 150, "--method", "zero"),
         (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),

@@ -140,7 +140,7 @@ ShardSize = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm",
+        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm|granite",
         help="Family of transformers to write; the first that can say the model if not given.",
         rich_help_panel=FILES,
     ),

@@ -77,7 +77,7 @@ class Multipliers:
     ``embedding`` multiplies the embedding's output. Logits are multiplied by ``output``, divided by
     ``hidden / mup_base_width`` where a base width is given. ``attention`` replaces 1/sqrt(head_dim)
     in front of the scores; ``attention_by_inverse_layer`` divides the scores of layer i (from 0) by
-    i + 1.
+    i + 1. ``residual`` multiplies what attention and FFN add to the residual stream.
     """
 
     embedding: float = 1.0
@@ -85,10 +85,12 @@ class Multipliers:
     mup_base_width: int | None = None
     attention: float | None = None
     attention_by_inverse_layer: bool = False
+    residual: float = 1.0
 
     def __post_init__(self) -> None:
         check_finite("the embedding's multiplier", self.embedding)
         check_finite("the logits' multiplier", self.output)
+        check_finite("the branches' multiplier", self.residual)
         if self.attention is not None:
             check_finite("the scores' multiplier", self.attention)
         if self.mup_base_width is not None:
@@ -139,6 +141,8 @@ class ModelConfig:
             )
         if self.positions not in ("rope", "xpos"):  # what has no effect must not tell models apart
             object.__setattr__(self, "rotary", RotarySettings())
+        if self.multipliers.attention == self.head_dim**-0.5:
+            object.__setattr__(self, "multipliers", replace(self.multipliers, attention=None))
 
     @property
     def sizes(self) -> dict[Axis, int]:

@@ -272,7 +272,9 @@ def residuals(
     query_turn, key_turn = (turning(config, places.positions, sign, x.dtype) for sign in (+1, -1))
     run = Pass(places, query_turn, key_turn, cache, attending)
     for layer in range(config.layers):
-        branch = 1.0 if masks.layers is None else masks.layers[layer]
+        branch: float | Tensor = config.multipliers.residual
+        if masks.layers is not None:
+            branch = branch * masks.layers[layer]
         y = _norm(x, "attention_norm", layer, config, weights, masks.hidden)
         x = x + _scaled(attention(y, layer, config, weights, masks.heads, run), branch)
         y = _norm(x, "ffn_norm", layer, config, weights, masks.hidden)

@@ -6,7 +6,7 @@ it is left to the caller to find out whether that is all.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from flmgrow.errors import BadCheckpointError
@@ -17,6 +17,7 @@ from flmgrow.formats.huggingface.fields.names import ROWS
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.flm import CODE, read_flm
+from flmgrow.formats.huggingface.granite import read_multipliers
 from flmgrow.formats.huggingface.parts import (
     exact_heads,
     grouped_heads,
@@ -63,9 +64,14 @@ class Family:
         return frozenset(name for name, row in ROWS.items() if row.use_in(self.name) is not None)
 
     def write(self, config: ModelConfig) -> dict[str, object]:
-        """Return the fields for ``config``; what has no field is left out."""
+        """Return the fields for ``config``.
+
+        What has no field is left out, and so is an optional field that has nothing to say.
+        """
         uses = {name: row.use_in(self.name) for name, row in ROWS.items()}
-        return {n: use.value(config) for n, use in uses.items() if use is not None and use.value}
+        values = {n: use.value(config) for n, use in uses.items() if use is not None and use.value}
+        silent = {n for n, use in uses.items() if use is not None and use.optional}
+        return {n: value for n, value in values.items() if value is not None or n not in silent}
 
     @property
     def code_files(self) -> list[str]:
@@ -107,6 +113,10 @@ def _llama(
 
 def _read_llama(reader: FieldReader) -> ModelConfig:
     exact_heads(reader, rows.HIDDEN, rows.HEADS)  # transformers 5 insists on it
+    return _llama_with_biases(reader)
+
+
+def _llama_with_biases(reader: FieldReader) -> ModelConfig:
     both = (rows.ATTENTION_BIAS, rows.MLP_BIAS)
     attention, ffn = (row.read(reader) for row in both)
     if attention != ffn:
@@ -116,6 +126,11 @@ def _read_llama(reader: FieldReader) -> ModelConfig:
             where=reader.where,
         )
     return _llama(reader, qkv_bias=attention, linear_bias=ffn)
+
+
+def _read_granite(reader: FieldReader) -> ModelConfig:
+    config = _llama_with_biases(reader)
+    return replace(config, multipliers=read_multipliers(reader, config.hidden))
 
 
 def _read_qwen2(reader: FieldReader) -> ModelConfig:
@@ -215,6 +230,7 @@ _FAMILIES = (
         types.FLM, "FLMForCausalLM", tables.GPT2, "transformer.", _GPT2_BUFFERS, read_flm,
         rows.N_POSITIONS, code=CODE,
     ),
+    _llama_family(types.GRANITE, "GraniteForCausalLM", _read_granite, (1, 2)),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     name: family for name in types.MODEL_TYPES for family in _FAMILIES if family.name == name

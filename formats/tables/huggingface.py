@@ -1,8 +1,8 @@
 """Where the causal language models of transformers keep each logical tensor: rows only.
 
-One table per way of storing a block. Llama's serves Mistral, Qwen2 and Qwen3 as well, which only
-differ in the parts they have. GPT-2 stores its matrices as (in, out). GPT-NeoX alternates query,
-key and value head by head, as Megatron does.
+One table per way of storing a block. Llama's serves Mistral, Qwen2, Qwen3 and Granite as well,
+which only differ in the parts they have. GPT-2 stores its matrices as (in, out). GPT-NeoX
+alternates query, key and value head by head, as Megatron does.
 """
 
 from flmgrow.formats.tables.row import Home, Row

@@ -105,8 +105,10 @@ def naive_logits(c: ModelConfig, w: dict[str, Array], tokens: list[int]) -> Arra
     for layer in range(c.layers):
         ys = [naive_norm(x, w, "attention_norm", layer, c) for x in xs]
         outs = naive_attention(ys, layer, w, c)
-        xs = [x + out for x, out in zip(xs, outs, strict=True)]
-        xs = [x + naive_ffn(naive_norm(x, w, "ffn_norm", layer, c), layer, w, c) for x in xs]
+        share = c.multipliers.residual
+        xs = [x + share * out for x, out in zip(xs, outs, strict=True)]
+        ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in xs]
+        xs = [x + share * naive_ffn(y, layer, w, c) for x, y in zip(xs, ys, strict=True)]
     factor = c.multipliers.output / (c.hidden / (c.multipliers.mup_base_width or c.hidden))
     table = w["embedding" if c.tied else "head"]
     return np.array([table @ naive_norm(x, w, "final_norm", None, c) * factor for x in xs])

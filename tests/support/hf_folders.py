@@ -57,6 +57,12 @@ MODELS: dict[str, ModelConfig] = {
     "llama": ModelConfig(**{**_LLAMA, "kv_groups": 2, "queries_per_group": 2, "tied": False}),
     "qwen2": ModelConfig(**{**_LLAMA, "qkv_bias": True}),
     "qwen3": ModelConfig(**{**_LLAMA, "qk_norm": True, "head_dim": 8}),
+    "granite": ModelConfig(
+        **{**_LLAMA, "kv_groups": 2, "queries_per_group": 2},
+        multipliers=Multipliers(
+            embedding=2.5, output=1.7, mup_base_width=8, attention=0.2, residual=0.22
+        ),
+    ),
     "gpt2": ModelConfig(**_BASE, positions="learned", activation="gelu_tanh"),
     "gpt_neox": ModelConfig(**_BASE, tied=False, rotary=RotarySettings(percent=0.5)),
     "flm": ModelConfig(

@@ -195,6 +195,7 @@ def arguments(
         "flmgrow_output_multiplier": factors.output if factors.output != 1 else None,
         "flmgrow_mup_base_width": factors.mup_base_width,
         "flmgrow_attention_by_inverse_layer": factors.attention_by_inverse_layer or None,
+        "flmgrow_residual_multiplier": factors.residual if factors.residual != 1 else None,
     }
     vars(args).update({name: value for name, value in own.items() if value is not None})
     return args

@@ -72,7 +72,7 @@ def configs(draw: DrawFn) -> ModelConfig:
                 [
                     Multipliers(),
                     Multipliers(embedding=3.0, output=0.7, mup_base_width=4, attention=0.3),
-                    Multipliers(attention_by_inverse_layer=True),
+                    Multipliers(attention_by_inverse_layer=True, residual=0.4),
                 ]
             )
         ),

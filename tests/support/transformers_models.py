@@ -30,6 +30,10 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
 }  # fmt: skip
+_MULTIPLIERS = {
+    "embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22,
+    "logits_scaling": 6.0,
+}  # fmt: skip
 
 CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
     {
@@ -50,6 +54,11 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
         "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None, "head_dim": 16}),
         "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),
         "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
+        "granite": ("GraniteConfig", {**_GROUPED, **_MULTIPLIERS, "rms_norm_eps": 1e-3}),
+        "granite tied": (
+            "GraniteConfig",
+            {**_SIZES, **_MULTIPLIERS, "tie_word_embeddings": True, "logits_scaling": 0.31},
+        ),
         "gpt2": ("GPT2Config", _GPT2),
         "gpt2 by layer": (
             "GPT2Config",

@@ -23,7 +23,7 @@ from flmgrow.trainer.megatron.core import (
     get_transformer_layer_offset,
 )
 from flmgrow.trainer.megatron.live_masks import LiveMask, LiveMasks
-from flmgrow.trainer.megatron.masked_modules import MaskedRowParallelLinear, masked_branch
+from flmgrow.trainer.megatron.masked_modules import MaskedRowParallelLinear, scaled_branch
 from flmgrow.trainer.megatron.norms import MaskedLayerNorm, MaskedRMSNorm, PlainNorm
 
 MASKED_NORMS = {"layernorm": MaskedLayerNorm, "rmsnorm": MaskedRMSNorm}
@@ -58,8 +58,11 @@ def _layer_spec(config: ModelConfig, masks: LiveMasks, norm: str, layer: int) ->
         attention.submodules.linear_proj = _with_mask(MaskedRowParallelLinear, mask)
     if mask := masks.of(Dimension.FFN):
         _ffn_places(places.mlp).linear_fc2 = _with_mask(MaskedRowParallelLinear, mask)
-    if (mask := masks.of(Dimension.DEPTH)) and mask.is_fresh(layer):
-        places.self_attn_bda = places.mlp_bda = masked_branch(mask)
+    mask = masks.of(Dimension.DEPTH)
+    gate = mask if mask and mask.is_fresh(layer) else None
+    if gate or config.multipliers.residual != 1.0:
+        add = scaled_branch(config.multipliers.residual, gate)
+        places.self_attn_bda = places.mlp_bda = add
     return spec
 
 

@@ -8,6 +8,7 @@ it joins the residual.
 
 Tensor parallelism cuts heads and units, and a projection takes the part of the mask that belongs to
 its rank. Hidden channels are never cut, not even by sequence parallelism, which cuts positions.
+Where the model multiplies all branches by a constant, the mask comes on top of that.
 """
 
 from collections.abc import Callable
@@ -45,22 +46,24 @@ class MaskedRowParallelLinear(RowParallelLinear):  # type: ignore[misc]
         return super().forward(x)
 
 
-def masked_branch(mask: LiveMask) -> Callable[..., Any]:
-    """Return what adds the branches of a fresh layer to the residual stream.
+def scaled_branch(multiplier: float, mask: LiveMask | None) -> Callable[..., Any]:
+    """Return what adds a layer's branches, times ``multiplier``, to the residual stream.
 
-    As megatron-core's ``get_bias_dropout_add``, it takes a branch and the residual stream, both
-    (positions, batch, hidden), with the branch's bias (hidden,) or None, and returns their sum.
+    Those of a fresh layer have a ``mask`` as well. As megatron-core's ``get_bias_dropout_add``, it
+    takes a branch and the residual stream, both (positions, batch, hidden), with the branch's bias
+    (hidden,) or None, and returns their sum.
     """
 
     def bias_dropout_add(training: bool, fused: bool) -> Callable[..., Any]:
         add = get_bias_dropout_add(training, fused)
 
-        def masked(branch: tuple[Tensor, Tensor | None], residual: Tensor, prob: float) -> Any:
-            if mask.value < 1.0:
+        def scaled(branch: tuple[Tensor, Tensor | None], residual: Tensor, prob: float) -> Any:
+            factor = multiplier if mask is None else multiplier * mask.value
+            if factor != 1.0:
                 output, bias = branch
-                branch = (output * mask.value, None if bias is None else bias * mask.value)
+                branch = (output * factor, None if bias is None else bias * factor)
             return add(branch, residual, prob)
 
-        return masked
+        return scaled
 
     return bias_dropout_add

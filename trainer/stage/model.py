@@ -45,6 +45,7 @@ class MultiplierSection(Section):
     mup_base_width: Count | None = None
     attention: Positive | None = None
     attention_by_inverse_layer: bool = False
+    residual: Positive = 1.0
     base_output: Positive | None = None
 
 

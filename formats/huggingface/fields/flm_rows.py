@@ -11,6 +11,7 @@ from flmgrow.formats.huggingface.fields.model_rows import MAX_WIDTH
 from flmgrow.formats.huggingface.fields.rotary_rows import BASE
 from flmgrow.formats.huggingface.fields.row import (
     FLM,
+    GRANITE,
     Field,
     Use,
     choice,
@@ -34,6 +35,10 @@ def _is_scaled(config: ModelConfig) -> bool:
     return (factors.embedding, factors.output, factors.mup_base_width) != (1, 1, None)
 
 
+def _base_width(config: ModelConfig) -> int | None:
+    return config.multipliers.mup_base_width
+
+
 ENCODING = Field("relative_encoding", (Use(_ONLY, choice("rotary"), "rotary", lambda _: "rotary"),))
 THETA = Field("rotary_theta", (Use(_ONLY, number, BASE, lambda config: config.rotary.base),))
 INTERLEAVED = Field(
@@ -54,13 +59,12 @@ USE_MUP = Field("use_mup", (Use(_ONLY, flag, False, _is_scaled),))
 BASE_WIDTH = Field(
     "mup_base_width",
     (
-        Use(
-            _ONLY,
-            optional_positive(MAX_WIDTH),
-            value=lambda config: config.multipliers.mup_base_width,
-        ),
+        Use(_ONLY, optional_positive(MAX_WIDTH), value=_base_width),
+        Use((GRANITE,), optional_positive(MAX_WIDTH), value=_base_width, optional=True),
     ),
 )
+"""In Granite, a field of our own, which only training asks for."""
+
 SCALE_FACTOR = Field(
     "mup_scale_factor",
     (

@@ -1,6 +1,7 @@
 """The fields that say what a model computes, but for rotary positions: sizes, norms, activations.
 
-Llama and its kin, GPT-NeoX, and the GPT-2 that FLM is made of have names of their own for most.
+Llama and its kin (Granite is one), GPT-NeoX, and the GPT-2 that FLM is made of have names of their
+own for most.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from flmgrow.formats.huggingface.fields.row import (
     FLM,
     GPT2,
     GPT_NEOX,
+    GRANITE,
     LLAMA,
     MISTRAL,
     QWEN2,
@@ -26,7 +28,7 @@ from flmgrow.formats.huggingface.fields.row import (
 from flmgrow.formats.huggingface.fields.switch_rows import BIASES, OFF, ON, SCALED_SCORES, WINDOWS
 from flmgrow.model.config import Activation, ModelConfig
 
-LLAMAS = (LLAMA, QWEN2, QWEN3, MISTRAL)
+LLAMAS = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE)
 GPTS = (GPT2, FLM)
 _QWENS = (QWEN2, QWEN3)
 MAX_WIDTH = 1 << 30
@@ -121,7 +123,7 @@ ACTIVATION_FUNCTION = Field(
 ATTENTION_BIAS = Field(
     "attention_bias",
     (
-        Use((LLAMA,), flag, False, lambda config: config.qkv_bias),
+        Use((LLAMA, GRANITE), flag, False, lambda config: config.qkv_bias),
         Use((GPT_NEOX,), flag, True, lambda _: True),
     ),
     neutral=OFF,
@@ -129,7 +131,7 @@ ATTENTION_BIAS = Field(
 )
 MLP_BIAS = Field(
     "mlp_bias",
-    (Use((LLAMA,), flag, False, lambda config: config.linear_bias),),
+    (Use((LLAMA, GRANITE), flag, False, lambda config: config.linear_bias),),
     neutral=OFF,
     changes=BIASES,
 )
@@ -161,16 +163,16 @@ WINDOW = Field(
     "sliding_window",
     (
         Use[object]((MISTRAL,), as_it_is, 4096, lambda _: None),
-        Use[object]((LLAMA, GPT_NEOX, *_QWENS), as_it_is),
+        Use[object]((LLAMA, GPT_NEOX, GRANITE, *_QWENS), as_it_is),
     ),
     neutral=(None,),
     changes=WINDOWS,
 )
-"""Llama and GPT-NeoX have none; the caches of transformers go by it all the same."""
+"""Llama, Granite and GPT-NeoX have none; the caches of transformers go by it all the same."""
 
 USE_WINDOW = Field(
     "use_sliding_window",
-    (Use((LLAMA, GPT_NEOX, MISTRAL), flag, True), Use(_QWENS, flag, False)),
+    (Use((LLAMA, GPT_NEOX, MISTRAL, GRANITE), flag, True), Use(_QWENS, flag, False)),
     neutral=OFF,
     changes=WINDOWS,
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from flmgrow.formats.companions import IDS
 from flmgrow.formats.huggingface.fields.flm_rows import FLM_ROWS
+from flmgrow.formats.huggingface.fields.granite_rows import GRANITE_ROWS
 from flmgrow.formats.huggingface.fields.model_rows import MODEL_ROWS
 from flmgrow.formats.huggingface.fields.rotary_rows import ROTARY_ROWS
 from flmgrow.formats.huggingface.fields.row import Field
@@ -38,7 +39,7 @@ repository a file was made on.
 
 ROWS: Mapping[str, Field[Any]] = {
     row.name: row
-    for row in (*MODEL_ROWS, *ROTARY_ROWS, *FLM_ROWS, *SWITCH_ROWS, *LABEL_ROWS)
+    for row in (*MODEL_ROWS, *ROTARY_ROWS, *FLM_ROWS, *GRANITE_ROWS, *SWITCH_ROWS, *LABEL_ROWS)
 }  # fmt: skip
 """Every row, by its name."""
 

@@ -12,8 +12,8 @@ from flmgrow.formats.fields import ArgumentReader
 from flmgrow.model.config import ModelConfig
 
 LLAMA, QWEN2, QWEN3, MISTRAL = "llama", "qwen2", "qwen3", "mistral"
-GPT2, GPT_NEOX, FLM = "gpt2", "gpt_neox", "flm"
-MODEL_TYPES = (LLAMA, QWEN2, QWEN3, GPT2, GPT_NEOX, MISTRAL, FLM)
+GRANITE, GPT2, GPT_NEOX, FLM = "granite", "gpt2", "gpt_neox", "flm"
+MODEL_TYPES = (LLAMA, QWEN2, QWEN3, GPT2, GPT_NEOX, MISTRAL, FLM, GRANITE)
 """Every ``model_type``, in the order in which they are tried for a model from elsewhere."""
 
 Fields = Mapping[str, object]
@@ -59,6 +59,12 @@ def number(reader: ArgumentReader, name: str, default: float | None) -> float:
     return reader.number(name, default)
 
 
+def optional_number(reader: ArgumentReader, name: str, default: float | None) -> float | None:
+    """Read a finite number or None."""
+    value = reader.optional_number(name)
+    return default if value is None else value
+
+
 def flag(reader: ArgumentReader, name: str, default: bool | None) -> bool:
     """Read true or false; null is false."""
     return reader.flag(name, default=bool(default))
@@ -83,13 +89,15 @@ class Use(Generic[T]):
     """How some ``families`` use a field.
 
     ``absent`` is what a field means that is not there; None where it must be, or where that follows
-    from others. ``value`` is what is written for a model; None where nothing is.
+    from others. ``value`` is what is written for a model; None where nothing is. An ``optional``
+    field is not written where it would be null.
     """
 
     families: Collection[str]
     reading: Reading[T]
     absent: T | None = None
     value: Callable[[ModelConfig], object] | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not self.families or not set(self.families) <= set(MODEL_TYPES):

@@ -28,7 +28,8 @@ SCALED_SCORES = "attention scores without their scale are not supported"
 NO_GATE = "FFNs without a gate are not supported in a model of this type"
 LATER_TOKENS = "attention to later tokens is not supported"
 MULTIPLIER = (
-    "factors that embeddings, scores, branches or logits are multiplied by are not supported"
+    "factors that embeddings, scores, branches or logits are multiplied by are not supported in a "
+    "model of this type"
 )
 CAPPED = "scores and logits that are capped are not supported"
 CLIPPED = "queries, keys and values that are clipped are not supported"
@@ -61,10 +62,6 @@ _OTHER_KINDS = (
 _CONSTANTS = (
     _switch("clip_qkv", (None,), CLIPPED),
     _switch("logit_scale", ONE, MULTIPLIER),
-    _switch("logits_scaling", ONE, MULTIPLIER),
-    _switch("attention_multiplier", (None,), MULTIPLIER),
-    _switch("embedding_multiplier", ONE, MULTIPLIER),
-    _switch("residual_multiplier", ONE, MULTIPLIER),
     _switch("scale_embedding", OFF, MULTIPLIER),
     _switch("scale_attn", ON, SCALED_SCORES),
     _switch("final_logit_softcapping", (None,), CAPPED),

@@ -69,6 +69,7 @@ def _multipliers(reader: ArgumentReader) -> Multipliers:
         mup_base_width=rows.MUP_BASE_WIDTH.read(reader),
         attention=rows.SOFTMAX_SCALE.read(reader),
         attention_by_inverse_layer=rows.BY_INVERSE_LAYER.read(reader),
+        residual=rows.RESIDUAL_MULTIPLIER.read(reader),
     )
 
 

@@ -240,6 +240,9 @@ BY_INVERSE_LAYER = _own(
     lambda config: config.multipliers.attention_by_inverse_layer,
     False,
 )
+RESIDUAL_MULTIPLIER = _own(
+    "flmgrow_residual_multiplier", number(1.0), lambda config: config.multipliers.residual, 1.0
+)
 XPOS_SCALE_BASE = _of_xpos(
     "flmgrow_xpos_scale_base", number(512.0), lambda config: config.rotary.xpos_scale_base, None
 )
@@ -249,7 +252,7 @@ XPOS_CENTRE = _of_xpos(
 
 OWN_ROWS: tuple[ModelArgument[Any], ...] = (
     EMBEDDING_MULTIPLIER, OUTPUT_MULTIPLIER, MUP_BASE_WIDTH, BY_INVERSE_LAYER,
-    XPOS_SCALE_BASE, XPOS_CENTRE,
+    RESIDUAL_MULTIPLIER,     XPOS_SCALE_BASE, XPOS_CENTRE,
 )  # fmt: skip
 MODEL_ROWS: tuple[ModelArgument[Any], ...] = (
     LAYERS, ENCODER_LAYERS, HIDDEN, FFN, MOE_FFN, HEADS, HEAD_DIM, GROUPED, GROUPS, MAX_POSITIONS,

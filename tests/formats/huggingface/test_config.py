@@ -47,6 +47,22 @@ def flm(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 
 @st.composite
+def granite(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model of these sizes with any multipliers; most outputs are the quotient by no number."""
+    number = st.floats(1e-3, 1e3)
+    return replace(
+        config,
+        multipliers=Multipliers(
+            embedding=draw(number),
+            output=draw(number),
+            mup_base_width=draw(st.one_of(st.none(), st.integers(1, 99))),
+            attention=draw(st.one_of(st.none(), number)),
+            residual=draw(number),
+        ),
+    )
+
+
+@st.composite
 def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
     """A family, and any model that it can say."""
     name = draw(st.sampled_from(list(FAMILIES)))
@@ -68,7 +84,7 @@ def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
         vocab=draw(st.integers(1, 99)), max_positions=draw(st.integers(1, 99)),
         norm_eps=draw(st.floats(0, 1)), tied=draw(st.booleans()), rotary=rotary,
     )  # fmt: skip
-    if name == "llama" and draw(st.booleans()):
+    if name in ("llama", "granite") and draw(st.booleans()):
         config = replace(config, linear_bias=True, qkv_bias=True)
     if name == "gpt2":
         scores = Multipliers(
@@ -79,6 +95,8 @@ def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
                          multipliers=scores)  # fmt: skip
     if name == "flm":
         config = draw(flm(config))
+    if name == "granite":
+        config = draw(granite(config))
     return name, config
 
 
@@ -119,11 +137,15 @@ def test_the_family_is_chosen_by_what_the_model_is(name: str) -> None:
             {"rotary": RotarySettings(scaling_factor=8.0, interpolation=2.0)},
             "llama cannot say rotary.interpolation 2.0",
         ),
-        ({"multipliers": Multipliers(output=2.0)}, "llama cannot say multipliers.output 2.0"),
         (
-            {"multipliers": Multipliers(mup_base_width=4)},
-            "llama cannot say multipliers.mup_base_width 4",
+            {"multipliers": Multipliers(output=2.0, attention_by_inverse_layer=True)},
+            "llama cannot say multipliers.output 2.0",
         ),
+        (
+            {"multipliers": Multipliers(output=0.0)},
+            "granite cannot say multipliers.output 0.0",
+        ),
+        ({"multipliers": Multipliers(residual=0.5), "qk_norm": True}, "granite cannot say qk_norm"),
         ({"linear_bias": True}, "llama cannot say attention_bias is False, mlp_bias is True"),
         ({"qk_norm": True, "qkv_bias": True}, "qwen3 cannot say qkv_bias True"),
         ({"norm": "layernorm"}, "llama cannot say norm layernorm"),

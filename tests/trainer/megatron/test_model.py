@@ -82,6 +82,7 @@ BUILDS: dict[str, tuple[dict[str, Any], str]] = {
     "embedding only": ({"positions": "learned", "multipliers": Multipliers(embedding=2.0)}, ""),
     "output": ({"multipliers": Multipliers(output=0.5)}, ""),
     "output untied": ({"tied": False, "multipliers": Multipliers(output=0.5)}, ""),
+    "residual": ({"multipliers": Multipliers(residual=0.22)}, ""),
     "mup": ({"multipliers": Multipliers(output=2.0, mup_base_width=16)}, ""),
     "damped": ({"multipliers": Multipliers(attention_by_inverse_layer=True)}, ""),
     "damped attention": (
