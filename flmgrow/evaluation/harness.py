@@ -77,11 +77,14 @@ def evaluate(model: Any, tasks: Tasks) -> dict[str, Any]:
     """Return what the harness finds out of ``model`` (an ``lm_eval.api.model.LM``).
 
     It is the content of its result files, samples and all. On all ranks of ``model`` but the first
-    it is empty. Raises BadDataError where a task cannot be asked.
+    it is empty. Seed 0 draws the examples that the harness draws where it is given none. Raises
+    BadDataError where a task cannot be asked.
     """
     from lm_eval import simple_evaluate
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     request = tasks.request
+    other = DEFAULT_OTHER_SEED + request.seed
     loaded = list(_outermost(tasks.loaded))
     with quiet(), _one_line("evaluating"):
         found: dict[str, Any] | None = simple_evaluate(
@@ -91,10 +94,10 @@ def evaluate(model: Any, tasks: Tasks) -> dict[str, Any]:
             num_fewshot=request.shots,
             samples=dict(tasks.samples) or None,
             limit=None if tasks.samples else request.limit,
-            random_seed=request.seed,
-            numpy_random_seed=request.seed,
-            torch_random_seed=request.seed,
-            fewshot_random_seed=request.seed,
+            random_seed=DEFAULT_RANDOM_SEED + request.seed,
+            numpy_random_seed=other,
+            torch_random_seed=other,
+            fewshot_random_seed=other,
         )
     if found is None:
         return {}

@@ -71,7 +71,8 @@ class Request:
 
     ``data`` is a folder in which the data of tasks is looked for before the Hub is asked, or a file
     for tasks that are made of one. ``shots`` is the number of examples before each question, each
-    task's own if None. ``seed`` draws them, and what is generated or sampled. ``limit`` is the
+    task's own if None. ``seed`` draws them, and what is generated or sampled; 0 is as the harness
+    does without one. ``limit`` is the
     number of questions of each task, all if None.
     """
 

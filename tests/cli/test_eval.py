@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from answering import evaluated as harness_alone
 from answering import few_tasks
 from commands import accepted, check_lines, flmgrow, names, refused
+from hub_places import hub_at, upload
 from pico import CONFIGS, make_checkpoint
+from speakers import make_named
 
 import flmgrow as package
 from flmgrow.evaluation.results import newest_file
@@ -127,6 +130,10 @@ def test_result_files_are_the_harness_own(place: Path, monkeypatch: pytest.Monke
     assert [line["doc_id"] for line in lines] == list(range(7))
     assert {"acc", "acc_norm", "resps", "arguments", "prompt_hash"} <= lines[0].keys()
     assert "|arc_challenge " in make_table(content)
+    # The same questions as the harness asks by itself, word for word.
+    asked = harness_alone(lambda _: "", "arc_challenge", data=Path("data"), num_fewshot=2)
+    hashes = [sample["prompt_hash"] for sample in asked["samples"]["arc_challenge"]]
+    assert [line["prompt_hash"] for line in lines] == hashes
     with_theirs = datasets.load_dataset("json", data_files=str(samples), split="train")
     assert with_theirs["doc_id"][:] == list(range(7))
     kept = read_scores(Path(results).read_bytes(), "x")
@@ -240,6 +247,14 @@ def test_without_the_harness_its_extra_is_named(
     usual = ("--tasks", "iq", "--out", "out", "--tokenizer", "bytes")
     said = "needs the package lm_eval.*pip install 'flmgrow\\[eval\\]'"
     refused(2, said, "eval", "run", *usual, place=place)
+
+
+def test_a_model_on_the_hub_is_evaluated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_at(place, monkeypatch) as hub:
+        upload(hub, make_named(place / "model"))
+        there = evaluated(source="hf://org/model")
+    monkeypatch.setattr("flmgrow.evaluation.evaluating.language_model", None)
+    assert evaluated(source="model") == there  # the same content, so its results are read
 
 
 @pytest.mark.slow
