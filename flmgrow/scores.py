@@ -17,6 +17,8 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.given import EvaluatingGiven
 from flmgrow.opened import opened, read_options
 from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
+from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.run_folder import START
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.strict_json import Json
@@ -31,8 +33,6 @@ PAPER = "paper"
 STAGES = "open-llm-stages"
 """The group on which the paper compares the stages of a run."""
 TABLE = "table.md"
-_PLAIN = frozenset({"checkpoints", "start"})
-"""Names of folders that say nothing of the checkpoint in them."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _subjects(paths: Sequence[Path], open: Opener) -> list[Subject]:
     ]
     if not found:
         raise UsageError("no checkpoint to evaluate")
-    parts = [[part for part in path.parts if part not in _PLAIN] or [path.name] for path in found]
+    parts = [_telling(path) for path in found]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(own[-count:]) for own in parts]
         if len(set(names)) == len(names):
@@ -123,6 +123,17 @@ def _subjects(paths: Sequence[Path], open: Opener) -> list[Subject]:
             ]
     twice = next(path for path in found if found.count(path) > 1)
     raise UsageError("is to be evaluated twice", where=twice)
+
+
+def _telling(path: Path) -> list[str]:
+    """Return the parts of a path that tell which checkpoint is there: in a stage's folder, which
+    one it is.
+    """
+    *parts, last = (path.resolve() if path.name in ("", "..") else path).parts
+    if last in (CHECKPOINTS, START) and parts:
+        *parts, stage = parts
+        last = stage if last == CHECKPOINTS else f"{stage}/{last}"
+    return [*parts, last]
 
 
 def _beside(place: Path, request: Request, noted: Callable[[str], object]) -> list[Result]:

@@ -25,6 +25,7 @@ from flmgrow.evaluation.results import newest_file
 from flmgrow.evaluation.scoring import Question, scores
 from flmgrow.evaluation.tasks import manager
 from flmgrow.hub.evaluation import read_scores
+from flmgrow.scores import _open, _subjects
 
 TEXTS = ("the first text", "another one, longer than that", "text: 3\n")
 BITS = "bits-per-byte-texts"
@@ -215,6 +216,15 @@ def test_wrong_requests_are_refused_at_once(
 ) -> None:
     usual = ["--tasks", "iq", "--out", "out"]
     refused(code, said, "eval", "run/01-small/checkpoints", *usual, *words, place=place)
+
+
+def test_checkpoints_are_called_by_what_tells_them_apart() -> None:
+    given = ("a/01-s/checkpoints", "b/01-s/checkpoints", "b/02-l/start", "b/02-l/checkpoints", "c")
+    paths = [Path(each) for each in given]
+    assert [each.name for each in _subjects(paths[1:], _open)] == [
+        "01-s", "02-l/start", "02-l", "c",
+    ]  # fmt: skip
+    assert [each.name for each in _subjects(paths[:2], _open)] == ["a/01-s", "b/01-s"]
 
 
 def test_a_checkpoint_given_twice_is_refused(place: Path) -> None:
