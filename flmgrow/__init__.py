@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from flmgrow.foresight import cost, predict, search
+    from flmgrow.foresight import cost, predict, propose, search
     from flmgrow.models import generate, load_model
     from flmgrow.opened import LogicalArray, Source
     from flmgrow.scores import evaluate
@@ -41,7 +41,8 @@ __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
     "StorageError", "UsageError", "Written", "__version__", "bake", "cost", "evaluate", "expand",
     "export", "generate", "import_", "inspect", "integrity", "load_model", "open", "plan",
-    "predict", "reshard", "search", "verify",
+    "predict", "propose", "reshard", "search",
+    "verify",
 ]  # fmt: skip
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "generate": "flmgrow.models",
     "load_model": "flmgrow.models",
     "predict": "flmgrow.foresight",
+    "propose": "flmgrow.foresight",
     "search": "flmgrow.foresight",
     "LogicalArray": "flmgrow.opened",
     "Source": "flmgrow.opened",

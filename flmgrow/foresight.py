@@ -12,6 +12,8 @@ from flmgrow.given import ClusterGiven
 from flmgrow.prediction.forecast import Forecaster, forecaster
 from flmgrow.prediction.law import form_for
 from flmgrow.prediction.points import points_of
+from flmgrow.proposing.proposal import Proposal
+from flmgrow.proposing.proposal import propose as proposed
 from flmgrow.searching.picture import picture
 from flmgrow.searching.report import Report, report_of
 from flmgrow.searching.request import read_search
@@ -23,6 +25,15 @@ from flmgrow.stages.schedule import read_schedule
 from flmgrow.storage.durable import write_small
 
 PathLike = str | os.PathLike[str]
+
+
+def propose(budget: PathLike) -> Proposal:
+    """Return what to do with the budget in a file: schedules compared, a verdict, and a schedule.
+
+    Raises UsageError for a budget that allows nothing, for runs that no law can be fitted to, and
+    for a model that fits no layout.
+    """
+    return proposed(Path(budget))
 
 
 def search(

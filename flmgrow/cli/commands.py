@@ -47,6 +47,10 @@ COMMANDS: Mapping[str, Entry] = {
         "Try a grid of settings on a small model, and tell the best and how flat it is around it.",
     ),
     "predict": Entry("predict", "Foretell the loss of a large model from the runs of small ones."),
+    "propose": Entry(
+        "propose",
+        "Propose a schedule for a budget: sizes, when to grow, the loss to expect, and whether to.",
+    ),
     "cost": Entry(
         "cost",
         "Show what a schedule costs: operations, GPU hours, days, money, energy and memory.",

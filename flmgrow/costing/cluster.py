@@ -1,7 +1,7 @@
 """What somebody says of a cluster, made into rates."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -32,11 +32,16 @@ def rates_of(stages: Sequence[PlannedStage], **given: Unpack[ClusterGiven]) -> R
     Raises UsageError for what cannot be, and as ``utilisations_of`` does.
     """
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    known = accelerator(str(said.get("accelerator", USUAL)))
-    changes = {field: said[name] for field, name in _OF_A_DEVICE.items() if name in said}
-    device = replace(known, name=f"{known.name}, changed", **changes) if changes else known
+    device = device_of(said)
     shares = _shares(stages, device, given)
     return Rates(device, shares, **{name: said[name] for name in _OF_RATES if name in said})
+
+
+def device_of(said: Mapping[str, Any]) -> Accelerator:
+    """Return the device of that name, with what else is said of it. Raises UsageError."""
+    known = accelerator(str(said.get("accelerator", USUAL)))
+    changes = {field: said[name] for field, name in _OF_A_DEVICE.items() if name in said}
+    return replace(known, name=f"{known.name}, changed", **changes) if changes else known
 
 
 def _shares(

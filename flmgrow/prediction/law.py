@@ -10,7 +10,9 @@ depend on the unit.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ HUBER = 1e-3
 FEWEST_SIZES = 4
 
 _SMALL = 1e-12
+_LARGEST = 300.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Form:
     def _terms(self, values: FloatArray, inputs: FloatArray) -> FloatArray:
         """Return the summands of the losses (terms + 1, points), what is left last."""
         exponents = np.exp(values[self.terms : -1, None])
-        decaying = np.exp(values[: self.terms, None] - exponents * inputs)
+        powers = values[: self.terms, None] - exponents * inputs
+        decaying = np.exp(np.clip(powers, -_LARGEST, _LARGEST))  # a step may overshoot
         return np.vstack((decaying, np.full(inputs.shape[1:], np.exp(values[-1]))))
 
 
@@ -90,7 +94,16 @@ class Law:
         inputs = np.log([[parameters], [tokens]][: self.form.terms]) - self.centre[:, None]
         return float(self.form.losses(self.values, inputs)[0])
 
-    @property
+    def tokens_for(self, parameters: float, loss: float) -> float:
+        """Return after how many tokens a model of that size has this loss; infinite if never.
+
+        For a law that knows tokens.
+        """
+        known = self.constants
+        left = loss - known["E"] - known["A"] * parameters ** -known["alpha"]
+        return float((known["B"] / left) ** (1 / known["beta"])) if left > 0 else inf
+
+    @cached_property
     def constants(self) -> dict[str, float]:
         """The constants of the formula, in parameters and tokens."""
         terms = self.form.terms
@@ -153,6 +166,17 @@ def refit(law: Law, points: Sequence[Point]) -> Law:
     inputs, losses = _arrays(points, law.form)
     found = _descend(law.form, law.values, inputs - law.centre[:, None], losses)
     return Law(law.form, found.x, law.centre, law.spread)
+
+
+def prior() -> list[Law]:
+    """Return published laws of size and tokens: Hoffmann et al. (2022, approach 3), and what
+    Besiroglu et al. (2024) find in the same runs.
+    """
+    constants = ((406.4, 0.34, 410.7, 0.28, 1.69), (482.01, 0.3478, 2085.43, 0.3658, 1.8172))
+    return [
+        Law(SIZES_AND_TOKENS, np.log([a, b, alpha, beta, left]), np.zeros(2), 0.0)
+        for a, alpha, b, beta, left in constants
+    ]
 
 
 def _arrays(points: Sequence[Point], form: Form) -> tuple[FloatArray, FloatArray]:

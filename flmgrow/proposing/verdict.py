@@ -1,0 +1,131 @@
+"""Schedules compared: what each would reach, which is best, and whether growing is worth it.
+
+An interval holds what is not known: the law's constants (another draw of the runs it was fitted to)
+and what growth carries over. Both are drawn together for all schedules, so that what is compared is
+their difference: if the best grown schedule beats the best other one in fewer than 95 of 100 draws,
+and does not lose in so many, the verdict is that nobody knows. A final size that is asked for is
+given: a smaller model that would do better for the money is named beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flmgrow.prediction.forecast import LEVEL
+from flmgrow.prediction.law import Law
+from flmgrow.proposing.candidates import Candidate, Kind
+from flmgrow.proposing.carrying import loss_of
+from flmgrow.storage.strict_json import Json
+
+FloatArray = NDArray[np.float64]
+SURE = 0.95
+"""Of the draws, for a verdict."""
+
+UNGROWN = (Kind.SCRATCH, Kind.SMALLER)
+
+
+@dataclass(frozen=True, eq=False)
+class Knowledge:
+    """Laws that may hold, and shares that growth may carry over, one of each for every draw."""
+
+    laws: Sequence[Law]
+    carried: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """A schedule, and its loss at the end in each draw."""
+
+    candidate: Candidate
+    losses: FloatArray
+
+    @property
+    def loss(self) -> float:
+        """The middle of the draws."""
+        return float(np.median(self.losses))
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """What holds 90 % of the draws."""
+        low, high = np.quantile(self.losses, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
+
+    def to_json(self, length: int) -> Json:
+        """Return it as plain data."""
+        return {
+            "kind": str(self.candidate.kind),
+            "stages": [
+                {"parameters": leg.parameters, "tokens": leg.tokens} for leg in self.candidate.legs
+            ],
+            "flops": self.candidate.flops(length),
+            "loss": self.loss,
+            "low": self.band[0],
+            "high": self.band[1],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """The best schedule of each kind, the better ones first.
+
+    ``grows`` is in which share of the draws growth beats the same end from scratch; ``smaller`` in
+    which a smaller model beats both. None where there is nothing to compare.
+    """
+
+    best: Sequence[Expected]
+    grows: float | None
+    smaller: float | None
+
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        if self.smaller is None or self.smaller < SURE:
+            return self._growth_text
+        cheaper = f"a smaller model for longer is better in {self.smaller:.0%} of what may be so"
+        return f"{cheaper}; if it must be the final size, {self._growth_text}"
+
+    @property
+    def _growth_text(self) -> str:
+        if self.grows is None:
+            return "nothing to compare: no schedule with growth fits the limits"
+        if self.grows >= SURE:
+            return f"grow: it wins in {self.grows:.0%} of what may be so"
+        if self.grows <= 1 - SURE:
+            return f"do not grow: it loses in {1 - self.grows:.0%} of what may be so"
+        won = f"growth wins in {self.grows:.0%} of what may be so"
+        return f"undecided: {won}; runs that grew (grown: in the budget file) would tell"
+
+    @property
+    def winner(self) -> Expected:
+        """The schedule to take: what is likelier to be best, of those that end as is wanted."""
+        kinds = {Kind.SCRATCH} if (self.grows or 0.0) <= 0.5 else set(Kind) - set(UNGROWN)
+        return next(each for each in self.best if each.candidate.kind in kinds)
+
+
+def expected(candidate: Candidate, known: Knowledge) -> Expected:
+    """Return what a schedule would reach."""
+    legs = candidate.legs
+    losses = [
+        loss_of(law, legs, carried) for law, carried in zip(known.laws, known.carried, strict=True)
+    ]
+    return Expected(candidate, np.array(losses))
+
+
+def verdict(found: Sequence[Expected]) -> Verdict:
+    """Return the best of each kind, and whether growth wins."""
+    best: dict[Kind, Expected] = {}
+    for each in sorted(found, key=lambda each: each.loss):
+        best.setdefault(each.candidate.kind, each)
+    ranked = sorted(best.values(), key=lambda each: each.loss)
+    grown = next((each for each in ranked if each.candidate.kind not in UNGROWN), None)
+    scratch, smaller = (best.get(kind) for kind in UNGROWN)
+    if scratch is None:
+        return Verdict(ranked, None if grown is None else 1.0, None)
+    both = scratch.losses if grown is None else np.minimum(scratch.losses, grown.losses)
+    return Verdict(
+        ranked,
+        None if grown is None else float(np.mean(grown.losses < scratch.losses)),
+        None if smaller is None else float(np.mean(smaller.losses < both)),
+    )

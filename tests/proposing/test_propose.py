@@ -1,0 +1,229 @@
+"""A budget becomes schedules that stay within it, are judged alike, and can be run."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stage_runs import stage_data
+
+import flmgrow
+from flmgrow.cli.app import run
+from flmgrow.errors import UsageError
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.tensors import parameter_count
+from flmgrow.prediction.law import prior
+from flmgrow.proposing.candidates import Kind, Limits, candidates, sizes
+from flmgrow.proposing.carrying import Leg, carried_by, loss_of
+from flmgrow.proposing.verdict import Expected, verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+LAW = prior()[0]
+SMALL = ModelConfig(
+    layers=4, hidden=256, ffn=1024, kv_groups=4, queries_per_group=1, head_dim=64, vocab=257,
+    max_positions=128,
+)  # fmt: skip
+
+size = st.floats(1e6, 1e10)
+tokens = st.floats(1e8, 1e11)
+
+
+@given(small=size, factor=st.floats(1.5, 50), first=tokens, second=tokens, share=st.floats(0, 1))
+def test_what_growth_carries_over_lies_between_nothing_and_all(
+    small: float, factor: float, first: float, second: float, share: float
+) -> None:
+    legs = [Leg(small, first), Leg(small * factor, second)]
+    nothing, some, everything = (loss_of(LAW, legs, carried) for carried in (0.0, share, 1.0))
+    assert nothing == pytest.approx(LAW.loss(small * factor, second))
+    assert everything <= some * (1 + 1e-9)
+    assert some <= nothing * (1 + 1e-9)
+    assert everything <= LAW.loss(small, first) * (1 + 1e-9)
+
+
+@given(parameters=size, first=tokens, second=tokens)
+def test_a_growth_to_the_same_size_that_carries_all_over_is_none(
+    parameters: float, first: float, second: float
+) -> None:
+    legs = [Leg(parameters, first), Leg(parameters, second)]
+    assert loss_of(LAW, legs, 1.0) == pytest.approx(LAW.loss(parameters, first + second), rel=1e-9)
+
+
+@given(parameters=size, count=tokens)
+def test_tokens_for_a_loss_are_those_that_lead_to_it(parameters: float, count: float) -> None:
+    assert LAW.tokens_for(parameters, LAW.loss(parameters, count)) == pytest.approx(count, rel=1e-6)
+
+
+def write_stage_of(folder: Path, width: int, loss: float, count: int) -> None:
+    folder.mkdir(parents=True)
+    model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": 4, "vocab_size": 257}
+    (folder / "stage.yaml").write_text(yaml.safe_dump(stage_data(Path("/corpora"), model=model)))
+    record = {
+        "step": 100, "samples": 8, "tokens": count, "flops": 1000, "loss": loss,
+        "language_loss": None, "teacher_loss": None, "grad_norm": 1.0, "learning_rate": 1e-3,
+        "seconds": 0.1, "tokens_per_second": 100.0, "model_tflops": 1.0, "utilisation": None,
+        "masks": {}, "stage": "small", "kind": "step",
+    }  # fmt: skip
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+def test_what_a_run_has_carried_over_is_found_again(share: float, tmp_path: Path) -> None:
+    widths, counts = (32, 64), (10**8, 3 * 10**8)
+    models = [
+        ModelConfig(layers=2, hidden=width, ffn=4 * width, kv_groups=4, queries_per_group=1,
+                    head_dim=width // 4, vocab=257, max_positions=32)
+        for width in widths
+    ]  # fmt: skip
+    legs = [Leg(parameter_count(model), count) for model, count in zip(models, counts, strict=True)]
+    write_stage_of(tmp_path / "01-small", 32, loss_of(LAW, legs[:1], share), counts[0])
+    write_stage_of(tmp_path / "02-large", 64, loss_of(LAW, legs, share), sum(counts))
+    assert carried_by(LAW, tmp_path) == pytest.approx([share], abs=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(flops=st.floats(1e15, 1e18), data=st.floats(1e7, 1e10), factor=st.floats(2, 100))
+def test_schedules_stay_within_the_budget(flops: float, data: float, factor: float) -> None:
+    limits = Limits(flops, data, 128, 2048)
+    models = sizes(SMALL, factor * parameter_count(SMALL))
+    for candidate in candidates(models, models[-1], limits):
+        assert candidate.flops(128) <= flops * (1 + 1e-9)
+        assert sum(candidate.tokens) <= data * (1 + 1e-9)
+        counts = [parameter_count(model) for model in candidate.models]
+        assert counts == sorted(counts)
+        assert candidate.kind is Kind.SMALLER or candidate.models[-1] == models[-1]
+
+
+def losses(kind: Kind, *found: float) -> Expected:
+    models = sizes(SMALL, None)[:1]
+    (candidate, *_) = candidates(models, None, Limits(1e17, 1e10, 128, 2048))
+    object.__setattr__(candidate, "kind", kind)
+    return Expected(candidate, np.array(found))
+
+
+def test_a_verdict_needs_nearly_all_draws() -> None:
+    scratch = losses(Kind.SCRATCH, *[2.0] * 100)
+    sure = verdict([scratch, losses(Kind.GROWN, *[1.9] * 96, *[2.1] * 4)])
+    assert sure.text == "grow: it wins in 96% of what may be so"
+    assert sure.winner.candidate.kind is Kind.GROWN
+    lost = verdict([scratch, losses(Kind.GROWN, *[1.9] * 4, *[2.1] * 96)])
+    assert lost.text == "do not grow: it loses in 96% of what may be so"
+    assert lost.winner.candidate.kind is Kind.SCRATCH
+    unknown = verdict([scratch, losses(Kind.LATE, *[1.9] * 60, *[2.1] * 40)])
+    assert unknown.text.startswith("undecided: growth wins in 60%")
+    smaller = verdict(
+        [scratch, losses(Kind.GROWN, *[1.9] * 100), losses(Kind.SMALLER, *[1.8] * 100)]
+    )
+    assert smaller.text.startswith("a smaller model for longer is better in 100%")
+    assert smaller.winner.candidate.kind is Kind.GROWN
+
+
+def write_budget(folder: Path, **changes: Any) -> Path:
+    model = {
+        "num_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 257,
+        "multipliers": {"mup_base_width": 64},
+    }  # fmt: skip
+    stage = {
+        "model": model,
+        "data": {"sequence_length": 128, "corpora": [{"path": "corpus"}]},
+        "training": {"steps": 100, "batch": 16, "micro_batch": 4},
+        "learning_rate": {"peak": 1e-3, "floor": 1e-4, "warmup_samples": 160},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
+    content = {
+        "stage": "stage.yaml", "budget": {"flops": 1e17}, "tokens": "20B",
+        "cluster": {"gpus": 2}, "prior": "hoffmann", **changes,
+    }  # fmt: skip
+    file = folder / "budget.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("carried", "told"), [([1.0, 1.0], "grow: it wins"), ([0.0, 0.0], "do not grow: it loses")]
+)
+def test_growth_is_worth_what_it_carries_over(
+    carried: list[float], told: str, tmp_path: Path
+) -> None:
+    """A model that is far too large for its budget: with all carried over it is grown into."""
+    found = flmgrow.propose(write_budget(tmp_path, final_size="300M", carried=carried))
+    assert told in found.verdict.text
+    assert "a smaller model for longer is better in 100%" in found.verdict.text
+
+
+def test_the_proposal_can_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = tmp_path / "schedule.yaml"
+    file = write_budget(tmp_path, final_size="300M", carried=[1.0, 1.0])
+    assert run(["propose", str(file), "--write", str(schedule)]) == 0
+    told = capsys.readouterr().out
+    for words in ("budget", "from scratch", "smaller, for longer", "grown once", "verdict"):
+        assert words in told
+    monkeypatch.chdir(tmp_path)
+    assert run(["run", str(schedule), "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert len(planned["stages"]) >= 2
+    assert sum(stage["flops"] for stage in planned["stages"]) == pytest.approx(1e17, rel=0.01)
+    assert run(["cost", str(schedule)]) == 0
+    assert "does not fit" not in capsys.readouterr().out
+
+
+def test_json_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["propose", str(write_budget(tmp_path)), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    page = (ROOT / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    section = page.partition("\n## propose\n")[2].partition("\n## ")[0]
+    assert list(told) == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+
+
+def test_budgets_in_dollars_and_days_are_operations(tmp_path: Path) -> None:
+    cluster = {"accelerator": "A100", "gpus": 2, "utilisation": 0.5, "price": 2.0}
+    days = flmgrow.propose(write_budget(tmp_path, budget={"gpu_days": 0.01}, cluster=cluster))
+    dollars = flmgrow.propose(write_budget(tmp_path, budget={"dollars": 0.48}, cluster=cluster))
+    assert days.limits.flops == pytest.approx(0.01 * 86400 * 0.5 * 156e12)
+    assert dollars.limits.flops == pytest.approx(days.limits.flops)
+
+
+def test_a_law_of_ones_own_runs(tmp_path: Path) -> None:
+    table = tmp_path / "points.csv"
+    rows = [
+        f"{n},{d},{1 + (n / 1e6) ** -0.3 + (d / 1e8) ** -0.3}"
+        for n in (1e6, 3e6, 1e7, 3e7)
+        for d in (1e8, 1e9, 1e10)
+    ]
+    table.write_text("\n".join(["parameters,tokens,loss", *rows]) + "\n")
+    file = write_budget(tmp_path, prior=None, law=["points.csv"], final_size="100M")
+    found = flmgrow.propose(file)
+    assert found.supposed[0] == "a law of 12 runs, 3.33 times the largest of them"
+    table.write_text("\n".join(["parameters,loss", "1e6,3", "2e6,2.8", "3e6,2.7", "4e6,2.6"]))
+    with pytest.raises(UsageError, match="the runs of the law all end at one length"):
+        flmgrow.propose(file)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "two budgets": ({"budget": {"flops": 1.0, "dollars": 1.0}}, "budget: .*give one of flops"),
+    "no price": ({"budget": {"dollars": 1.0}}, "a budget in dollars needs cluster.price"),
+    "no law": ({"prior": None}, "give either law .* or prior"),
+    "negative price": ({"cluster": {"price": -1.0}}, "cluster.price"),
+    "nothing left": ({"budget": {"flops": 1e9}}, "a budget of 1e.09 operations .* allows no sched"),
+    "too small": ({"final_size": "1M"}, "final_size: 1,000,000 is below the stage's own"),
+    "no layout": (
+        {"cluster": {"memory": 1e6}}, "parameters fit no layout of 1 devices: the least is",
+    ),
+    "unknown": ({"colour": "red"}, "colour: there is no such key"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_proposed_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, told = REFUSED[name]
+    assert run(["propose", str(write_budget(tmp_path, **changes))]) == UsageError.exit_code
+    assert re.search(told, capsys.readouterr().err.splitlines()[0])
