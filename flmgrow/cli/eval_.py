@@ -26,8 +26,8 @@ Tasks = Annotated[
     list[str],
     typer.Option(
         metavar="NAME,...",
-        help="Tasks of lm-evaluation-harness; open-llm, open-llm-stages, c-eval; iq, teacher; "
-        "bits-per-byte:FILE. May be given several times.",
+        help="Tasks of lm-evaluation-harness; open-llm, open-llm-stages, c-eval; iq, symbolic, "
+        "teacher; bits-per-byte:FILE. May be given several times.",
         rich_help_panel=_ASKED,
     ),
 ]
@@ -43,7 +43,8 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER|FILE",
-        help="Data of tasks in the place of the Hub's: a folder, or the file of teacher.",
+        help="Data of tasks in the place of the Hub's: a folder, or the file of symbolic "
+        "or teacher.",
         rich_help_panel=_ASKED,
     ),
 ]

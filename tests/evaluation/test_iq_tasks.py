@@ -118,6 +118,13 @@ def test_more_shots_than_there_are_examples_are_refused() -> None:
         evaluated(SOLVERS["head_tail"], "iq_head_tail", num_fewshot=9, limit=2)
 
 
+@pytest.mark.parametrize("seed", ["7", 7.0, None, True])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    """Or "7" would draw other items than 7 does."""
+    with pytest.raises(UsageError, match=r"iq_head_tail: seed .*, wanted a whole number"):
+        few_tasks(seed, None, None).load(["iq_head_tail"])
+
+
 def test_examples_are_an_items_own() -> None:
     """Prompts of two items share no example, and no test item is one."""
     (task,) = few_tasks(1, None, None).load(["iq_head_tail"])["tasks"].values()

@@ -67,6 +67,14 @@ class RecordedTask(ConfigurableTask):  # type: ignore[misc]
         told = {"version": splits.version, "digest": digest_of(*splits.named.values())}
         self.config.metadata = {**self.config.metadata, **splits.told, **told}
 
+    @property
+    def seed(self) -> int:
+        """What items are drawn from. Raises UsageError for what is no whole number."""
+        found: object = self.config.metadata["seed"]
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise UsageError(f"seed {found!r}", wanted="a whole number", where=self.config.task)
+        return found
+
     def made(self, options: dict[str, Any]) -> Splits:
         """Return the data, from a seed and what the YAML file has under ``dataset_kwargs``."""
         raise NotImplementedError

@@ -1,9 +1,10 @@
 """When an answer is right.
 
-The paper scores by exact match, and does not say what of an answer counts. Here it is the first
-line (tasks stop there), without blanks around it and without a full stop at its end; of a list of
-numbers it is the numbers that stand there one after the other. So a list that goes on past its end
-is wrong, and one that is followed by a sentence is right.
+What of an answer the paper counted is not known. Here it is the first line (tasks stop there),
+without blanks around it and without a full stop at its end, which must be the wanted one; of a
+list of numbers, those that stand there one after the other. So a list that goes on past its end is
+wrong, and one that is followed by a sentence is right. As small models count on and on, and the
+paper may not have minded, there is a second mark for a list that is right as far as it is wanted.
 """
 
 import re

@@ -19,6 +19,6 @@ class GeneratedTask(RecordedTask):
         """Return items and examples."""
         generator = GENERATORS[options["generator"]]
         examples = EXAMPLES if self.config.num_fewshot else 0
-        made = make(generator, self.config.metadata["seed"], options["items"], examples)
+        made = make(generator, self.seed, options["items"], examples)
         splits = {name: Dataset.from_list(rows) for name, rows in documents(made).items()}
         return Splits(DatasetDict(splits), SHOWN, generator.version)

@@ -31,7 +31,7 @@ class SymbolicTask(RecordedTask):
         ConfigurableTask.download(self, options)
         tested = self.config.validation_split
         try:
-            named = _mapped(self.dataset, tested, self.config.task, self.config.metadata["seed"])
+            named = _mapped(self.dataset, tested, self.config.task, self.seed)
         except FlmgrowError as error:
             raise error.at(self.config.task) from None
         counts = Counter(named[tested][SYMBOL])
