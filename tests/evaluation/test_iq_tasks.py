@@ -121,7 +121,7 @@ def test_more_shots_than_there_are_examples_are_refused() -> None:
 @pytest.mark.parametrize("seed", ["7", 7.0, None, True])
 def test_a_seed_is_a_whole_number(seed: Any) -> None:
     """Or "7" would draw other items than 7 does."""
-    with pytest.raises(UsageError, match=r"iq_head_tail: seed .*, wanted a whole number"):
+    with pytest.raises(UsageError, match=r"iq_head_tail: seed is .*, wanted a whole number"):
         few_tasks(seed, None, None).load(["iq_head_tail"])
 
 

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.tasks.digest import digest_of
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 NUMBER = "item_number"
 """The field of items and examples that says which belong together."""
@@ -72,7 +72,8 @@ class RecordedTask(ConfigurableTask):  # type: ignore[misc]
         """What items are drawn from. Raises UsageError for what is no whole number."""
         found: object = self.config.metadata["seed"]
         if not isinstance(found, int) or isinstance(found, bool):
-            raise UsageError(f"seed {found!r}", wanted="a whole number", where=self.config.task)
+            what = Text(Setting("seed"), " is ", Found(repr(found)))
+            raise UsageError(what, wanted="a whole number", where=self.config.task)
         return found
 
     def made(self, options: dict[str, Any]) -> Splits:
