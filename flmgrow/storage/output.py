@@ -161,6 +161,13 @@ class OutputFolder(BegunOutput):
         self._journal = journal.Journal(self._temp / journal.name_of(self.ranks.world.rank))
         stack.callback(self._journal.close)
 
+    @property
+    def beside(self) -> Path | None:
+        """The private folder beside the files, which goes away with the run; it outlives an
+        interrupted one whose plan is the same.
+        """
+        return self._temp
+
     def free_space_check(self, needed: int) -> None:
         """Raise StorageError unless ``needed`` bytes, those still to be written, are free."""
         durable.check_free_space(self._temp, needed, self.path)

@@ -110,6 +110,11 @@ class RemoteOutput(BegunOutput):
         finally:
             self._writing.discard(relative)
 
+    @property
+    def beside(self) -> Path | None:
+        """There is none: a store keeps nothing that is no object."""
+        return None
+
     def unite(self) -> None:
         """Do nothing: there are no other ranks."""
 

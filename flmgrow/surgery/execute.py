@@ -43,6 +43,7 @@ from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.heap import keep_freed_memory
+from flmgrow.surgery.kept_statistics import KeptStatistics
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
 from flmgrow.surgery.plan import Plan
 from flmgrow.surgery.replicas import Replicated, check_replicas, replicated_as
@@ -298,12 +299,23 @@ class Executor:
             if folder.note:
                 print(f"note: {printable(folder.note)}", file=sys.stderr)
             try:
-                yield folder
+                with self._kept(folder, identity):
+                    yield folder
             except BaseException as error:
                 stopped = folder.ranks.stop(error)
                 if stopped and (isinstance(error, BadCheckpointError) or folder.empty):
                     folder.discard()
                 raise
+
+    @contextlib.contextmanager
+    def _kept(self, folder: Output, identity: Mapping[str, object]) -> Iterator[None]:
+        """Keep spreads and means for whoever has to go on with this plan."""
+        if folder.beside is None:
+            yield
+            return
+        with contextlib.closing(KeptStatistics(folder.beside, identity)) as kept:
+            self.values.keep(kept)
+            yield
 
     def _write_share(self, folder: Output, files: Sequence[PlannedFile]) -> None:
         """Write what is not finished of ``files``: each rank its share, and rank 0 at the end what

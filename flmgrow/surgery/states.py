@@ -13,6 +13,7 @@ from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.moments import moment_growth
+from flmgrow.surgery.kept_statistics import KeptStatistics
 from flmgrow.surgery.values import GrownValues
 
 MASTER = np.dtype(np.float32)
@@ -52,6 +53,11 @@ class ModelValues:
         # A trainer casts its masters. Version 1 of what is drawn cast the same values on its own,
         # and rounded some of them to the other side.
         self._cast = growth.draw > 1 and _of_masters(source, growth)
+
+    def keep(self, kept: KeptStatistics) -> None:
+        """Take the spreads and means that an earlier run has kept, and keep those to come."""
+        for state, values in self._values.items():
+            values.keep(kept, state)
 
     def box(self, state: State, name: str, box: Box, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``box`` of a state of tensor ``name``, in ``dtype``."""

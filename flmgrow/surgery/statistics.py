@@ -7,13 +7,13 @@ the same for any layout of the source and any cut of the output into blocks.
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from flmgrow.formats.reading import Array, LogicalReader
 from flmgrow.model.axes import Box, FloatArray, split
 from flmgrow.operators.draws import DRAW
+from flmgrow.surgery.kept_statistics import KeptStatistics
 
 SAMPLE = 1 << 18
 """Elements looked at to measure a spread: all of a tensor, or evenly spaced bands of it."""
@@ -88,18 +88,32 @@ class Statistics:
         self._reader = reader
         self._sampled = _rows if draw == 1 else _bands
         self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], Any] = {}
+        self._known: dict[tuple[object, ...], FloatArray] = {}
+        self._kept: KeptStatistics | None = None
+        self._state = ""
 
-    def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
+    def keep(self, kept: KeptStatistics, state: str) -> None:
+        """Take what an earlier run has kept of ``state``, and keep what is found from now on."""
+        self._kept, self._state = kept, state
+
+    def _once(self, key: tuple[object, ...], compute: Callable[[], FloatArray]) -> FloatArray:
         with self._lock:
             if key not in self._known:
-                self._known[key] = compute()
+                self._known[key] = self._found(f"{self._state} {key}", compute)
             return self._known[key]
+
+    def _found(self, name: str, compute: Callable[[], FloatArray]) -> FloatArray:
+        if self._kept is None:
+            return compute()
+        values = self._kept.get(name)
+        if values is None:
+            values = compute()
+            self._kept.add(name, values)
+        return values
 
     def std(self, name: str, box: Box) -> float:
         """Return the standard deviation of the values in ``box``, from a sample if it is large."""
-        value: float = self._once(("std", name, box), lambda: self._std(name, box))
-        return value
+        return float(self._once(("std", name, box), lambda: np.array(self._std(name, box))))
 
     def _std(self, name: str, box: Box) -> float:
         count, total, square = 0, 0.0, 0.0

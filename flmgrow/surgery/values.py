@@ -17,6 +17,7 @@ from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal
 from flmgrow.operators.growth import Growth, Move, count, factors, moves
 from flmgrow.operators.vocab import ROW_NOISE
+from flmgrow.surgery.kept_statistics import KeptStatistics
 from flmgrow.surgery.statistics import Statistics
 
 PIECE = 1 << 16
@@ -45,6 +46,10 @@ class GrownValues:
         self._reader = reader
         self._statistics = Statistics(reader, growth.draw)
         self._init_std = init_std
+
+    def keep(self, kept: KeptStatistics, state: str) -> None:
+        """Take the spreads and means of ``state`` that an earlier run has kept."""
+        self._statistics.keep(kept, state)
 
     def box(self, tensor: LogicalTensor, box: Box, dtype: np.dtype[Any]) -> Array:
         """Return the values of ``box`` of the grown ``tensor``, in ``dtype``."""
