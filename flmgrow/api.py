@@ -179,15 +179,17 @@ def verify(
     """
     import torch
 
-    from flmgrow.verified import Verification, compare, computing_dtype
+    from flmgrow.verified import compare
 
     options = read_options(**(reading or {}))
     with (
         opened(Path(result), None, replace(options, only_missing=True)) as new,
         opened_source(Path(source), new, options) as old,
     ):
-        how = Verification(
-            dtype=computing_dtype(old, new) if dtype is None else dtype,
+        return compare(
+            old,
+            new,
+            dtype,
             device=torch.device(device),
             tokens=tokens,
             seed=seed,
@@ -197,4 +199,3 @@ def verify(
             workers=default_workers(workers),
             max_memory=max_memory,
         )
-        return compare(old, new, how)

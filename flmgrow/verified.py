@@ -4,21 +4,27 @@ torch is imported here, as both models are run; :func:`flmgrow.verify` and the c
 module when they are called.
 """
 
+from typing import Any
+
+import torch
 import xxhash
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.surgery.evidence.check import Verdict
 from flmgrow.surgery.verify import Verification, computing_dtype, verify
 
-__all__ = ["Verification", "compare", "computing_dtype"]
 
+def compare(
+    source: Checkpoint, result: Checkpoint, dtype: torch.dtype | None, **how: Any
+) -> Verdict:
+    """Return whether ``result`` computes what ``source`` does; all ranks call it, and come to the
+    same.
 
-def compare(source: Checkpoint, result: Checkpoint, how: Verification) -> Verdict:
-    """Return whether ``result`` computes what ``source`` does; all ranks of ``how`` call it, and
-    come to the same.
-
-    Raises UsageError if they want different things.
+    ``how`` are fields of :class:`Verification`; the ``dtype`` follows from the models if None.
+    Raises UsageError for what cannot be, and where ranks want different things.
     """
-    asked = (source.contents.digest(), result.contents.digest(), how.asked)
-    how.ranks.meet(xxhash.xxh3_128_hexdigest(repr(asked).encode()))
-    return Verdict(verify(source, result, how))
+    chosen = computing_dtype(source, result) if dtype is None else dtype
+    asked = Verification(dtype=chosen, **how)
+    wanted = (source.contents.digest(), result.contents.digest(), asked.asked)
+    asked.ranks.meet(xxhash.xxh3_128_hexdigest(repr(wanted).encode()))
+    return Verdict(verify(source, result, asked))

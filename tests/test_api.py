@@ -217,7 +217,8 @@ def test_a_model_in_memory_has_the_masks_of_its_checkpoint(tmp_path: Path) -> No
     flmgrow.expand(source, tmp_path / "b", ffn_hidden_size=32, num_layers=6)
     tokens = tokens_for(CONFIGS["llama"].vocab)
     small, large = flmgrow.load_model(source), flmgrow.load_model(tmp_path / "b")
-    assert torch.equal(small(tokens), checkpoint_logits(source, tokens))
+    # Attention is torch's fused one where all weights are at hand: the same sums in another order.
+    assert torch.allclose(small(tokens), checkpoint_logits(source, tokens), rtol=0, atol=1e-14)
     assert torch.allclose(large(tokens), small(tokens), rtol=0, atol=1e-12)
     flmgrow.bake(tmp_path / "b", tmp_path / "c", 1.0)
     baked = flmgrow.load_model(tmp_path / "c", dtype=torch.float32)

@@ -115,7 +115,7 @@ def verify(
         )
     from flmgrow.surgery.receipt import receipt, write_receipt
     from flmgrow.surgery.replicas import replicated_as
-    from flmgrow.verified import Verification, compare, computing_dtype
+    from flmgrow.verified import compare
 
     world = this_world(rank_timeout)
     with (
@@ -124,8 +124,10 @@ def verify(
         meeting_beside(result.path if result.hub else dst, scratch, world) as ranks,
     ):
         old, new = source.checkpoint, result.checkpoint
-        how = Verification(
-            dtype=computing_dtype(old, new) if dtype is None else devices.torch_dtype(dtype),
+        verdict = compare(
+            old,
+            new,
+            None if dtype is None else devices.torch_dtype(dtype),
             device=devices.torch_device(device),
             tokens=None if tokens is None else _read_tokens(tokens),
             seed=seed,
@@ -138,7 +140,6 @@ def verify(
             bar=progress_bar,
             ranks=ranks,
         )
-        verdict = compare(old, new, how)
         found = receipt(old, verdict)
         told = found.to_json()
         if not no_receipt and result.hub is None and world.first:
