@@ -35,8 +35,11 @@ class Draws:
 
     def sample(self, values: Sequence[T], count: int) -> list[T]:
         """Return ``count`` different ones of ``values``, in any order."""
-        left = list(values)
-        return [left.pop(self.below(len(left))) for _ in range(count)]
+        mixed = list(values)
+        for place in range(count):
+            other = self.between(place, len(mixed) - 1)
+            mixed[place], mixed[other] = mixed[other], mixed[place]
+        return mixed[:count]
 
     def shuffled(self, values: Sequence[T]) -> list[T]:
         """Return ``values`` in any order."""
