@@ -5,7 +5,8 @@ Texts become tokens, and long ones are cut, by the rules of the harness's own ``
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -114,13 +115,24 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     def _loglikelihood_tokens(
         self, requests: Sequence[Tokenized], disable_tqdm: bool = False, **_: object
     ) -> list[tuple[float, bool]]:
+        def hear(number: int, found: tuple[float, bool]) -> None:
+            if (texts := requests[number][0]) is not None:
+                self.cache_hook.add_partial(LOG_LIKELIHOOD, texts, found)
+
+        return self._scores(requests, disable_tqdm, hear)
+
+    def _scores(
+        self,
+        requests: Sequence[Tokenized],
+        quiet: bool,
+        told: Callable[[int, tuple[float, bool]], None],
+    ) -> list[tuple[float, bool]]:
+        """Return the answers to requests; ``told`` hears of each as it comes, by its number."""
         questions = [Question(tuple(before), tuple(after)) for _, before, after in requests]
-        with self._bar(len(questions), "log-likelihoods", disable_tqdm) as bar:
+        with self._bar(len(questions), "log-likelihoods", quiet) as bar:
 
             def hear(number: int, score: Score) -> None:
-                texts = requests[number][0]
-                if texts is not None:
-                    self.cache_hook.add_partial(LOG_LIKELIHOOD, texts, _pair(score))
+                told(number, _pair(score))
                 bar.update()
 
             return [_pair(each) for each in scores(self.model, questions, self._batch, hear)]
@@ -130,19 +142,27 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     ) -> list[float]:
         """Return the log-likelihood of each whole text, in windows as long as the model reads."""
         windows: list[Tokenized] = []
-        counts = []
-        for (text,) in (request.args for request in requests):
+        owners: list[int] = []
+        for number, (text,) in enumerate(request.args for request in requests):
             own = get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
-            before = len(windows)
             windows += [(None, *make_disjoint_window(pair)) for pair in own]
-            counts.append(len(windows) - before)
-        found = iter(self._loglikelihood_tokens(windows, disable_tqdm))
-        sums = [sum(next(found)[0] for _ in range(count)) for count in counts]
-        for request, each in zip(requests, sums, strict=True):
-            self.cache_hook.add_partial(ROLLING, request.args, each)
-        return sums
+            owners += [number] * (len(windows) - len(owners))
+        parts: list[dict[int, float]] = [{} for _ in requests]
+        counts = Counter(owners)
+
+        def total(number: int) -> float:
+            return sum(found for _, found in sorted(parts[number].items()))
+
+        def hear(place: int, found: tuple[float, bool]) -> None:
+            number = owners[place]
+            parts[number][place] = found[0]
+            if len(parts[number]) == counts[number]:
+                self.cache_hook.add_partial(ROLLING, requests[number].args, total(number))
+
+        self._scores(windows, disable_tqdm, hear)
+        return [total(number) for number in range(len(requests))]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what each context goes on with, up to the texts that end it."""

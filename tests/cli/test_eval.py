@@ -181,6 +181,22 @@ def test_an_interrupted_evaluation_goes_on(place: Path, monkeypatch: pytest.Monk
     assert evaluated(*words, **how) == found
 
 
+def test_a_text_is_kept_once_it_is_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(model: Any, questions: list[Question], batch: Any, hear: Any) -> None:
+        for number, score in enumerate(scores(model, questions[:-1], batch)):
+            hear(number, score)
+        raise KeyboardInterrupt
+
+    how = {"source": "run/01-small/checkpoints", "tasks": "bits-per-byte:texts.jsonl"}
+    with monkeypatch.context() as patch:
+        patch.setattr("flmgrow.evaluation.native.scores", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(**how)
+    rest = Stop(monkeypatch, after=None)
+    evaluated(**how)
+    assert rest.kept == 1
+
+
 def test_a_checkpoint_that_changed_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Path("run/01-small/checkpoints")
     how = ("--tasks", "bits-per-byte:texts.jsonl", "--out", "out", "--tokenizer", "bytes")
