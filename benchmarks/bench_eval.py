@@ -1,8 +1,8 @@
 """How fast an evaluation is: flmgrow's own model beside lm-evaluation-harness's ``hf``.
 
-``python benchmarks/bench_eval.py FOLDER`` times both on one Hugging Face folder, in turn (A B A B),
+``python benchmarks/bench_eval.py [FOLDER]`` times both on one Hugging Face folder, in turn (A B A B),
 and prints wall and CPU seconds of each kind of question, and the largest difference between their
-log-likelihoods. ``FOLDER`` is that of benchmarks/smollm2.py, for example.
+log-likelihoods. Without a folder it is SmolLM2-135M-Instruct, as benchmarks/smollm2.py gets it.
 """
 
 import argparse
@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import smollm2
 import torch
 from eval_work import Text, contexts, endings, lettered
 from lm_eval.api.instance import Instance
@@ -75,7 +77,7 @@ def difference(one: Sequence[Any], other: Sequence[Any]) -> str:
 def main() -> None:
     """Time both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=8, help="of hf; flmgrow chooses")
@@ -85,10 +87,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    with open_checkpoint(options.folder) as source:
+    if options.folder is not None:
+        compare(options.folder, options)
+        return
+    with TemporaryDirectory() as place:
+        smollm2.convert(smollm2.fetch(Path(place)), Path(place) / "hf")
+        compare(Path(place) / "hf", options)
+
+
+def compare(folder: Path, options: argparse.Namespace) -> None:
+    """Time both on the model in ``folder``, and print what was found."""
+    with open_checkpoint(folder) as source:
         native = language_model(source, Computing("native", options.dtype, options.device))
     theirs = HFLM(
-        pretrained=str(options.folder),
+        pretrained=str(folder),
         dtype=options.dtype,
         device=options.device,
         batch_size=options.batch_size,

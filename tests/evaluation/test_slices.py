@@ -19,8 +19,11 @@ from flmgrow.formats.opening import open_checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 TOLERANCE = 1e-4
-IQ = ["iq_counting_en", "iq_replace_word", "iq_head_tail", "iq_full_repeating", "iq_head_slicing",
-      "iq_multi_key", "iq_one_fact"]  # fmt: skip
+IQ = [
+    "iq_counting_en", "iq_counting_zh", "iq_replace_word", "iq_replace_lowercase", "iq_head_tail",
+    "iq_full_repeating", "iq_head_slicing", "iq_multi_key", "iq_one_fact", "iq_two_facts",
+    "iq_boolq",
+]  # fmt: skip
 
 
 def native(folder: Path) -> Any:

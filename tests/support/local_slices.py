@@ -59,7 +59,12 @@ def _ceval(n: int) -> dict[str, Any]:
             "explanation": ""}  # fmt: skip
 
 
+def _boolq(n: int) -> dict[str, Any]:
+    return {"question": _text(n, 6), "passage": _text(n + 1, 20) + ".", "idx": n, "label": n % 2}
+
+
 _SETS = {
+    "iq_boolq": (_boolq, "validation", "train"),
     "arc_challenge": (_arc, "test", "train"),
     "hellaswag": (_hellaswag, "validation", "train"),
     "mmlu_anatomy": (_mmlu, "test", "dev"),
@@ -69,10 +74,14 @@ _SETS = {
 }
 
 
+_LEAST = {"iq_boolq": 101}
+
+
 def make_slices(folder: Path, count: int = 4) -> Path:
-    """Write ``count`` questions for each task, and a few examples."""
+    """Write ``count`` questions for each task, more where it wants more, and a few examples."""
     for task, (row, split, examples) in _SETS.items():
-        for name, numbers in ((split, range(count)), (examples, range(count, count + 6))):
+        own = max(count, _LEAST.get(task, 0))
+        for name, numbers in ((split, range(own)), (examples, range(own, own + 12))):
             if not name:
                 continue
             path = folder / task / f"{name}.jsonl"
