@@ -1,8 +1,8 @@
 """How fast an evaluation is: flmgrow's own model beside lm-evaluation-harness's ``hf``.
 
-``python benchmarks/bench_eval.py [FOLDER]`` times both on one Hugging Face folder, in turn (A B A B),
-and prints wall and CPU seconds of each kind of question, and the largest difference between their
-log-likelihoods. Without a folder it is SmolLM2-135M-Instruct, as benchmarks/smollm2.py gets it.
+``python benchmarks/bench_eval.py [FOLDER]`` times both on one Hugging Face folder, in turn (A B A
+B), and prints wall and CPU seconds of each kind of question, and the largest difference between
+their log-likelihoods. Without a folder it is SmolLM2-135M-Instruct, got by benchmarks/smollm2.py.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """flmgrow's own model answers as the harness's ``hf`` does, from every format and layout."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from commands import accepted
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from speakers import make_named
+from speakers import make_named, make_speaker
+from tiny_tokenizers import make_tokenizer_json
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.backends import Computing, language_model
@@ -119,6 +121,44 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"no tokenizer\.json"):
         native(folder)
+
+
+def test_a_text_without_a_context_needs_an_id_in_front(tmp_path: Path) -> None:
+    folder = make_speaker(tmp_path / "hf")
+    make_tokenizer_json(folder / "tokenizer.json", end="<nothing>")
+    model = native(folder)
+    found = model.loglikelihood(asked("loglikelihood", [("the", " a")]), disable_tqdm=True)
+    assert found[0][0] < 0
+    with pytest.raises(UsageError, match="nothing says which id begins or ends a text"):
+        model.loglikelihood(asked("loglikelihood", [("", "the")]), disable_tqdm=True)
+
+
+def test_what_generation_cannot_do_is_refused(tmp_path: Path) -> None:
+    model = native(make_named(tmp_path / "hf"))
+    for settings, says in (
+        ({"num_beams": 4, "max_gen_toks": 4}, "num_beams 4: not known here"),
+        ({"max_gen_toks": 64}, "64 new tokens: the model reads 64"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            model.generate_until(asked("generate_until", [("the", settings)]), disable_tqdm=True)
+
+
+def test_texts_are_drawn_alike_whatever_else_is_asked(tmp_path: Path) -> None:
+    model = native(make_named(tmp_path / "hf"))
+    settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 9, "until": []}
+    requests = asked("generate_until", [(text, settings) for text in ("the", "a b", "the")])
+    found = model.generate_until(requests, disable_tqdm=True)
+    assert model.generate_until(requests[2:], disable_tqdm=True) == found[2:]
+    assert model.generate_until(requests[:1] * 2, disable_tqdm=True)[0] == found[0]
+    assert len({*model.generate_until(requests[:1] * 4, disable_tqdm=True)}) > 1
+
+
+def test_a_backend_that_is_missing_is_told(tmp_path: Path) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("vllm is here")
+    folder = make_named(tmp_path / "hf")
+    with open_checkpoint(folder) as source, pytest.raises(UsageError, match="package vllm"):
+        language_model(source, Computing("vllm"))
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
