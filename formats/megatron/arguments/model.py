@@ -13,13 +13,14 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import MAX_TOKENS, ArgumentReader
 from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments.classes import OWN_PREFIX, refuse_unknown
+from flmgrow.formats.megatron.arguments.mup import read_multipliers
+from flmgrow.formats.megatron.arguments.mup_rows import MUP_ROWS
 from flmgrow.formats.megatron.arguments.row import Arguments, ModelArgument
 from flmgrow.formats.megatron.arguments.run_rows import SAMPLES_SEEN, SEQUENCE_LENGTH
 from flmgrow.formats.megatron.arguments.vocabulary_rows import TRUE_VOCAB, VOCAB, true_vocabulary
 from flmgrow.model.config import (
     Activation,
     ModelConfig,
-    Multipliers,
     Norm,
     Positions,
     RotarySettings,
@@ -28,7 +29,7 @@ from flmgrow.model.config import (
 _WRITTEN: tuple[ModelArgument[Any], ...] = (
     rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.HEAD_DIM, rows.GROUPED, rows.UNTIED,
     rows.NORM_EPS, TRUE_VOCAB, rows.GROUPS, rows.ENCODER_LAYERS, rows.MOE_FFN, rows.COMM_TYPE,
-    VOCAB, *rows.OWN_ROWS,
+    VOCAB, *MUP_ROWS, *rows.OWN_ROWS,
 )  # fmt: skip
 """The arguments that growth brings up to date, in the order in which absent ones are written."""
 
@@ -59,17 +60,6 @@ def _rotary(reader: ArgumentReader) -> RotarySettings:
         interpolation=rows.INTERPOLATION.read(reader),
         xpos_scale_base=rows.XPOS_SCALE_BASE.read(reader),
         xpos_centre=rows.XPOS_CENTRE.read(reader) or 0,
-    )
-
-
-def _multipliers(reader: ArgumentReader) -> Multipliers:
-    return Multipliers(
-        embedding=rows.EMBEDDING_MULTIPLIER.read(reader),
-        output=rows.OUTPUT_MULTIPLIER.read(reader),
-        mup_base_width=rows.MUP_BASE_WIDTH.read(reader),
-        attention=rows.SOFTMAX_SCALE.read(reader),
-        attention_by_inverse_layer=rows.BY_INVERSE_LAYER.read(reader),
-        residual=rows.RESIDUAL_MULTIPLIER.read(reader),
     )
 
 
@@ -104,13 +94,15 @@ def read_config(
     hidden = rows.HIDDEN.read(reader)
     linear_bias = rows.LINEAR_BIAS.read(reader)
     norm = rows.NORM.read(reader)
+    head_dim = rows.HEAD_DIM.read(reader, max(1, hidden // heads))
+    positions = _positions(reader)
     return ModelConfig(
         layers=rows.LAYERS.read(reader),
         hidden=hidden,
         ffn=rows.FFN.read(reader, 4 * hidden),
         kv_groups=groups,
         queries_per_group=heads // groups,
-        head_dim=rows.HEAD_DIM.read(reader, max(1, hidden // heads)),
+        head_dim=head_dim,
         vocab=true_vocabulary(reader, padded_vocab),
         max_positions=rows.MAX_POSITIONS.read(reader),
         norm=cast(Norm, norm.lower()),
@@ -121,9 +113,9 @@ def read_config(
         qkv_bias=linear_bias or rows.QKV_BIAS.read(reader),
         qk_norm=rows.QK_NORM.read(reader),
         tied=not rows.UNTIED.read(reader),
-        positions=_positions(reader),
+        positions=positions,
         rotary=_rotary(reader),
-        multipliers=_multipliers(reader),
+        multipliers=read_multipliers(reader, hidden, head_dim, positions),
     )
 
 

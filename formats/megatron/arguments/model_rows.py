@@ -1,7 +1,7 @@
 """The arguments that say what a model computes: sizes, kinds of layers, constants.
 
-What Megatron-LM has no argument for (xPos, muP multipliers, the paper's attention scale) stands
-under names of our own, with the prefix ``flmgrow_``.
+What Megatron-LM has no argument for (xPos, the paper's attention scale) stands under names of our
+own, with the prefix ``flmgrow_``. muP's constants are in ``mup_rows.py``.
 """
 
 from collections.abc import Callable
@@ -222,18 +222,6 @@ def _of_xpos(name: str, reading: Reading[T], value: Callable[[ModelConfig], obje
     )
 
 
-EMBEDDING_MULTIPLIER = _own(
-    "flmgrow_embedding_multiplier", number(1.0), lambda config: config.multipliers.embedding, 1.0
-)
-OUTPUT_MULTIPLIER = _own(
-    "flmgrow_output_multiplier", number(1.0), lambda config: config.multipliers.output, 1.0
-)
-MUP_BASE_WIDTH = _own(
-    "flmgrow_mup_base_width",
-    optional_integer,
-    lambda config: config.multipliers.mup_base_width,
-    None,
-)
 BY_INVERSE_LAYER = _own(
     "flmgrow_attention_by_inverse_layer",
     flag(),
@@ -251,7 +239,7 @@ XPOS_CENTRE = _of_xpos(
 )
 
 OWN_ROWS: tuple[ModelArgument[Any], ...] = (
-    EMBEDDING_MULTIPLIER, OUTPUT_MULTIPLIER, MUP_BASE_WIDTH, BY_INVERSE_LAYER,
+    BY_INVERSE_LAYER,
     RESIDUAL_MULTIPLIER,     XPOS_SCALE_BASE, XPOS_CENTRE,
 )  # fmt: skip
 MODEL_ROWS: tuple[ModelArgument[Any], ...] = (

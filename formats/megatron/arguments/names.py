@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS
 from flmgrow.formats.megatron.arguments.model_rows import MODEL_ROWS
+from flmgrow.formats.megatron.arguments.mup_rows import MUP_ROWS
 from flmgrow.formats.megatron.arguments.row import understood_names
 from flmgrow.formats.megatron.arguments.run_rows import (
     DECODER_LAYERS,
@@ -23,7 +24,7 @@ from flmgrow.formats.megatron.arguments.run_rows import (
 )
 from flmgrow.formats.megatron.arguments.vocabulary_rows import TOKENIZER_TYPE, VOCABULARY_ROWS
 
-UNDERSTOOD = understood_names((*MODEL_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS))
+UNDERSTOOD = understood_names((*MODEL_ROWS, *MUP_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS))
 """Translated to the model or the layout and back."""
 
 _EXPERTS = "mixture of experts"
@@ -58,7 +59,6 @@ FEATURES: Mapping[str, str] = {
     "hybrid_attention_ratio": _HYBRID,
     "hybrid_mlp_ratio": _HYBRID,
     "is_hybrid_model": _HYBRID,
-    "use_mup": "Megatron-LM's own muP",
     "bidirectional_attention": "attention to later tokens",
     DECODER_LAYERS.name: "an encoder and a decoder",
     "pipeline_model_parallel_split_rank": "an encoder and a decoder",

@@ -43,6 +43,14 @@ def optional_integer(
     return default if value is None else value
 
 
+def optional_size(
+    reader: ArgumentReader, names: tuple[str, ...], default: int | None
+) -> int | None:
+    """Read a positive whole number or None."""
+    name = stored_name(reader.arguments, names)
+    return default if reader.arguments.get(name) is None else reader.integer(name)
+
+
 def number(usual: float) -> Reading[float]:
     """Read a finite number."""
 

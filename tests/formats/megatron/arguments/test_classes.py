@@ -41,7 +41,6 @@ ON = {
     "apply_residual_connection_post_layernorm": True,
     "quick_geglu": True,
     "heterogeneous_layers_config_path": "layers.json",
-    "use_mup": True,
     "retro_add_retriever": True,
     "hybrid_attention_ratio": 0.25,
     "experimental_attention_variant": "dsa",

@@ -26,6 +26,7 @@ from flmgrow.formats.megatron.arguments.model_rows import (
     QKV_BIAS,
     ZERO_CENTRED,
 )
+from flmgrow.formats.megatron.arguments.mup_rows import MUP_ROWS
 from flmgrow.formats.megatron.arguments.new import new_arguments
 from flmgrow.formats.megatron.arguments.pipeline import read_layout, written_layout
 from flmgrow.formats.megatron.arguments.row import Argument, flag
@@ -34,10 +35,16 @@ from flmgrow.formats.megatron.arguments.vocabulary_rows import VOCABULARY_ROWS
 from flmgrow.model.config import ModelConfig, RotarySettings
 
 ROOT = Path(row_module.__file__).parents[3]
-ROWS: tuple[Argument[Any], ...] = (*MODEL_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS, *RUN_ROWS)
+ROWS: tuple[Argument[Any], ...] = (
+    *MODEL_ROWS,
+    *MUP_ROWS,
+    *VOCABULARY_ROWS,
+    *LAYOUT_ROWS,
+    *RUN_ROWS,
+)
 NAMES = {name for row in ROWS for name in row.names}
 HOME = "formats/megatron/arguments/"
-HOMES = tuple(f"{HOME}{part}_rows.py" for part in ("model", "vocabulary", "layout", "run"))
+HOMES = tuple(f"{HOME}{part}_rows.py" for part in ("model", "mup", "vocabulary", "layout", "run"))
 
 # Words that are names of arguments, too, but stand for something else: where, and what.
 OTHER_WORDS = {

@@ -1,0 +1,87 @@
+"""Run in a process of its own, with a megatron-core that has muP: the logits of its own model.
+
+The arguments of each checkpoint (of one rank, in Megatron's legacy format) go where Megatron-LM
+puts them, into TransformerConfig and GPTModel, and nowhere else. Input and output are JSON: folders
+with arguments to change, logits of fixed tokens.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flmgrow.trainer.megatron import cpu
+
+cpu.install()
+
+import torch  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from flmgrow.trainer.megatron.core import (  # noqa: E402
+    GPTModel,
+    TransformerConfig,
+    get_gpt_layer_local_spec,
+)
+from flmgrow.trainer.megatron.model import start_parallel, stop_parallel  # noqa: E402
+
+SAME = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
+    "normalization", "add_bias_linear", "use_mup", "mup_base_hidden_size", "mup_embedding_mult",
+    "mup_output_mult", "mup_base_head_dim", "mup_attn_scale_power", "mup_width_mult",
+)  # fmt: skip
+
+
+def stock_model(args: Any) -> GPTModel:
+    """Return the model that Megatron-LM makes of arguments, in float64."""
+    groups = args.num_query_groups if args.group_query_attention else args.num_attention_heads
+    config = TransformerConfig(
+        **{name: getattr(args, name) for name in SAME if hasattr(args, name)},
+        num_query_groups=groups,
+        layernorm_epsilon=args.norm_epsilon,
+        gated_linear_unit=args.swiglu,
+        activation_func=functional.silu,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        use_cpu_initialization=True,
+        params_dtype=torch.float64,
+    )
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=get_gpt_layer_local_spec(normalization=args.normalization),
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        position_embedding_type="none",
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+    )
+    return model.double().eval()
+
+
+@torch.no_grad()
+def logits(folder: Path, changes: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
+    """Return what the model in a folder computes, its arguments changed."""
+    (file,) = folder.rglob("model_optim_rng.pt")
+    content = torch.load(file, weights_only=False)
+    vars(content["args"]).update(changes)
+    model = stock_model(content["args"])
+    missing, unexpected = model.load_state_dict(content["model"], strict=False)
+    assert not [key for key in [*missing, *unexpected] if not key.endswith("_extra_state")]
+    positions = torch.arange(tokens.shape[-1]).expand_as(tokens)
+    found: torch.Tensor = model(tokens, positions, None)
+    return found
+
+
+def main() -> None:
+    """Answer one request on standard input."""
+    asked = json.load(sys.stdin)
+    start_parallel(tp=1, pp=1)
+    tokens = torch.tensor(asked["tokens"])
+    told = [logits(Path(f), changes, tokens).tolist() for f, changes in asked["models"]]
+    stop_parallel()
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
