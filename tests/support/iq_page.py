@@ -27,7 +27,8 @@ def _shown(item: Item) -> str:
     if len(text) < _LONG:
         return text
     key = text.index("Pass key")
-    return f"{text[:_KEPT]} {CUT} {text[key : key + 40]} {CUT} {text[-_KEPT:]}"
+    parts = [text[:_KEPT], text[key : key + 40], text[-_KEPT:]]
+    return f" {CUT} ".join(parts if key > _KEPT else [parts[0], parts[2]])
 
 
 def rte_example() -> str:
