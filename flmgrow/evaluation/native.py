@@ -26,6 +26,8 @@ from flmgrow.model.module import Model
 
 GENERATED = 256
 """New tokens of a text, at most, where a task does not say (as the harness's ``hf``)."""
+WINDOWS = 256
+"""Windows of long texts that are computed before the texts they end are kept."""
 BATCH = 16
 """Texts that are generated at once, at most, unless somebody says otherwise."""
 _WHOLE = 8
@@ -126,16 +128,24 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         requests: Sequence[Tokenized],
         quiet: bool,
         told: Callable[[int, tuple[float, bool]], None],
+        part: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """Return the answers to requests; ``told`` hears of each as it comes, by its number."""
+        """Return the answers to requests; ``told`` hears of each as it comes, by its number.
+
+        Of those in a ``part``, so many that follow each other, the longest come first.
+        """
         questions = [Question(tuple(before), tuple(after)) for _, before, after in requests]
+        found: list[tuple[float, bool]] = []
         with self._bar(len(questions), "log-likelihoods", quiet) as bar:
 
             def hear(number: int, score: Score) -> None:
-                told(number, _pair(score))
+                told(len(found) + number, _pair(score))
                 bar.update()
 
-            return [_pair(each) for each in scores(self.model, questions, self._batch, hear)]
+            while len(found) < len(questions):
+                own = questions[len(found) :][:part]
+                found += [_pair(each) for each in scores(self.model, own, self._batch, hear)]
+        return found
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -161,7 +171,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
             if len(parts[number]) == counts[number]:
                 self.cache_hook.add_partial(ROLLING, requests[number].args, total(number))
 
-        self._scores(windows, disable_tqdm, hear)
+        self._scores(windows, disable_tqdm, hear, WINDOWS)
         return [total(number) for number in range(len(requests))]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
