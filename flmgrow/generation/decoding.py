@@ -1,8 +1,8 @@
 """Texts that go on, in batches: one pass over the prompts, then one token for each at a time.
 
-Texts of like lengths share a batch. Prompts are padded on the right, and each text goes on at its
-own place, over its padding. What all prompts of a batch begin with is computed once. Texts that
-have ended leave when they are a quarter of the batch.
+Texts of like lengths share a batch. Prompts are read in parts of even liker lengths, padded on the
+right, and each text goes on at its own place, over its padding. What all prompts of a batch begin
+with is computed once. Texts that have ended leave when they are a quarter of the batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +16,15 @@ from flmgrow.errors import UsageError
 from flmgrow.generation.choosing import LIKELIEST, Choice, choose
 from flmgrow.model.checks import check_whole
 from flmgrow.model.module import Model
-from flmgrow.model.places import Cache, Places
+from flmgrow.model.places import Cache, Places, joined
 
 _LEAVE = 4
 """Ended texts leave a batch when they are one in so many: what is known of the rest is copied."""
+
+_WORTH = 64
+"""Tokens that a pass of its own must save: for a few it costs as much."""
+_PADDED = 1.25
+"""How many times the tokens of prompts that are read together are computed, at most."""
 
 Stops = Callable[[int, list[int]], bool]
 """Whether a text ends here, given its number and its new tokens."""
@@ -155,16 +160,25 @@ class _Batch:
     def _read(self) -> Tensor:
         """Return the logits (b, v) of what follows the prompts."""
         prompts = [self._prompts[number] for number in self._rows]
-        shared = _shared(prompts) if len(prompts) > 1 else 0
+        shared = _shared(prompts)
         if shared:
             self._model.residual(self._ids([prompts[0][:shared]]), self._cache)
-            self._cache.keep(torch.zeros(len(prompts), dtype=torch.long, device=self._device))
-        longest = max(map(len, prompts))
-        ends = [[*prompt[shared:], *[0] * (longest - len(prompt))] for prompt in prompts]
-        x = self._model.residual(self._ids(ends), self._cache)
-        last = self._ids([len(prompt) - shared - 1 for prompt in prompts])
-        at = torch.arange(len(prompts), device=self._device)
-        return self._model.logits_of(x[at, last][:, None])[:, 0]
+        last, caches = [], []
+        for part in _parts(prompts, shared):
+            own = (
+                self._cache.rows(self._ids([0] * len(part))) if shared else self._model.new_cache()
+            )
+            last.append(self._read_part([prompt[shared:] for prompt in part], own))
+            caches.append(own)
+        self._cache = joined(caches)
+        return self._model.logits_of(torch.cat(last)[:, None])[:, 0]
+
+    def _read_part(self, prompts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+        """Return the last residuals (n, h) of prompts, the longest first, that ``cache`` takes."""
+        ends = [[*prompt, *[0] * (len(prompts[0]) - len(prompt))] for prompt in prompts]
+        x = self._model.residual(self._ids(ends), cache)
+        last = self._ids([len(prompt) - 1 for prompt in prompts])
+        return x[torch.arange(len(prompts), device=self._device), last]
 
     def _go_on(self, step: Tensor) -> Tensor | None:
         """Put the tokens ``step`` (b,) behind the texts, and return the logits (b, v) of what
@@ -180,7 +194,7 @@ class _Batch:
             kept = self._ids([row for row, gone in enumerate(ended) if not gone])
             step = step[kept]
             self._rows = [self._rows[row] for row in kept.tolist()]
-            self._cache.keep(kept)
+            self._cache = self._cache.rows(kept)
         places = self._places()
         x = self._model.residual(step[:, None], self._cache, places)
         return self._model.logits_of(x)[:, 0]
@@ -211,10 +225,23 @@ class _Batch:
 
 
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all prompts begin with; each has one more."""
+    """Return how many tokens all prompts begin with, if it is worth while; each has one more."""
     least = min(map(len, prompts)) - 1
     columns = zip(*(prompt[:least] for prompt in prompts), strict=True)
-    return next((at for at, ids in enumerate(columns) if len({*ids}) > 1), least)
+    shared = next((at for at, ids in enumerate(columns) if len({*ids}) > 1), least)
+    return shared if shared * (len(prompts) - 1) >= _WORTH else 0
+
+
+def _parts(prompts: Sequence[Sequence[int]], shared: int) -> Iterator[Sequence[Sequence[int]]]:
+    """Yield prompts, the longest first, in parts that are read together."""
+    start, total = 0, 0
+    for at, prompt in enumerate(prompts):
+        padded = (len(prompts[start]) - shared) * (at - start + 1)
+        total += len(prompt) - shared
+        if padded > _PADDED * total + _WORTH:
+            yield prompts[start:at]
+            start, total = at, len(prompt) - shared
+    yield prompts[start:]
 
 
 def _next(text: Continued, token: int, request: Request) -> Ended | None:

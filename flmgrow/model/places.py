@@ -6,10 +6,12 @@ at different positions. And texts with one beginning share it: their ends stand 
 positions behind it, and must not see each other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Cache:
         self._lengths = [0] * layers
 
     @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return len(self._layers)
+
+    @property
     def length(self) -> int:
         """The number of slots that all layers have filled."""
         return self._lengths[-1]
@@ -68,9 +75,25 @@ class Cache:
         self._lengths[layer] = end
         return keys[:, :, :end], values[:, :, :end]
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all texts but those in ``rows`` (n,)."""
-        self._layers = [each and (each[0][rows], each[1][rows]) for each in self._layers]
+    def known(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (b, g, length, d) of a layer, zeros behind those it has."""
+        found = self._layers[layer]
+        assert found is not None, "nothing was computed yet"
+        keys, values = found
+        have = self._lengths[layer]
+        more = (0, 0, 0, length - have)
+        return pad(keys[:, :, :have], more), pad(values[:, :, :have], more)
+
+    def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Let keys and values (b, g, t, d) be all that a layer has."""
+        self._layers[layer], self._lengths[layer] = (keys, values), keys.shape[-2]
+
+    def rows(self, rows: Tensor) -> "Cache":
+        """Return a cache of the texts in ``rows`` (n,), one of them several times perhaps."""
+        made = Cache(len(self._layers))
+        made._lengths = [*self._lengths]
+        made._layers = [each and (each[0][rows], each[1][rows]) for each in self._layers]
+        return made
 
     def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values, with room for ``length`` tokens at least."""
@@ -86,3 +109,18 @@ class Cache:
                 new[:, :, :filled] = old[:, :, :filled]
         self._layers[layer] = made
         return made
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """Return a cache of the texts of all ``caches``, one behind the other.
+
+    It is as long as the longest of them, and holds zeros where others are shorter.
+    """
+    if len(caches) == 1:
+        return caches[0]
+    length = max(cache.length for cache in caches)
+    made = Cache(caches[0].layers)
+    for layer in range(made.layers):
+        parts = [cache.known(layer, length) for cache in caches]
+        made.put(layer, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    return made

@@ -11,6 +11,7 @@ from pico import CONFIGS, logical_weights
 from strategies import examples
 
 from flmgrow.errors import UsageError
+from flmgrow.generation import decoding
 from flmgrow.generation.choosing import Choice
 from flmgrow.generation.decoding import Ended, Request, continued
 from flmgrow.model.module import Model
@@ -103,7 +104,20 @@ def test_a_prompt_that_cannot_be_read_is_refused(prompt: list[int], says: str) -
         list(continued(MODEL, [[1], prompt], Request()))
 
 
+@pytest.mark.parametrize(("worth", "sizes"), [(0, [3, 2, 1]), (2, [3, 3])])
+def test_parts_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, worth: int, sizes: list[int]
+) -> None:
+    """However prompts are cut into parts, and whatever is taken for shared."""
+    monkeypatch.setattr(decoding, "_WORTH", worth)
+    prompts = [[1, 2, *range(length)] for length in (9, 8, 5, 3, 1, 1)]
+    request = Request(DRAWN, longest=5, batch=6, ends=frozenset([3]))
+    assert texts(MODEL, prompts, request) == texts(MODEL, prompts, replace(request, batch=1))
+    assert [len(part) for part in decoding._parts(prompts, 0)] == sizes
+
+
 def test_what_prompts_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_WORTH", 6)
     model, sizes = model_of(), []
     residual = model.residual
 

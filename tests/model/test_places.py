@@ -103,6 +103,6 @@ def test_a_text_keeps_what_it_knows_when_others_leave() -> None:
     model, tokens = model_of(config), tokens_for(config.vocab, 6, batch=3)
     cache, other = model.new_cache(), model.new_cache()
     model(tokens[:, :4], cache)
-    cache.keep(torch.tensor([2, 0]))
+    cache = cache.rows(torch.tensor([2, 0]))
     model(tokens[[2, 0], :4], other)
     assert torch.equal(model(tokens[[2, 0], 4:], cache), model(tokens[[2, 0], 4:], other))
