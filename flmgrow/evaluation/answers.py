@@ -71,6 +71,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def known(self) -> dict[str, Answer]:
+        """All answers, by the names of their questions."""
+        return dict(self._known)
+
     def __contains__(self, key: str) -> bool:
         return key in self._known
 

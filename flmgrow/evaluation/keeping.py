@@ -29,6 +29,8 @@ class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
         self.model = model
         self.answers = answers
         self._peers = peers
+        for each in peers.gathered(answers.known):  # one that came late has read more files
+            answers.learn(each)
         model.set_cache_hook(_Hook(answers))
 
     def __getattr__(self, name: str) -> Any:
