@@ -21,11 +21,17 @@ All heads share a norm over their entries, so it does not see the width. The hea
 model whose logits keep their effective multiplier. Derived and tested in
 ``tests/operators/test_mup_equivalence.py``. Param groups do not say which parameters are in them,
 so a trainer that makes such groups puts the kind into each, under :data:`KIND`.
+
+megatron-core (0.17 and newer) has a muP of its own, which names no kinds and moves less: with m,
+the width over the base width, hidden matrices have 1/m of the learning rate and of epsilon, weight
+decay stays, and so does everything else. Its groups are known by these quotients, and get those
+that it would compute for the new width, as it finds groups again by their settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isclose
 
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Role
@@ -112,4 +118,60 @@ def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object,
                 ),
                 wanted="a number",
             )
+    return moved
+
+
+Group = Mapping[object, object]
+_NATIVE = ("max_lr", "min_lr", "eps")
+"""What megatron-core's muP divides, as the optimizer is made."""
+
+_CLOSE = 1e-12
+
+
+def plain_group(group: Group, groups: Sequence[Group], width: float) -> Group | None:
+    """Return the group whose settings, over ``width``, megatron-core's muP gave to ``group``.
+
+    None where it gave it none: for any but hidden matrices, at the base width, and in groups that
+    name their kind.
+    """
+    if width == 1 or KIND in group or group.get("wd_mult") == 0:
+        return None
+    return next((one for one in groups if _is_divided(group, one, width)), None)
+
+
+def _is_divided(group: Group, plain: Group, width: float) -> bool:
+    pairs = [(group.get(name), plain.get(name)) for name in _NATIVE]
+    told = [
+        (float(divided), float(whole))
+        for divided, whole in pairs
+        if isinstance(divided, int | float) and isinstance(whole, int | float)
+    ]
+    return any(whole for _, whole in told) and all(
+        isclose(divided, whole / width, rel_tol=_CLOSE) for divided, whole in told
+    )
+
+
+def grown_native_groups(groups: Sequence[Group], before: float, after: float) -> tuple[Group, ...]:
+    """Return groups with the settings of megatron-core's muP for another width.
+
+    ``before`` and ``after`` are the widths over the base width. Groups that it did not make stay.
+    """
+    return tuple(
+        group
+        if (plain := plain_group(group, groups, before)) is None
+        else {**group, **_divided(group, plain, before, after)}
+        for group in groups
+    )
+
+
+def _divided(group: Group, plain: Group, before: float, after: float) -> dict[object, object]:
+    factor = 1.0 / after  # as megatron-core has it, to the last bit
+    moved: dict[object, object] = {}
+    for name in _NATIVE:
+        whole = plain.get(name)
+        if name in group and isinstance(whole, int | float):
+            moved[name] = whole * factor
+    rate = group.get("lr")
+    if isinstance(rate, int | float):
+        moved["lr"] = rate * (before / after)
     return moved

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flmgrow.formats.checkpoint import OptimizerState
 from flmgrow.formats.same_values import text_of
-from flmgrow.model.mup import KIND, grown_group
+from flmgrow.model.mup import KIND, grown_group, grown_native_groups, plain_group
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 from flmgrow.text import Found, Text, Wanted, unlike
@@ -28,6 +28,9 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
         return None
     ratio = growth.new.hidden / growth.old.hidden
     groups = tuple(grown_group(group, ratio) for group in state.groups)
+    if growth.old.multipliers.mup_base_width is not None:
+        widths = growth.old.width_multiplier, growth.new.width_multiplier
+        groups = grown_native_groups(groups, *widths) if ratio != 1 else groups
     if growth.moments is not Moments.RESET:
         return replace(state, groups=groups)
     groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
@@ -38,7 +41,17 @@ def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
     """Return a note if settings should follow a wider muP model, and no param group says which."""
     wider = growth.new.hidden != growth.old.hidden
     declared = growth.old.multipliers.mup_base_width is not None
-    if state is None or not (wider and declared) or any(KIND in group for group in state.groups):
+    if state is None or not (wider and declared):
+        return ()
+    width = growth.old.width_multiplier
+    if any(plain_group(group, state.groups, width) for group in state.groups):
+        if growth.new.width_multiplier != 1:
+            return ()
+        return (
+            "muP: at the base width megatron-core makes no param group for hidden matrices, so it "
+            "cannot load this optimizer: let its run begin without",
+        )
+    if any(KIND in group for group in state.groups):
         return ()
     return (
         "muP: the param groups do not tell hidden matrices from the rest, so learning rates, "

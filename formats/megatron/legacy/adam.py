@@ -19,7 +19,7 @@ from flmgrow.formats.megatron.folders import DISTRIBUTED
 from flmgrow.formats.reading import Piece, StoredArray
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
-from flmgrow.model.mup import KIND, kind_of
+from flmgrow.model.mup import KIND, Kind, kind_of
 from flmgrow.model.states import MOMENTS, State
 from flmgrow.text import Found, Text
 
@@ -55,12 +55,26 @@ def _group_of(groups: Sequence[Group], placement: Placement) -> int:
         and bool(group.get("is_decoupled_lr")) == (decoupled and _has_own_rate(placement))
         and group.get(KIND, kind) == kind
     ]
+    if len(fitting) == 2 and _is_native_mup(*(groups[number] for number in fitting)):
+        return fitting[int(kind is Kind.HIDDEN)]
     if len(fitting) != 1:
         raise BadCheckpointError(
             f"{placement.key}: fits {len(fitting)} of the optimizer's {len(groups)} param groups",
             "only Megatron-LM's own groups are understood; " + WITHOUT_OPTIMIZER,
         )
     return fitting[0]
+
+
+def _is_native_mup(first: Group, second: Group) -> bool:
+    """Whether megatron-core's muP (0.17 and newer) made the ``second`` group, for hidden matrices.
+
+    It puts groups with settings of their own behind the one that has none, and gives these another
+    epsilon; in all else both are alike. A growth to the base width makes them alike in everything.
+    """
+    names = {*first, *second} - {"params"}
+    unlike = {name for name in names if first.get(name) != second.get(name)}
+    moved = {"lr", "max_lr", "min_lr", "eps", "default_config"}
+    return not unlike or ("eps" in unlike and unlike <= moved)
 
 
 def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]:

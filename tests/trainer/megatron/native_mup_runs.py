@@ -2,7 +2,7 @@
 
 The arguments of each checkpoint (of one rank, in Megatron's legacy format) go where Megatron-LM
 puts them, into TransformerConfig and GPTModel, and nowhere else. Input and output are JSON: folders
-with arguments to change, logits of fixed tokens.
+with arguments to change, logits of fixed tokens and the param groups of AdamW.
 """
 
 import json
@@ -59,9 +59,29 @@ def stock_model(args: Any) -> GPTModel:
     return model.double().eval()
 
 
+def param_groups(model: GPTModel) -> list[dict[str, Any]]:
+    """Return the groups of AdamW as Megatron-LM makes them, with the names of their parameters."""
+    from megatron.core.optimizer import (
+        OptimizerConfig,
+        _get_param_groups,
+        get_mup_config_overrides,
+        get_standard_config_overrides,
+    )
+
+    settings = OptimizerConfig(lr=3e-4, min_lr=3e-5, adam_eps=1e-8, weight_decay=0.1)
+    overrides = get_standard_config_overrides(settings)
+    overrides |= get_mup_config_overrides(settings, model.config.mup_width_mult)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [  # torch's Adam fills in what a group does not say
+        {"eps": settings.adam_eps, "lr": group["max_lr"], **group,
+         "params": [names[parameter] for parameter in group["params"]]}
+        for group in _get_param_groups([model], settings, overrides)
+    ]  # fmt: skip
+
+
 @torch.no_grad()
-def logits(folder: Path, changes: dict[str, Any], tokens: torch.Tensor) -> torch.Tensor:
-    """Return what the model in a folder computes, its arguments changed."""
+def computed(folder: Path, changes: dict[str, Any], tokens: torch.Tensor) -> dict[str, Any]:
+    """Return what the model in a folder computes, its arguments changed, and its groups."""
     (file,) = folder.rglob("model_optim_rng.pt")
     content = torch.load(file, weights_only=False)
     vars(content["args"]).update(changes)
@@ -70,7 +90,7 @@ def logits(folder: Path, changes: dict[str, Any], tokens: torch.Tensor) -> torch
     assert not [key for key in [*missing, *unexpected] if not key.endswith("_extra_state")]
     positions = torch.arange(tokens.shape[-1]).expand_as(tokens)
     found: torch.Tensor = model(tokens, positions, None)
-    return found
+    return {"logits": found.tolist(), "groups": param_groups(model)}
 
 
 def main() -> None:
@@ -78,7 +98,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     start_parallel(tp=1, pp=1)
     tokens = torch.tensor(asked["tokens"])
-    told = [logits(Path(f), changes, tokens).tolist() for f, changes in asked["models"]]
+    told = [computed(Path(f), changes, tokens) for f, changes in asked["models"]]
     stop_parallel()
     print(json.dumps(told))
 

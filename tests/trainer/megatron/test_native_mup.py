@@ -19,8 +19,10 @@ from pico import CONFIGS, make_checkpoint
 from repository import ROOT
 from stage_runs import NEWER
 
+from flmgrow.formats.megatron.legacy.adam import by_group
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.forward import logits
+from flmgrow.model.mup import grown_native_groups
 from flmgrow.surgery.weights import CheckpointWeights
 
 pytestmark = [
@@ -48,15 +50,19 @@ CASES: dict[str, Case] = {
         {"mup_output_mult": 0.3, "mup_base_hidden_size": 5},
     ),
     "scores as usual": (
-        {"mup_base_hidden_size": 24, "mup_attn_scale_power": 0.5},
+        {"mup_base_hidden_size": 48, "mup_attn_scale_power": 0.5},
         COPY,
-        {"mup_base_hidden_size": 24, "mup_output_mult": 2.0},
+        {"mup_base_hidden_size": 48, "mup_output_mult": 4.0},
     ),
 }  # fmt: skip
 
 
-def stock_logits(models: list[tuple[Path, dict[str, Any]]]) -> list[torch.Tensor]:
-    """What megatron-core 0.19 computes from folders, with arguments changed."""
+Groups = list[dict[Any, Any]]
+Told = tuple[torch.Tensor, Groups]
+
+
+def told_by_megatron(models: list[tuple[Path, dict[str, Any]]]) -> list[Told]:
+    """What megatron-core 0.19 computes from folders, with arguments changed, and its groups."""
     asked = {"tokens": TOKENS.tolist(), "models": [(str(path), c) for path, c in models]}
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     own = {"PYTHONPATH": os.pathsep.join([NEWER, str(ROOT / "tests" / "support")])}
@@ -66,12 +72,39 @@ def stock_logits(models: list[tuple[Path, dict[str, Any]]]) -> list[torch.Tensor
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.tensor(one, dtype=torch.float64) for one in json.loads(done.stdout)]
+    return [
+        (torch.tensor(one["logits"], dtype=torch.float64), one["groups"])
+        for one in json.loads(done.stdout)
+    ]
 
 
 def reference(path: Path) -> torch.Tensor:
     with open_checkpoint(path) as opened:
         return logits(opened.config, CheckpointWeights(opened, torch.float64), TOKENS)
+
+
+def settings(groups: Groups) -> Groups:
+    return [{n: value for n, value in group.items() if n != "params"} for group in groups]
+
+
+def check_groups(name: str, place: Path, before: Groups, after: Groups) -> None:
+    """The groups of the small model, grown, are those that megatron-core makes for the large one.
+
+    To the last bit, as it looks for them by their settings; and parameters are found in them.
+    """
+    with open_checkpoint(place / "small") as small, open_checkpoint(place / "large") as large:
+        widths = small.config.width_multiplier, large.config.width_multiplier
+        placements = large.reader.arrays
+    if widths[0] == 1:
+        assert (len(before), len(after)) == (2, 3)  # there is nothing to tell them apart yet
+        return
+    grown = grown_native_groups(settings(before), *widths)
+    assert [dict(group) for group in grown] == [
+        {**group, "lr": pytest.approx(group["lr"])} for group in settings(after)
+    ]
+    assert settings(before) != settings(after)
+    for group, members in zip(after, by_group(after, placements), strict=True):
+        assert sorted(member.placement.key for member in members) == sorted(group["params"]), name
 
 
 def test_its_own_model_computes_the_same_after_growth(tmp_path: Path) -> None:
@@ -84,9 +117,11 @@ def test_its_own_model_computes_the_same_after_growth(tmp_path: Path) -> None:
         accepted("verify", small, large)
         models += [(small, {}), (large, {}), (large, {"mup_output_mult": 1.0})]
         models += [(large, {"use_mup": False})]
-    found = iter(stock_logits(models))
+    found = iter(told_by_megatron(models))
     for name, (_, _, written) in CASES.items():
-        before, after, trapped, without = (next(found) for _ in range(4))
+        told = [next(found) for _ in range(4)]
+        before, after, trapped, without = (computed for computed, _ in told)
+        check_groups(name, tmp_path / name, told[0][1], told[1][1])
         assert before.abs().max() > 0.1
         assert (after - before).abs().max() <= EXACT, name
         for size, computed in (("small", before), ("large", after)):

@@ -6,18 +6,21 @@ and head lacks the groups for these.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
+from commands import accepted
 from damage import edit, rank_files
 from growing import grow_checkpoint
 from optimizer_states import Content, inner
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.model.config import Multipliers
 from flmgrow.surgery.plan import LayoutRequest
 
 
@@ -85,6 +88,58 @@ def test_a_group_that_no_parameter_of_a_rank_is_in_may_lack_there(tmp_path: Path
             for n in group["params"]:
                 moment = inner(content)["state"][n]["exp_avg"]
                 assert any(w.shape == moment.shape and torch.equal(moment, w / 8) for w in weights)
+
+
+def divide(content: Content, width: float = 1.5) -> None:
+    """Give hidden matrices a group of their own, as megatron-core's muP does."""
+    state = inner(content)
+    matrices, plain = state["param_groups"]
+    keys = [k for k, w in content["model"].items() if isinstance(w, torch.Tensor) and w.ndim == 2]
+    hidden = [n for n, key in zip(matrices["params"], keys, strict=True) if ".layers." in key]
+    own = {**matrices, "params": hidden, "max_lr": 3e-4 * (1 / width), "eps": 1e-8 * (1 / width)}
+    matrices["params"] = [n for n in matrices["params"] if n not in hidden]
+    for group in (matrices, plain):
+        group.update(max_lr=3e-4, eps=1e-8)
+    renumber_as_listed(state, [matrices, own, plain])
+
+
+def renumber_as_listed(state: Content, groups: list[Content]) -> None:
+    state["param_groups"] = groups
+    renumber({"optimizer": state}, tuple(range(len(groups))))
+
+
+def test_groups_of_megatrons_own_mup_follow_the_width(tmp_path: Path) -> None:
+    """Learning rate and epsilon of hidden matrices, and no weight decay; in any layout."""
+    config = replace(CONFIGS["tele"], multipliers=Multipliers(attention=1 / 4))
+    source = make_checkpoint(
+        tmp_path / "a", config, even(config, 2), optimizer=True, use_mup=True,
+        mup_base_hidden_size=8, softmax_scale=None,
+    )  # fmt: skip
+    for file in rank_files(source):
+        edit(file, divide)
+    out = accepted("expand", source, tmp_path / "b", "--hidden-size", 24, "--tp", 1,
+                   "--method", "copy").err  # fmt: skip
+    assert "muP" not in out
+    accepted("verify", source, tmp_path / "b")
+    (file,) = rank_files(tmp_path / "b")
+    tables, hidden, plain = inner(torch.load(file, weights_only=False))["param_groups"]
+    assert (hidden["max_lr"], hidden["eps"]) == (3e-4 * (1 / 3), 1e-8 * (1 / 3))
+    assert (tables["max_lr"], plain["max_lr"], tables["eps"]) == (3e-4, 3e-4, 1e-8)
+    assert len(tables["params"]) == 2
+    before = inner(torch.load(rank_files(source)[0], weights_only=False))["param_groups"]
+    for group, old in zip((tables, hidden, plain), before, strict=True):
+        assert group.get("weight_decay") == old.get("weight_decay")
+        assert group["wd_mult"] == old["wd_mult"]
+
+
+def test_growing_to_the_base_width_is_told(tmp_path: Path) -> None:
+    """There megatron-core makes fewer groups, and would not find these."""
+    source = make_checkpoint(
+        tmp_path / "a", CONFIGS["tele"], optimizer=True, use_mup=True, mup_base_hidden_size=24
+    )
+    edit(rank_files(source)[0], partial(divide, width=0.5))
+    words = ("expand", source, tmp_path / "b", "--hidden-size", 24, "--method", "copy")
+    assert "note: muP: at the base width megatron-core makes no param group" in accepted(*words).err
 
 
 WRONG: dict[str, Callable[[Content], object]] = {
