@@ -259,7 +259,7 @@ def test_the_papers_search_can_be_carried_out(capsys: pytest.CaptureFixture[str]
 
 def transferred(data: Path, folder: Path, mup: bool) -> Report:
     """Return a search of learning rates at three widths, with muP and without."""
-    rates = [2.0**-power for power in range(10, 3, -1)]
+    rates = [2.0**-power for power in range(9, 3, -1)]
     file = write_search(folder, data, {PEAK: rates}, seeds=[1, 2, 3])
     proxy = yaml.safe_load((folder / "proxy.yaml").read_text())
     proxy["training"].update(steps=60, batch=16, micro_batch=16)
