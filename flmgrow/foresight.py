@@ -20,7 +20,7 @@ from flmgrow.searching.request import read_search
 from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.wording import markdown
-from flmgrow.stages.pool import Pool
+from flmgrow.stages.pool import Pool, Watched
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.storage.durable import write_small
 
@@ -44,23 +44,26 @@ def search(
     halving: bool = False,
     transfer: Sequence[int] = (),
     told: Callable[[str], object] = lambda _: None,
+    watched: Watched = lambda *_: None,
 ) -> Report:
     """Train what is not done of a search, ``parallel`` trials at a time, and return what it found.
 
     ``halving`` stops the worse half after a quarter of the steps, and again; ``transfer`` are
-    widths at which the same grid is tried. ``told`` hears of each trial. Report, figures and a
+    widths at which the same grid is tried. ``told`` hears of each trial; ``watched`` hears every
+    second of the steps taken, of all, and of the seconds that the rest takes. Report, figures and a
     picture are written into ``out``. Raises UsageError for what no stage can be; TrialFailedError;
-    BadDataError if all trials diverged.
+    OutputExistsError if another search is at ``out``; BadDataError if all trials diverged.
     """
     folder = search_folder(search, out, transfer)
-    folder.prepare(Path(search))
-    run_search(folder, Pool(parallel), told, halving=halving)
-    outcomes = folder.outcomes()
-    check_all_ended(outcomes)
-    report = report_of(folder.search, outcomes)
-    write_small(folder.path / "report.md", markdown(report).encode())
-    write_small(folder.path / "results.json", json.dumps(report.to_json(), indent=1).encode())
-    write_small(folder.path / "search.png", picture(report, "png"))
+    with folder.held():
+        folder.prepare(Path(search))
+        run_search(folder, Pool(parallel, watched), told, halving=halving)
+        outcomes = folder.outcomes()
+        check_all_ended(outcomes)
+        report = report_of(folder.search, outcomes)
+        write_small(folder.path / "report.md", markdown(report).encode())
+        write_small(folder.path / "results.json", json.dumps(report.to_json(), indent=1).encode())
+        write_small(folder.path / "search.png", picture(report, "png"))
     return report
 
 

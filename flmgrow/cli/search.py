@@ -1,7 +1,6 @@
 """``flmgrow search``: try settings on a small model, and say which are best, and how surely."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.parsing import parse_numbers
 from flmgrow.cli.printing import json_text
+from flmgrow.cli.progress import steps_bar
 from flmgrow.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,26 +78,29 @@ def search(
 
     if launcher not in ("torchrun", "srun"):
         raise UsageError(f"--launcher {launcher}: wanted torchrun or srun")
+    if write_best is not None and not write_best.absolute().parent.is_dir():
+        raise UsageError(
+            f"--write-best {write_best}: {write_best.parent} is no folder", "make the folder first"
+        )
     widths = parse_numbers("--transfer", transfer)
     where = out or Path("searches") / search.stem
     folder = foresight.search_folder(search, where, widths)
     if dry_run:
         _show(folder)
     elif print_commands:
-        folder.prepare(search)
+        with folder.held():
+            folder.prepare(search)
         _print_commands(folder, launcher, gpus_per_node)
     else:
-        report = foresight.search(
-            search, where, parallel=parallel, halving=halving, transfer=widths, told=_tell
-        )
+        with steps_bar(search.stem) as (watched, tell):
+            report = foresight.search(
+                search, where, parallel=parallel, halving=halving, transfer=widths, told=tell,
+                watched=watched,
+            )  # fmt: skip
         if write_best is not None:
             best = report.best[-1].result.point
             write_small(write_best, dump_yaml(sections_of(best.settings)).encode())
         print(json_text(report.to_json()) if as_json else told(report))
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _show(folder: "SearchFolder") -> None:

@@ -46,6 +46,12 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
 
 
+def clock_text(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def aligned(rows: Iterable[tuple[str, str]], words: Words = PYTHON) -> list[str]:
     """Return ``name  value`` lines with the values in one column, in these words."""
     pairs = list(rows)

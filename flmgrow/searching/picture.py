@@ -1,6 +1,6 @@
 """The picture of a search: losses over its two most telling axes, or along one for each width."""
 
-from math import isfinite, log10
+from math import inf, isfinite, log10
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,14 +36,16 @@ def _draw(figure: "Figure", report: Report) -> None:
 def _heat(figure: "Figure", panel: "Axes", report: Report) -> None:
     across, up = report.axes[:2]
     columns, rows = list(report.grid[across]), list(report.grid[up])
-    cells = np.full((len(rows), len(columns)), np.nan)
+    tried: dict[tuple[int, int], float] = {}
     for each in report.results:
         place = rows.index(each.point.settings[up]), columns.index(each.point.settings[across])
-        if isfinite(each.loss):
-            cells[place] = np.nanmin([cells[place], each.loss])
+        tried[place] = min(tried.get(place, inf), each.loss)
+    cells = np.full((len(rows), len(columns)), np.nan)  # what was not drawn of a grid stays blank
+    for place, loss in tried.items():
+        cells[place] = loss if isfinite(loss) else np.nan
     image = panel.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r")
-    for (row, column), loss in np.ndenumerate(cells):
-        text = "diverged" if np.isnan(loss) else f"{loss:.3f}"
+    for (row, column), loss in tried.items():
+        text = f"{loss:.3f}" if isfinite(loss) else "diverged"
         panel.text(column, row, text, ha="center", va="center", fontsize=6.5, color=INK)
     panel.set_xticks(range(len(columns)), [_label(value) for value in columns])
     panel.set_yticks(range(len(rows)), [_label(value) for value in rows])

@@ -100,11 +100,13 @@ class Move:
 
 def report_of(search: Search, outcomes: Sequence[Outcome]) -> Report:
     """Return what the trials of a search tell."""
+    by_point: dict[Point, list[Outcome]] = {}
+    for each in outcomes:
+        by_point.setdefault(each.trial.point, []).append(each)
     results = sorted(
-        (_result(point, [each for each in outcomes if each.trial.point == point])
-         for point in search.points),
+        (_result(point, own) for point, own in by_point.items()),
         key=lambda each: (each.loss, each.point.text),
-    )  # fmt: skip
+    )
     widths = list(dict.fromkeys(point.width for point in search.points))
     best = [
         _best(search, own)

@@ -36,6 +36,9 @@ MOST_POINTS = 10_000
 SEED = "training.seed"
 METRICS = "metrics.jsonl"
 
+OWN = ("name", "checkpoint.folder", "checkpoint.keep", "log.metrics", "log.tensorboard")
+"""What a search sets itself: each trial is named, and writes into its own folder."""
+
 
 class RandomSection(Section):
     """How many points of the grid are taken, and the seed by which they are drawn."""
@@ -61,6 +64,9 @@ class Point:
 
     settings: Mapping[str, Value]
     width: int | None = None
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.settings.items()), self.width))
 
     @property
     def text(self) -> str:
@@ -99,11 +105,7 @@ class Search:
     @property
     def points(self) -> list[Point]:
         """The points that are tried, each once."""
-        found: list[Point] = []
-        for trial in self.trials:
-            if trial.point not in found:
-                found.append(trial.point)
-        return found
+        return list(dict.fromkeys(trial.point for trial in self.trials))
 
 
 def read_search(path: Path, widths: Sequence[int] = ()) -> Search:
@@ -134,12 +136,18 @@ def read_search(path: Path, widths: Sequence[int] = ()) -> Search:
 
 
 def _settings(path: Path, file: SearchFile) -> list[dict[str, Value]]:
+    if len(set(file.seeds)) != len(file.seeds):
+        raise UsageError("has a seed twice", "list each seed once", where=(path, "seeds"))
     for key, values in file.grid.items():
-        if not values or len(set(map(repr, values))) != len(values):
+        where = (path, f"grid.{key}")
+        # As numbers: 1, 1.0 and true are one point, and would be reported as one.
+        if not values or len(set(values)) != len(values):
             found = "has no values" if not values else "has a value twice"
-            raise UsageError(found, "list each value to be tried once", where=(path, f"grid.{key}"))
+            raise UsageError(found, "list each value to be tried once", where=where)
         if key == SEED:
-            raise UsageError("is no axis", "list them under seeds", where=(path, f"grid.{key}"))
+            raise UsageError("is no axis", "list them under seeds", where=where)
+        if key in OWN:
+            raise UsageError("is no axis", "each trial has a folder of its own", where=where)
     count = 1
     for values in file.grid.values():
         count *= len(values)
@@ -184,10 +192,10 @@ def _trials(
             data = proxy
             for key, value in settings.items():
                 data = with_setting(data, key, value, (path, f"grid.{key}"))
-            if point.width is not None:
-                data = at_width(data, point.width)
             try:
                 stage = stage_of({**data, "name": name}, base)
+                if point.width is not None:
+                    stage = stage_of({**at_width(data, point.width), "name": name}, base)
             except UsageError as error:
                 raise error.relative_to(base).at(path, point.text) from None
             yield Trial(name, point, seed, _in_its_folder(stage))
@@ -209,7 +217,7 @@ def with_setting(data: Json, key: str, value: object, where: tuple[object, ...] 
 
 
 def at_width(data: Json, width: int) -> Json:
-    """Return the content of a stage file for a model of another width, of the same shape.
+    """Return the content of a valid stage file for a model of another width, of the same shape.
 
     Heads keep their size and come in other numbers; the FFN keeps its ratio; depth stays. Raises
     UsageError where that does not come out even.

@@ -6,10 +6,12 @@ the report says so.
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, inf
+from statistics import fmean
 
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
-from flmgrow.searching.request import Trial
+from flmgrow.model.wording import clock_text
+from flmgrow.searching.request import Point, Trial
 from flmgrow.searching.trials import SearchFolder, State
 from flmgrow.stages.pool import Ended, Pool
 
@@ -45,23 +47,29 @@ def _open(folder: SearchFolder) -> list[Trial]:
 
 
 def _climb(folder: SearchFolder, pool: Pool, told: Told, share: float) -> None:
-    """Train all open trials for a share of their steps, and stop the worse half of the points."""
+    """Train all open trials for a share of their steps, and stop the worse half of the points.
+
+    Those that were stopped here before an interruption count: the half is of all that came so far.
+    """
     waiting = _open(folder)
     rungs = {trial.name: ceil(share * trial.stage.steps) for trial in waiting}
     below = [each for each in waiting if folder.job(each).taken < rungs[each.name]]
     _train(folder, pool, told, below, share)
-    left = _open(folder)
-    losses = {
-        point: [
-            folder.loss(trial, rungs[trial.name]) for trial in left if trial.point.text == point
-        ]
-        for point in dict.fromkeys(trial.point.text for trial in left)
-    }
-    ranked = sorted(losses, key=lambda point: sum(losses[point]) / len(losses[point]))
-    kept = ranked[: max(FEWEST, ceil(len(ranked) / 2))]
-    for trial in left:
-        if trial.point.text not in kept:
-            folder.keep(trial, State.STOPPED, f"in the worse half after {share:.0%} of its steps")
+    outcomes = folder.outcomes()
+    losses: dict[Point, list[float]] = {}
+    for each in outcomes:
+        if each.state is State.OPEN:
+            loss = folder.loss(each.trial, rungs[each.trial.name])
+            losses.setdefault(each.trial.point, []).append(loss)
+    # A point counts as diverged if one of its seeds did: the report would say so of it anyway.
+    hopeless = {each.trial.point for each in outcomes if each.state is State.DIVERGED}
+    ranked = sorted(losses, key=lambda point: inf if point in hopeless else fmean(losses[point]))
+    reason = f"in the worse half after {share:.0%} of its steps"
+    gone = {each.trial.point for each in outcomes if each.told == reason} - losses.keys()
+    kept = set(ranked[: max(FEWEST, ceil((len(ranked) + len(gone)) / 2))])
+    for each in outcomes:
+        if each.state is State.OPEN and each.trial.point not in kept:
+            folder.keep(each.trial, State.STOPPED, reason)
 
 
 def _train(
@@ -95,6 +103,4 @@ def _line(folder: SearchFolder, trial: Trial, one: Ended, left: int, seconds: fl
     loss = f"loss {outcome.loss:.4f}" if outcome.state is State.DONE else str(outcome.state)
     if outcome.state is State.OPEN:
         loss = f"at step {folder.job(trial).taken:,}"
-    minutes, rest = divmod(round(seconds), 60)
-    ahead = f"{left} left, {minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-    return f"{trial.name}  {trial.point.text}  {loss}  ({ahead})"
+    return f"{trial.name}  {trial.point.text}  {loss}  ({left} left, {clock_text(seconds)})"

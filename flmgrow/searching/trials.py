@@ -3,6 +3,7 @@
 ::
 
     OUT/search.yaml           the search, as it was given
+    OUT/lock                  who is at it: two searches at once would spoil each other's trials
     OUT/report.md, results.json, search.png
     OUT/trials/07-seed1/stage.yaml, metrics.jsonl, train.log, checkpoints/
     OUT/trials/07-seed1/outcome.json       only of what diverged, or was stopped early
@@ -12,7 +13,8 @@ so a search that was killed at any moment loses no more than a training would.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -24,6 +26,7 @@ from flmgrow.searching.request import METRICS, Search, Trial
 from flmgrow.stages.past import CHECKPOINTS, trained_to
 from flmgrow.stages.pool import Job
 from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.hidden import locked
 from flmgrow.storage.strict_json import Json, parse_object
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.text import Setting, Text
@@ -64,11 +67,29 @@ class SearchFolder:
         """Return a trial's folder."""
         return self.path / TRIALS / trial.name
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other searches away from the folder, which is made if it is not there.
+
+        Raises OutputExistsError if one is at it, StorageError.
+        """
+        make_folders(Path(self.path.absolute().anchor), self.path.absolute())
+        with locked(self.path, self.path):
+            yield
+
     def prepare(self, source: Path) -> None:
         """Write the trials' stage files, and a copy of the search file.
 
         Raises UsageError if a trial was begun with other settings; StorageError.
         """
+        names = {trial.name for trial in self.search.trials}
+        for folder in sorted((self.path / TRIALS).glob("*")):
+            if folder.name not in names:
+                raise UsageError(
+                    "is of another search",
+                    Text("give another ", Setting("out"), ", or the search it began with"),
+                    where=folder,
+                )
         for trial in self.search.trials:
             self._check_unchanged(trial)
         for trial in self.search.trials:
@@ -100,11 +121,9 @@ class SearchFolder:
         folder = self.of(trial)
         kept = folder / OUTCOME
         if kept.is_file():
-            told = parse_object(kept.read_bytes(), str(kept))
-            state = State(str(told["state"]))
-            steps = int(str(told["steps"]))
+            state, steps, told = _kept(kept)
             loss = inf if state is State.DIVERGED else self.loss(trial, steps)
-            return Outcome(trial, state, steps, loss, str(told.get("told", "")))
+            return Outcome(trial, state, steps, loss, told)
         if trained_to(folder / CHECKPOINTS) == trial.stage.steps:
             return Outcome(trial, State.DONE, trial.stage.steps, self.loss(trial, None))
         return Outcome(trial, State.OPEN, self.job(trial).taken, inf)
@@ -129,6 +148,19 @@ class SearchFolder:
             if isinstance(each, StepRecord)
         ]
         return steps[-1] if steps else 0
+
+
+def _kept(file: Path) -> tuple[State, int, str]:
+    """Return how a trial ended, after how many steps, and what it told. Raises BadDataError."""
+    told = parse_object(file.read_bytes(), str(file))
+    state, steps = told.get("state"), told.get("steps")
+    if state not in (State.DIVERGED, State.STOPPED) or type(steps) is not int:
+        raise BadDataError(
+            "does not say how the trial ended",
+            "remove it: the same command goes on with that trial",
+            where=file,
+        )
+    return State(str(state)), steps, str(told.get("told", ""))
 
 
 def check_all_ended(outcomes: Sequence[Outcome]) -> None:

@@ -36,6 +36,11 @@ class Job:
     until: int | None = None
 
     @property
+    def goal(self) -> int:
+        """The steps after which it ends."""
+        return self.steps if self.until is None else self.until
+
+    @property
     def words(self) -> tuple[str, ...]:
         """Its command, without ``flmgrow``."""
         return ("train", str(self.folder / "stage.yaml"))
@@ -62,11 +67,19 @@ Told = Callable[[Ended, int, float], object]
 """Hears of a job that has ended, how many are left, and about how many seconds they take."""
 
 
-class Pool:
-    """Jobs that run at the same time, at most ``parallel``."""
+Watched = Callable[[int, int, float], object]
+"""Hears of the steps that all jobs together have taken, of how many, and of the seconds left."""
 
-    def __init__(self, parallel: int) -> None:
+_LOOK = 1.0
+"""Seconds between two words to it."""
+
+
+class Pool:
+    """Jobs that run at the same time, at most ``parallel``; ``watched`` hears how they get on."""
+
+    def __init__(self, parallel: int, watched: Watched = lambda *_: None) -> None:
         self.parallel = parallel
+        self._watched = watched
         self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
         self._stopped: set[str] = set()
         self._asked = 0
@@ -78,7 +91,7 @@ class Pool:
         """
         waiting = list(jobs)
         ended: list[Ended] = []
-        clock = _Clock([job.steps if job.until is None else job.until for job in waiting])
+        clock, looked = _Clock(waiting), time.monotonic()
         handlers = {number: signal.signal(number, self._stop) for number in stopping_signals()}
         try:
             while self._running or (waiting and not self._asked):
@@ -87,7 +100,11 @@ class Pool:
                 time.sleep(_POLL)
                 for one in self._finished():
                     ended.append(one)
-                    told(one, len(waiting) + len(self._running), clock.left(ended, self._jobs()))
+                    clock.end(one.job)
+                    told(one, len(waiting) + len(self._running), clock.seconds(self._jobs()))
+                if time.monotonic() - looked >= _LOOK:
+                    looked = time.monotonic()
+                    self._watched(*clock.steps(self._jobs()), clock.seconds(self._jobs()))
         finally:
             for _, process in self._running.values():
                 process.kill()
@@ -112,7 +129,10 @@ class Pool:
                 start_new_session=True,
                 preexec_fn=partial(_begin, os.getpid(), cores_of(slot, self.parallel)),
             )  # fmt: skip
+        asked = self._asked
         self._running[slot] = (job, process)
+        if asked:  # while it was being started, and before it could be told
+            process.send_signal(asked)
 
     def _finished(self) -> Iterable[Ended]:
         for slot, (job, process) in list(self._running.items()):
@@ -138,15 +158,30 @@ class Pool:
 
 
 class _Clock:
-    """How long the rest will take, as fast as it went so far."""
+    """How far jobs are, and how long the rest will take, as fast as it went since the beginning.
 
-    def __init__(self, steps: Sequence[int]) -> None:
-        self._begin, self._all = time.monotonic(), sum(steps)
+    Steps that were taken before say nothing of the speed.
+    """
 
-    def left(self, ended: Sequence[Ended], running: Sequence[Job]) -> float:
-        done = sum(each.job.until or each.job.steps for each in ended)
-        done += sum(min(job.taken, job.steps) for job in running)
-        return (time.monotonic() - self._begin) * max(0, self._all - done) / max(1, done)
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._begin = time.monotonic()
+        self._taken = {job.name: min(job.taken, job.goal) for job in jobs}
+        self._all = sum(job.goal for job in jobs)
+        self._before = sum(self._taken.values())
+
+    def end(self, job: Job) -> None:
+        """A job has ended: it takes no more steps, however many it took."""
+        self._taken[job.name] = job.goal
+
+    def steps(self, running: Sequence[Job]) -> tuple[int, int]:
+        """Return how many steps are taken, and how many there are."""
+        now = {job.name: min(job.taken, job.goal) for job in running}
+        return sum({**self._taken, **now}.values()), self._all
+
+    def seconds(self, running: Sequence[Job]) -> float:
+        """Return about how many seconds the rest takes."""
+        done, all_ = self.steps(running)
+        return (time.monotonic() - self._begin) * (all_ - done) / max(1, done - self._before)
 
 
 def _begin(parent: int, cores: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import PEAK, write_search
 from stage_runs import environment, make_data
 
 import flmgrow
@@ -26,32 +27,12 @@ from flmgrow.searching.trials import Outcome, SearchFolder, State
 from flmgrow.stages.pool import cores_of, share
 
 ROOT = Path(__file__).resolve().parents[2]
-PEAK, STD = "learning_rate.peak", "training.init_std"
-STEPS = 8
+STD = "training.init_std"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"))
-
-
-def write_search(folder: Path, data: Path, grid: dict[str, list[Any]], **more: Any) -> Path:
-    proxy = {
-        "model": {
-            "num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "vocab_size": 257,
-            "multipliers": {"mup_base_width": 32},
-        },
-        "data": {"sequence_length": 32, "corpora": [{"path": str(data / "corpus")}],
-                 "validation_share": 0.05},
-        "training": {"steps": STEPS, "batch": 8, "micro_batch": 8},
-        "learning_rate": {"peak": 1e-3},
-        "log": {"validation_every": STEPS, "validation_samples": 16},
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "proxy.yaml").write_text(yaml.safe_dump(proxy))
-    file = folder / "search.yaml"
-    file.write_text(yaml.safe_dump({"stage": "proxy.yaml", "grid": grid, **more}))
-    return file
 
 
 GRID: dict[str, list[Any]] = {PEAK: [1e-3, 4e-3], STD: [0.01, 0.02, 0.04]}
@@ -93,6 +74,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"grid": {PEAK: [1.0, 1.0]}}, "grid.learning_rate.peak: has a value twice"),
     "seed as axis": ({"grid": {"training.seed": [1, 2]}}, "grid.training.seed: is no axis"),
     "inside a number": ({"grid": {"training.batch.size": [1]}}, "batch is 8, wanted a section"),
+    "the same number": ({"grid": {PEAK: [1.0, 1]}}, "grid.learning_rate.peak: has a value twice"),
+    "a word for a number": ({"grid": {PEAK: [1, True]}}, "has a value twice"),
+    "seeds twice": ({"grid": GRID, "seeds": [3, 3]}, "seeds: has a seed twice"),
+    "its own folder": ({"grid": {"checkpoint.folder": ["a", "b"]}}, "checkpoint.folder: is no ax"),
+    "its own name": ({"grid": {"name": ["a", "b"]}}, "grid.name: is no axis"),
     "no grid": ({"grid": {}}, "grid"),
     "too many": (
         {"grid": {f"model.k{i}": list(range(50)) for i in range(3)}},
@@ -113,6 +99,36 @@ def test_what_no_stage_can_be_is_refused_before_anything_is_trained(
     assert run(["search", str(file), "--out", str(tmp_path / "out")]) == UsageError.exit_code
     assert told in capsys.readouterr().err.splitlines()[0]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"ffn_hidden_size": "abc"}, "model.ffn_hidden_size: found 'abc'"),
+        (3, "model: found 3"),
+    ],
+)
+def test_a_model_that_is_none_has_no_widths(
+    model: Any, told: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_search(tmp_path, data, GRID)
+    proxy = yaml.safe_load((tmp_path / "proxy.yaml").read_text())
+    proxy["model"] = {**proxy["model"], **model} if isinstance(model, dict) else model
+    (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(proxy))
+    assert run(["search", str(file), "--transfer", "32,64", "--dry-run"]) == UsageError.exit_code
+    assert told in capsys.readouterr().err.splitlines()[0]
+
+
+def test_points_that_read_alike_are_told_apart(data: Path, tmp_path: Path) -> None:
+    """1.0000001 and 1.0000002 are both shown as 1."""
+    search = read_search(write_search(tmp_path, data, {PEAK: [1.0000001, 1.0000002]}))
+    assert len(search.points) == 2
+    found = [Outcome(trial, State.DONE, 8, loss)
+             for trial, loss in zip(search.trials, (3.0, 2.0), strict=True)]  # fmt: skip
+    report = report_of(search, found)
+    assert [each.loss for each in report.results] == [2.0, 3.0]
+    assert report.best[0].result.point.settings == {PEAK: 1.0000002}
 
 
 def outcomes(losses: dict[tuple[float, float], list[float]]) -> tuple[Search, list[Outcome]]:
@@ -157,6 +173,21 @@ def test_one_seed_is_as_good_within_half_a_per_cent() -> None:
                                                      (4.0, 2.005), (5.0, 2.5))}  # fmt: skip
     (best,) = report_of(*outcomes(losses)).best
     assert best.intervals[PEAK] == [2.0, 3.0, 4.0]
+
+
+def test_only_what_diverged_is_drawn_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample leaves places of the grid blank."""
+    from flmgrow.searching import picture
+
+    written: list[tuple[float, float, str]] = []
+
+    def heard(_: object, x: float, y: float, text: str, **__: object) -> None:
+        written.append((x, y, text))
+
+    monkeypatch.setattr("matplotlib.axes.Axes.text", heard)
+    losses = {(1.0, 0.1): [2.0], (2.0, 0.1): [inf], (1.0, 0.2): [2.5]}
+    picture.picture(report_of(*outcomes(losses)), "svg")
+    assert sorted(text for _, _, text in written) == ["2.000", "2.500", "diverged"]
 
 
 def test_training_cores_and_devices_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
