@@ -8,17 +8,19 @@ from flmgrow.costing.accelerators import Accelerator
 from flmgrow.errors import BadDataError
 from flmgrow.stages.curves import find_metrics
 from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+from flmgrow.trainer.stage.file import read_stage
 
 WARM = 5
 """Steps at a stage's begin that are left out: kernels are chosen, and caches are cold."""
 
 
-def utilisations_of(run: Path, device: Accelerator, precision: str) -> Sequence[float]:
+def utilisations_of(run: Path, device: Accelerator, supposed: str) -> Sequence[float]:
     """Return the share of the device's peak that each stage of a run reached: its median step.
 
-    The records tell the operations per second of one device, so ``device`` must be what the run was
-    trained on. Raises UsageError if ``run`` has no metrics, BadDataError if they have no steps that
-    can be used.
+    The peak is that of the precision in which the stage was trained, as its ``stage.yaml`` beside
+    the metrics tells; the ``supposed`` one where there is no such file. The records tell the
+    operations per second of one device, so ``device`` must be what the run was trained on. Raises
+    UsageError if ``run`` has no metrics, BadDataError if they have no steps that can be used.
     """
     found = []
     for file in find_metrics(run):
@@ -30,7 +32,7 @@ def utilisations_of(run: Path, device: Accelerator, precision: str) -> Sequence[
                 "let the stage run on",
                 where=file,
             )
-        share = 1e12 * median(speeds) / device.peak(precision)
+        share = 1e12 * median(speeds) / device.peak(_precision(file, supposed))
         if share > 1:
             raise BadDataError(
                 f"its steps reach {share:.3g} times the peak of {device.name}",
@@ -39,3 +41,8 @@ def utilisations_of(run: Path, device: Accelerator, precision: str) -> Sequence[
             )
         found.append(share)
     return found
+
+
+def _precision(metrics: Path, supposed: str) -> str:
+    file = metrics.with_name("stage.yaml")
+    return read_stage(file).training.precision if file.is_file() else supposed

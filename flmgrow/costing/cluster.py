@@ -57,6 +57,5 @@ def _shares(
             ),
             "give one",
         )
-    precision = stages[0].stage.training.precision
-    found = utilisations_of(Path(os.fspath(run)), device, precision)
+    found = utilisations_of(Path(os.fspath(run)), device, stages[0].stage.training.precision)
     return found if len(found) == len(stages) else found[-1:]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import inf
+from math import exp, inf
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ HUBER = 1e-3
 """In units of log loss: residuals above it count linearly (Hoffmann et al., 2022, appendix D.3)."""
 
 FEWEST_SIZES = 4
+
+TOGETHER = 0.98
+"""Correlation of log size and log tokens above which no law of both is fitted."""
 
 _SMALL = 1e-12
 _LARGEST = 300.0
@@ -99,9 +102,14 @@ class Law:
 
         For a law that knows tokens.
         """
-        known = self.constants
-        left = loss - known["E"] - known["A"] * parameters ** -known["alpha"]
-        return float((known["B"] / left) ** (1 / known["beta"])) if left > 0 else inf
+        by_size, by_tokens, rest = self.values[0], self.values[1], self.values[-1]
+        alpha, beta = np.exp(self.values[self.form.terms : -1])
+        size = by_size - alpha * (np.log(parameters) - self.centre[0])
+        left = loss - float(np.exp(rest)) - float(np.exp(min(size, _LARGEST)))
+        if left <= 0:
+            return inf
+        logarithm = float(self.centre[1] + (by_tokens - np.log(left)) / beta)
+        return exp(logarithm) if logarithm < _LARGEST else inf
 
     @cached_property
     def constants(self) -> dict[str, float]:
@@ -146,6 +154,19 @@ def check_enough(points: Sequence[Point], form: Form) -> None:
             "train more small models: a law through fewer fits anything",
             wanted=f"at least {form.least} runs of {FEWEST_SIZES} sizes for {form.formula}",
         )
+    if form.terms > 1 and _go_together(points):
+        raise UsageError(
+            "the larger runs are the longer ones, always: what size does and what tokens do "
+            "cannot be told apart",
+            "train some of the sizes for other lengths, too",
+        )
+
+
+def _go_together(points: Sequence[Point]) -> bool:
+    """Whether tokens follow from sizes, as on a straight line in their logarithms."""
+    inputs, _ = _arrays(points, SIZES_AND_TOKENS)
+    correlations: FloatArray = np.atleast_2d(np.corrcoef(inputs))
+    return bool(abs(correlations[0, 1]) > TOGETHER)
 
 
 def fit(points: Sequence[Point], form: Form) -> Law:

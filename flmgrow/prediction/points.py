@@ -32,6 +32,10 @@ _OTHER = ("data.seed", "data.checksums")
 """What of the data may differ between runs."""
 
 
+_MOST = {"parameters": 1e18, "tokens": 1e18, "loss": 1e3}
+"""What no run can have more of; a column in another unit shows itself so."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A run's end: ``loss`` (nats per token) of a model of so many ``parameters`` after ``tokens``.
@@ -48,10 +52,10 @@ class Point:
     """What must be the same in all runs of a law, by key."""
 
     def __post_init__(self) -> None:
-        for name in ("parameters", "tokens", "loss"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if not isfinite(value) or value <= 0:
-                what = unlike(name, f"{value:g}", "above 0")
+            if not isfinite(value) or not 0 < value <= most:
+                what = unlike(name, f"{value:g}", f"above 0, and at most {most:g}")
                 raise BadDataError(what, where=self.name)
 
     def to_json(self) -> Json:
@@ -69,24 +73,28 @@ def points_of(paths: Sequence[Path], step: int | None) -> list[Point]:
     """Return the points of runs, and of files of points (``.csv``), at a ``step`` or their last.
 
     A run is a folder with ``stage.yaml`` and its metrics, a folder of a run of one stage, or a
-    stage file. Raises UsageError for what is none of these or has not come that far, and for runs
-    of different data; BadDataError for what is damaged.
+    stage file. Raises UsageError for what is none of these or has not come that far, for one that
+    is named twice, and for runs of different data; BadDataError for what is damaged.
     """
+    places = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if places[number] in places[:number]:
+            raise UsageError(
+                "is named twice", "a run that counts twice narrows the intervals", where=path
+            )
     found = [
         point
         for path in paths
         for point in (_from_table(path) if path.suffix == ".csv" else [end_of(path, step)])
     ]
-    for point in found[1:]:
-        _check_alike(found[0], point)
+    runs = [point for point in found if point.fixed]  # of a table nobody knows what data it is of
+    for point in runs[1:]:
+        _check_alike(runs[0], point)
     return found
 
 
 def _check_alike(one: Point, other: Point) -> None:
-    keys = one.fixed.keys() | other.fixed.keys()
-    if not one.fixed or not other.fixed:
-        return
-    for key in sorted(keys):
+    for key in sorted(one.fixed.keys() | other.fixed.keys()):
         if one.fixed.get(key) != other.fixed.get(key):
             raise UsageError(
                 f"{key} is {other.fixed.get(key)!r:.80}, and {one.fixed.get(key)!r:.80} in "
@@ -166,21 +174,33 @@ def _from_table(path: Path) -> list[Point]:
         raise BadDataError(str(getattr(error, "strerror", None) or error), where=path) from None
     if not rows or not {"parameters", "loss"} <= rows[0].keys():
         raise BadDataError(
-            "has no columns parameters and loss",
-            "the first line names the columns: parameters,tokens,loss,seed",
+            "has no rows under columns parameters and loss",
+            "the first line names the columns, with commas: parameters,tokens,loss,seed",
             where=path,
         )
     return [_from_row(row, f"{path}:{number}") for number, row in enumerate(rows, 2)]
 
 
 def _from_row(row: dict[str, str | None], where: str) -> Point:
+    """Return the point in a row: a column that is there has a number in every row.
+
+    A cell that is empty, or one too many, must not be read as something else.
+    """
+    absent = {"tokens": "1", "seed": "0"}
     try:
-        parameters, tokens, loss = (float(row.get(name) or 1) for name in _COLUMNS[:3])
-        return Point(parameters, tokens, loss, int(row.get("seed") or 0), where)
+        parameters, tokens, loss = (
+            float(row.get(name, absent.get(name)) or "") for name in _COLUMNS[:3]
+        )
+        seed = int(row.get("seed", absent["seed"]) or "")
     except ValueError:
-        found = ",".join(str(value) for value in row.values())
-        what = Text("is ", Found(f"{found:.80}"))
-        raise BadDataError(what, where=where, wanted="numbers") from None
+        bad = True
+    else:
+        bad = None in row  # where DictReader keeps what has no column
+    if bad:
+        cells = ",".join("" if value is None else str(value) for value in row.values())
+        what = Text("is ", Found(f"{cells:.80}"))
+        raise BadDataError(what, where=where, wanted="a number in each column")
+    return Point(parameters, tokens, loss, seed, where)
 
 
 def table_of(points: Sequence[Point]) -> str:

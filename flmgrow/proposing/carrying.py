@@ -39,20 +39,23 @@ def effective_tokens(law: Law, legs: Sequence[Leg], carried: float) -> float:
     before: Leg | None = None
     for leg in legs:
         if before is not None:
-            worth = carried * law.tokens_for(leg.parameters, law.loss(before.parameters, worth))
+            found = law.tokens_for(leg.parameters, law.loss(before.parameters, worth))
+            worth = carried * found if carried else 0.0  # nothing of infinitely many is nothing
         worth += leg.tokens
         before = leg
     return worth
 
 
-def carried_by(law: Law, run: Path) -> list[float]:
-    """Return what each growth of a run has carried over, as the end of its stage tells.
-
-    Raises UsageError for a run that never grew.
-    """
+def ends_of(run: Path) -> list[Point]:
+    """Return the ends of a run's stages. Raises UsageError for a run that never grew."""
     ends = [end_of(metrics.parent, None) for metrics in find_metrics(run)]
     if len(ends) < 2:
         raise UsageError("has one stage", "give runs that grew, or leave grown out", where=run)
+    return ends
+
+
+def carried_by(law: Law, ends: Sequence[Point]) -> list[float]:
+    """Return what each growth of a run has carried over, as the ``ends`` of its stages tell."""
     return [_carried(law, before, after) for before, after in pairwise(ends)]
 
 

@@ -16,8 +16,8 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.forecast import DRAWS, forecaster
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, form_for, prior
 from flmgrow.prediction.points import points_of
-from flmgrow.proposing.candidates import Limits, candidates, sizes
-from flmgrow.proposing.carrying import carried_by
+from flmgrow.proposing.candidates import Kind, Limits, candidates, sizes
+from flmgrow.proposing.carrying import carried_by, ends_of
 from flmgrow.proposing.layouts import layout_for
 from flmgrow.proposing.request import BudgetFile, read_budget
 from flmgrow.proposing.verdict import Knowledge, Verdict, expected, verdict
@@ -65,11 +65,12 @@ def propose(path: Path) -> Proposal:
     final = models[-1] if file.final_size is not None else None
     known, supposed = _knowledge(file)
     found = [expected(each, known) for each in candidates(models, final, limits)]
-    if not found:
+    if not any(each.candidate.kind is not Kind.SMALLER for each in found):
+        end = smallest if final is None else final
         raise UsageError(
             f"a budget of {limits.flops:.3g} operations and {limits.tokens:,.0f} tokens allows no "
-            f"schedule of a hundred steps from {parameter_count(smallest):,} parameters on",
-            "a larger budget, or a smaller stage",
+            f"schedule that trains {parameter_count(end):,} parameters for a hundred steps",
+            "a larger budget, or a smaller model",
             where=path,
         )
     result = verdict(found)
@@ -108,8 +109,12 @@ def _knowledge(file: BudgetFile) -> tuple[Knowledge, list[str]]:
         drawn = random.uniform(low, high, len(laws))
         text = f"growth carries over {low:g} to {high:g} of what the small model has learned"
         return Knowledge(laws, drawn), [law_text, f"{text}: no run that grew was given"]
-    shares = [share for run in file.grown for share in carried_by(laws[0], run)]
-    drawn = random.choice(shares, len(laws))
+    runs = [ends_of(run) for run in file.grown]
+    shares = [share for ends in runs for share in carried_by(laws[0], ends)]
+    # What a run has carried over is read off a law, so each draw of the law has shares of its own.
+    drawn = np.array(
+        [random.choice([each for ends in runs for each in carried_by(law, ends)]) for law in laws]
+    )
     text = f"growth carries over {min(shares):.2f} to {max(shares):.2f}"
     return Knowledge(laws, drawn), [law_text, f"{text}, as {len(shares)} growths tell"]
 

@@ -71,6 +71,8 @@ class BudgetFile(Section):
             raise ValueError("give either law (your runs) or prior (published constants)")
         if self.law is not None and not self.law:
             raise ValueError("law names no runs")
+        if self.grown and self.law is None:
+            raise ValueError("grown needs law: published losses are of other data than your runs'")
         if self.carried[0] > self.carried[1]:
             raise ValueError("carried begins above where it ends")
         if self.budget.dollars is not None and self.cluster.price is None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_runs import stage_data
 
 import flmgrow
 from flmgrow.cli.app import run
@@ -108,6 +109,28 @@ def test_the_papers_own_schedule() -> None:
     assert found.scratch_bill.days == pytest.approx(76.74, rel=0.07)
     assert found.ratio == pytest.approx(3.56, rel=0.03)
     assert found.bill.hours == pytest.approx(1.01e5, rel=0.07)
+
+
+def test_the_range_in_which_the_papers_own_total_can_lie() -> None:
+    """52.76 zFLOP is of no published shapes: the guide gives what the sizes allow."""
+    counts = []
+    for billions, tokens in ((16, 245.37e9), (51, 39.64e9)):
+        shapes = (model(layers, width, 100256, 2048)
+                  for layers in range(16, 121) for width in range(2048, 10240, 128))  # fmt: skip
+        counts.append([operations(shape, 2048, tokens) for shape in shapes
+                       if abs(parameter_count(shape) / 1e9 - billions) <= 0.5])  # fmt: skip
+    counts.append([operations(model(80, 10240, 100256, 2048), 2048, 26.54e9)])
+    found = [
+        sum(extreme(getattr(each, name) for each in stage) for stage in counts) / ZETTA
+        for name in ("products", "six_n")
+        for extreme in (min, max)
+    ]
+    assert found == pytest.approx([53.07, 56.12, 51.04, 52.73], abs=0.01)
+    nominal = 6 * (16 * 245.37 + 51 * 39.64 + 101 * 26.54) / 1000
+    assert nominal == pytest.approx(51.77, abs=0.005)
+    told = " ".join((ROOT / "docs" / "guides" / "cost.md").read_text(encoding="utf-8").split())
+    assert "6 N per token gives 51.77 with the nominal sizes, and 51.0 to 52.7" in told
+    assert "matrix products come to 53.1 to 56.1" in told
 
 
 def test_days_follow_from_the_papers_rates() -> None:
@@ -263,6 +286,18 @@ def test_calibrated_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert command(str(TINY), "--calibrate", str(tmp_path / "other"), "--json") == 0
     found = json.loads(capsys.readouterr().out)["stages"]
     assert [each["utilisation"] for each in found] == pytest.approx([100 / 156] * 3)
+
+
+def test_a_run_is_calibrated_in_its_own_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The schedule is in float32, the run was in bfloat16: its peak is twice as high."""
+    folder = write_metrics(tmp_path / "run", [1.0] * 5 + [31.2] * 5)
+    stage = stage_data(Path("/corpora"), training={"precision": "bfloat16"})
+    (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
+    assert command(str(TINY), "--calibrate", str(folder), "--json") == 0
+    found = json.loads(capsys.readouterr().out)["stages"]
+    assert [each["utilisation"] for each in found] == pytest.approx([0.1] * 3)
 
 
 @pytest.mark.parametrize(

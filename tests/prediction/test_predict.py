@@ -250,6 +250,7 @@ def test_what_cannot_be_foretold_is_refused(
         (*proxies, other): "other: data.sequence_length is 16, and 32 in",
         (*proxies, short): "the runs end after 512 and 768 tokens",
         (*proxies, short, "--step", "3"): "short: ends at step 2, wanted --step 3",
+        (*proxies, proxies[0]): "w16: is named twice",
         (*proxies, several): "is a run of several stages",
         (*proxies, tmp_path): "is no run",
         (*proxies, "--at", "much"): "--at much: not an amount",
@@ -265,14 +266,41 @@ def test_what_cannot_be_foretold_is_refused(
         assert command(*words) == UsageError.exit_code, words
         assert told in capsys.readouterr().err.splitlines()[0]
     for text, told in (
-        ("size,loss\n1,2\n", "has no columns parameters and loss"),
-        ("parameters,loss\n1e6,many\n", "odd.csv:2: is 1e6,many, wanted numbers"),
+        ("size,loss\n1,2\n", "has no rows under columns parameters and loss"),
+        ("parameters,loss\n1e6,many\n", "odd.csv:2: is 1e6,many, wanted a number in each"),
         ("parameters,loss\n1e6,-1\n", "odd.csv:2: loss is -1, wanted above 0"),
+        ("parameters,loss\n1e6,2\n2e6,\n", "odd.csv:3: is 2e6,, wanted a number in each"),
+        ("parameters,loss\n1e6,2\n2e6,3,4\n", "odd.csv:3: is 2e6,3,['4'], wanted a number"),
+        ("parameters,tokens,loss\n1e6,,2\n", "odd.csv:2: is 1e6,,2, wanted a number in each"),
+        ("parameters,loss,seed\n1e6,2,x\n", "odd.csv:2: is 1e6,2,x, wanted a number in each"),
+        ("parameters,loss\n1e300,2\n", "parameters is 1e+300, wanted above 0, and at most 1e+18"),
+        ("parameters,loss\n1e6,1e300\n", "loss is 1e+300, wanted above 0, and at most 1000"),
+        ("parameters;loss\n1e6;2\n", "has no rows under columns parameters and loss"),
         ("parameters,loss\n1e6,nan\n", "odd.csv:2: loss is nan, wanted above 0"),
     ):
         table.write_text(text)
         assert command(table) == 3
         assert told in capsys.readouterr().err.splitlines()[0]
+
+
+def test_runs_of_other_data_are_found_behind_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("parameters,tokens,loss\n1e6,768,3\n")
+    one = write_run(tmp_path / "one", 32, [5.0, 4.0, 3.0])
+    other = write_run(tmp_path / "other", 48, [5.0, 4.0, 3.0], data={"sequence_length": 16})
+    assert len(points_of([table, one], None)) == 2
+    with pytest.raises(UsageError, match=r"data\.sequence_length is 16, and 32"):
+        points_of([table, one, other], None)
+
+
+def test_sizes_and_tokens_that_rise_together_are_not_told_apart() -> None:
+    """As many tokens for each parameter everywhere: infinitely many laws fit that."""
+    sizes = 1e6 * np.geomspace(1, 64, 7)
+    along = [Point(size, 20 * size, 2 + (size / 1e6) ** -0.3) for size in sizes]
+    with pytest.raises(UsageError, match="cannot be told apart"):
+        forecaster(along, SIZES_AND_TOKENS)
+    across = [Point(size, 2e9, 2.1 + (size / 1e6) ** -0.3) for size in sizes]
+    forecaster([*along, *across], SIZES_AND_TOKENS)
 
 
 def test_run_tells_where_its_stages_ended(

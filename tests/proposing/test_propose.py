@@ -2,6 +2,7 @@
 
 import json
 import re
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
-from flmgrow.prediction.law import prior
+from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, prior
 from flmgrow.proposing.candidates import Kind, Limits, candidates, sizes
-from flmgrow.proposing.carrying import Leg, carried_by, loss_of
+from flmgrow.proposing.carrying import Leg, carried_by, ends_of, loss_of
 from flmgrow.proposing.verdict import Expected, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,23 @@ def test_tokens_for_a_loss_are_those_that_lead_to_it(parameters: float, count: f
     assert LAW.tokens_for(parameters, LAW.loss(parameters, count)) == pytest.approx(count, rel=1e-6)
 
 
+def test_what_no_training_reaches_takes_for_ever() -> None:
+    """A law in which tokens hardly count, or sizes at once, must not overflow."""
+    flat = Law(SIZES_AND_TOKENS, np.array([0.0, 0.0, 0.0, -9.0, 0.0]), np.zeros(2), 0.0)
+    steep = Law(SIZES_AND_TOKENS, np.array([0.0, 0.0, 9.0, 0.0, 0.0]), np.full(2, 10.0), 0.0)
+    assert flat.tokens_for(1e6, 1.01) == inf
+    assert steep.tokens_for(1e6, 2.0) == pytest.approx(np.exp(10.0))
+    legs = [Leg(1e6, 1e8), Leg(1e7, 1e8)]
+    for law in (flat, steep):
+        for carried in (0.0, 0.5, 1.0):
+            assert isfinite(loss_of(law, legs, carried))
+    # Below what any model of that size reaches, nothing is carried over where nothing is to be.
+    turned = Law(SIZES_AND_TOKENS, np.array([0.0, -9.0, -1.0, 0.0, 0.0]), np.zeros(2), 0.0)
+    assert turned.tokens_for(1.0, 1.5) == inf
+    down = [Leg(1e6, 1e8), Leg(1.0, 1e8)]
+    assert loss_of(turned, down, 0.0) == pytest.approx(turned.loss(1.0, 1e8))
+
+
 def write_stage_of(folder: Path, width: int, loss: float, count: int) -> None:
     folder.mkdir(parents=True)
     model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": 4, "vocab_size": 257}
@@ -82,7 +100,7 @@ def test_what_a_run_has_carried_over_is_found_again(share: float, tmp_path: Path
     legs = [Leg(parameter_count(model), count) for model, count in zip(models, counts, strict=True)]
     write_stage_of(tmp_path / "01-small", 32, loss_of(LAW, legs[:1], share), counts[0])
     write_stage_of(tmp_path / "02-large", 64, loss_of(LAW, legs, share), sum(counts))
-    assert carried_by(LAW, tmp_path) == pytest.approx([share], abs=1e-6)
+    assert carried_by(LAW, ends_of(tmp_path)) == pytest.approx([share], abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -212,6 +230,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no law": ({"prior": None}, "give either law .* or prior"),
     "negative price": ({"cluster": {"price": -1.0}}, "cluster.price"),
     "nothing left": ({"budget": {"flops": 1e9}}, "a budget of 1e.09 operations .* allows no sched"),
+    "too large": (
+        {"budget": {"flops": 3e13}, "final_size": "300M"}, "allows no schedule that trains 303,",
+    ),
+    "grown under another law": (
+        {"grown": ["runs/a"]}, "grown needs law: published losses are of other data",
+    ),
     "too small": ({"final_size": "1M"}, "final_size: 1,000,000 is below the stage's own"),
     "no layout": (
         {"cluster": {"memory": 1e6}}, "parameters fit no layout of 1 devices: the least is",
