@@ -13,6 +13,8 @@ SUPPOSED_UTILISATION = 0.4
 
 HOUR = 3600
 
+MOST_GPUS = 10**9
+
 
 @dataclass(frozen=True)
 class Bill:
@@ -81,6 +83,11 @@ class Rates:
                 )
         if self.gpus is not None:
             check_whole("gpus", self.gpus)
+            if self.gpus > MOST_GPUS:
+                raise UsageError(
+                    Text(Setting("gpus"), " is more than there are"),
+                    wanted=f"at most {MOST_GPUS:,}",
+                )
         for name in ("price", "carbon"):
             if getattr(self, name) is not None:
                 check_finite(name, getattr(self, name), least=0)

@@ -20,7 +20,7 @@ from enum import StrEnum
 from math import inf
 from pathlib import Path
 
-from flmgrow.errors import BadDataError, UsageError
+from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.prediction.points import end_of
 from flmgrow.searching.request import METRICS, Search, Trial
 from flmgrow.stages.past import CHECKPOINTS, trained_to
@@ -125,8 +125,16 @@ class SearchFolder:
             loss = inf if state is State.DIVERGED else self.loss(trial, steps)
             return Outcome(trial, state, steps, loss, told)
         if trained_to(folder / CHECKPOINTS) == trial.stage.steps:
-            return Outcome(trial, State.DONE, trial.stage.steps, self.loss(trial, None))
+            return Outcome(trial, State.DONE, trial.stage.steps, self._last_loss(trial))
         return Outcome(trial, State.OPEN, self.job(trial).taken, inf)
+
+    def _last_loss(self, trial: Trial) -> float:
+        """Return the loss of a trial that is done, whose metrics must reach its last step."""
+        try:
+            return self.loss(trial, trial.stage.steps)
+        except FlmgrowError as error:
+            hint = "remove the trial's folder: the same command trains it again"
+            raise error.with_hint(hint) from None
 
     def loss(self, trial: Trial, step: int | None) -> float:
         """Return a trial's loss at a step, or its last: of validation where there is one."""

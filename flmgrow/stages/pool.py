@@ -92,7 +92,11 @@ class Pool:
         waiting = list(jobs)
         ended: list[Ended] = []
         clock, looked = _Clock(waiting), time.monotonic()
-        handlers = {number: signal.signal(number, self._stop) for number in stopping_signals()}
+        handlers = {
+            number: signal.signal(number, self._stop)
+            for number in stopping_signals()
+            if signal.getsignal(number) is not signal.SIG_IGN  # a shell's job in the background
+        }
         try:
             while self._running or (waiting and not self._asked):
                 while waiting and len(self._running) < self.parallel and not self._asked:

@@ -310,6 +310,7 @@ def test_a_run_is_calibrated_in_its_own_precision(
         (["--utilisation", "0.5,0.5"], "--utilisation has 2 shares for 3 stages"),
         (["--utilisation", "nan"], "utilisation is nan, wanted a finite number"),
         (["--utilisation", "0.5", "--calibrate", "x"], "--utilisation and --calibrate both say"),
+        (["--gpus", "9" * 400], "--gpus is more than there are, wanted at most 1,000,000,000"),
         (["--price", "-1"], "price is -1.0, wanted at least 0"),
         (["--carbon", "inf"], "carbon is inf, wanted a finite number"),
         (["--overhead", "0.5"], "overhead is 0.5, wanted at least 1"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from flmgrow.errors import OutputExistsError, UsageError
 from flmgrow.searching.request import read_search
 from flmgrow.searching.running import _climb
 from flmgrow.searching.trials import SearchFolder, State
-from flmgrow.stages.pool import Job, _Clock
+from flmgrow.stages.pool import Job, Pool, _Clock
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,45 @@ def test_a_damaged_outcome_is_told_of(
     (folder.of(folder.search.trials[0]) / "outcome.json").write_text(content)
     assert run(["search", str(file), "--out", str(out)]) == 3
     assert "outcome.json: " in capsys.readouterr().err.splitlines()[0]
+
+
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_trial_that_is_done_has_all_of_its_metrics(
+    steps: int | None, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they end early, the loss there is not that of its end."""
+    file, out = write_search(tmp_path, data, {PEAK: [1e-3]}), tmp_path / "out"
+    folder = Trained(out, read_search(file))
+    folder.prepare(file)
+    (trial,) = folder.search.trials
+    checkpoints = folder.of(trial) / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(STEPS))
+    folder.train({1e-3: 2.5}, 1.0)
+    assert [each.loss for each in folder.outcomes()] == [2.5]
+    if steps is None:
+        (folder.of(trial) / "metrics.jsonl").unlink()
+    else:
+        folder.train({1e-3: 2.5}, steps / STEPS)
+    assert run(["search", str(file), "--out", str(out)]) != 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith(f"error: {folder.of(trial)}")
+    assert told[1] == "hint: remove the trial's folder: the same command trains it again"
+
+
+def test_what_a_shell_has_let_be_ignored_stays_so(tmp_path: Path) -> None:
+    """A script's job in the background does not hear of an interrupt at its terminal."""
+    found: list[Any] = []
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        Pool(1).run(
+            [Job("none", tmp_path, 1)],
+            lambda *_: found.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))),
+        )
+        assert found[0] is signal.SIG_IGN
+        assert callable(found[1])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_two_searches_in_one_folder(
