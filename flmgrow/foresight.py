@@ -20,8 +20,8 @@ from flmgrow.searching.request import read_search
 from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.wording import markdown
+from flmgrow.stages.alone import read_stages
 from flmgrow.stages.pool import Pool, Watched
-from flmgrow.stages.schedule import read_schedule
 from flmgrow.storage.durable import write_small
 
 PathLike = str | os.PathLike[str]
@@ -73,12 +73,12 @@ def search_folder(search: PathLike, out: PathLike, transfer: Sequence[int] = ())
 
 
 def cost(schedule: PathLike, **cluster: Unpack[ClusterGiven]) -> RunCost:
-    """Return what a schedule costs on a cluster, stage by stage and in all.
+    """Return what a schedule, or a stage file alone, costs on a cluster, by stage and in all.
 
     ``to_json()`` of it is what ``flmgrow cost --json`` prints. Raises UsageError for a schedule
     that cannot be carried out, and for rates that cannot be.
     """
-    stages = read_schedule(Path(schedule))
+    stages = read_stages(Path(schedule))
     return cost_of(stages, rates_of(stages, **cluster))
 
 

@@ -12,7 +12,7 @@ from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import in_columns, json_text
 
 SchedulePath = Annotated[
-    Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML), as run takes it.")
+    Path, typer.Argument(metavar="SCHEDULE", help="A schedule file, or a stage file (YAML).")
 ]
 Plot = Annotated[
     Path | None,

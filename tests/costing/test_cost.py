@@ -249,6 +249,27 @@ def test_the_same_from_python(tmp_path: Path) -> None:
     assert flmgrow.cost(TINY, utilisation=0.1).bill.hours == pytest.approx(found.bill.hours)
 
 
+def test_a_stage_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It costs what the same stage does in a schedule."""
+    file = tmp_path / "stage.yaml"
+    content = stage_data(Path("/corpora"))
+    content["model"] = {**content["model"], "vocab_size": 257}
+    schedule = tmp_path / "schedule.yaml"
+    alone = {key: value for key, value in content.items() if key != "name"}
+    schedule.write_text(yaml.safe_dump({**alone, "stages": [{"name": "small"}]}))
+    file.write_text(yaml.safe_dump(content))
+    assert flmgrow.cost(file).to_json() == flmgrow.cost(schedule).to_json()
+    assert command(str(file)) == 0
+    assert "of the peak" in capsys.readouterr().out
+    file.write_text(yaml.safe_dump({**content, "layout": {"tp": 3}}))
+    assert command(str(file)) == UsageError.exit_code
+    assert f"{file}: " in capsys.readouterr().err
+    del content["model"]["vocab_size"]
+    file.write_text(yaml.safe_dump(content))
+    assert command(str(file)) == UsageError.exit_code
+    assert "model.vocab_size: is not given" in capsys.readouterr().err
+
+
 def test_json_has_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(str(TINY), "--json") == 0
     found = json.loads(capsys.readouterr().out)
