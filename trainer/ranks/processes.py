@@ -61,9 +61,21 @@ def working(
     except BaseException:
         for process in set(context.active_children()) - set(others):
             process.kill()  # what it is making takes seconds, and nobody wants it now
+        _expect_no_more(pool)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _expect_no_more(pool: ProcessPoolExecutor) -> None:
+    """Let the end of a pool's results be seen, whose workers were killed.
+
+    One that was killed while it wrote has left half a result, and the pool would wait for the rest
+    for ever: it holds the end that workers write to open itself.
+    """
+    writer = getattr(getattr(pool, "_result_queue", None), "_writer", None)
+    if writer is not None:
+        writer.close()
 
 
 @contextlib.contextmanager
