@@ -80,6 +80,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"hf": theirs, **dict(laid_out(folder, place, 3))}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("task", [*SHOTS, *IQ])
 def test_a_real_model_answers_as_transformers(real: dict[str, Any], data: Path, task: str) -> None:

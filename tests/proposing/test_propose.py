@@ -193,7 +193,7 @@ def test_the_proposal_can_be_run(
 
 
 def test_json_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["propose", str(write_budget(tmp_path)), "--json"]) == 0
+    assert run(["propose", str(write_budget(tmp_path, final_size="20M")), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     page = (ROOT / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
     section = page.partition("\n## propose\n")[2].partition("\n## ")[0]
@@ -202,8 +202,9 @@ def test_json_has_the_documented_keys(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_budgets_in_dollars_and_days_are_operations(tmp_path: Path) -> None:
     cluster = {"accelerator": "A100", "gpus": 2, "utilisation": 0.5, "price": 2.0}
-    days = flmgrow.propose(write_budget(tmp_path, budget={"gpu_days": 0.01}, cluster=cluster))
-    dollars = flmgrow.propose(write_budget(tmp_path, budget={"dollars": 0.48}, cluster=cluster))
+    ends = {"cluster": cluster, "final_size": "20M"}
+    days = flmgrow.propose(write_budget(tmp_path, budget={"gpu_days": 0.01}, **ends))
+    dollars = flmgrow.propose(write_budget(tmp_path, budget={"dollars": 0.48}, **ends))
     assert days.limits.flops == pytest.approx(0.01 * 86400 * 0.5 * 156e12)
     assert dollars.limits.flops == pytest.approx(days.limits.flops)
 
@@ -238,7 +239,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too small": ({"final_size": "1M"}, "final_size: 1,000,000 is below the stage's own"),
     "no layout": (
-        {"cluster": {"memory": 1e6}}, "parameters fit no layout of 1 devices: the least is",
+        {"cluster": {"memory": 1e6}, "final_size": "20M"},
+        "parameters fit no layout of 1 devices: the least is",
     ),
     "unknown": ({"colour": "red"}, "colour: there is no such key"),
 }  # fmt: skip

@@ -302,6 +302,7 @@ def transferred(data: Path, folder: Path, mup: bool) -> Report:
     return flmgrow.search(file, folder / "out", parallel=2, transfer=(32, 64, 128))
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_with_mup_the_best_rate_stays(data: Path, tmp_path: Path) -> None:
     """Over a factor of four in width it moves by a step of the grid at most; without, it moves."""
