@@ -13,7 +13,6 @@ from flmgrow.cli.reading import Reading
 from flmgrow.scores import evaluate
 
 _ASKED = "What is asked"
-_COMPUTING = "Computing"
 
 Checkpoints = Annotated[
     list[Path],
@@ -80,15 +79,7 @@ Backend = Annotated[
     typer.Option(
         metavar="native|hf|vllm",
         help="What computes: flmgrow, or transformers or vLLM on an export in a cache.",
-        rich_help_panel=_COMPUTING,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        metavar="float32|bfloat16|float64",
-        help="Compute in this dtype; that of the weights if not given.",
-        rich_help_panel=_COMPUTING,
+        rich_help_panel=devices.COMPUTING,
     ),
 ]
 Batch = Annotated[
@@ -97,21 +88,15 @@ Batch = Annotated[
         "--batch-size",
         min=1,
         help="Texts at a time; as many as seems good if not given.",
-        rich_help_panel=_COMPUTING,
-    ),
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER|FILE|bytes",
-        help="The tokenizer, in place of the checkpoint's own.",
-        rich_help_panel=_COMPUTING,
+        rich_help_panel=devices.COMPUTING,
     ),
 ]
 Restart = Annotated[
     bool,
     typer.Option(
-        "--restart", help="Drop what an interrupted evaluation left.", rich_help_panel=_COMPUTING
+        "--restart",
+        help="Drop what an interrupted evaluation left.",
+        rich_help_panel=devices.COMPUTING,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
@@ -129,10 +114,10 @@ def eval_(
     limit: Limit = None,
     beside: Beside = None,
     backend: Backend = "native",
-    dtype: Dtype = None,
+    dtype: devices.Dtype = None,
     device: devices.Device = None,
     batch_size: Batch = None,
-    tokenizer: Tokenizer = None,
+    tokenizer: devices.Tokenizer = None,
     restart: Restart = False,
     iteration: options.Iteration = None,
     as_json: AsJson = False,

@@ -16,11 +16,11 @@ from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.printing import note
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
+from flmgrow.model.devices import device_named, dtype_named
 from flmgrow.storage.strict_json import parse_object
 
 _PROMPTS = "What to go on with"
 _HOW = "How to go on"
-_COMPUTING = "Computing"
 _MOST_PROMPT_BYTES = 64 << 20
 
 Prompt = Annotated[
@@ -66,26 +66,10 @@ Stop = Annotated[
         rich_help_panel=_HOW,
     ),
 ]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER|FILE|bytes",
-        help="The tokenizer, in place of the checkpoint's own.",
-        rich_help_panel=_PROMPTS,
-    ),
-]
 Batch = Annotated[
     int,
-    typer.Option("--batch-size", min=1, help="Texts at a time.", rich_help_panel=_COMPUTING),
+    typer.Option("--batch-size", min=1, help="Texts at a time.", rich_help_panel=devices.COMPUTING),
 ]  # fmt: skip
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        metavar="float32|bfloat16|float64",
-        help="Compute in this dtype; that of the weights if not given.",
-        rich_help_panel=_COMPUTING,
-    ),
-]
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="One JSON object for each prompt, on a line of its own."),
@@ -97,7 +81,7 @@ def generate(
     src: options.Source,
     prompt: Prompt = None,
     prompts: Prompts = None,
-    tokenizer: Tokenizer = None,
+    tokenizer: devices.Tokenizer = None,
     max_new_tokens: Longest = 128,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
@@ -105,7 +89,7 @@ def generate(
     seed: Seed = 0,
     stop: Stop = None,
     batch_size: Batch = 8,
-    dtype: Dtype = None,
+    dtype: devices.Dtype = None,
     device: devices.Device = None,
     iteration: options.Iteration = None,
     as_json: AsJson = False,
@@ -133,8 +117,8 @@ def generate(
             seed=seed,
             stop=stop or (),
             batch_size=batch_size,
-            dtype=None if dtype is None else devices.torch_dtype(dtype),
-            device=devices.torch_device(device),
+            dtype=dtype_named(dtype),
+            device=device_named(device),
             noted=note,
             told=(lambda _, text: _write(text)) if comes else None,
         )

@@ -18,6 +18,7 @@ from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import Reading
 from flmgrow.errors import UsageError
+from flmgrow.model.devices import device_named, dtype_named
 from flmgrow.planned import default_workers
 from flmgrow.storage.world import PATIENCE
 from flmgrow.text import Found, Text
@@ -127,8 +128,8 @@ def verify(
         verdict = compare(
             old,
             new,
-            None if dtype is None else devices.torch_dtype(dtype),
-            device=devices.torch_device(device),
+            dtype_named(dtype),
+            device=device_named(device),
             tokens=None if tokens is None else _read_tokens(tokens),
             seed=seed,
             checksums=not skip_checksums,

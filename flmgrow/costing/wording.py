@@ -8,7 +8,7 @@ from flmgrow.costing.memory import Memory
 from flmgrow.costing.operations import Operations
 from flmgrow.costing.rates import Bill, Rates
 from flmgrow.model.tensors import parameter_count
-from flmgrow.model.wording import amount, model_text, size
+from flmgrow.model.wording import amount, decimal_size, model_text, size
 from flmgrow.text import Setting, Text
 
 Rows = list[tuple[str, str]]
@@ -41,7 +41,7 @@ def stage_rows(cost: StageCost) -> Rows:
 
 def between_row(between: Between) -> tuple[str, str]:
     """Return what lies between two stages."""
-    return ("between", f"expand and verify move {_bytes(between.moved)}: "
+    return ("between", f"expand and verify move {decimal_size(between.moved)}: "
                        f"{time_text(between.seconds)}")  # fmt: skip
 
 
@@ -132,10 +132,3 @@ def time_text(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.4g} {unit}"
     return f"{seconds:.3g} seconds"
-
-
-def _bytes(count: float) -> str:
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return f"{count:,.0f} B"

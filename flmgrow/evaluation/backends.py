@@ -11,28 +11,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.companions import read_content
 from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.huggingface.writer import is_shipped
 from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.generation.speech import spoken_as_exported
 from flmgrow.model.checks import check_whole
+from flmgrow.model.devices import check_dtype_name, device_named, dtype_named
 from flmgrow.surgery.execute import Execution, Executor
 from flmgrow.surgery.plan import LayoutRequest
 from flmgrow.surgery.requests import Files, plan_layout_of
 from flmgrow.text import Setting, Text
 
-if TYPE_CHECKING:
-    import torch
-
 Noted = Callable[[str], object]
 """Hears what is to be known of a model, in one line."""
 
 _BACKENDS = ("native", "hf", "vllm")
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _CACHE = "flmgrow/exported"
 
 
@@ -54,13 +52,12 @@ class Computing:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("backend", self.backend, _BACKENDS),
-            ("dtype", self.dtype, (None, *_DTYPES)),
-        ):
-            if value not in known:
-                words = ", ".join(word for word in known if word)
-                raise UsageError(Text(Setting(name), f" {value}: unknown"), f"one of {words}")
+        if self.backend not in _BACKENDS:
+            raise UsageError(
+                Text(Setting("backend"), f" {self.backend}: unknown"),
+                f"one of {', '.join(_BACKENDS)}",
+            )
+        check_dtype_name(self.dtype)
         if self.batch_size is not None:
             check_whole("batch_size", self.batch_size)
 
@@ -111,51 +108,42 @@ def check_installed(package: str, extra: str) -> None:
 
 
 def _native(source: Checkpoint, how: Computing, noted: Noted) -> Any:
-    import torch
-
     from flmgrow.evaluation.native import NativeModel
+    from flmgrow.evaluation.peers import local_rank
     from flmgrow.evaluation.tokens import tokens_of
     from flmgrow.surgery.weights import load_resident
 
     tokens = tokens_of(source, how.tokenizer)
     for note in tokens.notes:
         noted(note)
-    dtype = None if how.dtype is None else getattr(torch, how.dtype)
-    model = load_resident(source, dtype, _device(how.device)).eval()
+    device = device_named(how.device, local_rank())
+    model = load_resident(source, dtype_named(how.dtype), device).eval()
     return NativeModel(model, tokens, how.batch_size)
-
-
-def _device(name: str | None) -> "torch.device":
-    """Return the device of this name, a GPU or else the CPU for None. Raises UsageError."""
-    import torch
-
-    from flmgrow.evaluation.peers import local_rank
-
-    if name is None:
-        return torch.device(f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            Text(Setting("device"), f" {name}: {reason}"), "cpu works everywhere"
-        ) from None
-    return device
 
 
 def _hf(source: Checkpoint, how: Computing, noted: Noted) -> Any:
     from lm_eval.models.huggingface import HFLM
 
+    from flmgrow.evaluation.peers import local_rank
+
     folder = exported(source, how, noted)
     return HFLM(
         pretrained=str(folder),
         dtype=how.dtype or "auto",
-        device=str(_device(how.device)),
+        device=str(device_named(how.device, local_rank())),
         batch_size=how.batch_size or 8,
         max_length=source.config.max_positions,
-        trust_remote_code=True,  # if there is any, it is what flmgrow has just exported
+        trust_remote_code=_is_ours(folder),
     )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an export has code, and all of it is what flmgrow ships, byte for byte.
+
+    Code that came with the source is left out of an export, and nothing else is to be run.
+    """
+    code = list(folder.glob("*.py"))
+    return bool(code) and all(is_shipped(file) for file in code)
 
 
 def _vllm(source: Checkpoint, how: Computing, noted: Noted) -> Any:

@@ -1,6 +1,7 @@
 """A model in words: one line of its sizes, one of its choices, and numbers as people read them."""
 
 from collections.abc import Iterable
+from math import isfinite
 
 from flmgrow.errors import shown
 from flmgrow.model.config import ModelConfig
@@ -46,10 +47,28 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.4g} {unit}"
 
 
+def decimal_size(count: float) -> str:
+    """Return a number of bytes on disks, which count in powers of ten."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:,.0f} B"
+
+
 def clock_text(seconds: float) -> str:
-    """Return a time as hours, minutes and seconds."""
+    """Return a time as ``3d 04:05`` or ``4:05:06``; ``?`` for one that nobody knows."""
+    if not isfinite(seconds):
+        return "?"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{hours // 24}d {hours % 24:02}:{minutes:02}"
+
+
+def value_text(value: object) -> str:
+    """Return a setting's value, a float in as few digits as tell it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def aligned(rows: Iterable[tuple[str, str]], words: Words = PYTHON) -> list[str]:

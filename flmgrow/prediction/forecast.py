@@ -129,11 +129,24 @@ def _drawn(points: Sequence[Point], law: Law, random: np.random.Generator) -> li
     for (parameters, tokens), same in kinds.items():
         for _ in same:
             if len(same) > 1:
-                loss = same[random.integers(len(same))].loss
+                loss = float(np.exp(random.choice(_spread_out(same))))
             else:
                 loss = law.loss(parameters, tokens) * float(np.exp(random.choice(residuals)))
             result.append(Point(parameters, tokens, loss))
     return result
+
+
+def _spread_out(same: Sequence[Point]) -> FloatArray:
+    """Return the log losses of repetitions, as far apart as runs are of which these are a few.
+
+    Drawn from as they are, n of them vary by (n - 1) / n of what runs do (Efron and Tibshirani,
+    1993, section 5.3).
+    """
+    losses: FloatArray = np.log([point.loss for point in same])
+    widened: FloatArray = losses.mean() + (losses - losses.mean()) * np.sqrt(
+        len(same) / (len(same) - 1)
+    )
+    return widened
 
 
 def _leave_largest_out(points: Sequence[Point], form: Form) -> LeftOut | None:

@@ -105,13 +105,24 @@ def _check_alike(one: Point, other: Point) -> None:
 
 
 def end_of(path: Path, step: int | None) -> Point:
-    """Return where a run of one stage was at a ``step``, or its last. Raises as ``points_of``."""
+    """Return where a run of one stage was at a ``step``, or at its end.
+
+    Raises as ``points_of``, and UsageError for one that has not ended if no step is given.
+    """
     file = _stage_file(path)
     stage = read_stage(file)
     records = read_metrics(stage.log.metrics)
     steps = [each for each in records if isinstance(each, StepRecord)]
     if not steps:
         raise BadDataError("holds no step", "has the run begun?", where=stage.log.metrics)
+    taken = steps[-1].step - steps[0].step + 1
+    if step is None and taken < stage.steps:
+        raise UsageError(
+            Text("has taken ", Found(f"{taken:,} steps")),
+            Text("let it run on, or give ", Setting("step"), " to compare runs before their end"),
+            where=path,
+            wanted=f"all {stage.steps:,} of its stage",
+        )
     last = steps[-1].step if step is None else step
     at = next((each for each in reversed(steps) if each.step == last), None)
     if at is None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flmgrow.model.wording import value_text
 from flmgrow.searching.report import Report, best_at
-from flmgrow.searching.request import Value
 from flmgrow.stages.drawing import COLOURS, INK, drawn
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def _heat(figure: "Figure", panel: "Axes", report: Report) -> None:
     for (row, column), loss in tried.items():
         text = f"{loss:.3f}" if isfinite(loss) else "diverged"
         panel.text(column, row, text, ha="center", va="center", fontsize=6.5, color=INK)
-    panel.set_xticks(range(len(columns)), [_label(value) for value in columns])
-    panel.set_yticks(range(len(rows)), [_label(value) for value in rows])
+    panel.set_xticks(range(len(columns)), [value_text(value) for value in columns])
+    panel.set_yticks(range(len(rows)), [value_text(value) for value in rows])
     panel.set(xlabel=across, ylabel=up)
     figure.colorbar(image, label="loss (nats per token)")
 
@@ -70,11 +70,7 @@ def _curves(panel: "Axes", report: Report, widths: list[int]) -> None:
             panel.plot(*zip(*found, strict=True), "o-", color=colour, markersize=3.5, label=label)
             lowest = min(found, key=lambda each: each[1])
             panel.plot(*lowest, "o", color=colour, markersize=8, fillstyle="none")
-    panel.set_xticks(places, [_label(value) for value in values])
+    panel.set_xticks(places, [value_text(value) for value in values])
     panel.set(xlabel=key, ylabel="loss (nats per token)")
     if any(widths):
         panel.legend()
-
-
-def _label(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from flmgrow.errors import UsageError
+from flmgrow.model.wording import value_text
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import read_yaml
@@ -72,10 +73,7 @@ class Point:
     def text(self) -> str:
         """The point as people read it."""
         named = [
-            f"{key.rpartition('.')[2]} {value:g}"
-            if isinstance(value, float)
-            else f"{key.rpartition('.')[2]} {value}"
-            for key, value in self.settings.items()
+            f"{key.rpartition('.')[2]} {value_text(value)}" for key, value in self.settings.items()
         ]
         return ", ".join([*([f"width {self.width}"] if self.width else []), *named])
 

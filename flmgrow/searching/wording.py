@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
+from flmgrow.model.wording import value_text
 from flmgrow.searching.report import FLAT, Best, Report, Result, moves
-from flmgrow.searching.request import Value
 from flmgrow.searching.trials import State
 
 SHOWN = 20
@@ -46,9 +46,9 @@ def _summary(report: Report) -> Iterator[str]:
 
 def _flat(best: Best) -> str:
     intervals = (
-        f"{key} {_shown(values[0])}"
+        f"{key} {value_text(values[0])}"
         if len(values) == 1
-        else f"{key} {_shown(values[0])} to {_shown(values[-1])}"
+        else f"{key} {value_text(values[0])} to {value_text(values[-1])}"
         for key, values in best.intervals.items()
     )
     noise = (
@@ -67,7 +67,7 @@ def table(report: Report, most: int) -> list[str]:
     rows = [
         [
             *([str(each.point.width)] if widths else []),
-            *(_shown(each.point.settings[key]) for key in keys),
+            *(value_text(each.point.settings[key]) for key in keys),
             _loss(each),
             "" if each.state is State.DONE else f"{each.state} after {each.steps:,} steps",
         ]
@@ -94,8 +94,4 @@ def _width(result: Result) -> str:
 
 
 def _settings(result: Result) -> str:
-    return ", ".join(f"{key} {_shown(value)}" for key, value in result.point.settings.items())
-
-
-def _shown(value: Value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key} {value_text(value)}" for key, value in result.point.settings.items())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
-from flmgrow.model.wording import amount, kind_text, model_text
+from flmgrow.model.wording import amount, decimal_size, kind_text, model_text
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.storage.strict_json import Json
@@ -63,7 +63,7 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         ("tokens", f"{amount(data['tokens'])} in batches of {batch}"),
         ("learning", f"{rate.style} from {rate.peak:g}, {_warm_up(stage)}{_cooldown(stage)}"),
         ("cost", f"{data['flops']:.3e} FLOPs in {data['precision']}"),
-        ("checkpoint", f"{_bytes(data['checkpoint_bytes'])} each, optimizer state included"),
+        ("checkpoint", f"{decimal_size(data['checkpoint_bytes'])} each, optimizer state included"),
     ]
 
 
@@ -109,10 +109,3 @@ def total_row(stages: Sequence[PlannedStage]) -> tuple[str, str]:
     tokens = sum(each["tokens"] for each in data)
     flops = sum(each["flops"] for each in data)
     return ("all stages", f"{amount(tokens)} tokens, {flops:.3e} FLOPs")
-
-
-def _bytes(count: int) -> str:
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= limit:
-            return f"{count / limit:.1f} {unit}"
-    return f"{count:,} B"

@@ -13,9 +13,10 @@ from speakers import make_named, make_speaker
 from tiny_tokenizers import make_tokenizer_json
 
 from flmgrow.errors import UsageError
-from flmgrow.evaluation.backends import Computing, language_model
+from flmgrow.evaluation.backends import Computing, _is_ours, language_model
 from flmgrow.formats.opening import open_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ["llama", "llama tied with biases", "qwen3", "gpt2", "gpt_neox"]
 PAIRS = [
     ("the other", " thing"),
@@ -171,3 +172,16 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_compute_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Computing(**wrong)
+
+
+def test_only_code_that_is_shipped_is_run(tmp_path: Path) -> None:
+    """Of an export for another backend: none, ours, ours changed by a byte, and another file."""
+    assert not _is_ours(tmp_path)
+    shipped = tmp_path / "modeling_flm.py"
+    shipped.write_bytes((ROOT / "formats/huggingface/shipped/modeling_flm.py").read_bytes())
+    assert _is_ours(tmp_path)
+    (tmp_path / "more.py").write_text("import os")
+    assert not _is_ours(tmp_path)
+    (tmp_path / "more.py").unlink()
+    shipped.write_bytes(shipped.read_bytes() + b"#")
+    assert not _is_ours(tmp_path)

@@ -16,7 +16,7 @@ from trained_here import carried_out
 from flmgrow.cli import run as cli
 from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
-from flmgrow.prediction.forecast import forecaster
+from flmgrow.prediction.forecast import _drawn, forecaster
 from flmgrow.prediction.law import SIZES, SIZES_AND_TOKENS, fit, form_for
 from flmgrow.prediction.points import Point, points_of, table_of
 
@@ -140,7 +140,8 @@ def write_run(folder: Path, width: int, losses: Sequence[float], **changes: Any)
     folder.mkdir(parents=True)
     heads = width // 16
     model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": heads, "vocab_size": 257}
-    data = stage_data(Path("/corpora"), model=model, **changes)
+    length = {"training": {"steps": len(losses)}}
+    data = stage_data(Path("/corpora"), model=model, **{**length, **changes})
     (folder / "stage.yaml").write_text(yaml.safe_dump(data))
     record: dict[str, Any] = {
         "samples": 8, "flops": 1000, "language_loss": None, "teacher_loss": None, "grad_norm": 1.0,
@@ -208,6 +209,29 @@ def test_the_guide_shows_what_the_command_prints(
     monkeypatch.chdir(tmp_path)
     assert run(words.split()) == 0
     assert capsys.readouterr().out == output
+
+
+def test_a_run_that_has_not_ended_is_no_point(tmp_path: Path) -> None:
+    run_folder = write_run(tmp_path / "a", 32, [5.0, 4.0], training={"steps": 3})
+    with pytest.raises(UsageError, match="has taken 2 steps, wanted all 3 of its stage"):
+        points_of([run_folder], None)
+    (point,) = points_of([run_folder], 2)
+    assert point.loss == 4.0
+
+
+def test_few_seeds_spread_as_far_as_many_would() -> None:
+    """Two runs drawn from as they are would vary by half of what runs do."""
+    random = np.random.default_rng(3)
+    sizes = 1e6 * np.geomspace(1, 64, 6)
+    variances = []
+    for _ in range(300):
+        same = [point for point in noisy(random, sizes) if point.seed < 2]
+        law = fit(same, SIZES)
+        drawn = _drawn(same, law, random)
+        means = [np.log([same[n].loss, same[n + 1].loss]).mean() for n in range(0, len(same), 2)]
+        logs = [np.log(drawn[n].loss) for n in range(0, len(drawn), 2)]
+        variances += [(one - mean) ** 2 for one, mean in zip(logs, means, strict=True)]
+    assert np.mean(variances) == pytest.approx(NOISE**2, rel=0.1)
 
 
 def test_json_has_the_same_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,8 @@ def test_what_no_training_reaches_takes_for_ever() -> None:
 def write_stage_of(folder: Path, width: int, loss: float, count: int) -> None:
     folder.mkdir(parents=True)
     model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": 4, "vocab_size": 257}
-    (folder / "stage.yaml").write_text(yaml.safe_dump(stage_data(Path("/corpora"), model=model)))
+    data = stage_data(Path("/corpora"), model=model, training={"steps": 1})
+    (folder / "stage.yaml").write_text(yaml.safe_dump(data))
     record: dict[str, Any] = {
         "step": 100, "samples": 8, "tokens": count, "flops": 1000, "loss": loss,
         "language_loss": None, "teacher_loss": None, "grad_norm": 1.0, "learning_rate": 1e-3,

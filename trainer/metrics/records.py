@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from flmgrow.errors import BadDataError, OutputExistsError, UsageError
 from flmgrow.model.masks import Dimension
+from flmgrow.model.wording import clock_text
 from flmgrow.storage.durable import close_quietly, storage_errors, write_all, write_small
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
@@ -234,7 +235,7 @@ def progress_line(record: StepRecord, last_step: int, seconds_left: float) -> st
     speed = f"{record.model_tflops:7.3g} TFLOP/s"
     if record.utilisation is not None:
         speed += f" {record.utilisation:5.1%}"
-    left = _duration(seconds_left)
+    left = clock_text(seconds_left)
     parts = [
         f"{record.stage}  {record.step:{width},}/{last_step:,}",
         f"loss {record.loss:7.4f}",
@@ -256,17 +257,6 @@ def _rate(value: float) -> str:
     scaled = value / limit
     places = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
     return f"{scaled:.{places}f}{unit}"
-
-
-def _duration(seconds: float) -> str:
-    """Return a time as ``3d 04:05`` or ``4:05:06``."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{hours // 24}d {hours % 24:02}:{minutes:02}"
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
