@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,8 +113,8 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
             continue
         rounds = []
         for _ in range(options.rounds):
-            ours = timed(lambda: getattr(native, kind)(asked, disable_tqdm=True))  # noqa: B023
-            hf = timed(lambda: getattr(theirs, kind)(asked, disable_tqdm=True))  # noqa: B023
+            ours = timed(partial(getattr(native, kind), asked, disable_tqdm=True))
+            hf = timed(partial(getattr(theirs, kind), asked, disable_tqdm=True))
             rounds.append((ours, hf))
         walls = [min(each[side][1] for each in rounds) for side in (0, 1)]
         cpus = [min(each[side][2] for each in rounds) for side in (0, 1)]
