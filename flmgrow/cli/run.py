@@ -10,15 +10,16 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.ended import EndedError
 from flmgrow.cli.printing import in_columns, json_text, note
-from flmgrow.costing.memory import memory_of
-from flmgrow.costing.wording import fullest_text
+from flmgrow.costing.estimate import RunCost, StageCost, cost_of
+from flmgrow.costing.rates import Rates
+from flmgrow.costing.wording import bill_text, device_text, fullest_text, stage_time_text
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.preparing import checked, prepare
 from flmgrow.stages.run_folder import STAGE, RunFolder
 from flmgrow.stages.runner import launch, run_steps
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
 
 SchedulePath = Annotated[Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML).")]
@@ -127,21 +128,38 @@ def _held_against(law: list[Path], folder: RunFolder, steps: Iterator[Step]) -> 
 
 def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
     stages = [step.stage for step in steps if step.trains]
+    cost = cost_of(stages, Rates())
     if as_json:
         commands = [["flmgrow", *step.words] for step in steps]
-        data = [{**overview.stage_data(each), "memory": _memory_data(each)} for each in stages]
-        print(json_text({"stages": data, "commands": commands}))
+        data = [{**overview.stage_data(each.planned), **_cost_data(each)} for each in cost.stages]
+        device = cost.rates.accelerator.name
+        print(json_text({"stages": data, "commands": commands, "accelerator": device}))
         return
-    for number, planned in enumerate(stages):
+    for number, (planned, its) in enumerate(zip(stages, cost.stages, strict=True)):
         before = stages[number - 1] if number else None
-        memory = ("memory", fullest_text(memory_of(planned)))
-        print("\n".join(in_columns([*overview.stage_rows(planned, before), memory])))
+        told = [("time", stage_time_text(its)), ("memory", fullest_text(its.memory))]
+        print("\n".join(in_columns([*overview.stage_rows(planned, before), *told])))
         for step in steps:
             if step.stage is planned:
                 print(f"$ {step.command}" + ("  # done" if step.done() else ""))
         print()
-    print("\n".join(in_columns([overview.total_row(stages)])))
+    print("\n".join(in_columns([overview.total_row(stages), *_supposed_rows(cost)])))
 
 
-def _memory_data(planned: PlannedStage) -> list[dict[str, int]]:
-    return [held.to_json() for held in memory_of(planned)]
+def _supposed_rows(cost: RunCost) -> list[tuple[str, str]]:
+    """Return the time of all stages, and what it supposes: no schedule says what it runs on."""
+    share = f"{100 * cost.rates.utilisation(0):g} % of the peak"
+    return [
+        ("time", bill_text(cost.bill)),
+        ("supposed", f"{share} of {device_text(cost.rates.accelerator)}"),
+        ("hint", "flmgrow cost SCHEDULE takes other devices, what they reach, and prices"),
+    ]
+
+
+def _cost_data(cost: StageCost) -> dict[str, object]:
+    return {
+        "gpu_hours": cost.bill.hours,
+        "days": cost.bill.days,
+        "utilisation": cost.utilisation,
+        "memory": [held.to_json() for held in cost.memory],
+    }

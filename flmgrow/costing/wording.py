@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from flmgrow.costing.accelerators import Accelerator
 from flmgrow.costing.estimate import NOT_EQUAL_LOSS, Between, RunCost, StageCost
 from flmgrow.costing.memory import Memory
 from flmgrow.costing.operations import Operations
@@ -33,10 +34,15 @@ def stage_rows(cost: StageCost) -> Rows:
                   f"{model_text(planned.config)}"),
         ("tokens", amount(cost.tokens)),
         ("operations", operations_text(cost.operations)),
-        ("time", f"{bill_text(cost.bill)} on {cost.gpus:,} at {100 * cost.utilisation:.3g} % "
-                 f"of the peak"),
+        ("time", stage_time_text(cost)),
         ("memory", memory_text(cost)),
     ]  # fmt: skip
+
+
+def stage_time_text(cost: StageCost) -> str:
+    """Return what a stage takes in hours and days, and on what."""
+    share = f"{100 * cost.utilisation:.3g} % of the peak"
+    return f"{bill_text(cost.bill)} on {cost.gpus:,} at {share}"
 
 
 def between_row(between: Between) -> tuple[str, str]:
@@ -64,16 +70,20 @@ def total_rows(cost: RunCost) -> Rows:
 
 def supposed_rows(rates: Rates) -> Rows:
     """Return what was supposed, because nobody said it."""
-    device = rates.accelerator
-    rows: Rows = [
-        ("device", f"{device.name}: {device.bfloat16:g} TFLOP/s in bfloat16, "
-                   f"{size(int(device.memory))}, {device.watts:g} W")
-    ]  # fmt: skip
+    rows: Rows = [("device", device_text(rates.accelerator))]
     if not rates.utilisations:
         share = f"{100 * rates.utilisation(0):g} % of the peak"
         rows.append(("supposed", Text(f"{share}: give ", Setting("utilisation"), ", or ",
                                       Setting("calibrate"), " with a run")))  # fmt: skip
     return rows
+
+
+def device_text(device: Accelerator) -> str:
+    """Return a device and what it can do."""
+    return (
+        f"{device.name}: {device.bfloat16:g} TFLOP/s in bfloat16, {size(int(device.memory))}, "
+        f"{device.watts:g} W"
+    )
 
 
 def operations_text(counted: Operations) -> str:

@@ -53,6 +53,18 @@ def test_the_papers_schedule_is_the_papers() -> None:
     assert commands == ["train", "expand", "verify", "train", "expand", "verify", "train"]
 
 
+def test_a_dry_run_shows_the_hours_that_cost_shows() -> None:
+    """And says what they suppose, since nobody said it."""
+    shown = json.loads(accepted("run", PAPER, "--dry-run", "--json").out)
+    costed = json.loads(accepted("cost", PAPER, "--json").out)
+    for key in ("gpu_hours", "days", "utilisation", "memory"):
+        assert [each[key] for each in shown["stages"]] == [each[key] for each in costed["stages"]]
+    assert shown["accelerator"] == "A100"
+    told = accepted("run", PAPER, "--dry-run").out
+    assert f"time        {costed['all']['gpu_hours']:,.0f} GPU hours" in told
+    assert "supposed    40 % of the peak of A100" in told
+
+
 def test_the_stage_with_a_teacher_is_the_papers_first() -> None:
     """But for the propositions, which `flmgrow run` takes as it takes text."""
     assert (
