@@ -29,6 +29,7 @@ LAYERS = (
     ("flmgrow.api",),
     ("flmgrow.checked", "flmgrow.foresight", "flmgrow.inspection", "flmgrow.models",
      "flmgrow.planned", "flmgrow.scores", "flmgrow.verified"),
+    ("flmgrow.studying",),
     ("flmgrow.proposing", "flmgrow.searching"),
     ("flmgrow.opened", "flmgrow.costing", "flmgrow.prediction"),
     ("flmgrow.stages",),
