@@ -33,7 +33,8 @@ TOGETHER = 0.98
 """Correlation of log size and log tokens above which no law of both is fitted."""
 
 _SMALL = 1e-12
-_LARGEST = 300.0
+LARGEST_POWER = 300.0
+"""Of e: what is beyond it is as good as infinite, and overflows."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Form:
         """Return the summands of the losses (terms + 1, points), what is left last."""
         exponents = np.exp(values[self.terms : -1, None])
         powers = values[: self.terms, None] - exponents * inputs
-        decaying = np.exp(np.clip(powers, -_LARGEST, _LARGEST))  # a step may overshoot
+        decaying = np.exp(np.clip(powers, -LARGEST_POWER, LARGEST_POWER))  # a step may overshoot
         return np.vstack((decaying, np.full(inputs.shape[1:], np.exp(values[-1]))))
 
 
@@ -97,19 +98,25 @@ class Law:
         inputs = np.log([[parameters], [tokens]][: self.form.terms]) - self.centre[:, None]
         return float(self.form.losses(self.values, inputs)[0])
 
+    def least(self, parameters: float) -> float:
+        """Return the loss that a model of that size never comes below. For a law that knows
+        tokens.
+        """
+        alpha = np.exp(self.values[self.form.terms])
+        size = float(self.values[0] - alpha * (np.log(parameters) - self.centre[0]))
+        return exp(self.values[-1]) + exp(min(size, LARGEST_POWER))
+
     def tokens_for(self, parameters: float, loss: float) -> float:
         """Return after how many tokens a model of that size has this loss; infinite if never.
 
         For a law that knows tokens.
         """
-        by_size, by_tokens, rest = self.values[0], self.values[1], self.values[-1]
-        alpha, beta = np.exp(self.values[self.form.terms : -1])
-        size = by_size - alpha * (np.log(parameters) - self.centre[0])
-        left = loss - float(np.exp(rest)) - float(np.exp(min(size, _LARGEST)))
+        left = loss - self.least(parameters)
         if left <= 0:
             return inf
-        logarithm = float(self.centre[1] + (by_tokens - np.log(left)) / beta)
-        return exp(logarithm) if logarithm < _LARGEST else inf
+        beta = np.exp(self.values[self.form.terms + 1])
+        logarithm = float(self.centre[1] + (self.values[1] - np.log(left)) / beta)
+        return exp(logarithm) if logarithm < LARGEST_POWER else inf
 
     @cached_property
     def constants(self) -> dict[str, float]:
@@ -222,25 +229,28 @@ def _starts(form: Form, losses: FloatArray) -> list[FloatArray]:
 
 
 def _descend(form: Form, start: FloatArray, inputs: FloatArray, losses: FloatArray) -> Any:
-    least_squares = _scipy()
     wanted = np.log(losses)
-    return least_squares(
+    return minimised(
         lambda values: np.log(form.losses(values, inputs)) - wanted,
         start,
         lambda values: form.slopes(values, inputs),
-        loss="huber",
-        f_scale=HUBER,
-        bounds=(-50.0, 50.0),
-        max_nfev=500,
     )
 
 
-def _scipy() -> Callable[..., Any]:
+def minimised(
+    residuals: Callable[[FloatArray], FloatArray],
+    start: FloatArray,
+    slopes: Callable[[FloatArray], FloatArray],
+) -> Any:
+    """Return scipy's result (``x`` and ``cost``) of the least sum of Huber's loss of residuals in
+    log loss, from a start, with their derivatives. Raises UsageError without scipy.
+    """
     try:
         from scipy.optimize import least_squares
     except ModuleNotFoundError:
         raise UsageError(
             "the package scipy is not installed", "pip install 'flmgrow[predict]'"
         ) from None
-    found: Callable[..., Any] = least_squares
-    return found
+    return least_squares(
+        residuals, start, slopes, loss="huber", f_scale=HUBER, bounds=(-50.0, 50.0), max_nfev=500
+    )

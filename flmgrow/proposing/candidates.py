@@ -19,7 +19,7 @@ LARGEST = 1000
 """Times the smallest model, where no final size is asked for."""
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the operations, that the stages before the growth may take."""
+"""Of what is scarce, operations or tokens, that the stage before the growth may take."""
 
 MOST_TENSOR, MOST_PIPELINE = 8, 16
 """Ranks that a larger model should divide by, if the smaller one does."""
@@ -77,9 +77,12 @@ class Limits:
         return share * self.flops / training_flops(model, self.length)
 
     def allows(self, candidate: Candidate) -> bool:
-        """Whether a schedule stays within the data, and every stage takes a hundred steps."""
+        """Whether a schedule stays within the operations and the data, and every stage takes a
+        hundred steps.
+        """
         enough = all(tokens >= 100 * self.batch_tokens for tokens in candidate.tokens)
-        return enough and sum(candidate.tokens) <= self.tokens * (1 + 1e-9)
+        paid = candidate.flops(self.length) <= self.flops * (1 + 1e-9)
+        return enough and paid and sum(candidate.tokens) <= self.tokens * (1 + 1e-9)
 
 
 def sizes(smallest: ModelConfig, final: float | None) -> list[ModelConfig]:
@@ -137,12 +140,22 @@ def _grown(
         smaller = models[: models.index(end)]
         for begin in smaller:
             for share in SHARES:
-                tokens = (limits.reads(begin, share), limits.reads(end, 1 - share))
                 kind = Kind.LATE if share >= LATE else Kind.GROWN
-                yield Candidate(kind, (begin, end), tokens)
+                for tokens in _reads(begin, end, share, limits):
+                    yield Candidate(kind, (begin, end), tokens)
         for place, begin in enumerate(smaller):
             for middle in smaller[place + 1 :]:
                 yield _in_the_papers_shares((begin, middle, end), limits)
+
+
+def _reads(
+    begin: ModelConfig, end: ModelConfig, share: float, limits: Limits
+) -> Iterator[tuple[float, float]]:
+    """Yield the tokens of two stages, the first of which takes a ``share``: of all operations, and
+    of all data. Where one of them breaks the other limit, it is not allowed.
+    """
+    yield limits.reads(begin, share), limits.reads(end, 1 - share)
+    yield share * limits.tokens, (1 - share) * limits.tokens
 
 
 def _in_the_papers_shares(
@@ -152,5 +165,5 @@ def _in_the_papers_shares(
         share * training_flops(model, limits.length)
         for share, model in zip(PAPER, models, strict=True)
     ]
-    whole = limits.flops / sum(each)
+    whole = min(limits.flops / sum(each), limits.tokens)
     return Candidate(Kind.PAPER, models, tuple(share * whole for share in PAPER))

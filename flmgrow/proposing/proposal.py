@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-
-import numpy as np
 
 from flmgrow.costing.accelerators import Accelerator
 from flmgrow.costing.cluster import device_of
@@ -13,37 +10,64 @@ from flmgrow.costing.rates import HOUR
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
-from flmgrow.prediction.forecast import DRAWS, forecaster
-from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, form_for, prior
-from flmgrow.prediction.points import points_of
-from flmgrow.proposing.candidates import Kind, Limits, candidates, sizes
-from flmgrow.proposing.carrying import carried_by, ends_of
+from flmgrow.prediction.law import Law
+from flmgrow.proposing.candidates import Candidate, Kind, Limits, candidates, sizes
+from flmgrow.proposing.growth_laws import GrowthLaw
+from flmgrow.proposing.knowledge import growth_laws, laws_of
 from flmgrow.proposing.layouts import layout_for
 from flmgrow.proposing.request import BudgetFile, read_budget
-from flmgrow.proposing.verdict import Knowledge, Verdict, expected, verdict
+from flmgrow.proposing.verdict import Verdict, expected, verdict
 from flmgrow.proposing.writing import schedule_of
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, read_stage
 
 
 @dataclass(frozen=True, eq=False)
+class Judged:
+    """What a law of growth says of the schedules that a budget allows."""
+
+    growth: GrowthLaw
+    verdict: Verdict
+
+    def to_json(self) -> Json:
+        """Return it as plain data."""
+        return {
+            "growth_law": self.growth.name,
+            "verdict": self.verdict.text,
+            "growth_wins": self.verdict.grows,
+            "schedules": [each.to_json() for each in self.verdict.best],
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Proposal:
-    """A verdict on a budget, what it supposes, and the winner as a schedule file's content."""
+    """What each law of growth says of a budget, the one that is used first; what the losses rest
+    on; and the winner as a schedule file's content.
+    """
 
     file: BudgetFile
     limits: Limits
-    verdict: Verdict
-    supposed: Sequence[str]
+    judged: Sequence[Judged]
+    law_text: str
     schedule: Json
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the law says that is used."""
+        return self.judged[0].verdict
+
+    @property
+    def supposed(self) -> list[str]:
+        """What the losses rest on, of each law."""
+        return [self.law_text, *(each.growth.told for each in self.judged)]
 
     def to_json(self) -> Json:
         """Return it as plain data."""
         return {
             "flops": self.limits.flops,
-            "verdict": self.verdict.text,
-            "growth_wins": self.verdict.grows,
-            "schedules": [each.to_json(self.limits.length) for each in self.verdict.best],
-            "supposed": list(self.supposed),
+            **self.judged[0].to_json(),
+            "others": [each.to_json() for each in self.judged[1:]],
+            "supposed": self.supposed,
             "schedule": self.schedule,
         }
 
@@ -63,9 +87,8 @@ def propose(path: Path) -> Proposal:
     )
     models = sizes(smallest, file.final_size)
     final = models[-1] if file.final_size is not None else None
-    known, supposed = _knowledge(file)
-    found = [expected(each, known) for each in candidates(models, final, limits)]
-    if not any(each.candidate.kind is not Kind.SMALLER for each in found):
+    allowed = list(candidates(models, final, limits))
+    if all(each.kind is Kind.SMALLER for each in allowed):
         end = smallest if final is None else final
         raise UsageError(
             f"a budget of {limits.flops:.3g} operations and {limits.tokens:,.0f} tokens allows no "
@@ -73,12 +96,23 @@ def propose(path: Path) -> Proposal:
             "a larger budget, or a smaller model",
             where=path,
         )
-    result = verdict(found)
-    winner = result.winner.candidate
+    laws, law_text = laws_of(file)
+    judged = [
+        Judged(growth, _judged(allowed, laws, growth, limits.length))
+        for growth in growth_laws(file, laws)
+    ]
+    winner = judged[0].verdict.winner.candidate
     layouts = [
         layout_for(stage, model, file.cluster.gpus, device.memory) for model in winner.models
     ]
-    return Proposal(file, limits, result, supposed, schedule_of(stage, winner, layouts))
+    return Proposal(file, limits, judged, law_text, schedule_of(stage, winner, layouts))
+
+
+def _judged(
+    allowed: Sequence[Candidate], laws: Sequence[Law], growth: GrowthLaw, length: int
+) -> Verdict:
+    found = [expected(each, laws, growth, length) for each in allowed]
+    return verdict([each for each in found if each is not None])
 
 
 def _model(stage: StageFile, where: Path) -> ModelConfig:
@@ -99,43 +133,3 @@ def _flops(file: BudgetFile, device: Accelerator, stage: StageFile) -> float:
     assert budget.dollars is not None
     assert cluster.price is not None
     return budget.dollars / cluster.price * per_hour
-
-
-def _knowledge(file: BudgetFile) -> tuple[Knowledge, list[str]]:
-    laws, law_text = _laws(file)
-    random = np.random.default_rng(0)
-    if not file.grown:
-        low, high = file.carried
-        drawn = random.uniform(low, high, len(laws))
-        text = f"growth carries over {low:g} to {high:g} of what the small model has learned"
-        return Knowledge(laws, drawn), [law_text, f"{text}: no run that grew was given"]
-    runs = [ends_of(run) for run in file.grown]
-    shares = [share for ends in runs for share in carried_by(laws[0], ends)]
-    # What a run has carried over is read off a law, so each draw of the law has shares of its own.
-    drawn = np.array(
-        [random.choice([each for ends in runs for each in carried_by(law, ends)]) for law in laws]
-    )
-    text = f"growth carries over {min(shares):.2f} to {max(shares):.2f}"
-    return Knowledge(laws, drawn), [law_text, f"{text}, as {len(shares)} growths tell"]
-
-
-def _laws(file: BudgetFile) -> tuple[list[Law], str]:
-    if file.law is None:
-        laws = prior()
-        text = (
-            "published laws of other models and data (Hoffmann et al., 2022, and the replication "
-        )
-        repeated = [laws[number % len(laws)] for number in range(DRAWS)]
-        return repeated, f"{text}by Besiroglu et al., 2024): losses are theirs, not yours"
-    points = points_of(file.law, None)
-    form = form_for(points)
-    if form is not SIZES_AND_TOKENS:
-        raise UsageError(
-            "the runs of the law all end at one length",
-            "a schedule trades size for tokens: add runs of two other lengths",
-        )
-    found = forecaster(points, form)
-    largest = max(point.parameters for point in points)
-    far = inf if file.final_size is None else file.final_size / largest
-    beyond = "" if far is inf else f", {far:.3g} times the largest of them"
-    return [found.law, *found.draws[1:]], f"a law of {len(points)} runs{beyond}"

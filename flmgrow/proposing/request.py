@@ -10,6 +10,9 @@
     law: [points.csv]                # runs, as predict takes them; or prior: hoffmann
     grown: [runs/a, runs/b]          # runs that grew: what growth carries over is fitted to them
     carried: [0.0, 1.0]              # where there are none: the interval that is supposed
+    growth_law: carried              # or two-stage, or mixing: by which the proposal is made
+    two_stage:                       # constants of the two-stage law, where no runs are fitted
+      {source: our runs of May, A: 40.0, a1: 0.05, a2: 0.25, a3: 0.005, factors: [2, 4]}
 """
 
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from flmgrow.errors import UsageError
+from flmgrow.proposing.growth_laws import Name
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.trainer.stage.section import Amount, Count, FilePath, Positive, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Exponent = Annotated[float, Field(ge=-10, le=10)]
 
 
 class BudgetSection(Section):
@@ -52,6 +57,20 @@ class ClusterSection(Section):
     memory: Positive | None = None
 
 
+class TwoStageSection(Section):
+    """The two-stage law's constants, for tokens, and whose they are. ``E`` is what the law of sizes
+    and tokens leaves if not given; ``factors`` are the growths that the constants were found for.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    A: Positive
+    a1: Exponent
+    a2: Exponent
+    a3: Exponent
+    E: Positive | None = None
+    factors: Annotated[tuple[Positive, Positive], Field(strict=False)]
+
+
 class BudgetFile(Section):
     """A budget file."""
 
@@ -63,7 +82,9 @@ class BudgetFile(Section):
     law: list[FilePath] | None = None
     prior: Literal["hoffmann"] | None = None
     grown: list[FilePath] = Field(default_factory=list)
-    carried: tuple[Share, Share] = (0.0, 1.0)
+    carried: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
+    growth_law: Name = "carried"
+    two_stage: TwoStageSection | None = None
 
     @model_validator(mode="after")
     def _a_law(self) -> Self:
@@ -75,6 +96,8 @@ class BudgetFile(Section):
             raise ValueError("grown needs law: published losses are of other data than your runs'")
         if self.carried[0] > self.carried[1]:
             raise ValueError("carried begins above where it ends")
+        if self.two_stage is not None and self.two_stage.factors[0] > self.two_stage.factors[1]:
+            raise ValueError("two_stage.factors begins above where it ends")
         if self.budget.dollars is not None and self.cluster.price is None:
             raise ValueError("a budget in dollars needs cluster.price")
         return self
@@ -83,8 +106,6 @@ class BudgetFile(Section):
 def read_budget(path: Path) -> BudgetFile:
     """Return the budget in a file, its paths seen from there. Raises UsageError."""
     data = read_yaml(path)
-    if isinstance(data, dict) and isinstance(data.get("carried"), list):
-        data = {**data, "carried": tuple(data["carried"])}
     try:
         file = BudgetFile.model_validate(data)
     except ValidationError as error:

@@ -1,10 +1,10 @@
 """Schedules compared: what each would reach, which is best, and whether growing is worth it.
 
 An interval holds what is not known: the law's constants (another draw of the runs it was fitted to)
-and what growth carries over. Both are drawn together for all schedules, so that what is compared is
-their difference: if the best grown schedule beats the best other one in fewer than 95 of 100 draws,
-and does not lose in so many, the verdict is that nobody knows. A final size that is asked for is
-given: a smaller model that would do better for the money is named beside it.
+and those of the law of growth. Both are drawn together for all schedules, so that what is compared
+is their difference: if the best grown schedule beats the best other one in fewer than 95 of 100
+draws, and does not lose in so many, the verdict is that nobody knows. A final size that is asked
+for is given: a smaller model that would do better for the money is named beside it.
 """
 
 from collections.abc import Sequence
@@ -16,30 +16,34 @@ from numpy.typing import NDArray
 from flmgrow.prediction.forecast import LEVEL
 from flmgrow.prediction.law import Law
 from flmgrow.proposing.candidates import Candidate, Kind
-from flmgrow.proposing.carrying import loss_of
+from flmgrow.proposing.growth_laws import GrowthLaw
 from flmgrow.storage.strict_json import Json
 
 FloatArray = NDArray[np.float64]
 SURE = 0.95
 """Of the draws, for a verdict."""
 
+SAME = 1e-9
+"""Losses no further apart are the same: where data is the limit, laws may tell sizes apart no more
+than by what they cost.
+"""
+
 UNGROWN = (Kind.SCRATCH, Kind.SMALLER)
 
 
 @dataclass(frozen=True, eq=False)
-class Knowledge:
-    """Laws that may hold, and shares that growth may carry over, one of each for every draw."""
-
-    laws: Sequence[Law]
-    carried: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
 class Expected:
-    """A schedule, and its loss at the end in each draw."""
+    """A schedule, its loss at the end in each draw, and the operations that it takes."""
 
     candidate: Candidate
     losses: FloatArray
+    flops: float
+
+    def beats(self, other: "Expected") -> FloatArray:
+        """Return in which draws this is better: a lower loss, or the same for less."""
+        if self.flops < other.flops:
+            return (self.losses < other.losses + SAME).astype(float)
+        return (self.losses < other.losses - SAME).astype(float)
 
     @property
     def loss(self) -> float:
@@ -52,14 +56,14 @@ class Expected:
         low, high = np.quantile(self.losses, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
-    def to_json(self, length: int) -> Json:
+    def to_json(self) -> Json:
         """Return it as plain data."""
         return {
             "kind": str(self.candidate.kind),
             "stages": [
                 {"parameters": leg.parameters, "tokens": leg.tokens} for leg in self.candidate.legs
             ],
-            "flops": self.candidate.flops(length),
+            "flops": self.flops,
             "loss": self.loss,
             "low": self.band[0],
             "high": self.band[1],
@@ -89,7 +93,7 @@ class Verdict:
     @property
     def _growth_text(self) -> str:
         if self.grows is None:
-            return "nothing to compare: no schedule with growth fits the limits"
+            return "nothing to compare: no growth fits the limits and the law"
         if self.grows >= SURE:
             return f"grow: it wins in {self.grows:.0%} of what may be so"
         if self.grows <= 1 - SURE:
@@ -104,21 +108,31 @@ class Verdict:
         return next(each for each in self.best if each.candidate.kind in kinds)
 
 
-def expected(candidate: Candidate, known: Knowledge) -> Expected:
-    """Return what a schedule would reach."""
+def expected(
+    candidate: Candidate, laws: Sequence[Law], growth: GrowthLaw, length: int
+) -> Expected | None:
+    """Return what a schedule would reach on sequences of a ``length``; None where nothing is known.
+
+    ``laws`` are those of sizes and tokens that may hold, one for each draw.
+    """
     legs = candidate.legs
-    losses = [
-        loss_of(law, legs, carried) for law, carried in zip(known.laws, known.carried, strict=True)
-    ]
-    return Expected(candidate, np.array(losses))
+    if len(legs) == 1:
+        found = [law.loss(legs[0].parameters, legs[0].tokens) for law in laws]
+    else:
+        losses = growth.losses(laws, legs)
+        if losses is None:
+            return None
+        found = losses
+    return Expected(candidate, np.array(found), candidate.flops(length))
 
 
 def verdict(found: Sequence[Expected]) -> Verdict:
     """Return the best of each kind, and whether growth wins."""
+    order = sorted(found, key=_order)
     best: dict[Kind, Expected] = {}
-    for each in sorted(found, key=lambda each: each.loss):
+    for each in order:
         best.setdefault(each.candidate.kind, each)
-    ranked = sorted(best.values(), key=lambda each: each.loss)
+    ranked = sorted(best.values(), key=_order)
     grown = next((each for each in ranked if each.candidate.kind not in UNGROWN), None)
     scratch, smaller = (best.get(kind) for kind in UNGROWN)
     if scratch is None:
@@ -126,6 +140,11 @@ def verdict(found: Sequence[Expected]) -> Verdict:
     both = scratch.losses if grown is None else np.minimum(scratch.losses, grown.losses)
     return Verdict(
         ranked,
-        None if grown is None else float(np.mean(grown.losses < scratch.losses)),
+        None if grown is None else float(np.mean(grown.beats(scratch))),
         None if smaller is None else float(np.mean(smaller.losses < both)),
     )
+
+
+def _order(each: Expected) -> tuple[float, float]:
+    """Order schedules by their loss, and those of one loss by what they cost."""
+    return round(each.loss / SAME), each.flops

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from budgets import write_budget, write_stage_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage_runs import stage_data
 
 import flmgrow
 from flmgrow.cli.app import run
@@ -19,7 +18,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, prior
-from flmgrow.proposing.candidates import Kind, Limits, candidates, sizes
+from flmgrow.proposing.candidates import SHARES, Kind, Limits, candidates, sizes
 from flmgrow.proposing.carrying import Leg, carried_by, ends_of, loss_of
 from flmgrow.proposing.verdict import Expected, verdict
 
@@ -76,20 +75,6 @@ def test_what_no_training_reaches_takes_for_ever() -> None:
     assert loss_of(turned, down, 0.0) == pytest.approx(turned.loss(1.0, 1e8))
 
 
-def write_stage_of(folder: Path, width: int, loss: float, count: int) -> None:
-    folder.mkdir(parents=True)
-    model = {"num_layers": 2, "hidden_size": width, "num_attention_heads": 4, "vocab_size": 257}
-    data = stage_data(Path("/corpora"), model=model, training={"steps": 1})
-    (folder / "stage.yaml").write_text(yaml.safe_dump(data))
-    record: dict[str, Any] = {
-        "step": 100, "samples": 8, "tokens": count, "flops": 1000, "loss": loss,
-        "language_loss": None, "teacher_loss": None, "grad_norm": 1.0, "learning_rate": 1e-3,
-        "seconds": 0.1, "tokens_per_second": 100.0, "model_tflops": 1.0, "utilisation": None,
-        "masks": {}, "stage": "small", "kind": "step",
-    }  # fmt: skip
-    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-
-
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 def test_what_a_run_has_carried_over_is_found_again(share: float, tmp_path: Path) -> None:
     widths, counts = (32, 64), (10**8, 3 * 10**8)
@@ -117,11 +102,37 @@ def test_schedules_stay_within_the_budget(flops: float, data: float, factor: flo
         assert candidate.kind is Kind.SMALLER or candidate.models[-1] == models[-1]
 
 
-def losses(kind: Kind, *found: float) -> Expected:
+@pytest.mark.parametrize("tokens", [2e8, 1e9, 1e10])
+def test_where_data_is_scarce_growth_spends_less(tokens: float) -> None:
+    """A budget that no data could use up: every share of the data may still be read before."""
+    limits = Limits(1e22, tokens, 128, 2048)
+    models = sizes(SMALL, 30 * parameter_count(SMALL))
+    grown = [each for each in candidates(models, models[-1], limits) if len(each.models) == 2]
+    begun_small = [each for each in grown if each.models[0] == models[0]]
+    shares = [each.tokens[0] / tokens for each in begun_small]
+    assert shares == pytest.approx(SHARES)
+    assert all(sum(each.tokens) == pytest.approx(tokens) for each in grown)
+    assert all(each.flops(128) < 0.5 * limits.flops for each in grown)
+    kinds = {each.kind for each in candidates(models, models[-1], limits)}
+    assert kinds == set(Kind)
+
+
+def test_a_schedule_that_spends_less_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_budget(tmp_path, budget={"flops": 1e18}, tokens="200M", final_size="300M")
+    assert run(["propose", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("grown once")]
+    assert told
+    assert all(re.search(r"tokens, \d+% of the budget$", line) for line in told)
+
+
+def losses(kind: Kind, *found: float, cost: float = 1.0) -> Expected:
     models = sizes(SMALL, None)[:1]
     (candidate, *_) = candidates(models, None, Limits(1e17, 1e10, 128, 2048))
     object.__setattr__(candidate, "kind", kind)
-    return Expected(candidate, np.array(found))
+    return Expected(candidate, np.array(found), cost)
 
 
 def test_a_verdict_needs_nearly_all_draws() -> None:
@@ -134,33 +145,15 @@ def test_a_verdict_needs_nearly_all_draws() -> None:
     assert lost.winner.candidate.kind is Kind.SCRATCH
     unknown = verdict([scratch, losses(Kind.LATE, *[1.9] * 60, *[2.1] * 40)])
     assert unknown.text.startswith("undecided: growth wins in 60%")
+    cheaper = verdict([scratch, losses(Kind.GROWN, *[2.0] * 100, cost=0.5)])
+    assert cheaper.text == "grow: it wins in 100% of what may be so"
+    as_dear = verdict([scratch, losses(Kind.GROWN, *[2.0] * 100)])
+    assert as_dear.text == "do not grow: it loses in 100% of what may be so"
     smaller = verdict(
         [scratch, losses(Kind.GROWN, *[1.9] * 100), losses(Kind.SMALLER, *[1.8] * 100)]
     )
     assert smaller.text.startswith("a smaller model for longer is better in 100%")
     assert smaller.winner.candidate.kind is Kind.GROWN
-
-
-def write_budget(folder: Path, **changes: Any) -> Path:
-    model = {
-        "num_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 257,
-        "multipliers": {"mup_base_width": 64},
-    }  # fmt: skip
-    stage = {
-        "model": model,
-        "data": {"sequence_length": 128, "corpora": [{"path": "corpus"}]},
-        "training": {"steps": 100, "batch": 16, "micro_batch": 4},
-        "learning_rate": {"peak": 1e-3, "floor": 1e-4, "warmup_samples": 160},
-    }
-    folder.mkdir(exist_ok=True)
-    (folder / "stage.yaml").write_text(yaml.safe_dump(stage))
-    content = {
-        "stage": "stage.yaml", "budget": {"flops": 1e17}, "tokens": "20B",
-        "cluster": {"gpus": 2}, "prior": "hoffmann", **changes,
-    }  # fmt: skip
-    file = folder / "budget.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
-    return file
 
 
 @pytest.mark.parametrize(
@@ -237,6 +230,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "grown under another law": (
         {"grown": ["runs/a"]}, "grown needs law: published losses are of other data",
+    ),
+    "a law nobody has runs for": ({"growth_law": "two-stage"}, "two-stage needs 6 runs that grew"),
+    "factors": (
+        {"two_stage": {"source": "x", "A": 1.0, "a1": 0.1, "a2": 0.1, "a3": 0.0,
+                       "factors": [4, 2]}},
+        "two_stage.factors begins above where it ends",
     ),
     "too small": ({"final_size": "1M"}, "final_size: 1,000,000 is below the stage's own"),
     "no layout": (
