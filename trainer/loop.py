@@ -8,32 +8,22 @@ are a function of their number, masks of their value, and everything else lies i
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flmgrow.errors import DivergenceError, FlmgrowError, tell
 from flmgrow.formats.history.training_state import Carried, TrainingState
-from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
-from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
-from flmgrow.trainer.data.batches import (
-    Batches,
-    MicroBatches,
-    blank,
-    checked,
-    digest_of,
-    digests_of,
-)
+from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
+from flmgrow.trainer.data.samples import digest_of, digests_of
 from flmgrow.trainer.data.stage_data import StageData, open_data
-from flmgrow.trainer.data.validation import read_again, sample_count, validation_batches
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import start_parallel, stop_parallel
@@ -41,7 +31,7 @@ from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
-from flmgrow.trainer.ranks.agreement import Postponed, check_alike, together
+from flmgrow.trainer.ranks.agreement import Postponed, check_alike, summed, together
 from flmgrow.trainer.ranks.folder_lock import own_folder
 from flmgrow.trainer.ranks.stopping import Stop
 from flmgrow.trainer.run_config import (
@@ -50,17 +40,24 @@ from flmgrow.trainer.run_config import (
     check_space,
     decisive,
     make_run_config,
-    notes,
     other_data,
     position_in,
     record_changes,
-    summary,
-    taken,
 )
-from flmgrow.trainer.stage.changes import settings_of
+from flmgrow.trainer.stage.changes import Change, settings_of
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE, told_of
-from flmgrow.trainer.steps import Losses, losses_of, run_batch
+from flmgrow.trainer.steps import losses_of, run_batch
+from flmgrow.trainer.telling import (
+    flops_per_step,
+    notes,
+    reads,
+    step_record,
+    summary,
+    taken,
+    way_out,
+)
+from flmgrow.trainer.validating import validate
 
 
 def train(stage: StageFile, path: Path) -> int:
@@ -178,14 +175,7 @@ class Run:
         together(partial(record_changes, stage, changes))
         make = partial(Reporter, stage, run.last, begin, resumed=resumed)
         with together(make) as reporter:
-            reporter.note(f"{stage.name}  {summary(run)}")
-            told = [*notes(run), *(change.text for change in changes), *reporter.notes]
-            if self._chance is not None:
-                told.append(f"{self._chance}: sources of chance begin anew")
-            for note in told:
-                reporter.note("note: " + note)
-            for line in self._reads():
-                reporter.note(line)
+            self._announce(reporter, changes)
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()
@@ -207,6 +197,18 @@ class Run:
                 if asked:
                     reporter.note(f"stopped at step {self._iteration}; the same command resumes")
                     return 128 + asked
+
+    def _announce(self, reporter: Reporter, changes: Sequence[Change]) -> None:
+        """Tell what begins here, and what somebody may not expect of it."""
+        run = self._run
+        reporter.note(f"{run.stage.name}  {summary(run)}")
+        told = [*notes(run), *(change.text for change in changes), *reporter.notes]
+        if self._chance is not None:
+            told.append(f"{self._chance}: sources of chance begin anew")
+        for note in told:
+            reporter.note("note: " + note)
+        for line in reads(run, self._data):
+            reporter.note(line)
 
     def _due(self, every: int | None, ends: bool) -> bool:
         return every is not None and (ends or self._iteration % every == 0)
@@ -234,49 +236,22 @@ class Run:
         self._iteration += 1
         self._raise_masks()
         failed = self._failure.error is not None
-        *totals, failures, signals = _summed([*sums.tolist(), float(failed), float(stop.number)])
+        *totals, failures, signals = summed([*sums.tolist(), float(failed), float(stop.number)])
         if failures:
             self._failure.raise_together()
         self._advance()
         seconds = time.perf_counter() - begin
-        record = self._record(losses_of(totals), float(norm), rate, masks, seconds)
-        return record, stop.signal_of(signals)
-
-    def _record(
-        self,
-        losses: Losses,
-        norm: float,
-        rate: float,
-        masks: Mapping[Dimension, float],
-        seconds: float,
-    ) -> StepRecord:
-        """Return what is told of the step that was taken, with ``masks`` as they were in it."""
-        stage = self._run.stage
-        tflops = self._flops_per_step / seconds / stage.layout.world / 1e12
-        peak = stage.log.peak_tflops
-        return StepRecord(
-            step=self._iteration,
-            stage=stage.name,
-            samples=self._carried.consumed_samples,
-            tokens=self._carried.tokens,
-            flops=self._carried.flops,
-            loss=losses.mean,
-            language_loss=losses.language if losses.teacher is not None else None,
-            teacher_loss=losses.teacher,
-            grad_norm=norm,
+        record = step_record(
+            self._run,
+            self._iteration,
+            self._carried,
+            losses_of(totals),
+            grad_norm=float(norm),
             learning_rate=rate,
-            seconds=seconds,
-            tokens_per_second=stage.tokens_per_step / seconds,
-            model_tflops=tflops,
-            utilisation=None if peak is None else tflops / peak,
             masks=masks,
+            seconds=seconds,
         )
-
-    @property
-    def _flops_per_step(self) -> int:
-        stage = self._run.stage
-        per_token = training_flops(self._run.config, stage.data.sequence_length)
-        return per_token * stage.tokens_per_step
+        return record, stop.signal_of(signals)
 
     def _raise_masks(self) -> None:
         self._masks = ramped(self._masks, 1, in_turn=self._run.stage.masks.in_turn)
@@ -291,7 +266,7 @@ class Run:
             data_keys=dict(position.keys),
             tokenizer=self._data.facts,
             tokens=self._carried.tokens + self._run.stage.tokens_per_step,
-            flops=self._carried.flops + self._flops_per_step,
+            flops=self._carried.flops + flops_per_step(self._run),
             base_output=self._run.base_output,
         )
         self._progress = self._progress.after_step(self._run.stage)
@@ -300,66 +275,11 @@ class Run:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
-            raise error.with_hint(self._way_out()) from None
+            raise error.with_hint(way_out(self._run, self._iteration, self._saved)) from None
 
-    def _way_out(self) -> str:
-        """Return what to do about a step at which the run has diverged."""
-        back, begin = self._saved, self._run.begin.stage_begin
-        good = f"the last good checkpoint in {self._saving.folder} is that of step {back}"
-        if back is None:
-            back, good = begin, "no checkpoint was saved before"
-        # What lies right before this step decides on its loss, whatever the rate will be.
-        rated = min(back, self._iteration - 2)
-        saved = (n for n in saved_iterations(self._saving.folder) if begin <= n <= rated)
-        at = max(saved, default=begin)
-        earlier = f" (or that of an earlier one, from {begin} on)" if at > begin else ""
-        return (
-            f"{good}; look at the data of this step, and at settings far from their defaults; to "
-            f"go on with a lower learning_rate.peak, another batch or data.seed, change it and say "
-            f"checkpoint.change_at: {at}{earlier} in the stage file, or for this stage in the "
-            "schedule, and run the same command again"
-        )
-
-    @torch.no_grad()
     def _validate(self) -> ValidationRecord:
-        """Return the mean loss of batches that are never trained on."""
-        stage = self._run.stage
-        sums = torch.zeros(4, dtype=torch.float64)
-        models, length = self._components.models, stage.data.sequence_length
-        for micro_batches in self._held_out():
-            found = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
-            sums += found.cpu()
-        loss = losses_of(_summed(sums.tolist())).mean
-        carried = self._carried
-        return ValidationRecord(self._iteration, carried.tokens, carried.flops, loss, stage.name)
-
-    def _held_out(self) -> Iterator[MicroBatches]:
-        """Yield what is validated on, on all ranks at once."""
-        run, held_out = self._run, self._data.held_out
-        assert held_out is not None
-        chunks = run.layout.pp if run.layout.vpp > 1 else 1
-        batches = validation_batches(held_out, self._validated, run.batching, chunks)
-        good = (checked(each, run.config.vocab) for each in batches)
-        while micro_batches := together(lambda: next(good, None)):
-            yield micro_batches
-
-    @property
-    def _validated(self) -> int:
-        """How many samples a validation reads."""
-        stage, there = self._run.stage, self._data.held_out_samples
-        return sample_count(stage.log, stage.training.batch, there)
-
-    def _reads(self) -> Iterator[str]:
-        """Yield lines on how often the stage reads its data."""
-        begin, stage = self._run.begin, self._run.stage
-        first = begin.carried.consumed_samples
-        steps = self._run.last - begin.iteration
-        yield from ("note: " + note for note in self._data.notes)
-        for again, line in self._data.epochs(first, first + steps * stage.training.batch):
-            yield f"{'note:' if again else f'{stage.name} '} {line}"
-        if stage.log.validation_every is not None:
-            for note in read_again(self._validated, self._data.held_out_samples):
-                yield "note: " + note
+        models = self._components.models
+        return validate(models, self._run, self._data, self._iteration, self._carried)
 
     def _save(self) -> None:
         self._failure.raise_together()
@@ -381,12 +301,3 @@ class Run:
         schedule = components.schedule.state_dict()
         self._saving.save(state, components.parameters, components.view, schedule)
         self._saved = self._iteration
-
-
-def _summed(numbers: list[float]) -> list[float]:
-    """Return the sums over all ranks."""
-    device: Any = torch.cuda.current_device()
-    values = torch.tensor(numbers, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(values)
-    result: list[float] = values.tolist()
-    return result

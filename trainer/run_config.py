@@ -4,7 +4,7 @@ All that decides on a stage is known before its model is built, and is checked t
 says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +14,18 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import base_output
 from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.tensors import parameter_count
-from flmgrow.model.wording import amount
 from flmgrow.storage.durable import check_free_space, make_folders
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model
-from flmgrow.trainer.data.batches import Batching, Samples, digest_of, digests_of
+from flmgrow.trainer.data.batches import Batching
+from flmgrow.trainer.data.samples import Samples, digest_of, digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of
 from flmgrow.trainer.stage.keys import in_keys
-
-LONG = 1000
-"""Steps that nobody wants to take again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,36 +107,6 @@ def check_space(run: RunConfig) -> None:
         check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, run.config))
 
 
-def summary(run: RunConfig) -> str:
-    """Return in a line what is trained, on what, and from where on."""
-    begin, layout = run.begin, run.stage.layout
-    source = "fresh weights"
-    if begin.checkpoint is not None:
-        source = f"step {begin.iteration:,}" if begin.resumed else _near(begin.checkpoint.folder)
-    return "  ".join(
-        (
-            f"{amount(parameter_count(run.config))} parameters",
-            f"{run.layout} x DP{layout.dp}",
-            run.stage.training.precision,
-            f"goes on from {source}" if begin.resumed else f"begins with {source}",
-        )
-    )
-
-
-def _near(path: Path) -> str:
-    """Return a path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def taken(run: RunConfig) -> str:
-    """Return what a stage has done that has come to its end."""
-    progress, training = run.begin.progress, run.stage.training
-    if training.steps is not None:
-        return f"has taken {progress.steps:,} of {training.steps:,} steps"
-    return f"has read {progress.tokens:,} of {training.tokens:,} tokens"
-
-
 def position_in(samples: Samples, run: RunConfig) -> Json | None:
     """Return where the run takes ``samples`` up, which are others only from a change on."""
     position, at = run.begin.carried.position, run.stage.checkpoint.change_at
@@ -182,38 +148,6 @@ def record_changes(stage: StageFile, changes: Sequence[Change]) -> None:
     if torch.distributed.get_rank() == 0:
         make_folders(Path(stage.log.metrics.anchor), stage.log.metrics.parent)
         record(stage.log.metrics.with_name(CHANGES), changes)
-
-
-def notes(run: RunConfig) -> Iterator[str]:
-    """Yield what somebody may not expect of a run that begins."""
-    begin, stage = run.begin, run.stage
-    checkpoint = begin.checkpoint
-    if begin.left is not None:
-        yield (
-            f"checkpoint.change_at: goes back from iteration {begin.left:,} to {begin.iteration:,}"
-        )
-    if checkpoint is not None and not begin.resumed:
-        yield from checkpoint.notes
-    if checkpoint is not None and begin.anew:
-        yield f"of {checkpoint.folder} only weights are taken: Adam, data and iterations begin anew"
-    elif checkpoint is not None and checkpoint.optimizer is None:
-        yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
-    if stage.warmup_steps >= stage.steps:
-        yield (
-            f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "
-            f"{stage.steps:,}: its peak is not reached"
-        )
-    elif stage.warmup_steps >= stage.decay_steps:
-        yield (
-            f"learning_rate.decay_tokens take {stage.decay_steps:,} steps, the warm-up "
-            f"{stage.warmup_steps:,}: the rate falls to its floor right behind that"
-        )
-    left = stage.masks.after(run.begin.masks, run.last - run.begin.iteration)
-    if left:
-        values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())
-        yield f"the stage ends before its masks are open: {values}"
-    if stage.checkpoint.every is None and stage.steps > LONG:
-        yield f"checkpoint.every is not given: {stage.steps:,} steps are saved at their end only"
 
 
 def base_output_of(stage: StageFile, begin: Begin, config: ModelConfig) -> float:

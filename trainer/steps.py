@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flmgrow.trainer.data.batches import MicroBatches, attention_mask, is_packed
+from flmgrow.trainer.data.batches import MicroBatches
+from flmgrow.trainer.data.samples import attention_mask, is_packed
 from flmgrow.trainer.megatron.core import get_forward_backward_func, parallel_state
 
 _SIGNALS = ("language", "teacher")

@@ -7,7 +7,8 @@ from statistics import median
 from flmgrow.costing.accelerators import Accelerator
 from flmgrow.errors import BadDataError
 from flmgrow.stages.curves import find_metrics
-from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.file import read_stage
 
 WARM = 5

@@ -20,7 +20,8 @@ from flmgrow.stages.curves import METRICS
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.text import Found, Setting, Text, unlike
-from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile, read_stage
 
 LAST_SHARE = 50

@@ -30,7 +30,8 @@ from flmgrow.storage.hidden import locked
 from flmgrow.storage.strict_json import Json, parse_object
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.text import Setting, Text
-from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.file import stage_of
 
 TRIALS, STAGE, OUTCOME = "trials", "stage.yaml", "outcome.json"

@@ -17,7 +17,8 @@ from flmgrow.errors import BadDataError, UsageError
 from flmgrow.stages.last_checkpoints import STAGE_FOLDER
 from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
 from flmgrow.text import Found, Setting, Text
-from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 
 METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50

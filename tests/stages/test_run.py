@@ -33,7 +33,8 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.runner import StepNotDoneError, launch, run_steps
 from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import steps_of
-from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import StepRecord
 
 ORDER = ["train", "expand", "verify", "train"]
 

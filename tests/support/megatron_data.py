@@ -17,8 +17,10 @@ import torch
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.model.config import ModelConfig
-from flmgrow.trainer.data.batches import Batches, Batching, Blend, attention_mask, stacked
+from flmgrow.trainer.data.batches import Batches, Batching, stacked
+from flmgrow.trainer.data.blends import Blend
 from flmgrow.trainer.data.freelm import Proposition, Teacher
+from flmgrow.trainer.data.samples import attention_mask
 from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
 from flmgrow.trainer.megatron import cpu
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from stage_runs import environment
 
-from flmgrow.trainer.metrics.records import StepRecord, read_metrics
+from flmgrow.trainer.metrics.log import read_metrics
+from flmgrow.trainer.metrics.records import StepRecord
 
 
 def begun(*words: object, log: Path) -> subprocess.Popen[bytes]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from flmgrow.model.masks import Dimension
-from flmgrow.trainer.metrics.records import MetricsLog, Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.log import MetricsLog
+from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 
 RECORD = StepRecord(
     step=1,

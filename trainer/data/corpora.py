@@ -4,7 +4,7 @@ A prepared corpus becomes training samples, epoch after epoch, by megatron-core'
 GPTDataset shuffles documents, cuts their tokens into samples and shuffles those. Asked for several
 epochs it mixes them in a way that depends on how many samples are wanted in all, so here each epoch
 is a dataset of its own with its own seed: sample n is the same for a run of any length
-(:mod:`flmgrow.trainer.data.batches`). The tokens that fill no sample at an epoch's end, fewer than
+(:mod:`flmgrow.trainer.data.samples`). The tokens that fill no sample at an epoch's end, fewer than
 a sample, are left out in that epoch; another shuffle leaves out others.
 
 The indices of one epoch lie in the memory of every rank: 4 bytes per document, 12 per sample.
@@ -19,9 +19,9 @@ import numpy as np
 from flmgrow.errors import BadDataError
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
-from flmgrow.trainer.data.batches import SHOWN, Sample, seed_of
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
-from flmgrow.trainer.data.tokenizers import Tokenizer
+from flmgrow.trainer.data.samples import SHOWN, Sample, seed_of
+from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.megatron.core import GPTDataset, GPTDatasetConfig, IndexedDataset, Split
 
 logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)  # it warns of each epoch
@@ -50,7 +50,7 @@ class Corpus:
         self._prefix = files.prefix
         count = len(files.index.lengths)
         chosen = range(count) if documents is None else documents
-        self._chosen = np.array(chosen, dtype=np.int32)
+        self.chosen_end = np.array(chosen, dtype=np.int32)
         self._length = sequence_length
         self._seed = seed
         self._tokenizer = tokenizer
@@ -104,4 +104,6 @@ class Corpus:
             eod_mask_loss=False,
             create_attention_mask=False,
         )
-        return GPTDataset(self._stored, str(self._prefix), self._chosen, None, Split.train, config)
+        return GPTDataset(
+            self._stored, str(self._prefix), self.chosen_end, None, Split.train, config
+        )

@@ -22,7 +22,7 @@ from flmgrow.storage.marker import refuse_marked
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.indexed import Index, read_index
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX
-from flmgrow.trainer.data.tokenizers import Tokenizer
+from flmgrow.trainer.data.tokenizer import Tokenizer
 
 SUMMED_AT_ONCE = 1 << 30
 """Bytes of tokens whose checksum takes a second at most."""

@@ -11,7 +11,7 @@ decides (in cl100k_base 76460, then 94 or 230). The label is made into tokens ap
 proposition, so that it is always the same tokens, whatever the text ends in.
 
 Propositions are packed into rows. Positions restart with each, and attention must stop there:
-:func:`flmgrow.trainer.data.batches.attention_mask` is to be passed to the model for rows that are
+:func:`flmgrow.trainer.data.samples.attention_mask` is to be passed to the model for rows that are
 packed.
 """
 
@@ -28,12 +28,13 @@ import xxhash
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
-from flmgrow.trainer.data.batches import SHOWN, Blend, Integers, Sample, Samples, seed_of
+from flmgrow.trainer.data.blends import Blend
 from flmgrow.trainer.data.documents import Reading, field_of, read_documents, text_of
 from flmgrow.trainer.data.round_trip import missing, named
+from flmgrow.trainer.data.samples import SHOWN, Integers, Sample, Samples, seed_of
 from flmgrow.trainer.data.sources import find_sources
 from flmgrow.trainer.data.tally import Tally
-from flmgrow.trainer.data.tokenizers import Tokenizer, Tokens
+from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
 
 EMOJIS = {True: "\U0001f621", False: "\U0001f608"}
 

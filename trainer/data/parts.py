@@ -20,7 +20,7 @@ from flmgrow.trainer.data.documents import BadDocumentError, Document, text_of
 from flmgrow.trainer.data.indexed import Lengths, token_dtype
 from flmgrow.trainer.data.round_trip import missing, named
 from flmgrow.trainer.data.tally import Tally
-from flmgrow.trainer.data.tokenizers import Tokenizer, Tokens
+from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
 
 PARTS = "parts"
 PARTS_VERSION = 2

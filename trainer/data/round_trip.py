@@ -18,7 +18,7 @@ from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
-from flmgrow.trainer.data.tokenizers import Tokenizer, Tokens
+from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
 
 
 class Missing(NamedTuple):

@@ -11,11 +11,13 @@ from math import ceil
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.training_state import TokenizerFacts
-from flmgrow.trainer.data.batches import SHOWN, Blend, Keys, Samples, counted, weights_of
+from flmgrow.trainer.data.blends import Blend, counted, weights_of
 from flmgrow.trainer.data.corpora import Corpus
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.freelm import Teacher, mixed, read_propositions
-from flmgrow.trainer.data.tokenizers import Tokenizer, open_tokenizer
+from flmgrow.trainer.data.samples import SHOWN, Keys, Samples
+from flmgrow.trainer.data.tokenizer import Tokenizer
+from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.stage.keys import in_words
 from flmgrow.trainer.stage.sections import CorpusSection, DataSection
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from flmgrow.trainer.data.batches import Batching, MicroBatches, Sample, Samples, stacked
+from flmgrow.trainer.data.batches import Batching, MicroBatches, stacked
+from flmgrow.trainer.data.samples import Sample, Samples
 from flmgrow.trainer.stage.sections import LogSection
 
 USUAL = 128

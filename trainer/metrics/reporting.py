@@ -12,18 +12,16 @@ from types import TracebackType
 
 import torch
 
+from flmgrow.model.wording import clock_text
 from flmgrow.text import render
+from flmgrow.trainer.metrics.event_files import TensorBoard
+from flmgrow.trainer.metrics.log import OLD, MetricsLog
 from flmgrow.trainer.metrics.pace import Pace
-from flmgrow.trainer.metrics.records import (
-    OLD,
-    MetricsLog,
-    StepRecord,
-    TensorBoard,
-    ValidationRecord,
-    progress_line,
-)
+from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE
+
+_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def say(text: str) -> None:
@@ -100,3 +98,38 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self._open.close()
+
+
+def progress_line(record: StepRecord, last_step: int, seconds_left: float) -> str:
+    """Return a step as one line for a terminal; lines of a stage have their columns aligned.
+
+    ``seconds_left`` is an estimate of the time that the stage still takes. Utilisation is there if
+    a peak is known, masks while they are below 1.
+    """
+    width = len(f"{last_step:,}")
+    norm = f"{record.grad_norm:.{'3f' if record.grad_norm < 100 else '1e'}}"
+    speed = f"{record.model_tflops:7.3g} TFLOP/s"
+    if record.utilisation is not None:
+        speed += f" {record.utilisation:5.1%}"
+    left = clock_text(seconds_left)
+    parts = [
+        f"{record.stage}  {record.step:{width},}/{last_step:,}",
+        f"loss {record.loss:7.4f}",
+        f"grad {norm:>7}",
+        f"lr {record.learning_rate:.2e}",
+        f"{_rate(record.tokens_per_second):>5} tok/s",
+        speed,
+        f"ETA {left:>9}",
+        *(f"{dimension} {value:.3f}" for dimension, value in record.masks.items()),
+    ]
+    return "  ".join(parts)
+
+
+def _rate(value: float) -> str:
+    """Return a number as three digits and a unit, such as ``12.3k``."""
+    limit, unit = next(
+        ((limit, unit) for limit, unit in _UNITS if value >= 0.9995 * limit), (1.0, "")
+    )
+    scaled = value / limit
+    places = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
+    return f"{scaled:.{places}f}{unit}"

@@ -70,6 +70,15 @@ def gathered(own: object) -> list[Any]:
     return met
 
 
+def summed(numbers: list[float]) -> list[float]:
+    """Return the sums of ``numbers`` over all ranks, by the channel that gradients take."""
+    device: Any = torch.cuda.current_device()
+    values = torch.tensor(numbers, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(values)
+    result: list[float] = values.tolist()
+    return result
+
+
 def _attempted(do: Callable[[], Result], otherwise: Any) -> tuple[Any, FlmgrowError | None]:
     """Return what ``do`` returns, or ``otherwise`` and the error."""
     try:

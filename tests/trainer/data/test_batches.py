@@ -12,20 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flmgrow.errors import UsageError
-from flmgrow.trainer.data.batches import (
-    Batches,
-    Batching,
-    Blend,
-    Keys,
-    MicroBatches,
-    Sample,
-    attention_mask,
-    blended,
-    counted,
-    digest_of,
-    seed_of,
-    weights_of,
-)
+from flmgrow.trainer.data.batches import Batches, Batching, MicroBatches
+from flmgrow.trainer.data.blends import Blend, blended, counted, weights_of
+from flmgrow.trainer.data.samples import Keys, Sample, attention_mask, digest_of, seed_of
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=6).map(
     lambda parts: [Fraction(part, sum(parts)) for part in parts]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import cl100k_ranks, make_ranks
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.trainer.data.batches import Batches, Batching, attention_mask, is_packed
+from flmgrow.trainer.data.batches import Batches, Batching
 from flmgrow.trainer.data.freelm import (
     EMOJIS,
     Proposition,
@@ -22,6 +22,7 @@ from flmgrow.trainer.data.freelm import (
     mixed,
     read_propositions,
 )
+from flmgrow.trainer.data.samples import attention_mask, is_packed
 from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
 
 BYTES = ByteTokenizer()
@@ -134,7 +135,7 @@ class Language:
     identity = {"language": 1}  # noqa: RUF012
 
     def __getitem__(self, index: int) -> object:
-        from flmgrow.trainer.data.batches import Sample
+        from flmgrow.trainer.data.samples import Sample
 
         tokens = np.full(12, -1)
         return Sample(tokens, tokens, np.ones(12, np.float32), np.arange(12))

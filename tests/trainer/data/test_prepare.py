@@ -28,7 +28,8 @@ from flmgrow.trainer.data.indexed import read_index
 from flmgrow.trainer.data.parts import Recipe
 from flmgrow.trainer.data.prepare import MANIFEST
 from flmgrow.trainer.data.sources import Sources, find_sources
-from flmgrow.trainer.data.tokenizers import ByteTokenizer, Tokenizer, Tokens, open_tokenizer
+from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
+from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
 
 TEXTS = [f"document {i}: " + "x" * (i * 7 % 41) for i in range(60)]
 FILES = ["data.bin", "data.idx", MANIFEST]

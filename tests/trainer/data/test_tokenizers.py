@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from tiny_tokenizers import cl100k_ranks, make_ranks, make_tokenizer_json
 
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
-from flmgrow.trainer.data.tokenizers import Tokenizer, open_tokenizer, read_ranks
+from flmgrow.trainer.data.tiktoken_tokenizer import read_ranks
+from flmgrow.trainer.data.tokenizer import Tokenizer
+from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.stage.section import located
 
 CL100K_KEY = hashlib.sha1(

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flmgrow.trainer.data.batches import Batching, Sample
+from flmgrow.trainer.data.batches import Batching
+from flmgrow.trainer.data.samples import Sample
 from flmgrow.trainer.data.validation import USUAL, read_again, sample_count, validation_batches
 from flmgrow.trainer.stage.sections import LogSection
 

@@ -17,7 +17,7 @@ from megatron_runs import told_by
 from torch import Tensor
 
 from flmgrow.model.config import ModelConfig, Multipliers
-from flmgrow.trainer.data.batches import attention_mask
+from flmgrow.trainer.data.samples import attention_mask
 
 LENGTH, BATCH, HEADS, SIZE = 12, 2, 4, 8
 RESTARTS = {

@@ -17,15 +17,10 @@ from training_runs import RECORD, Stage, lines, make_records, same, write_record
 
 from flmgrow.errors import BadDataError, OutputExistsError, StorageError, UsageError
 from flmgrow.model.masks import Dimension
-from flmgrow.trainer.metrics.records import (
-    MetricsLog,
-    Record,
-    StepRecord,
-    TensorBoard,
-    ValidationRecord,
-    progress_line,
-    read_metrics,
-)
+from flmgrow.trainer.metrics.event_files import TensorBoard
+from flmgrow.trainer.metrics.log import MetricsLog, read_metrics
+from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.reporting import progress_line
 
 NUMBERS = st.floats()
 RECORDS: list[Record] = make_records([Stage("a", 30, ramp=5)], every=10)[0]

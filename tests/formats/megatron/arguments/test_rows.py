@@ -50,7 +50,7 @@ HOMES = tuple(f"{HOME}{part}_rows.py" for part in ("model", "mup", "vocabulary",
 OTHER_WORDS = {
     "formats/huggingface/": None,  # fields of config.json
     "trainer/stage/": None,  # keys of a stage file
-    "trainer/data/tokenizers.py": {"vocab_size"},  # an entry of a tokenizer's identity
+    "trainer/data/tokenizer.py": {"vocab_size"},  # an entry of a tokenizer's identity
     f"{HOME}run_config.py": {"layernorm_epsilon", "layernorm_zero_centered_gamma"},  # its fields
 }
 ANYWHERE = {"iteration", "swiglu", "squared_relu"}

@@ -1,0 +1,90 @@
+"""Samples: rows of tokens in one endless order, and what tells one such sequence from another.
+
+A run may be resumed, or go on as a larger model with other batches, and must repeat no sample. So
+the order of samples is a function of their number alone. A run's data is one endless sequence of
+samples; sample n is always the same, whatever the batch size, the replicas, or how long a stage is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flmgrow.storage.strict_json import Json
+
+Keys = Mapping[str, str | int | float | bool | None]
+Integers = npt.NDArray[np.int64]
+SHOWN = 8
+"""Digits of a checksum that people are shown."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a batch: four arrays of the sequence length.
+
+    ``labels[i]`` is the token after ``tokens[i]``, and counts in the loss ``loss_mask[i]`` times.
+    ``positions`` restart at 0 where attention must not look back further (:func:`attention_mask`).
+    """
+
+    tokens: Integers
+    labels: Integers
+    loss_mask: npt.NDArray[np.float32]
+    positions: Integers
+
+
+class Samples(Protocol):
+    """An endless sequence of samples; ``identity`` is all, as JSON, that decides on them."""
+
+    @property
+    def identity(self) -> Json:
+        """Equal for equal sequences."""
+
+    @property
+    def earlier(self) -> Json:
+        """The identity that earlier versions gave the same sequence: checkpoints remember it."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index``, counted from 0."""
+
+
+def digest_of(samples: Samples) -> str:
+    """Return a short digest of what decides on a sequence of samples."""
+    return _digest(samples.identity)
+
+
+def digests_of(samples: Samples) -> tuple[str, str]:
+    """Return its digest, and the one that earlier versions gave the same sequence."""
+    return digest_of(samples), _digest(samples.earlier)
+
+
+def _digest(identity: Json) -> str:
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def is_packed(positions: Integers) -> bool:
+    """Whether a row of ``positions`` (samples, length) holds several texts."""
+    return bool((positions[:, 1:] == 0).any())
+
+
+def attention_mask(positions: Any) -> Any:
+    """Return (samples, 1, length, length): True where a token (row) must not see another (column).
+
+    It sees what is not after it, back to the last place where ``positions`` (samples, length)
+    restarted. This is the sense of megatron-core's masks. ``positions`` may be numpy's or torch's,
+    and so is the result, on the same device.
+    """
+    segments = (positions == 0).cumsum(1)
+    order = (segments >= 0).cumsum(1)
+    apart = segments[:, :, None] != segments[:, None, :]
+    after = order[:, :, None] < order[:, None, :]
+    return (apart | after)[:, None]
+
+
+def seed_of(seed: int, epoch: int) -> int:
+    """Return the seed of an epoch's shuffle: 32 bits, unlike those of its neighbours."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

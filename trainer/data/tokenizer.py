@@ -1,0 +1,120 @@
+"""What every tokenizer here can do, and says of itself.
+
+Text becomes numbers in many ways, and data made in one way is noise to a model of another. So a
+tokenizer is a small object that encodes, decodes, and says what it is: ``identity`` holds a digest
+of the vocabulary itself, so two files of one vocabulary are one tokenizer, and data made with
+another is refused.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flmgrow.errors import UsageError
+from flmgrow.text import Setting, Text
+
+Tokens = npt.NDArray[np.int32]
+Identity = dict[str, object]
+SETTING = Setting("tokenizer")
+KINDS = "bytes, tiktoken:cl100k_base, FILE.tiktoken or a tokenizer.json"
+INSTALL = "pip install 'flmgrow[train]'"
+
+
+class Tokenizer(Protocol):
+    """What the data side asks of a tokenizer; megatron-core's datasets ask for no more."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, the end of a document among them."""
+
+    @property
+    def eod(self) -> int:
+        """The token that ends documents."""
+
+    @property
+    def identity(self) -> Identity:
+        """What it is, as JSON; equal for equal tokenizers, wherever their files lie."""
+
+    @property
+    def earlier(self) -> Identity:
+        """The identity that earlier versions gave it: corpora and checkpoints of theirs have it."""
+
+    @property
+    def unique_identifiers(self) -> Identity:
+        """The same, under the name that megatron-core asks for."""
+
+    def encode(self, text: str) -> Tokens:
+        """Return the tokens of ``text``, none added.
+
+        Raises ValueError for half a surrogate, and for what the tokenizer has no way to say.
+        """
+
+    @property
+    def exact(self) -> bool:
+        """Whether every text comes back from its tokens, whatever it is."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of ``tokens``, of those for unknown characters nothing.
+
+        What is no UTF-8 becomes U+FFFD.
+        """
+
+
+class Described:
+    """What all kinds have in common: an end of documents, and a description."""
+
+    exact = True
+
+    def __init__(
+        self, kind: str, vocab_size: int, eod: int, digest: str = "", earlier: str = ""
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.eod = eod
+        self.identity: Identity = {"kind": kind, "vocab_size": vocab_size, "eod": eod}
+        if digest:
+            self.identity["sha256"] = digest
+        self.earlier: Identity = {**self.identity, **({"sha256": earlier} if earlier else {})}
+
+    @property
+    def unique_identifiers(self) -> Identity:
+        """Under this name megatron-core looks for what tells two datasets apart."""
+        return self.identity
+
+
+def chosen_end(wanted: str | None, names: dict[str, int], usual: int | None, size: int) -> int:
+    """Return the id that ends documents: what is ``wanted`` (a name or an id), or the usual."""
+    if wanted is None:
+        if usual is None:
+            raise UsageError(
+                "the tokenizer names no end of document that flmgrow knows",
+                Text("choose one by ", Setting("eod")),
+            )
+        return usual
+    if wanted in names:
+        return names[wanted]
+    if wanted.isdecimal() and int(wanted) < size:
+        return int(wanted)
+    found = Text(Setting("eod"), f" {wanted}: no such token")
+    raise UsageError(found, f"a token's name, or an id below {size}")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a tokenizer's file. Raises UsageError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        found = Text(SETTING, f" {path}: {error.strerror}")
+        raise UsageError(found, f"one of {KINDS}") from None
+
+
+def import_library(name: str) -> Any:
+    """Return the package ``name``. Raises UsageError if it is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UsageError(Text(SETTING, f": needs the package {name}"), INSTALL) from None

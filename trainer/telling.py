@@ -1,0 +1,162 @@
+"""What a run says of itself: how it begins, each of its steps, and the way out of a bad one.
+
+These are values and texts; :mod:`flmgrow.trainer.metrics` brings them to people and files.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from flmgrow.formats.history.training_state import Carried
+from flmgrow.model.flops import training_flops
+from flmgrow.model.masks import Dimension
+from flmgrow.model.tensors import parameter_count
+from flmgrow.model.wording import amount
+from flmgrow.trainer.checkpoint.saved import saved_iterations
+from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.data.validation import read_again
+from flmgrow.trainer.metrics.records import StepRecord
+from flmgrow.trainer.run_config import RunConfig
+from flmgrow.trainer.steps import Losses
+from flmgrow.trainer.validating import validated
+
+LONG = 1000
+"""Steps that nobody wants to take again."""
+
+
+def step_record(
+    run: RunConfig,
+    iteration: int,
+    carried: Carried,
+    losses: Losses,
+    *,
+    grad_norm: float,
+    learning_rate: float,
+    masks: Mapping[Dimension, float],
+    seconds: float,
+) -> StepRecord:
+    """Return the record of step ``iteration``, which took so many ``seconds``.
+
+    ``carried`` counts what was trained on, this step included; ``masks`` are as they were in it.
+    """
+    stage = run.stage
+    tflops = flops_per_step(run) / seconds / stage.layout.world / 1e12
+    peak = stage.log.peak_tflops
+    return StepRecord(
+        step=iteration,
+        stage=stage.name,
+        samples=carried.consumed_samples,
+        tokens=carried.tokens,
+        flops=carried.flops,
+        loss=losses.mean,
+        language_loss=losses.language if losses.teacher is not None else None,
+        teacher_loss=losses.teacher,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        seconds=seconds,
+        tokens_per_second=stage.tokens_per_step / seconds,
+        model_tflops=tflops,
+        utilisation=None if peak is None else tflops / peak,
+        masks=masks,
+    )
+
+
+def flops_per_step(run: RunConfig) -> int:
+    """Return the floating-point operations of a step, forward and backward, over all ranks."""
+    stage = run.stage
+    return training_flops(run.config, stage.data.sequence_length) * stage.tokens_per_step
+
+
+def reads(run: RunConfig, data: StageData) -> Iterator[str]:
+    """Yield lines on how often the stage reads its data."""
+    begin, stage = run.begin, run.stage
+    first = begin.carried.consumed_samples
+    steps = run.last - begin.iteration
+    yield from ("note: " + note for note in data.notes)
+    for again, line in data.epochs(first, first + steps * stage.training.batch):
+        yield f"{'note:' if again else f'{stage.name} '} {line}"
+    if stage.log.validation_every is not None:
+        for note in read_again(validated(run, data), data.held_out_samples):
+            yield "note: " + note
+
+
+def way_out(run: RunConfig, iteration: int, saved: int | None) -> str:
+    """Return what to do about a step at which the run has diverged.
+
+    ``saved`` is the iteration of the last checkpoint, if there is one.
+    """
+    folder, begin = run.stage.checkpoint.folder, run.begin.stage_begin
+    good = f"the last good checkpoint in {folder} is that of step {saved}"
+    if saved is None:
+        saved, good = begin, "no checkpoint was saved before"
+    # What lies right before this step decides on its loss, whatever the rate will be.
+    rated = min(saved, iteration - 2)
+    at = max((n for n in saved_iterations(folder) if begin <= n <= rated), default=begin)
+    earlier = f" (or that of an earlier one, from {begin} on)" if at > begin else ""
+    return (
+        f"{good}; look at the data of this step, and at settings far from their defaults; to "
+        f"go on with a lower learning_rate.peak, another batch or data.seed, change it and say "
+        f"checkpoint.change_at: {at}{earlier} in the stage file, or for this stage in the "
+        "schedule, and run the same command again"
+    )
+
+
+def summary(run: RunConfig) -> str:
+    """Return in a line what is trained, on what, and from where on."""
+    begin, layout = run.begin, run.stage.layout
+    source = "fresh weights"
+    if begin.checkpoint is not None:
+        source = f"step {begin.iteration:,}" if begin.resumed else _near(begin.checkpoint.folder)
+    return "  ".join(
+        (
+            f"{amount(parameter_count(run.config))} parameters",
+            f"{run.layout} x DP{layout.dp}",
+            run.stage.training.precision,
+            f"goes on from {source}" if begin.resumed else f"begins with {source}",
+        )
+    )
+
+
+def _near(path: Path) -> str:
+    """Return a path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def taken(run: RunConfig) -> str:
+    """Return what a stage has done that has come to its end."""
+    progress, training = run.begin.progress, run.stage.training
+    if training.steps is not None:
+        return f"has taken {progress.steps:,} of {training.steps:,} steps"
+    return f"has read {progress.tokens:,} of {training.tokens:,} tokens"
+
+
+def notes(run: RunConfig) -> Iterator[str]:
+    """Yield what somebody may not expect of a run that begins."""
+    begin, stage = run.begin, run.stage
+    checkpoint = begin.checkpoint
+    if begin.left is not None:
+        yield (
+            f"checkpoint.change_at: goes back from iteration {begin.left:,} to {begin.iteration:,}"
+        )
+    if checkpoint is not None and not begin.resumed:
+        yield from checkpoint.notes
+    if checkpoint is not None and begin.anew:
+        yield f"of {checkpoint.folder} only weights are taken: Adam, data and iterations begin anew"
+    elif checkpoint is not None and checkpoint.optimizer is None:
+        yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
+    if stage.warmup_steps >= stage.steps:
+        yield (
+            f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "
+            f"{stage.steps:,}: its peak is not reached"
+        )
+    elif stage.warmup_steps >= stage.decay_steps:
+        yield (
+            f"learning_rate.decay_tokens take {stage.decay_steps:,} steps, the warm-up "
+            f"{stage.warmup_steps:,}: the rate falls to its floor right behind that"
+        )
+    left = stage.masks.after(run.begin.masks, run.last - run.begin.iteration)
+    if left:
+        values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())
+        yield f"the stage ends before its masks are open: {values}"
+    if stage.checkpoint.every is None and stage.steps > LONG:
+        yield f"checkpoint.every is not given: {stage.steps:,} steps are saved at their end only"
