@@ -8,7 +8,7 @@ taken relative to their geometric means: the constants of the fit are then of or
 depend on the unit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import UsageError
+from flmgrow.prediction.packages import scipy
 from flmgrow.prediction.points import Point
 from flmgrow.text import Found, Text
 
@@ -245,12 +246,6 @@ def minimised(
     """Return scipy's result (``x`` and ``cost``) of the least sum of Huber's loss of residuals in
     log loss, from a start, with their derivatives. Raises UsageError without scipy.
     """
-    try:
-        from scipy.optimize import least_squares
-    except ModuleNotFoundError:
-        raise UsageError(
-            "the package scipy is not installed", "pip install 'flmgrow[predict]'"
-        ) from None
-    return least_squares(
+    return scipy("optimize").least_squares(
         residuals, start, slopes, loss="huber", f_scale=HUBER, bounds=(-50.0, 50.0), max_nfev=500
     )

@@ -182,7 +182,9 @@ class Measured:
         for each in self.outcomes:
             if each.arm not in names:
                 raise UsageError("is no arm of the study", where=each.arm)
-        sizes = {arm.sizes for arm in self.arms if arm.scratch}
+        scratch = [arm for arm in self.arms if arm.scratch]
+        _check_single("an arm from scratch of", [f"{arm.tokens:,} tokens" for arm in scratch])
+        sizes = {arm.sizes for arm in scratch}
         if len(sizes) > 1:
             raise UsageError(
                 Text("the arms from scratch are of ", Found(f"{len(sizes)} sizes")),

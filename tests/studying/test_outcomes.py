@@ -59,6 +59,7 @@ def test_what_a_training_took_is_told_along_each_axis() -> None:
         ({"outcomes": (OUTCOME, OUTCOME)}, "outcome of grown, seed 1 is there twice"),
         ({"arms": (SCRATCH,)}, "is no arm of the study"),
         ({"arms": (SCRATCH, ARM, Arm("other", "", (999,), 1, 1.0, True))}, "2 sizes"),
+        ({"arms": (SCRATCH, ARM, replace(SCRATCH, name="b"))}, "scratch of 100 tokens is there"),
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused(change: dict[str, Any], told: str) -> None:
