@@ -73,5 +73,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 12
+    assert len(documented()) == 13
     assert all(documented().values())

@@ -8,7 +8,7 @@ taken relative to their geometric means: the constants of the fit are then of or
 depend on the unit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product

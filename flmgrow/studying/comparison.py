@@ -60,7 +60,8 @@ class AgainstScratch:
     times as much scratch needs for the arm's loss. ``below`` and ``above`` count the seeds in which
     the arm's loss is lower than the lowest of the frontier, or higher than its highest. ``least``
     is then, of the seeds below, the smallest ratio to the longest run: scratch needs more than
-    that.
+    that. ``shorter`` and ``longer`` count those in which it took less than the shortest run from
+    scratch, or more than the longest.
     """
 
     arm: str
@@ -71,6 +72,8 @@ class AgainstScratch:
     below: int = 0
     above: int = 0
     least: float | None = None
+    shorter: int = 0
+    longer: int = 0
 
     def to_json(self) -> Json:
         """Return it as plain data."""
@@ -83,6 +86,8 @@ class AgainstScratch:
             "seeds_below": self.below,
             "seeds_above": self.above,
             "ratio_more_than": self.least,
+            "seeds_shorter": self.shorter,
+            "seeds_longer": self.longer,
         }
 
 
@@ -145,12 +150,14 @@ def _against(
     ratios = [log(amount / each.spent(axis)) for (each, _), amount in zip(both, needed, strict=True)
               if not isinstance(amount, Beyond)]  # fmt: skip
     sides = Counter(amount for amount in needed if isinstance(amount, Beyond))
+    lengths = Counter(loss for loss in scratch if isinstance(loss, Beyond))
     longest = [frontier.amounts[-1] / each.spent(axis)
                for (each, frontier), amount in zip(both, needed, strict=True)
                if amount is Beyond.BELOW]  # fmt: skip
     return AgainstScratch(
         arm, axis, len(both), _measured(differences, len(both)), _measured(ratios, len(both)),
         sides[Beyond.BELOW], sides[Beyond.ABOVE], min(longest, default=None),
+        lengths[Beyond.BELOW], lengths[Beyond.ABOVE],
     )  # fmt: skip
 
 

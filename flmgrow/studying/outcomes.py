@@ -175,6 +175,8 @@ class Measured:
     findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.axes:
+            raise UsageError("compares along no axis")
         names = [arm.name for arm in self.arms]
         _check_single("arm", names)
         _check_single("outcome of", [each.name for each in self.outcomes])

@@ -99,6 +99,7 @@ def test_beyond_the_frontier_is_an_answer() -> None:
     assert (high.below, high.above, high.least) == (0, 3, None)
     long = only(simulate(4, [Planted("long", shift=0.3, length=8.0)]))
     assert long.difference.verdict is Verdict.BEYOND
+    assert (long.shorter, long.longer) == (0, 3)
     assert long.ratio.verdict is Verdict.WORSE
 
 

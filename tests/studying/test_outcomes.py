@@ -56,6 +56,7 @@ def test_what_a_training_took_is_told_along_each_axis() -> None:
     ("change", "told"),
     [
         ({"arms": (ARM, ARM)}, "arm grown is there twice"),
+        ({"axes": ()}, "along no axis"),
         ({"outcomes": (OUTCOME, OUTCOME)}, "outcome of grown, seed 1 is there twice"),
         ({"arms": (SCRATCH,)}, "is no arm of the study"),
         ({"arms": (SCRATCH, ARM, Arm("other", "", (999,), 1, 1.0, True))}, "2 sizes"),
