@@ -88,9 +88,12 @@ class Trial:
     stage: StageFile
 
     def to_yaml(self) -> Json:
-        """Return what its stage file says."""
+        """Return what its stage file says; of the model only what was said, since all else follows
+        from a checkpoint where one is loaded.
+        """
         plain: Json = self.stage.model_dump(mode="json", exclude_none=True)
-        return plain
+        model = self.stage.model.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        return {**plain, "model": model}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
-"""The growth section of a schedule's later stages, as a target for ``flmgrow expand``.
+"""The growth section of a schedule's stage, as a target for ``flmgrow expand``.
 
-A later stage of a schedule says what changes, and that becomes what ``flmgrow expand`` takes.
+A stage says what changes of the model before it, and that becomes what ``flmgrow expand`` takes.
 """
 
 from pydantic import ValidationError
@@ -39,13 +39,11 @@ WORDS = FileWords({**KEYS, **{name: f"growth.{name}" for name in GROWTH}})
 """The words of a schedule."""
 
 
-def growth_of(own: Json, *, first: bool) -> Json:
+def growth_of(own: Json) -> Json:
     """Return what a stage says of its growth. Raises UsageError if that is no mapping."""
     growth = own.get("growth")
     if growth is None:
         return {}
-    if first:
-        raise UsageError("growth: the first stage has nothing to grow from")
     if not isinstance(growth, dict):
         raise UsageError(
             Text("growth: is ", Found(f"{growth!r:.60}")),
@@ -56,7 +54,7 @@ def growth_of(own: Json, *, first: bool) -> Json:
 
 
 def sizes_after(old: ModelConfig, changes: object) -> Json:
-    """Return the sizes of the stage before, which hold until a stage says otherwise.
+    """Return the sizes of the model before, which hold until a stage says otherwise.
 
     An FFN of 4 x hidden and a group for each head are left to follow what they follow from.
     """
@@ -69,7 +67,7 @@ def sizes_after(old: ModelConfig, changes: object) -> Json:
 
 
 def check_only_sizes(changes: object) -> None:
-    """Raise UsageError if a later stage says of its model what growth leaves as it is."""
+    """Raise UsageError if a stage that grows says of its model what growth leaves as it is."""
     names = set(map(str, changes)) if isinstance(changes, dict) else set()
     if other := sorted(names - SIZES.keys()):
         raise UsageError(

@@ -50,7 +50,7 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     rows = [("stage", f"{stage.name}, {planned.folder}")]
     if planned.start is not None:
         rows.append(("start", _start_text(planned.start)))
-    if before is not None:
+    if planned.growth is not None:
         rows += _growth_rows(planned, before)
     batch = f"{data['batch']:,} sequences of {stage.data.sequence_length:,}"
     rate = stage.learning_rate
@@ -67,14 +67,16 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     ]
 
 
-def _growth_rows(planned: PlannedStage, before: PlannedStage) -> Rows:
+def _growth_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     assert planned.growth is not None
+    smaller = planned.start if before is None else before
+    assert smaller is not None
     methods = ", ".join(f"{name} by {method}" for name, method in _methods(planned).items())
     ramps = {mask.ramp_steps for mask in planned.growth.masks.values()}
     ramp = f", open after {max(ramps):,} steps" if ramps else ""
     if ramps and planned.unfinished:
         ramp += f", of which the stage has {planned.steps:,}"
-    moved = f"{before.layout} -> {planned.layout}"
+    moved = f"{smaller.layout} -> {planned.layout}"
     other = "; changes the function, which is accepted" if planned.accepts else ""
     return [("growth", f"{methods or 'none'}{ramp}; {moved}{other}")]
 

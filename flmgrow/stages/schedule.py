@@ -7,7 +7,7 @@ from the stage before. What the model of a later stage is follows from the growt
 epsilon and output multiplier may have to change, so that the function does not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,38 +29,30 @@ from flmgrow.stages.growth_section import (
     target_of,
 )
 from flmgrow.stages.past import steps_of
+from flmgrow.stages.places import (
+    check_later,
+    check_of_one_stage,
+    check_places,
+    names_of,
+)
+from flmgrow.stages.start import HINT as HINT_TO_START
 from flmgrow.stages.start import Start, check_agrees, start_of, with_start
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, read_yaml
 from flmgrow.surgery.target_file import GrowthRequest
-from flmgrow.text import Found, Text
 from flmgrow.trainer.data.batches import changes
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of
 from flmgrow.trainer.stage.model import ModelSection
 
-LONGEST_NAME = 100
-"""Bytes of a stage's name: folders are called after it, and file systems take 255."""
-
 _LENGTHS = ("steps", "tokens")
-_OF_THE_FOLDER = ("checkpoint.folder", "checkpoint.load", "log.metrics")
-"""What a stage file says and a schedule does not: the run's folder decides."""
-
-_OF_ONE_STAGE = ("checkpoint.begin", "checkpoint.change_at", "checkpoint.args_from")
-"""What can hold for one stage only."""
-
-_OF_A_START = ("begin", "args_from")
-"""What of a stage's checkpoint can hold for the first stage only."""
-
-TENSORBOARD = "tensorboard"
-"""The folder beside a stage's checkpoints, if it has one."""
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedStage:
-    """One stage of a run: its file, its model, and how it grows (None for the first).
+    """One stage of a run: its file, its model, and how it grows (None if it does not).
 
-    A first stage may have a ``start``. Of a later one ``accepts`` says that it may grow into
+    A first stage may have a ``start``. Of one that grows ``accepts`` says that it may do so into
     another function.
 
     ``first`` is the iteration at which it begins, ``folder`` its folder in the run's, ``masks`` are
@@ -109,11 +101,11 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
         raise UsageError("has no list of stages", HINT, where=path)
     if not data["stages"]:
         raise UsageError("has no stages", HINT, where=path)
-    names = _names_of(path, data["stages"])
+    names = names_of(path, data["stages"])
     common = {key: value for key, value in data.items() if key != "stages"}
     with told_of(path):
-        _check_places(common)
-        _check_of_one_stage(common)
+        check_places(common)
+        check_of_one_stage(common)
     planned: list[PlannedStage] = []
     for number, (name, own) in enumerate(zip(names, data["stages"], strict=True), 1):
         before = planned[-1] if planned else None
@@ -122,79 +114,6 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
     return planned
-
-
-def _names_of(path: Path, stages: Sequence[object]) -> list[str]:
-    """Return the name of each stage.
-
-    Raises UsageError for one that is missing, is no name of a folder, or is there twice.
-    """
-    names: list[str] = []
-    for number, own in enumerate(stages, 1):
-        where = f"{path}: stage {number}"
-        if not isinstance(own, dict):
-            raise UsageError(
-                Text("is ", Found(f"{own!r:.60}")),
-                HINT,
-                where=where,
-                wanted="a mapping with a name",
-            )
-        name = own.get("name")
-        if name is None:
-            raise UsageError("has no name", HINT, where=where)
-        if not isinstance(name, str):
-            raise UsageError(
-                Text("name is ", Found(f"{name!r:.60}")),
-                "put it in quotes",
-                where=where,
-                wanted="a text",
-            )
-        if not name or not all(c.isalnum() or c in "._-" for c in name) or name.startswith("."):
-            allowed = "letters, digits, '.', '_' and '-'"
-            raise UsageError(
-                Text("name is ", Found(f"{name!r:.60}")),
-                where=where,
-                wanted=f"{allowed}, no '.' in front",
-            )
-        if (size := len(name.encode())) > LONGEST_NAME:
-            raise UsageError(
-                Text("name has ", Found(size), " bytes"),
-                "give a shorter one: its folder is called so",
-                where=where,
-                wanted=f"at most {LONGEST_NAME}",
-            )
-        if name in names:
-            raise UsageError(f"two stages are called {name}", "give each its own name", where=path)
-        names.append(name)
-    return names
-
-
-def _check_places(data: Json) -> None:
-    for key in _OF_THE_FOLDER:
-        section, name = key.split(".")
-        inside = data.get(section)
-        if isinstance(inside, dict) and inside.get(name) is not None:
-            raise UsageError(
-                f"{key}: is {inside[name]!r:.60}, but the run's folder decides it",
-                "leave it out: all of a run lies in its folder, and each stage begins with what "
-                "was grown for it; a model that the first one begins with is its start: FOLDER",
-            )
-    log = data.get("log")
-    board = log.get("tensorboard") if isinstance(log, dict) else None
-    if board is not None and board != TENSORBOARD:
-        raise UsageError(
-            Text("log.tensorboard: is ", Found(f"{board!r:.60}")),
-            "tensorboard --logdir and the run's folder shows all of them",
-            wanted=f"{TENSORBOARD}: each stage has its own",
-        )
-
-
-def _check_of_one_stage(data: Json) -> None:
-    for key in _OF_ONE_STAGE:
-        section, name = key.split(".")
-        inside = data.get(section)
-        if isinstance(inside, dict) and inside.get(name) is not None:
-            raise UsageError(f"{key}: holds for one stage only", "say it in that stage")
 
 
 @dataclass(frozen=True)
@@ -216,23 +135,53 @@ class Place:
         return f"{self.number:02d}-{stage.name}"
 
 
+@dataclass(frozen=True)
+class Smaller:
+    """What a stage grows: the model of the stage before, or the one that the run starts with.
+
+    ``masks`` are those that it has not opened, ``last`` is its iteration.
+    """
+
+    config: ModelConfig
+    padded_vocab: int
+    masks: Mapping[Dimension, Mask]
+    last: int
+    stage: PlannedStage | None = None
+    start: Start | None = None
+
+    @classmethod
+    def after(cls, stage: PlannedStage) -> "Smaller":
+        """Return what a stage leaves behind."""
+        return cls(stage.config, stage.padded_vocab, stage.unfinished, stage.last, stage=stage)
+
+    @classmethod
+    def at(cls, start: Start) -> "Smaller":
+        """Return what a run starts with."""
+        config, padded = start.config, start.padded_vocab
+        return cls(config, padded, start.masks, start.iteration, start=start)
+
+
 def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None) -> PlannedStage:
     if before is None:
         own = with_start(own)
-    _check_places(own)
+    check_places(own)
     if before is None:
         return _first(place, common, own)
-    _check_later(own)
-    growth = growth_of(own, first=False)
+    check_later(own)
+    return _grown(place, common, own, Smaller.after(before))
+
+
+def _grown(place: Place, common: Json, own: Json, before: Smaller) -> PlannedStage:
+    """Return a stage that trains what grows out of ``before``."""
+    growth = growth_of(own)
     sizes = {"model": sizes_after(before.config, own.get("model"))}
-    merged = merge(merge(common, sizes), {k: v for k, v in own.items() if k != "growth"})
-    stage = stage_of(merged, place.schedule)
+    stage = stage_of(merge(merge(common, sizes), _of_a_stage(own)), place.schedule)
     asked = _asked(stage)
     multiple = stage.model.make_vocab_size_divisible_by
     padded = padded_size(asked.vocab, multiple, stage.layout.tp)
     check_only_sizes(own.get("model"))
-    if stage.checkpoint.change_at is None:
-        _check_same_data(before.stage, stage)
+    if before.stage is not None and stage.checkpoint.change_at is None:
+        _check_same_data(before.stage.stage, stage)
     accepts = accepts_change(growth)
     with in_keys("growth", WORDS):
         target = target_of(growth, stage, before.config, asked)
@@ -253,18 +202,22 @@ def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None)
         place.folder_of(stage),
         target=target,
         growth=grown,
+        start=before.start,
         accepts=not grown.preserves,
         masks=masks,
     )
 
 
 def _first(place: Place, common: Json, own: Json) -> PlannedStage:
-    """Return the first stage, which begins with fresh weights, or a start."""
-    growth_of(own, first=True)
-    merged = merge(common, {key: value for key, value in own.items() if key != "start"})
-    stage = stage_of(merged, place.schedule)
+    """Return the first stage, which begins with fresh weights, a start, or what grows out of it."""
+    grows = own.get("growth") is not None
+    # The sizes of a stage that grows are those of the result, and not the start's
+    said = {key: value for key, value in _of_a_stage(own).items() if key != "model" or not grows}
+    stage = stage_of(merge(common, said), place.schedule)
     start = start_of(own, stage, place.schedule.absolute().parent)
     if start is None:
+        if grows:
+            raise UsageError("growth: the first stage has nothing to grow from", HINT_TO_START)
         if stage.checkpoint.begin is not None:
             raise UsageError(
                 f"checkpoint.begin: is {stage.checkpoint.begin}, but the stage has no start",
@@ -273,6 +226,9 @@ def _first(place: Place, common: Json, own: Json) -> PlannedStage:
         config = _asked(stage)
     else:
         check_agrees(stage.model, start)
+        if grows:
+            whole = {**common, "model": start.section.model_dump(exclude_none=True)}
+            return _grown(place, whole, own, Smaller.at(start))
         config = start.config
         stage = stage.model_copy(update={"model": start.section})
     padded = padded_size(config.vocab, stage.model.make_vocab_size_divisible_by, stage.layout.tp)
@@ -280,7 +236,15 @@ def _first(place: Place, common: Json, own: Json) -> PlannedStage:
         layout = layout_of(stage, config, padded)
     first = 0 if start is None else start.iteration
     steps, folder = place.steps_of(stage, first), place.folder_of(stage)
-    return PlannedStage(stage, config, layout, padded, first, steps, folder, start=start)
+    masks = {} if start is None else start.masks
+    return PlannedStage(
+        stage, config, layout, padded, first, steps, folder, start=start, masks=masks
+    )
+
+
+def _of_a_stage(own: Json) -> Json:
+    """Return what is a stage file's of what a schedule says of a stage."""
+    return {key: value for key, value in own.items() if key not in ("growth", "start")}
 
 
 def _asked(stage: StageFile) -> ModelConfig:
@@ -291,32 +255,23 @@ def _asked(stage: StageFile) -> ModelConfig:
         return stage.model.config(stage.model.vocab_size, stage.data.sequence_length)
 
 
-def _check_later(own: Json) -> None:
-    """Raise UsageError if a later stage says how the run begins."""
-    checkpoint = own.get("checkpoint")
-    section = checkpoint if isinstance(checkpoint, dict) else {}
-    said = {f"checkpoint.{name}": section.get(name) for name in _OF_A_START}
-    for key in (
-        key for key, value in {**said, "start": own.get("start")}.items() if value is not None
-    ):
-        raise UsageError(
-            f"{key}: a later stage begins with what grew out of the one before",
-            "only the first stage of a schedule may say it",
-        )
-
-
-def _masks_of(growth: Growth, before: PlannedStage) -> Mapping[Dimension, Mask]:
+def _masks_of(growth: Growth, before: Smaller) -> Mapping[Dimension, Mask]:
     """Return the masks after a growth. Raises UsageError if those of the last one are not open."""
     if not growth.methods:
-        return before.unfinished
-    if before.unfinished:
-        left = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in before.unfinished.items())
+        return before.masks
+    if not before.masks:
+        return growth.masks
+    left = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in before.masks.items())
+    if before.stage is None:
         raise UsageError(
-            f"the stage {before.stage.name} has not opened its own when it ends ({left})",
-            f"let its masks open within {before.steps:,} steps (growth.ramp_steps), or make "
-            "it longer",
+            f"start: has not opened its own masks ({left})",
+            "leave the growth to a later stage, before which they open",
         )
-    return growth.masks
+    raise UsageError(
+        f"the stage {before.stage.stage.name} has not opened its own when it ends ({left})",
+        f"let its masks open within {before.stage.steps:,} steps (growth.ramp_steps), or make "
+        "it longer",
+    )
 
 
 def merge(common: Mapping[str, Any], own: Mapping[str, Any]) -> Json:

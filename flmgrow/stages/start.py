@@ -1,8 +1,8 @@
 """Starting a schedule from an existing checkpoint.
 
-A run may begin with a model that exists, and its sizes are that model's. It is laid out for the
-first stage, in a folder of the run's own, and that it still computes the same is verified: from
-there on it is treated as what grows between two stages is.
+A run may begin with a model that exists, and its sizes are that model's, unless the first stage
+grows it at once. It is laid out for that stage, in a folder of the run's own, and that it still
+computes the same is verified: from there on it is treated as what grows between two stages is.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.history.manifest import masks_of
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, said_of
@@ -32,12 +35,16 @@ class Start:
 
     ``place`` is where it is, as a command takes it. Counting begins at ``iteration``, which is 0
     where only weights are taken (``anew``). ``imported``: it is a Hugging Face folder.
-    ``max_positions`` is the length of texts that it is wanted for, where that was said.
+    ``max_positions`` is the length of texts that it is wanted for, where that was said. ``masks``
+    are those that it has not opened.
     """
 
     place: str
     config: ModelConfig
+    layout: Layout
+    padded_vocab: int
     vocab_multiple: int
+    masks: Mapping[Dimension, Mask]
     iteration: int
     anew: bool
     imported: bool
@@ -113,7 +120,10 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
             return Start(
                 place,
                 checkpoint.config,
+                checkpoint.layout,
+                checkpoint.padded_vocab,
                 checkpoint.vocab_multiple,
+                masks_of(checkpoint),
                 0 if anew else checkpoint.iteration or 0,
                 anew,
                 checkpoint.format == "huggingface",
@@ -126,5 +136,6 @@ def check_agrees(section: ModelSection, start: Start) -> None:
     if differing := contradictions(section, start.config):
         raise UsageError(
             f"model: of {start.place} {'; '.join(differing)}",
-            "leave the model out: all of it follows from there; a later stage may grow it",
+            "leave the model out: all of it follows from there; to grow it at once, give the first "
+            "stage a growth: section beside the sizes",
         )

@@ -62,12 +62,17 @@ def steps_of(folder: RunFolder, until: str | None = None) -> Iterator[Step]:
 def _start(folder: RunFolder, planned: PlannedStage) -> Iterator[Step]:
     """Yield what makes the checkpoint that a stage begins with, and proves it."""
     start, said = str(folder.of(planned, START)), _said(planned)
-    how: tuple[str, ...]
     if planned.start is None:
         source = str(folder.of(folder.before(planned), CHECKPOINTS))
-        how = ("expand", source, start, *_options(to=folder.of(planned, GROWTH)))
     else:
         source = planned.start.place
+    how: tuple[str, ...]
+    if planned.target is not None:
+        without = planned.start is not None and _leaves_optimizer(planned.start)
+        options = _options(to=folder.of(planned, GROWTH), no_optimizer=without or None)
+        how = ("expand", source, start, *options)
+    else:
+        assert planned.start is not None  # else it is trained from fresh weights
         how = (*_laid_out(planned, planned.start), source, start)
     form = _options(format=planned.stage.checkpoint.format)
     yield Step(planned, (*how, *form, *said), partial(folder.is_grown, planned))
@@ -86,9 +91,14 @@ def _laid_out(planned: PlannedStage, start: Start) -> tuple[str, ...]:
             pp=layout.pp,
             vpp=layout.vpp,
             pipeline_layers=None if counts is None else ",".join(map(str, counts)),
-            no_optimizer=(start.anew and not start.imported) or None,
+            no_optimizer=_leaves_optimizer(start) or None,
         ),
     )
+
+
+def _leaves_optimizer(start: Start) -> bool:
+    """Whether a start has optimizer state that the run is not to have."""
+    return start.anew and not start.imported
 
 
 def _said(planned: PlannedStage) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pico import CONFIGS
 from searches import PEAK, write_search
 from stage_runs import environment, make_data
 
@@ -25,6 +26,8 @@ from flmgrow.searching.report import Report, moves, report_of, sections_of
 from flmgrow.searching.request import Point, Search, SearchFile, Trial, at_width, read_search
 from flmgrow.searching.trials import Outcome, SearchFolder, State
 from flmgrow.stages.pool import cores_of, share
+from flmgrow.trainer.stage.file import stage_of
+from flmgrow.trainer.stage.model import contradictions
 
 ROOT = Path(__file__).resolve().parents[2]
 STD = "training.init_std"
@@ -44,6 +47,20 @@ def test_every_point_is_tried_with_every_seed(data: Path, tmp_path: Path) -> Non
              for t in search.trials}  # fmt: skip
     assert found == {(p, s, n) for p in GRID[PEAK] for s in GRID[STD] for n in (1, 2)}
     assert len({trial.name for trial in search.trials}) == len(search.trials) == 12
+
+
+def test_a_model_that_is_loaded_is_described_by_its_checkpoint_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    """What the stage does not say of it, no trial's file says; what it says stays said."""
+    file = write_search(tmp_path, data, {PEAK: [1e-3]})
+    proxy = yaml.safe_load((tmp_path / "proxy.yaml").read_text())
+    for model, differing in ({}, []), ({"num_layers": 5}, ["layers is 4, the stage file says 5"]):
+        content = {**proxy, "model": model, "checkpoint": {"load": "hf", "begin": "anew"}}
+        (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(content))
+        (trial,) = read_search(file).trials
+        written = stage_of(trial.to_yaml(), file)
+        assert contradictions(written.model, CONFIGS["llama"]) == differing
 
 
 @given(count=st.integers(1, 60), seed=st.integers(0, 1000))

@@ -18,7 +18,8 @@ from repository import ROOT
 from stage_plans import BASE, planned, written
 
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.schedule import LONGEST_NAME, merge, read_schedule
+from flmgrow.stages.places import LONGEST_NAME
+from flmgrow.stages.schedule import merge, read_schedule
 
 PAPER = ROOT / "configs" / "flm-101b.yaml"
 EFLM = ROOT / "configs" / "eflm-16b.yaml"

@@ -91,6 +91,62 @@ def test_a_stage_begins_with_a_model_and_the_next_one_grows_it(
     assert [len(run.stages) for run in read_runs([tmp_path / "run"])] == [2]
 
 
+@pytest.mark.parametrize(
+    ("kind", "begin", "first"), [("hf", None, 0), ("dist", None, 3), ("legacy", "anew", 0)]
+)
+def test_the_first_stage_may_grow_its_start_at_once(
+    data: Path, models: Path, tmp_path: Path, kind: str, begin: str | None, first: int
+) -> None:
+    """From weights alone, with the optimizer's state grown, or without what is there of it."""
+    grows = {key: LARGER[key] for key in ("model", "growth")}
+    checkpoint = {"checkpoint": {"begin": begin}} if begin else {}
+    content = schedule_of(data, kind, **grows, **checkpoint)
+    words = ("run", write_schedule(models, content), "--out", tmp_path / "run")
+    shown = accepted(*words, "--dry-run").out
+    assert "growth      depth by zero; TP1 x PP1 -> TP1 x PP1" in shown
+    expands, verifies, trains = shown.splitlines()[-5:-2]
+    assert expands.startswith(f"$ flmgrow expand {models / kind} {tmp_path}/run/01-first/start")
+    assert ("--no-optimizer" in expands) is (begin is not None)
+    assert verifies.startswith("$ flmgrow verify")
+    assert trains.startswith("$ flmgrow train")
+    done = flmgrow(*words)
+    assert done.code == 0, done.err
+    stage = tmp_path / "run" / "01-first"
+    assert [each["step"] for each in metrics(stage / "stage.yaml")] == [first + 1, first + 2]
+    manifest = read_manifest(stage / "start")
+    assert manifest is not None
+    assert manifest.receipt is not None
+    assert manifest.receipt.equal
+    with open_checkpoint(stage / "start") as start, open_checkpoint(stage / "checkpoints") as saved:
+        assert ("optimizer" in str(start.carried)) is (first > 0)
+        assert [(each.config.layers, each.config.norm) for each in (start, saved)] == [
+            (3, "rmsnorm")
+        ] * 2
+    assert flmgrow(*words).err == ""
+    content["stages"][0]["growth"] = {"method": "zero", "seed": 7}
+    refused = flmgrow("run", write_schedule(models, content), "--out", tmp_path / "run")
+    assert "01-first/growth.yaml: seed is" in refused.err
+
+
+def test_what_the_first_stage_cannot_grow_is_refused(data: Path, models: Path) -> None:
+    """Sizes alone are a contradiction; growth needs a start, whose masks are open."""
+    content = schedule_of(data, "hf", model={"num_layers": 3})
+    told = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert "layers is 2, the stage file says 3" in told.err
+    assert "to grow it at once, give the first stage a growth: section" in told.err
+    content = schedule_of(data, "hf", model={"num_layers": 1}, growth={"method": "zero"})
+    told = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert told.code == 2
+    assert "stage first: model.num_layers" in told.err
+    masked = models / "masked"
+    if not masked.exists():
+        accepted("expand", models / "dist", masked, "--num-layers", 3, "--ramp-steps", 9)
+    content = schedule_of(data, "masked", model={"num_layers": 4}, growth={"method": "zero"})
+    told = flmgrow("run", write_schedule(models, content), "--dry-run")
+    assert told.code == 2
+    assert "start: has not opened its own masks (depth at 0)" in told.err
+
+
 def test_counting_may_begin_anew(data: Path, models: Path, tmp_path: Path) -> None:
     """On other data, which samples that were counted on would not allow."""
     content = schedule_of(data, "dist", checkpoint={"begin": "anew"})
@@ -134,14 +190,18 @@ def test_what_a_stage_file_loads_is_a_start(data: Path, models: Path) -> None:
     assert accepted("run", write_schedule(models, content), "--dry-run").out == wanted
 
 
-def test_the_guides_example_starts_with_a_model(models: Path, tmp_path: Path) -> None:
+def test_the_guides_examples_start_with_a_model(models: Path, tmp_path: Path) -> None:
+    """The second one says the stages alone: that one grows at once."""
     guide = (ROOT / "docs" / "guides" / "run.md").read_text(encoding="utf-8")
-    _, text, _ = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    _, text, stages, _ = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "llama").symlink_to(models / "hf")
-    (tmp_path / "schedule.yaml").write_text(text)
-    shown = accepted("run", tmp_path / "schedule.yaml", "--out", tmp_path / "run", "--dry-run").out
-    assert "6 layers, hidden 32" in shown
+    whole = yaml.safe_load(text)
+    for content in (whole, {**whole, **yaml.safe_load(stages)}):
+        path = write_schedule(tmp_path, content)
+        shown = accepted("run", path, "--out", tmp_path / "run", "--dry-run").out
+        assert "6 layers, hidden 32" in shown
+        assert "flmgrow expand" in shown
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
