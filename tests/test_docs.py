@@ -20,6 +20,7 @@ import pytest
 from commands import flmgrow
 from hub_places import hub_at
 from pico import CONFIGS, even, make_checkpoint
+from pico_buckets import BUCKETS, make_bucket_checkpoint
 from quoted_words import settings
 from repository import FOLDERS, ROOT, find_modules
 from sampling import sample
@@ -35,7 +36,7 @@ from flmgrow.trainer.stage.file import read_stage
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = [
     ROOT / "docs" / "guides" / f"{name}.md"
-    for name in ("grow", "reshard", "verify", "huggingface", "data")
+    for name in ("dp-reshardable", "grow", "reshard", "verify", "huggingface", "data")
 ]
 CONCEPTS = [
     ROOT / "docs" / "concepts" / f"{name}.md"
@@ -98,6 +99,13 @@ def make_texts(folder: Path) -> None:
     (folder / "chinese.txt").write_text("床前明月光 疑是地上霜 " * 9, encoding="utf-8")
     bad = ('{"text": "fine"}', '{"txt": "not fine"}', '{"text": null}')
     (folder / "broken.jsonl").write_text("\n".join(bad))
+
+
+def make_run(path: Path) -> None:
+    """What a run with the distributed optimizer saves by default, of two replicas."""
+    layout = even(CONFIGS["llama"], tp=2, pp=2)
+    made, _ = make_bucket_checkpoint(path.with_name("made"), "llama", layout, **BUCKETS)
+    made.rename(path)
 
 
 def generator() -> ModuleType:
@@ -171,6 +179,7 @@ def test_commands_do_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     layout = even(CONFIGS["llama"], tp=2, pp=2)
     make_checkpoint(tmp_path / "ckpt-small", "llama", layout, dtype="float32")
     make_checkpoint(tmp_path / "ckpt-adam", "llama", layout, dtype="bfloat16", optimizer=True)
+    make_run(tmp_path / "ckpt-run")
     make_texts(tmp_path)
     make_named(tmp_path / "smollm2-135m")
     for text in blocks(page, "yaml"):
