@@ -11,6 +11,7 @@ from flmgrow.formats.huggingface.writer import (
     huggingface_files,
     huggingface_notes,
 )
+from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
 from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.legacy.writer import target_files
@@ -75,6 +76,8 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[Planned
 
     Raises UsageError for a layout that the model cannot take, or content the format cannot hold.
     """
+    if written_format(target.format).ranks:
+        refuse_unsaid(target.config)
     if (version := target.torch_dist_version) not in (None, *VERSIONS):
         raise UsageError(
             Text(Setting("torch_dist_version"), f" {version}: wanted {' or '.join(VERSIONS)}")

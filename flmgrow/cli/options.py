@@ -140,8 +140,9 @@ ShardSize = Annotated[
 Family = Annotated[
     str | None,
     typer.Option(
-        metavar="llama|qwen2|qwen3|gpt2|gpt_neox|mistral|flm|granite",
-        help="Family of transformers to write; the first that can say the model if not given.",
+        metavar="NAME",
+        help="Family of transformers to write, such as llama; the first that can say the model if "
+        "not given.",
         rich_help_panel=FILES,
     ),
 ]

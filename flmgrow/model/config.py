@@ -102,6 +102,8 @@ class ModelConfig:
     """Sizes and choices of a pre-norm decoder. ``vocab`` is the true size, without padding.
 
     ``max_positions`` is the size of the learned position table, or the trained context otherwise.
+    ``linear_bias`` gives biases to the projections of the FFN and, unless ``out_bias`` says
+    otherwise, to the one that attention ends with; ``qkv_bias`` to query, key and value.
     """
 
     layers: int
@@ -118,6 +120,7 @@ class ModelConfig:
     activation: Activation = "gelu"
     linear_bias: bool = True
     qkv_bias: bool = True
+    out_bias: bool | None = None
     qk_norm: bool = False
     tied: bool = True
     positions: Positions = "rope"
@@ -141,6 +144,8 @@ class ModelConfig:
             )
         if self.positions not in ("rope", "xpos"):  # what has no effect must not tell models apart
             object.__setattr__(self, "rotary", RotarySettings())
+        if self.out_bias == self.linear_bias:
+            object.__setattr__(self, "out_bias", None)
         if self.multipliers.attention == self.head_dim**-0.5:
             object.__setattr__(self, "multipliers", replace(self.multipliers, attention=None))
 
@@ -167,6 +172,11 @@ class ModelConfig:
     def gated(self) -> bool:
         """Whether the FFN has a gate beside its up projection."""
         return self.activation == "swiglu"
+
+    @property
+    def attention_out_bias(self) -> bool:
+        """Whether the projection that attention ends with has a bias."""
+        return self.linear_bias if self.out_bias is None else self.out_bias
 
     @property
     def width_multiplier(self) -> float:

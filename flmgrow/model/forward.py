@@ -226,7 +226,7 @@ def attention(
     if head_mask is not None:
         context = context * head_mask[:, :, None, None]
     heads = rearrange(context, "b g q s d -> b s (g q d)")
-    return _project(heads, "attention_out", layer, weights, config.linear_bias, inputs=3)
+    return _project(heads, "attention_out", layer, weights, config.attention_out_bias, inputs=3)
 
 
 def ffn(

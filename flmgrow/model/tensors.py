@@ -115,7 +115,7 @@ def _attention(config: ModelConfig) -> list[LogicalTensor]:
             head_dim="plain",
         )
     )
-    if config.linear_bias:
+    if config.attention_out_bias:
         tensors.append(_tensor("attention_out.bias", Init.ZEROS, layer="branch", hidden="writes"))
     return tensors
 

@@ -1,6 +1,7 @@
 """A model in words: one line of its sizes, one of its choices, and numbers as people read them."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from math import isfinite
 
 from flmgrow.errors import shown
@@ -29,12 +30,43 @@ def kind_text(config: ModelConfig) -> str:
     """Return the choices of a model on one line."""
     parts: list[str] = [config.norm, config.activation, config.positions]
     parts.append("tied embeddings" if config.tied else "separate head")
-    if config.qkv_bias:
-        parts.append("biases" if config.linear_bias else "biases on query, key and value")
+    if biases := _biases(config):
+        parts.append(biases)
     if config.qk_norm:
         parts.append("query and key norms")
     parts.append(f"eps {config.norm_eps:.6g}")
     return ", ".join(parts)
+
+
+def _biases(config: ModelConfig) -> str:
+    """Return which projections have biases, in words."""
+    having = {
+        "query, key and value": config.qkv_bias,
+        "attention's output": config.attention_out_bias,
+        "FFN": config.linear_bias,
+    }
+    named = [name for name, has in having.items() if has]
+    if len(named) == len(having):
+        return "biases"
+    return f"biases on {' and '.join(named)}" if named else ""
+
+
+def flat_fields(config: ModelConfig) -> dict[str, object]:
+    """Return all fields of a model, those of its parts by the part's name and their own.
+
+    Those that may stand for another one's value have a value of their own.
+    """
+    fields: dict[str, object] = {}
+    for name, value in {**asdict(config), "out_bias": config.attention_out_bias}.items():
+        parts = value.items() if isinstance(value, dict) else ()
+        fields |= {f"{name}.{part}": inner for part, inner in parts} or {name: value}
+    return fields
+
+
+def differences(wanted: ModelConfig, found: ModelConfig) -> dict[str, object]:
+    """Return the fields of ``wanted`` that ``found`` has otherwise, with their values."""
+    other = flat_fields(found)
+    return {name: value for name, value in flat_fields(wanted).items() if value != other[name]}
 
 
 def size(count: int) -> str:

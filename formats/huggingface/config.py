@@ -6,8 +6,7 @@ list of abilities, and it cannot be wrong.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -28,10 +27,14 @@ from flmgrow.formats.huggingface.fields.row import FieldReader, Fields
 from flmgrow.formats.huggingface.fields.switch_rows import OTHER_MODELS
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.wording import differences
 from flmgrow.text import Found, Setting, Text
 
 CONFIG_FILE = "config.json"
 NO_IDS: Fields = MappingProxyType({BEGIN.name: None, END.name: None})
+_MOST_FAMILIES = 3
+"""How many families say at most why they are none for a model."""
+
 _ROTARY = frozenset(row.name for row in ROTARY_ROWS)
 
 
@@ -187,23 +190,13 @@ def notes_on_fields(family: Family, fields: Fields, options: ReadOptions) -> lis
     return notes
 
 
-def _flat(config: ModelConfig) -> dict[str, object]:
-    """Return a model's fields, those of its parts among them."""
-    result: dict[str, object] = {}
-    for name, value in asdict(config).items():
-        result.update({f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict)
-                      else {name: value})  # fmt: skip
-    return result
-
-
-def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> str:
-    """Return what of a model is lost in ``fields``; an empty string if nothing is."""
+def _unsaid(family: Family, fields: Fields, config: ModelConfig) -> list[str]:
+    """Return what of a model is lost in ``fields``."""
     try:
-        found = _flat(model_of(family, fields, CONFIG_FILE))
+        found = model_of(family, fields, CONFIG_FILE)
     except BadCheckpointError as error:
-        return error.relative_to(CONFIG_FILE).message
-    wanted = _flat(config)
-    return ", ".join(f"{name} {wanted[name]}" for name in wanted if wanted[name] != found[name])
+        return [error.relative_to(CONFIG_FILE).message]
+    return [f"{name} {value}" for name, value in differences(config, found).items()]
 
 
 def _merged(
@@ -247,6 +240,15 @@ def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:
     }
 
 
+def _nearest(reasons: Mapping[str, list[str]]) -> str:
+    """Return what the families that come nearest to a model cannot say of it."""
+    fewest = min(len(lost) for lost in reasons.values())
+    shown = [name for name, lost in reasons.items() if len(lost) == fewest][:_MOST_FAMILIES]
+    listed = [f"{name} cannot say {', '.join(reasons[name])}" for name in shown]
+    others = len(reasons) - len(shown)
+    return "; ".join([*listed, f"nor can {others} others"] if others else listed)
+
+
 def written_fields(
     config: ModelConfig,
     name: str | None = None,
@@ -278,9 +280,8 @@ def written_fields(
         if not reasons[each]:
             architecture = {ARCHITECTURES.name: [FAMILIES[each].architecture]}
             return FAMILIES[each], {**fields, **architecture}
-    listed = "; ".join(f"{each} cannot say {reason}" for each, reason in reasons.items())
     raise UsageError(
-        f"this model cannot be said in Hugging Face's terms: {listed}",
+        f"this model cannot be said in Hugging Face's terms: {_nearest(reasons)}",
         Text(
             "keep it as a Megatron checkpoint (",
             Setting("format", "megatron"),

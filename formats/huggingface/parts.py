@@ -69,6 +69,17 @@ def refuse_window(reader: FieldReader) -> None:
         )
 
 
+def refuse_parallel(reader: FieldReader) -> None:
+    """Raise BadCheckpointError where attention and FFN read the same residual."""
+    if rows.PARALLEL.read(reader):
+        raise BadCheckpointError(
+            Text("found ", Found(True)),
+            "Megatron's block adds attention before the FFN",
+            where=(reader.where, rows.PARALLEL.name),
+            wanted=False,
+        )
+
+
 def read_activation(reader: FieldReader, field: Field[str]) -> Activation:
     """Return the activation that ``field`` names."""
     return rows.ACTIVATIONS[field.read(reader)]

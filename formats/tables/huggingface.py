@@ -1,8 +1,9 @@
 """Where the causal language models of transformers keep each logical tensor: rows only.
 
-One table per way of storing a block. Llama's serves Mistral, Qwen2, Qwen3 and Granite as well,
-which only differ in the parts they have. GPT-2 stores its matrices as (in, out). GPT-NeoX
-alternates query, key and value head by head, as Megatron does.
+One table per way of storing a block. Llama's serves all that only differ in the parts they have
+(gates, biases, norms of queries and keys); Phi-3 fuses what Llama keeps apart. GPT-2 stores its
+matrices as (in, out), GPT-BigCode the same ones as (out, in). GPT-NeoX alternates query, key and
+value head by head, as Megatron does.
 """
 
 from flmgrow.formats.tables.row import Home, Row
@@ -20,12 +21,23 @@ def _norm(key: str, name: str, home: Home = Home.LAYER) -> tuple[Row, Row]:
     )
 
 
+def _matrix(key: str, *parts: str, columns: tuple[Axis, ...]) -> Row:
+    """A linear layer that never has a bias: (out, in)."""
+    return Row(f"{key}.weight", parts, Home.LAYER, columns=columns)
+
+
 def _linear(key: str, *parts: str, columns: tuple[Axis, ...]) -> tuple[Row, Row]:
     """A linear layer: (out, in), and its bias."""
     biases = tuple(f"{part}.bias" for part in parts)
+    return _matrix(key, *parts, columns=columns), Row(f"{key}.bias", biases, Home.LAYER)
+
+
+def _by_group(key: str, *parts: str) -> tuple[Row, Row]:
+    """A linear layer whose parts alternate group by group, and its bias."""
+    outer, biases = (Axis.KV_GROUP,), tuple(f"{part}.bias" for part in parts)
     return (
-        Row(f"{key}.weight", parts, Home.LAYER, columns=columns),
-        Row(f"{key}.bias", biases, Home.LAYER),
+        Row(f"{key}.weight", parts, Home.LAYER, outer=outer, columns=_HIDDEN),
+        Row(f"{key}.bias", biases, Home.LAYER, outer=outer),
     )
 
 
@@ -51,6 +63,8 @@ def _tables(embedding: str, head: str) -> tuple[tuple[Row, ...], tuple[Row, ...]
 
 _EMBEDDING, _HEAD = _tables("model.embed_tokens.weight", "lm_head.weight")
 _LAYER = "model.layers.{layer}."
+
+
 LLAMA: tuple[Row, ...] = (
     *_EMBEDDING,
     *_norm(_LAYER + "input_layernorm", "attention_norm"),
@@ -67,31 +81,60 @@ LLAMA: tuple[Row, ...] = (
     *_norm("model.norm", "final_norm", Home.LAST),
     *_HEAD,
 )
-
-_EMBEDDING, _HEAD = _tables("transformer.wte.weight", "lm_head.weight")
-_LAYER = "transformer.h.{layer}."
-GPT2: tuple[Row, ...] = (
+PHI3: tuple[Row, ...] = (
     *_EMBEDDING,
-    Row("transformer.wpe.weight", ("position_embedding",), Home.FIRST, columns=_HIDDEN),
-    *_norm(_LAYER + "ln_1", "attention_norm"),
-    *_conv1d(_LAYER + "attn.c_attn", "query", "key", "value", inputs=_HIDDEN),
-    *_conv1d(_LAYER + "attn.c_proj", "attention_out", inputs=_HEADS),
-    *_norm(_LAYER + "ln_2", "ffn_norm"),
-    *_conv1d(_LAYER + "mlp.c_fc", "up", inputs=_HIDDEN),
-    *_conv1d(_LAYER + "mlp.c_proj", "down", inputs=_FFN),
-    *_norm("transformer.ln_f", "final_norm", Home.LAST),
+    *_norm(_LAYER + "input_layernorm", "attention_norm"),
+    _matrix(_LAYER + "self_attn.qkv_proj", "query", "key", "value", columns=_HIDDEN),
+    _matrix(_LAYER + "self_attn.o_proj", "attention_out", columns=_HEADS),
+    *_norm(_LAYER + "post_attention_layernorm", "ffn_norm"),
+    _matrix(_LAYER + "mlp.gate_up_proj", "gate", "up", columns=_HIDDEN),
+    _matrix(_LAYER + "mlp.down_proj", "down", columns=_FFN),
+    *_norm("model.norm", "final_norm", Home.LAST),
     *_HEAD,
 )
 
+_EMBEDDING, _HEAD = _tables("transformer.wte.weight", "lm_head.weight")
+_LAYER = "transformer.h.{layer}."
+
+
+def _gpt2_block(
+    qkv: tuple[Row, ...], out: tuple[Row, ...], inward: tuple[Row, ...], down: tuple[Row, ...]
+) -> tuple[Row, ...]:
+    return (
+        *_EMBEDDING,
+        Row("transformer.wpe.weight", ("position_embedding",), Home.FIRST, columns=_HIDDEN),
+        *_norm(_LAYER + "ln_1", "attention_norm"),
+        *qkv,
+        *out,
+        *_norm(_LAYER + "ln_2", "ffn_norm"),
+        *inward,
+        *down,
+        *_norm("transformer.ln_f", "final_norm", Home.LAST),
+        *_HEAD,
+    )
+
+
+GPT2: tuple[Row, ...] = _gpt2_block(
+    _conv1d(_LAYER + "attn.c_attn", "query", "key", "value", inputs=_HIDDEN),
+    _conv1d(_LAYER + "attn.c_proj", "attention_out", inputs=_HEADS),
+    _conv1d(_LAYER + "mlp.c_fc", "up", inputs=_HIDDEN),
+    _conv1d(_LAYER + "mlp.c_proj", "down", inputs=_FFN),
+)
+GPT_BIGCODE: tuple[Row, ...] = _gpt2_block(
+    _by_group(_LAYER + "attn.c_attn", "query", "key", "value"),
+    _linear(_LAYER + "attn.c_proj", "attention_out", columns=_HEADS),
+    _linear(_LAYER + "mlp.c_fc", "up", columns=_HIDDEN),
+    _linear(_LAYER + "mlp.c_proj", "down", columns=_FFN),
+)
+"""Its groups are as many as heads, or one: then group by group is all queries, the key, the value.
+"""
+
 _EMBEDDING, _HEAD = _tables("gpt_neox.embed_in.weight", "embed_out.weight")
 _LAYER = "gpt_neox.layers.{layer}."
-_QKV = _LAYER + "attention.query_key_value"
-_GROUPS = (Axis.KV_GROUP,)
 GPT_NEOX: tuple[Row, ...] = (
     *_EMBEDDING,
     *_norm(_LAYER + "input_layernorm", "attention_norm"),
-    Row(f"{_QKV}.weight", ("query", "key", "value"), Home.LAYER, outer=_GROUPS, columns=_HIDDEN),
-    Row(f"{_QKV}.bias", ("query.bias", "key.bias", "value.bias"), Home.LAYER, outer=_GROUPS),
+    *_by_group(_LAYER + "attention.query_key_value", "query", "key", "value"),
     *_linear(_LAYER + "attention.dense", "attention_out", columns=_HEADS),
     *_norm(_LAYER + "post_attention_layernorm", "ffn_norm"),
     *_linear(_LAYER + "mlp.dense_h_to_4h", "up", columns=_HIDDEN),

@@ -77,7 +77,7 @@ def naive_attention(
                 shares /= shares.sum()
                 context = sum(s * v for s, v in zip(shares, values, strict=False))
                 outs[position] += w["attention_out"][layer, :, group, head] @ context
-    return [out + w["attention_out.bias"][layer] if c.linear_bias else out for out in outs]
+    return [out + w["attention_out.bias"][layer] if c.attention_out_bias else out for out in outs]
 
 
 def naive_ffn(y: Array, layer: int, w: dict[str, Array], c: ModelConfig) -> Array:

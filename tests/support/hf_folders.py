@@ -72,8 +72,29 @@ MODELS: dict[str, ModelConfig] = {
         ),
     ),
 }  # fmt: skip
-OWN_HEADS = ("gpt2", "gpt_neox", "flm")
-"""Families whose heads are as many as their groups."""
+MODELS |= {
+    "arcee": ModelConfig(
+        **{**_LLAMA, "kv_groups": 2, "queries_per_group": 2, "activation": "squared_relu"}
+    ),
+    "nemotron": ModelConfig(
+        **_BASE, zero_centred_gain=True, activation="squared_relu", linear_bias=False,
+        qkv_bias=False, tied=False, rotary=RotarySettings(percent=0.5),
+    ),
+    "stablelm": ModelConfig(
+        **_BASE, activation="swiglu", linear_bias=False, tied=False,
+        rotary=RotarySettings(percent=0.5),
+    ),
+    "phi3": ModelConfig(**_LLAMA, rotary=RotarySettings(percent=0.5)),
+    "gpt_bigcode": ModelConfig(
+        **{**_BASE, "kv_groups": 1, "queries_per_group": 4}, positions="learned",
+        activation="gelu_tanh",
+    ),
+}  # fmt: skip
+ALIKE = {"mistral": "llama", "seed_oss": "qwen2"}
+"""Families that say nothing that an earlier one could not: that one is taken."""
+
+OWN_HEADS = ("gpt2", "gpt_neox", "flm", "stablelm", "gpt_bigcode")
+"""Families whose models are as wide as their heads together, or have a group for each."""
 
 _KINDS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 

@@ -52,6 +52,7 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
                                              "rope_theta": 100.0}},
         ),
         "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None, "head_dim": 16}),
+        "llama with attention's biases": ("LlamaConfig", {**_GROUPED, "attention_bias": True}),
         "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),
         "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
         "granite": ("GraniteConfig", {**_GROUPED, **_MULTIPLIERS, "rms_norm_eps": 1e-3}),
@@ -71,8 +72,47 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
              "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
                                  "partial_rotary_factor": 0.5}},
         ),
+        "gpt_neox without attention's biases": (
+            "GPTNeoXConfig",
+            {**_SIZES, "use_parallel_residual": False, "attention_bias": False},
+        ),
+        "arcee": ("ArceeConfig", {**_GROUPED, "rms_norm_eps": 1e-3}),
+        "nemotron": ("NemotronConfig", {**_GROUPED, "norm_eps": 1e-3}),
+        "nemotron with biases": (
+            "NemotronConfig",
+            {**_SIZES, "num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+        ),
+        "stablelm": ("StableLmConfig", {**_GROUPED, "use_qkv_bias": True}),
+        "phi3": ("Phi3Config", {**_GROUPED, "pad_token_id": None}),
+        "phi3 tied": (
+            "Phi3Config",
+            {**_SIZES, "num_key_value_heads": 4, "tie_word_embeddings": True, "pad_token_id": None,
+             "partial_rotary_factor": 0.75},
+        ),
+        "gpt_bigcode": ("GPTBigCodeConfig", {**_GPT2, "n_inner": 48}),
+        "gpt_bigcode of heads": (
+            "GPTBigCodeConfig",
+            {**_GPT2, "multi_query": False, "scale_attn_weights": False,
+             "tie_word_embeddings": False},
+        ),
+        "seed_oss": ("SeedOssConfig", {**_GROUPED, "head_dim": 16, "pad_token_id": None}),
+        "seed_oss with an output bias": (
+            "SeedOssConfig",
+            {**_GROUPED, "head_dim": 16, "pad_token_id": None, "attention_out_bias": True,
+             "tie_word_embeddings": True},
+        ),
     }
 )  # fmt: skip
+
+
+MEGATRON_LACKS: Mapping[str, str] = MappingProxyType(
+    {
+        "llama with attention's biases": "out_bias True",
+        "gpt_neox without attention's biases": "qkv_bias False, out_bias False",
+        "seed_oss with an output bias": "out_bias True",
+    }
+)
+"""The models that megatron-core has no block for, and what it lacks."""
 
 
 def make_model(name: str, dtype: torch.dtype, **changes: Any) -> Any:

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Text
 from flmgrow.trainer.megatron import cpu
@@ -107,7 +108,7 @@ def transformer_config(
     on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one;
     None leaves weights as they are found in memory, to be filled.
     """
-    _refuse_what_megatron_cannot_express(config)
+    refuse_unsaid(config)
     first, last, layout = None, None, None
     if isinstance(pipeline_layers, str):
         layout = pipeline_layers
@@ -125,6 +126,7 @@ def transformer_config(
         kv_channels=config.head_dim,
         normalization=NORMS[config.norm],
         layernorm_epsilon=config.norm_eps,
+        layernorm_zero_centered_gamma=config.zero_centred_gain,
         gated_linear_unit=config.gated,
         activation_func=ACTIVATIONS[config.activation],
         add_bias_linear=config.linear_bias,
@@ -278,17 +280,3 @@ def _rotate_in_float64(model: GPTModel, config: ModelConfig) -> None:
     if config.rotary.scaling_factor is not None:
         factor = config.rotary.scaling_factor
         rotary.inv_freq = rotary._apply_scaling(rotary.inv_freq, factor=factor)
-
-
-def _refuse_what_megatron_cannot_express(config: ModelConfig) -> None:
-    unsupported = {
-        "zero_centred_gain": config.zero_centred_gain,
-        "qkv_bias": config.linear_bias and not config.qkv_bias,
-    }
-    for field, asked in unsupported.items():
-        if asked:
-            value = getattr(config, field)
-            raise UsageError(
-                f"{field}: megatron-core's local layer spec cannot express {value!r}",
-                "use flmgrow's own forward for this model",
-            )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from flmgrow.trainer.megatron.compiling import compiled
 from flmgrow.trainer.megatron.live_masks import LiveMask
@@ -24,18 +25,49 @@ class PlainNorm:
 
     def __new__(cls, config: Any, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
         """Return a LayerNorm or RMSNorm over ``hidden_size`` entries."""
-        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
-        norm = kind(hidden_size, eps=eps)
-        _mark_for_sequence_parallelism(norm, config)
-        return norm
+        kind = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
+        return kind(config, hidden_size, eps)
 
 
-class MaskedLayerNorm(torch.nn.LayerNorm):
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, whose ``weight`` may be the gain less one."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self._shift = _prepare(self, config)
+
+    @property
+    def gain(self) -> Tensor:
+        """What is multiplied with, (hidden,)."""
+        return self.weight + 1.0 if self._shift else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (..., hidden)."""
+        return functional.layer_norm(x, self.normalized_shape, self.gain, self.bias, self.eps)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, whose ``weight`` may be the gain less one."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self._shift = _prepare(self, config)
+
+    @property
+    def gain(self) -> Tensor:
+        """What is multiplied with, (hidden,)."""
+        return self.weight + 1.0 if self._shift else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of ``x`` (..., hidden)."""
+        return functional.rms_norm(x, self.normalized_shape, self.gain, self.eps)
+
+
+class MaskedLayerNorm(LayerNorm):
     """LayerNorm over hidden channels of which some are masked."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
-        super().__init__(hidden_size, eps=eps)
-        _mark_for_sequence_parallelism(self, config)
+        super().__init__(config, hidden_size, eps)
         self._mask = mask
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,15 +75,14 @@ class MaskedLayerNorm(torch.nn.LayerNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        return _masked_norm(x, self.weight * mask, self.bias * mask, mask, self.eps)
+        return _masked_norm(x, self.gain * mask, self.bias * mask, mask, self.eps)
 
 
-class MaskedRMSNorm(torch.nn.RMSNorm):
+class MaskedRMSNorm(RMSNorm):
     """RMSNorm over hidden channels of which some are masked."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float, mask: LiveMask) -> None:
-        super().__init__(hidden_size, eps=eps)
-        _mark_for_sequence_parallelism(self, config)
+        super().__init__(config, hidden_size, eps)
         self._mask, self._eps = mask, eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +90,7 @@ class MaskedRMSNorm(torch.nn.RMSNorm):
         if self._mask.value == 1.0:
             return super().forward(x)
         mask = self._mask.units
-        return _masked_norm(x, self.weight * mask, None, mask, self._eps)
+        return _masked_norm(x, self.gain * mask, None, mask, self._eps)
 
 
 def _masked_norm(x: Tensor, gain: Tensor, bias: Tensor | None, mask: Tensor, eps: float) -> Tensor:
@@ -134,6 +165,15 @@ def _weighted(x: Tensor, weights: Tensor) -> Tensor:
     """Return the sum of ``x`` (..., hidden) over channels by ``weights`` (hidden,): (..., 1)."""
     # On a CPU a product with a vector is quicker.
     return (x * weights).sum(-1, keepdim=True) if x.is_cuda else (x @ weights)[..., None]
+
+
+def _prepare(norm: Any, config: Any) -> bool:
+    """Let a norm begin with a gain of one, and return whether ``weight`` is one less."""
+    _mark_for_sequence_parallelism(norm, config)
+    shifted = bool(config.layernorm_zero_centered_gamma)
+    if shifted:
+        torch.nn.init.zeros_(norm.weight)
+    return shifted
 
 
 def _mark_for_sequence_parallelism(norm: torch.nn.Module, config: Any) -> None:

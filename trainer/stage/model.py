@@ -3,7 +3,6 @@
 Sizes have Megatron-LM's names, as everywhere in flmgrow.
 """
 
-from dataclasses import asdict
 from typing import Annotated
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from flmgrow.model.config import (
     Positions,
     RotarySettings,
 )
+from flmgrow.model.wording import flat_fields
 from flmgrow.text import Setting, Text
 from flmgrow.trainer.stage.section import Count, Positive, Section
 
@@ -196,8 +196,4 @@ def _spoken(section: ModelSection) -> dict[str, object]:
 
 def _fields(config: ModelConfig) -> dict[str, object]:
     """Return all fields of a model, those of its parts by the part's name and their own."""
-    fields: dict[str, object] = {"heads": config.heads}
-    for name, value in asdict(config).items():
-        parts = value.items() if isinstance(value, dict) else ()
-        fields |= {f"{name}.{part}": inner for part, inner in parts} or {name: value}
-    return fields
+    return {"heads": config.heads, **flat_fields(config)}

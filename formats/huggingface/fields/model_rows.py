@@ -1,7 +1,7 @@
 """The fields that say what a model computes, but for rotary positions: sizes, norms, activations.
 
-Llama and its kin (Granite is one), GPT-NeoX, and the GPT-2 that FLM is made of have names of their
-own for most.
+Most families have Llama's names; those that are made of GPT-2 have names of their own for sizes,
+and each has one for something.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,14 +9,20 @@ from typing import Any
 
 from flmgrow.formats.fields import MAX_LAYERS
 from flmgrow.formats.huggingface.fields.row import (
+    ARCEE,
     FLM,
     GPT2,
+    GPT_BIGCODE,
     GPT_NEOX,
     GRANITE,
     LLAMA,
     MISTRAL,
+    NEMOTRON,
+    PHI3,
     QWEN2,
     QWEN3,
+    SEED_OSS,
+    STABLELM,
     Field,
     Use,
     as_it_is,
@@ -28,8 +34,18 @@ from flmgrow.formats.huggingface.fields.row import (
 from flmgrow.formats.huggingface.fields.switch_rows import BIASES, OFF, ON, SCALED_SCORES, WINDOWS
 from flmgrow.model.config import Activation, ModelConfig
 
-LLAMAS = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE)
-GPTS = (GPT2, FLM)
+_RMS_NORMED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, ARCEE, PHI3)
+KIN = (*_RMS_NORMED, NEMOTRON, STABLELM)
+"""Families with Llama's names for sizes, groups of heads among them."""
+
+PARTLY_ROTATED = (NEMOTRON, STABLELM, PHI3)
+"""Those of them that say which share of a head they rotate."""
+
+GPTS = (GPT2, FLM, GPT_BIGCODE)
+_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, STABLELM, PHI3)
+_BIASED = (LLAMA, GRANITE, ARCEE, NEMOTRON)
+"""Those with a switch for attention's biases, and one for the FFN's."""
+
 _QWENS = (QWEN2, QWEN3)
 MAX_WIDTH = 1 << 30
 """More is taken for damage, before it is divided by."""
@@ -39,17 +55,23 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "relu2": "squared_relu",
 }
-"""By transformers' name; the first of several is the one that is written."""
+"""By transformers' name; of several, a family's usual one is written, or the first."""
 
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 """The kinds of layers there may be among ``LAYER_TYPES``."""
 
 
-def _activation_name(config: ModelConfig) -> str:
-    """Return transformers' name of the model's activation; of another one if it has none."""
-    names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation]
-    return names[0] if names else "gelu"
+def _activation(usual: str, *families: str) -> Use[str]:
+    """Return how families whose ``usual`` activation that is name the one they have."""
+
+    def name(config: ModelConfig) -> str:
+        """Return transformers' name of it; of another one if it has none."""
+        names = [n for n in (usual, *ACTIVATIONS) if ACTIVATIONS[n] == config.activation]
+        return names[0] if names else "gelu"
+
+    return Use(families, choice(*ACTIVATIONS), usual, name)
 
 
 def _size(
@@ -61,26 +83,26 @@ def _size(
 
 # --- Sizes
 
-VOCAB = _size("vocab_size", *LLAMAS, GPT_NEOX, *GPTS, value=lambda config: config.vocab)
-HIDDEN = _size("hidden_size", *LLAMAS, GPT_NEOX, value=lambda config: config.hidden)
-FFN = _size("intermediate_size", *LLAMAS, GPT_NEOX, value=lambda config: config.ffn)
+VOCAB = _size("vocab_size", *KIN, GPT_NEOX, *GPTS, value=lambda config: config.vocab)
+HIDDEN = _size("hidden_size", *KIN, GPT_NEOX, value=lambda config: config.hidden)
+FFN = _size("intermediate_size", *KIN, GPT_NEOX, value=lambda config: config.ffn)
 LAYERS = _size(
-    "num_hidden_layers", *LLAMAS, GPT_NEOX, value=lambda config: config.layers, most=MAX_LAYERS
+    "num_hidden_layers", *KIN, GPT_NEOX, value=lambda config: config.layers, most=MAX_LAYERS
 )
-HEADS = _size("num_attention_heads", *LLAMAS, GPT_NEOX, value=lambda config: config.heads)
-GROUPS = _size("num_key_value_heads", *LLAMAS, value=lambda config: config.kv_groups)
-"""Without it, there is one group per head."""
+HEADS = _size("num_attention_heads", *KIN, GPT_NEOX, value=lambda config: config.heads)
+GROUPS = _size("num_key_value_heads", *KIN, GPT_BIGCODE, value=lambda config: config.kv_groups)
+"""Without it, there is one group per head. GPT-BigCode writes it, and goes by ``MULTI_QUERY``."""
 
-HEAD_DIM = _size("head_dim", *LLAMAS, FLM, value=lambda config: config.head_dim)
+HEAD_DIM = _size("head_dim", *_RMS_NORMED, NEMOTRON, FLM, value=lambda config: config.head_dim)
 """Without it, the heads together are as wide as the model. In FLM, a field of our own."""
 
 MAX_POSITIONS = _size(
-    "max_position_embeddings", *LLAMAS, GPT_NEOX, value=lambda config: config.max_positions
+    "max_position_embeddings", *KIN, GPT_NEOX, value=lambda config: config.max_positions
 )
 N_EMBD = Field(
     "n_embd",
     (
-        Use((GPT2,), integer(), value=lambda config: config.hidden),
+        Use((GPT2, GPT_BIGCODE), integer(), value=lambda config: config.hidden),
         Use((FLM,), integer(MAX_WIDTH), value=lambda config: config.hidden),
     ),
 )
@@ -103,45 +125,72 @@ def _norm_eps(config: ModelConfig) -> float:
     return config.norm_eps
 
 
-RMS_NORM_EPS = Field("rms_norm_eps", (Use(LLAMAS, number, 1e-6, _norm_eps),))
-LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX,), number, 1e-5, _norm_eps),))
+RMS_NORM_EPS = Field(
+    "rms_norm_eps",
+    (
+        Use((LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS), number, 1e-6, _norm_eps),
+        Use((ARCEE, PHI3), number, 1e-5, _norm_eps),
+    ),
+)
+LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),))
+NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),))
 LAYER_NORM_EPSILON = Field("layer_norm_epsilon", (Use(GPTS, number, 1e-5, _norm_eps),))
 HIDDEN_ACT = Field(
     "hidden_act",
     (
-        Use(LLAMAS, choice("silu", "swish"), "silu", lambda _: "silu"),
-        Use((GPT_NEOX,), choice(*ACTIVATIONS), "gelu", _activation_name),
+        Use(_GATED, choice("silu", "swish"), "silu", lambda _: "silu"),
+        _activation("relu2", ARCEE, NEMOTRON),
+        _activation("gelu", GPT_NEOX),
     ),
 )
 ACTIVATION_FUNCTION = Field(
     "activation_function",
     (
-        Use((GPT2,), choice(*ACTIVATIONS), "gelu_new", _activation_name),
-        Use((FLM,), choice(*ACTIVATIONS), "gelu_fast", _activation_name),
+        _activation("gelu_new", GPT2),
+        _activation("gelu_fast", FLM),
+        _activation("gelu_pytorch_tanh", GPT_BIGCODE),
     ),
 )
 ATTENTION_BIAS = Field(
     "attention_bias",
     (
-        Use((LLAMA, GRANITE), flag, False, lambda config: config.qkv_bias),
-        Use((GPT_NEOX,), flag, True, lambda _: True),
+        Use(_BIASED, flag, False, lambda config: config.qkv_bias),
+        Use((GPT_NEOX, SEED_OSS), flag, True, lambda config: config.qkv_bias),
     ),
+    neutral=OFF,
+    changes=BIASES,
+)
+ATTENTION_OUT_BIAS = Field(
+    "attention_out_bias",
+    (Use((SEED_OSS,), flag, False, lambda config: config.attention_out_bias),),
+    neutral=OFF,
+    changes=BIASES,
+)
+QKV_BIAS = Field(
+    "use_qkv_bias",
+    (Use((STABLELM,), flag, False, lambda config: config.qkv_bias),),
     neutral=OFF,
     changes=BIASES,
 )
 MLP_BIAS = Field(
     "mlp_bias",
-    (Use((LLAMA, GRANITE), flag, False, lambda config: config.linear_bias),),
+    (Use((*_BIASED, SEED_OSS), flag, False, lambda config: config.linear_bias),),
     neutral=OFF,
     changes=BIASES,
 )
-PARALLEL = Field("use_parallel_residual", (Use((GPT_NEOX,), flag, True, lambda _: False),))
+PARALLEL = Field(
+    "use_parallel_residual",
+    (
+        Use((GPT_NEOX,), flag, True, lambda _: False),
+        Use((STABLELM,), flag, False, lambda _: False),
+    ),
+)
 """Whether attention and FFN read the same residual, which Megatron's block cannot say."""
 
 TIED = Field(
     "tie_word_embeddings",
     (
-        Use((*LLAMAS, GPT_NEOX), flag, False, lambda config: config.tied),
+        Use((*KIN, GPT_NEOX), flag, False, lambda config: config.tied),
         Use(GPTS, flag, True, lambda config: config.tied),
     ),
 )
@@ -157,22 +206,31 @@ SCALED = Field(
 )
 BY_INVERSE_LAYER = Field(
     "scale_attn_by_inverse_layer_idx",
-    (Use(GPTS, flag, False, lambda config: config.multipliers.attention_by_inverse_layer),),
+    (Use((GPT2, FLM), flag, False, lambda c: c.multipliers.attention_by_inverse_layer),),
+    neutral=OFF,
+    changes=SCALED_SCORES,
 )
+MULTI_QUERY = Field(
+    "multi_query",
+    (Use((GPT_BIGCODE,), flag, True, lambda config: config.kv_groups == 1),),
+)
+"""Whether all heads share one key and one value; else each has its own."""
+
+_UNWINDOWED = (LLAMA, GPT_NEOX, GRANITE, SEED_OSS, ARCEE, NEMOTRON, STABLELM)
 WINDOW = Field(
     "sliding_window",
     (
         Use[object]((MISTRAL,), as_it_is, 4096, lambda _: None),
-        Use[object]((LLAMA, GPT_NEOX, GRANITE, *_QWENS), as_it_is),
+        Use[object]((*_UNWINDOWED, PHI3, *_QWENS), as_it_is),
     ),
     neutral=(None,),
     changes=WINDOWS,
 )
-"""Llama, Granite and GPT-NeoX have none; the caches of transformers go by it all the same."""
+"""Most have none; the caches of transformers go by it all the same."""
 
 USE_WINDOW = Field(
     "use_sliding_window",
-    (Use((LLAMA, GPT_NEOX, MISTRAL, GRANITE), flag, True), Use(_QWENS, flag, False)),
+    (Use((*_UNWINDOWED, PHI3, MISTRAL), flag, True), Use(_QWENS, flag, False)),
     neutral=OFF,
     changes=WINDOWS,
 )
@@ -183,13 +241,11 @@ def _more_layers(stored: object, old: ModelConfig, new: ModelConfig) -> object:
     return [FULL_ATTENTION] * new.layers if longer else stored
 
 
-LAYER_TYPES = Field(
-    "layer_types", (Use[object]((*LLAMAS, GPT_NEOX), as_it_is),), grown=_more_layers
-)
+LAYER_TYPES = Field("layer_types", (Use[object]((*KIN, GPT_NEOX), as_it_is),), grown=_more_layers)
 
 MODEL_ROWS: tuple[Field[Any], ...] = (
     VOCAB, HIDDEN, FFN, LAYERS, HEADS, GROUPS, HEAD_DIM, MAX_POSITIONS, N_EMBD, N_INNER, N_LAYER,
-    N_HEAD, N_POSITIONS, N_CTX, RMS_NORM_EPS, LAYER_NORM_EPS, LAYER_NORM_EPSILON, HIDDEN_ACT,
-    ACTIVATION_FUNCTION, ATTENTION_BIAS, MLP_BIAS, PARALLEL, TIED, SCALED, BY_INVERSE_LAYER,
-    WINDOW, USE_WINDOW, LAYER_TYPES,
+    N_HEAD, N_POSITIONS, N_CTX, RMS_NORM_EPS, LAYER_NORM_EPS, NORM_EPS, LAYER_NORM_EPSILON,
+    HIDDEN_ACT, ACTIVATION_FUNCTION, ATTENTION_BIAS, ATTENTION_OUT_BIAS, QKV_BIAS, MLP_BIAS,
+    PARALLEL, TIED, SCALED, BY_INVERSE_LAYER, MULTI_QUERY, WINDOW, USE_WINDOW, LAYER_TYPES,
 )  # fmt: skip

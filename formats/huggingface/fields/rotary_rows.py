@@ -1,15 +1,24 @@
 """The fields of rotary positions, which have been written in three ways.
 
-At the top level (``ROPE_THETA``, in GPT-NeoX two names of its own) with ``ROPE_SCALING`` beside it;
-or, since transformers 5, all in ``ROPE_PARAMETERS``, which version 4 passes over for the usual
-base. So both ways are written.
+At the top level (``ROPE_THETA`` and ``PARTIAL``, in GPT-NeoX under names of its own) with
+``ROPE_SCALING`` beside them; or, since transformers 5, all in ``ROPE_PARAMETERS``, which version 4
+passes over for the usual base. So both ways are written.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from flmgrow.formats.huggingface.fields.model_rows import LLAMAS
-from flmgrow.formats.huggingface.fields.row import GPT_NEOX, Field, Use, as_it_is, number
+from flmgrow.formats.huggingface.fields.model_rows import KIN, PARTLY_ROTATED
+from flmgrow.formats.huggingface.fields.row import (
+    GPT_NEOX,
+    NEMOTRON,
+    PHI3,
+    STABLELM,
+    Field,
+    Use,
+    as_it_is,
+    number,
+)
 from flmgrow.formats.huggingface.fields.switch_rows import ONE, PART_ROTATED
 from flmgrow.model.config import ModelConfig
 
@@ -27,7 +36,8 @@ LLAMA3: Mapping[str, float] = {
 """Llama 3's constants: Megatron-LM has no argument for them."""
 
 BASE = 10000.0
-_BOTH = (*LLAMAS, GPT_NEOX)
+_ALL = (*KIN, GPT_NEOX)
+_WHOLE = tuple(name for name in KIN if name not in PARTLY_ROTATED)
 
 
 def _base(config: ModelConfig) -> float:
@@ -51,30 +61,40 @@ def _parameters(config: ModelConfig) -> dict[str, object]:
     return {KIND: "default", **(_scaling(config) or {}), ROPE_THETA.name: _base(config)}
 
 
-def _neox_parameters(config: ModelConfig) -> dict[str, object]:
+def _partial_parameters(config: ModelConfig) -> dict[str, object]:
     return {**_parameters(config), PARTIAL.name: _percent(config)}
 
 
 ROTARY_EMB_BASE = Field("rotary_emb_base", (Use((GPT_NEOX,), number, BASE, _base),))
-ROPE_THETA = Field("rope_theta", (Use(LLAMAS, number, BASE, _base), Use((GPT_NEOX,), number, BASE)))
+ROPE_THETA = Field("rope_theta", (Use(KIN, number, BASE, _base), Use((GPT_NEOX,), number, BASE)))
 ROTARY_PCT = Field("rotary_pct", (Use((GPT_NEOX,), number, 0.25, _percent),))
 PARTIAL = Field(
     "partial_rotary_factor",
-    (Use((GPT_NEOX,), number, 0.25),),
+    (
+        Use((GPT_NEOX,), number, 0.25),
+        Use((NEMOTRON,), number, 0.5, _percent),
+        Use((STABLELM,), number, 0.25, _percent),
+        Use((PHI3,), number, 1.0, _percent),
+    ),
     neutral=ONE,
     changes=PART_ROTATED,
 )
-ROPE_SCALING = Field("rope_scaling", (Use[object](_BOTH, as_it_is, value=_scaling),))
+ROPE_SCALING = Field("rope_scaling", (Use[object](_ALL, as_it_is, value=_scaling),))
 ROPE_PARAMETERS = Field(
     "rope_parameters",
     (
-        Use[object](LLAMAS, as_it_is, value=_parameters),
-        Use[object]((GPT_NEOX,), as_it_is, value=_neox_parameters),
+        Use[object](_WHOLE, as_it_is, value=_parameters),
+        Use[object]((GPT_NEOX, *PARTLY_ROTATED), as_it_is, value=_partial_parameters),
     ),
 )
+
+TRAINED_LENGTH = Field[object](ORIGINAL, harmless=True)
+"""At the top level, where only scaling goes by it."""
 
 BASES, SHARES = (ROTARY_EMB_BASE, ROPE_THETA), (ROTARY_PCT, PARTIAL)
 """The names of one number, and of the share of a head that is rotated; a model may have several."""
 
-ROTARY_ROWS: tuple[Field[Any], ...] = (*BASES, *SHARES, ROPE_SCALING, ROPE_PARAMETERS)
+ROTARY_ROWS: tuple[Field[Any], ...] = (
+    *BASES, *SHARES, ROPE_SCALING, ROPE_PARAMETERS, TRAINED_LENGTH,
+)  # fmt: skip
 """Growth leaves them alone."""

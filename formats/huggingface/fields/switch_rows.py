@@ -77,6 +77,7 @@ _BLOCKS = (
     _switch("is_causal", ON, LATER_TOKENS),
     _switch("causal", ON, LATER_TOKENS),
     _switch("use_causal_mask", ON, LATER_TOKENS),
+    _switch("qk_layernorm", OFF, OTHER_NORMS),
     _switch("pre_norm", ON, OTHER_NORMS),
     _switch("normalize_before", ON, OTHER_NORMS),
     _switch("do_layer_norm_before", ON, OTHER_NORMS),

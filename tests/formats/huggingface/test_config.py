@@ -1,21 +1,23 @@
 """``config.json`` of Hugging Face folders, both ways: what is said, understood and refused."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import accepted, flmgrow, refused
-from hf_folders import CONFIG, FLM, GPT2, MODELS, NEOX, fields, make_folder
+from hf_folders import ALIKE, CONFIG, FLM, GPT2, MODELS, NEOX, fields, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.strategies import DataObject, DrawFn
+from hypothesis.strategies import DataObject, DrawFn, SearchStrategy
 from strategies import configs, examples
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface.families import FAMILIES
+from flmgrow.formats.huggingface.fields.model_rows import ACTIVATIONS
 from flmgrow.formats.megatron.arguments.model import read_config
 from flmgrow.formats.megatron.arguments.new import new_arguments
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
@@ -28,7 +30,6 @@ def flm(draw: DrawFn, config: ModelConfig) -> ModelConfig:
     xpos = draw(st.booleans())
     return replace(
         config,
-        activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
         positions="xpos" if xpos else "rope",
         rotary=RotarySettings(
             base=config.rotary.base,
@@ -63,40 +64,92 @@ def granite(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 
 @st.composite
+def biases(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model with a switch for attention's biases, and one for the FFN's."""
+    attention = draw(st.booleans())
+    return replace(config, qkv_bias=attention, out_bias=attention, linear_bias=draw(st.booleans()))
+
+
+@st.composite
+def neox(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model without biases in attention, or with them."""
+    attention = draw(st.booleans())
+    return replace(config, qkv_bias=attention, out_bias=attention)
+
+
+@st.composite
+def seed_oss(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model with biases anywhere."""
+    qkv, out, ffn = (draw(st.booleans()) for _ in range(3))
+    return replace(config, qkv_bias=qkv, out_bias=out, linear_bias=ffn)
+
+
+@st.composite
+def stablelm(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    return replace(config, qkv_bias=draw(st.booleans()))
+
+
+@st.composite
+def ungated(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model with any activation that has no gate."""
+    return replace(config, activation=draw(st.sampled_from([*ACTIVATIONS.values()])))
+
+
+@st.composite
+def scaled(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model whose scores are scaled or not."""
+    return replace(config, multipliers=Multipliers(attention=draw(st.sampled_from([None, 1.0]))))
+
+
+@st.composite
+def by_layer(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    scores = replace(config.multipliers, attention_by_inverse_layer=draw(st.booleans()))
+    return replace(config, multipliers=scores)
+
+
+PARTS: dict[str, tuple[Callable[..., SearchStrategy[ModelConfig]], ...]] = {
+    "llama": (biases,), "granite": (biases, granite), "arcee": (biases, ungated),
+    "nemotron": (biases, ungated), "seed_oss": (seed_oss,), "stablelm": (stablelm,),
+    "gpt2": (ungated, scaled, by_layer), "gpt_bigcode": (ungated, scaled),
+    "gpt_neox": (neox, ungated), "flm": (ungated, flm),
+}  # fmt: skip
+"""What models of a family may differ in, beside sizes."""
+
+_OWN = st.tuples(st.integers(1, 4), st.just(1))
+HEADS = {
+    "gpt2": _OWN, "gpt_neox": _OWN, "flm": _OWN,
+    "gpt_bigcode": _OWN | st.tuples(st.just(1), st.integers(1, 4)),
+}  # fmt: skip
+"""The groups, and heads in each, of families that have not all."""
+
+PARTLY = ("gpt_neox", "nemotron", "stablelm", "phi3")
+AS_WIDE_AS_HEADS = ("gpt2", "gpt_neox", "stablelm", "gpt_bigcode")
+
+
+@st.composite
 def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
     """A family, and any model that it can say."""
     name = draw(st.sampled_from(list(FAMILIES)))
-    queries = draw(st.integers(1, 3)) if FAMILIES[name].rows is FAMILIES["llama"].rows else 1
-    groups, size = draw(st.integers(1, 4)), draw(st.sampled_from([4, 8]))
+    groups, queries = draw(HEADS.get(name, st.tuples(st.integers(1, 4), st.integers(1, 3))))
+    size = draw(st.sampled_from([4, 8]))
     rotary = RotarySettings(
         base=draw(st.floats(1.0, 1e7)),
-        percent=draw(st.sampled_from([0.25, 0.5])) if name == "gpt_neox" else 1.0,
+        percent=draw(st.sampled_from([0.25, 0.5])) if name in PARTLY else 1.0,
         scaling_factor=draw(st.sampled_from([None, 8.0])),
     )
     if rotary.scaling_factor is None and draw(st.booleans()):
         rotary = replace(rotary, interpolation=3.0)
     heads = groups * queries
-    hidden = heads * size if name in ("gpt2", "gpt_neox") else heads * draw(st.integers(1, 9))
+    hidden = heads * (size if name in AS_WIDE_AS_HEADS else draw(st.integers(1, 9)))
     config = replace(
-        MODELS["llama" if name == "mistral" else name],
+        MODELS[ALIKE.get(name, name)],
         layers=draw(st.integers(1, 5)), hidden=hidden, ffn=draw(st.integers(1, 50)),
         kv_groups=groups, queries_per_group=queries, head_dim=size,
         vocab=draw(st.integers(1, 99)), max_positions=draw(st.integers(1, 99)),
         norm_eps=draw(st.floats(0, 1)), tied=draw(st.booleans()), rotary=rotary,
     )  # fmt: skip
-    if name in ("llama", "granite") and draw(st.booleans()):
-        config = replace(config, linear_bias=True, qkv_bias=True)
-    if name == "gpt2":
-        scores = Multipliers(
-            attention=draw(st.sampled_from([None, 1.0])),
-            attention_by_inverse_layer=draw(st.booleans()),
-        )
-        config = replace(config, activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
-                         multipliers=scores)  # fmt: skip
-    if name == "flm":
-        config = draw(flm(config))
-    if name == "granite":
-        config = draw(granite(config))
+    for part in PARTS.get(name, ()):
+        config = draw(part(config))
     return name, config
 
 
@@ -129,26 +182,29 @@ def test_the_family_is_chosen_by_what_the_model_is(name: str) -> None:
     ("changes", "says"),
     [
         ({"zero_centred_gain": True}, "llama cannot say zero_centred_gain True"),
-        ({"activation": "squared_relu"}, "llama cannot say activation squared_relu"),
+        ({"activation": "gelu", "qk_norm": True}, "arcee cannot say qk_norm True"),
         ({"positions": "none"}, "llama cannot say positions none"),
         ({"rotary": RotarySettings(interleaved=True)}, "llama cannot say rotary.interleaved True"),
-        ({"rotary": RotarySettings(percent=0.5)}, "llama cannot say rotary.percent 0.5"),
         (
             {"rotary": RotarySettings(scaling_factor=8.0, interpolation=2.0)},
             "llama cannot say rotary.interpolation 2.0",
         ),
         (
             {"multipliers": Multipliers(output=2.0, attention_by_inverse_layer=True)},
-            "llama cannot say multipliers.output 2.0",
+            "granite cannot say multipliers.attention_by_inverse_layer True; nor can 13 others",
         ),
         (
             {"multipliers": Multipliers(output=0.0)},
             "granite cannot say multipliers.output 0.0",
         ),
         ({"multipliers": Multipliers(residual=0.5), "qk_norm": True}, "granite cannot say qk_norm"),
-        ({"linear_bias": True}, "llama cannot say attention_bias is False, mlp_bias is True"),
+        (
+            {"norm": "layernorm", "linear_bias": True},
+            "seed_oss cannot say norm layernorm",
+        ),
+        ({"rotary": RotarySettings(percent=0.5), "qk_norm": True}, "phi3 cannot say qk_norm True"),
         ({"qk_norm": True, "qkv_bias": True}, "qwen3 cannot say qkv_bias True"),
-        ({"norm": "layernorm"}, "llama cannot say norm layernorm"),
+        ({"norm": "layernorm", "qk_norm": True}, "stablelm cannot say qk_norm True"),
     ],
 )
 def test_what_no_family_can_say_is_named(changes: dict[str, Any], says: str) -> None:
@@ -174,8 +230,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(num_key_value_heads=3), "num_key_value_heads: found 3, which does not divide"),
     (fields(rms_norm_eps=float("inf")), "rms_norm_eps: .*finite"),
     (fields(rms_norm_eps=-1.0), "norm epsilon"),
-    (fields(attention_bias=True), "attention_bias is True, mlp_bias is False"),
-    (fields(mlp_bias=True), "attention_bias is False, mlp_bias is True"),
     (fields(sliding_window=16), "sliding_window: found 16, wanted null or at least max_position"),
     ({**GPT2, "sliding_window": 8}, "sliding_window: found 8, .*hint: attention in windows"),
     (fields(quantization_config={"bits": 4}), "quantization_config: found"),
@@ -218,7 +272,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**NEOX, "use_parallel_residual": True}, "use_parallel_residual: found True, wanted False"),
     ({k: v for k, v in NEOX.items() if k != "use_parallel_residual"}, "use_parallel_residual: fou"),
     ({**NEOX, "partial_rotary_factor": 0.5}, "rotary_pct is 0.25, partial_rotary_factor is 0.5"),
-    ({**NEOX, "attention_bias": False}, "attention_bias: found False, wanted True"),
 ]  # fmt: skip
 
 
@@ -237,6 +290,9 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
     (fields(head_dim=4), {"head_dim": 4}),
     (fields(tie_word_embeddings=True), {"tied": True}),
     (fields(attention_bias=True, mlp_bias=True), {"linear_bias": True, "qkv_bias": True}),
+    (fields(attention_bias=True), {"linear_bias": False, "qkv_bias": True, "out_bias": True}),
+    (fields(mlp_bias=True), {"linear_bias": True, "qkv_bias": False, "out_bias": False}),
+    ({**NEOX, "attention_bias": False}, {"qkv_bias": False, "out_bias": False}),
     (fields(rope_scaling=LLAMA3), {"rotary": RotarySettings(scaling_factor=8.0)}),
     (
         fields(rope_theta=None, rope_parameters={**LLAMA3, "rope_theta": 7.0}),

@@ -1,0 +1,46 @@
+"""What Megatron-LM's arguments cannot say of a model, found by saying it.
+
+As with ``config.json``: the arguments of the model are read again, and what comes back changed has
+no words there. So no list of abilities can be wrong; what is kept by hand are only reasons.
+"""
+
+from collections.abc import Mapping
+
+from flmgrow.errors import BadCheckpointError, UsageError
+from flmgrow.formats.megatron.arguments.model import read_config, written_arguments
+from flmgrow.formats.megatron.arguments.new import new_arguments
+from flmgrow.model.config import ModelConfig
+from flmgrow.model.wording import differences
+from flmgrow.text import Setting, Text
+
+_ONE_SWITCH = "its block has one switch for the biases of all projections, and one for query, key "
+REASONS: Mapping[str, str] = {
+    "qkv_bias": f"{_ONE_SWITCH}and value alone",
+    "out_bias": f"{_ONE_SWITCH}and value alone",
+}
+"""Why megatron-core has no place for what a field says."""
+
+
+def unsaid(config: ModelConfig) -> dict[str, object]:
+    """Return the fields of ``config`` that no argument says, with their values."""
+    told = written_arguments(new_arguments(config, config.vocab, "float32", "local"), config)
+    try:
+        return differences(config, read_config(told, "args", config.vocab))
+    except BadCheckpointError as error:
+        raise UsageError(error.message, error.hint) from None
+
+
+def refuse_unsaid(config: ModelConfig) -> None:
+    """Raise UsageError, with the reasons, if megatron-core has no such model."""
+    if lost := unsaid(config):
+        listed = ", ".join(f"{name} {value}" for name, value in lost.items())
+        why = dict.fromkeys(REASONS[name] for name in lost if name in REASONS)
+        raise UsageError(
+            f"megatron-core cannot express {listed}",
+            Text(
+                *(f"{reason}; " for reason in why),
+                "keep the model as a Hugging Face folder (",
+                Setting("format", "huggingface"),
+                "), which every command but training takes as it is",
+            ),
+        )
