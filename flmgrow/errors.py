@@ -209,6 +209,10 @@ class DivergenceError(FlmgrowError):
     exit_code = 7
 
 
+class GrowthDivergedError(DivergenceError):
+    """Training was stopped so soon after a model grew in memory that the growth is to blame."""
+
+
 class LostRankError(FlmgrowError):
     """Another rank of a run has ended, or cannot be reached; the same command resumes."""
 

@@ -10,12 +10,18 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError, tell
 from flmgrow.trainer.ranks.processes import stopping_signals
+from flmgrow.trainer.stage.chain import GROWING, TRAINER
 from flmgrow.trainer.stage.file import read_stage
 from flmgrow.trainer.stage.keys import STAGE_FILE
+
+if TYPE_CHECKING:
+    from flmgrow.trainer.live import Growing
 
 PATIENCE = 10.0
 """Seconds that a rank leaves to those who know better to tell of an error; a launcher takes less to
@@ -39,17 +45,20 @@ SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "S
 STARTED = "start it by flmgrow train, torchrun, or srun with MASTER_ADDR and MASTER_PORT"
 
 
-def main() -> int:
-    """Run one rank and return its exit code."""
+def main(growing: Callable[[], "Growing"] | None = None) -> int:
+    """Run one rank and return its exit code; ``growing`` makes what grows models in memory."""
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print("usage: torchrun [...] -m flmgrow.trainer STAGE.yaml", file=sys.stderr)
+        print(
+            f"usage: torchrun [...] -m {TRAINER if growing is None else GROWING} STAGE.yaml",
+            file=sys.stderr,
+        )
         return 2
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping_signals())  # whoever began us held them
     first = True
     try:
         first = _know_place() == 0
-        return _run(Path(sys.argv[1]))
+        return _run(Path(sys.argv[1]), growing)
     except FlmgrowError as error:
         if not first or isinstance(error, LostRankError):
             time.sleep(PATIENCE)
@@ -57,7 +66,7 @@ def main() -> int:
         return error.exit_code
 
 
-def _run(path: Path) -> int:
+def _run(path: Path, growing: Callable[[], "Growing"] | None) -> int:
     stage = read_stage(path)
     world, wanted = int(os.environ["WORLD_SIZE"]), stage.layout.world
     if world != wanted:
@@ -67,15 +76,15 @@ def _run(path: Path) -> int:
         )
     warnings.filterwarnings("ignore")  # megatron-core's, of what a CPU lacks
     try:
-        from flmgrow.trainer.loop import train
         from flmgrow.trainer.ranks.agreement import is_lost_rank
+        from flmgrow.trainer.training import train
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise UsageError(
             f"the package {package} is not installed", "pip install 'flmgrow[train]'"
         ) from None
     try:
-        return train(stage, path)
+        return train(stage, path, None if growing is None else growing())
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise

@@ -6,50 +6,45 @@ together. A run that was stopped, or killed, and started again takes the very sa
 are a function of their number, masks of their value, and everything else lies in the checkpoint.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from flmgrow.errors import DivergenceError, FlmgrowError, tell
+from flmgrow.errors import DivergenceError, GrowthDivergedError
+from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.model.tensors import parameter_count
 from flmgrow.trainer.checkpoint.companions import companions_of_run
-from flmgrow.trainer.checkpoint.loading import find_begin, load, restore_random_states
+from flmgrow.trainer.checkpoint.loading import load, restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
-from flmgrow.trainer.data.samples import digest_of, digests_of
-from flmgrow.trainer.data.stage_data import StageData, open_data
+from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
-from flmgrow.trainer.megatron.model import start_parallel, stop_parallel
 from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
-from flmgrow.trainer.ranks.agreement import Postponed, check_alike, summed, together
-from flmgrow.trainer.ranks.folder_lock import own_folder
+from flmgrow.trainer.ranks.agreement import Postponed, summed, together
 from flmgrow.trainer.ranks.stopping import Stop
 from flmgrow.trainer.run_config import (
     RunConfig,
     changes_of,
     check_space,
-    decisive,
-    make_run_config,
     other_data,
     position_in,
     record_changes,
 )
 from flmgrow.trainer.stage.changes import Change, settings_of
-from flmgrow.trainer.stage.file import StageFile
-from flmgrow.trainer.stage.keys import STAGE_FILE, told_of
 from flmgrow.trainer.steps import losses_of, run_batch
 from flmgrow.trainer.telling import (
     flops_per_step,
+    growth_record,
     notes,
     reads,
     step_record,
@@ -58,47 +53,6 @@ from flmgrow.trainer.telling import (
     way_out,
 )
 from flmgrow.trainer.validating import validate
-
-
-def train(stage: StageFile, path: Path) -> int:
-    """Train ``stage``, of the file ``path``, to its end, or until a signal; return the exit code.
-
-    Once the ranks have met, all of them meet the same errors, and the first one tells. Raises a
-    FlmgrowError for one that this rank meets before.
-    """
-    stop = Stop()
-    layout = stage.layout
-    start_parallel(
-        tp=layout.tp,
-        pp=layout.pp,
-        vpp=layout.vpp if layout.vpp > 1 else None,
-        seed=stage.training.seed,
-    )
-    try:
-        code = _train(stage, path, stop)
-    except FlmgrowError as error:
-        if torch.distributed.get_rank() == 0:
-            tell(error, STAGE_FILE)
-        code = error.exit_code
-    stop.restore()
-    stop_parallel()
-    return code
-
-
-def _train(stage: StageFile, path: Path, stop: Stop) -> int:
-    with own_folder(stage.checkpoint.folder):
-        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-        data = together(lambda: open_data(stage.data, sums=first_here))
-        begin = together(lambda: find_begin(stage, digests_of(data.training)))
-        try:
-            ids = data.tokenizer.vocab_size
-            with told_of(path):
-                run = together(lambda: make_run_config(stage, begin, ids))
-            check_alike({**decisive(run), **data.keys, "the data": digest_of(data.training)})
-            return Run(run, data).until_done(stop)
-        finally:
-            if begin.checkpoint is not None:
-                begin.checkpoint.close()
 
 
 class Run:
@@ -207,6 +161,8 @@ class Run:
             told.append(f"{self._chance}: sources of chance begin anew")
         for note in told:
             reporter.note("note: " + note)
+        if (grown := growth_record(run)) is not None:
+            self._failure.attempt(partial(reporter.growth, grown), None)
         for line in reads(run, self._data):
             reporter.note(line)
 
@@ -275,16 +231,47 @@ class Run:
         try:
             self._guard.check(record.step, record.loss, record.grad_norm)
         except DivergenceError as error:
+            if self._has_just_grown:
+                raise GrowthDivergedError(error.what, wanted=error.wanted) from None
             raise error.with_hint(way_out(self._run, self._iteration, self._saved)) from None
 
     def _validate(self) -> ValidationRecord:
         models = self._components.models
         return validate(models, self._run, self._data, self._iteration, self._carried)
 
-    def _save(self) -> None:
-        self._failure.raise_together()
+    @property
+    def _has_just_grown(self) -> bool:
+        """Whether its model has grown in memory, and the guard watches that."""
+        begin, stage = self._run.begin, self._run.stage
+        if stage.growth is None or begin.ungrown:
+            return False
+        shut = any(mask.value < 1 for mask in self._masks.values())
+        return stage.guard.watches_growth(self._iteration - begin.stage_begin, shut=shut)
+
+    def live(self) -> LiveModel:
+        """Return what the run holds now, for another stage to go on with."""
+        run, state = self._run, self._state()
+        itself = Member(
+            name=state.stage,
+            parameters=parameter_count(run.config),
+            iteration=state.iteration,
+            tokens=state.carried.tokens,
+        )
+        return LiveModel(
+            run,
+            self._components.parameters,
+            self._components.view,
+            state.iteration,
+            state.masks,
+            state.carried,
+            (*state.family, itself),
+            self._saving.companions,
+        )
+
+    def _state(self) -> TrainingState:
+        """Return what a checkpoint remembers of the run as it is now."""
         begin = self._run.begin
-        state = TrainingState(
+        return TrainingState(
             iteration=self._iteration,
             stage=self._run.stage.name,
             stage_begin=begin.stage_begin,
@@ -297,6 +284,10 @@ class Run:
             stage_batch=self._progress.batch,
             settings=settings_of(self._run.stage),
         )
+
+    def _save(self) -> None:
+        self._failure.raise_together()
+        state = self._state()
         components = self._components
         schedule = components.schedule.state_dict()
         self._saving.save(state, components.parameters, components.view, schedule)

@@ -30,7 +30,9 @@ from flmgrow.trainer.stage.keys import in_keys
 
 @dataclass(frozen=True, eq=False)
 class RunConfig:
-    """All that does not change while a stage runs."""
+    """All that does not change while a stage runs. ``until`` is an iteration at which it is left,
+    if it has not come to its end.
+    """
 
     stage: StageFile
     config: ModelConfig
@@ -38,6 +40,7 @@ class RunConfig:
     padded_vocab: int
     begin: Begin
     base_output: float
+    until: int | None = None
 
     @property
     def vocab_multiple(self) -> int:
@@ -47,8 +50,9 @@ class RunConfig:
 
     @property
     def last(self) -> int:
-        """The iteration at which the stage ends."""
-        return self.begin.iteration + steps_left(self.stage, self.begin.progress)
+        """The iteration at which the stage ends, or is left."""
+        end = self.begin.iteration + steps_left(self.stage, self.begin.progress)
+        return end if self.until is None else min(end, self.until)
 
     @property
     def clock(self) -> Clock:
@@ -67,7 +71,9 @@ class RunConfig:
         )
 
 
-def make_run_config(stage: StageFile, begin: Begin, ids: int) -> RunConfig:
+def make_run_config(
+    stage: StageFile, begin: Begin, ids: int, until: int | None = None
+) -> RunConfig:
     """Return the configuration of ``stage``, whose tokenizer has so many ``ids``.
 
     Raises a FlmgrowError where its parts do not fit.
@@ -87,7 +93,8 @@ def make_run_config(stage: StageFile, begin: Begin, ids: int) -> RunConfig:
         )
     with in_keys("layout"):
         layout = layout_of(stage, config, padded)
-    return RunConfig(stage, config, layout, padded, begin, base_output_of(stage, begin, config))
+    known = base_output_of(stage, begin, config)
+    return RunConfig(stage, config, layout, padded, begin, known, until)
 
 
 def decisive(run: RunConfig) -> dict[str, object]:
@@ -157,7 +164,9 @@ def base_output_of(stage: StageFile, begin: Begin, config: ModelConfig) -> float
     otherwise.
     """
     told = stage.model.multipliers.base_output
-    known = None if begin.checkpoint is None else base_output(begin.checkpoint)
+    known = begin.carried.base_output
+    if known is None and begin.checkpoint is not None and begin.grown is None:
+        known = base_output(begin.checkpoint)
     if told is not None and known is not None and told != known:
         raise UsageError(
             f"multipliers.base_output is {known} in the checkpoint, the stage file says {told}",

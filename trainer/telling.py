@@ -6,6 +6,7 @@ These are values and texts; :mod:`flmgrow.trainer.metrics` brings them to people
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from flmgrow.formats.history.manifest import methods_text
 from flmgrow.formats.history.training_state import Carried
 from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension
@@ -14,7 +15,7 @@ from flmgrow.model.wording import amount
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.data.validation import read_again
-from flmgrow.trainer.metrics.records import StepRecord
+from flmgrow.trainer.metrics.records import GrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.steps import Losses
 from flmgrow.trainer.validating import validated
@@ -57,6 +58,22 @@ def step_record(
         model_tflops=tflops,
         utilisation=None if peak is None else tflops / peak,
         masks=masks,
+    )
+
+
+def growth_record(run: RunConfig) -> GrowthRecord | None:
+    """Return the record of the growth in memory that a run begins with; None if there was none."""
+    begin = run.begin
+    if begin.grown is None:
+        return None
+    return GrowthRecord(
+        step=begin.iteration + 1,
+        stage=run.stage.name,
+        stage_before=begin.grown.stage,
+        parameters_before=begin.grown.parameters,
+        parameters=parameter_count(run.config),
+        methods=begin.grown.methods,
+        seconds=begin.grown.seconds,
     )
 
 
@@ -106,6 +123,8 @@ def summary(run: RunConfig) -> str:
     source = "fresh weights"
     if begin.checkpoint is not None:
         source = f"step {begin.iteration:,}" if begin.resumed else _near(begin.checkpoint.folder)
+    if begin.grown is not None:
+        source = f"what has grown out of {begin.grown.stage} at step {begin.iteration:,}"
     return "  ".join(
         (
             f"{amount(parameter_count(run.config))} parameters",
@@ -137,6 +156,17 @@ def notes(run: RunConfig) -> Iterator[str]:
     if begin.left is not None:
         yield (
             f"checkpoint.change_at: goes back from iteration {begin.left:,} to {begin.iteration:,}"
+        )
+    if begin.ungrown:
+        yield (
+            "its growth has diverged and was taken back: the stage goes on with the model of "
+            f"{amount(parameter_count(run.config))} parameters that was to grow"
+        )
+    if begin.grown is not None:
+        before, now = begin.grown.parameters, parameter_count(run.config)
+        yield (
+            f"grown in memory in {begin.grown.seconds:.1f} s: {amount(before)} to {amount(now)} "
+            f"parameters, {methods_text(begin.grown.methods)}"
         )
     if checkpoint is not None and not begin.resumed:
         yield from checkpoint.notes

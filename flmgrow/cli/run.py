@@ -15,11 +15,11 @@ from flmgrow.costing.rates import Rates
 from flmgrow.costing.wording import bill_text, device_text, fullest_text, stage_time_text
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
-from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.past import CHECKPOINTS, STAGE
 from flmgrow.stages.preparing import checked, prepare
-from flmgrow.stages.run_folder import STAGE, RunFolder
+from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.runner import launch, run_steps
-from flmgrow.stages.schedule import read_schedule
+from flmgrow.stages.schedule import PlannedStage, read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
 
 SchedulePath = Annotated[Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML).")]
@@ -83,7 +83,7 @@ def run(
     folder = RunFolder(where, stages)
     if dry_run:
         checked(folder, schedule)
-        _show(folder, list(steps_of(folder, until)), as_json)
+        _show(stages[: _count(names, until)], list(steps_of(folder, until)), as_json)
         return
     prepare(folder, schedule)
     steps = steps_of(folder, until)
@@ -97,7 +97,7 @@ def run(
     code = run_steps(steps, launch, lambda line: print(line, file=sys.stderr, flush=True))
     if code:
         raise EndedError(code)
-    last = stages[-1] if until is None else stages[names.index(until)]
+    last = stages[_count(names, until) - 1]
     print(folder.of(last, CHECKPOINTS))
 
 
@@ -126,8 +126,12 @@ def _held_against(law: list[Path], folder: RunFolder, steps: Iterator[Step]) -> 
     return told()
 
 
-def _show(folder: RunFolder, steps: list[Step], as_json: bool) -> None:
-    stages = [step.stage for step in steps if step.trains]
+def _count(names: list[str], until: str | None) -> int:
+    """Return how many stages a run takes."""
+    return len(names) if until is None else names.index(until) + 1
+
+
+def _show(stages: list[PlannedStage], steps: list[Step], as_json: bool) -> None:
     cost = cost_of(stages, Rates())
     if as_json:
         commands = [["flmgrow", *step.words] for step in steps]

@@ -129,6 +129,12 @@ def read_search(path: Path, widths: Sequence[int] = ()) -> Search:
             "give a file as train takes it: one stage, not a schedule",
             where=base,
         )
+    if "growth" in proxy:
+        raise UsageError(
+            "growth: each trial would train the stage before anew, in the same folder",
+            "train that once, grow it, and name the result as checkpoint.load",
+            where=base,
+        )
     points = [
         Point(settings, width) for width in widths or (None,) for settings in _settings(path, file)
     ]

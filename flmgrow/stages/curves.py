@@ -18,7 +18,7 @@ from flmgrow.stages.last_checkpoints import STAGE_FOLDER
 from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.metrics.log import read_metrics
-from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import GrowthRecord, Measured, StepRecord, ValidationRecord
 
 METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50
@@ -124,7 +124,7 @@ def find_metrics(path: Path) -> list[Path]:
     return [file for _, file in sorted(numbered)]
 
 
-def curves(files: Iterable[Sequence[Record]], where: str) -> tuple[StageCurve, ...]:
+def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve, ...]:
     """Return the curve of each stage in the records of ``files``.
 
     Raises BadDataError, naming ``where``, if no loss is among them.
@@ -196,27 +196,30 @@ def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> Run:
     return Run(name, curves(files, str(path)), left_out, score_curves(evaluations))
 
 
-def _read(file: Path) -> list[Record]:
-    """Return the records in a file. Raises BadDataError if a count is none that a run has."""
-    records = read_metrics(file)
-    for number, record in enumerate(records, start=1):
+def _read(file: Path) -> list[Measured]:
+    """Return the losses in a file. Raises BadDataError if a count is none that a run has."""
+    found: list[Measured] = []
+    for number, record in enumerate(read_metrics(file), start=1):
+        if isinstance(record, GrowthRecord):  # a new curve begins with its stage all the same
+            continue
+        found.append(record)
         for name, count in (("tokens", record.tokens), ("flops", record.flops)):
             if not 0 <= count <= LARGEST_COUNT:
-                found = "fewer than 0" if count < 0 else f"more than {LARGEST_COUNT:.0e}"
+                amount = "fewer than 0" if count < 0 else f"more than {LARGEST_COUNT:.0e}"
                 raise BadDataError(
-                    Text(f"{file}:{number}: {name}: found ", Found(found)),
+                    Text(f"{file}:{number}: {name}: found ", Found(amount)),
                     "remove the line if the file was edited, or the disk lost it",
                     wanted=f"0 to {LARGEST_COUNT:.0e}",
                 )
-    return records
+    return found
 
 
-def _is_drawn(record: Record) -> bool:
+def _is_drawn(record: Measured) -> bool:
     loss = record.loss if isinstance(record, StepRecord) else record.validation_loss
     return abs(loss) <= LARGEST_LOSS  # which no NaN is
 
 
-def _stages(records: Sequence[Record]) -> Iterator[Iterator[Record]]:
+def _stages(records: Sequence[Measured]) -> Iterator[Iterator[Measured]]:
     return (stage for _, stage in groupby(records, key=lambda record: record.stage))
 
 
@@ -228,11 +231,11 @@ def _ramps(records: Sequence[StepRecord]) -> Iterator[tuple[Spent, Spent]]:
             yield _spent(steps[0]), _spent(steps[-1])
 
 
-def _spent(record: Record) -> Spent:
+def _spent(record: Measured) -> Spent:
     return Spent(float(record.tokens), float(record.flops))
 
 
-def _points(records: Sequence[Record], losses: Sequence[float]) -> Points:
+def _points(records: Sequence[Measured], losses: Sequence[float]) -> Points:
     return Points(
         np.array([record.tokens for record in records], np.float64),
         np.array([record.flops for record in records], np.float64),

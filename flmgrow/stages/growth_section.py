@@ -3,11 +3,15 @@
 A stage says what changes of the model before it, and that becomes what ``flmgrow expand`` takes.
 """
 
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.growth import Growth
+from flmgrow.stages.past import GROWTH as GROWTH_FILE
+from flmgrow.stages.past import STAGE
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import GrowthRequest
@@ -15,6 +19,7 @@ from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import KEYS, FileWords
 from flmgrow.trainer.stage.model import SIZES
+from flmgrow.trainer.stage.sections import GrowthSection
 
 HINT = "see docs/guides/run.md"
 
@@ -31,6 +36,12 @@ GROWTH = (
     "seed",
 )
 """What a stage may say of its growth: all of a target but sizes and layout."""
+
+IN_PLACE = ("in_place", "if_diverged")
+"""What it may say of a growth in memory."""
+
+_OF_THE_RUN = ("accept", *IN_PLACE)
+"""What it says of how the run goes on, and not of what grows."""
 
 ACCEPTED = "changed-function"
 """What ``growth.accept`` may say."""
@@ -86,6 +97,35 @@ def accepts_change(growth: Json) -> bool:
     return said is not None
 
 
+def in_place_of(growth: Json, before: str | None) -> GrowthSection | None:
+    """Return how a stage file says that its model grows in memory, None if it does not.
+
+    ``before`` is the folder of the stage before, if there is one. Raises UsageError for what is no
+    answer.
+    """
+    said = growth.get("in_place", False)
+    if not isinstance(said, bool):
+        raise UsageError(
+            Text("is ", Found(f"{said!r:.60}")), HINT, "growth.in_place", wanted="true or false"
+        )
+    if "if_diverged" in growth and not said:
+        raise UsageError(
+            "holds for a growth in memory", "say growth.in_place: true, too", "growth.if_diverged"
+        )
+    if not said:
+        return None
+    if before is None:
+        raise UsageError(
+            "what a run starts with is in no memory yet", "leave it out", "growth.in_place"
+        )
+    places = {"after": Path("..", before, STAGE), "to": Path(GROWTH_FILE)}
+    diverged = {key: growth[key] for key in IN_PLACE[1:] if key in growth}
+    try:
+        return GrowthSection.model_validate({**places, **diverged})
+    except ValidationError as error:
+        raise UsageError(problems(error.errors()), HINT) from None
+
+
 def check_keeps_function(growth: Growth, *, accepts: bool) -> None:
     """Raise UsageError if a growth changes the function and the schedule does not accept that.
 
@@ -112,7 +152,7 @@ def target_of(growth: Json, stage: StageFile, old: ModelConfig, new: ModelConfig
         if key != "kv_channels" and getattr(new, field) != getattr(old, field)
     }
     layout = stage.layout.model_dump(include={"tp", "pp", "vpp", "pipeline_layers"})
-    growth = {key: value for key, value in growth.items() if key != "accept"}
+    growth = {key: value for key, value in growth.items() if key not in _OF_THE_RUN}
     if unknown := sorted(map(str, growth.keys() - set(GROWTH))):
         raise UsageError("there is no such key", HINT, where=unknown[0])
     try:

@@ -77,8 +77,9 @@ def _growth_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     if ramps and planned.unfinished:
         ramp += f", of which the stage has {planned.steps:,}"
     moved = f"{smaller.layout} -> {planned.layout}"
+    place = "; in memory" if planned.in_place else ""
     other = "; changes the function, which is accepted" if planned.accepts else ""
-    return [("growth", f"{methods or 'none'}{ramp}; {moved}{other}")]
+    return [("growth", f"{methods or 'none'}{ramp}; {moved}{place}{other}")]
 
 
 def _start_text(start: Start) -> str:

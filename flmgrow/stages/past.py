@@ -16,7 +16,8 @@ from flmgrow.trainer.stage.changes import CHANGES, goes_back, read_changes
 from flmgrow.trainer.stage.clock import Progress, progress_of, steps_in_all
 from flmgrow.trainer.stage.file import StageFile
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, STAGE, GROWTH = "checkpoints", "stage.yaml", "growth.yaml"
+"""What lies in the folder of a stage: what it saved, what the trainer is given, and ``expand``."""
 
 
 def trained_to(checkpoints: Path) -> int | None:

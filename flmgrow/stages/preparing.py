@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
 from flmgrow.stages.places import TENSORBOARD
-from flmgrow.stages.run_folder import GROWTH, SOURCE, STAGE, START, RunFolder
+from flmgrow.stages.run_folder import SOURCE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import StartFile
 from flmgrow.storage.durable import make_folders, write_small

@@ -15,8 +15,9 @@ Everything of a run lies in one folder, and what has been done is read from ther
 No step keeps a record of its own: whether it is done shows in what it was to make, and that appears
 whole or not at all. So a run that was killed at any moment goes on with the same command.
 
-What a stage was needed for ends when the next one's growth is verified. From then on it is done,
-whether or not its checkpoints are still there: who needs the disk may remove them.
+What a stage was needed for ends when the next one's growth is verified, or, if that was in memory,
+when the next one has saved. From then on it is done, whether or not its checkpoints are still
+there: who needs the disk may remove them.
 
 A first stage that starts with a model has a folder ``start`` of its own, and ``start.yaml``, which
 says what it was made from.
@@ -34,7 +35,7 @@ from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_t
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.storage.strict_json import Json
 
-STAGE, GROWTH, SOURCE, START = "stage.yaml", "growth.yaml", "start.yaml", "start"
+SOURCE, START = "start.yaml", "start"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,10 @@ class RunFolder:
         """Whether that checkpoint was found to compute what the one before does, or may differ.
 
         A verdict of its own counts before that of a later stage: a gate that is shut stays shut.
+        What grew in memory is no checkpoint that could be compared.
         """
+        if planned.in_place:
+            return True
         verdict = self._verdict(planned)
         return self.is_settled(planned) if verdict is None else verdict
 
@@ -141,4 +145,7 @@ class RunFolder:
         return {check.name for check in checks if check.passed is False} <= {FUNCTION}
 
     def _is_proved(self, planned: PlannedStage) -> bool:
+        """Whether a stage needs nothing any more of the one before."""
+        if planned.in_place:
+            return self.newest(planned) is not None
         return planned.is_given and self._verdict(planned) is True

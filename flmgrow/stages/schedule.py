@@ -25,6 +25,7 @@ from flmgrow.stages.growth_section import (
     check_keeps_function,
     check_only_sizes,
     growth_of,
+    in_place_of,
     sizes_after,
     target_of,
 )
@@ -41,6 +42,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, read_yaml
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.trainer.data.batches import changes
+from flmgrow.trainer.stage.chain import check_ranks
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of
 from flmgrow.trainer.stage.model import ModelSection
@@ -74,9 +76,14 @@ class PlannedStage:
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
 
     @property
+    def in_place(self) -> bool:
+        """Whether it grows in the memory of the stage before."""
+        return self.stage.growth is not None
+
+    @property
     def is_given(self) -> bool:
-        """Whether it begins with a checkpoint, and not with fresh weights."""
-        return self.target is not None or self.start is not None
+        """Whether it begins with a checkpoint of its own, which is made for it."""
+        return (self.target is not None and not self.in_place) or self.start is not None
 
     @property
     def unfinished(self) -> dict[Dimension, Mask]:
@@ -184,14 +191,17 @@ def _grown(place: Place, common: Json, own: Json, before: Smaller) -> PlannedSta
         _check_same_data(before.stage.stage, stage)
     accepts = accepts_change(growth)
     with in_keys("growth", WORDS):
+        in_place = in_place_of(growth, before.stage.folder if before.stage is not None else None)
         target = target_of(growth, stage, before.config, asked)
         grown = grow(before.config, target.target(), before.padded_vocab, padded)
         check_keeps_function(grown, accepts=accepts)
         masks = _masks_of(grown, before)
+    if in_place is not None and before.stage is not None:
+        check_ranks(before.stage.stage, stage, "leave out growth.in_place: expand lays it out anew")
     with in_keys("layout", WORDS):
         layout = layout_of(stage, grown.new, padded)
     section = ModelSection.of(grown.new, multiple)
-    stage = stage.model_copy(update={"model": section})
+    stage = stage.model_copy(update={"model": section, "growth": in_place})
     return PlannedStage(
         stage,
         grown.new,

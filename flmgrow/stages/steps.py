@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from flmgrow.stages.past import CHECKPOINTS
-from flmgrow.stages.run_folder import GROWTH, STAGE, START, RunFolder
+from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
+from flmgrow.stages.run_folder import START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.text import COMMAND_LINE
+from flmgrow.trainer.stage.chain import TRAINER, module_of
 
 PORT = 29500
 DIFFERS = 1
@@ -53,9 +54,12 @@ def steps_of(folder: RunFolder, until: str | None = None) -> Iterator[Step]:
     for planned in folder.stages:
         if planned.is_given:
             yield from _start(folder, planned)
+        ends = planned.stage.name == until
+        if not ends and any(later.in_place for later in folder.after(planned)[:1]):
+            continue  # who trains the later one trains this one first
         words = ("train", str(folder.of(planned, STAGE)))
         yield Step(planned, words, partial(folder.is_trained, planned))
-        if planned.stage.name == until:
+        if ends:
             return
 
 
@@ -128,20 +132,24 @@ def submitted(step: Step, launcher: str, devices: int) -> str:
     if not step.trains:
         return f"{step.command} || [ $? -eq {DIFFERS} ]" if step.may_differ else step.command
     world = step.stage.stage.layout.world
-    return launched(shlex.quote(step.words[1]), world, launcher, devices)
+    module = module_of(step.stage.stage)
+    return launched(shlex.quote(step.words[1]), world, launcher, devices, module)
 
 
-def launched(stage: str, world: int, launcher: str, devices: int) -> str:
-    """Return the command that trains a stage file, quoted, on nodes with ``devices`` each."""
+def launched(stage: str, world: int, launcher: str, devices: int, module: str = TRAINER) -> str:
+    """Return the command that trains a stage file, quoted, on nodes with ``devices`` each.
+
+    ``module`` runs its ranks.
+    """
     # A launcher starts equally many ranks on every node.
     nodes = next(n for n in range(ceil(world / devices), world + 1) if world % n == 0)
     per_node = world // nodes
-    module = f"-m flmgrow.trainer {stage}"
+    run = f"-m {module} {stage}"
     if launcher == "srun":
         tasks = f"--nodes={nodes} --ntasks={world} --ntasks-per-node={per_node}"
         where = f"MASTER_ADDR={FIRST_NODE} MASTER_PORT={PORT}"
-        return f"{where} srun {tasks} python {module}"
+        return f"{where} srun {tasks} python {run}"
     if nodes == 1:
-        return f"torchrun --standalone --nproc-per-node {per_node} {module}"
+        return f"torchrun --standalone --nproc-per-node {per_node} {run}"
     meeting = f"--rdzv-backend c10d --rdzv-endpoint $MASTER_ADDR:{PORT}"
-    return f"torchrun --nnodes {nodes} --nproc-per-node {per_node} {meeting} {module}"
+    return f"torchrun --nnodes {nodes} --nproc-per-node {per_node} {meeting} {run}"

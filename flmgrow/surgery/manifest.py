@@ -32,6 +32,7 @@ from flmgrow.formats.history.training_state import Carried
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.objects import namespace
+from flmgrow.operators.growth import Growth
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json
@@ -101,7 +102,7 @@ def describe(
         dropped=tuple(item.name for item in plan.dropped),
         dropped_why={item.name: item.why for item in plan.dropped if item.why} or None,
         optimizer=_optimizer(plan),
-        training=_training(plan),
+        training=carried_through(plan.growth, training_of(plan.source)),
         drift=tuple(drift),
         notes=tuple(render(note, COMMAND_LINE) for note in growth.notes),
         files=tuple(replace(file, sha256="") for file in files),
@@ -129,13 +130,15 @@ def _origin(plan: Plan) -> Origin:
     )
 
 
-def _training(plan: Plan) -> Carried | None:
-    """Return what training goes on with; losses of another function say nothing of this one's."""
-    carried = training_of(plan.source)
-    if carried is None:
+def carried_through(growth: Growth, known: Carried | None) -> Carried | None:
+    """Return what training goes on with after a growth, of what was ``known`` before.
+
+    Losses of another function say nothing of this one's.
+    """
+    if known is None:
         return None
-    lost = set() if plan.growth.preserves else {"losses", "loss_batches"}
-    return Carried(**carried.model_dump(exclude=lost))
+    lost = set() if growth.preserves else {"losses", "loss_batches"}
+    return Carried(**known.model_dump(exclude=lost))
 
 
 def _base_output(source: Checkpoint) -> float:

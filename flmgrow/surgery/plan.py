@@ -186,17 +186,27 @@ def make_plan(
     ranks = written_format(files.format or source.format).ranks
     if ranks and not drop_optimizer:
         source = with_optimizer(source)
-    pending = masks_of(source)
-    _check_masks(source, pending)
     layers = source.config.layers if target.layers is None else target.layers
     layout = request.resolve(source.layout, layers) if ranks else request.single(layers)
     vocab = source.config.vocab if target.vocab is None else target.vocab
     padded = stored_vocab(source, vocab, layout.tp, request.padded_vocab) if ranks else vocab
-    growth = grow(source.config, target, source.padded_vocab, padded)
-    growth = _with_pending(growth, pending)
+    growth = growth_of(source, target, padded, masks_of(source))
     if bake is not None:
         growth = baked(growth, bake)
     return plan_growth(source, growth, layout, padded, files)
+
+
+def growth_of(
+    source: Checkpoint, target: Target, padded_vocab: int, pending: Mapping[Dimension, Mask]
+) -> Growth:
+    """Return the growth from ``source`` to ``target``, stored in ``padded_vocab`` rows.
+
+    ``pending`` are the masks of the source that are not open yet. Raises UsageError for a target
+    that cannot be reached, and BadCheckpointError for masks that do not fit the source.
+    """
+    _check_masks(source, pending)
+    growth = grow(source.config, target, source.padded_vocab, padded_vocab)
+    return _with_pending(growth, pending)
 
 
 def _check_open(growth: Growth, file_format: str) -> None:

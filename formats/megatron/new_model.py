@@ -48,7 +48,7 @@ def new_content(
 
 
 @dataclass(frozen=True, eq=False)
-class _NoFiles:
+class NoFiles:
     """Contents that every rank has, and no file."""
 
     root: Mapping[object, object]
@@ -56,22 +56,26 @@ class _NoFiles:
     count: int = 0
 
     def content(self, rank: tuple[int, int]) -> Mapping[object, object]:
+        """Return what a rank holds beside its pieces: the same for all."""
         return self.root
 
     def digest(self) -> str:
+        """Return no digest: there are no bytes yet."""
         return ""
 
     def sums(self) -> Mapping[Path, FileSums]:
+        """Return no sums."""
         return {}
 
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
+        """Return no kinds of sums."""
         return ()
 
     def check_unchanged(self) -> None:
-        pass
+        """Do nothing: what is in memory is the caller's."""
 
     def close(self) -> None:
-        pass
+        """Do nothing: nothing is open."""
 
 
 def new_model(
@@ -105,7 +109,7 @@ def new_model(
         reader=LogicalReader(
             logical_tensors(config), {**config.sizes, Axis.VOCAB: padded_vocab}, ()
         ),
-        contents=_NoFiles(content),
+        contents=NoFiles(content),
         fused=False,
         carried=dict.fromkeys(extra, "of the trainer"),
         format="megatron",

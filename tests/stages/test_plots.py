@@ -21,7 +21,7 @@ from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
 from flmgrow.stages.drawing import COLOURS, KINDS
 from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
 from flmgrow.stages.plots import Look, picture, shortened, tokens_text
-from flmgrow.trainer.metrics.records import Record, ValidationRecord
+from flmgrow.trainer.metrics.records import Measured, ValidationRecord
 
 pytest.importorskip("matplotlib")
 
@@ -202,7 +202,7 @@ def test_an_import_that_fails_is_told(
 @pytest.mark.parametrize("loss", [1e308, -1e308, float("nan"), float("inf")])
 def test_losses_that_nothing_can_be_compared_with_are_left_out(loss: float, tmp_path: Path) -> None:
     clean = stage_of("a", 1, 9)
-    wild: list[Record] = [step(10, loss, "a", {}), ValidationRecord(10, 2560, 100_000, loss, "a")]
+    wild: list[Measured] = [step(10, loss, "a", {}), ValidationRecord(10, 2560, 100_000, loss, "a")]
     file = write_records(tmp_path / "metrics.jsonl", [*clean, *wild])
     outcome = accepted("plot", file)
     assert outcome.out == f"{tmp_path / 'loss.png'}\n"
@@ -284,7 +284,7 @@ def test_the_ends_of_a_long_name_stay() -> None:
     assert shortened("one-long-name", 13) == "one-long-name"
 
 
-BARE: dict[str, list[Record]] = {
+BARE: dict[str, list[Measured]] = {
     "one step": [step(1, 3.0, "a", {})],
     "one step with masks": [step(1, 3.0, "a", {Dimension.FFN: 0.5})],
     "equal counts": [replace(step(n, 3.0 / n, "a", {}), tokens=7, flops=7) for n in range(1, 4)],
@@ -303,7 +303,7 @@ BARE: dict[str, list[Record]] = {
 
 @pytest.mark.parametrize("log", sample([False, True], False))
 @pytest.mark.parametrize("records", BARE.values(), ids=BARE)
-def test_little_is_drawn_too(records: list[Record], log: bool, tmp_path: Path) -> None:
+def test_little_is_drawn_too(records: list[Measured], log: bool, tmp_path: Path) -> None:
     file = write_records(tmp_path / "metrics.jsonl", records[:1])
     file.write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
     outcome = accepted("plot", file, *["--log-x"] * log)

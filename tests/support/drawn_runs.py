@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flmgrow.model.masks import Dimension
-from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import Measured, StepRecord, ValidationRecord
 
 
 def step(number: int, loss: float, stage: str, masks: Mapping[Dimension, float]) -> StepRecord:
@@ -17,9 +17,9 @@ def step(number: int, loss: float, stage: str, masks: Mapping[Dimension, float])
     )  # fmt: skip
 
 
-def stage_of(name: str, first: int, count: int, *, masked: int = 0) -> list[Record]:
+def stage_of(name: str, first: int, count: int, *, masked: int = 0) -> list[Measured]:
     """A stage's records: falling losses, masks in the first steps, a validation at the end."""
-    records: list[Record] = [
+    records: list[Measured] = [
         step(n, 5.0 / n, name, {Dimension.FFN: 0.5} if n < first + masked else {})
         for n in range(first, first + count)
     ]
@@ -27,7 +27,7 @@ def stage_of(name: str, first: int, count: int, *, masked: int = 0) -> list[Reco
     return [*records, ValidationRecord(last, 256 * last, 1000 * last * last, 5.1 / last, name)]
 
 
-def write_run(folder: Path, stages: Sequence[Sequence[Record]]) -> Path:
+def write_run(folder: Path, stages: Sequence[Sequence[Measured]]) -> Path:
     """Write a run's folder, a folder for each stage."""
     for number, records in enumerate(stages, 1):
         path = folder / f"{number:02}-{records[0].stage}" / "metrics.jsonl"

@@ -16,7 +16,8 @@ from flmgrow.trainer.__main__ import ALONE
 from flmgrow.trainer.stage.file import read_stage
 
 with warnings.catch_warnings(action="ignore"):  # megatron-core's, of what a CPU lacks
-    from flmgrow.trainer.loop import train
+    from flmgrow.growing.in_place import GrowthInPlace
+    from flmgrow.trainer.training import train
 
 MODEL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
 
@@ -57,4 +58,4 @@ def carried_out(words: tuple[str, ...]) -> int:
 
 def _train(stage: Path) -> int:
     with mock.patch.dict(os.environ, ALONE), warnings.catch_warnings(action="ignore"):
-        return train(read_stage(stage), stage)
+        return train(read_stage(stage), stage, GrowthInPlace())

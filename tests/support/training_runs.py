@@ -10,7 +10,7 @@ import numpy as np
 
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer.metrics.log import MetricsLog
-from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import Measured, StepRecord, ValidationRecord
 
 RECORD = StepRecord(
     step=1,
@@ -51,12 +51,12 @@ STAGES = (
 
 def make_records(
     stages: Sequence[Stage], *, noise: float = 0.05, every: int = 50, seed: int = 0
-) -> list[list[Record]]:
+) -> list[list[Measured]]:
     """The records of each stage, one after the other; ``every`` so many steps there is one more."""
     draw = np.random.default_rng(seed)
     now, found = replace(RECORD, step=0, samples=0, tokens=0, flops=0), []
     for stage in stages:
-        records: list[Record] = []
+        records: list[Measured] = []
         for index in range(stage.steps):
             flops = now.flops + stage.batch_tokens * stage.flops_per_token
             clean = 1.9 + 9 * (flops / 10**15 + 1) ** -0.25
@@ -87,7 +87,7 @@ def make_run(folder: Path, stages: Sequence[Stage] = STAGES, seed: int = 0) -> P
     return folder
 
 
-def write_records(path: Path, records: Sequence[Record]) -> Path:
+def write_records(path: Path, records: Sequence[Measured]) -> Path:
     with MetricsLog(path, records[0].stage if records else "", 0, resumed=False) as log:
         for record in records:
             log.write(record)

@@ -22,7 +22,7 @@ from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.history.manifest import family, masks_of, training_of
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_file import TRAINING
-from flmgrow.formats.history.training_state import Carried, read_training_state
+from flmgrow.formats.history.training_state import Carried, TrainingState, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_file.file import scalar
@@ -36,8 +36,20 @@ from flmgrow.trainer.megatron.core import tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
 from flmgrow.trainer.stage.changes import goes_back
 from flmgrow.trainer.stage.clock import Progress, progress_of
-from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.file import StageFile, read_stage
 from flmgrow.trainer.stage.model import ModelSection, contradictions
+
+
+@dataclass(frozen=True)
+class Grown:
+    """How a model has grown in memory: out of the stage of this name, which had so many
+    ``parameters``, by the method of each dimension, in ``seconds``.
+    """
+
+    stage: str
+    parameters: int
+    methods: Mapping[str, str]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +60,8 @@ class Begin:
     saved it, ``progress`` how far it was. ``masks`` are those that are not open yet, as the
     checkpoint has them. ``settings`` are those that it was trained with, as far as it knows;
     ``left`` is the iteration that it had reached, if it goes back from there. ``anew`` says that it
-    takes weights only.
+    takes weights only. ``grows`` says that there is no checkpoint yet: what the stage before has
+    trained is still to grow; ``grown`` is how it has, ``ungrown`` that this was taken back.
     """
 
     checkpoint: Checkpoint | None
@@ -62,6 +75,9 @@ class Begin:
     settings: Mapping[str, Any] = field(default_factory=dict)
     left: int | None = None
     anew: bool = False
+    grows: bool = False
+    ungrown: bool = False
+    grown: Grown | None = None
 
 
 def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
@@ -133,11 +149,30 @@ def _close(begin: Begin) -> None:
 
 def _first(stage: StageFile) -> Begin:
     """Return what a stage begins with."""
+    if stage.growth is not None:
+        before = read_stage(stage.growth.after).checkpoint.folder
+        iteration = stage.growth.at or max(saved_iterations(before), default=0)
+        return Begin(None, False, iteration, iteration, Carried(), {}, grows=True)
     load = stage.checkpoint.load
     if load is None:
         return Begin(None, False, 0, 0, Carried(), {})
     anew = begins_anew(stage.checkpoint, load)
-    checkpoint = (weights_of if anew else opened)(stage, load)
+    return _with(stage, (weights_of if anew else opened)(stage, load), anew=anew)
+
+
+def find_ungrown(stage: StageFile) -> Begin:
+    """Return where a stage begins whose growth is taken back: with what grew, as it was saved.
+
+    The caller closes its checkpoint. Raises what opening it raises.
+    """
+    assert stage.growth is not None
+    folder = read_stage(stage.growth.after).checkpoint.folder
+    checkpoint = opened(stage, folder, stage.growth.at)
+    return replace(_with(stage, checkpoint, anew=False), ungrown=True)
+
+
+def _with(stage: StageFile, checkpoint: Checkpoint, *, anew: bool) -> Begin:
+    """Return what a stage begins with, of a checkpoint that is another's."""
     masks = stage.masks.rising(masks_of(checkpoint))
     carried, ancestors = training_of(checkpoint) or Carried(), tuple(family(checkpoint))
     if anew:
@@ -171,7 +206,14 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
         state.family,
         progress_of(stage, state),
         state.settings,
+        ungrown=_is_ungrown(stage, state),
     )
+
+
+def _is_ungrown(stage: StageFile, state: TrainingState) -> bool:
+    """Whether a stage has gone on with the model that it was to grow: its own did not grow."""
+    said = stage.growth is not None and stage.growth.if_diverged == "ungrown"
+    return said and bool(state.family) and state.family[-1].methods is None
 
 
 def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:

@@ -111,7 +111,7 @@ class Saving:
         schedule: Mapping[str, object],
     ) -> list[FileRecord]:
         """Write this rank's files, and return them by their paths in the iteration's folder."""
-        described = _optimizer_state(optimizer, self.dtype)
+        described = optimizer_state(optimizer, self.dtype)
         states = [State.WEIGHT, *described.dtypes]
         writes = parallel_state.get_data_parallel_rank() == 0
         live = list(live_states(parameters, optimizer, states, writes=writes))
@@ -225,7 +225,7 @@ def _owner(file: PlannedFile) -> tuple[int, int]:
     return (placement.tensor_rank, placement.pipeline_rank)
 
 
-def _optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
+def optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
     """Describe the optimizer as a checkpoint keeps it."""
     mixed = dtype != "float32"
     count = optimizer.step_count()

@@ -60,6 +60,11 @@ def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234
     torch.distributed.init_process_group(backend, **meeting())
     open_channel()
     parallel_state.initialize_model_parallel(tp, pp, vpp)
+    start_chance(seed)
+
+
+def start_chance(seed: int) -> None:
+    """Let all sources of chance of this rank begin from ``seed``."""
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     # Pipeline stages must start from different weights; tensor-parallel ranks cut the same ones.
     torch.manual_seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())

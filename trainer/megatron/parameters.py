@@ -158,14 +158,18 @@ def live_states(
     """
     for state in states:
         for parameter in parameters:
-            values = _state_of(parameter, optimizer, state, writes=writes)
+            values = state_of(parameter, optimizer, state, to_host=writes)
             if writes:
                 yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
 
 
-def _state_of(
-    parameter: Parameter, optimizer: OptimizerView, state: State, *, writes: bool
+def state_of(
+    parameter: Parameter, optimizer: OptimizerView, state: State, *, to_host: bool
 ) -> Tensor:
+    """Return a state of a parameter as a whole, in its shape or flat; not to be changed.
+
+    On all replicas at once. What they put together is on the host if it shall be.
+    """
     if state is State.WEIGHT:
         return parameter.tensor
     kept = optimizer.kept(parameter.tensor)
@@ -180,7 +184,8 @@ def _state_of(
     if kept is not None and own is not None:
         whole[kept.start : kept.stop] = own.detach().view(-1).view(torch.int32)
     torch.distributed.all_reduce(whole, group=parallel_state.get_data_parallel_group())
-    return whole.view(torch.float32).cpu() if writes else whole
+    values = whole.view(torch.float32)
+    return values.cpu() if to_host else values
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from flmgrow.errors import UsageError
 from flmgrow.storage.durable import storage_errors
-from flmgrow.trainer.metrics.records import Record
+from flmgrow.trainer.metrics.records import Measured
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +34,7 @@ class TensorBoard:
         self._make = SummaryWriter
         self._writers: dict[str, SummaryWriter] = {}
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Measured) -> None:
         """Add the numbers of a record. Raises StorageError."""
         with storage_errors(self._folder, "writing"):
             for axis, now in (("steps", record.step), ("tokens", record.tokens)):
@@ -69,7 +69,7 @@ class TensorBoard:
         self.close()
 
 
-def _scalars(record: Record) -> dict[str, float]:
+def _scalars(record: Measured) -> dict[str, float]:
     """Return what a record measured, by name; a mask as ``masks/DIMENSION``."""
     fields = asdict(record)
     masks = fields.pop("masks", {})

@@ -1,8 +1,9 @@
 """The records of a run: what one step or validation measured, as JSON has it.
 
 What a run has done must be read by people, by programs, and by the same run when it is resumed.
-Every optimizer step becomes a :class:`StepRecord`, every validation a :class:`ValidationRecord`.
-Numbers come back from JSON as they were, to the last bit, infinities and NaN among them.
+Every optimizer step becomes a :class:`StepRecord`, every validation a :class:`ValidationRecord`,
+and a growth in memory a :class:`GrowthRecord`. Numbers come back from JSON as they were, to the
+last bit, infinities and NaN among them.
 
 Importing this module loads neither torch nor megatron-core: ``flmgrow plot`` reads with it.
 """
@@ -77,7 +78,32 @@ class ValidationRecord:
         return _plain(self)
 
 
-Record = StepRecord | ValidationRecord
+@dataclass(frozen=True)
+class GrowthRecord:
+    """A growth in memory, right before ``step``, the first of the grown model.
+
+    The model of ``stage_before`` grew from ``parameters_before`` to ``parameters``, by the method
+    of each dimension, in ``seconds``.
+    """
+
+    step: int
+    stage: str
+    stage_before: str
+    parameters_before: int
+    parameters: int
+    methods: Mapping[str, str]
+    seconds: Number
+    kind: Literal["growth"] = "growth"
+
+    def to_json(self) -> Json:
+        """Return the record as plain data."""
+        return _plain(self)
+
+
+Measured = StepRecord | ValidationRecord
+"""A record with losses, and what was spent until then."""
+
+Record = Measured | GrowthRecord
 
 
 def _plain(record: Record) -> Json:

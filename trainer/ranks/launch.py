@@ -31,8 +31,10 @@ GRACE = 5.0
 _POLL = 0.1
 
 
-def launch(stage: Path, world: int) -> int:
+def launch(stage: Path, world: int, module: str = "flmgrow.trainer") -> int:
     """Run ``world`` ranks of a stage file on this machine and return their exit code.
+
+    ``module`` is what runs a rank.
 
     SIGTERM, SIGINT and SIGHUP are handed on, so that the ranks save and stop; a second one kills
     them, and the code is that of the first.
@@ -43,9 +45,9 @@ def launch(stage: Path, world: int) -> int:
     # torch's warnings of ranks that are lost come with stack traces; who was lost is told here.
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     more, inherited = place.of_rank_0()
-    ranks = [_start(stage, 0, world, {**environment, **more}, inherited)]
+    ranks = [_start(module, stage, 0, world, {**environment, **more}, inherited)]
     place.leave()
-    ranks += [_start(stage, rank, world, environment) for rank in range(1, world)]
+    ranks += [_start(module, stage, rank, world, environment) for rank in range(1, world)]
     signals = _HandedOn(ranks)
     handlers = {number: signal.signal(number, signals.hand_on) for number in stopping_signals()}
     try:
@@ -66,6 +68,7 @@ def launch(stage: Path, world: int) -> int:
 
 
 def _start(
+    module: str,
     stage: Path,
     rank: int,
     world: int,
@@ -74,7 +77,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
     return subprocess.Popen(
-        [sys.executable, "-m", "flmgrow.trainer", str(stage)],
+        [sys.executable, "-m", module, str(stage)],
         env={**environment, **{name: str(value) for name, value in own.items()}},
         pass_fds=inherited,
         start_new_session=True,  # a terminal's interrupt reaches ranks once, through this process

@@ -27,6 +27,7 @@ from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.sections import (
     CheckpointSection,
     DataSection,
+    GrowthSection,
     GuardSection,
     LayoutSection,
     LearningRateSection,
@@ -59,6 +60,7 @@ class StageFile(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     log: LogSection = LogSection()
     guard: GuardSection = GuardSection()
+    growth: GrowthSection | None = None
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -83,6 +85,15 @@ class StageFile(Section):
         if cooldown is not None and cooldown > whole:
             found = f"learning_rate.cooldown_tokens is {cooldown:,}"
             raise ValueError(f"{found}, of {whole:,} tokens until the floor")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_once(self) -> Self:
+        for name in ("load", "begin") if self.growth is not None else ():
+            if getattr(self.checkpoint, name) is not None:
+                raise ValueError(
+                    f"give either growth or checkpoint.{name}: what grew in memory is not loaded"
+                )
         return self
 
     @property

@@ -210,6 +210,21 @@ class CheckpointSection(Section):
     format: Literal["megatron", "torch_dist"] = "torch_dist"
 
 
+class GrowthSection(Section):
+    """How the model comes about in memory: that of another stage grows, and this one goes on.
+
+    ``after`` is the other stage's file. Its model grows when it ends, or before, at iteration
+    ``at``; ``to`` is a file that says into what, as ``flmgrow expand --to`` takes it. If the run
+    diverges soon after (:meth:`GuardSection.watches_growth`), the growth is taken back, and the run
+    stops or goes on ``ungrown``: in this stage, with the old model.
+    """
+
+    after: FilePath
+    to: FilePath
+    at: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    if_diverged: Literal["stop", "ungrown"] = "stop"
+
+
 class LogSection(Section):
     """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
 
@@ -240,3 +255,10 @@ class GuardSection(Section):
 
     spike: Positive | None = None
     window: Count = 50
+
+    def watches_growth(self, steps: int, *, shut: bool) -> bool:
+        """Whether what diverges so many ``steps`` after a growth is taken to do so because of it.
+
+        It is for a window, and as long as any mask is not open (``shut``).
+        """
+        return shut or steps <= self.window

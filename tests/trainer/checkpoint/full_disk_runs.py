@@ -15,7 +15,7 @@ from pathlib import Path
 
 from full_disk import full_disk
 
-import flmgrow.trainer.loop  # noqa: F401 - what takes long is imported once
+import flmgrow.trainer.training  # noqa: F401 - what takes long is imported once
 from flmgrow.trainer import __main__ as trainer
 
 ENOUGH = 10**9

@@ -19,11 +19,11 @@ from flmgrow.errors import BadDataError, OutputExistsError, StorageError, UsageE
 from flmgrow.model.masks import Dimension
 from flmgrow.trainer.metrics.event_files import TensorBoard
 from flmgrow.trainer.metrics.log import MetricsLog, read_metrics
-from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import Measured, StepRecord, ValidationRecord
 from flmgrow.trainer.metrics.reporting import progress_line
 
 NUMBERS = st.floats()
-RECORDS: list[Record] = make_records([Stage("a", 30, ramp=5)], every=10)[0]
+RECORDS: list[Measured] = make_records([Stage("a", 30, ramp=5)], every=10)[0]
 
 
 @given(loss=NUMBERS, norm=NUMBERS, rate=NUMBERS, teacher=st.none() | NUMBERS)
@@ -49,7 +49,7 @@ def test_records_come_back_whole(tmp_path: Path) -> None:
     masked = replace(
         RECORD, masks={Dimension.WIDTH: 0.1, Dimension.FFN: 0.7}, flops=10**25 + 1, stage="große"
     )
-    records: list[Record] = [masked, ValidationRecord(1, 512, 10**25, 3.25, "große")]
+    records: list[Measured] = [masked, ValidationRecord(1, 512, 10**25, 3.25, "große")]
     path = write_records(tmp_path / "new" / "metrics.jsonl", records)
     assert read_metrics(path) == records
     assert [line["kind"] for line in lines(path)] == ["step", "validation"]

@@ -298,7 +298,9 @@ def test_every_key_is_documented_with_its_default() -> None:
 
 
 def test_the_guides_example_is_a_stage(tmp_path: Path) -> None:
-    (example_text,) = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    example_text, *_ = re.findall(
+        r"```yaml\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL
+    )
     path = tmp_path / "stage.yaml"
     path.write_text(example_text, encoding="utf-8")
     assert read_stage(path).steps == 98

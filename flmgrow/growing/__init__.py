@@ -1,0 +1,1 @@
+"""Growing a model in training where it stands: between ranks, in memory, without the disk."""

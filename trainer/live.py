@@ -1,0 +1,54 @@
+"""A model in the memory of its ranks, as another stage may begin with it.
+
+A stage mostly begins with what lies in files. A model whose layout stays need not go that way: what
+the stage before has trained is still in memory when it ends. How it grows there is not the
+trainer's to know. This is what it hands on, and what it takes back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flmgrow.formats.companions import Companions
+from flmgrow.formats.history.parts import Member
+from flmgrow.formats.history.training_state import Carried
+from flmgrow.model.masks import Dimension, Mask
+from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
+from flmgrow.trainer.run_config import RunConfig
+from flmgrow.trainer.stage.file import StageFile
+
+
+@dataclass(frozen=True, eq=False)
+class LiveModel:
+    """What ``run`` holds at an iteration, on this rank.
+
+    ``masks`` are those that are not open yet. ``family`` is its ancestry, itself last;
+    ``companions`` say how it is spoken to.
+    """
+
+    run: RunConfig
+    parameters: Sequence[Parameter]
+    optimizer: OptimizerView
+    iteration: int
+    masks: Mapping[Dimension, Mask]
+    carried: Carried
+    family: tuple[Member, ...]
+    companions: Companions
+
+
+class Growing(Protocol):
+    """Makes of a model in memory what the next stage begins with."""
+
+    def check(self, run: RunConfig, stage: StageFile) -> None:
+        """Raise UsageError if what ``run`` will have trained cannot become the model of ``stage``.
+
+        Before the first step of ``run`` is taken.
+        """
+
+    def grow(self, live: LiveModel, stage: StageFile) -> Begin:
+        """Return what ``stage`` begins with. On all ranks at once.
+
+        Afterwards nothing of the old model is needed any more. Raises a FlmgrowError, on all ranks,
+        for a growth that cannot be.
+        """
