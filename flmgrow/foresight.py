@@ -1,6 +1,5 @@
 """Before the money is spent: which settings, what a schedule costs, and what loss it will reach."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +13,26 @@ from flmgrow.prediction.law import form_for
 from flmgrow.prediction.points import points_of
 from flmgrow.proposing.proposal import Proposal
 from flmgrow.proposing.proposal import propose as proposed
-from flmgrow.searching.picture import picture
 from flmgrow.searching.report import Report, report_of
 from flmgrow.searching.request import read_search
 from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
-from flmgrow.searching.wording import markdown
+from flmgrow.searching.writing import write_report
 from flmgrow.stages.alone import read_stages
 from flmgrow.stages.pool import Pool, Watched
-from flmgrow.storage.durable import write_small
+from flmgrow.studying.folder import StudyFolder
+from flmgrow.studying.report import Report as StudyReport
+from flmgrow.studying.report import report_of as study_report
+from flmgrow.studying.study import (
+    Study,
+    carry_out,
+    commands_of,
+    measured,
+    with_known_rates,
+)
+from flmgrow.studying.study import read as read_planned
+from flmgrow.studying.writing import check_packages
+from flmgrow.studying.writing import write_report as write_study
 
 PathLike = str | os.PathLike[str]
 
@@ -61,15 +71,65 @@ def search(
         outcomes = folder.outcomes()
         check_all_ended(outcomes)
         report = report_of(folder.search, outcomes)
-        write_small(folder.path / "report.md", markdown(report).encode())
-        write_small(folder.path / "results.json", json.dumps(report.to_json(), indent=1).encode())
-        write_small(folder.path / "search.png", picture(report, "png"))
+        write_report(folder.path, report)
     return report
 
 
 def search_folder(search: PathLike, out: PathLike, transfer: Sequence[int] = ()) -> SearchFolder:
     """Return a search and its folder; nothing is written. Raises UsageError as ``search``."""
     return SearchFolder(Path(out), read_search(Path(search), transfer))
+
+
+def study(
+    study: PathLike,
+    out: PathLike,
+    *,
+    parallel: int = 1,
+    scale: float = 1.0,
+    told: Callable[[str], object] = lambda _: None,
+    watched: Watched = lambda *_: None,
+) -> StudyReport:
+    """Train what is not done of a study, ``parallel`` legs at a time, and return its report.
+
+    It is written into ``out`` as well. ``scale`` multiplies all lengths. ``told`` hears of each leg and of each trial of a search for
+    learning rates; ``watched`` as in :func:`search`. Raises UsageError for what cannot be carried
+    out; LegFailedError or TrialFailedError; OutputExistsError if another study is at ``out``.
+    """
+    folder = StudyFolder(Path(out))
+    planned = read_planned(Path(study), scale)
+    check_packages()
+    with folder.held():
+        trained, rates = carry_out(
+            planned, folder, lambda: Pool(parallel, watched, warm=True), told
+        )
+        report = study_report(measured(trained, folder, rates))
+        write_study(folder.path, report)
+    return report
+
+
+def study_plan(study: PathLike, *, scale: float = 1.0) -> Study:
+    """Return a study as it would be carried out; nothing is written. Raises UsageError."""
+    return read_planned(Path(study), scale)
+
+
+def study_commands(
+    study: PathLike,
+    out: PathLike,
+    *,
+    scale: float = 1.0,
+    launcher: str = "torchrun",
+    gpus_per_node: int = 8,
+) -> list[str]:
+    """Write a study's files, and return the commands of what is not done, for a scheduler.
+
+    Where learning rates are searched, that must have been done: these commands come after them.
+    Raises as :func:`study`.
+    """
+    folder = StudyFolder(Path(out))
+    with folder.held():
+        planned = with_known_rates(read_planned(Path(study), scale), folder)
+        folder.prepare(planned.legs, planned.path)
+        return list(commands_of(planned, folder, launcher, gpus_per_node))
 
 
 def cost(schedule: PathLike, **cluster: Unpack[ClusterGiven]) -> RunCost:

@@ -40,6 +40,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         "B": grown,
         "NEW": tmp_path / "c",
         "TEXT": text,
+        "STUDY": ROOT / "configs" / "study-growth-gpu.yaml",
         "SCHEDULE": ROOT / "configs" / "flm-101b.yaml",
         "BYTES": make_checkpoint(tmp_path / "bytes", replace(CONFIGS["llama"], vocab=257)),
     }
@@ -55,6 +56,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
         ("run --dry-run", "run SCHEDULE --dry-run"),
         ("cost", "cost SCHEDULE"),
+        ("study --dry-run", "study STUDY --dry-run"),
         ("predict", "predict POINTS --at 1B"),
         ("generate", "generate BYTES --prompt a --tokenizer bytes --max-new-tokens 2"),
         ("eval", "eval BYTES --tasks bits-per-byte:TEXT --out NEW --tokenizer bytes"),
@@ -73,5 +75,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 13
+    assert len(documented()) == 14
     assert all(documented().values())

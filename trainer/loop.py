@@ -130,6 +130,8 @@ class Run:
         make = partial(Reporter, stage, run.last, begin, resumed=resumed)
         with together(make) as reporter:
             self._announce(reporter, changes)
+            if stage.log.validation_first and not resumed:
+                self._tell_validation(reporter)
             batches = iter(self._batches)
             while True:
                 moment = time.perf_counter()
@@ -139,9 +141,7 @@ class Run:
                 self._check(record)
                 ends = self._iteration == run.last
                 if self._due(stage.log.validation_every, ends):
-                    with reporter.pace.timed(VALIDATION):
-                        found = self._validate()
-                    self._failure.attempt(partial(reporter.validation, found), None)
+                    self._tell_validation(reporter)
                 if asked or self._due(stage.checkpoint.every, ends) or ends:
                     self._failure.attempt(reporter.sync, None)
                     with reporter.pace.timed(SAVING):
@@ -165,6 +165,11 @@ class Run:
             self._failure.attempt(partial(reporter.growth, grown), None)
         for line in reads(run, self._data):
             reporter.note(line)
+
+    def _tell_validation(self, reporter: Reporter) -> None:
+        with reporter.pace.timed(VALIDATION):
+            found = self._validate()
+        self._failure.attempt(partial(reporter.validation, found), None)
 
     def _due(self, every: int | None, ends: bool) -> bool:
         return every is not None and (ends or self._iteration % every == 0)

@@ -46,6 +46,10 @@ COMMANDS: Mapping[str, Entry] = {
         "search",
         "Try a grid of settings on a small model, and tell the best and how flat it is around it.",
     ),
+    "study": Entry(
+        "study",
+        "Train a model in several ways, with several seeds, and tell which pays, and how surely.",
+    ),
     "predict": Entry("predict", "Foretell the loss of a large model from the runs of small ones."),
     "propose": Entry(
         "propose",

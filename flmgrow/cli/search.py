@@ -112,8 +112,8 @@ def _show(folder: "SearchFolder") -> None:
 
 
 def _print_commands(folder: "SearchFolder", launcher: str, devices: int) -> None:
-    from flmgrow.searching.trials import State
     from flmgrow.stages.steps import launched
+    from flmgrow.stages.trial_folder import State
 
     for outcome in folder.outcomes():
         if outcome.state is State.OPEN:

@@ -12,7 +12,8 @@ from math import inf, isfinite, sqrt
 from statistics import fmean, stdev
 
 from flmgrow.searching.request import Point, Search, Value, with_setting
-from flmgrow.searching.trials import Outcome, State
+from flmgrow.searching.trials import Outcome
+from flmgrow.stages.trial_folder import State
 from flmgrow.storage.strict_json import Json
 
 FLAT = 0.005

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.model.wording import value_text
-from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.trial_folder import in_its_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
@@ -35,7 +35,6 @@ Value = int | float | str | bool
 
 MOST_POINTS = 10_000
 SEED = "training.seed"
-METRICS = "metrics.jsonl"
 
 OWN = ("name", "checkpoint.folder", "checkpoint.keep", "log.metrics", "log.tensorboard")
 """What a search sets itself: each trial is named, and writes into its own folder."""
@@ -86,14 +85,6 @@ class Trial:
     point: Point
     seed: int
     stage: StageFile
-
-    def to_yaml(self) -> Json:
-        """Return what its stage file says; of the model only what was said, since all else follows
-        from a checkpoint where one is loaded.
-        """
-        plain: Json = self.stage.model_dump(mode="json", exclude_none=True)
-        model = self.stage.model.model_dump(mode="json", exclude_none=True, exclude_unset=True)
-        return {**plain, "model": model}
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +196,7 @@ def _trials(
                     stage = stage_of({**at_width(data, point.width), "name": name}, base)
             except UsageError as error:
                 raise error.relative_to(base).at(path, point.text) from None
-            yield Trial(name, point, seed, _in_its_folder(stage))
+            yield Trial(name, point, seed, in_its_folder(stage))
 
 
 def with_setting(data: Json, key: str, value: object, where: tuple[object, ...] = ()) -> Json:
@@ -247,10 +238,3 @@ def at_width(data: Json, width: int) -> Json:
         model[name] = value * width // hidden
     model.setdefault("kv_channels", hidden // heads)
     return {**data, "model": {**model, "hidden_size": width}}
-
-
-def _in_its_folder(stage: StageFile) -> StageFile:
-    """Return the stage with what it writes in its own folder; only its last checkpoint is kept."""
-    checkpoint = stage.checkpoint.model_copy(update={"folder": Path(CHECKPOINTS), "keep": 1})
-    log = stage.log.model_copy(update={"metrics": Path(METRICS), "tensorboard": None})
-    return stage.model_copy(update={"checkpoint": checkpoint, "log": log})

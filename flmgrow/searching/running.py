@@ -12,8 +12,9 @@ from statistics import fmean
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
 from flmgrow.model.wording import clock_text
 from flmgrow.searching.request import Point, Trial
-from flmgrow.searching.trials import SearchFolder, State
+from flmgrow.searching.trials import SearchFolder
 from flmgrow.stages.pool import Ended, Pool
+from flmgrow.stages.trial_folder import State
 
 RUNGS = (0.25, 0.5)
 """Shares of the steps after which half of the trials are dropped."""

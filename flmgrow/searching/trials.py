@@ -12,38 +12,23 @@ The same command goes on with what is not done. A trial is done when its last ch
 so a search that was killed at any moment loses no more than a training would.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from math import inf
 from pathlib import Path
 
 from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.prediction.points import end_of
-from flmgrow.searching.request import METRICS, Search, Trial
-from flmgrow.stages.past import CHECKPOINTS, trained_to
+from flmgrow.searching.request import Search, Trial
 from flmgrow.stages.pool import Job
+from flmgrow.stages.trial_folder import State, TrialFolder
 from flmgrow.storage.durable import make_folders, write_small
 from flmgrow.storage.hidden import locked
-from flmgrow.storage.strict_json import Json, parse_object
-from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.text import Setting, Text
-from flmgrow.trainer.metrics.log import read_metrics
-from flmgrow.trainer.metrics.records import StepRecord
-from flmgrow.trainer.stage.file import stage_of
 
-TRIALS, STAGE, OUTCOME = "trials", "stage.yaml", "outcome.json"
-
-
-class State(StrEnum):
-    """How far a trial is."""
-
-    OPEN = "open"
-    DONE = "done"
-    DIVERGED = "diverged"
-    STOPPED = "stopped"
+TRIALS = "trials"
+_OTHER = Text("give another ", Setting("out"), ", or the search it began with")
 
 
 @dataclass(frozen=True)
@@ -86,31 +71,16 @@ class SearchFolder:
         names = {trial.name for trial in self.search.trials}
         for folder in sorted((self.path / TRIALS).glob("*")):
             if folder.name not in names:
-                raise UsageError(
-                    "is of another search",
-                    Text("give another ", Setting("out"), ", or the search it began with"),
-                    where=folder,
-                )
+                raise UsageError("is of another search", _OTHER, where=folder)
         for trial in self.search.trials:
-            self._check_unchanged(trial)
+            self.folder(trial).check_unchanged("search", _OTHER)
         for trial in self.search.trials:
-            make_folders(Path(self.path.absolute().anchor), self.of(trial).absolute())
-            write_small(self.of(trial) / STAGE, dump_yaml(trial.to_yaml()).encode())
+            self.folder(trial).write()
         write_small(self.path / "search.yaml", source.read_bytes())
 
-    def _check_unchanged(self, trial: Trial) -> None:
-        file = self.of(trial) / STAGE
-        if not file.exists():
-            return
-        old = dotted(stage_of(read_yaml(file), file).model_dump(mode="json"))
-        new = dotted(stage_of(trial.to_yaml(), file).model_dump(mode="json"))
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                raise UsageError(
-                    f"{key} is {old.get(key)!r:.60}, the search says {new.get(key)!r:.60}",
-                    Text("give another ", Setting("out"), ", or the search it began with"),
-                    where=file,
-                )
+    def folder(self, trial: Trial) -> TrialFolder:
+        """Return a trial's folder, with what is done there."""
+        return TrialFolder(self.of(trial), trial.stage, trial.stage.steps)
 
     def job(self, trial: Trial, until: int | None = None) -> Job:
         """Return the training of a trial."""
@@ -119,15 +89,13 @@ class SearchFolder:
 
     def outcome(self, trial: Trial) -> Outcome:
         """Return how far a trial is, and its loss there."""
-        folder = self.of(trial)
-        kept = folder / OUTCOME
-        if kept.is_file():
-            state, steps, told = _kept(kept)
-            loss = inf if state is State.DIVERGED else self.loss(trial, steps)
-            return Outcome(trial, state, steps, loss, told)
-        if trained_to(folder / CHECKPOINTS) == trial.stage.steps:
-            return Outcome(trial, State.DONE, trial.stage.steps, self._last_loss(trial))
-        return Outcome(trial, State.OPEN, self.job(trial).taken, inf)
+        end = self.folder(trial).end()
+        if end is None:
+            return Outcome(trial, State.OPEN, self.job(trial).taken, inf)
+        if end.state is State.DONE:
+            return Outcome(trial, State.DONE, end.steps, self._last_loss(trial))
+        loss = inf if end.state is State.DIVERGED else self.loss(trial, end.steps)
+        return Outcome(trial, end.state, end.steps, loss, end.told)
 
     def _last_loss(self, trial: Trial) -> float:
         """Return the loss of a trial that is done, whose metrics must reach its last step."""
@@ -147,29 +115,7 @@ class SearchFolder:
 
     def keep(self, trial: Trial, state: State, told: str = "") -> None:
         """Remember that a trial ends here."""
-        told_of: Json = {"state": str(state), "steps": self._steps(trial), "told": told}
-        write_small(self.of(trial) / OUTCOME, json.dumps(told_of).encode())
-
-    def _steps(self, trial: Trial) -> int:
-        steps = [
-            each.step
-            for each in read_metrics(self.of(trial) / METRICS)
-            if isinstance(each, StepRecord)
-        ]
-        return steps[-1] if steps else 0
-
-
-def _kept(file: Path) -> tuple[State, int, str]:
-    """Return how a trial ended, after how many steps, and what it told. Raises BadDataError."""
-    told = parse_object(file.read_bytes(), str(file))
-    state, steps = told.get("state"), told.get("steps")
-    if state not in (State.DIVERGED, State.STOPPED) or type(steps) is not int:
-        raise BadDataError(
-            "does not say how the trial ended",
-            "remove it: the same command goes on with that trial",
-            where=file,
-        )
-    return State(str(state)), steps, str(told.get("told", ""))
+        self.folder(trial).keep(state, told)
 
 
 def check_all_ended(outcomes: Sequence[Outcome]) -> None:

@@ -5,7 +5,7 @@ from math import isfinite
 
 from flmgrow.model.wording import value_text
 from flmgrow.searching.report import FLAT, Best, Report, Result, moves
-from flmgrow.searching.trials import State
+from flmgrow.stages.trial_folder import State
 
 SHOWN = 20
 """Points that the table on a terminal has."""

@@ -2,7 +2,8 @@
 
 Each is a process of its own, with its share of the machine's cores, or with devices of its own, and
 its output in a file. They end when this process does; asked to stop, it asks them, and they save
-first. How far each is can be read from its metrics, and so can how long the rest will take.
+first. How far each is can be read from its metrics, and so can how long the rest will take. A job
+may begin with what others make: it waits for them, and is given up if one of them fails.
 """
 
 import os
@@ -13,20 +14,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from types import FrameType
 
+from flmgrow.stages.warm import WarmProcess
 from flmgrow.storage.durable import make_folders
 from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
 
-LOG = "train.log"
 _POLL = 0.1
+
+Process = subprocess.Popen[bytes] | WarmProcess
 
 
 @dataclass(frozen=True)
 class Job:
     """A stage to be trained in ``folder``, by ``steps`` steps; with ``until``, it is asked to stop
     once it has taken so many.
+
+    A job without steps runs another ``command``. It begins when those that it comes ``after`` have
+    ended well, which it does itself with one of the exit codes ``fine``. A step is worth ``weight``
+    of the time that all jobs take.
     """
 
     name: str
@@ -34,6 +42,10 @@ class Job:
     steps: int
     ranks: int = 1
     until: int | None = None
+    command: tuple[str, ...] | None = None
+    after: frozenset[str] = frozenset()
+    fine: frozenset[int] = frozenset({0})
+    weight: float = 1.0
 
     @property
     def goal(self) -> int:
@@ -43,11 +55,18 @@ class Job:
     @property
     def words(self) -> tuple[str, ...]:
         """Its command, without ``flmgrow``."""
-        return ("train", str(self.folder / "stage.yaml"))
+        return self.command or ("train", str(self.folder / "stage.yaml"))
+
+    @property
+    def log(self) -> Path:
+        """The file of its output."""
+        return self.folder / f"{self.words[0]}.log"
 
     @property
     def taken(self) -> int:
         """The steps that it has reported."""
+        if not self.steps:
+            return 0
         try:
             return (self.folder / "metrics.jsonl").read_bytes().count(b'"kind": "step"')
         except OSError:
@@ -75,19 +94,27 @@ _LOOK = 1.0
 
 
 class Pool:
-    """Jobs that run at the same time, at most ``parallel``; ``watched`` hears how they get on."""
+    """Jobs that run at the same time, at most ``parallel``; ``watched`` hears how they get on.
 
-    def __init__(self, parallel: int, watched: Watched = lambda *_: None) -> None:
+    With ``warm`` they begin as copies of a process that has imported what they need, where there
+    are no GPUs.
+    """
+
+    def __init__(
+        self, parallel: int, watched: Watched = lambda *_: None, *, warm: bool = False
+    ) -> None:
         self.parallel = parallel
+        self._warm = warm and sys.platform == "linux" and not _devices()
         self._watched = watched
-        self._running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self._running: dict[int, tuple[Job, Process]] = {}
         self._stopped: set[str] = set()
         self._asked = 0
 
     def run(self, jobs: Iterable[Job], told: Told) -> list[Ended]:
-        """Run the jobs in turn, and return how each ended.
+        """Run the jobs in turn, and return how each ended that was begun.
 
-        On a signal all are asked to stop; when they have saved, the signal is raised here.
+        Of those that could begin, the first does. On a signal all are asked to stop; when they have
+        saved, the signal is raised here.
         """
         waiting = list(jobs)
         ended: list[Ended] = []
@@ -99,12 +126,19 @@ class Pool:
         }
         try:
             while self._running or (waiting and not self._asked):
-                while waiting and len(self._running) < self.parallel and not self._asked:
-                    self._start(waiting.pop(0))
+                while len(self._running) < self.parallel and not self._asked:
+                    if (job := self._next(waiting)) is None:
+                        break
+                    waiting.remove(job)
+                    self._start(job)
                 time.sleep(_POLL)
                 for one in self._finished():
                     ended.append(one)
                     clock.end(one.job)
+                    if one.code not in one.job.fine:
+                        for lost in _begin_with(one.job, waiting):
+                            waiting.remove(lost)
+                            clock.end(lost)
                     told(one, len(waiting) + len(self._running), clock.seconds(self._jobs()))
                 if time.monotonic() - looked >= _LOOK:
                     looked = time.monotonic()
@@ -119,20 +153,20 @@ class Pool:
             signal.raise_signal(self._asked)
         return ended
 
+    def _next(self, waiting: Sequence[Job]) -> Job | None:
+        """Return the first job whose beginning is made, None if there is none yet."""
+        missing = {job.name for job in (*waiting, *self._jobs())}
+        return next((job for job in waiting if not job.after & missing), None)
+
     def _jobs(self) -> list[Job]:
         return [job for job, _ in self._running.values()]
 
     def _start(self, job: Job) -> None:
         slot = next(number for number in range(self.parallel) if number not in self._running)
         make_folders(Path(job.folder.anchor), job.folder)
-        with (job.folder / LOG).open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "flmgrow", *job.words],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env={**os.environ, **share(slot, self.parallel, job.ranks)},
-                start_new_session=True,
-                preexec_fn=partial(_begin, os.getpid(), cores_of(slot, self.parallel)),
-            )  # fmt: skip
+        cores = cores_of(slot, self.parallel)
+        environment = {**os.environ, **share(slot, self.parallel, job.ranks)}
+        process = (_warm if self._warm else _cold)(job, environment, cores)
         asked = self._asked
         self._running[slot] = (job, process)
         if asked:  # while it was being started, and before it could be told
@@ -146,9 +180,9 @@ class Pool:
                 continue
             del self._running[slot]
             self._stopped.discard(job.name)
-            yield Ended(job, code, _last_line(job.folder / LOG))
+            yield Ended(job, code, _last_line(job.log))
 
-    def _stop_there(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+    def _stop_there(self, job: Job, process: Process) -> None:
         """Ask a job to stop where it is to, once: a second time would kill it."""
         if job.until is None or job.name in self._stopped or job.taken < job.until:
             return
@@ -169,9 +203,11 @@ class _Clock:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._begin = time.monotonic()
-        self._taken = {job.name: min(job.taken, job.goal) for job in jobs}
-        self._all = sum(job.goal for job in jobs)
-        self._before = sum(self._taken.values())
+        self._before = {job.name: min(job.taken, job.goal) for job in jobs}
+        self._taken = dict(self._before)
+        self._goals = {job.name: job.goal for job in jobs}
+        self._weights = {job.name: job.weight for job in jobs}
+        self._all = sum(self._goals.values())
 
     def end(self, job: Job) -> None:
         """A job has ended: it takes no more steps, however many it took."""
@@ -179,13 +215,42 @@ class _Clock:
 
     def steps(self, running: Sequence[Job]) -> tuple[int, int]:
         """Return how many steps are taken, and how many there are."""
-        now = {job.name: min(job.taken, job.goal) for job in running}
-        return sum({**self._taken, **now}.values()), self._all
+        return sum(self._now(running).values()), self._all
 
     def seconds(self, running: Sequence[Job]) -> float:
-        """Return about how many seconds the rest takes."""
-        done, all_ = self.steps(running)
-        return (time.monotonic() - self._begin) * (all_ - done) / max(1, done - self._before)
+        """Return about how many seconds the rest takes; infinite as long as nothing is known."""
+        now, passed = self._now(running), time.monotonic() - self._begin
+        done = sum((now[name] - self._before[name]) * each for name, each in self._weights.items())
+        left = sum((self._goals[name] - now[name]) * each for name, each in self._weights.items())
+        return passed * left / done if done else inf if left else 0.0
+
+    def _now(self, running: Sequence[Job]) -> Mapping[str, int]:
+        return {**self._taken, **{job.name: min(job.taken, job.goal) for job in running}}
+
+
+def _begin_with(failed: Job, waiting: Sequence[Job]) -> list[Job]:
+    """Return the jobs that begin with what ``failed`` was to make, or with what they make."""
+    lost = {failed.name: failed}
+    while more := [job for job in waiting if job.name not in lost and job.after & lost.keys()]:
+        lost |= {job.name: job for job in more}
+    return list(lost.values())[1:]
+
+
+def _cold(job: Job, environment: Mapping[str, str], cores: Sequence[int]) -> Process:
+    """Start a job as a program of its own."""
+    with job.log.open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flmgrow", *job.words],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+            start_new_session=True, preexec_fn=partial(_begin, os.getpid(), cores),
+        )  # fmt: skip
+
+
+def _warm(job: Job, environment: Mapping[str, str], cores: Sequence[int]) -> Process:
+    """Start a job as a copy of a process that has imported what it needs."""
+    alone = job.words[0] == "train" and job.ranks == 1
+    words = ("flmgrow.trainer", *job.words[1:]) if alone else ("flmgrow", *job.words)
+    return WarmProcess(words, job.log, environment, cores)
 
 
 def _begin(parent: int, cores: Sequence[int]) -> None:

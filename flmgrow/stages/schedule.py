@@ -103,7 +103,14 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
     with other batches. Raises UsageError, naming file, stage and key, for what cannot be carried
     out, and what opening the checkpoint raises that the first stage starts with.
     """
-    data = read_yaml(path)
+    return planned_stages(read_yaml(path), path, run)
+
+
+def planned_stages(data: object, path: Path, run: Path | None = None) -> list[PlannedStage]:
+    """Return the stages of the schedule that ``data``, of the file ``path``, holds.
+
+    Raises as ``read_schedule``.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
         raise UsageError("has no list of stages", HINT, where=path)
     if not data["stages"]:

@@ -24,8 +24,9 @@ from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
 from flmgrow.searching.report import Report, moves, report_of, sections_of
 from flmgrow.searching.request import Point, Search, SearchFile, Trial, at_width, read_search
-from flmgrow.searching.trials import Outcome, SearchFolder, State
+from flmgrow.searching.trials import Outcome, SearchFolder
 from flmgrow.stages.pool import cores_of, share
+from flmgrow.stages.trial_folder import State, TrialFolder
 from flmgrow.trainer.stage.file import stage_of
 from flmgrow.trainer.stage.model import contradictions
 
@@ -59,7 +60,7 @@ def test_a_model_that_is_loaded_is_described_by_its_checkpoint_alone(
         content = {**proxy, "model": model, "checkpoint": {"load": "hf", "begin": "anew"}}
         (tmp_path / "proxy.yaml").write_text(yaml.safe_dump(content))
         (trial,) = read_search(file).trials
-        written = stage_of(trial.to_yaml(), file)
+        written = stage_of(TrialFolder(tmp_path, trial.stage, 0).content(), file)
         assert contradictions(written.model, CONFIGS["llama"]) == differing
 
 

@@ -15,8 +15,9 @@ from flmgrow.cli.app import run
 from flmgrow.errors import OutputExistsError, UsageError
 from flmgrow.searching.request import read_search
 from flmgrow.searching.running import _climb
-from flmgrow.searching.trials import SearchFolder, State
+from flmgrow.searching.trials import SearchFolder
 from flmgrow.stages.pool import Job, Pool, _Clock
+from flmgrow.stages.trial_folder import State
 
 
 @pytest.fixture(scope="module")

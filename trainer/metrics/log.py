@@ -46,7 +46,8 @@ class MetricsLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise UsageError("is no ordinary file", "name another log.metrics", where=path)
-        kept = b"".join(_kept_lines(path, stage, begin)) if path.exists() else b""
+        lines = _kept_lines(path, stage, begin, resumed=resumed) if path.exists() else ()
+        kept = b"".join(lines)
         self.set_aside = 0
         """The steps of an earlier attempt."""
         with storage_errors(path, "opening"):
@@ -110,8 +111,10 @@ def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
                 ) from None
 
 
-def _kept_lines(path: Path, stage: str, begin: int) -> Iterator[bytes]:
+def _kept_lines(path: Path, stage: str, begin: int, *, resumed: bool) -> Iterator[bytes]:
     for line, record in _lines(path):
+        if not resumed and record.stage == stage:
+            continue  # a validation before the first step, too
         if record.step <= begin:
             yield line
         elif record.stage != stage:

@@ -74,8 +74,10 @@ class StageFile(Section):
 
     @model_validator(mode="after")
     def _validation_has_data(self) -> Self:
-        if self.log.validation_every is not None and not self.data.validation_share:
-            raise ValueError("log.validation_every needs a data.validation_share above 0")
+        asked = {"every": self.log.validation_every, "first": self.log.validation_first}
+        for name in (name for name, value in asked.items() if value):
+            if not self.data.validation_share:
+                raise ValueError(f"log.validation_{name} needs a data.validation_share above 0")
         return self
 
     @model_validator(mode="after")

@@ -229,13 +229,15 @@ class LogSection(Section):
     """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
 
     A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
-    counts batches of the stage. ``peak_tflops`` is that of one device, for the utilisation.
+    counts batches of the stage. ``validation_first`` adds one before the first step: of a model as
+    it was grown. ``peak_tflops`` is that of one device, for the utilisation.
     """
 
     every: Count = 10
     metrics: FilePath = Path("metrics.jsonl")
     tensorboard: FilePath | None = None
     validation_every: Count | None = None
+    validation_first: bool = False
     validation_samples: Count | None = None
     validation_batches: Count | None = None
     peak_tflops: Positive | None = None
