@@ -91,9 +91,10 @@ def study(
 ) -> StudyReport:
     """Train what is not done of a study, ``parallel`` legs at a time, and return its report.
 
-    It is written into ``out`` as well. ``scale`` multiplies all lengths. ``told`` hears of each leg and of each trial of a search for
-    learning rates; ``watched`` as in :func:`search`. Raises UsageError for what cannot be carried
-    out; LegFailedError or TrialFailedError; OutputExistsError if another study is at ``out``.
+    It is written into ``out`` as well. ``scale`` multiplies all lengths. ``told`` hears of each leg
+    and of each trial of a search for learning rates; ``watched`` as in :func:`search`. Raises
+    UsageError for what cannot be carried out; LegFailedError or TrialFailedError; OutputExistsError
+    if another study is at ``out``.
     """
     folder = StudyFolder(Path(out))
     planned = read_planned(Path(study), scale)

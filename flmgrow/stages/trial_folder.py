@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.stages.past import CHECKPOINTS, trained_to
+from flmgrow.stages.past import CHECKPOINTS, STAGE, trained_to
 from flmgrow.storage.durable import make_folders, write_small
 from flmgrow.storage.strict_json import Json, parse_object
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
@@ -24,7 +24,7 @@ from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.file import StageFile, stage_of
 
-METRICS, STAGE, OUTCOME = "metrics.jsonl", "stage.yaml", "outcome.json"
+METRICS, OUTCOME = "metrics.jsonl", "outcome.json"
 
 
 class State(StrEnum):

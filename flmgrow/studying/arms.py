@@ -66,10 +66,22 @@ def planned_arms(study: StudyFile, path: Path, rates: Rates) -> list[PlannedArm]
         for seed in study.seeds:
             try:
                 stages = planned_stages(schedule_of(study, arm, seed, rates), path)
+                _check_on_disk(stages)
             except UsageError as error:
                 raise error.relative_to(path).at(path, f"arm {name}") from None
             planned.append(PlannedArm(name, seed, arm, tuple(stages)))
     return planned
+
+
+def _check_on_disk(stages: Sequence[PlannedStage]) -> None:
+    """Raise UsageError for a growth in memory: what several arms share must be a checkpoint."""
+    for planned in stages:
+        if planned.in_place:
+            raise UsageError(
+                "growth.in_place: arms begin with checkpoints that others may share",
+                "leave it out: the bits are the same",
+                where=f"stage {planned.stage.name}",
+            )
 
 
 def schedule_of(study: StudyFile, arm: ArmSection, seed: int, rates: Rates) -> Json:

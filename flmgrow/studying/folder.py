@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flmgrow.errors import UsageError
+from flmgrow.stages.past import GROWTH
 from flmgrow.stages.pool import Job
-from flmgrow.stages.run_folder import GROWTH, RunFolder
+from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import DIFFERS, Step, steps_of
 from flmgrow.stages.trial_folder import State, TrialFolder

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from flmgrow.costing.cluster import rates_of
 from flmgrow.costing.estimate import cost_of
+from flmgrow.stages.past import STAGE
 from flmgrow.stages.pool import Pool
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import launched, submitted
-from flmgrow.stages.trial_folder import STAGE
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.arms import PlannedArm, Rates, planned_arms
 from flmgrow.studying.fairness import held_and_findings
