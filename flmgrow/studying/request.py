@@ -34,7 +34,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.studying.outcomes import Axis
-from flmgrow.text import Found, Setting, Text
+from flmgrow.text import Found, Text
 from flmgrow.trainer.stage.section import (
     Amount,
     Name,
@@ -246,9 +246,9 @@ def _check(path: Path, study: StudyFile) -> None:
                 )
     if "peak" in study.base.get("learning_rate", {}):
         raise UsageError(
-            Text("base.", Setting("learning_rate"), ".peak: is given"),
+            "is given",
             "the peak belongs to a size: say it in rates",
-            where=path,
+            where=(path, "base.learning_rate.peak"),
         )
 
 
