@@ -14,7 +14,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import base_output
 from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
-from flmgrow.storage.durable import check_free_space, make_folders
+from flmgrow.storage.folders import check_free_space, make_folders
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model

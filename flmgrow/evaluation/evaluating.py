@@ -39,7 +39,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of, training_of
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
-from flmgrow.storage import durable
+from flmgrow.storage import durable, folders
 from flmgrow.storage.hidden import hidden_folder
 from flmgrow.storage.marker import is_marked
 from flmgrow.storage.output import OutputFolder
@@ -120,7 +120,7 @@ class Evaluation:
 
     def _is_finished(self, folder: Path) -> bool:
         """Whether a folder of results is there, as the first process sees it."""
-        found = durable.is_there(folder) and not is_marked(folder)
+        found = folders.is_there(folder) and not is_marked(folder)
         return found if self._world.size == 1 else bool(self._peers.gathered(found)[0])
 
     def _wanted(self, name: str, identity: Json) -> Json:

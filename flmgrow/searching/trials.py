@@ -23,7 +23,8 @@ from flmgrow.prediction.points import end_of
 from flmgrow.searching.request import Search, Trial
 from flmgrow.stages.pool import Job
 from flmgrow.stages.trial_folder import State, TrialFolder
-from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.hidden import locked
 from flmgrow.text import Setting, Text
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from flmgrow.stages.warm import WarmProcess
-from flmgrow.storage.durable import make_folders
+from flmgrow.storage.folders import make_folders
 from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
 
 _POLL = 0.1

@@ -20,7 +20,8 @@ from flmgrow.stages.places import TENSORBOARD
 from flmgrow.stages.run_folder import SOURCE, START, RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import StartFile
-from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.storage.validation import problems

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from flmgrow.errors import OutputExistsError
-from flmgrow.storage import durable, journal
-from flmgrow.storage.launch import BEAT
+from flmgrow.storage import durable, folders, journal
+from flmgrow.storage.ending import BEAT
 from flmgrow.storage.sign import Other
 from flmgrow.text import Pass, Text
 
@@ -37,7 +37,7 @@ def adopt(temp: Path, wanted: str, restart: bool) -> None:
     wanted_by_nobody = found != wanted.encode() and not journal.has_lines(temp)
     if restart or found is None or wanted_by_nobody:
         # A crash in here does no harm: without a plan, nothing in the folder is trusted.
-        durable.prune(temp, keep={temp / "lock", temp / "lease", *temp.glob("launch-*/*")})
+        folders.prune(temp, keep={temp / "lock", temp / "lease", *temp.glob("launch-*/*")})
         durable.sync_folder(temp)
         durable.write_small(place, wanted.encode())
         durable.sync_folder(temp.parent)

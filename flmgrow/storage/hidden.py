@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
-from flmgrow.storage import durable
+from flmgrow.storage import durable, folders
 from flmgrow.storage.lease import Lease
 from flmgrow.storage.lock import NO_LOCKS, LockHeldError, take_lock
 from flmgrow.storage.remote.addresses import address_of, is_remote
@@ -23,7 +23,7 @@ def clear_leftovers(path: Path) -> str:
     A half-done run stays. Raises OutputExistsError if another run is at it, OSError, StorageError.
     """
     temp = hidden_folder(path)
-    if not durable.is_own_folder(temp):
+    if not folders.is_own_folder(temp):
         return ""
     with locked(path, temp):
         if (temp / "data").exists():
@@ -31,6 +31,24 @@ def clear_leftovers(path: Path) -> str:
         if remove_hidden(temp):
             return f"; removed the leftovers in {temp}"
     return ""
+
+
+def already_exists(path: Path, told: bool = False) -> OutputExistsError:
+    """Return the error for an output that is there, after removing what its run has left.
+
+    It is ``told`` if rank 0, which finds it as well, tells of it.
+    """
+    note = ""
+    if not told:
+        with contextlib.suppress(OSError, StorageError, OutputExistsError):
+            note = clear_leftovers(path)
+    error = OutputExistsError(
+        f"already exists{note}",
+        hint="choose another output folder, or remove this one",
+        where=path,
+    )
+    error.told = told
+    return error
 
 
 def hidden_folder(path: Path) -> Path:
@@ -76,7 +94,7 @@ def remove_hidden(temp: Path) -> bool:
     """Remove the hidden folder, the lock last; if that fails, a later run does it."""
     with contextlib.suppress(StorageError, OSError):
         last = [each for each in (temp / LEASE, temp / LOCK) if each.exists()]
-        durable.prune(temp, keep=last)
+        folders.prune(temp, keep=last)
         for each in last:
             each.unlink()
         temp.rmdir()

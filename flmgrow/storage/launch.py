@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flmgrow.errors import FlmgrowError, LostRankError, StorageError
-from flmgrow.storage import durable
+from flmgrow.storage import durable, folders
+from flmgrow.storage.ending import BEAT, first_speaks, lower_speaks, wait_for_all
 from flmgrow.storage.failure import AGAIN, another_plan, described, raised
 from flmgrow.storage.sign import Other, Sign, read_sign, this_machine, this_process
 from flmgrow.storage.strict_json import Json
@@ -33,17 +34,6 @@ from flmgrow.text import Found, Setting, Text
 T = TypeVar("T")
 
 _WAIT_LONGER = Text(Setting("rank_timeout"), " waits longer")
-GRACE = 10.0
-"""Seconds in which ranks stop once one of them has failed; they look after every block."""
-
-SPEAKING = 0.5
-"""Seconds that rank 0 has to tell of an error: a launcher ends all ranks once one has ended."""
-
-COMING = 3.0
-"""Seconds in which those come that are not there yet, to hear of it."""
-
-BEAT = 1.0
-"""Seconds after which a sign changes although there is nothing new."""
 
 
 def launch_folder(folder: Path, world: World) -> Path:
@@ -174,53 +164,25 @@ class Launch:
 
     def _wait_for_others(self, error: Exception | None) -> None:
         """On rank 0, until all have stopped; on others, until rank 0 has taken the error over."""
-        begun = time.monotonic()
         if self.world.first:
-            while not all(
-                _is_done(each, error) if each.fresh else time.monotonic() - begun > COMING
-                for each in self._others.values()
-                if not (each.fresh and (each.died or each.quiet > self.world.patience))
-            ):
-                if time.monotonic() - begun > GRACE:
-                    return
-                time.sleep(self._pace)
-            return
-        if error is None:
-            return
-        first = self._others[0]
-        while not (first.fresh and (first.content["ended"] or first.died)):
-            if time.monotonic() - begun > GRACE:
-                break
-            time.sleep(self._pace)
-        told = bool(first.fresh and first.content["failed"])
-        if told:
-            time.sleep(SPEAKING)
-        if isinstance(error, FlmgrowError):
-            error.told = told or self._lower_speaks()
-
-    def _lower_speaks(self) -> bool:
-        """Whether a rank between rank 0 and this one tells that rank 0 is lost."""
-        lower = [Other(self._folder / f"rank.{rank}") for rank in range(1, self.world.rank)]
-        for _ in range(2):
-            for each in lower:
-                content = each.look()
-                known = content.get("launch") == self._state["launch"]
-                if known and (content["stopped"] or (each.fresh and not each.died)):
-                    return True
-            if lower:
-                time.sleep(2 * BEAT)
-        return False
+            others = self._others.values()
+            wait_for_all(others, self._pace, self.world.patience, failed=error is not None)
+        elif error is not None:
+            told = first_speaks(self._others[0], self._pace)
+            if isinstance(error, FlmgrowError):
+                lower = (Other(self._folder / f"rank.{rank}") for rank in range(1, self.world.rank))
+                error.told = told or lower_speaks(list(lower), self._state["launch"])
 
     def _await_folder(self) -> None:
         """Wait until rank 0 has made the folder."""
-        while not durable.is_there(self._folder):
+        while not folders.is_there(self._folder):
             if time.monotonic() - self._begun > self.world.patience:
                 raise LostRankError(
                     f"rank 0: has made no {self._folder} within {self.world.patience:g} seconds",
                     "all ranks need to see the same folders; " + _WAIT_LONGER,
                 )
             time.sleep(self._pace)
-        durable.make_private_folder(self._folder.parent)  # which it is already, if it is no trap
+        folders.make_private_folder(self._folder.parent)  # which it is already, if it is no trap
 
     def _taken(self, kind: str) -> Sign:
         """Take a file of this rank's own; one of an earlier launch may not have ended yet."""
@@ -349,9 +311,3 @@ class Launch:
             self._trouble = error
             if self.world.first:
                 self._update(failed=described(error, self.world.rank))
-
-
-def _is_done(other: Other, error: Exception | None) -> bool:
-    """Whether another rank has stopped, and has heard why."""
-    done: bool = other.content["stopped"] and (error is None or other.content["heard"])
-    return done

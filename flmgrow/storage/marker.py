@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from flmgrow.errors import IncompleteCheckpointError
-from flmgrow.storage import durable
+from flmgrow.storage import durable, folders
 from flmgrow.storage.remote.marker import COMPLETE
 
 FOLDER = ".flmgrow"
@@ -22,7 +22,7 @@ MARK = f"{FOLDER}/plan.json"
 def put(output: Path, plan: str) -> None:
     """Make the folder ``output``, unless it was begun before, and mark it. Raises StorageError."""
     if not is_marked(output):
-        durable.make_folders(output.parent, output / FOLDER)
+        folders.make_folders(output.parent, output / FOLDER)
         durable.write_small(output / MARK, plan.encode())
         durable.sync_folder(output.parent)
 
@@ -38,8 +38,8 @@ def remove(output: Path) -> None:
 
 def discard(output: Path) -> None:
     """Remove an output that is marked, the mark last. Raises StorageError."""
-    durable.prune(output, keep={output / MARK})
-    durable.remove_tree(output)
+    folders.prune(output, keep={output / MARK})
+    folders.remove_tree(output)
 
 
 def is_marked(output: Path) -> bool:
@@ -47,12 +47,12 @@ def is_marked(output: Path) -> bool:
     return os.path.lexists(output / MARK)
 
 
-def refuse_marked(*folders: Path) -> None:
-    """Raise IncompleteCheckpointError if one of ``folders`` is marked.
+def refuse_marked(*paths: Path) -> None:
+    """Raise IncompleteCheckpointError if one of ``paths`` is marked.
 
     A copy from an object store may have both marks: it is whole.
     """
-    for folder in folders:
+    for folder in paths:
         if is_marked(folder) and not os.path.lexists(folder / COMPLETE):
             raise IncompleteCheckpointError(
                 "is not complete: the run that writes it was interrupted, or is at it",

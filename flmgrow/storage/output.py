@@ -37,13 +37,13 @@ from typing import Any
 
 import xxhash
 
-from flmgrow.errors import LostRankError, OutputExistsError, StorageError
-from flmgrow.storage import durable, journal, marker
+from flmgrow.errors import LostRankError, OutputExistsError
+from flmgrow.storage import durable, folders, journal, marker
 from flmgrow.storage.adoption import PLAN, adopt, encoded_plan, refuse_living
-from flmgrow.storage.checksums import FileRecord, is_intact, is_safe, verify_files
+from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.hidden import (
     absolute,
-    clear_leftovers,
+    already_exists,
     hidden_folder,
     locked,
     one_run,
@@ -52,11 +52,9 @@ from flmgrow.storage.hidden import (
 from flmgrow.storage.lease import Lease
 from flmgrow.storage.output_file import BegunOutput, OutputFile
 from flmgrow.storage.ranks import first_of, flattened, ranks_in
-from flmgrow.storage.read_back import FlushedFile, ReadBackFile
+from flmgrow.storage.read_back import FlushedFile, ReadBackFile, SeenFiles, changed
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
-
-__all__ = ["FileRecord", "OutputFile", "OutputFolder", "verify_files"]
 
 
 class OutputFolder(BegunOutput):
@@ -83,7 +81,7 @@ class OutputFolder(BegunOutput):
         self._temp = hidden_folder(self.path)
         self._in_place = False
         self._finished = {}
-        self._seen: dict[str, object] = {}
+        self._seen = SeenFiles(lambda _: self.ranks.report(0))
         self._double_check = double_check
         alone = double_check and world.size == 1
         self._kind = ReadBackFile if alone else FlushedFile
@@ -92,7 +90,7 @@ class OutputFolder(BegunOutput):
         self._committed = False
         self._lease: Lease | None = None
         if self._appeared():
-            raise self._already_exists(told=not world.first)
+            raise already_exists(self.path, told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
             self.ranks = stack.enter_context(ranks_in(self._temp, world))
@@ -101,7 +99,7 @@ class OutputFolder(BegunOutput):
                 self._lease = lock.enter_context(locked(self.path, self._temp))
                 if self._appeared():  # finished by another run while we came here
                     lock.close()
-                    raise self._already_exists()
+                    raise already_exists(self.path)
                 refuse_living(self.path, self._temp, self.ranks.paths)
             self._meet(wanted)
             if world.first:
@@ -131,17 +129,17 @@ class OutputFolder(BegunOutput):
         return self.path if self._in_place else self._temp / "data"
 
     def _appeared(self) -> bool:
-        return durable.is_there(self.path) and not marker.is_marked(self.path)
+        return folders.is_there(self.path) and not marker.is_marked(self.path)
 
     def _begin_data(self, plan: str) -> None:
         """Make the folder that files are written into, as an earlier run did."""
         begun = (self._temp / "data").exists()
         marked = marker.is_marked(self.path)
-        self._in_place = marked or not (begun or durable.can_rename(self._temp))
+        self._in_place = marked or not (begun or folders.can_rename(self._temp))
         if self._in_place:
             marker.put(self.path, plan)
         else:
-            durable.make_folders(self._temp, self._data)
+            folders.make_folders(self._temp, self._data)
 
     @property
     def note(self) -> str:
@@ -170,7 +168,7 @@ class OutputFolder(BegunOutput):
 
     def free_space_check(self, needed: int) -> None:
         """Raise StorageError unless ``needed`` bytes, those still to be written, are free."""
-        durable.check_free_space(self._temp, needed, self.path)
+        folders.check_free_space(self._temp, needed, self.path)
 
     @contextlib.contextmanager
     def file(self, relative: str, size: int, *, sha256: bool = False) -> Iterator[OutputFile]:
@@ -182,15 +180,15 @@ class OutputFolder(BegunOutput):
         """
         target = self._claim(relative)
         try:
-            durable.make_folders(self._data, target.parent)
+            folders.make_folders(self._data, target.parent)
             with durable.new_file(target, size, self._in_place, self._kind) as raw:
                 output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
                 record = output.record(relative)
             if raw.read_back:
                 if raw.read_back != record.xxh3_128:
-                    raise _changed(target)
-                self._seen[relative] = _looks_of(target)
+                    raise changed(target)
+                self._seen.note(target)
             self._check_lease()
             self._journal.append(asdict(record))
             self._finished[relative] = record
@@ -260,21 +258,9 @@ class OutputFolder(BegunOutput):
         records = [FileRecord(**each) for each in self.ranks.exchange(self._records(), first_of)]
         shares = shared_out(records, lambda record: record.size, world.size)
         for record in shares[(world.rank + 1) % world.size] if self._double_check else []:
-            if not self._is_intact(record):
-                raise _changed(self._data / record.path)
+            if not self._seen.is_intact(self._data, record):
+                raise changed(self._data / record.path)
         self.ranks.exchange(None, len)
-
-    def _is_intact(self, record: FileRecord) -> bool:
-        """Return whether a file is as it was written, reading it unless it is as this process has
-        seen it on the disk.
-        """
-        now = _looks_of(self._data / record.path)
-        if now is not None and now == self._seen.get(record.path):
-            return True
-        intact = is_intact(self._data, record, lambda _: self.ranks.report(0))
-        if intact and now is not None:
-            self._seen[record.path] = now
-        return intact
 
     def _follow(self) -> str:
         """Wait until rank 0 has committed."""
@@ -289,9 +275,9 @@ class OutputFolder(BegunOutput):
     def _appear(self, targets: Mapping[Path, bytes]) -> None:
         self._drop_strays()
         for target, data in targets.items():
-            durable.make_folders(self._data, target.parent)
+            folders.make_folders(self._data, target.parent)
             durable.write_small(target, data)
-        durable.sync_tree(self._data)
+        folders.sync_tree(self._data)
         if self._in_place:
             marker.remove(self.path)
         elif not durable.rename_to_new(self._data, self.path):
@@ -334,7 +320,7 @@ class OutputFolder(BegunOutput):
         world = self.ranks.world
         records = [FileRecord(**entry) for entry in self._listed]
         own = shared_out(records, lambda record: record.size, world.size)[world.rank]
-        intact = [asdict(record) for record in own if self._is_intact(record)]
+        intact = [asdict(record) for record in own if self._seen.is_intact(self._data, record)]
 
         def settled(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             self._take_over(flattened(parts))
@@ -351,33 +337,4 @@ class OutputFolder(BegunOutput):
 
     def _drop_strays(self) -> None:
         kept = {self._data / path for path in self._finished}
-        durable.prune(self._data, keep=kept | {self.path / marker.MARK})
-
-    def _already_exists(self, told: bool = False) -> OutputExistsError:
-        note = ""
-        if not told:
-            with contextlib.suppress(OSError, StorageError, OutputExistsError):
-                note = clear_leftovers(self.path)
-        error = OutputExistsError(
-            f"already exists{note}",
-            hint="choose another output folder, or remove this one",
-            where=self.path,
-        )
-        error.told = told  # by rank 0, which finds it as well
-        return error
-
-
-def _looks_of(path: Path) -> object:
-    """Return what tells a file from another, or the same one after it was changed; None if there
-    is none.
-    """
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _changed(path: Path) -> StorageError:
-    what = "is not what was written there: the disk or a program changed it"
-    return StorageError(what if path.exists() else "vanished", hint=durable.RESUME, where=path)
+        folders.prune(self._data, keep=kept | {self.path / marker.MARK})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from flmgrow.errors import StorageError
-from flmgrow.storage import durable
+from flmgrow.storage import folders
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.world import World
 
@@ -98,7 +98,7 @@ def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
     StorageError, LostRankError.
     """
     if world.first:
-        durable.make_private_folder(folder)
+        folders.make_private_folder(folder)
     if world.size == 1:
         yield ALONE
         return
@@ -127,5 +127,5 @@ def meeting(folder: Path, world: World) -> Iterator[Ranks]:
     finally:
         if world.first:
             with suppress(StorageError, OSError):
-                durable.remove_tree(launch_folder(folder, world))
+                folders.remove_tree(launch_folder(folder, world))
                 folder.rmdir()  # unless somebody else needs it

@@ -19,8 +19,9 @@ from queue import SimpleQueue
 
 import xxhash
 
-from flmgrow.storage.checksums import READ_SIZE
-from flmgrow.storage.durable import NewFile, close_quietly, storage_errors
+from flmgrow.errors import StorageError
+from flmgrow.storage.checksums import READ_SIZE, FileRecord, is_intact
+from flmgrow.storage.durable import RESUME, NewFile, close_quietly, storage_errors
 
 WINDOW = 64 << 20
 """Bytes that are flushed and read at once: long beside a flush, short beside a file."""
@@ -88,6 +89,49 @@ class ReadBackFile(FlushedFile):
             while count := file.readinto(self._buffer[: end - self._summed]):
                 self._sum.update(self._buffer[:count])
                 self._summed += count
+
+
+class SeenFiles:
+    """Files that this process has read from the disk, and how they looked then.
+
+    They need not be read again before they change. ``report`` is told of what is read.
+    """
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._seen: dict[Path, object] = {}
+
+    def note(self, path: Path) -> None:
+        """Remember a file that was just read back."""
+        self._seen[path] = _looks_of(path)
+
+    def is_intact(self, folder: Path, record: FileRecord) -> bool:
+        """Return whether a file in ``folder`` is as it was written, reading it where need be."""
+        path = folder / record.path
+        now = _looks_of(path)
+        if now is not None and now == self._seen.get(path):
+            return True
+        intact = is_intact(folder, record, self._report)
+        if intact and now is not None:
+            self._seen[path] = now
+        return intact
+
+
+def changed(path: Path) -> StorageError:
+    """Return the error for a file that is not what was written."""
+    what = "is not what was written there: the disk or a program changed it"
+    return StorageError(what if path.exists() else "vanished", hint=RESUME, where=path)
+
+
+def _looks_of(path: Path) -> object:
+    """Return what tells a file from another, or the same one after it was changed; None if there
+    is none.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class _Follower:

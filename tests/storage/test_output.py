@@ -11,7 +11,8 @@ import pytest
 from output_folders import PLAN, SHARD, names, record_of, write
 
 from flmgrow.errors import StorageError
-from flmgrow.storage.output import OutputFolder, verify_files
+from flmgrow.storage.checksums import verify_files
+from flmgrow.storage.output import OutputFolder
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import xxhash
 from output_folders import PLAN, SHARD, write
 
 from flmgrow.errors import BadCheckpointError, StorageError
-from flmgrow.storage.output import FileRecord, OutputFolder, verify_files
+from flmgrow.storage.checksums import FileRecord, verify_files
+from flmgrow.storage.output import OutputFolder
 
 
 @pytest.fixture

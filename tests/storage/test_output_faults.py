@@ -25,7 +25,7 @@ import pytest
 from sampling import sample
 
 from flmgrow.errors import FlmgrowError
-from flmgrow.storage.output import FileRecord, verify_files
+from flmgrow.storage.checksums import FileRecord, verify_files
 
 TOY = Path(__file__).with_name("toy_writer.py")
 SYNCS = ("fsync", "fdatasync")

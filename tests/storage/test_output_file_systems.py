@@ -8,7 +8,7 @@ import pytest
 from output_folders import PLAN, SHARD, names, write
 
 from flmgrow.errors import OutputExistsError, StorageError
-from flmgrow.storage import durable
+from flmgrow.storage import durable, folders
 from flmgrow.storage.output import OutputFolder
 
 
@@ -144,17 +144,17 @@ class TestFileSystems:
         monkeypatch.setattr(os.path, "lexists", lambda path: known.setdefault(path, lexists(path)))
         monkeypatch.setattr(os, "open", opening)
         folder = tmp_path / "iter" / "rank"
-        durable.make_folders(tmp_path, folder)
+        folders.make_folders(tmp_path, folder)
         assert folder.is_dir()
         folder.rmdir()
         folder.parent.rmdir()
         assert folder.is_dir()  # it remembers
-        durable.make_folders(tmp_path, folder)
+        folders.make_folders(tmp_path, folder)
         assert lexists(folder)
         assert not os.path.lexists(tmp_path / "out")
         (tmp_path / "out").mkdir()
         assert not os.path.lexists(tmp_path / "out")
-        assert durable.is_there(tmp_path / "out")
+        assert folders.is_there(tmp_path / "out")
 
     def test_free_space(self, out: Path) -> None:
         with OutputFolder(out, PLAN) as folder:

@@ -20,9 +20,10 @@ from ranks_of import in_threads
 from flmgrow.errors import IncompleteCheckpointError, LostRankError, OutputExistsError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.storage import durable, lease, marker
+from flmgrow.storage.checksums import verify_files
 from flmgrow.storage.lease import Lease
 from flmgrow.storage.lock import LockHeldError
-from flmgrow.storage.output import OutputFolder, verify_files
+from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.remote import marker as remote_marker
 from flmgrow.storage.sign import Sign, read_sign, this_machine, this_process
 from flmgrow.storage.world import ALONE, World

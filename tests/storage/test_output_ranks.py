@@ -8,9 +8,10 @@ from output_folders import PLAN, names, record_of, write
 from ranks_of import in_threads
 
 from flmgrow.errors import LostRankError, OutputExistsError, StorageError
+from flmgrow.storage.checksums import verify_files
 from flmgrow.storage.journal import has_lines
 from flmgrow.storage.launch import Launch, launch_folder
-from flmgrow.storage.output import OutputFolder, verify_files
+from flmgrow.storage.output import OutputFolder
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import World
 

@@ -10,7 +10,8 @@ from output_folders import PLAN, SHARD, begin, interrupt, names, open_files, rec
 
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
 from flmgrow.storage import output
-from flmgrow.storage.output import OutputFolder, verify_files
+from flmgrow.storage.checksums import verify_files
+from flmgrow.storage.output import OutputFolder
 
 
 @pytest.fixture

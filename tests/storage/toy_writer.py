@@ -25,8 +25,9 @@ import xxhash
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.storage import durable, read_back
+from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.durable import NewFile
-from flmgrow.storage.output import FileRecord, OutputFolder
+from flmgrow.storage.output import OutputFolder
 
 CHUNK = 10_000
 read_back.WINDOW = CHUNK  # each write is flushed, and read back, by a thread behind the writer

@@ -5,7 +5,8 @@ from typing import Any
 
 import xxhash
 
-from flmgrow.storage.output import FileRecord, OutputFolder
+from flmgrow.storage.checksums import FileRecord
+from flmgrow.storage.output import OutputFolder
 
 PLAN = {"source": "d41d", "options": {"tp": 4, "pp": 2}}
 SHARD = "iter_0000004/mp_rank_00_000/model_optim_rng.pt"

@@ -37,15 +37,8 @@ from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.crc import Bytes
-from flmgrow.storage.durable import (
-    make_folders,
-    new_file,
-    remove_tree,
-    storage_errors,
-    sync_folder,
-    sync_tree,
-    write_small,
-)
+from flmgrow.storage.durable import new_file, storage_errors, sync_folder, write_small
+from flmgrow.storage.folders import make_folders, remove_tree, sync_tree
 from flmgrow.trainer.checkpoint.saved import iterations
 from flmgrow.trainer.megatron.core import parallel_state, tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from flmgrow.errors import OutputExistsError
-from flmgrow.storage.durable import close_quietly, make_folders
+from flmgrow.storage.durable import close_quietly
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.lock import LockHeldError, take_lock
 from flmgrow.trainer.ranks.agreement import together
 
