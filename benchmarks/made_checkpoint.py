@@ -22,7 +22,7 @@ from flmgrow.formats.megatron.folders import tracker
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.targets import TargetFile
 from flmgrow.formats.torch_file import zip_writer
-from flmgrow.formats.torch_file.file import TorchFileWriter, new_scalar
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter, new_scalar
 from flmgrow.formats.writing import described_files
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject
-from flmgrow.formats.torch_file.calls import describe
+from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.storage.files import ReadOnlyFile

@@ -21,7 +21,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp import records as raw
 from flmgrow.formats.dcp.tiling import tiling_fault
 from flmgrow.formats.dcp.unpickler import load
-from flmgrow.formats.torch_file.calls import KeyCheck, describe, refuse
+from flmgrow.formats.torch_file.bounds import KeyCheck, describe, refuse
 from flmgrow.formats.torch_file.values import MAX_BYTES, MAX_DIMENSIONS
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.storage.files import ReadOnlyFile

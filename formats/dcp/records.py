@@ -9,7 +9,7 @@ metadata can have; :func:`attributes` and :func:`pairs` say what was in them.
 import itertools
 from collections.abc import Iterable, Iterator
 
-from flmgrow.formats.torch_file.calls import describe, refuse
+from flmgrow.formats.torch_file.bounds import describe, refuse
 from flmgrow.formats.torch_file.values import ITEMSIZES
 from flmgrow.text import Found, Text
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.records import KNOWN, Metadata
-from flmgrow.formats.torch_file.calls import describe, refuse
+from flmgrow.formats.torch_file.bounds import describe, refuse
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.text import Found, Text
 

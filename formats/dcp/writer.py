@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject, DcpTensor
 from flmgrow.formats.dcp.records import FILESYSTEM, METADATA
 from flmgrow.formats.dcp.tiling import tiling_fault
-from flmgrow.formats.torch_file.file import TorchFileWriter, new_tensor, source_chunks
+from flmgrow.formats.torch_file.file import source_chunks
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter, new_tensor
 from flmgrow.formats.torch_file.values import Storage
 from flmgrow.storage.crc import Bytes
 from flmgrow.text import Text

@@ -25,7 +25,8 @@ from flmgrow.formats.megatron.gradient_buffers import (
 )
 from flmgrow.formats.reading import Piece, StoredArray
 from flmgrow.formats.targets import TargetArray
-from flmgrow.formats.torch_file.file import TorchFile, new_tensor
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.file_writer import new_tensor
 from flmgrow.formats.torch_file.values import Global, TensorRecord
 from flmgrow.model.states import State
 from flmgrow.text import Found, Pass, Text

@@ -1,17 +1,16 @@
 """Evaluating the few calls in a checkpoint's pickle that make plain data.
 
-A few calls in a checkpoint's pickle make plain data: tensors, bytes, sets. What do they make? Each
-function of this module stands for a call that torch or Python's own pickler writes, and returns the
-value it would make, or None when the call is of a form whose meaning is not known here (it is then
-kept as an opaque value). Nothing is ever called.
+Tensors, bytes and sets are written as calls. Each function of this module stands for a call that
+torch or Python's own pickler writes, and returns the value it would make, or None when the call is
+of a form whose meaning is not known here (it is then kept as an opaque value). Nothing is ever
+called.
 """
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NoReturn, Protocol, cast
+from typing import Protocol, cast
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.torch_file.bounds import Budget, checked_set, describe, refuse
 from flmgrow.formats.torch_file.values import (
     ITEMSIZES,
     MAX_BYTES,
@@ -26,13 +25,6 @@ from flmgrow.formats.torch_file.values import (
     storage_itemsize,
 )
 from flmgrow.text import Found, Text
-
-MAX_KEY_PARTS = 64
-MAX_KEY_BITS = 1024
-MAX_ALIKE = 64
-"""Keys of one container with the same hash: by chance there are two, among many millions."""
-LARGEST_PLAIN_HASH = sys.hash_info.modulus
-"""Whole numbers below this one are their own hash."""
 
 TENSOR = Global("torch", "Tensor")
 TENSOR_V1 = Global("torch._utils", "_rebuild_tensor")
@@ -53,87 +45,6 @@ class Call(Protocol):
 
     def __call__(self, arguments: Arguments, budget: "Budget", /) -> object:
         """Return the value, or None if this is a form whose meaning is not known."""
-
-
-def refuse(what: str, wanted: object = "") -> NoReturn:
-    """Refuse the pickle: the reader of it adds the file's name to what is wrong."""
-    hint = "the file is damaged or hostile: use another copy"
-    raise BadCheckpointError(what, hint, wanted=wanted)
-
-
-def describe(value: object) -> str:
-    """Return a short name for any value, however large or hostile it is."""
-    if isinstance(value, str | bytes):
-        return repr(value[:60])
-    if isinstance(value, bool | Global) or (isinstance(value, int) and value.bit_length() < 64):
-        return str(value)
-    return type(value).__name__
-
-
-class Budget:
-    """How much may still be copied by calls.
-
-    A call can copy what was read once and is referred to many times; without a bound, a small file
-    could fill the memory.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.left = count
-
-    def spend(self, count: int) -> None:
-        """Take ``count`` elements or bytes off the budget, or refuse the pickle."""
-        self.left -= count
-        if self.left < 0:
-            refuse("calls that copy more data than the file has")
-
-
-def check_key(key: object) -> None:
-    """Refuse what cannot be a dict key or a set member, or would take long to hash."""
-    parts = [key]
-    checked = 0
-    while parts:
-        part = parts.pop()
-        checked += 1
-        if isinstance(part, tuple | frozenset) and len(part) + checked <= MAX_KEY_PARTS:
-            parts.extend(part)
-        elif not _is_plain_key(part) or checked > MAX_KEY_PARTS:
-            refuse(f"a {describe(part)} as key of a dict or member of a set")
-
-
-class KeyCheck:
-    """Checks the keys of a file's dicts and sets, which someone may have chosen to collide.
-
-    Python finds a key by its hash, and compares it with every other of the same hash. Those of
-    texts and bytes are random; those of numbers and tuples are not, and as many with one hash as
-    are wanted can be written down: a megabyte of them would take minutes.
-    """
-
-    def __init__(self) -> None:
-        self.alike: dict[tuple[int, int], int] = {}
-
-    def __call__(self, key: object, container: object) -> None:
-        """Refuse ``key`` if it is none, or one of many in ``container`` of the same hash."""
-        if type(key) is str:
-            return
-        check_key(key)
-        if type(key) in _HASHED_BY_VALUE and not (
-            type(key) is int and -LARGEST_PLAIN_HASH < key < LARGEST_PLAIN_HASH
-        ):
-            place = (id(container), hash(key))
-            self.alike[place] = count = self.alike.get(place, 0) + 1
-            if count > MAX_ALIKE:
-                refuse(f"more than {MAX_ALIKE} keys chosen to have the same hash")
-
-
-def _is_plain_key(value: object) -> bool:
-    # An opaque value is kept by identity, so that nothing of its own decides what it equals.
-    if isinstance(value, int):
-        return value.bit_length() <= MAX_KEY_BITS
-    return value is None or type(value).__name__ in _PLAIN_KEYS
-
-
-_PLAIN_KEYS = {"str", "float", "bytes", "Global", "Opaque"}
-_HASHED_BY_VALUE = (int, float, tuple, frozenset)
 
 
 def storage_of(
@@ -278,15 +189,6 @@ def _bytearray(arguments: Arguments, budget: Budget) -> object:
             encoded = _encoded(arguments, budget)
             return bytearray(encoded) if isinstance(encoded, bytes) else None
     return None  # bytearray(a number) asks for that much memory
-
-
-def checked_set(members: Iterable[object]) -> set[object]:
-    """Return the set of ``members``, or refuse one that can be none or collides with many."""
-    check, made = KeyCheck(), set[object]()
-    for member in members:
-        check(member, made)
-        made.add(member)
-    return made
 
 
 def _set(arguments: Arguments, budget: Budget) -> object:

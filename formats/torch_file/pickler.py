@@ -9,13 +9,26 @@ written in one go, and only what may hold anything waits in a list of what is st
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from flmgrow.formats.torch_file import calls
-from flmgrow.formats.torch_file.objects import enum_value
+from flmgrow.formats.torch_file.pickle_steps import (
+    Instruction,
+    TensorArguments,
+    bytearray_steps,
+    bytes_steps,
+    dict_steps,
+    list_steps,
+    opaque_steps,
+    ordered_map_steps,
+    set_steps,
+    size_steps,
+    tensor_steps,
+    tuple_codes,
+    tuple_steps,
+)
 from flmgrow.formats.torch_file.values import (
     UNTYPED,
     Global,
@@ -37,24 +50,6 @@ def to_pickle(obj: object) -> tuple[bytes, list[Storage]]:
     writer = _Writer()
     writer.write(obj)
     return bytes(writer.output), list(writer.storages)
-
-
-@dataclass(frozen=True, slots=True)
-class _Code:
-    """A step: write an instruction. If it makes ``value``, keep that for later references, then
-    fill it.
-    """
-
-    code: bytes
-    value: object = None
-    filling: Sequence[object] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Arguments:
-    """A step: write the arguments of the call that makes a tensor."""
-
-    tensor: TensorRecord
 
 
 class _Writer:
@@ -121,7 +116,7 @@ class _Writer:
             self.output += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
         self.keep(value)
 
-    def code(self, step: _Code) -> None:
+    def code(self, step: Instruction) -> None:
         self.output += step.code
         if step.value is not None:
             if id(step.value) in self.kept:  # it holds itself, and was finished on the way
@@ -133,7 +128,7 @@ class _Writer:
 
     def integers(self, values: tuple[int, ...]) -> None:
         """Write a tuple to which there will be no reference."""
-        begin, end = _tuple_codes(len(values))
+        begin, end = tuple_codes(len(values))
         self.output += begin + b"".join(map(_integer, values)) + end
         if values:
             self.keep()
@@ -190,111 +185,6 @@ def _kind(kind: str) -> Global:
     return Global("torch.storage" if kind == UNTYPED else "torch", kind)
 
 
-def _tuple_codes(size: int) -> tuple[bytes, bytes]:
-    """Return the instructions before and after the values of a tuple."""
-    short = (pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
-    return (b"", short[size]) if size < len(short) else (pickle.MARK, pickle.TUPLE)
-
-
-def _call(
-    made: object,
-    function: Global,
-    arguments: object,
-    code: bytes = pickle.REDUCE,
-    filling: Sequence[object] = (),
-) -> list[object]:
-    """Return the steps that make a value by a call."""
-    return [function, arguments, _Code(code, made, filling)]
-
-
-def _appended(values: Sequence[object]) -> list[object]:
-    return [_Code(pickle.MARK), *values, _Code(pickle.APPENDS)] if values else []
-
-
-def _set_items(pairs: Iterable[tuple[object, object]]) -> list[object]:
-    flat = [part for pair in pairs for part in pair]
-    return [_Code(pickle.MARK), *flat, _Code(pickle.SETITEMS)] if flat else []
-
-
-def _built(state: object) -> list[object]:
-    return [] if state is None else [state, _Code(pickle.BUILD)]
-
-
-def _tuple(value: tuple[object, ...]) -> list[object]:
-    begin, end = _tuple_codes(len(value))
-    return [_Code(begin), *value, _Code(end, value if value else None)]
-
-
-def _list(value: list[object]) -> list[object]:
-    return [_Code(pickle.EMPTY_LIST, value, _appended(value))]
-
-
-def _dict(value: dict[object, object]) -> list[object]:
-    return [_Code(pickle.EMPTY_DICT, value, _set_items(value.items()))]
-
-
-def _ordered_map(value: OrderedMap) -> list[object]:
-    filling = [*_set_items(value.items()), *_built(value.state)]
-    return _call(value, calls.ORDERED_DICT, (), filling=filling)
-
-
-def _bytes(value: bytes) -> list[object]:
-    if not value:
-        return _call(value, Global("__builtin__", "bytes"), ())
-    return _call(value, calls.ENCODE, (value.decode("latin-1"), "latin1"))
-
-
-def _bytearray(value: bytearray) -> list[object]:
-    return _call(value, Global("__builtin__", "bytearray"), (bytes(value),) if value else ())
-
-
-def _set(value: set[object] | frozenset[object]) -> list[object]:
-    # Python would write the members in another order on each run.
-    members = sorted(value, key=_rank)
-    return _call(value, Global("__builtin__", type(value).__name__), (members,))
-
-
-def _rank(member: object) -> tuple[str, str]:
-    if isinstance(member, Opaque):
-        return str(member.function), repr(enum_value(member))
-    return type(member).__name__, repr(member)
-
-
-def _size(value: SizeTuple) -> list[object]:
-    return _call(value, calls.SIZE, (tuple(value),))
-
-
-def _opaque(value: Opaque) -> list[object]:
-    code = pickle.REDUCE if value.how == "reduce" else pickle.NEWOBJ
-    filling = [*_appended(value.items), *_set_items(value.pairs), *_built(value.state)]
-    return _call(value, value.function, value.arguments, code, filling)
-
-
-def _tensor(value: TensorRecord) -> list[object]:
-    """A tensor, inside the call that gives it attributes, or makes a parameter of it, or both."""
-    arguments = _Arguments(value)
-    function = calls.TENSOR_V3 if value.storage.kind == UNTYPED else calls.TENSOR_V2
-    if value.is_parameter:
-        rest: list[object] = [value.requires_grad, OrderedMap()]
-        outer = calls.PARAMETER
-        if value.attributes is not None:
-            outer = calls.PARAMETER_WITH_ATTRIBUTES
-            rest.append(value.attributes)
-        data = [function, arguments, _Code(pickle.REDUCE)]
-        return [
-            outer,
-            _Code(pickle.MARK),
-            *data,
-            *rest,
-            _Code(pickle.TUPLE),
-            _Code(pickle.REDUCE, value),
-        ]
-    if value.attributes is not None:
-        whole = (function, calls.TENSOR, arguments, value.attributes)
-        return _call(value, calls.TENSOR_WITH_ATTRIBUTES, whole)
-    return _call(value, function, arguments)
-
-
 def _by_identity(steps: Callable[[Any], Sequence[object]]) -> Callable[[_Writer, Any], None]:
     """Return how to write values that are shared: a reference, or else these ``steps``."""
 
@@ -322,8 +212,8 @@ def _write_bool(writer: _Writer, value: bool) -> None:
 
 
 _WRITE: dict[type, Callable[[_Writer, Any], None]] = {
-    _Code: _Writer.code,
-    _Arguments: lambda writer, step: writer.arguments(step.tensor),
+    Instruction: _Writer.code,
+    TensorArguments: lambda writer, step: writer.arguments(step.tensor),
     type(None): _write_none,
     bool: _write_bool,
     int: _write_integer,
@@ -331,16 +221,16 @@ _WRITE: dict[type, Callable[[_Writer, Any], None]] = {
     str: _Writer.shared,
     Global: _Writer.shared,
     Storage: _Writer.storage,
-    bytes: _by_identity(_bytes),
-    bytearray: _by_identity(_bytearray),
-    tuple: _by_identity(_tuple),
-    list: _by_identity(_list),
-    dict: _by_identity(_dict),
-    set: _by_identity(_set),
-    frozenset: _by_identity(_set),
-    OrderedMap: _by_identity(_ordered_map),
-    SizeTuple: _by_identity(_size),
-    Opaque: _by_identity(_opaque),
-    TensorRecord: _by_identity(_tensor),
+    bytes: _by_identity(bytes_steps),
+    bytearray: _by_identity(bytearray_steps),
+    tuple: _by_identity(tuple_steps),
+    list: _by_identity(list_steps),
+    dict: _by_identity(dict_steps),
+    set: _by_identity(set_steps),
+    frozenset: _by_identity(set_steps),
+    OrderedMap: _by_identity(ordered_map_steps),
+    SizeTuple: _by_identity(size_steps),
+    Opaque: _by_identity(opaque_steps),
+    TensorRecord: _by_identity(tensor_steps),
 }
 """How each type of inert value is written, and each step."""

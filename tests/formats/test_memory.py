@@ -17,9 +17,8 @@ from damage import rank_files
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.torch_file import unpickler as inert_pickle
-from flmgrow.formats.torch_file import zip_writer
-from flmgrow.formats.torch_file.file import TorchFileWriter
+from flmgrow.formats.torch_file import machine, zip_writer
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter
 from flmgrow.formats.torch_file.unpickler import unpickle
 from flmgrow.formats.torch_file.values import Storage, TensorRecord
 
@@ -178,7 +177,7 @@ def hostile_pickle(piece: bytes, count: int) -> bytes:
 def test_what_a_pickle_makes_is_weighed(
     monkeypatch: pytest.MonkeyPatch, piece: bytes, count: int
 ) -> None:
-    monkeypatch.setattr(inert_pickle, "MAX_WEIGHT", inert_pickle.MAX_WEIGHT >> 8)
+    monkeypatch.setattr(machine, "MAX_WEIGHT", machine.MAX_WEIGHT >> 8)
     unpickle(hostile_pickle(piece, count >> 12), "file", {})
     with pytest.raises(BadCheckpointError, match="takes more than 3 MiB of memory"):
         unpickle(hostile_pickle(piece, count >> 8), "file", {})

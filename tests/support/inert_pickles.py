@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flmgrow.formats.torch_file.unpickler import to_pickle, unpickle
+from flmgrow.formats.torch_file.pickler import to_pickle
+from flmgrow.formats.torch_file.unpickler import unpickle
 from flmgrow.formats.torch_file.values import Global, Opaque
 
 WATCHED = {"import", "exec", "compile", "open", "os.system", "os.exec", "subprocess.Popen"}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flmgrow.formats.torch_file.file import TorchFile, TorchFileWriter, source_chunks
+from flmgrow.formats.torch_file.file import TorchFile, source_chunks
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter
 from flmgrow.formats.torch_file.objects import walk_tensors
 from flmgrow.formats.torch_file.values import Storage, TensorRecord
 

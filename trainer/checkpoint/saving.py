@@ -29,7 +29,7 @@ from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
 from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
-from flmgrow.formats.torch_file.file import new_scalar
+from flmgrow.formats.torch_file.file_writer import new_scalar
 from flmgrow.formats.writing import described_files
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig

@@ -30,7 +30,7 @@ from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import TargetArray, TargetFile
-from flmgrow.formats.torch_file.file import new_tensor
+from flmgrow.formats.torch_file.file_writer import new_tensor
 from flmgrow.formats.torch_file.values import (
     OrderedMap,
     TensorRecord,

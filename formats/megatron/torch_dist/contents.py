@@ -26,7 +26,7 @@ from flmgrow.formats.megatron.arguments.run_rows import FORMAT
 from flmgrow.formats.megatron.torch_dist.integrity import check_sum, read_integrity
 from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
 from flmgrow.formats.megatron.unsupported import BACKENDS, Unsupported, plain_dcp
-from flmgrow.formats.torch_file.calls import describe
+from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs

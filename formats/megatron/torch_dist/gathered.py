@@ -19,7 +19,7 @@ from flmgrow.formats.megatron.torch_dist.ranks import (
     rank_weights,
 )
 from flmgrow.formats.reading import Piece
-from flmgrow.formats.torch_file.calls import describe
+from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.model.states import State
 from flmgrow.text import Found, Text
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import is_inside
-from flmgrow.formats.torch_file.calls import describe
+from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.text import Found, Text
 

@@ -14,7 +14,7 @@ from flmgrow.formats.dcp import items as dcp_items
 from flmgrow.formats.dcp.items import DcpItems
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject, DcpTensor, read_metadata
 from flmgrow.formats.dcp.writer import DcpFilePlan, NewChunk, NewObject, metadata_bytes
-from flmgrow.formats.torch_file.file import new_tensor
+from flmgrow.formats.torch_file.file_writer import new_tensor
 from flmgrow.storage.files import ReadOnlyFile
 
 # Name, shape, parts per dimension.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.torch_file.calls import MAX_ALIKE
+from flmgrow.formats.torch_file.bounds import MAX_ALIKE
 from flmgrow.formats.torch_file.unpickler import unpickle
 from flmgrow.storage.strict_json import parse_object
 from flmgrow.storage.strict_yaml import parse_yaml

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_files import DTYPES, copied, loaded, raw, records_of, same, saved, values_of, written
 
-from flmgrow.formats.torch_file import file as torch_zip
-from flmgrow.formats.torch_file.file import TorchFile, TorchFileWriter, new_tensor, source_chunks
+from flmgrow.formats.torch_file import file_writer
+from flmgrow.formats.torch_file.file import TorchFile, source_chunks
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter, new_tensor
 from flmgrow.formats.torch_file.objects import enum_value, namespace, walk_tensors
 from flmgrow.formats.torch_file.values import Opaque, TensorRecord
 from flmgrow.storage import crc
@@ -242,9 +243,9 @@ def test_byte_for_byte_what_torch_writes(
         count = sum("/data/" in name for name in content)
         storages = [by_name[f"{prefix}/data/{number}"] for number in range(count)]
         pickled = content[f"{prefix}/data.pkl"]
-        monkeypatch.setattr(torch_zip, "to_pickle", lambda _: (pickled, storages))
+        monkeypatch.setattr(file_writer, "to_pickle", lambda _: (pickled, storages))
         identity = content[f"{prefix}/.data/serialization_id"]
-        monkeypatch.setattr(torch_zip, "_serialization_id", lambda *_: identity)
+        monkeypatch.setattr(file_writer, "_serialization_id", lambda *_: identity)
         ours = written(file.root, prefix)
     assert ours == theirs
 

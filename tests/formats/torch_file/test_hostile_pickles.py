@@ -18,7 +18,7 @@ from inert_pickles import encode, program, read, watching
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file.objects import walk_tensors
-from flmgrow.formats.torch_file.unpickler import to_pickle
+from flmgrow.formats.torch_file.pickler import to_pickle
 from flmgrow.formats.torch_file.values import Global, Opaque
 
 
@@ -209,7 +209,7 @@ def test_refuses_broken_pickles(data: bytes, found: str) -> None:
 
 
 def test_too_many_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flmgrow.formats.torch_file.unpickler.MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("flmgrow.formats.torch_file.machine.MAX_INSTRUCTIONS", 1000)
     with pytest.raises(BadCheckpointError, match="more than 1000 instructions"):
         read(b"\x80\x02(" + b"N" * 2000 + b"t.")
 

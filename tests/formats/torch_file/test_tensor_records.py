@@ -8,7 +8,8 @@ from inert_pickles import RawStorage, program, read, storage_id
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file.objects import MAX_DEPTH, walk_tensors
-from flmgrow.formats.torch_file.unpickler import to_pickle, unpickle
+from flmgrow.formats.torch_file.pickler import to_pickle
+from flmgrow.formats.torch_file.unpickler import unpickle
 from flmgrow.formats.torch_file.values import (
     Global,
     Opaque,

@@ -20,7 +20,8 @@ import torch
 from hostile_pickles import FORMS, MARKER, Form, plant, runs
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.torch_file.file import TorchFile, TorchFileWriter
+from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.file_writer import TorchFileWriter
 from flmgrow.formats.torch_file.foreign_objects import check_content, left_out_objects
 from flmgrow.formats.torch_file.trusted_names import python3_name, untrusted_names
 from flmgrow.formats.torch_file.values import Global, Opaque

@@ -20,7 +20,7 @@ from inert_pickles import read, rewritten, watching
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.torch_file.objects import enum_value, make_namespace, namespace
-from flmgrow.formats.torch_file.unpickler import to_pickle
+from flmgrow.formats.torch_file.pickler import to_pickle
 from flmgrow.formats.torch_file.values import Global, Opaque, OrderedMap
 
 
