@@ -21,8 +21,10 @@ from torch.nn.functional import cross_entropy
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.choices import FreshRows
 from flmgrow.operators.target import Target
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutRequest, make_plan
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
+from flmgrow.surgery.plan import make_plan
 
 IDS = 128
 LENGTH = 64

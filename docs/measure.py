@@ -16,7 +16,7 @@ from pico import CONFIGS, make_checkpoint
 
 from flmgrow.errors import UsageError
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 GROWTHS = {
     "width=mask": "width=mask,ffn=mask,heads=mask,depth=mask",

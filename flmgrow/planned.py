@@ -22,8 +22,9 @@ from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import ALONE, World
 from flmgrow.surgery import plan as planning
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.replicas import Replicated, replicated_as
 from flmgrow.surgery.requests import (
     Files,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.torch_file.file import source_chunks
 from flmgrow.formats.torch_file.values import Opaque, TensorRecord
 

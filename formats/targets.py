@@ -12,7 +12,7 @@ from math import prod
 from typing import ClassVar, Protocol
 
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.torch_file.file import source_chunks
 from flmgrow.formats.torch_file.file_writer import TorchFileWriter
 from flmgrow.model.states import State

@@ -64,6 +64,7 @@ LAYERS = (
     ("flmgrow.formats.companions", "flmgrow.formats.same_values"),
     ("flmgrow.formats.targets", "flmgrow.formats.fields", "flmgrow.formats.elsewhere"),
     ("flmgrow.formats.reading",),
+    ("flmgrow.formats.pieces",),
     ("flmgrow.formats.layout", "flmgrow.formats.dcp", "flmgrow.formats.vouched"),
     ("flmgrow.formats.tables", "flmgrow.formats.torch_file"),
     ("flmgrow.formats",),

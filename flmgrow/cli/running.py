@@ -16,7 +16,8 @@ from flmgrow.model.wording import amount, model_text, size
 from flmgrow.planned import Plan, check_apart, default_workers, write
 from flmgrow.storage.outputs import named_output, unfinished_place
 from flmgrow.storage.world import PATIENCE
-from flmgrow.surgery.execute import Execution, Executor
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.plan import Plan as Details
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.surgery.replicas import replicated_as

@@ -22,8 +22,9 @@ from flmgrow.formats.tokenizer.files import NO_TOKENIZER, tokenizer_files
 from flmgrow.generation.speech import spoken_as_exported
 from flmgrow.model.checks import check_whole
 from flmgrow.model.devices import check_dtype_name, device_named, dtype_named
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.requests import Files, plan_layout_of
 from flmgrow.text import Setting, Text
 

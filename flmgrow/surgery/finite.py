@@ -6,7 +6,7 @@ float is infinite or not a number if its bits are at least those of infinity.
 
 import numpy as np
 
-from flmgrow.formats.reading import Array
+from flmgrow.formats.pieces import Array
 
 
 def non_finite(values: Array) -> int:

@@ -7,17 +7,16 @@ of the new model is written exactly once and that every element of the old one i
 dropped.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, Dropped, HuggingFaceOptions, TargetModel
 from flmgrow.formats.history.manifest import masks_of, methods_text
-from flmgrow.formats.layout.placements import Layout, make_layout
+from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import with_optimizer
-from flmgrow.formats.reading import DTYPES
 from flmgrow.formats.targets import PlannedFile
 from flmgrow.formats.writing import (
     described_files,
@@ -28,7 +27,6 @@ from flmgrow.formats.writing import (
 )
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.model.axes import Axis, Sizes, full_box
-from flmgrow.model.checks import check_whole
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
@@ -36,90 +34,11 @@ from flmgrow.operators.growth import Counts, Growth, count
 from flmgrow.operators.masks import baking_maps
 from flmgrow.operators.target import Target, grow
 from flmgrow.storage.strict_json import Json
+from flmgrow.surgery.layout_request import AS_STORED, FileRequest, LayoutRequest
 from flmgrow.surgery.optimizer_metadata import carried, unfollowed
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.text import Pass, Setting, Text
-
-
-@dataclass(frozen=True)
-class LayoutRequest:
-    """The layout a user asks for; None keeps the source's.
-
-    ``padded_vocab`` is the number of rows of the embedding table, None for the usual one.
-    """
-
-    tp: int | None = None
-    pp: int | None = None
-    vpp: int | None = None
-    pipeline_layers: Sequence[int] | None = None
-    padded_vocab: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("tp", "pp", "vpp", "padded_vocab"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
-        for layers in self.pipeline_layers or ():
-            check_whole("layers of a pipeline rank", layers, least=0)
-
-    def resolve(self, source: Layout, layers: int) -> Layout:
-        """Return the layout for a model of ``layers`` layers, close to the source's where not
-        told.
-        """
-        tp = source.tp if self.tp is None else self.tp
-        pp = source.pp if self.pp is None else self.pp
-        vpp = self.vpp
-        if vpp is None:
-            vpp = source.vpp if pp == source.pp else 1
-        same = (pp, vpp, layers) == (source.pp, source.vpp, source.layers)
-        if self.pipeline_layers is None and same:
-            return Layout(tp, pp, vpp, source.chunk_layers)
-        return make_layout(layers, tp, pp, vpp, self.pipeline_layers)
-
-    def single(self, layers: int) -> Layout:
-        """Return the layout of a format without ranks.
-
-        Raises UsageError if ranks were asked for.
-        """
-        other = Setting("format", "megatron")
-        asked = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp}
-        for name, size in asked.items():
-            if size not in (None, 1):
-                raise UsageError(
-                    Text(Setting(name), f" {size}: a Hugging Face folder has no ranks"),
-                    Text("leave out the layout, or write ", other),
-                )
-        if self.padded_vocab is not None:
-            raise UsageError(
-                Text(
-                    Setting("padded_vocab_size"),
-                    f" {self.padded_vocab}: a Hugging Face folder has no padding",
-                ),
-                Text("leave it out, or write ", other),
-            )
-        return make_layout(layers, pipeline_layers=self.pipeline_layers)
-
-
-def check_dtype(name: str | None) -> None:
-    """Raise UsageError unless ``name`` is a dtype by torch's name, or None."""
-    if name is not None and name not in DTYPES:
-        raise UsageError(Text(Setting("dtype"), f" {name}: unknown"), f"one of {', '.join(DTYPES)}")
-
-
-@dataclass(frozen=True)
-class FileRequest:
-    """What a user asks of the files; None keeps the source's.
-
-    ``torch_dist_version`` and ``huggingface`` matter to those formats alone.
-    """
-
-    dtype: str | None = None
-    format: str | None = None
-    torch_dist_version: str | None = None
-    huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
-
-    def __post_init__(self) -> None:
-        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +91,7 @@ def make_plan(
     source: Checkpoint,
     target: Target,
     request: LayoutRequest,
-    files: FileRequest = FileRequest(),
+    files: FileRequest = AS_STORED,
     *,
     drop_optimizer: bool = False,
     bake: Mapping[Dimension, float] | None = None,
@@ -260,7 +179,7 @@ def plan_growth(
     growth: Growth,
     layout: Layout,
     padded_vocab: int,
-    request: FileRequest = FileRequest(),
+    request: FileRequest = AS_STORED,
 ) -> Plan:
     """Return the plan that carries out ``growth`` into ``layout`` and the wished files."""
     file_format = request.format or source.format

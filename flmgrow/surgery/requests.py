@@ -10,7 +10,8 @@ from flmgrow.formats.writing import written_format
 from flmgrow.operators.choices import FreshSecondMoment
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, check_dtype, make_plan
+from flmgrow.surgery.layout_request import FileRequest, LayoutRequest, check_dtype
+from flmgrow.surgery.plan import Plan, make_plan
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Setting, Text
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.reading import Array, LogicalReader
+from flmgrow.formats.pieces import Array
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flmgrow.formats.reading import Array, LogicalReader
+from flmgrow.formats.pieces import Array
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Box, FloatArray, split
 from flmgrow.operators.draws import DRAW
 from flmgrow.surgery.kept_statistics import KeptStatistics

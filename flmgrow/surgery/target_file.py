@@ -10,7 +10,7 @@ from flmgrow.operators.depth import Placement
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.storage.validation import problems
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.text import Setting, Text
 
 

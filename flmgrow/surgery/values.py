@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flmgrow.formats.reading import Array, LogicalReader
+from flmgrow.formats.pieces import Array
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box, split
 from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal

@@ -42,7 +42,7 @@ from flmgrow.surgery.evidence.sharing import made_by_first
 from flmgrow.surgery.evidence.states import with_known_states
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
-from flmgrow.surgery.execute import BYTES_PER_ELEMENT
+from flmgrow.surgery.execution import BYTES_PER_ELEMENT
 from flmgrow.surgery.replicas import Replicated, replicated_as
 from flmgrow.surgery.weights import BLOCK, CPU, weight_bytes
 from flmgrow.text import Setting, Text

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
-from flmgrow.formats.reading import Array
+from flmgrow.formats.pieces import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.forward import UnitMasks
 from flmgrow.model.masks import Dimension, Mask

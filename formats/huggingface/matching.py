@@ -18,7 +18,7 @@ from flmgrow.formats.huggingface.families import Family
 from flmgrow.formats.huggingface.fields.model_rows import LAYERS, N_LAYER, TIED
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.layout.placements import Layout, Placement, placements
-from flmgrow.formats.reading import DTYPES, Piece
+from flmgrow.formats.pieces import DTYPES, Piece
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig

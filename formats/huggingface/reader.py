@@ -24,7 +24,8 @@ from flmgrow.formats.huggingface.matching import (
 )
 from flmgrow.formats.huggingface.quantized import refuse_quantized
 from flmgrow.formats.layout.placements import VOCAB_MULTIPLE, Layout
-from flmgrow.formats.reading import LogicalReader, widest
+from flmgrow.formats.pieces import widest
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.axes import Axis
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.text import Setting, Text

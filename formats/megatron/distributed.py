@@ -23,7 +23,7 @@ from flmgrow.formats.megatron.gradient_buffers import (
     Item,
     prove_masters,
 )
-from flmgrow.formats.reading import Piece, StoredArray
+from flmgrow.formats.pieces import Piece, StoredArray
 from flmgrow.formats.targets import TargetArray
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.file_writer import new_tensor

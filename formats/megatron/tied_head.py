@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.model_rows import UNTIED
-from flmgrow.formats.reading import DTYPES, Piece
+from flmgrow.formats.pieces import DTYPES, Piece
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Pass, Setting, Text
 

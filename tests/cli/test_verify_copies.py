@@ -18,7 +18,7 @@ from pico import CONFIGS, even, make_checkpoint
 from pico_distributed import distribute
 
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
-from flmgrow.formats.reading import as_bytes, read_whole
+from flmgrow.formats.pieces import as_bytes, read_whole
 
 FORMATS = ("megatron", "distributed", "torch_dist", "huggingface")
 GROWTH = ("--ffn-hidden-size", 24, "--method", "zero")

@@ -15,7 +15,8 @@ from flmgrow.formats import reading
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
-from flmgrow.formats.reading import AssembledArray, LogicalReader, as_bytes, read_whole
+from flmgrow.formats.pieces import as_bytes, read_whole
+from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.model.axes import Axis, Box, full_box
 
 CONFIG = CONFIGS["gpt"]

@@ -14,13 +14,15 @@ from torch import Tensor
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.reading import Array, read_whole
+from flmgrow.formats.pieces import Array, read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.target import Target
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan, plan_growth
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import FileRequest, LayoutRequest
+from flmgrow.surgery.plan import Plan, make_plan, plan_growth
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other

@@ -14,7 +14,7 @@ from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.choices import Method, NewLayers
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 UNHURRIED: dict[str, Any] = {
     "deadline": None,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.surgery.finite import non_finite
 
 

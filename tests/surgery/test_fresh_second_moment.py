@@ -26,8 +26,8 @@ from flmgrow.operators.choices import FreshSecondMoment, Moments
 from flmgrow.operators.moments import moment_growth
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
-from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.statistics import Statistics
 from flmgrow.surgery.verify import Verification, verify
 

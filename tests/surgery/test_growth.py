@@ -17,7 +17,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.operators.choices import NewLayers
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 SEED = 5
 

@@ -14,8 +14,8 @@ from flmgrow.errors import UsageError
 from flmgrow.model.checks import check_finite, check_whole
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 from flmgrow.operators.target import Target
-from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import FileRequest, LayoutRequest
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import FileRequest, LayoutRequest
 from flmgrow.surgery.requests import Files
 
 LLAMA = CONFIGS["llama"]

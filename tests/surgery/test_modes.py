@@ -8,7 +8,7 @@ from flmgrow.model.masks import Dimension
 from flmgrow.operators.baking import baked
 from flmgrow.operators.growth import MASKED
 from flmgrow.operators.target import Target, grow, parse_methods
-from flmgrow.surgery.execute import Execution
+from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.replicas import Replicated
 from flmgrow.surgery.verify import Verification
 

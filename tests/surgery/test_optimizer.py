@@ -24,8 +24,10 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import LayoutRequest, make_plan
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
+from flmgrow.surgery.plan import make_plan
 from flmgrow.surgery.verify import Verification, verify
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

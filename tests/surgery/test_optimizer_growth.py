@@ -14,7 +14,7 @@ from pico import CONFIGS, make_checkpoint
 
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -19,8 +19,10 @@ from flmgrow.formats.history.manifest import encode
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.storage.world import World
-from flmgrow.surgery.execute import Execution, Executor
-from flmgrow.surgery.plan import FileRequest, LayoutRequest, Plan, make_plan
+from flmgrow.surgery.execute import Executor
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import FileRequest, LayoutRequest
+from flmgrow.surgery.plan import Plan, make_plan
 from flmgrow.surgery.requests import Files, plan_import_of, plan_layout_of
 from flmgrow.surgery.shards import chosen_shards, shards_of
 

@@ -19,10 +19,10 @@ from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.megatron.rank_contents import rank_content
-from flmgrow.formats.reading import Array
+from flmgrow.formats.pieces import Array
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

@@ -15,14 +15,14 @@ from pico import CONFIGS, even, logical_weights, make_checkpoint, stored_weights
 from strategies import examples
 
 from flmgrow.formats.megatron.legacy.reader import open_megatron
-from flmgrow.formats.reading import Array
+from flmgrow.formats.pieces import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.draws import DRAWS
 from flmgrow.operators.target import Target, grow, parse_methods
 from flmgrow.surgery import statistics as statistics_module
 from flmgrow.surgery import values as values_module
-from flmgrow.surgery.execute import Execution
+from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.statistics import Statistics
 from flmgrow.surgery.values import FALLBACK_STD, GrownValues
 

@@ -17,7 +17,7 @@ from flmgrow.storage.ranks import meeting
 from flmgrow.storage.world import World
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.integrity import check_integrity
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.verify import Verification, verify
 
 HOW = Verification(seed=3)

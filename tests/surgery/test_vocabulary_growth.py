@@ -23,15 +23,15 @@ from pico_model import skewed_weights
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flmgrow.formats.reading import Array
+from flmgrow.formats.pieces import Array
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits
 from flmgrow.operators.choices import FreshRows
 from flmgrow.operators.draws import normal
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.vocab import ROW_NOISE
-from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 
 SEED = 5
 NOISE = 0.02

@@ -27,7 +27,8 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.run_rows import ITERATION, SAMPLES_SEEN
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
-from flmgrow.formats.reading import DTYPES, LogicalReader, as_bytes
+from flmgrow.formats.pieces import DTYPES, as_bytes
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
 from flmgrow.formats.torch_file.file_writer import new_scalar
 from flmgrow.formats.writing import described_files

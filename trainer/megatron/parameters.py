@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.layout.placements import Layout, Placement, placements
-from flmgrow.formats.reading import as_bytes
+from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig

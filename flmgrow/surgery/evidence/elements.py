@@ -15,14 +15,15 @@ import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.segments import Strip
-from flmgrow.formats.reading import DTYPES, Array, LogicalReader, Piece, as_bytes
+from flmgrow.formats.pieces import DTYPES, Array, Piece, as_bytes
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.states import State
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.shares import shared_out
+from flmgrow.surgery.blocks import in_order
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.progress import Progress
-from flmgrow.surgery.execute import in_order
 from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.states import ModelValues
 from flmgrow.text import Found, Text, Wanted

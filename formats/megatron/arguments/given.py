@@ -24,7 +24,7 @@ from flmgrow.formats.megatron.arguments.row import ModelArgument
 from flmgrow.formats.megatron.arguments.run_rows import DTYPE
 from flmgrow.formats.megatron.arguments.shapes import StoredShapes, shown_arguments, shown_heads
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
-from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.torch_file.objects import make_namespace
 from flmgrow.formats.torch_file.values import Global
 from flmgrow.text import Pass, Setting, Text

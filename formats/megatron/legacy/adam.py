@@ -16,7 +16,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, OptimizerState
 from flmgrow.formats.layout.placements import Placed, Placement
 from flmgrow.formats.megatron.folders import DISTRIBUTED
-from flmgrow.formats.reading import Piece, StoredArray
+from flmgrow.formats.pieces import Piece, StoredArray
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.mup import KIND, Kind, kind_of

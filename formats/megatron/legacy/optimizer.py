@@ -17,7 +17,8 @@ from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.megatron.gradient_buffers import BucketRule, module_order
 from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
 from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files, is_stateless
-from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.pieces import Piece
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.states import State
 from flmgrow.text import Found, Text, Wanted

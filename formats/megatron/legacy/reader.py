@@ -35,7 +35,8 @@ from flmgrow.formats.megatron.legacy.shapes import rank_shapes
 from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
 from flmgrow.formats.megatron.tied_head import check_head
 from flmgrow.formats.megatron.unsupported import old_optimizer, refuse_parts
-from flmgrow.formats.reading import LogicalReader, StoredArray
+from flmgrow.formats.pieces import StoredArray
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs

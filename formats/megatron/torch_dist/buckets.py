@@ -46,7 +46,8 @@ from flmgrow.formats.megatron.torch_dist.ranks import (
     rank_weights,
     sharding,
 )
-from flmgrow.formats.reading import AssembledArray, Piece
+from flmgrow.formats.pieces import Piece
+from flmgrow.formats.reading import AssembledArray
 from flmgrow.model.states import State
 from flmgrow.text import Found, Text
 

@@ -14,7 +14,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.torch_dist.contents import ItemPiece
-from flmgrow.formats.reading import DTYPES
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.text import Found, Text
 
 Numbers = tuple[int, ...]

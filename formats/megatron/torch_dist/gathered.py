@@ -18,7 +18,7 @@ from flmgrow.formats.megatron.torch_dist.ranks import (
     rank_entries,
     rank_weights,
 )
-from flmgrow.formats.reading import Piece
+from flmgrow.formats.pieces import Piece
 from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.model.states import State
 from flmgrow.text import Found, Text

@@ -22,7 +22,8 @@ from flmgrow.formats.megatron.torch_dist.gathered import is_gathered, read_gathe
 from flmgrow.formats.megatron.torch_dist.objects import is_of_optimizer, unread_state
 from flmgrow.formats.megatron.torch_dist.pieces import find_pieces
 from flmgrow.formats.megatron.torch_dist.ranks import SHARDING
-from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.pieces import Piece
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.states import MOMENTS, State
 from flmgrow.text import Found, Text
 

@@ -27,7 +27,7 @@ from flmgrow.formats.layout.chunks import Span, chunk_placement, whole_placement
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder, ItemPiece, Part
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
-from flmgrow.formats.reading import Piece
+from flmgrow.formats.pieces import Piece
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis, Sizes

@@ -33,7 +33,8 @@ from flmgrow.formats.megatron.torch_dist.objects import (
 from flmgrow.formats.megatron.torch_dist.pieces import find_pieces
 from flmgrow.formats.megatron.torch_dist.shapes import listed_shapes
 from flmgrow.formats.megatron.unsupported import refuse_parts
-from flmgrow.formats.reading import LogicalReader, Piece
+from flmgrow.formats.pieces import Piece
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.vouched import Vouched
 from flmgrow.text import Setting, Text
 

@@ -12,7 +12,7 @@ from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 
 def test_formats_of_the_result(tmp_path: Path) -> None:

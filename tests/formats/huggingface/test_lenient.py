@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers_models import VOCAB, exact_logits, load_model, model_logits, save_model
 
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.reading import widest
+from flmgrow.formats.pieces import widest
 from flmgrow.model.forward import logits
 from flmgrow.surgery.weights import CheckpointWeights
 

@@ -20,13 +20,13 @@ from strategies import examples
 from flmgrow.formats.huggingface.families import FAMILIES
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.reading import read_whole
+from flmgrow.formats.pieces import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.execute import Execution
+from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.weights import CheckpointWeights
 
 

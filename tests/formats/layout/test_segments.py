@@ -14,7 +14,8 @@ from strategies import examples
 
 from flmgrow.formats import reading
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.reading import Array, LogicalReader, as_bytes
+from flmgrow.formats.pieces import Array, as_bytes
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.huggingface import GPT2, GPT_NEOX, LLAMA
 from flmgrow.formats.tables.row import Home, Row

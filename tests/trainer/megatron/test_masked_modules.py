@@ -27,7 +27,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 SCRIPT = Path(__file__).with_name("masked_runs.py")

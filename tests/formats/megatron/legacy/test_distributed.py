@@ -20,7 +20,7 @@ from torch import Tensor
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.opening import with_optimizer
-from flmgrow.formats.reading import read_whole
+from flmgrow.formats.pieces import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.states import State
 from flmgrow.operators.target import Target, parse_methods

@@ -16,7 +16,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.opening import with_optimizer
 from flmgrow.model.axes import full_box
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 
 def load(path: Path) -> list[Content]:

@@ -21,7 +21,7 @@ from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.model.config import Multipliers
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 
 def renumber(content: Content, order: tuple[int, ...]) -> None:

@@ -16,7 +16,7 @@ from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 
 @pytest.mark.parametrize("naming", ["local", "fused"])

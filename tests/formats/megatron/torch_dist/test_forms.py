@@ -15,7 +15,7 @@ from pico_forms import LAYERS, make_form
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 CASES: list[Any] = [("llama", 2), ("gpt", 2)]
 RARE = [pytest.mark.slow, pytest.mark.exhaustive]

@@ -16,8 +16,8 @@ from pico_dist import make_dist_checkpoint
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.storage import output
-from flmgrow.surgery.execute import Execution
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.execution import Execution
+from flmgrow.surgery.layout_request import LayoutRequest
 
 INTEGRITY = "integrity.json"
 

@@ -21,7 +21,7 @@ from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
 from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 MODULES = [
     "self_attention.linear_qkv", "self_attention.core_attention", "self_attention.linear_proj",

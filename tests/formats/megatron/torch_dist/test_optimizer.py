@@ -23,7 +23,7 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 KINDS = ["float64", "float32", "bfloat16", "float32 distributed", "bfloat16 distributed"]
 

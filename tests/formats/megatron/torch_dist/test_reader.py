@@ -14,11 +14,11 @@ from pico_model import DictWeights
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.reading import read_whole
+from flmgrow.formats.pieces import read_whole
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.operators.target import Target, parse_methods
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.weights import CheckpointWeights
 
 NAMES = [name for name in CONFIGS if name != "nemotron"]

@@ -18,7 +18,7 @@ from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import full_box
-from flmgrow.surgery.plan import LayoutRequest
+from flmgrow.surgery.layout_request import LayoutRequest
 
 COMMON_STATE = "common_state/shard_0_1"
 NAMES = ["llama", "gpt", "qwen"]
