@@ -19,7 +19,8 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.new_model import new_model
-from flmgrow.formats.reading import Array, LogicalReader, as_bytes
+from flmgrow.formats.pieces import Array, as_bytes
+from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors

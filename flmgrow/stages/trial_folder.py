@@ -16,7 +16,8 @@ from pathlib import Path
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.stages.past import CHECKPOINTS, STAGE, trained_to
-from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.strict_json import Json, parse_object
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.text import Text

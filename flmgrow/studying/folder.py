@@ -26,7 +26,8 @@ from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import DIFFERS, Step, steps_of
 from flmgrow.stages.trial_folder import State, TrialFolder
-from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.hidden import locked
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml

@@ -15,7 +15,8 @@ from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.writing import write_report
 from flmgrow.stages.pool import Pool
-from flmgrow.storage.durable import make_folders, write_small
+from flmgrow.storage.durable import write_small
+from flmgrow.storage.folders import make_folders
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dump_yaml
 from flmgrow.studying.arms import Rates, flops_per_token, sized_stage, tokens_per_step

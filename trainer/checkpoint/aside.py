@@ -7,7 +7,8 @@ but their owner removes them, so they are moved beside the folder.
 from pathlib import Path
 
 from flmgrow.formats.megatron.folders import TRACKER, folder_name
-from flmgrow.storage.durable import make_folders, remove_tree, storage_errors, sync_folder
+from flmgrow.storage.durable import storage_errors, sync_folder
+from flmgrow.storage.folders import make_folders, remove_tree
 from flmgrow.trainer.checkpoint.saved import iterations
 
 DIVERGED = ".diverged"
