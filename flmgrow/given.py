@@ -106,7 +106,7 @@ class SayingGiven(TypedDict, total=False):
     own; a text ends before any of ``stop``.
 
     The others are those of :class:`flmgrow.generation.choosing.Choice` and
-    :class:`flmgrow.generation.decoding.Request`.
+    :class:`flmgrow.generation.decoding.GenerationRequest`.
     """
 
     tokenizer: str | os.PathLike[str] | None
@@ -122,7 +122,7 @@ class SayingGiven(TypedDict, total=False):
 class EvaluatingGiven(TypedDict, total=False):
     """How checkpoints are evaluated: what is asked, and how answers are computed.
 
-    The fields are those of :class:`flmgrow.evaluation.request.Request` and
+    The fields are those of :class:`flmgrow.evaluation.request.EvaluationRequest` and
     :class:`flmgrow.evaluation.backends.Computing`; ``restart`` drops what an interrupted evaluation
     left.
     """

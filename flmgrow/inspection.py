@@ -10,7 +10,7 @@ from flmgrow.errors import FlmgrowError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import family, masks_of
 from flmgrow.formats.history.parts import Member, Receipt
-from flmgrow.formats.stored_listing import Listed, stored_arrays
+from flmgrow.formats.stored_listing import ListedArray, stored_arrays
 from flmgrow.given import ReadOptionsGiven
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import parameter_count
@@ -88,7 +88,7 @@ def inspect_source(source: Source, health: bool = False, bar: Bar = no_bar) -> I
     )
 
 
-def stored_in(path: Path, iteration: int | None = None) -> dict[str, list[Listed]]:
+def stored_in(path: Path, iteration: int | None = None) -> dict[str, list[ListedArray]]:
     """Return the arrays that a checkpoint stores which cannot be opened, by file; {} if none can be
     read.
     """
@@ -99,7 +99,7 @@ def stored_in(path: Path, iteration: int | None = None) -> dict[str, list[Listed
     return dict(files) if any(files.values()) else {}
 
 
-def stored_data(files: Mapping[str, Sequence[Listed]]) -> Json:
+def stored_data(files: Mapping[str, Sequence[ListedArray]]) -> Json:
     """Return stored arrays as plain data: dtype and shape, by file and name."""
     return {
         name: {each.name: {"dtype": each.dtype, "shape": list(each.shape)} for each in arrays}

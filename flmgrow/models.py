@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from flmgrow.generation.session import Said, Told
     from flmgrow.model.module import Model
 
-Place = str | os.PathLike[str] | Source
+SourceOrPath = str | os.PathLike[str] | Source
 
 
 def load_model(
-    source: Place, *, dtype: "torch.dtype | None" = None, device: "torch.device | str" = "cpu"
+    source: SourceOrPath,
+    *,
+    dtype: "torch.dtype | None" = None,
+    device: "torch.device | str" = "cpu",
 ) -> "Model":
     """Return the model of a checkpoint as a module of torch's, weights in memory, masks applied.
 
@@ -34,7 +37,7 @@ def load_model(
 
 
 def generate(
-    source: Place,
+    source: SourceOrPath,
     prompts: Sequence[str],
     *,
     dtype: "torch.dtype | None" = None,

@@ -51,7 +51,7 @@ class Plan:
     ``str(plan)`` is what ``--dry-run`` shows, in Python's words; ``to_json()`` the same as data.
     """
 
-    def __init__(self, details: planning.Plan) -> None:
+    def __init__(self, details: planning.GrowthPlan) -> None:
         self.details = details
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ def default_workers(wanted: int | None, world: World = ALONE) -> int:
 
 
 def write(
-    plan: planning.Plan,
+    plan: planning.GrowthPlan,
     destination: Path,
     execution: Execution,
     publication: Publication | None = None,

@@ -10,8 +10,8 @@ from flmgrow.errors import UsageError
 from flmgrow.evaluation.backends import Computing
 from flmgrow.evaluation.evaluating import Evaluation, Subject
 from flmgrow.evaluation.paper_columns import CAUTION, paper_results
-from flmgrow.evaluation.request import Request, asked_in
-from flmgrow.evaluation.results import Result, results_below
+from flmgrow.evaluation.request import EvaluationRequest, asked_in
+from flmgrow.evaluation.results import EvaluationResult, results_below
 from flmgrow.evaluation.table import table
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.given import EvaluatingGiven
@@ -42,9 +42,9 @@ class Scores:
     ``str(scores)`` is a table in Markdown; ``to_json()`` the same, and more, as plain data.
     """
 
-    request: Request
-    results: tuple[Result, ...]
-    beside: tuple[Result, ...] = ()
+    request: EvaluationRequest
+    results: tuple[EvaluationResult, ...]
+    beside: tuple[EvaluationResult, ...] = ()
 
     def __str__(self) -> str:
         return table(self.results, self.beside)
@@ -75,7 +75,7 @@ def evaluate(
     read. Raises as :func:`flmgrow.open` does, UsageError for what cannot be asked,
     OutputExistsError for results of another request, BadDataError for damaged files.
     """
-    request = Request(
+    request = EvaluationRequest(
         asked_in([tasks] if isinstance(tasks, str) else tasks),
         None if (data := how.get("data")) is None else Path(data),
         how.get("shots"),
@@ -136,7 +136,9 @@ def _telling(path: Path) -> list[str]:
     return [*parts, last]
 
 
-def _beside(place: Path, request: Request, noted: Callable[[str], object]) -> list[Result]:
+def _beside(
+    place: Path, request: EvaluationRequest, noted: Callable[[str], object]
+) -> list[EvaluationResult]:
     """Return what stands beside. Raises UsageError for a place without results."""
     if str(place) == PAPER and not place.exists():
         noted(CAUTION)

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import shown
-from flmgrow.formats.targets import Fill, PlannedFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.targets import FillBuffer, PlannedFile, Sums, TargetArray, TargetBytes
 from flmgrow.storage.crc import Bytes
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.links import own_file
@@ -83,7 +83,7 @@ class CarriedFile:
         """Its size in bytes."""
         return self.file.size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Copy it."""
         for piece in self.file.chunks(0, self.file.size):
             write(piece)

@@ -20,7 +20,7 @@ _RANK_FILES = "mp_rank_*/model*rng.pt"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedArray:
     """An array: its name, its shape, and its dtype by torch's name."""
 
     name: str
@@ -28,7 +28,7 @@ class Listed:
     dtype: str
 
 
-def stored_arrays(path: Path, iteration: int | None = None) -> dict[str, list[Listed]]:
+def stored_arrays(path: Path, iteration: int | None = None) -> dict[str, list[ListedArray]]:
     """Return the model's arrays in a checkpoint by the file that holds them.
 
     ``path`` and ``iteration`` are as in ``open_checkpoint``. The arrays of a distributed checkpoint
@@ -38,13 +38,13 @@ def stored_arrays(path: Path, iteration: int | None = None) -> dict[str, list[Li
     if is_huggingface(path) and not (path / TRACKER).exists():
         with closing(HuggingFaceFolder(path)) as contents:
             return {
-                name: [Listed(t.name, t.shape, t.dtype) for t in shard.tensors.values()]
+                name: [ListedArray(t.name, t.shape, t.dtype) for t in shard.tensors.values()]
                 for name, shard in contents.shards.items()
             }
     folder = iteration_folder(path, iteration)
     if is_distributed(folder):
         tensors = read_metadata(folder).tensors.values()
-        own = [Listed(t.name, t.shape, t.dtype) for t in tensors if not _is_optimizers(t.name)]
+        own = [ListedArray(t.name, t.shape, t.dtype) for t in tensors if not _is_optimizers(t.name)]
         return {".metadata": own}
     found = {}
     for file in sorted(folder.glob(_RANK_FILES)):
@@ -57,7 +57,7 @@ def _is_optimizers(name: str) -> bool:
     return name.startswith(_OPTIMIZER)
 
 
-def _in_rank(root: object) -> Iterator[Listed]:
+def _in_rank(root: object) -> Iterator[ListedArray]:
     """Yield the arrays of the model in a rank's content."""
     if not isinstance(root, Mapping):
         return
@@ -65,4 +65,4 @@ def _in_rank(root: object) -> Iterator[Listed]:
     for keys, record in walk_tensors(chunks):
         prefix, *rest = map(str, keys)
         name = ".".join(rest) if prefix == "model" else f"{prefix}: {'.'.join(rest)}"
-        yield Listed(name, record.shape, record.dtype)
+        yield ListedArray(name, record.shape, record.dtype)

@@ -59,7 +59,7 @@ class TargetArray:
         return self.start + prod(self.placement.shape)
 
 
-Fill = Callable[[Buffer, Sequence[TargetArray]], Iterator[Bytes]]
+FillBuffer = Callable[[Buffer, Sequence[TargetArray]], Iterator[Bytes]]
 """Produces the bytes of a buffer from the arrays that lie in it."""
 
 Sums = Mapping[str, str]
@@ -91,7 +91,7 @@ class TargetFile:
         """Its size in bytes, known before there is any value."""
         return TorchFileWriter(self.root, lambda _: None).total_size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it from front to back; ``fill`` gives the bytes of a buffer from its arrays."""
         writer = TorchFileWriter(self.root, write)
         filling = self.by_buffer()
@@ -117,7 +117,7 @@ class TargetBytes:
         """Its size in bytes."""
         return len(self.data)
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it."""
         write(self.data)
 
@@ -140,7 +140,7 @@ class TargetSums:
         """Its size in bytes."""
         return len(self.encode(dict.fromkeys(self.sums_of, "0" * 64)))
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it."""
         write(self.encode(sums))
 
@@ -168,7 +168,7 @@ class PlannedFile(Protocol):
     def total_size(self) -> int:
         """Its size in bytes, known before there is any value."""
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it from front to back; ``fill`` gives the bytes of a buffer from its arrays.
 
         ``sums`` are those of the files it holds the sums of.

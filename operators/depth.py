@@ -51,7 +51,7 @@ def _evenly(old: int, new: int) -> list[int]:
     return sorted([*range(old), *behind])
 
 
-class Placement(StrEnum):
+class LayerPlacement(StrEnum):
     """Where fresh layers go, if it is not said for each of them."""
 
     END = "end"
@@ -63,9 +63,9 @@ def _sources(old: int, new: int, method: Method, placement: str) -> list[int]:
         return [layer % old for layer in range(new)]
     if method is Method.INTERLEAVE:
         return [layer * old // new for layer in range(new)]
-    if placement == Placement.END:
+    if placement == LayerPlacement.END:
         return [*range(old), *([old - 1] * (new - old))]
-    if placement == Placement.INTERLEAVE:
+    if placement == LayerPlacement.INTERLEAVE:
         return _evenly(old, new)
     return _parse_pattern(placement, old, new)
 
@@ -86,7 +86,7 @@ def grow_depth(
     config: ModelConfig,
     new: int,
     method: Method,
-    placement: str = Placement.END,
+    placement: str = LayerPlacement.END,
     new_layers: NewLayers = NewLayers.COPY,
 ) -> DimensionGrowth:
     """Return how depth grows to ``new`` layers by ``method`` (mask, zero, copy, stack or

@@ -25,7 +25,7 @@ from flmgrow.operators.choices import (
     chosen_methods,
     hold,
 )
-from flmgrow.operators.depth import Placement, grow_depth
+from flmgrow.operators.depth import LayerPlacement, grow_depth
 from flmgrow.operators.dimension import DimensionGrowth
 from flmgrow.operators.growth import MASKED, Growth
 from flmgrow.operators.units import grow_ffn, grow_heads, head_target
@@ -73,7 +73,7 @@ class Target:
     kv_groups: int | None = None
     vocab: int | None = None
     methods: Mapping[Dimension, Method] = field(default_factory=lambda: parse_methods("mask"))
-    depth_placement: str = Placement.END
+    depth_placement: str = LayerPlacement.END
     new_layers: NewLayers = NewLayers.COPY
     untie: bool = False
     ramp_steps: int | None = None

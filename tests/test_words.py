@@ -1,7 +1,12 @@
-"""Each place calls settings by its own names, and only the command line knows options."""
+"""What things are called: a setting as its place calls it, a type by a name of its own.
+
+Each place calls settings by its own names, and only the command line knows options.
+"""
 
 import ast
 import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -16,6 +21,19 @@ from flmgrow.text import COMMAND_LINE, PYTHON
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
 PARTS = ("what", "wanted", "hint", "message")
+
+SEVERAL_TIMES = {
+    "Array",
+    "FloatArray",
+    "Group",
+    "Numbers",
+    "PathLike",
+    "Progress",
+    "Rows",
+    "Share",
+    "Told",
+}
+"""Types that are written out in several modules, and are the same sort of thing in all."""
 
 
 def modules() -> dict[str, str]:
@@ -110,3 +128,70 @@ def test_python_calls_its_arguments_by_name_and_other_settings_as_commands_do() 
     assert {name for name in named() if PYTHON.has(name)} - stages_alone <= arguments()
     assert not PYTHON.ONLY_COMMANDS & arguments()
     assert named() >= PYTHON.ONLY_COMMANDS
+
+
+def named_types(text: str) -> Iterator[str]:
+    """The classes of a module, and its names for types."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
+            names = (each.id for each in node.targets if isinstance(each, ast.Name))
+            yield from (name for name in names if re.fullmatch(r"[A-Z][A-Za-z]*[a-z]", name))
+
+
+def in_two_places(found: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """The public names that several modules have, and these."""
+    places: dict[str, list[str]] = {}
+    for module, names in found.items():
+        for name in names:
+            places.setdefault(name, []).append(module)
+    return {
+        name: modules
+        for name, modules in places.items()
+        if len(modules) > 1 and not name.startswith("_") and name not in SEVERAL_TIMES
+    }
+
+
+def test_a_type_has_a_name_of_its_own() -> None:
+    """But for options: each command has its own of the same name, which no other module sees."""
+    assert not in_two_places({name: named_types(text) for name, text in modules().items()})
+
+
+def test_a_name_for_two_types_is_found() -> None:
+    text = "class Plan: pass\nclass _File: pass\nArray = int\nRow = list[int]\nLONG = 3\nT = X()\n"
+    found = {"a": named_types(text), "b": named_types(text), "c": ["Column"]}
+    assert in_two_places(found) == {"Plan": ["a", "b"], "Row": ["a", "b"]}
+
+
+def told_in_prose(text: str) -> Iterator[str]:
+    """The docstrings of a module that name errors in a sentence, and not under ``Raises:``."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            found = ast.get_docstring(node) or ""
+            if re.search(
+                r"(^|[.!?:)\"`] |\n\n)Raises [^:]", re.sub(r"(?<!\n)\n *(?!\n)", " ", found)
+            ):
+                yield f"{getattr(node, 'name', 'the module')}: {found.splitlines()[0]}"
+
+
+def test_errors_are_named_in_sections() -> None:
+    found = {name: list(told_in_prose(path.read_text(encoding="utf-8")))
+             for name, path in find_modules().items()}  # fmt: skip
+    assert not {name: sentences for name, sentences in found.items() if sentences}
+
+
+@pytest.mark.parametrize(
+    ("docstring", "count"),
+    [
+        ("Return it. Raises OSError.", 1),
+        ("Return it.\n\n    Raises OSError if not.\n    ", 1),
+        ("Return it, long\n    as it is.\n    Raises OSError.\n    ", 1),
+        ("Return it.\n\n    Raises:\n        OSError: If not.\n    ", 0),
+        ("Raise OSError if not.", 0),
+        ("Return what reading it raises.", 0),
+    ],
+)
+def test_an_error_in_a_sentence_is_found(docstring: str, count: int) -> None:
+    text = f'def f() -> None:\n    """{docstring}"""\n'
+    assert len(list(told_in_prose(text))) == count

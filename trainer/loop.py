@@ -55,7 +55,7 @@ from flmgrow.trainer.telling import (
 from flmgrow.trainer.validating import validate
 
 
-class Run:
+class TrainingRun:
     """One rank's part of a run of a stage."""
 
     def __init__(self, run: RunConfig, data: StageData) -> None:

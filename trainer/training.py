@@ -23,7 +23,7 @@ from flmgrow.trainer.checkpoint.loading import Begin, find_begin, find_ungrown
 from flmgrow.trainer.data.samples import digest_of, digests_of
 from flmgrow.trainer.data.stage_data import StageData, open_data
 from flmgrow.trainer.live import Growing, LiveModel
-from flmgrow.trainer.loop import Run
+from flmgrow.trainer.loop import TrainingRun
 from flmgrow.trainer.megatron.model import start_chance, start_parallel, stop_parallel
 from flmgrow.trainer.metrics.reporting import say
 from flmgrow.trainer.ranks.agreement import check_alike, gathered, together
@@ -104,7 +104,7 @@ class _Chain:
                 opened.callback(begin.checkpoint.close)
             run = self._configured(number, begin, data)
             start_chance(run.stage.training.seed)
-            trained = Run(run, data)
+            trained = TrainingRun(run, data)
             code = trained.until_done(stop)
             ends = code or number + 1 == len(self.stages)
             return code, None if ends else trained.live()

@@ -7,7 +7,7 @@ import typer
 from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.planned import plan_bake
 
@@ -26,7 +26,7 @@ def bake(
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
     *,
-    reading: Reading,
+    reading: SourceOptions,
     running: Running,
 ) -> None:
     """Put the masks of a growth into the weights; the result is an ordinary checkpoint.

@@ -20,7 +20,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data import prepared
 from flmgrow.trainer.data.compressed import USUAL_WINDOW, window_of
 from flmgrow.trainer.data.parts import ENDS, Recipe
-from flmgrow.trainer.data.prepare import Limits
+from flmgrow.trainer.data.prepare import AllowedLoss
 from flmgrow.trainer.data.prepare import prepare as prepare_data
 from flmgrow.trainer.data.sources import Sources, find_sources, left_out_line
 from flmgrow.trainer.data.tokenizers import open_tokenizer
@@ -87,7 +87,7 @@ def prepare(
     jsonl_key: Key = "text",
     append_eod: AppendEod = True,
     max_bad_lines: MaxBadLines = 0,
-    max_lost: MaxLost = Limits.lost,
+    max_lost: MaxLost = AllowedLoss.lost,
     workers: Workers = None,
     restart: options.Restart = False,
     as_json: options.AsJson = False,
@@ -109,7 +109,7 @@ def prepare(
     _tell_of(found)
     plan = {**recipe.to_json(), "sources": [source.name for source in found.files]}
     total = sum(source.path.stat().st_size for source in found.files)
-    limits, processes = Limits(max_bad_lines, max_lost), default_workers(workers)
+    limits, processes = AllowedLoss(max_bad_lines, max_lost), default_workers(workers)
     with progress_bar(total, "reading") as progress:
         there = prepared.found(dst, found, recipe, limits, progress)
     if there is None:

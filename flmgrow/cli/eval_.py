@@ -9,7 +9,7 @@ from flmgrow.cli import devices, options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks, this_world
 from flmgrow.cli.printing import json_text, note
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.scores import evaluate
 
 _ASKED = "What is asked"
@@ -122,7 +122,7 @@ def eval_(
     iteration: options.Iteration = None,
     as_json: AsJson = False,
     *,
-    reading: Reading,
+    reading: SourceOptions,
 ) -> None:
     """Evaluate checkpoints on lm-evaluation-harness's tasks, and put their scores side by side.
 

@@ -6,7 +6,7 @@ from flmgrow.cli import options
 from flmgrow.cli.asked import FileOptions, GrowthOptions, LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.cli.target_file import read_target_file
 from flmgrow.planned import plan_of, requested
@@ -23,7 +23,7 @@ def expand(
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
     files: FileOptions,
-    reading: Reading,
+    reading: SourceOptions,
     running: Running,
 ) -> None:
     """Grow a checkpoint so that its function does not change.

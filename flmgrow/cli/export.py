@@ -10,12 +10,12 @@ from flmgrow.cli import options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
 from flmgrow.cli.parsing import read_small_file, shard_bytes
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import TOKENIZER
 from flmgrow.hub.card import CardFacts
-from flmgrow.hub.evaluation import Score, read_scores
+from flmgrow.hub.evaluation import EvaluationScore, read_scores
 from flmgrow.hub.names import push_name
 from flmgrow.hub.publication import Publication
 from flmgrow.hub.push import Push
@@ -83,7 +83,7 @@ def export(
     iteration: options.Iteration = None,
     dtype: options.Dtype = None,
     *,
-    reading: Reading,
+    reading: SourceOptions,
     running: Running,
 ) -> None:
     """Write a model as a Hugging Face folder that transformers loads, and push it on request.
@@ -124,7 +124,7 @@ def _push(push_to: str | None, private: bool, revision: str | None, keep_code: b
     return None
 
 
-def _scores(path: Path | None) -> tuple[Score, ...]:
+def _scores(path: Path | None) -> tuple[EvaluationScore, ...]:
     if path is None:
         return ()
     content = read_small_file("--evaluation", path, _MOST_EVALUATION_BYTES)

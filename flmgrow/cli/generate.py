@@ -14,7 +14,7 @@ from flmgrow.cli import devices, options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
 from flmgrow.cli.printing import note
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import UsageError
 from flmgrow.model.devices import device_named, dtype_named
 from flmgrow.storage.strict_json import parse_object
@@ -94,7 +94,7 @@ def generate(
     iteration: options.Iteration = None,
     as_json: AsJson = False,
     *,
-    reading: Reading,
+    reading: SourceOptions,
 ) -> None:
     """Let a model go on with texts: greedily, or by drawing.
 

@@ -4,7 +4,7 @@ from flmgrow.cli import options
 from flmgrow.cli.asked import LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.opened import is_fused
 from flmgrow.planned import plan_import, requested
@@ -20,7 +20,7 @@ def import_(
     file_format: options.Format = None,
     transformer_impl: options.TransformerImpl = "transformer_engine",
     dtype: options.Dtype = None,
-    reading: Reading,
+    reading: SourceOptions,
     running: Running,
 ) -> None:
     """Write a Hugging Face model as a Megatron checkpoint, in any layout.

@@ -9,7 +9,7 @@ from flmgrow.cli import options, report
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.printing import in_columns, json_text
 from flmgrow.cli.progress import progress_bar
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import BadCheckpointError, printable
 from flmgrow.formats.history.parts import verdict_text
 from flmgrow.inspection import Inspection, inspect_source, stored_data, stored_in
@@ -36,7 +36,7 @@ def inspect(
     iteration: options.Iteration = None,
     as_json: options.AsJson = False,
     *,
-    reading: Reading,
+    reading: SourceOptions,
 ) -> None:
     """Show a checkpoint's model, layout, masks, family tree and health.
 

@@ -7,12 +7,12 @@ from flmgrow.cli import report
 from flmgrow.cli.in_ranks import meeting_beside
 from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.storage.world import World
 
 
 def show_integrity(
-    path: Path, reading: Reading, as_json: bool, world: World, scratch: Path | None
+    path: Path, reading: SourceOptions, as_json: bool, world: World, scratch: Path | None
 ) -> int:
     """Check every sum of the checkpoint at ``path``, print what was found; return the exit code.
 

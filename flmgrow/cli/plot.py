@@ -7,7 +7,7 @@ import typer
 
 from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import note
-from flmgrow.stages.curves import LARGEST_LOSS, Run, folder_of, read_runs
+from flmgrow.stages.curves import LARGEST_LOSS, RunCurves, folder_of, read_runs
 from flmgrow.stages.plots import Look, picture
 from flmgrow.stages.score_panels import left_out
 from flmgrow.storage.durable import write_small
@@ -60,7 +60,7 @@ def plot(
     print(file)
 
 
-def _tell_left_out(paths: list[Path], found: list[Run]) -> None:
+def _tell_left_out(paths: list[Path], found: list[RunCurves]) -> None:
     for path, run in zip(paths, found, strict=True):
         if run.left_out:
             losses = f"{run.left_out} {'loss' if run.left_out == 1 else 'losses'}"

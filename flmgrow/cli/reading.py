@@ -13,7 +13,7 @@ from flmgrow.opened import Source, opened, opened_source
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceOptions:
     """How to open a source: the options that every command has which reads one."""
 
     ignore_arg: options.IgnoreArgument = None

@@ -4,7 +4,7 @@ from flmgrow.cli import options
 from flmgrow.cli.asked import FileOptions, LayoutOptions
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.in_ranks import in_ranks
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.cli.running import Running, carry_out
 from flmgrow.planned import plan_of, requested
 
@@ -19,7 +19,7 @@ def reshard(
     iteration: options.Iteration = None,
     no_optimizer: options.NoOptimizer = False,
     files: FileOptions,
-    reading: Reading,
+    reading: SourceOptions,
     running: Running,
 ) -> None:
     """Lay a checkpoint out for another tensor x pipeline parallelism; weights stay bit for bit.

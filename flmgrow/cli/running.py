@@ -18,7 +18,7 @@ from flmgrow.storage.outputs import named_output, unfinished_place
 from flmgrow.storage.world import PATIENCE
 from flmgrow.surgery.execute import Executor
 from flmgrow.surgery.execution import Execution
-from flmgrow.surgery.plan import Plan as Details
+from flmgrow.surgery.plan import GrowthPlan as Details
 from flmgrow.surgery.plan_text import plan_data, plan_lines
 from flmgrow.surgery.replicas import replicated_as
 from flmgrow.surgery.shards import chosen_shards, shards_of

@@ -16,7 +16,7 @@ from flmgrow.cli.integrity import show_integrity
 from flmgrow.cli.parsing import parse_size, read_small_file
 from flmgrow.cli.printing import json_text
 from flmgrow.cli.progress import progress_bar
-from flmgrow.cli.reading import Reading
+from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import UsageError
 from flmgrow.model.devices import device_named, dtype_named
 from flmgrow.planned import default_workers
@@ -89,7 +89,7 @@ def verify(
     rank_timeout: RankTimeout = PATIENCE,
     scratch: Scratch = None,
     *,
-    reading: Reading,
+    reading: SourceOptions,
 ) -> None:
     """Prove that DST computes what SRC computes.
 

@@ -18,7 +18,7 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Shape:
+class GrowthCurve:
     """Parameters over tokens, both as shares of the last."""
 
     name: str
@@ -27,10 +27,10 @@ class Shape:
 
 
 SHAPES = (
-    Shape("constant", np.ones_like, 0.0),
-    Shape("linear", lambda share: share, 1 / 2),
-    Shape("modest", np.sqrt, 1 / 3),
-    Shape("aggressive", np.square, 2 / 3),
+    GrowthCurve("constant", np.ones_like, 0.0),
+    GrowthCurve("linear", lambda share: share, 1 / 2),
+    GrowthCurve("modest", np.sqrt, 1 / 3),
+    GrowthCurve("aggressive", np.square, 2 / 3),
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from flmgrow.errors import BadDataError
 from flmgrow.evaluation.request import Asked
-from flmgrow.trainer.data.documents import Reading, read_documents, text_of
+from flmgrow.trainer.data.documents import SourceReading, read_documents, text_of
 from flmgrow.trainer.data.sources import find_sources
 
 METRIC = "bits_per_byte"
@@ -50,7 +50,7 @@ def texts_in(file: Path) -> Iterable[str]:
     found = [
         text_of(document, KEY)
         for source in find_sources([file]).files
-        for document in read_documents(source, Reading(), lambda _: None)
+        for document in read_documents(source, SourceReading(), lambda _: None)
     ]
     texts = [text for text in found if text]
     if not texts:

@@ -24,12 +24,12 @@ from flmgrow.evaluation.backends import (
     identity_of,
     language_model,
 )
-from flmgrow.evaluation.request import Request
+from flmgrow.evaluation.request import EvaluationRequest
 from flmgrow.evaluation.results import (
     REQUEST,
     VERSION,
+    EvaluationResult,
     Facts,
-    Result,
     file_name,
     is_scores,
     read_finished,
@@ -85,7 +85,7 @@ class Evaluation:
 
     def __init__(
         self,
-        request: Request,
+        request: EvaluationRequest,
         how: Computing,
         out: Path,
         *,
@@ -99,7 +99,7 @@ class Evaluation:
         self._noted = noted
         self._world = find_world(os.environ)
 
-    def run(self, subjects: Sequence[Subject]) -> list[Result]:
+    def run(self, subjects: Sequence[Subject]) -> list[EvaluationResult]:
         """Return the results of checkpoints, in their order.
 
         Raises OutputExistsError where results of another request are, or an evaluation of another
@@ -108,7 +108,7 @@ class Evaluation:
         """
         return [self._one(subject) for subject in subjects]
 
-    def _one(self, subject: Subject) -> Result:
+    def _one(self, subject: Subject) -> EvaluationResult:
         folder = self._out / file_name(subject.name)
         with subject.open() as source:
             identity = identity_of(source, self._how)

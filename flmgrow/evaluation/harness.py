@@ -22,7 +22,7 @@ from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.evaluation.bits_per_byte import add_standard_errors, task_config
 from flmgrow.evaluation.data_sets import told_if_missing
 from flmgrow.evaluation.quiet import quiet
-from flmgrow.evaluation.request import BITS_PER_BYTE, Request
+from flmgrow.evaluation.request import BITS_PER_BYTE, EvaluationRequest
 from flmgrow.text import Setting, Text
 
 AVERAGE, SHARES = "average", "shares"
@@ -40,7 +40,7 @@ class Tasks:
     which not all are asked. ``manager`` has loaded them.
     """
 
-    request: Request
+    request: EvaluationRequest
     manager: Any
     loaded: Mapping[str, Any]
     samples: Mapping[str, Sequence[int]]
@@ -57,7 +57,7 @@ class Tasks:
         return groups
 
 
-def load_tasks(request: Request) -> Tasks:
+def load_tasks(request: EvaluationRequest) -> Tasks:
     """Load the tasks of a request, and their data.
 
     Raises UsageError for an unknown task, and one that stands in two groups; BadDataError for a bad
@@ -110,7 +110,7 @@ def evaluate(model: Any, tasks: Tasks) -> dict[str, Any]:
     return found
 
 
-def _manager(request: Request) -> Any:
+def _manager(request: EvaluationRequest) -> Any:
     """Return what knows the tasks of a request: of lm-eval's own, only where they are needed."""
     from flmgrow.evaluation.tasks.manager import task_manager
 
@@ -164,7 +164,7 @@ def _outermost(loaded: Mapping[str, Any]) -> Iterator[Any]:
             yield item
 
 
-def _drawn(request: Request, loaded: Mapping[str, Any]) -> dict[str, list[int]]:
+def _drawn(request: EvaluationRequest, loaded: Mapping[str, Any]) -> dict[str, list[int]]:
     """Return the numbers of the questions to ask, of all tasks if some group asks for a sample."""
     shares: dict[str, float] = {}
     for group in loaded.get("groups", {}).values():

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.answers import GENERATE, LOG_LIKELIHOOD, ROLLING
 from flmgrow.evaluation.keeping import keys_of
-from flmgrow.evaluation.scoring import Question, Score, check_ids, scores
-from flmgrow.evaluation.tokens import Tokens
+from flmgrow.evaluation.scoring import ContinuationScore, Question, check_ids, scores
+from flmgrow.evaluation.tokens import HarnessTokenizer
 from flmgrow.generation.choosing import Choice
-from flmgrow.generation.decoding import Request, continued
+from flmgrow.generation.decoding import GenerationRequest, continued
 from flmgrow.model.module import Model
 
 GENERATED = 256
@@ -45,7 +45,9 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     that the model cannot read, and for what it cannot do.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, batch_size: int | None = None) -> None:
+    def __init__(
+        self, model: Model, tokens: HarnessTokenizer, batch_size: int | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokens.tokenizer
@@ -138,7 +140,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         found: list[tuple[float, bool]] = []
         with self._bar(len(questions), "log-likelihoods", quiet) as bar:
 
-            def hear(number: int, score: Score) -> None:
+            def hear(number: int, score: ContinuationScore) -> None:
                 told(len(found) + number, _pair(score))
                 bar.update()
 
@@ -219,7 +221,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 and _first_of(until, self._text(ids)) is not None
             )
 
-        request = Request(
+        request = GenerationRequest(
             _choice(settings),
             longest,
             ends=self._tokens.ends,
@@ -243,7 +245,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         return tqdm(total=count, desc=what, disable=quiet or self.rank != 0)
 
 
-def _pair(score: Score) -> tuple[float, bool]:
+def _pair(score: ContinuationScore) -> tuple[float, bool]:
     return score.log_likelihood, score.greedy
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from flmgrow.model.places import Places
 
-Text = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 @dataclass
-class Row:
+class PackedRow:
     """A tree of tokens: ``tokens`` at ``positions`` of their texts.
 
     ``parents`` is where the token before each lies, -1 for a first one; a parent lies before its
@@ -32,7 +32,7 @@ class Row:
     parents: list[int] = field(default_factory=list)
     texts: dict[int, list[int]] = field(default_factory=dict)
 
-    def add(self, number: int, text: Text, shared: Sequence[int]) -> None:
+    def add(self, number: int, text: TokenIds, shared: Sequence[int]) -> None:
         """Add a text whose first tokens are there already, at ``shared``."""
         path = list(shared)
         for position in range(len(shared), len(text)):
@@ -54,25 +54,25 @@ class Row:
         return torch.from_numpy(found)
 
 
-def common(one: Text, other: Text) -> int:
+def common(one: TokenIds, other: TokenIds) -> int:
     """Return how many tokens two texts have in common at their beginnings."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def rows(texts: Sequence[Text], tokens: int, most: int | None = None) -> Iterator[Row]:
+def rows(texts: Sequence[TokenIds], tokens: int, most: int | None = None) -> Iterator[PackedRow]:
     """Yield rows that hold all ``texts``: of so many ``tokens``, or one longer text.
 
     Texts lie in one row if at least half of the later one is shared; ``most`` at once.
     """
-    row, before = Row(), -1
+    row, before = PackedRow(), -1
     for number in sorted(range(len(texts)), key=lambda each: texts[each]):
         text = texts[number]
         shared = common(texts[before], text) if row.texts else 0
         full = len(row.tokens) + len(text) - shared > tokens or len(row.texts) == most
         if row.texts and (full or 2 * shared < len(text)):
             yield row
-            row, shared = Row(), 0
+            row, shared = PackedRow(), 0
         row.add(number, text, row.texts[before][:shared] if shared else ())
         before = number
     if row.texts:
@@ -83,16 +83,18 @@ def rows(texts: Sequence[Text], tokens: int, most: int | None = None) -> Iterato
 class Batch:
     """Rows side by side: ``tokens`` (b, s), padded on the right, and their ``places``."""
 
-    rows: Sequence[Row]
+    rows: Sequence[PackedRow]
     tokens: Tensor
     places: Places
 
 
-def in_batches(made: Sequence[Row], tokens: int, most: int | None = None) -> Iterator[list[Row]]:
+def in_batches(
+    made: Sequence[PackedRow], tokens: int, most: int | None = None
+) -> Iterator[list[PackedRow]]:
     """Yield rows of like lengths that go together, the longest first: so many ``tokens``, padded,
     and ``most`` rows.
     """
-    batch: list[Row] = []
+    batch: list[PackedRow] = []
     for row in sorted(made, key=lambda each: -len(each.tokens)):
         if batch and (len(batch[0].tokens) * (len(batch) + 1) > tokens or len(batch) == most):
             yield batch
@@ -102,7 +104,7 @@ def in_batches(made: Sequence[Row], tokens: int, most: int | None = None) -> Ite
         yield batch
 
 
-def batch_of(together: Sequence[Row], device: torch.device) -> Batch:
+def batch_of(together: Sequence[PackedRow], device: torch.device) -> Batch:
     """Return rows as one batch."""
     size = max(len(row.tokens) for row in together)
 
@@ -117,6 +119,6 @@ def batch_of(together: Sequence[Row], device: torch.device) -> Batch:
     return Batch(together, tokens, Places(positions, sees))
 
 
-def is_plain(row: Row) -> bool:
+def is_plain(row: PackedRow) -> bool:
     """Whether a row is no more than one text from its beginning."""
     return all(parent == at - 1 for at, parent in enumerate(row.parents))

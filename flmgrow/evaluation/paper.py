@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 GPT_3, GLM_130B, FLM_101B = "GPT-3", "GLM-130B", "FLM-101B"
 
-Row = tuple[float | None, ...]
+PaperRow = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
     number: int
     title: str
     columns: tuple[str, ...]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, PaperRow]
     scores: bool = True
     items: Mapping[str, int] | None = None
 
@@ -158,7 +158,7 @@ STAGES = 6
 
 
 @dataclass(frozen=True)
-class Score:
+class PaperScore:
     """A score of the paper: ``value`` in [0, 1], the ``items`` it was measured on if known."""
 
     value: float
@@ -173,7 +173,7 @@ class Score:
         return float((self.value * (1 - self.value) / (self.items - 1)) ** 0.5)
 
 
-def scores(model: str) -> dict[str, Score]:
+def scores(model: str) -> dict[str, PaperScore]:
     """Return a model's scores by the names of the tasks; {} for a model that has none.
 
     Of the tables on whole sets: the one of the stages (:data:`STAGES`) is left out.
@@ -184,5 +184,5 @@ def scores(model: str) -> dict[str, Score]:
             items = table.items or {}
             for task, value in zip(table.columns, table.rows[model], strict=True):
                 if value is not None:
-                    found[task] = Score(value / 100, items.get(task), table.number)
+                    found[task] = PaperScore(value / 100, items.get(task), table.number)
     return found

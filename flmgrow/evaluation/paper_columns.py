@@ -8,8 +8,8 @@ everywhere in its own evaluation. Elsewhere there is one metric, or the first is
 from collections.abc import Mapping
 
 from flmgrow.evaluation import paper
-from flmgrow.evaluation.results import Result
-from flmgrow.hub.evaluation import Score
+from flmgrow.evaluation.results import EvaluationResult
+from flmgrow.hub.evaluation import EvaluationScore
 
 SYMBOLIC = (7, 8)
 """The tables of classes that have strings for names."""
@@ -26,7 +26,7 @@ METRICS = {
 CAUTION = "the paper's prompts and items were never published: its scores are near these, no more"
 
 
-def paper_results(stages: bool = False) -> list[Result]:
+def paper_results(stages: bool = False) -> list[EvaluationResult]:
     """Return the scores of each model that the paper compares, as one column each.
 
     Or, on the parts of the sets that it compares its own ``stages`` on, those of each stage.
@@ -35,7 +35,7 @@ def paper_results(stages: bool = False) -> list[Result]:
         (table,) = (each for each in paper.TABLES if each.number == paper.STAGES)
         return [
             _column(model, {
-                task: paper.Score(value / 100, None, table.number)
+                task: paper.PaperScore(value / 100, None, table.number)
                 for task, value in zip(table.columns, row, strict=True)
                 if value is not None
             })
@@ -45,9 +45,9 @@ def paper_results(stages: bool = False) -> list[Result]:
     return [_column(model, paper.scores(model)) for model in models]
 
 
-def _column(model: str, found: Mapping[str, paper.Score]) -> Result:
+def _column(model: str, found: Mapping[str, paper.PaperScore]) -> EvaluationResult:
     scores = tuple(
-        Score(task, METRICS.get(task, ""), score.value, score.standard_error)
+        EvaluationScore(task, METRICS.get(task, ""), score.value, score.standard_error)
         for task, score in found.items()
     )
-    return Result(f"{model} (paper)", scores)
+    return EvaluationResult(f"{model} (paper)", scores)

@@ -66,7 +66,7 @@ def asked_in(texts: Iterable[str]) -> tuple[Asked, ...]:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """Tasks and how they are asked.
 
     ``data`` is a folder in which the data of tasks is looked for before the Hub is asked, or a file

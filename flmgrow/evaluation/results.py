@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import BadDataError, FlmgrowError, OutputExistsError, UsageError
-from flmgrow.hub.evaluation import Score, scores_in
+from flmgrow.hub.evaluation import EvaluationScore, scores_in
 from flmgrow.storage.content_sum import is_intact, with_sum
 from flmgrow.storage.strict_json import Json, parse_object
 from flmgrow.text import Setting, Text
@@ -48,7 +48,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationResult:
     """The scores of a checkpoint, or of a file with scores, under the name of a table's column.
 
     ``shots`` are the examples before each question, by task; ``groups`` the names in each group.
@@ -56,7 +56,7 @@ class Result:
     """
 
     name: str
-    scores: tuple[Score, ...]
+    scores: tuple[EvaluationScore, ...]
     shots: Mapping[str, int] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     facts: Facts | None = None
@@ -131,7 +131,7 @@ def _dumped(data: Any) -> str:
     return json.dumps(data, default=handle_non_serializable, ensure_ascii=False)
 
 
-def read_finished(folder: Path, wanted: Json) -> Result:
+def read_finished(folder: Path, wanted: Json) -> EvaluationResult:
     """Return the result in a folder that is complete.
 
     Raises OutputExistsError if it is the answer to another request than ``wanted``, BadDataError if
@@ -155,7 +155,7 @@ def newest_file(folder: Path) -> Path:
     return files[-1]
 
 
-def read_result(file: Path, name: str | None = None) -> Result:
+def read_result(file: Path, name: str | None = None) -> EvaluationResult:
     """Return the scores in a file of flmgrow's or of lm-evaluation-harness's, under a name.
 
     Raises BadDataError for one that is damaged, UsageError if there are no scores.
@@ -170,7 +170,7 @@ def read_result(file: Path, name: str | None = None) -> Result:
         )
     facts = None if own is None else _facts(own, file)
     usual = content.get("model_name") or file.stem
-    return Result(
+    return EvaluationResult(
         name or (str(usual) if facts is None else facts.name),
         scores_in(content, str(file)),
         {task: shots for task, shots in content.get("n-shot", {}).items() if shots is not None},
@@ -192,7 +192,7 @@ def _facts(own: Json, file: Path) -> Facts:
         ) from None
 
 
-def results_below(place: Path) -> list[Result]:
+def results_below(place: Path) -> list[EvaluationResult]:
     """Return all results in a folder of evaluations, or in a file; in the order of their tokens."""
     if place.is_file():
         return [read_result(place)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flmgrow.errors import UsageError
-from flmgrow.evaluation.packing import Batch, Row, batch_of, in_batches, rows
+from flmgrow.evaluation.packing import Batch, PackedRow, batch_of, in_batches, rows
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.module import Model
 
@@ -34,14 +34,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Score:
+class ContinuationScore:
     """The sum of the continuation's log-probabilities; ``greedy``: each id was the likeliest."""
 
     log_likelihood: float
     greedy: bool
 
 
-Told = Callable[[int, Score], object]
+Told = Callable[[int, ContinuationScore], object]
 """Hears of each answer as it comes: the question's number, and its score."""
 
 
@@ -80,7 +80,7 @@ def scores(
     questions: Sequence[Question],
     most: int | None = None,
     told: Told = lambda _, __: None,
-) -> list[Score]:
+) -> list[ContinuationScore]:
     """Return the score of each question.
 
     ``most`` texts are computed at once; as many as seems good if None. Raises UsageError as
@@ -90,7 +90,7 @@ def scores(
     wanted = [each.continuation for each in questions]
     device = next(model.parameters()).device
     tokens = TOKENS.get(device.type, TOKENS["cpu"])
-    found: dict[int, Score] = {}
+    found: dict[int, ContinuationScore] = {}
     for together in in_batches(list(rows(read, ROW, most)), tokens, most):
         for number, score in _scored(model, together, wanted, device):
             found[number] = score
@@ -99,8 +99,11 @@ def scores(
 
 
 def _scored(
-    model: Model, together: Sequence[Row], wanted: Sequence[Sequence[int]], device: torch.device
-) -> Iterator[tuple[int, Score]]:
+    model: Model,
+    together: Sequence[PackedRow],
+    wanted: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Iterator[tuple[int, ContinuationScore]]:
     """Yield the scores of the ids that are ``wanted`` at the end of each text of these rows."""
     try:
         yield from list(_at_once(model, batch_of(together, device), wanted))
@@ -118,7 +121,7 @@ def _scored(
 
 def _at_once(
     model: Model, batch: Batch, wanted: Sequence[Sequence[int]]
-) -> Iterator[tuple[int, Score]]:
+) -> Iterator[tuple[int, ContinuationScore]]:
     last = model.residual(batch.tokens, places=batch.places)
     asked: dict[tuple[int, int], int] = {}
     """Where a score is asked for: row and place, and which of all these it is."""
@@ -134,7 +137,7 @@ def _at_once(
     found = iter(_likelihoods(model, last[where[:, 0], where[:, 1]], pairs))
     for number, count in lengths.items():
         own = [next(found) for _ in range(count)]
-        yield number, Score(sum(one for one, _ in own), all(best for _, best in own))
+        yield number, ContinuationScore(sum(one for one, _ in own), all(best for _, best in own))
 
 
 def _likelihoods(

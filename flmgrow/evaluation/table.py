@@ -5,19 +5,19 @@ The table is Markdown that reads as well on a terminal.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from flmgrow.evaluation.results import Result
-from flmgrow.hub.evaluation import Score
+from flmgrow.evaluation.results import EvaluationResult
+from flmgrow.hub.evaluation import EvaluationScore
 from flmgrow.model.wording import amount
 
 MOST_SHOWN = 10
 """Tasks of a group that are shown in a table; of a larger one, only its own scores are."""
 NOTHING = "-"
 
-Row = tuple[str, str, str, tuple[str, ...]]
+TableRow = tuple[str, str, str, tuple[str, ...]]
 """A task, a metric, the examples before each question, and a cell for each column."""
 
 
-def table(results: Sequence[Result], beside: Sequence[Result] = ()) -> str:
+def table(results: Sequence[EvaluationResult], beside: Sequence[EvaluationResult] = ()) -> str:
     """Return the scores of ``results`` as lines of Markdown; of ``beside``, what they have, too."""
     columns = [*results, *beside]
     head = ("task", "metric", "shots", *(each.name for each in columns))
@@ -38,7 +38,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-def _facts(columns: Sequence[Result]) -> Iterator[Row]:
+def _facts(columns: Sequence[EvaluationResult]) -> Iterator[TableRow]:
     """Yield what is known of the checkpoints themselves, as far as anything is."""
     for name, attribute in (("parameters", "parameters"), ("tokens read", "tokens")):
         found = [getattr(each.facts, attribute, None) for each in columns]
@@ -47,7 +47,9 @@ def _facts(columns: Sequence[Result]) -> Iterator[Row]:
             yield name, "", "", cells
 
 
-def _scores(results: Sequence[Result], columns: Sequence[Result]) -> Iterator[Row]:
+def _scores(
+    results: Sequence[EvaluationResult], columns: Sequence[EvaluationResult]
+) -> Iterator[TableRow]:
     by_column = [_by_name(each.scores) for each in columns]
     for task in shown_tasks(results):
         metrics = {score.metric: None for each in results for score in each.scores
@@ -61,14 +63,14 @@ def _scores(results: Sequence[Result], columns: Sequence[Result]) -> Iterator[Ro
             yield task, metric, "/".join(sorted(shots)), cells
 
 
-def _shots(result: Result, task: str) -> set[int]:
+def _shots(result: EvaluationResult, task: str) -> set[int]:
     """Return the examples before the questions of a task, or of all tasks in a group."""
     if task in result.shots:
         return {result.shots[task]}
     return {shots for child in result.groups.get(task, ()) for shots in _shots(result, child)}
 
 
-def shown_tasks(results: Sequence[Result]) -> list[str]:
+def shown_tasks(results: Sequence[EvaluationResult]) -> list[str]:
     """Return the tasks and groups that a table shows, groups before what is in them."""
     groups: dict[str, Sequence[str]] = {}
     names: dict[str, None] = {}
@@ -92,11 +94,11 @@ def shown_tasks(results: Sequence[Result]) -> list[str]:
     return list(found)
 
 
-def _by_name(scores: Sequence[Score]) -> Mapping[tuple[str, str], Score]:
+def _by_name(scores: Sequence[EvaluationScore]) -> Mapping[tuple[str, str], EvaluationScore]:
     return {(score.task, score.metric): score for score in scores}
 
 
-def _cell(score: Score | None) -> str:
+def _cell(score: EvaluationScore | None) -> str:
     if score is None:
         return NOTHING
     error = "" if score.error is None else f" ± {score.error:.4f}"

@@ -26,7 +26,7 @@ _FIRST = ("bos_token_id", "eos_token_id")
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class HarnessTokenizer:
     """A tokenizer of transformers', the ids that ``ends`` texts, and the one in front of the first.
 
     ``prefix`` is None where nothing says which id begins or ends a text.
@@ -38,7 +38,9 @@ class Tokens:
     notes: tuple[str, ...] = ()
 
 
-def tokens_of(source: Checkpoint, tokenizer: str | os.PathLike[str] | None = None) -> Tokens:
+def tokens_of(
+    source: Checkpoint, tokenizer: str | os.PathLike[str] | None = None
+) -> HarnessTokenizer:
     """Return how a checkpoint is asked.
 
     ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own. Raises UsageError
@@ -50,7 +52,7 @@ def tokens_of(source: Checkpoint, tokenizer: str | os.PathLike[str] | None = Non
     ids = [getattr(loaded, name) for name in _FIRST]
     ids += [one for name in _FIRST for one in ids_of(found.ids.get(name))]
     prefix = next((one for one in ids if one is not None), None)
-    return Tokens(loaded, frozenset(ends), prefix, tuple(found.notes))
+    return HarnessTokenizer(loaded, frozenset(ends), prefix, tuple(found.notes))
 
 
 def _loaded(found: Spoken, source: Checkpoint) -> Any:

@@ -30,7 +30,7 @@ Stops = Callable[[int, list[int]], bool]
 """Whether a text ends here, given its number and its new tokens."""
 
 
-class Ended(StrEnum):
+class EndReason(StrEnum):
     """Why a text ends."""
 
     END = "end"
@@ -40,7 +40,7 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """How texts go on: up to ``longest`` new tokens, or to one of the ids that are ``ends``.
 
     ``batch`` texts at a time. ``stops`` is asked after each token, ``told`` hears of it. ``draws``
@@ -66,7 +66,7 @@ class Continued:
 
     number: int
     tokens: list[int] = field(default_factory=list)
-    ended: Ended = Ended.LENGTH
+    ended: EndReason = EndReason.LENGTH
 
 
 def check_prompts(model: Model, prompts: Sequence[Sequence[int]]) -> None:
@@ -97,7 +97,7 @@ def in_batches(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int
 
 @torch.no_grad()
 def continued(
-    model: Model, prompts: Sequence[Sequence[int]], request: Request
+    model: Model, prompts: Sequence[Sequence[int]], request: GenerationRequest
 ) -> Iterator[Continued]:
     """Yield how each prompt goes on, batch by batch.
 
@@ -109,7 +109,7 @@ def continued(
 
 
 def _in_memory(
-    model: Model, prompts: Mapping[int, Sequence[int]], request: Request
+    model: Model, prompts: Mapping[int, Sequence[int]], request: GenerationRequest
 ) -> Iterator[Continued]:
     """Yield how the texts of one batch go on, in two halves if they do not fit the memory."""
     try:
@@ -130,7 +130,7 @@ class _Batch:
     """Texts that go on together, row by row of a cache; ``prompts`` are by number."""
 
     def __init__(
-        self, model: Model, prompts: Mapping[int, Sequence[int]], request: Request
+        self, model: Model, prompts: Mapping[int, Sequence[int]], request: GenerationRequest
     ) -> None:
         self._model = model
         self._prompts = prompts
@@ -145,7 +145,7 @@ class _Batch:
 
     def _begun(self, number: int) -> Continued:
         enough = self._request.longest <= self._rooms[number]
-        return Continued(number, ended=Ended.LENGTH if enough else Ended.CONTEXT)
+        return Continued(number, ended=EndReason.LENGTH if enough else EndReason.CONTEXT)
 
     def texts(self) -> list[Continued]:
         """Return the texts, by their prompts' order, once all have ended."""
@@ -213,7 +213,7 @@ class _Batch:
         """Put a token behind a text, unless it has ended; return whether it has now."""
         text = self._texts[number]
         most = min(self._request.longest, self._rooms[number])
-        if text.ended in (Ended.END, Ended.STOP) or len(text.tokens) == most:
+        if text.ended in (EndReason.END, EndReason.STOP) or len(text.tokens) == most:
             return True
         ended = _next(text, token, self._request)
         if ended is not None:
@@ -244,10 +244,10 @@ def _parts(prompts: Sequence[Sequence[int]], shared: int) -> Iterator[Sequence[S
     yield prompts[start:]
 
 
-def _next(text: Continued, token: int, request: Request) -> Ended | None:
+def _next(text: Continued, token: int, request: GenerationRequest) -> EndReason | None:
     """Put a token behind a text; return why the text ends with it, None if it does not."""
     if token in request.ends:
-        return Ended.END
+        return EndReason.END
     text.tokens.append(token)
     request.told(text.number, text.tokens)
-    return Ended.STOP if request.stops(text.number, text.tokens) else None
+    return EndReason.STOP if request.stops(text.number, text.tokens) else None

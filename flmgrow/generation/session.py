@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flmgrow.generation.choosing import Choice
-from flmgrow.generation.decoding import Ended, Request, continued
+from flmgrow.generation.decoding import EndReason, GenerationRequest, continued
 from flmgrow.generation.speech import Speech, Stream
 from flmgrow.given import SayingGiven
 from flmgrow.model.module import Model
@@ -27,7 +27,7 @@ class Said:
     text: str
     tokens: tuple[int, ...]
     prompt_tokens: int
-    ended: Ended
+    ended: EndReason
 
     def to_json(self) -> Json:
         """Return it as plain data."""
@@ -40,10 +40,10 @@ class Said:
         }
 
 
-def request_of(saying: SayingGiven) -> Request:
+def request_of(saying: SayingGiven) -> GenerationRequest:
     """Return the request that is meant. Raises UsageError for one that cannot be."""
-    usual = Request()
-    return Request(
+    usual = GenerationRequest()
+    return GenerationRequest(
         Choice(
             saying.get("temperature", usual.choice.temperature),
             saying.get("top_k", usual.choice.top_k),
@@ -64,7 +64,7 @@ class Session:
     stops: Sequence[str] = ()
 
     def say(
-        self, prompts: Sequence[str], request: Request, told: Told | None = None
+        self, prompts: Sequence[str], request: GenerationRequest, told: Told | None = None
     ) -> Iterator[Said]:
         """Yield what each prompt goes on with, in batches of like lengths.
 

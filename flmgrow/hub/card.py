@@ -19,7 +19,7 @@ from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.history.manifest import lineage, methods_text
 from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.history.parts import Member, Summary
-from flmgrow.hub.evaluation import Score
+from flmgrow.hub.evaluation import EvaluationScore
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import amount, kind_text, model_text
 
@@ -45,7 +45,7 @@ class CardFacts:
     revision: str = "main"
     tokenizer: bool = False
     license: str | None = None
-    scores: tuple[Score, ...] = ()
+    scores: tuple[EvaluationScore, ...] = ()
 
 
 def is_own(page: bytes) -> bool:
@@ -205,7 +205,7 @@ def _loading(facts: CardFacts) -> str:
     return _section("Loading", f"```python\n{code}```")
 
 
-def _evaluation(scores: Sequence[Score]) -> str:
+def _evaluation(scores: Sequence[EvaluationScore]) -> str:
     if not scores:
         return ""
     rows = [(s.task, s.metric, f"{s.value:.4g}", _short(s.error)) for s in scores]

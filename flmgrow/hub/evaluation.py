@@ -18,7 +18,7 @@ LARGEST = 1e300
 
 
 @dataclass(frozen=True)
-class Score:
+class EvaluationScore:
     """One number of an evaluation; ``error`` is its standard error, None where not given."""
 
     task: str
@@ -34,7 +34,7 @@ def _number(value: object) -> float | None:
     return float(value) if abs(value) < LARGEST else None
 
 
-def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[Score]:
+def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[EvaluationScore]:
     """Yield the scores of a task. The harness counts samples beside them, under plain names."""
     by_harness = any("," in name for name in numbers)
     for name, value in numbers.items():
@@ -46,10 +46,10 @@ def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[Score]:
             continue
         error = _number(numbers.get(f"{metric}{_ERROR}{comma}{variant}"))
         shown = metric if variant in ("", "none") else f"{metric} ({variant})"
-        yield Score(task, shown, number, error)
+        yield EvaluationScore(task, shown, number, error)
 
 
-def read_scores(content: bytes, where: str) -> tuple[Score, ...]:
+def read_scores(content: bytes, where: str) -> tuple[EvaluationScore, ...]:
     """Return the scores in the bytes of an evaluation file, in its order.
 
     ``where`` names it in messages. Raises BadCheckpointError for what is no JSON, UsageError for
@@ -61,12 +61,12 @@ def read_scores(content: bytes, where: str) -> tuple[Score, ...]:
     return scores
 
 
-def scores_in(data: Mapping[str, object], where: str) -> tuple[Score, ...]:
+def scores_in(data: Mapping[str, object], where: str) -> tuple[EvaluationScore, ...]:
     """Return the scores in what an evaluation file holds. Raises UsageError if there are none."""
     results = data.get("results", data)
     if not isinstance(results, dict):
         raise UsageError("results is no object", _FORM, where=where)
-    scores: list[Score] = []
+    scores: list[EvaluationScore] = []
     for task, found in results.items():
         scores += _of_task(task, found if isinstance(found, dict) else {"": found})
     if not scores:

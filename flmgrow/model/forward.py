@@ -190,7 +190,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tenso
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """What all layers of a pass have in common: where tokens stand, and how they attend."""
 
     places: Places
@@ -206,7 +206,7 @@ def attention(
     config: ModelConfig,
     weights: Weights,
     head_mask: Tensor | None,
-    run: Pass,
+    run: ForwardPass,
 ) -> Tensor:
     """Return what attention adds to the residual stream; ``x`` is normalised, (b, s, h)."""
 
@@ -270,7 +270,7 @@ def residuals(
         x = x + weights.rows("position_embedding", places.positions)
     yield x
     query_turn, key_turn = (turning(config, places.positions, sign, x.dtype) for sign in (+1, -1))
-    run = Pass(places, query_turn, key_turn, cache, attending)
+    run = ForwardPass(places, query_turn, key_turn, cache, attending)
     for layer in range(config.layers):
         branch: float | Tensor = config.multipliers.residual
         if masks.layers is not None:

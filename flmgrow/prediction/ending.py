@@ -12,17 +12,17 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import Forecast, Forecaster
-from flmgrow.prediction.points import Point, end_of
+from flmgrow.prediction.points import RunPoint, end_of
 from flmgrow.stages.curves import find_metrics
 from flmgrow.storage.strict_json import Json
 
 
 @dataclass(frozen=True)
-class Ended:
+class StageEnd:
     """A stage's end, and what was foretold of it."""
 
     stage: str
-    point: Point
+    point: RunPoint
     forecast: Forecast
 
     @property
@@ -40,7 +40,7 @@ class Ended:
         }
 
 
-def ended(run: Path, forecaster: Forecaster) -> Iterator[Ended]:
+def ended(run: Path, forecaster: Forecaster) -> Iterator[StageEnd]:
     """Yield how each stage of a run has ended.
 
     Raises UsageError for a law that knows one length, which is not the stage's, and for what is no
@@ -50,10 +50,10 @@ def ended(run: Path, forecaster: Forecaster) -> Iterator[Ended]:
         yield stage_ended(metrics.parent, forecaster)
 
 
-def stage_ended(folder: Path, forecaster: Forecaster) -> Ended:
+def stage_ended(folder: Path, forecaster: Forecaster) -> StageEnd:
     """Return how the stage in a folder has ended. Raises UsageError as ``ended`` does."""
     point = end_of(folder, None)
     try:
-        return Ended(folder.name, point, forecaster.at(point.parameters, point.tokens))
+        return StageEnd(folder.name, point, forecaster.at(point.parameters, point.tokens))
     except UsageError as error:
         raise error.at(folder) from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.law import SIZES, FloatArray, Form, Law, check_enough, fit, refit
-from flmgrow.prediction.points import Point
+from flmgrow.prediction.points import RunPoint
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text
 
@@ -42,7 +42,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class HeldOutRun:
     """The largest run, and what a law says of it that has not seen it."""
 
     parameters: float
@@ -64,9 +64,9 @@ class Forecaster:
     """A law, and others that other draws of the same runs would have given."""
 
     law: Law
-    points: Sequence[Point]
+    points: Sequence[RunPoint]
     draws: Sequence[Law]
-    left_out: LeftOut | None
+    left_out: HeldOutRun | None
 
     def at(self, parameters: float, tokens: float | None = None) -> Forecast:
         """Return what is foretold of a size.
@@ -103,7 +103,7 @@ class Forecaster:
         }
 
 
-def forecaster(points: Sequence[Point], form: Form, seed: int = 0) -> Forecaster:
+def forecaster(points: Sequence[RunPoint], form: Form, seed: int = 0) -> Forecaster:
     """Return a forecaster fitted to points. Raises UsageError as ``check_enough`` does."""
     check_enough(points, form)
     law = fit(points, form)
@@ -112,13 +112,13 @@ def forecaster(points: Sequence[Point], form: Form, seed: int = 0) -> Forecaster
     return Forecaster(law, points, draws, _leave_largest_out(points, form))
 
 
-def _drawn(points: Sequence[Point], law: Law, random: np.random.Generator) -> list[Point]:
+def _drawn(points: Sequence[RunPoint], law: Law, random: np.random.Generator) -> list[RunPoint]:
     """Return as many points of every size and length as there are.
 
     Where there is one of a kind, its residual is drawn from all of them: one run tells nothing of
     how far another would lie.
     """
-    kinds: dict[tuple[float, float], list[Point]] = defaultdict(list)
+    kinds: dict[tuple[float, float], list[RunPoint]] = defaultdict(list)
     for point in points:
         kinds[point.parameters, point.tokens].append(point)
     residuals: FloatArray = np.array(
@@ -132,11 +132,11 @@ def _drawn(points: Sequence[Point], law: Law, random: np.random.Generator) -> li
                 loss = float(np.exp(random.choice(_spread_out(same))))
             else:
                 loss = law.loss(parameters, tokens) * float(np.exp(random.choice(residuals)))
-            result.append(Point(parameters, tokens, loss))
+            result.append(RunPoint(parameters, tokens, loss))
     return result
 
 
-def _spread_out(same: Sequence[Point]) -> FloatArray:
+def _spread_out(same: Sequence[RunPoint]) -> FloatArray:
     """Return the log losses of repetitions, as far apart as runs are of which these are a few.
 
     Drawn from as they are, n of them vary by (n - 1) / n of what runs do (Efron and Tibshirani,
@@ -149,7 +149,7 @@ def _spread_out(same: Sequence[Point]) -> FloatArray:
     return widened
 
 
-def _leave_largest_out(points: Sequence[Point], form: Form) -> LeftOut | None:
+def _leave_largest_out(points: Sequence[RunPoint], form: Form) -> HeldOutRun | None:
     """Return what a law without the largest size says of it; None where too few would be left."""
     largest = max(point.parameters for point in points)
     own = [point for point in points if point.parameters == largest]
@@ -159,4 +159,4 @@ def _leave_largest_out(points: Sequence[Point], form: Form) -> LeftOut | None:
     law = fit(smaller, form)
     longest = max(own, key=lambda point: point.tokens)
     same = [point.loss for point in own if point.tokens == longest.tokens]
-    return LeftOut(largest, float(np.mean(same)), law.loss(largest, longest.tokens))
+    return HeldOutRun(largest, float(np.mean(same)), law.loss(largest, longest.tokens))

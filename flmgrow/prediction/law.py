@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.packages import scipy
-from flmgrow.prediction.points import Point
+from flmgrow.prediction.points import RunPoint
 from flmgrow.text import Found, Text
 
 FloatArray = NDArray[np.float64]
@@ -137,7 +137,7 @@ class Law:
         }
 
 
-def form_for(points: Sequence[Point]) -> Form:
+def form_for(points: Sequence[RunPoint]) -> Form:
     """Return the form that points allow: with tokens, if runs of three lengths or more are there.
 
     Raises UsageError for runs of two lengths: a law of sizes needs one.
@@ -153,7 +153,7 @@ def form_for(points: Sequence[Point]) -> Form:
     return SIZES_AND_TOKENS
 
 
-def check_enough(points: Sequence[Point], form: Form) -> None:
+def check_enough(points: Sequence[RunPoint], form: Form) -> None:
     """Raise UsageError for fewer runs, or fewer sizes, than a law can be trusted with."""
     sizes = len({point.parameters for point in points})
     if sizes < FEWEST_SIZES or len(points) < form.least:
@@ -170,14 +170,14 @@ def check_enough(points: Sequence[Point], form: Form) -> None:
         )
 
 
-def _go_together(points: Sequence[Point]) -> bool:
+def _go_together(points: Sequence[RunPoint]) -> bool:
     """Whether tokens follow from sizes, as on a straight line in their logarithms."""
     inputs, _ = _arrays(points, SIZES_AND_TOKENS)
     correlations: FloatArray = np.atleast_2d(np.corrcoef(inputs))
     return bool(abs(correlations[0, 1]) > TOGETHER)
 
 
-def fit(points: Sequence[Point], form: Form) -> Law:
+def fit(points: Sequence[RunPoint], form: Form) -> Law:
     """Return the law of that form that fits best. There must be no fewer points than constants."""
     inputs, losses = _arrays(points, form)
     centre: FloatArray = inputs.mean(1)
@@ -190,7 +190,7 @@ def fit(points: Sequence[Point], form: Form) -> Law:
     return Law(form, values, centre, float(np.sqrt((residuals**2).sum() / freedom)))
 
 
-def refit(law: Law, points: Sequence[Point]) -> Law:
+def refit(law: Law, points: Sequence[RunPoint]) -> Law:
     """Return the law fitted to other points, from where it is."""
     inputs, losses = _arrays(points, law.form)
     found = _descend(law.form, law.values, inputs - law.centre[:, None], losses)
@@ -208,7 +208,7 @@ def prior() -> list[Law]:
     ]
 
 
-def _arrays(points: Sequence[Point], form: Form) -> tuple[FloatArray, FloatArray]:
+def _arrays(points: Sequence[RunPoint], form: Form) -> tuple[FloatArray, FloatArray]:
     rows = [[point.parameters for point in points], [point.tokens for point in points]]
     return np.log(np.array(rows[: form.terms])), np.array([point.loss for point in points])
 

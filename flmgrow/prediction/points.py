@@ -38,7 +38,7 @@ _MOST = {"parameters": 1e18, "tokens": 1e18, "loss": 1e3}
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """A run's end: ``loss`` (nats per token) of a model of so many ``parameters`` after ``tokens``.
 
     ``seed`` tells repetitions apart. ``name`` is where it comes from.
@@ -70,7 +70,7 @@ class Point:
         }
 
 
-def points_of(paths: Sequence[Path], step: int | None) -> list[Point]:
+def points_of(paths: Sequence[Path], step: int | None) -> list[RunPoint]:
     """Return the points of runs, and of files of points (``.csv``), at a ``step`` or their last.
 
     A run is a folder with ``stage.yaml`` and its metrics, a folder of a run of one stage, or a
@@ -94,7 +94,7 @@ def points_of(paths: Sequence[Path], step: int | None) -> list[Point]:
     return found
 
 
-def _check_alike(one: Point, other: Point) -> None:
+def _check_alike(one: RunPoint, other: RunPoint) -> None:
     for key in sorted(one.fixed.keys() | other.fixed.keys()):
         if one.fixed.get(key) != other.fixed.get(key):
             raise UsageError(
@@ -105,7 +105,7 @@ def _check_alike(one: Point, other: Point) -> None:
             )
 
 
-def end_of(path: Path, step: int | None) -> Point:
+def end_of(path: Path, step: int | None) -> RunPoint:
     """Return where a run of one stage was at a ``step``, or at its end.
 
     Raises as ``points_of``, and UsageError for one that has not ended if no step is given.
@@ -146,7 +146,7 @@ def end_of(path: Path, step: int | None) -> Point:
         for key, value in dotted(stage.data.model_dump(mode="json"), "data.").items()
         if key not in _OTHER
     }
-    return Point(
+    return RunPoint(
         _parameters(stage), at.tokens, loss, stage.training.seed, str(path),
         {**fixed, "loss": "of validation" if checks else "of training"},
     )  # fmt: skip
@@ -176,7 +176,7 @@ def _parameters(stage: StageFile) -> int:
     return parameter_count(stage.model.config(vocabulary, stage.data.sequence_length))
 
 
-def _from_table(path: Path) -> list[Point]:
+def _from_table(path: Path) -> list[RunPoint]:
     """Return the points in a table with the columns parameters and loss, and tokens and seed if
     they differ.
     """
@@ -193,7 +193,7 @@ def _from_table(path: Path) -> list[Point]:
     return [_from_row(row, f"{path}:{number}") for number, row in enumerate(rows, 2)]
 
 
-def _from_row(row: dict[str, str | None], where: str) -> Point:
+def _from_row(row: dict[str, str | None], where: str) -> RunPoint:
     """Return the point in a row: a column that is there has a number in every row.
 
     A cell that is empty, or one too many, must not be read as something else.
@@ -212,10 +212,10 @@ def _from_row(row: dict[str, str | None], where: str) -> Point:
         cells = ",".join("" if value is None else str(value) for value in row.values())
         what = Text("is ", Found(f"{cells:.80}"))
         raise BadDataError(what, where=where, wanted="a number in each column")
-    return Point(parameters, tokens, loss, seed, where)
+    return RunPoint(parameters, tokens, loss, seed, where)
 
 
-def table_of(points: Sequence[Point]) -> str:
+def table_of(points: Sequence[RunPoint]) -> str:
     """Return the table of points, as ``points_of`` reads it."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -1,7 +1,7 @@
 """Laws and forecasts as the rows that ``flmgrow predict`` shows."""
 
 from flmgrow.model.wording import amount
-from flmgrow.prediction.ending import Ended
+from flmgrow.prediction.ending import StageEnd
 from flmgrow.prediction.forecast import LEVEL, Forecast, Forecaster
 from flmgrow.prediction.law import SIZES
 
@@ -42,7 +42,7 @@ def forecast_row(found: Forecaster, forecast: Forecast) -> tuple[str, str]:
     )
 
 
-def ended_row(each: Ended) -> tuple[str, str]:
+def ended_row(each: StageEnd) -> tuple[str, str]:
     """Return how a stage has ended, and what was foretold."""
     verdict = "inside" if each.inside else "OUTSIDE"
     ungrown = f"where models of {_size(each.point.parameters)} end that were never grown"

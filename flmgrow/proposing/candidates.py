@@ -29,7 +29,7 @@ PAPER = (0.787, 0.128, 0.085)
 """Of the tokens, in FLM-101B's three stages (Li et al., 2023, table 1)."""
 
 
-class Kind(StrEnum):
+class ScheduleKind(StrEnum):
     """What a schedule is an example of."""
 
     SCRATCH = "from scratch"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 class Candidate:
     """A schedule: the models of its stages, and the tokens that each reads."""
 
-    kind: Kind
+    kind: ScheduleKind
     models: tuple[ModelConfig, ...]
     tokens: tuple[float, ...]
 
@@ -64,7 +64,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ScheduleLimits:
     """What bounds a schedule: operations, tokens of data, and tokens of a batch."""
 
     flops: float
@@ -116,7 +116,7 @@ def _at(model: ModelConfig, parameters: float) -> ModelConfig:
 
 
 def candidates(
-    models: Sequence[ModelConfig], final: ModelConfig | None, limits: Limits
+    models: Sequence[ModelConfig], final: ModelConfig | None, limits: ScheduleLimits
 ) -> Iterator[Candidate]:
     """Yield the schedules that the limits allow; grown ones end at ``final`` if there is one."""
     for candidate in (*_ungrown(models, final, limits), *_grown(models, final, limits)):
@@ -125,22 +125,22 @@ def candidates(
 
 
 def _ungrown(
-    models: Sequence[ModelConfig], final: ModelConfig | None, limits: Limits
+    models: Sequence[ModelConfig], final: ModelConfig | None, limits: ScheduleLimits
 ) -> Iterator[Candidate]:
     for model in models:
-        kind = Kind.SCRATCH if final is None or model == final else Kind.SMALLER
+        kind = ScheduleKind.SCRATCH if final is None or model == final else ScheduleKind.SMALLER
         yield Candidate(kind, (model,), (min(limits.reads(model), limits.tokens),))
 
 
 def _grown(
-    models: Sequence[ModelConfig], final: ModelConfig | None, limits: Limits
+    models: Sequence[ModelConfig], final: ModelConfig | None, limits: ScheduleLimits
 ) -> Iterator[Candidate]:
     ends = models if final is None else [final]
     for end in ends:
         smaller = models[: models.index(end)]
         for begin in smaller:
             for share in SHARES:
-                kind = Kind.LATE if share >= LATE else Kind.GROWN
+                kind = ScheduleKind.LATE if share >= LATE else ScheduleKind.GROWN
                 for tokens in _reads(begin, end, share, limits):
                     yield Candidate(kind, (begin, end), tokens)
         for place, begin in enumerate(smaller):
@@ -149,7 +149,7 @@ def _grown(
 
 
 def _reads(
-    begin: ModelConfig, end: ModelConfig, share: float, limits: Limits
+    begin: ModelConfig, end: ModelConfig, share: float, limits: ScheduleLimits
 ) -> Iterator[tuple[float, float]]:
     """Yield the tokens of two stages, the first of which takes a ``share``: of all operations, and
     of all data. Where one of them breaks the other limit, it is not allowed.
@@ -159,11 +159,11 @@ def _reads(
 
 
 def _in_the_papers_shares(
-    models: tuple[ModelConfig, ModelConfig, ModelConfig], limits: Limits
+    models: tuple[ModelConfig, ModelConfig, ModelConfig], limits: ScheduleLimits
 ) -> Candidate:
     each = [
         share * training_flops(model, limits.length)
         for share, model in zip(PAPER, models, strict=True)
     ]
     whole = min(limits.flops / sum(each), limits.tokens)
-    return Candidate(Kind.PAPER, models, tuple(share * whole for share in PAPER))
+    return Candidate(ScheduleKind.PAPER, models, tuple(share * whole for share in PAPER))

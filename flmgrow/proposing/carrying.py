@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.prediction.law import Law
-from flmgrow.prediction.points import Point, end_of
+from flmgrow.prediction.points import RunPoint, end_of
 from flmgrow.stages.curves import find_metrics
 
 
@@ -46,7 +46,7 @@ def effective_tokens(law: Law, legs: Sequence[Leg], carried: float) -> float:
     return worth
 
 
-def ends_of(run: Path) -> list[Point]:
+def ends_of(run: Path) -> list[RunPoint]:
     """Return the ends of a run's stages. Raises UsageError for a run that never grew."""
     ends = [end_of(metrics.parent, None) for metrics in find_metrics(run)]
     if len(ends) < 2:
@@ -54,12 +54,12 @@ def ends_of(run: Path) -> list[Point]:
     return ends
 
 
-def carried_by(law: Law, ends: Sequence[Point]) -> list[float]:
+def carried_by(law: Law, ends: Sequence[RunPoint]) -> list[float]:
     """Return what each growth of a run has carried over, as the ``ends`` of its stages tell."""
     return [_carried(law, before, after) for before, after in pairwise(ends)]
 
 
-def _carried(law: Law, before: Point, after: Point) -> float:
+def _carried(law: Law, before: RunPoint, after: RunPoint) -> float:
     """Return the share that a growth carried over, between 0 and 1.
 
     ``before`` and ``after`` are the ends of two stages; tokens are counted over both.

@@ -8,7 +8,7 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import DRAWS, forecaster
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, form_for, prior
-from flmgrow.prediction.points import Point, points_of
+from flmgrow.prediction.points import RunPoint, points_of
 from flmgrow.proposing.carrying import carried_by, ends_of
 from flmgrow.proposing.growth_laws import Carried, GrowthLaw, Mixing, TwoStages
 from flmgrow.proposing.request import BudgetFile, TwoStageSection
@@ -66,7 +66,7 @@ def growth_laws(file: BudgetFile, laws: Sequence[Law]) -> list[GrowthLaw]:
 
 
 def _growth_laws(
-    file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[Point]]
+    file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[RunPoint]]
 ) -> Iterator[GrowthLaw]:
     yield _carried(file, laws, runs)
     if file.two_stage is not None:
@@ -76,7 +76,7 @@ def _growth_laws(
     yield Mixing()
 
 
-def _carried(file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[Point]]) -> Carried:
+def _carried(file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[RunPoint]]) -> Carried:
     random = np.random.default_rng(0)
     if not runs:
         low, high = file.carried

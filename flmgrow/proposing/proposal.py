@@ -11,12 +11,12 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import Law
-from flmgrow.proposing.candidates import Candidate, Kind, Limits, candidates, sizes
+from flmgrow.proposing.candidates import Candidate, ScheduleKind, ScheduleLimits, candidates, sizes
 from flmgrow.proposing.growth_laws import GrowthLaw
 from flmgrow.proposing.knowledge import growth_laws, laws_of
 from flmgrow.proposing.layouts import layout_for
 from flmgrow.proposing.request import BudgetFile, read_budget
-from flmgrow.proposing.verdict import Verdict, expected, verdict
+from flmgrow.proposing.verdict import ScheduleVerdict, expected, verdict
 from flmgrow.proposing.writing import schedule_of
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, read_stage
@@ -27,7 +27,7 @@ class Judged:
     """What a law of growth says of the schedules that a budget allows."""
 
     growth: GrowthLaw
-    verdict: Verdict
+    verdict: ScheduleVerdict
 
     def to_json(self) -> Json:
         """Return it as plain data."""
@@ -46,13 +46,13 @@ class Proposal:
     """
 
     file: BudgetFile
-    limits: Limits
+    limits: ScheduleLimits
     judged: Sequence[Judged]
     law_text: str
     schedule: Json
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ScheduleVerdict:
         """What the law says that is used."""
         return self.judged[0].verdict
 
@@ -82,13 +82,13 @@ def propose(path: Path) -> Proposal:
     stage = read_stage(file.stage)
     smallest = _model(stage, file.stage)
     device = device_of(file.cluster.model_dump(exclude_none=True))
-    limits = Limits(
+    limits = ScheduleLimits(
         _flops(file, device, stage), file.tokens, stage.data.sequence_length, stage.tokens_per_step
     )
     models = sizes(smallest, file.final_size)
     final = models[-1] if file.final_size is not None else None
     allowed = list(candidates(models, final, limits))
-    if all(each.kind is Kind.SMALLER for each in allowed):
+    if all(each.kind is ScheduleKind.SMALLER for each in allowed):
         end = smallest if final is None else final
         raise UsageError(
             f"a budget of {limits.flops:.3g} operations and {limits.tokens:,.0f} tokens allows no "
@@ -110,7 +110,7 @@ def propose(path: Path) -> Proposal:
 
 def _judged(
     allowed: Sequence[Candidate], laws: Sequence[Law], growth: GrowthLaw, length: int
-) -> Verdict:
+) -> ScheduleVerdict:
     found = [expected(each, laws, growth, length) for each in allowed]
     return verdict([each for each in found if each is not None])
 

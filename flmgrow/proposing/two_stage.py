@@ -16,7 +16,7 @@ import numpy as np
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import LEVEL
 from flmgrow.prediction.law import LARGEST_POWER, TOGETHER, FloatArray, Law, minimised
-from flmgrow.prediction.points import Point
+from flmgrow.prediction.points import RunPoint
 from flmgrow.proposing.carrying import Leg
 from flmgrow.text import Found, Text
 
@@ -65,7 +65,7 @@ class Grown:
         return self.second.parameters / self.first.parameters
 
 
-def grown_of(ends: Sequence[Point]) -> Grown:
+def grown_of(ends: Sequence[RunPoint]) -> Grown:
     """Return the first growth of a run from the ends of its stages, whose tokens are of all."""
     before, after = ends[:2]
     return Grown(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flmgrow.prediction.forecast import LEVEL
 from flmgrow.prediction.law import Law
-from flmgrow.proposing.candidates import Candidate, Kind
+from flmgrow.proposing.candidates import Candidate, ScheduleKind
 from flmgrow.proposing.growth_laws import GrowthLaw
 from flmgrow.storage.strict_json import Json
 
@@ -28,7 +28,7 @@ SAME = 1e-9
 than by what they cost.
 """
 
-UNGROWN = (Kind.SCRATCH, Kind.SMALLER)
+UNGROWN = (ScheduleKind.SCRATCH, ScheduleKind.SMALLER)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Expected:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class ScheduleVerdict:
     """The best schedule of each kind, the better ones first.
 
     ``grows`` is in which share of the draws growth beats the same end from scratch; ``smaller`` in
@@ -104,7 +104,11 @@ class Verdict:
     @property
     def winner(self) -> Expected:
         """The schedule to take: what is likelier to be best, of those that end as is wanted."""
-        kinds = {Kind.SCRATCH} if (self.grows or 0.0) <= 0.5 else set(Kind) - set(UNGROWN)
+        kinds = (
+            {ScheduleKind.SCRATCH}
+            if (self.grows or 0.0) <= 0.5
+            else set(ScheduleKind) - set(UNGROWN)
+        )
         return next(each for each in self.best if each.candidate.kind in kinds)
 
 
@@ -126,19 +130,19 @@ def expected(
     return Expected(candidate, np.array(found), candidate.flops(length))
 
 
-def verdict(found: Sequence[Expected]) -> Verdict:
+def verdict(found: Sequence[Expected]) -> ScheduleVerdict:
     """Return the best of each kind, and whether growth wins."""
     order = sorted(found, key=_order)
-    best: dict[Kind, Expected] = {}
+    best: dict[ScheduleKind, Expected] = {}
     for each in order:
         best.setdefault(each.candidate.kind, each)
     ranked = sorted(best.values(), key=_order)
     grown = next((each for each in ranked if each.candidate.kind not in UNGROWN), None)
     scratch, smaller = (best.get(kind) for kind in UNGROWN)
     if scratch is None:
-        return Verdict(ranked, None if grown is None else 1.0, None)
+        return ScheduleVerdict(ranked, None if grown is None else 1.0, None)
     both = scratch.losses if grown is None else np.minimum(scratch.losses, grown.losses)
-    return Verdict(
+    return ScheduleVerdict(
         ranked,
         None if grown is None else float(np.mean(grown.beats(scratch))),
         None if smaller is None else float(np.mean(smaller.losses < both)),

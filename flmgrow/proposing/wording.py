@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from flmgrow.model.wording import amount
-from flmgrow.proposing.candidates import Limits
+from flmgrow.proposing.candidates import ScheduleLimits
 from flmgrow.proposing.proposal import Judged, Proposal
 from flmgrow.proposing.verdict import UNGROWN, Expected
 
@@ -27,12 +27,12 @@ def rows(found: Proposal) -> Rows:
     ]
 
 
-def _schedules(judged: Judged, limits: Limits) -> Iterator[tuple[str, str]]:
+def _schedules(judged: Judged, limits: ScheduleLimits) -> Iterator[tuple[str, str]]:
     for each in judged.verdict.best:
         yield str(each.candidate.kind), schedule_text(each, limits)
 
 
-def _other_rows(judged: Judged, limits: Limits) -> Iterator[tuple[str, str]]:
+def _other_rows(judged: Judged, limits: ScheduleLimits) -> Iterator[tuple[str, str]]:
     """Yield what another law of growth says: its best growth, and its verdict."""
     yield f"other: {judged.growth.name}", judged.growth.told
     best = judged.verdict.best
@@ -42,7 +42,7 @@ def _other_rows(judged: Judged, limits: Limits) -> Iterator[tuple[str, str]]:
     yield "verdict", judged.verdict.text
 
 
-def schedule_text(each: Expected, limits: Limits) -> str:
+def schedule_text(each: Expected, limits: ScheduleLimits) -> str:
     """Return a schedule and its expected loss."""
     low, high = each.band
     stages = ", then ".join(

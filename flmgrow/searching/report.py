@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from statistics import fmean, stdev
 
-from flmgrow.searching.request import Point, Search, Value, with_setting
-from flmgrow.searching.trials import Outcome
+from flmgrow.searching.request import GridPoint, Search, Value, with_setting
+from flmgrow.searching.trials import TrialOutcome
 from flmgrow.stages.trial_folder import State
 from flmgrow.storage.strict_json import Json
 
@@ -21,10 +21,10 @@ FLAT = 0.005
 
 
 @dataclass(frozen=True)
-class Result:
+class PointResult:
     """A point's trials: the mean ``loss`` over seeds (infinite if one diverged), its ``error``."""
 
-    point: Point
+    point: GridPoint
     state: State
     loss: float
     error: float | None
@@ -48,7 +48,7 @@ class Result:
 class Best:
     """The best point of a width, and the interval of each axis that is as good."""
 
-    result: Result
+    result: PointResult
     intervals: Mapping[str, Sequence[Value]]
 
     def to_json(self) -> Json:
@@ -61,7 +61,7 @@ class Report:
     """All points of a search, the better ones first, and the best of each width."""
 
     grid: Mapping[str, Sequence[Value]]
-    results: Sequence[Result]
+    results: Sequence[PointResult]
     best: Sequence[Best]
     halved: bool
 
@@ -86,7 +86,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Move:
+class OptimumShift:
     """By how many steps of the grid the best value of an axis moves between two widths."""
 
     key: str
@@ -99,9 +99,9 @@ class Move:
         return dict(vars(self))
 
 
-def report_of(search: Search, outcomes: Sequence[Outcome]) -> Report:
+def report_of(search: Search, outcomes: Sequence[TrialOutcome]) -> Report:
     """Return what the trials of a search tell."""
-    by_point: dict[Point, list[Outcome]] = {}
+    by_point: dict[GridPoint, list[TrialOutcome]] = {}
     for each in outcomes:
         by_point.setdefault(each.trial.point, []).append(each)
     results = sorted(
@@ -119,7 +119,7 @@ def report_of(search: Search, outcomes: Sequence[Outcome]) -> Report:
     return Report(search.file.grid, results, best, halved)
 
 
-def _result(point: Point, outcomes: Sequence[Outcome]) -> Result:
+def _result(point: GridPoint, outcomes: Sequence[TrialOutcome]) -> PointResult:
     states = {each.state for each in outcomes}
     state = next(
         each for each in (State.DIVERGED, State.OPEN, State.STOPPED, State.DONE) if each in states
@@ -129,12 +129,12 @@ def _result(point: Point, outcomes: Sequence[Outcome]) -> Result:
     many = len(losses) > 1 and isfinite(loss)
     told = next((each.told for each in outcomes if each.told), "")
     steps = min(each.steps for each in outcomes)
-    return Result(
+    return PointResult(
         point, state, loss, stdev(losses) / sqrt(len(losses)) if many else None, steps, told
     )
 
 
-def _best(search: Search, results: Sequence[Result]) -> Best:
+def _best(search: Search, results: Sequence[PointResult]) -> Best:
     best = results[0]
     noise = FLAT * best.loss if best.error is None else 2 * best.error
     intervals = {}
@@ -159,17 +159,17 @@ def _order(value: Value) -> tuple[bool, float, str]:
     return (not number, float(value) if number else 0.0, str(value))
 
 
-def best_at(results: Sequence[Result], key: str, value: Value) -> float:
+def best_at(results: Sequence[PointResult], key: str, value: Value) -> float:
     """Return the lowest loss of the points that have this value, infinite if there is none."""
     return min((each.loss for each in results if each.point.settings[key] == value), default=inf)
 
 
-def _range(results: Sequence[Result], key: str, values: Sequence[Value]) -> float:
+def _range(results: Sequence[PointResult], key: str, values: Sequence[Value]) -> float:
     found = [loss for value in values if isfinite(loss := best_at(results, key, value))]
     return max(found) - min(found) if found else 0.0
 
 
-def moves(report: Report) -> list[Move]:
+def moves(report: Report) -> list[OptimumShift]:
     """Return by how many steps of the grid each axis' best value moves from width to width."""
     found = []
     for one, other in zip(report.best, report.best[1:], strict=False):
@@ -177,7 +177,7 @@ def moves(report: Report) -> list[Move]:
             ordered = sorted(values, key=_order)
             places = [ordered.index(each.result.point.settings[key]) for each in (one, other)]
             narrow, wide = one.result.point.width or 0, other.result.point.width or 0
-            found.append(Move(key, narrow, wide, places[1] - places[0]))
+            found.append(OptimumShift(key, narrow, wide, places[1] - places[0]))
     return found
 
 

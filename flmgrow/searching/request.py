@@ -57,7 +57,7 @@ class SearchFile(Section):
 
 
 @dataclass(frozen=True)
-class Point:
+class GridPoint:
     """A point of the grid: its ``settings`` by key, and the model's ``width`` where several are
     compared.
     """
@@ -82,7 +82,7 @@ class Trial:
     """A point with a seed: a stage to be trained in the folder ``name`` of the search's."""
 
     name: str
-    point: Point
+    point: GridPoint
     seed: int
     stage: StageFile
 
@@ -95,7 +95,7 @@ class Search:
     trials: Sequence[Trial] = field(default=())
 
     @property
-    def points(self) -> list[Point]:
+    def points(self) -> list[GridPoint]:
         """The points that are tried, each once."""
         return list(dict.fromkeys(trial.point for trial in self.trials))
 
@@ -127,7 +127,9 @@ def read_search(path: Path, widths: Sequence[int] = ()) -> Search:
             where=base,
         )
     points = [
-        Point(settings, width) for width in widths or (None,) for settings in _settings(path, file)
+        GridPoint(settings, width)
+        for width in widths or (None,)
+        for settings in _settings(path, file)
     ]
     trials = _trials(path, base, file, points, proxy)
     return Search(file, list(trials))
@@ -180,7 +182,7 @@ def _drawn(grid: Mapping[str, Sequence[Value]], count: int, seed: int) -> list[d
 
 
 def _trials(
-    path: Path, base: Path, file: SearchFile, points: Sequence[Point], proxy: Json
+    path: Path, base: Path, file: SearchFile, points: Sequence[GridPoint], proxy: Json
 ) -> Iterator[Trial]:
     digits = len(str(len(points)))
     for number, point in enumerate(points, 1):

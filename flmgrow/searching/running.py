@@ -11,9 +11,9 @@ from statistics import fmean
 
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
 from flmgrow.model.wording import clock_text
-from flmgrow.searching.request import Point, Trial
+from flmgrow.searching.request import GridPoint, Trial
 from flmgrow.searching.trials import SearchFolder
-from flmgrow.stages.pool import Ended, Pool
+from flmgrow.stages.pool import JobEnd, Pool
 from flmgrow.stages.trial_folder import State
 
 RUNGS = (0.25, 0.5)
@@ -57,7 +57,7 @@ def _climb(folder: SearchFolder, pool: Pool, told: Told, share: float) -> None:
     below = [each for each in waiting if folder.job(each).taken < rungs[each.name]]
     _train(folder, pool, told, below, share)
     outcomes = folder.outcomes()
-    losses: dict[Point, list[float]] = {}
+    losses: dict[GridPoint, list[float]] = {}
     for each in outcomes:
         if each.state is State.OPEN:
             loss = folder.loss(each.trial, rungs[each.trial.name])
@@ -78,7 +78,7 @@ def _train(
 ) -> None:
     by_name = {trial.name: trial for trial in trials}
 
-    def ended(one: Ended, left: int, seconds: float) -> None:
+    def ended(one: JobEnd, left: int, seconds: float) -> None:
         trial = by_name[one.job.name]
         if one.code == DivergenceError.exit_code:
             folder.keep(trial, State.DIVERGED, one.told.removeprefix("error: "))
@@ -99,7 +99,7 @@ def _train(
             )
 
 
-def _line(folder: SearchFolder, trial: Trial, one: Ended, left: int, seconds: float) -> str:
+def _line(folder: SearchFolder, trial: Trial, one: JobEnd, left: int, seconds: float) -> str:
     outcome = folder.outcome(trial)
     loss = f"loss {outcome.loss:.4f}" if outcome.state is State.DONE else str(outcome.state)
     if outcome.state is State.OPEN:

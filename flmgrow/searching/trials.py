@@ -22,7 +22,7 @@ from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.prediction.points import end_of
 from flmgrow.searching.request import Search, Trial
 from flmgrow.stages.pool import Job
-from flmgrow.stages.trial_folder import State, TrialFolder
+from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
 from flmgrow.storage.hidden import locked
@@ -33,11 +33,11 @@ _OTHER = Text("give another ", Setting("out"), ", or the search it began with")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended: its last ``loss`` (infinite if it diverged), after how many ``steps``."""
 
     trial: Trial
-    state: State
+    state: TrialState
     steps: int
     loss: float
     told: str = ""
@@ -88,15 +88,15 @@ class SearchFolder:
         stage = trial.stage
         return Job(trial.name, self.of(trial).absolute(), stage.steps, stage.layout.world, until)
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def outcome(self, trial: Trial) -> TrialOutcome:
         """Return how far a trial is, and its loss there."""
         end = self.folder(trial).end()
         if end is None:
-            return Outcome(trial, State.OPEN, self.job(trial).taken, inf)
-        if end.state is State.DONE:
-            return Outcome(trial, State.DONE, end.steps, self._last_loss(trial))
-        loss = inf if end.state is State.DIVERGED else self.loss(trial, end.steps)
-        return Outcome(trial, end.state, end.steps, loss, end.told)
+            return TrialOutcome(trial, TrialState.OPEN, self.job(trial).taken, inf)
+        if end.state is TrialState.DONE:
+            return TrialOutcome(trial, TrialState.DONE, end.steps, self._last_loss(trial))
+        loss = inf if end.state is TrialState.DIVERGED else self.loss(trial, end.steps)
+        return TrialOutcome(trial, end.state, end.steps, loss, end.told)
 
     def _last_loss(self, trial: Trial) -> float:
         """Return the loss of a trial that is done, whose metrics must reach its last step."""
@@ -110,16 +110,16 @@ class SearchFolder:
         """Return a trial's loss at a step, or its last: of validation where there is one."""
         return end_of(self.of(trial), step).loss
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[TrialOutcome]:
         """Return how far each trial is."""
         return [self.outcome(trial) for trial in self.search.trials]
 
-    def keep(self, trial: Trial, state: State, told: str = "") -> None:
+    def keep(self, trial: Trial, state: TrialState, told: str = "") -> None:
         """Remember that a trial ends here."""
         self.folder(trial).keep(state, told)
 
 
-def check_all_ended(outcomes: Sequence[Outcome]) -> None:
+def check_all_ended(outcomes: Sequence[TrialOutcome]) -> None:
     """Raise BadDataError if none has ended well."""
-    if not any(each.state is State.DONE for each in outcomes):
+    if not any(each.state is TrialState.DONE for each in outcomes):
         raise BadDataError("no trial has come to its end", "lower the learning rates of the grid")

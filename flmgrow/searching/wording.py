@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 
 from flmgrow.model.wording import value_text
-from flmgrow.searching.report import FLAT, Best, Report, Result, moves
+from flmgrow.searching.report import FLAT, Best, PointResult, Report, moves
 from flmgrow.stages.trial_folder import State
 
 SHOWN = 20
@@ -82,16 +82,16 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _loss(result: Result) -> str:
+def _loss(result: PointResult) -> str:
     if not isfinite(result.loss):
         return "-"
     error = "" if result.error is None else f" ± {result.error:.4f}"
     return f"{result.loss:.4f}{error}"
 
 
-def _width(result: Result) -> str:
+def _width(result: PointResult) -> str:
     return "" if result.point.width is None else f" at width {result.point.width}"
 
 
-def _settings(result: Result) -> str:
+def _settings(result: PointResult) -> str:
     return ", ".join(f"{key} {value_text(value)}" for key, value in result.point.settings.items())

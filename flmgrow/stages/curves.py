@@ -65,7 +65,7 @@ class StageCurve:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCurves:
     """A run's stages in order, at least one; ``name`` tells it from others in a picture.
 
     ``left_out`` is how many losses are in no curve; ``scores`` are those of its checkpoints.
@@ -77,7 +77,7 @@ class Run:
     scores: tuple[ScoreCurve, ...] = ()
 
 
-def read_runs(paths: Sequence[Path], evaluations: Sequence[Path] = ()) -> list[Run]:
+def read_runs(paths: Sequence[Path], evaluations: Sequence[Path] = ()) -> list[RunCurves]:
     """Return the runs at ``paths``: run folders, stage folders or files of metrics.
 
     ``evaluations`` are files or folders with the scores of the only one; without any, those in the
@@ -190,10 +190,10 @@ def _window_sums(values: FloatArray, low: NDArray[np.int_], high: NDArray[np.int
     return result
 
 
-def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> Run:
+def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> RunCurves:
     files = [_read(file) for file in find_metrics(path)]
     left_out = sum(not _is_drawn(record) for records in files for record in records)
-    return Run(name, curves(files, str(path)), left_out, score_curves(evaluations))
+    return RunCurves(name, curves(files, str(path)), left_out, score_curves(evaluations))
 
 
 def _read(file: Path) -> list[Measured]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from flmgrow.stages.curves import FloatArray, Points, Run
+from flmgrow.stages.curves import FloatArray, Points, RunCurves
 
 AxisName = Literal["tokens", "flops"]
 
@@ -40,7 +40,7 @@ def x_range(x: FloatArray, *, log: bool) -> tuple[float, float]:
     return low - 0.01 * (high - low), high + 0.02 * (high - low)
 
 
-def loss_range(runs: Sequence[Run], *, whole: bool) -> tuple[float, float]:
+def loss_range(runs: Sequence[RunCurves], *, whole: bool) -> tuple[float, float]:
     """Return the losses at the bottom and the top of the frame.
 
     Single steps may leave it. If not ``whole``, so may what lies in a run's ``BEGINNING``.

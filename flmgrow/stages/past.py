@@ -13,7 +13,7 @@ from flmgrow.formats.megatron.folders import TRACKER, folder_name
 from flmgrow.storage.files import first_bytes
 from flmgrow.text import Found, Text
 from flmgrow.trainer.stage.changes import CHANGES, goes_back, read_changes
-from flmgrow.trainer.stage.clock import Progress, progress_of, steps_in_all
+from flmgrow.trainer.stage.clock import StageProgress, progress_of, steps_in_all
 from flmgrow.trainer.stage.file import StageFile
 
 CHECKPOINTS, STAGE, GROWTH = "checkpoints", "stage.yaml", "growth.yaml"
@@ -59,7 +59,7 @@ def is_pending(stage: StageFile, newest: TrainingState | None) -> bool:
     return not newest.settings or goes_back(stage, newest.settings)
 
 
-def progress_in(folder: Path, stage: StageFile, newest: TrainingState | None) -> Progress:
+def progress_in(folder: Path, stage: StageFile, newest: TrainingState | None) -> StageProgress:
     """Return how far ``stage``, whose folder this is, is with the settings that it has.
 
     ``newest`` is the state of its newest checkpoint, None if there is none. Raises what reading
@@ -71,6 +71,6 @@ def progress_in(folder: Path, stage: StageFile, newest: TrainingState | None) ->
         assert stage.checkpoint.change_at is not None
         name = folder_name(stage.checkpoint.change_at)
         state = read_training_state(folder / CHECKPOINTS / name)
-        return Progress() if state is None else progress_of(stage, state)
+        return StageProgress() if state is None else progress_of(stage, state)
     told = [change for change in read_changes(folder / CHANGES) if change.stage == stage.name]
-    return told[-1].progress if told else Progress()
+    return told[-1].progress if told else StageProgress()

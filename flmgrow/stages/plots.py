@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from flmgrow.errors import UsageError, printable
-from flmgrow.stages.curves import Run, StageCurve
+from flmgrow.stages.curves import RunCurves, StageCurve
 from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
 from flmgrow.stages.score_panels import HEIGHT, draw_scores, metrics_of
@@ -50,7 +50,7 @@ class Look:
     title: str = ""
 
 
-def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
+def picture(runs: Sequence[RunCurves], kind: str, look: Look) -> bytes:
     """Return a picture of ``runs`` as a file of a kind in ``KINDS``, the same for the same runs.
 
     Raises UsageError if matplotlib is missing or broken, there are more runs than colours, or the
@@ -71,7 +71,7 @@ def picture(runs: Sequence[Run], kind: str, look: Look) -> bytes:
     return drawn(kind, size, lambda figure: _draw(figure, runs, look))
 
 
-def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
+def _draw(figure: "Figure", runs: Sequence[RunCurves], look: Look) -> None:
     metrics = metrics_of(runs)
     heights = [SIZE[1], *[HEIGHT] * len(metrics)]
     (left, right), *below = figure.subplots(
@@ -99,7 +99,7 @@ def _draw(figure: "Figure", runs: Sequence[Run], look: Look) -> None:
     _part_names(figure, names)
 
 
-def _draw_metric(metric: str, row: Sequence["Axes"], runs: Sequence[Run], look: Look) -> None:
+def _draw_metric(metric: str, row: Sequence["Axes"], runs: Sequence[RunCurves], look: Look) -> None:
     """Draw a row of scores, below the loss and along the same axes."""
     axes: tuple[AxisName, ...] = ("tokens", "flops")
     for panel, axis in zip(row, axes, strict=True):
@@ -139,7 +139,7 @@ _DOTS: Mapping[str, Any] = {
 
 
 def _draw_names(
-    panel: "Axes", axis: AxisName, run: Run, colour: str, height: float
+    panel: "Axes", axis: AxisName, run: RunCurves, colour: str, height: float
 ) -> Iterator["TextArtist"]:
     """Draw where stages begin, and yield their names."""
     for number, stage in enumerate(run.stages):
@@ -179,7 +179,7 @@ def _part_names(figure: "Figure", rows: Sequence[Sequence["TextArtist"]]) -> Non
             name.set(rotation=40, rotation_mode="anchor")
 
 
-def _prepare_x(panel: "Axes", axis: AxisName, runs: Sequence[Run], log: bool) -> None:
+def _prepare_x(panel: "Axes", axis: AxisName, runs: Sequence[RunCurves], log: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     x = np.concatenate([along(stage.training, axis) for run in runs for stage in run.stages])
@@ -212,7 +212,7 @@ def _draw_legend(
         _write(text, words, RUN_WIDTH * panel.figure.dpi)
 
 
-def _legend(runs: Sequence[Run]) -> Iterator[tuple["Artist", str]]:
+def _legend(runs: Sequence[RunCurves]) -> Iterator[tuple["Artist", str]]:
     """Yield what is explained: each run, if there are several, and each kind of mark."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -74,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class JobEnd:
     """How a job ended: its exit code, and the last line that it told."""
 
     job: Job
@@ -82,7 +82,7 @@ class Ended:
     told: str
 
 
-Told = Callable[[Ended, int, float], object]
+Told = Callable[[JobEnd, int, float], object]
 """Hears of a job that has ended, how many are left, and about how many seconds they take."""
 
 
@@ -110,14 +110,14 @@ class Pool:
         self._stopped: set[str] = set()
         self._asked = 0
 
-    def run(self, jobs: Iterable[Job], told: Told) -> list[Ended]:
+    def run(self, jobs: Iterable[Job], told: Told) -> list[JobEnd]:
         """Run the jobs in turn, and return how each ended that was begun.
 
         Of those that could begin, the first does. On a signal all are asked to stop; when they have
         saved, the signal is raised here.
         """
         waiting = list(jobs)
-        ended: list[Ended] = []
+        ended: list[JobEnd] = []
         clock, looked = _Clock(waiting), time.monotonic()
         handlers = {
             number: signal.signal(number, self._stop)
@@ -172,7 +172,7 @@ class Pool:
         if asked:  # while it was being started, and before it could be told
             process.send_signal(asked)
 
-    def _finished(self) -> Iterable[Ended]:
+    def _finished(self) -> Iterable[JobEnd]:
         for slot, (job, process) in list(self._running.items()):
             code = process.poll()
             if code is None:
@@ -180,7 +180,7 @@ class Pool:
                 continue
             del self._running[slot]
             self._stopped.discard(job.name)
-            yield Ended(job, code, _last_line(job.log))
+            yield JobEnd(job, code, _last_line(job.log))
 
     def _stop_there(self, job: Job, process: Process) -> None:
         """Ask a job to stop where it is to, once: a second time would kill it."""

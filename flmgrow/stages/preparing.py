@@ -61,7 +61,7 @@ _FORMS: Mapping[str, type[BaseModel]] = {
 _FOLDER = re.compile(r"\d{2,}-.+")
 
 
-Files = Mapping[PlannedStage, Mapping[str, Json]]
+StageFiles = Mapping[PlannedStage, Mapping[str, Json]]
 
 
 def prepare(folder: RunFolder, schedule: Path) -> None:
@@ -76,7 +76,7 @@ def prepare(folder: RunFolder, schedule: Path) -> None:
     write_small(folder.path / SCHEDULE, schedule.read_bytes())
 
 
-def checked(folder: RunFolder, schedule: Path) -> Files:
+def checked(folder: RunFolder, schedule: Path) -> StageFiles:
     """Return the content of each stage's files, by name.
 
     Raises UsageError, naming what differs, if the folder has stages that the schedule has not, if a

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmgrow.evaluation.results import Result, results_below
+from flmgrow.evaluation.results import EvaluationResult, results_below
 from flmgrow.evaluation.table import shown_tasks
-from flmgrow.hub.evaluation import Score
+from flmgrow.hub.evaluation import EvaluationScore
 
 MOST_CURVES = 12
 """Scores with one metric that a picture can tell apart."""
@@ -64,11 +64,11 @@ def score_curves(places: Sequence[Path]) -> tuple[ScoreCurve, ...]:
     return tuple(curves)
 
 
-def _is_placed(result: Result) -> bool:
+def _is_placed(result: EvaluationResult) -> bool:
     return result.facts is not None and result.facts.tokens is not None
 
 
-def _point(result: Result, score: Score) -> ScorePoint:
+def _point(result: EvaluationResult, score: EvaluationScore) -> ScorePoint:
     assert result.facts is not None
     return ScorePoint(
         float(result.facts.tokens or 0), float(result.facts.flops or 0), score.value, score.error

@@ -17,14 +17,14 @@ from flmgrow.stages.steps import DIFFERS, Step
 from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.ranks.processes import begin_as_child, ended_by_signal, stopping_signals
 
-Launch = Callable[[tuple[str, ...]], int]
+RunCommand = Callable[[tuple[str, ...]], int]
 
 
 class StepNotDoneError(FlmgrowError):
     """A step's command ended well, and what it was to make is not there."""
 
 
-def run_steps(steps: Iterable[Step], launch: Launch, say: Callable[[str], None]) -> int:
+def run_steps(steps: Iterable[Step], launch: RunCommand, say: Callable[[str], None]) -> int:
     """Carry out the steps that are not done yet; return 0, or the exit code of the first to fail.
 
     Raises StepNotDoneError, or BadCheckpointError for a step whose result cannot be read.

@@ -124,14 +124,14 @@ def planned_stages(data: object, path: Path, run: Path | None = None) -> list[Pl
     for number, (name, own) in enumerate(zip(names, data["stages"], strict=True), 1):
         before = planned[-1] if planned else None
         with told_of(path, f"stage {name}"):
-            planned.append(_planned(Place(path, number, run), common, own, before))
+            planned.append(_planned(StagePlace(path, number, run), common, own, before))
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
     return planned
 
 
 @dataclass(frozen=True)
-class Place:
+class StagePlace:
     """Where a stage stands: the schedule's file, its number there, and the run's folder."""
 
     schedule: Path
@@ -175,7 +175,9 @@ class Smaller:
         return cls(config, padded, start.masks, start.iteration, start=start)
 
 
-def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None) -> PlannedStage:
+def _planned(
+    place: StagePlace, common: Json, own: Json, before: PlannedStage | None
+) -> PlannedStage:
     if before is None:
         own = with_start(own)
     check_places(own)
@@ -185,7 +187,7 @@ def _planned(place: Place, common: Json, own: Json, before: PlannedStage | None)
     return _grown(place, common, own, Smaller.after(before))
 
 
-def _grown(place: Place, common: Json, own: Json, before: Smaller) -> PlannedStage:
+def _grown(place: StagePlace, common: Json, own: Json, before: Smaller) -> PlannedStage:
     """Return a stage that trains what grows out of ``before``."""
     growth = growth_of(own)
     sizes = {"model": sizes_after(before.config, own.get("model"))}
@@ -225,7 +227,7 @@ def _grown(place: Place, common: Json, own: Json, before: Smaller) -> PlannedSta
     )
 
 
-def _first(place: Place, common: Json, own: Json) -> PlannedStage:
+def _first(place: StagePlace, common: Json, own: Json) -> PlannedStage:
     """Return the first stage, which begins with fresh weights, a start, or what grows out of it."""
     grows = own.get("growth") is not None
     # The sizes of a stage that grows are those of the result, and not the start's

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flmgrow.stages.curves import Run
+from flmgrow.stages.curves import RunCurves
 from flmgrow.stages.drawing import COLOURS
 from flmgrow.stages.frames import AxisName
 from flmgrow.stages.run_scores import MOST_CURVES, ScoreCurve
@@ -19,13 +19,13 @@ MARKERS = ("o", "s")
 _BAR: Mapping[str, Any] = {"linewidth": 1.0, "markersize": 3.5, "elinewidth": 0.7, "capsize": 1.8}
 
 
-def metrics_of(runs: Sequence[Run]) -> list[str]:
+def metrics_of(runs: Sequence[RunCurves]) -> list[str]:
     """Return the metrics of all scores, each of which has a row of its own."""
     return list(dict.fromkeys(curve.metric for run in runs for curve in run.scores))
 
 
 def draw_scores(
-    panel: "Axes", axis: AxisName, metric: str, runs: Sequence[Run]
+    panel: "Axes", axis: AxisName, metric: str, runs: Sequence[RunCurves]
 ) -> dict["Artist", str]:
     """Draw the scores with a metric and their standard errors; return what each curve is called."""
     drawn: dict[Artist, str] = {}
@@ -41,13 +41,13 @@ def draw_scores(
     return drawn
 
 
-def left_out(runs: Sequence[Run]) -> int:
+def left_out(runs: Sequence[RunCurves]) -> int:
     """Return how many curves a picture of ``runs`` has no style for."""
     counts = (sum(1 for _ in _curves(runs, metric)) for metric in metrics_of(runs))
     return sum(max(0, count - MOST_CURVES) for count in counts)
 
 
-def _curves(runs: Sequence[Run], metric: str) -> Iterator[tuple[Run, ScoreCurve]]:
+def _curves(runs: Sequence[RunCurves], metric: str) -> Iterator[tuple[RunCurves, ScoreCurve]]:
     return ((run, curve) for run in runs for curve in run.scores if curve.metric == metric)
 
 

@@ -22,7 +22,7 @@ READ_SIZE = 1 << 20  # stays in the cache between reading and hashing
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """A tensor's bytes in a file: their place, and their XXH3 (64 bits, in hex)."""
 
     name: str
@@ -43,10 +43,10 @@ class FileRecord:
     size: int
     xxh3_128: str
     sha256: str = ""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FilePart, ...] = ()
 
     def __post_init__(self) -> None:
-        parts = (part if isinstance(part, Part) else Part(**part) for part in self.parts)
+        parts = (part if isinstance(part, FilePart) else FilePart(**part) for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
 
     def to_json(self) -> Json:
@@ -110,7 +110,7 @@ def _damaged(folder: Path, record: FileRecord, what: str) -> BadCheckpointError:
     )
 
 
-def _damaged_part(path: Path, parts: Sequence[Part]) -> str:
+def _damaged_part(path: Path, parts: Sequence[FilePart]) -> str:
     """Return which of the parts of a damaged file it is, as far as it can be told."""
     if not parts:
         return ""

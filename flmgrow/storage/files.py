@@ -53,7 +53,7 @@ class Fingerprint(NamedTuple):
     dev: int
 
 
-State = Fingerprint | FoundObject
+FileState = Fingerprint | FoundObject
 """The same of a file or an object."""
 
 
@@ -283,12 +283,12 @@ class MemoryFile(ReadOnlyFile):
         """Do nothing."""
 
 
-def known_state(path: Path) -> State:
+def known_state(path: Path) -> FileState:
     """Return the state that a file is in, or that an object was listed in. Raises OSError."""
     return path.ranges.found if isinstance(path, RemotePath) else _fingerprint(path.stat())
 
 
-def state_of(path: Path) -> State | None:
+def state_of(path: Path) -> FileState | None:
     """Return the state that a file or an object is in now, None for an object that is gone.
 
     Raises OSError, StorageError.

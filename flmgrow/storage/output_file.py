@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 import xxhash
 
-from flmgrow.storage.checksums import FileRecord, Part
+from flmgrow.storage.checksums import FilePart, FileRecord
 
 
 class Sink(Protocol):
@@ -34,7 +34,7 @@ class OutputFile:
         self._report = report
         self._hash = xxhash.xxh3_128()
         self._sha256 = hashlib.sha256() if sha256 else None
-        self._parts: list[Part] = []
+        self._parts: list[FilePart] = []
         self._of_part: xxhash.xxh3_64 | None = None
 
     @contextlib.contextmanager
@@ -43,7 +43,7 @@ class OutputFile:
         start, self._of_part = self._file.position, xxhash.xxh3_64()
         yield
         size, sum_ = self._file.position - start, self._of_part.hexdigest()
-        self._parts.append(Part(name, start, size, sum_))
+        self._parts.append(FilePart(name, start, size, sum_))
         self._of_part = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

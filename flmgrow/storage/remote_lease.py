@@ -74,7 +74,7 @@ class _Held:
         return same and bool(own["started"])  # else nothing is known of processes here
 
 
-class Lease:
+class RemoteLease:
     """The lease on a folder; it is kept up until it is released.
 
     Raises OutputExistsError if another run has it, StorageError.

@@ -40,7 +40,7 @@ from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
 from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
 from flmgrow.storage.remote.store import FoundObject
-from flmgrow.storage.remote_lease import Lease
+from flmgrow.storage.remote_lease import RemoteLease
 from flmgrow.storage.world import ALONE as ONE
 from flmgrow.storage.world import World
 
@@ -72,7 +72,7 @@ class RemoteOutput(BegunOutput):
         self._committed = False
         self._refuse_existing(store.list_below(self.address))
         with contextlib.ExitStack() as stack:
-            self._lease = Lease(self.address)
+            self._lease = RemoteLease(self.address)
             stack.callback(self._lease.release)
             found = store.list_below(self.address)
             self._refuse_existing(found)
@@ -223,7 +223,7 @@ def clear_leftovers(path: Path) -> None:
     address = address_of(path)
     marks = store.list_below(address.below(".flmgrow"))
     if address.below(COMPLETE).key in marks and len(marks) > 1:
-        lease = Lease(address)
+        lease = RemoteLease(address)
         try:
             _tidy(address)
         finally:

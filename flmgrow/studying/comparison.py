@@ -19,7 +19,7 @@ from statistics import fmean
 
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.frontier import EQUAL, Beyond, Frontier
-from flmgrow.studying.outcomes import Axis, Measured, Outcome
+from flmgrow.studying.outcomes import Expense, Measured, Outcome
 from flmgrow.studying.statistics import LEVEL, Estimate, estimate, holm
 
 
@@ -65,7 +65,7 @@ class AgainstScratch:
     """
 
     arm: str
-    axis: Axis
+    axis: Expense
     seeds: int
     difference: Compared
     ratio: Compared
@@ -99,7 +99,7 @@ class Pair:
 
     one: str
     other: str
-    axes: tuple[Axis, ...]
+    axes: tuple[Expense, ...]
     difference: Compared
 
     def to_json(self) -> Json:
@@ -109,7 +109,7 @@ class Pair:
         return {"one": self.one, "other": self.other, "axes": axes, "difference": told}
 
 
-def frontiers(measured: Measured, axis: Axis) -> dict[int, Frontier]:
+def frontiers(measured: Measured, axis: Expense) -> dict[int, Frontier]:
     """Return the frontier of each seed that has one: runs from scratch that came to their end."""
     ends: dict[int, list[tuple[float, float]]] = {}
     for arm in measured.arms:
@@ -119,7 +119,7 @@ def frontiers(measured: Measured, axis: Axis) -> dict[int, Frontier]:
     return {seed: Frontier.of(points) for seed, points in sorted(ends.items())}
 
 
-def against_scratch(measured: Measured, axis: Axis) -> list[AgainstScratch]:
+def against_scratch(measured: Measured, axis: Expense) -> list[AgainstScratch]:
     """Return every other arm that was trained beside the frontier, as one table."""
     by_seed = frontiers(measured, axis)
     rows = [
@@ -136,7 +136,7 @@ def against_scratch(measured: Measured, axis: Axis) -> list[AgainstScratch]:
 
 
 def _against(
-    arm: str, axis: Axis, outcomes: Sequence[Outcome], by_seed: dict[int, Frontier]
+    arm: str, axis: Expense, outcomes: Sequence[Outcome], by_seed: dict[int, Frontier]
 ) -> AgainstScratch:
     """Return the arm beside the frontier, with the logarithms of the ratios, and not yet judged."""
     if any(each.diverged for each in outcomes):
@@ -176,7 +176,7 @@ def pairs(measured: Measured) -> list[Pair]:
     return [replace(row, difference=found) for row, found in zip(rows, judged, strict=True)]
 
 
-def _equal(its: Sequence[Outcome], others: Sequence[Outcome], axis: Axis) -> bool:
+def _equal(its: Sequence[Outcome], others: Sequence[Outcome], axis: Expense) -> bool:
     """Whether two arms took as much: where one diverged, as far as others of it did not."""
     amounts = [
         fmean(each.spent(axis) for each in outcomes if not each.diverged)

@@ -18,7 +18,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 
 
-class Axis(StrEnum):
+class Expense(StrEnum):
     """What arms can be compared at equal amounts of."""
 
     FLOPS = "flops"
@@ -117,9 +117,9 @@ class Outcome:
             raise UsageError("diverged, and has no final loss", where=self.name)
         return self.readings[-1]
 
-    def spent(self, axis: Axis) -> float:
+    def spent(self, axis: Expense) -> float:
         """Return how much of an axis the whole training took."""
-        return self.seconds if axis is Axis.SECONDS else float(getattr(self.final, axis))
+        return self.seconds if axis is Expense.SECONDS else float(getattr(self.final, axis))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Measured:
 
     arms: tuple[Arm, ...]
     outcomes: tuple[Outcome, ...]
-    axes: tuple[Axis, ...]
+    axes: tuple[Expense, ...]
     held: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 

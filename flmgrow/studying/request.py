@@ -33,7 +33,7 @@ from flmgrow.stages.schedule import merge
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
-from flmgrow.studying.outcomes import Axis
+from flmgrow.studying.outcomes import Expense
 from flmgrow.text import Found, Text
 from flmgrow.trainer.stage.section import (
     Amount,
@@ -144,8 +144,8 @@ class StudyFile(Section):
     sizes: dict[Name, Json] = Field(min_length=1)
     rates: RatesSection
     seeds: list[Seed] = Field(min_length=1)
-    compare: list[Annotated[Axis, Field(strict=False)]] = Field(
-        default=[Axis.FLOPS, Axis.TOKENS], min_length=1
+    compare: list[Annotated[Expense, Field(strict=False)]] = Field(
+        default=[Expense.FLOPS, Expense.TOKENS], min_length=1
     )
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
     grown: GrownSections = GrownSections()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
 from flmgrow.model.wording import clock_text
-from flmgrow.stages.pool import Ended, Pool
+from flmgrow.stages.pool import JobEnd, Pool
 from flmgrow.stages.trial_folder import State
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Legs
@@ -23,7 +23,7 @@ def run_legs(folder: StudyFolder, legs: Legs, pool: Pool, told: Told) -> None:
     """Train what is not done. Raises LegFailedError, with what it told, for one that failed."""
     by_name = {leg.name: leg for leg in legs.every}
 
-    def ended(one: Ended, left: int, seconds: float) -> None:
+    def ended(one: JobEnd, left: int, seconds: float) -> None:
         leg = by_name.get(one.job.name)
         if leg is None:
             return
@@ -42,7 +42,7 @@ def run_legs(folder: StudyFolder, legs: Legs, pool: Pool, told: Told) -> None:
             )
 
 
-def _how(one: Ended) -> str:
+def _how(one: JobEnd) -> str:
     if one.code == DivergenceError.exit_code:
         return "diverged"
     if one.code > 128:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flmgrow.studying.comparison import AgainstScratch, Compared, Verdict
-from flmgrow.studying.outcomes import Axis
+from flmgrow.studying.outcomes import Expense
 from flmgrow.studying.report import Final, Report
 from flmgrow.studying.statistics import Estimate
 
@@ -22,10 +22,10 @@ class AxisWords:
     many: str
 
 
-AXES: Mapping[Axis, AxisWords] = {
-    Axis.FLOPS: AxisWords("FLOPs", "fewer FLOPs", "as many FLOPs"),
-    Axis.TOKENS: AxisWords("tokens", "fewer tokens", "as many tokens"),
-    Axis.SECONDS: AxisWords("wall time", "less wall time", "as much wall time"),
+AXES: Mapping[Expense, AxisWords] = {
+    Expense.FLOPS: AxisWords("FLOPs", "fewer FLOPs", "as many FLOPs"),
+    Expense.TOKENS: AxisWords("tokens", "fewer tokens", "as many tokens"),
+    Expense.SECONDS: AxisWords("wall time", "less wall time", "as much wall time"),
 }
 
 

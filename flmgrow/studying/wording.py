@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from flmgrow.model.wording import amount
 from flmgrow.studying.comparison import AgainstScratch, Compared
-from flmgrow.studying.outcomes import Axis
+from flmgrow.studying.outcomes import Expense
 from flmgrow.studying.report import Final, Growth, Report
 from flmgrow.studying.statistics import COVERAGE, LEVEL, Estimate
 from flmgrow.studying.verdicts import AXES, held_sentences, interval, sentences
@@ -63,7 +63,7 @@ def _loss(final: Final) -> str:
     return _estimate(final.loss, 3)
 
 
-def _against(report: Report, axis: Axis) -> list[str]:
+def _against(report: Report, axis: Expense) -> list[str]:
     rows = [row for row in report.against if row.axis is axis]
     if not rows:
         return []

@@ -19,7 +19,7 @@ from flmgrow.formats.targets import Buffer, TargetArray
 from flmgrow.model.axes import Box
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.finite import non_finite
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import GrowthPlan
 from flmgrow.surgery.states import ModelValues
 from flmgrow.text import Setting, Text
 
@@ -46,7 +46,7 @@ def in_order(
 class Blocks:
     """Computes what lies in the buffers of a plan's files."""
 
-    def __init__(self, plan: Plan, execution: Execution, values: ModelValues) -> None:
+    def __init__(self, plan: GrowthPlan, execution: Execution, values: ModelValues) -> None:
         self._plan, self._execution, self._values = plan, execution, values
 
     def of(

@@ -36,7 +36,7 @@ from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.kept_statistics import KeptStatistics
 from flmgrow.surgery.manifest import describe, identity_of, tells_of
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import GrowthPlan
 from flmgrow.surgery.replicas import Replicated, check_replicas
 from flmgrow.surgery.states import ModelValues
 
@@ -44,7 +44,7 @@ from flmgrow.surgery.states import ModelValues
 class Executor:
     """Carries out one plan into one output folder."""
 
-    def __init__(self, plan: Plan, execution: Execution) -> None:
+    def __init__(self, plan: GrowthPlan, execution: Execution) -> None:
         self.plan = plan
         self.execution = execution
         self.values = ModelValues(plan.growth, plan.source, execution.init_std)

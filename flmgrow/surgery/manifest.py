@@ -36,7 +36,7 @@ from flmgrow.operators.growth import Growth
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import GrowthPlan
 from flmgrow.surgery.plan_text import source_runs
 from flmgrow.text import COMMAND_LINE, render
 
@@ -44,7 +44,7 @@ _LATER = ("drift", "files", "growth", "manifest_version", "receipt", "source", S
 """Parts that a plan does not fix, or that are compared in their own way."""
 
 
-def identity_of(plan: Plan, options: Options) -> Json:
+def identity_of(plan: GrowthPlan, options: Options) -> Json:
     """Return what makes two runs the same run: resuming needs all of it unchanged."""
     growth = plan.growth
     return {
@@ -69,7 +69,7 @@ def identity_of(plan: Plan, options: Options) -> Json:
 
 
 def describe(
-    plan: Plan,
+    plan: GrowthPlan,
     options: Options,
     files: Sequence[FileRecord],
     spreads: Mapping[str, float],
@@ -110,7 +110,7 @@ def describe(
     )
 
 
-def _origin(plan: Plan) -> Origin:
+def _origin(plan: GrowthPlan) -> Origin:
     """Return what a plan's source is, and comes from."""
     source, parent = plan.source, manifest_of(plan.source)
     return Origin(
@@ -164,13 +164,13 @@ def _saved_on(source: Checkpoint) -> str | None:
     return datetime.fromtimestamp(last, UTC).date().isoformat()
 
 
-def _optimizer(plan: Plan) -> str:
+def _optimizer(plan: GrowthPlan) -> str:
     if plan.target.optimizer is not None:
         return plan.growth.moments
     return DROPPED if "optimizer" in plan.source.carried else NO_OPTIMIZER
 
 
-def tells_of(manifest: Manifest, plan: Plan, options: Options) -> bool:
+def tells_of(manifest: Manifest, plan: GrowthPlan, options: Options) -> bool:
     """Whether ``manifest`` is that of a finished run of ``plan``, whatever was learnt since.
 
     What is compared is what their files say.

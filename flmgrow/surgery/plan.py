@@ -42,7 +42,7 @@ from flmgrow.text import Pass, Setting, Text
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class GrowthPlan:
     """What will be done. ``counts`` is by logical tensor, ``dropped`` names what is left out."""
 
     source: Checkpoint
@@ -95,7 +95,7 @@ def make_plan(
     *,
     drop_optimizer: bool = False,
     bake: Mapping[Dimension, float] | None = None,
-) -> Plan:
+) -> GrowthPlan:
     """Return the plan that takes ``source`` to ``target`` in the wished layout and files.
 
     Masks of the source's own are carried along; ``bake`` puts all masks into the weights, at these
@@ -180,7 +180,7 @@ def plan_growth(
     layout: Layout,
     padded_vocab: int,
     request: FileRequest = AS_STORED,
-) -> Plan:
+) -> GrowthPlan:
     """Return the plan that carries out ``growth`` into ``layout`` and the wished files."""
     file_format = request.format or source.format
     _check_masters(source, request.dtype)
@@ -207,7 +207,7 @@ def plan_growth(
         name: count(growth, tensor, full_box(tensor.shape(sizes)))
         for name, tensor in tensors.items()
     }
-    plan = Plan(
+    plan = GrowthPlan(
         source=source,
         growth=growth,
         target=model,
@@ -260,7 +260,7 @@ def _unused(source: Checkpoint, growth: Growth) -> list[Dropped]:
     return unused
 
 
-def _prove_cover(plan: Plan) -> None:
+def _prove_cover(plan: GrowthPlan) -> None:
     """Every element of every tensor is stored exactly once but for replicas, in the source and the
     result.
     """

@@ -9,7 +9,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.text import PYTHON, Words
 
 if TYPE_CHECKING:
-    from flmgrow.surgery.plan import Plan
+    from flmgrow.surgery.plan import GrowthPlan
 
 
 def source_runs(axis_map: AxisMap) -> list[Json]:
@@ -20,7 +20,7 @@ def source_runs(axis_map: AxisMap) -> list[Json]:
     ]
 
 
-def _changes(plan: "Plan") -> list[tuple[str, str]]:
+def _changes(plan: "GrowthPlan") -> list[tuple[str, str]]:
     rows = []
     for axis, axis_map in plan.growth.maps.items():
         before, after = axis_map.old_size, axis_map.new_size
@@ -31,7 +31,7 @@ def _changes(plan: "Plan") -> list[tuple[str, str]]:
     return rows
 
 
-def plan_lines(plan: "Plan", *more: tuple[str, str], words: Words = PYTHON) -> list[str]:
+def plan_lines(plan: "GrowthPlan", *more: tuple[str, str], words: Words = PYTHON) -> list[str]:
     """Return the plan as lines; ``more`` rows come after what is read and written."""
     source, target, total = plan.source, plan.target, plan.total
     old, new = plan.parameters
@@ -57,7 +57,7 @@ def plan_lines(plan: "Plan", *more: tuple[str, str], words: Words = PYTHON) -> l
     return aligned(rows, words)
 
 
-def plan_data(plan: "Plan", **more: object) -> Json:
+def plan_data(plan: "GrowthPlan", **more: object) -> Json:
     """Return the plan as data; ``more`` comes before what is left out."""
     old, new = plan.parameters
     return {

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import MANIFEST, encode, manifest_of
-from flmgrow.formats.history.parts import Finding, Receipt
+from flmgrow.formats.history.parts import CheckFinding, Receipt
 from flmgrow.storage.durable import write_small
 from flmgrow.surgery.evidence.check import Verdict
 from flmgrow.text import COMMAND_LINE, render
@@ -25,7 +25,7 @@ def receipt(source: Checkpoint, verdict: Verdict) -> Receipt:
         proven=verdict.proven,
         missing=tuple(verdict.missing),
         checks=tuple(
-            Finding(
+            CheckFinding(
                 name=check.name,
                 passed=check.passed,
                 missing=check.missing,

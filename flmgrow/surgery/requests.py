@@ -11,7 +11,7 @@ from flmgrow.operators.choices import FreshSecondMoment
 from flmgrow.operators.shape import shape_for
 from flmgrow.operators.target import Target
 from flmgrow.surgery.layout_request import FileRequest, LayoutRequest, check_dtype
-from flmgrow.surgery.plan import Plan, make_plan
+from flmgrow.surgery.plan import GrowthPlan, make_plan
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Setting, Text
 
@@ -67,7 +67,7 @@ def plan_growth_of(
     parameters: float | None = None,
     drop_optimizer: bool = False,
     bake: bool = False,
-) -> Plan:
+) -> GrowthPlan:
     """Return the plan that grows and lays out ``source`` as ``wanted``.
 
     ``parameters`` lets the sizes be chosen for that many. ``bake`` puts masks into the weights at
@@ -95,12 +95,14 @@ def plan_layout_of(
     files: Files = AS_IN_SOURCE,
     *,
     drop_optimizer: bool = False,
-) -> Plan:
+) -> GrowthPlan:
     """Return the plan that lays ``source`` out anew, in other files or another format."""
     return make_plan(source, Target(), layout, files.request(source), drop_optimizer=drop_optimizer)
 
 
-def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_IN_SOURCE) -> Plan:
+def plan_import_of(
+    source: Checkpoint, layout: LayoutRequest, files: Files = AS_IN_SOURCE
+) -> GrowthPlan:
     """Return the plan that makes a Megatron checkpoint of a Hugging Face folder.
 
     Raises UsageError if ``source`` is none, or another format is asked for.
@@ -122,7 +124,7 @@ def plan_import_of(source: Checkpoint, layout: LayoutRequest, files: Files = AS_
 
 def plan_bake_of(
     source: Checkpoint, value: float | None = None, *, drop_optimizer: bool = False
-) -> Plan:
+) -> GrowthPlan:
     """Return the plan that puts the masks of ``source`` into its weights, all at ``value``.
 
     Raises UsageError if it has none.

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.targets import PlannedFile
-from flmgrow.surgery.plan import Plan
+from flmgrow.surgery.plan import GrowthPlan
 from flmgrow.text import Setting, Text
 
 _NUMBERS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -13,12 +13,12 @@ _SETTING = Setting("only_shards")
 _HINT = "numbers such as 0-1 or 0,3, or names such as mp_rank_00_000 or *-00001-of-*"
 
 
-def shards_of(plan: Plan) -> list[PlannedFile]:
+def shards_of(plan: GrowthPlan) -> list[PlannedFile]:
     """Return the files that hold weights or other states, in the plan's order."""
     return [file for file in plan.files if file.arrays]
 
 
-def chosen_shards(plan: Plan, wanted: str) -> list[PlannedFile]:
+def chosen_shards(plan: GrowthPlan, wanted: str) -> list[PlannedFile]:
     """Return the shards that ``wanted`` lists, with commas: numbers, ranges of numbers, or names.
 
     A name may be a pattern, of a file or of a folder that it is in. Raises UsageError for one that

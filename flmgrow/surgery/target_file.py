@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import UsageError
 from flmgrow.operators.choices import FreshSecondMoment, Method, Moments, NewLayers, chosen
-from flmgrow.operators.depth import Placement
+from flmgrow.operators.depth import LayerPlacement
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.operators.width import NOISE
 from flmgrow.storage.validation import problems
@@ -60,7 +60,7 @@ class GrowthRequest(BaseModel):
             kv_groups=self.num_query_groups,
             vocab=self.vocab_size,
             methods=parse_methods(method),
-            depth_placement=self.depth_placement or Placement.END,
+            depth_placement=self.depth_placement or LayerPlacement.END,
             new_layers=new_layers,
             copy_noise=NOISE if self.copy_noise is None else self.copy_noise,
             untie=bool(self.untie),

@@ -27,7 +27,7 @@ PIECE = 1 << 16
 Make = Callable[[Box], FloatArray]
 """Gives the values of a piece of a move."""
 
-Change = Callable[[FloatArray, Box], None]
+Adjust = Callable[[FloatArray, Box], None]
 """Changes the values of a piece in place."""
 
 FALLBACK_STD = 0.02
@@ -132,7 +132,7 @@ class GrownValues:
 
     def _centrings(
         self, tensor: LogicalTensor, name: str, move: Move, old: Box
-    ) -> Iterator[Change]:
+    ) -> Iterator[Adjust]:
         """Take from old writers their mean over an axis that is centred."""
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.centre and Role.WRITES in roles:
@@ -145,7 +145,7 @@ class GrownValues:
 
                 yield centre
 
-    def _scalings(self, tensor: LogicalTensor, move: Move) -> Iterator[Change]:
+    def _scalings(self, tensor: LogicalTensor, move: Move) -> Iterator[Adjust]:
         """Multiply by the factors of old entries; those that are 1 everywhere do nothing."""
         for factor in factors(self._growth, tensor, move.box):
             if (factor != 1.0).any():
@@ -155,7 +155,7 @@ class GrownValues:
 
                 yield scale
 
-    def _noises(self, tensor: LogicalTensor, name: str, move: Move) -> Iterator[Change]:
+    def _noises(self, tensor: LogicalTensor, name: str, move: Move) -> Iterator[Adjust]:
         """Add what tells copies apart."""
         for place, axis_map, roles in self._mapped(tensor):
             if axis_map.noise and Role.READS in roles:

@@ -19,7 +19,7 @@ _PLANNER = "torch.distributed.checkpoint.planner"
 _MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
 
 
-class Record:
+class DcpRecord:
     """An object of the file: its attributes come as a list of names and values."""
 
     __slots__ = ("state",)
@@ -29,7 +29,7 @@ class Record:
         self.state = state
 
 
-class Metadata(Record):
+class Metadata(DcpRecord):
     """The whole: what is in the checkpoint (state_dict_metadata), and where (storage_data).
 
     Megatron-core 0.15 has a class of its own for it, with notes on tensors (mcore_data) besides.
@@ -38,43 +38,43 @@ class Metadata(Record):
     __slots__ = ()
 
 
-class TensorMetadata(Record):
+class TensorMetadata(DcpRecord):
     """A tensor: its properties, its size and its chunks."""
 
     __slots__ = ()
 
 
-class BytesMetadata(Record):
+class BytesMetadata(DcpRecord):
     """Something that is no tensor; nothing is said of it."""
 
     __slots__ = ()
 
 
-class ChunkMetadata(Record):
+class ChunkMetadata(DcpRecord):
     """The offsets and the sizes of a chunk of a tensor."""
 
     __slots__ = ()
 
 
-class Properties(Record):
+class Properties(DcpRecord):
     """What a tensor's elements are: a tuple, whose first member is the dtype."""
 
     __slots__ = ()
 
 
-class Index(Record):
+class Index(DcpRecord):
     """Names a chunk (fqn, offset) or an object (fqn)."""
 
     __slots__ = ()
 
 
-class StorageInfo(Record):
+class StorageInfo(DcpRecord):
     """Where an item lies: relative_path, offset, length."""
 
     __slots__ = ()
 
 
-class Unused(Record):
+class Unused(DcpRecord):
     """Something the metadata has that reading does not need: enums, paths, plans of the writer."""
 
     __slots__ = ()
@@ -167,7 +167,7 @@ def _flat(value: list[object]) -> Iterator[object]:
             yield from itertools.islice(items, 1)
 
 
-def attributes(value: object, kind: type[Record], what: str) -> dict[str, object]:
+def attributes(value: object, kind: type[DcpRecord], what: str) -> dict[str, object]:
     """Return the attributes of ``value``, which must be a ``kind``; ``what`` it is, for messages.
 
     Raises BadCheckpointError if it is something else, or broken.

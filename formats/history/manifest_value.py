@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from flmgrow.formats.checkpoint import HubOrigin
-from flmgrow.formats.history.parts import Member, Part, Receipt, hub_origin
+from flmgrow.formats.history.parts import ManifestPart, Member, Receipt, hub_origin
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
@@ -25,7 +25,7 @@ NO_OPTIMIZER, DROPPED = "none", "dropped"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin(Part):
+class Origin(ManifestPart):
     """The checkpoint that another was made from. ``digest`` is of its content.
 
     ``arguments`` are those that were given in the place of its own. ``base_output`` is the output
@@ -68,7 +68,7 @@ class Origin(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowthRecord(Part):
+class GrowthRecord(ManifestPart):
     """How a checkpoint grew: ``request`` is what was asked for, from which all else follows.
 
     ``axes`` has runs of new indices for each axis that changed. ``spreads`` are the standard
@@ -100,7 +100,7 @@ class GrowthRecord(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Part):
+class Options(ManifestPart):
     """The options that decide on content."""
 
     replicated: str
@@ -113,7 +113,7 @@ class Options(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest(Part):
+class Manifest(ManifestPart):
     """What ``flmgrow.json`` says. ``xxh3_128`` is the sum that it was read with.
 
     ``model`` and ``layout`` are plain data, as the version that wrote it knew them. ``training``

@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ManifestPart:
     """A mapping in a manifest. ``read`` is the plain data it was read from, None for a new one."""
 
     read: Json | None = field(default=None, repr=False, compare=False)
@@ -69,7 +69,7 @@ class Part:
         return replace(self, **fields_, read={**self.read, **plain})
 
 
-def _others(part: type[Part], data: Json) -> Json:
+def _others(part: type[ManifestPart], data: Json) -> Json:
     """Return what plain data says beside the fields of a part."""
     return {key: data[key] for key in data.keys() - {each.name for each in fields(part)}}
 
@@ -79,7 +79,7 @@ def _texts(found: list[str] | None) -> tuple[str, ...] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding(Part):
+class CheckFinding(ManifestPart):
     """What one check of ``verify`` found: passed, failed, or neither (``passed`` None).
 
     ``missing`` says why it is not there. ``numbers`` are what it measured; they lie beside the
@@ -111,7 +111,7 @@ class Finding(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt(Part):
+class Receipt(ManifestPart):
     """What verification found, when it compared a result with ``source``.
 
     ``equal`` says that no difference was found, ``proven`` that no evidence was ``missing``; both
@@ -125,7 +125,7 @@ class Receipt(Part):
     equal: bool
     proven: bool | None
     missing: tuple[str, ...] | None
-    checks: tuple[Finding, ...]
+    checks: tuple[CheckFinding, ...]
 
     @classmethod
     def parse(cls, data: Json) -> Self:
@@ -138,7 +138,7 @@ class Receipt(Part):
             equal=data["equal"],
             proven=data.get("proven"),
             missing=_texts(data.get("missing")),
-            checks=tuple(map(Finding.parse, data.get("checks", []))),
+            checks=tuple(map(CheckFinding.parse, data.get("checks", []))),
             read=data,
         )
 
@@ -159,7 +159,7 @@ class Receipt(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(Part):
+class Summary(ManifestPart):
     """The verdict of a receipt, with the numbers of the function, as an ancestry tells it."""
 
     proven: bool | None = None
@@ -194,7 +194,7 @@ def hub_origin(data: Json | None) -> HubOrigin | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member(Part):
+class Member(ManifestPart):
     """One checkpoint of an ancestry.
 
     ``methods`` are those it grew by, None where no manifest describes it; one that is described has

@@ -29,7 +29,7 @@ from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS
 from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
-from flmgrow.formats.targets import Fill, PlannedFile, Sums, TargetArray, TargetBytes
+from flmgrow.formats.targets import FillBuffer, PlannedFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.tokenizer.spoken import spoken
 from flmgrow.storage.crc import Bytes
 
@@ -58,7 +58,7 @@ class SafetensorsShard:
         """Its size in bytes."""
         return self.plan.total_size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it from front to back."""
         write(self.plan.header)
         for array in self.arrays:

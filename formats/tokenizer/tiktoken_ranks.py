@@ -20,7 +20,7 @@ PATTERN = (
 )
 """cl100k_base's words, in the form that the engine of ``tokenizers`` reads rightly, too."""
 
-Ranks = Mapping[bytes, int]
+TokenRanks = Mapping[bytes, int]
 
 
 def _letters() -> Mapping[int, str]:
@@ -67,7 +67,7 @@ def _text(token: bytes) -> str:
     return "".join(_LETTERS[byte] for byte in token)
 
 
-def _merges(ranks: Ranks) -> Iterator[str]:
+def _merges(ranks: TokenRanks) -> Iterator[str]:
     for token in ranks:
         cuts = ((token[:place], token[place:]) for place in range(1, len(token)))
         known = [(left, right) for left, right in cuts if left in ranks and right in ranks]
@@ -80,7 +80,7 @@ def _special(text: str, number: int) -> dict[str, object]:
     return {"id": number, "content": text, **plain, "special": True}
 
 
-def as_tokenizer(ranks: Ranks, special: Mapping[str, int] = MappingProxyType({})) -> bytes:
+def as_tokenizer(ranks: TokenRanks, special: Mapping[str, int] = MappingProxyType({})) -> bytes:
     """Return the ``tokenizer.json`` that gives the same ids as tiktoken with ``ranks``.
 
     ``special`` are tokens that stand for themselves in any text, with their ids.

@@ -37,13 +37,13 @@ SIZE = Global("torch", "Size")
 ORDERED_DICT = Global("collections", "OrderedDict")
 ENCODE = Global("_codecs", "encode")
 
-Arguments = tuple[object, ...]
+CallArguments = tuple[object, ...]
 
 
 class Call(Protocol):
     """What the call of a known function makes of its arguments."""
 
-    def __call__(self, arguments: Arguments, budget: "Budget", /) -> object:
+    def __call__(self, arguments: CallArguments, budget: "Budget", /) -> object:
         """Return the value, or None if this is a form whose meaning is not known."""
 
 
@@ -84,7 +84,7 @@ def storage_of(
     return storage
 
 
-def _tensor(arguments: Arguments, dtype: str | None = None) -> TensorRecord | None:
+def _tensor(arguments: CallArguments, dtype: str | None = None) -> TensorRecord | None:
     """Make a tensor of (storage, start, shape, stride, requires_grad, hooks)."""
     storage, start, shape, stride, requires_grad, hooks = arguments
     if not (
@@ -103,20 +103,20 @@ def _tensor(arguments: Arguments, dtype: str | None = None) -> TensorRecord | No
     )
 
 
-def _tensor_v1(arguments: Arguments, _: Budget) -> object:
+def _tensor_v1(arguments: CallArguments, _: Budget) -> object:
     if len(arguments) != 4:
         refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="4")
     return _tensor((*arguments, False, None))
 
 
-def _tensor_v2(arguments: Arguments, _: Budget) -> object:
+def _tensor_v2(arguments: CallArguments, _: Budget) -> object:
     if len(arguments) not in (6, 7):
         refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="6 or 7")
     is_plain = not any(arguments[6:])  # a seventh says that the values are to be negated or so
     return _tensor(arguments[:6]) if is_plain else None
 
 
-def _tensor_v3(arguments: Arguments, _: Budget) -> object:
+def _tensor_v3(arguments: CallArguments, _: Budget) -> object:
     if len(arguments) not in (7, 8):
         refuse(Text("broken tensor: ", Found(len(arguments)), " arguments"), wanted="7 or 8")
     storage, dtype = arguments[0], arguments[6]
@@ -126,7 +126,7 @@ def _tensor_v3(arguments: Arguments, _: Budget) -> object:
     return _tensor(arguments[:6], dtype.name) if is_plain and storage.kind == UNTYPED else None
 
 
-def _tensor_with_attributes(arguments: Arguments, budget: Budget) -> object:
+def _tensor_with_attributes(arguments: CallArguments, budget: Budget) -> object:
     match arguments:
         case (Global() as function, Global() as kind, tuple() as inner, attributes) if (
             kind == TENSOR and function in (TENSOR_V2, TENSOR_V3)
@@ -137,21 +137,21 @@ def _tensor_with_attributes(arguments: Arguments, budget: Budget) -> object:
     return None  # a subclass of Tensor
 
 
-def _parameter(arguments: Arguments, _: Budget) -> object:
+def _parameter(arguments: CallArguments, _: Budget) -> object:
     match arguments:
         case (TensorRecord(attributes=None) as data, bool(requires_grad), hooks) if not hooks:
             return replace(data, requires_grad=requires_grad, is_parameter=True)
     return None
 
 
-def _parameter_with_attributes(arguments: Arguments, budget: Budget) -> object:
+def _parameter_with_attributes(arguments: CallArguments, budget: Budget) -> object:
     record = _parameter(arguments[:3], budget)
     if isinstance(record, TensorRecord) and len(arguments) == 4:
         return replace(record, attributes=arguments[3])
     return None
 
 
-def _size(arguments: Arguments, budget: Budget) -> object:
+def _size(arguments: CallArguments, budget: Budget) -> object:
     match arguments:
         case (tuple() | list() as sizes,) if all(type(size) is int for size in sizes):
             budget.spend(len(sizes))
@@ -159,11 +159,11 @@ def _size(arguments: Arguments, budget: Budget) -> object:
     return None
 
 
-def _ordered_map(arguments: Arguments, _: Budget) -> object:
+def _ordered_map(arguments: CallArguments, _: Budget) -> object:
     return None if arguments else OrderedMap()
 
 
-def _encoded(arguments: Arguments, budget: Budget) -> object:
+def _encoded(arguments: CallArguments, budget: Budget) -> object:
     match arguments:
         case (str(text), "latin1" | "latin-1"):
             budget.spend(len(text))
@@ -174,11 +174,11 @@ def _encoded(arguments: Arguments, budget: Budget) -> object:
     return None
 
 
-def _bytes(arguments: Arguments, _: Budget) -> object:
+def _bytes(arguments: CallArguments, _: Budget) -> object:
     return None if arguments else b""
 
 
-def _bytearray(arguments: Arguments, budget: Budget) -> object:
+def _bytearray(arguments: CallArguments, budget: Budget) -> object:
     match arguments:
         case ():
             return bytearray()
@@ -191,7 +191,7 @@ def _bytearray(arguments: Arguments, budget: Budget) -> object:
     return None  # bytearray(a number) asks for that much memory
 
 
-def _set(arguments: Arguments, budget: Budget) -> object:
+def _set(arguments: CallArguments, budget: Budget) -> object:
     match arguments:
         case (list(members),):
             budget.spend(len(members))
@@ -199,7 +199,7 @@ def _set(arguments: Arguments, budget: Budget) -> object:
     return None
 
 
-def _frozenset(arguments: Arguments, budget: Budget) -> object:
+def _frozenset(arguments: CallArguments, budget: Budget) -> object:
     members = _set(arguments, budget)
     return frozenset(members) if isinstance(members, set) else None
 

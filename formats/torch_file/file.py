@@ -22,7 +22,7 @@ from flmgrow.formats.torch_file.values import (
     StoredBytes,
     TensorRecord,
 )
-from flmgrow.formats.torch_file.zip_reader import Record, read_directory
+from flmgrow.formats.torch_file.zip_reader import ZipRecord, read_directory
 from flmgrow.storage.crc import crc32
 from flmgrow.storage.files import PIECE, ReadOnlyFile
 from flmgrow.text import Found, Text
@@ -46,7 +46,7 @@ class TorchFile:
 
     root: object
     file: ReadOnlyFile
-    records: dict[str, Record]
+    records: dict[str, ZipRecord]
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class TorchFile:
                 raise error.with_more(self._holding(record)) from None
         return sum(record.nbytes for record in self.records.values())
 
-    def _holding(self, record: Record) -> str:
+    def _holding(self, record: ZipRecord) -> str:
         """Return what tensors lie in a record, by the keys that lead to them."""
         found = [path for path, each in walk_tensors(self.root) if each.storage.name == record.name]
         names = [": ".join(map(str, path)) for path in found if path]
@@ -139,7 +139,7 @@ class TorchFile:
             check = self._checks.setdefault(storage.name, _Check())
         check.run_once(self._place(self.records[storage.name]))
 
-    def _place(self, record: Record) -> StoredBytes:
+    def _place(self, record: ZipRecord) -> StoredBytes:
         crc = record.crc if self.has_checksums else None
         return StoredBytes(self.file, record.name, record.offset, record.nbytes, crc)
 
@@ -189,7 +189,7 @@ class TorchFile:
         }
         return unpickle(self._read_whole(record), f"{self.file.path}: data.pkl", places)
 
-    def _read_whole(self, record: Record) -> bytes:
+    def _read_whole(self, record: ZipRecord) -> bytes:
         data, at = bytearray(record.nbytes), 0
         for piece in checked_chunks(self._place(record)):
             data[at : at + piece.nbytes] = piece

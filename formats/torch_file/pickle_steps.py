@@ -21,7 +21,7 @@ from flmgrow.formats.torch_file.values import (
 
 
 @dataclass(frozen=True, slots=True)
-class Instruction:
+class InstructionStep:
     """A step: write an instruction. If it makes ``value``, keep that for later references, then
     fill it.
     """
@@ -52,36 +52,38 @@ def _call(
     filling: Sequence[object] = (),
 ) -> list[object]:
     """Return the steps that make a value by a call."""
-    return [function, arguments, Instruction(code, made, filling)]
+    return [function, arguments, InstructionStep(code, made, filling)]
 
 
 def _appended(values: Sequence[object]) -> list[object]:
-    return [Instruction(pickle.MARK), *values, Instruction(pickle.APPENDS)] if values else []
+    return (
+        [InstructionStep(pickle.MARK), *values, InstructionStep(pickle.APPENDS)] if values else []
+    )
 
 
 def _set_items(pairs: Iterable[tuple[object, object]]) -> list[object]:
     flat = [part for pair in pairs for part in pair]
-    return [Instruction(pickle.MARK), *flat, Instruction(pickle.SETITEMS)] if flat else []
+    return [InstructionStep(pickle.MARK), *flat, InstructionStep(pickle.SETITEMS)] if flat else []
 
 
 def _built(state: object) -> list[object]:
-    return [] if state is None else [state, Instruction(pickle.BUILD)]
+    return [] if state is None else [state, InstructionStep(pickle.BUILD)]
 
 
 def tuple_steps(value: tuple[object, ...]) -> list[object]:
     """Return the steps that write a tuple."""
     begin, end = tuple_codes(len(value))
-    return [Instruction(begin), *value, Instruction(end, value if value else None)]
+    return [InstructionStep(begin), *value, InstructionStep(end, value if value else None)]
 
 
 def list_steps(value: list[object]) -> list[object]:
     """Return the steps that write a list."""
-    return [Instruction(pickle.EMPTY_LIST, value, _appended(value))]
+    return [InstructionStep(pickle.EMPTY_LIST, value, _appended(value))]
 
 
 def dict_steps(value: dict[object, object]) -> list[object]:
     """Return the steps that write a dict."""
-    return [Instruction(pickle.EMPTY_DICT, value, _set_items(value.items()))]
+    return [InstructionStep(pickle.EMPTY_DICT, value, _set_items(value.items()))]
 
 
 def ordered_map_steps(value: OrderedMap) -> list[object]:
@@ -140,14 +142,14 @@ def tensor_steps(value: TensorRecord) -> list[object]:
         if value.attributes is not None:
             outer = calls.PARAMETER_WITH_ATTRIBUTES
             rest.append(value.attributes)
-        data = [function, arguments, Instruction(pickle.REDUCE)]
+        data = [function, arguments, InstructionStep(pickle.REDUCE)]
         return [
             outer,
-            Instruction(pickle.MARK),
+            InstructionStep(pickle.MARK),
             *data,
             *rest,
-            Instruction(pickle.TUPLE),
-            Instruction(pickle.REDUCE, value),
+            InstructionStep(pickle.TUPLE),
+            InstructionStep(pickle.REDUCE, value),
         ]
     if value.attributes is not None:
         whole = (function, calls.TENSOR, arguments, value.attributes)

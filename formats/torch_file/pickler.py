@@ -15,7 +15,7 @@ from typing import Any
 
 from flmgrow.formats.torch_file import calls
 from flmgrow.formats.torch_file.pickle_steps import (
-    Instruction,
+    InstructionStep,
     TensorArguments,
     bytearray_steps,
     bytes_steps,
@@ -116,7 +116,7 @@ class _Writer:
             self.output += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
         self.keep(value)
 
-    def code(self, step: Instruction) -> None:
+    def code(self, step: InstructionStep) -> None:
         self.output += step.code
         if step.value is not None:
             if id(step.value) in self.kept:  # it holds itself, and was finished on the way
@@ -212,7 +212,7 @@ def _write_bool(writer: _Writer, value: bool) -> None:
 
 
 _WRITE: dict[type, Callable[[_Writer, Any], None]] = {
-    Instruction: _Writer.code,
+    InstructionStep: _Writer.code,
     TensorArguments: lambda writer, step: writer.arguments(step.tensor),
     type(None): _write_none,
     bool: _write_bool,

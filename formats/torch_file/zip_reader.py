@@ -41,7 +41,7 @@ HAS_DESCRIPTOR = 0x0008
 MAX_DESCRIPTOR_BYTES = 24
 
 
-class Record(NamedTuple):
+class ZipRecord(NamedTuple):
     """A record of the archive: ``nbytes`` bytes at ``offset`` of the file, and their CRC32."""
 
     name: str
@@ -63,7 +63,7 @@ class _Entry(NamedTuple):
 
 def read_directory(
     file: ReadOnlyFile, base: int = 0, length: int | None = None
-) -> dict[str, Record]:
+) -> dict[str, ZipRecord]:
     """Return the records of the archive that is ``file``, or its ``length`` bytes from ``base``.
 
     They come in the order of the directory. No record has been read yet.
@@ -102,9 +102,9 @@ class _Archive:
             self.refuse(f"truncated: wanted {count} bytes at {offset} of {self.length}")
         return self.file.read(self.base + offset, count)
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, ZipRecord]:
         count, start, end = self.locate_directory()
-        found: dict[str, Record] = {}
+        found: dict[str, ZipRecord] = {}
         names: set[str] = set()
         covered = 0
         entries = list(self.entries(count, self.read(start, end - start)))
@@ -118,7 +118,7 @@ class _Archive:
                 self.refuse(f"record {entry.name!r} overlaps the one before it")
             self.check_gap(covered, entry.header)
             data = self.check_local_header(entry, start)
-            found[entry.name] = Record(entry.name, self.base + data, entry.nbytes, entry.crc)
+            found[entry.name] = ZipRecord(entry.name, self.base + data, entry.nbytes, entry.crc)
             covered = data + entry.nbytes
         self.check_gap(covered, start)
         return {entry.name: found[entry.name] for entry in entries}

@@ -17,7 +17,7 @@ from flmgrow.errors import BadDataError, FlmgrowError, UsageError
 from flmgrow.evaluation import harness
 from flmgrow.evaluation.bits_per_byte import standard_error
 from flmgrow.evaluation.harness import evaluate, load_tasks
-from flmgrow.evaluation.request import Request, asked_in
+from flmgrow.evaluation.request import EvaluationRequest, asked_in
 from flmgrow.evaluation.tasks import FOLDER, manager
 
 GROUPS = FOLDER / "groups"
@@ -65,8 +65,8 @@ def make_group(folder: Path, monkeypatch: pytest.MonkeyPatch, **metadata: object
     monkeypatch.setattr(manager, "task_manager", lambda *_, **__: known)
 
 
-def asked(*names: object, **how: Any) -> Request:
-    return Request(asked_in([str(name) for name in names]), **how)
+def asked(*names: object, **how: Any) -> EvaluationRequest:
+    return EvaluationRequest(asked_in([str(name) for name in names]), **how)
 
 
 def right_if(even: bool) -> Answering:
@@ -126,7 +126,7 @@ def test_the_groups_are_the_papers() -> None:
     assert stages["metadata"]["shares"] == {"hellaswag": 0.2, "mmlu": 0.3}
 
 
-def refusal(kind: type[FlmgrowError], request: Request) -> str:
+def refusal(kind: type[FlmgrowError], request: EvaluationRequest) -> str:
     with pytest.raises(kind) as error:
         evaluate(right_if(even=False), load_tasks(request))
     return f"{error.value} | {error.value.hint}"

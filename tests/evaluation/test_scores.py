@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.evaluation.bits_per_byte import standard_error, texts_in
 from flmgrow.evaluation.paper_columns import paper_results
-from flmgrow.evaluation.request import Request, asked_in
-from flmgrow.evaluation.results import Facts, Result
+from flmgrow.evaluation.request import EvaluationRequest, asked_in
+from flmgrow.evaluation.results import EvaluationResult, Facts
 from flmgrow.evaluation.table import MOST_SHOWN, shown_tasks, table
-from flmgrow.hub.evaluation import Score
+from flmgrow.hub.evaluation import EvaluationScore
 
 documents = st.lists(st.tuples(st.floats(-1e4, -1e-3), st.integers(1, 10**5)), min_size=2)
 
@@ -55,23 +55,27 @@ def test_tasks_are_asked_for_by_name_and_file(tmp_path: Path) -> None:
     text.write_text("x")
     found = asked_in([f"iq, bits-per-byte:{text}", "c-eval"])
     assert [each.task for each in found] == ["iq", "bits-per-byte-wiki", "c-eval"]
-    said = Request(found).to_json()
+    said = EvaluationRequest(found).to_json()
     text.write_text("y")
-    assert Request(found).to_json() != said
+    assert EvaluationRequest(found).to_json() != said
     for words in (["iq,iq"], ["bits-per-byte"], [","], ["bits-per-byte:nowhere.txt"]):
         with pytest.raises(UsageError):
             asked_in(words)
 
 
-def scored(name: str, *scores: Score, **groups: list[str]) -> Result:
-    return Result(name, scores, {score.task: 3 for score in scores}, groups)
+def scored(name: str, *scores: EvaluationScore, **groups: list[str]) -> EvaluationResult:
+    return EvaluationResult(name, scores, {score.task: 3 for score in scores}, groups)
 
 
 def test_a_table_has_a_column_for_each_checkpoint() -> None:
-    small = scored("small", Score("arc", "acc", 0.25, 0.125), Score("arc", "acc_norm", 0.5))
-    large = scored("large", Score("arc", "acc", 0.75))
-    other = scored("paper", Score("arc", "", 0.4), Score("other", "acc", 1.0))
-    small = Result(small.name, small.scores, small.shots, {}, Facts("small", 10, tokens=1500))
+    small = scored(
+        "small", EvaluationScore("arc", "acc", 0.25, 0.125), EvaluationScore("arc", "acc_norm", 0.5)
+    )
+    large = scored("large", EvaluationScore("arc", "acc", 0.75))
+    other = scored("paper", EvaluationScore("arc", "", 0.4), EvaluationScore("other", "acc", 1.0))
+    small = EvaluationResult(
+        small.name, small.scores, small.shots, {}, Facts("small", 10, tokens=1500)
+    )
     lines = table([small, large], [other]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["task", "metric", "shots", "small", "large", "paper"]
@@ -86,10 +90,10 @@ def test_a_table_has_a_column_for_each_checkpoint() -> None:
 
 def test_tasks_of_a_large_group_are_left_out() -> None:
     names = [f"t{number}" for number in range(MOST_SHOWN + 1)]
-    scores = [Score(name, "acc", 0.5) for name in names]
-    whole = scored("x", *scores, Score("all", "acc", 0.5), all=names)
+    scores = [EvaluationScore(name, "acc", 0.5) for name in names]
+    whole = scored("x", *scores, EvaluationScore("all", "acc", 0.5), all=names)
     assert shown_tasks([whole]) == ["all"]
-    few = scored("x", *scores, Score("all", "acc", 0.5), all=names[:MOST_SHOWN])
+    few = scored("x", *scores, EvaluationScore("all", "acc", 0.5), all=names[:MOST_SHOWN])
     assert shown_tasks([few]) == ["all", *names]
     nameless = scored("x", *scores, all=names)
     assert shown_tasks([nameless]) == names
@@ -97,9 +101,14 @@ def test_tasks_of_a_large_group_are_left_out() -> None:
 
 def test_the_paper_stands_beside() -> None:
     beside = paper_results()
-    lines = table([scored("x", Score("mmlu", "acc", 0.1), Score("hellaswag", "acc", 0.2),
-                          Score("hellaswag", "acc_norm", 0.3), Score("iq_wsc", "acc", 0.4),
-                          Score("iq_wsc", "exact_match", 0.4))], beside)  # fmt: skip
+    scores = (
+        EvaluationScore("mmlu", "acc", 0.1),
+        EvaluationScore("hellaswag", "acc", 0.2),
+        EvaluationScore("hellaswag", "acc_norm", 0.3),
+        EvaluationScore("iq_wsc", "acc", 0.4),
+        EvaluationScore("iq_wsc", "exact_match", 0.4),
+    )
+    lines = table([scored("x", *scores)], beside)
     rows = {tuple(line.split()[1:4:2]): line.split()[-2] for line in lines.splitlines()}
     assert rows["mmlu", "acc"] == "0.2830"
     assert rows["hellaswag", "acc"] == "-"

@@ -11,8 +11,8 @@ from strategies import any_config, examples
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation import scoring
-from flmgrow.evaluation.packing import Row, batch_of, common, in_batches, rows
-from flmgrow.evaluation.scoring import Question, Score, scores
+from flmgrow.evaluation.packing import PackedRow, batch_of, common, in_batches, rows
+from flmgrow.evaluation.scoring import ContinuationScore, Question, scores
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import logits
 from flmgrow.model.module import Model
@@ -25,14 +25,16 @@ def model_of(config: ModelConfig) -> Model:
     return Model(config, weights).eval()
 
 
-def alone(config: ModelConfig, question: Question) -> Score:
+def alone(config: ModelConfig, question: Question) -> ContinuationScore:
     """By the reference forward, from the question's own text."""
     weights = {k: torch.from_numpy(v) for k, v in logical_weights(config).items()}
     text = (question.context + question.continuation)[-(config.max_positions + 1) :]
     found = logits(config, DictWeights(weights), torch.tensor([text[:-1]])).log_softmax(-1)[0]
     ids = torch.tensor(question.continuation)
     own = found[-len(ids) :]
-    return Score(float(own[range(len(ids)), ids].sum()), bool((own.argmax(-1) == ids).all()))
+    return ContinuationScore(
+        float(own[range(len(ids)), ids].sum()), bool((own.argmax(-1) == ids).all())
+    )
 
 
 @examples(25)
@@ -42,7 +44,7 @@ def test_questions_are_answered_as_alone(config: ModelConfig, data: st.DataObjec
     some = st.lists(ids, min_size=1, max_size=min(5, config.max_positions)).map(tuple)
     asked = data.draw(st.lists(st.builds(Question, some, some), min_size=1, max_size=8))
     most = data.draw(st.sampled_from([None, 1, 3]))
-    heard: dict[int, Score] = {}
+    heard: dict[int, ContinuationScore] = {}
     found = scores(model_of(config), asked, most, heard.__setitem__)
     assert [heard[number] for number in range(len(asked))] == found
     for question, score in zip(asked, found, strict=True):
@@ -127,6 +129,6 @@ def test_what_cannot_be_read_is_refused(question: Question, says: str) -> None:
 
 
 def test_a_row_of_one_text_is_plain() -> None:
-    row = Row()
+    row = PackedRow()
     row.add(0, (5, 6), ())
     assert (row.tokens, row.positions, row.parents) == ([5, 6], [0, 1], [-1, 0])

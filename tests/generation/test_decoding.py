@@ -13,7 +13,7 @@ from strategies import examples
 from flmgrow.errors import UsageError
 from flmgrow.generation import decoding
 from flmgrow.generation.choosing import Choice
-from flmgrow.generation.decoding import Ended, Request, continued
+from flmgrow.generation.decoding import EndReason, GenerationRequest, continued
 from flmgrow.model.module import Model
 
 CONFIG = CONFIGS["llama"]
@@ -34,7 +34,9 @@ PROMPTS = st.builds(
 )
 
 
-def texts(model: Model, prompts: list[list[int]], request: Request) -> dict[int, list[int]]:
+def texts(
+    model: Model, prompts: list[list[int]], request: GenerationRequest
+) -> dict[int, list[int]]:
     return {each.number: each.tokens for each in continued(model, prompts, request)}
 
 
@@ -43,7 +45,7 @@ def texts(model: Model, prompts: list[list[int]], request: Request) -> dict[int,
 def test_batches_change_nothing(
     prompts: list[list[int]], batch: int, choice: Choice, ends: set[int]
 ) -> None:
-    request = Request(choice, longest=5, batch=batch, ends=frozenset(ends))
+    request = GenerationRequest(choice, longest=5, batch=batch, ends=frozenset(ends))
     found = texts(MODEL, prompts, request)
     alone = texts(MODEL, prompts, replace(request, batch=1))
     assert found == alone
@@ -54,7 +56,7 @@ def test_batches_change_nothing(
 def test_greedy_is_the_argmax_of_the_whole_text(name: str) -> None:
     """Without a cache, each token from the beginning."""
     model, tokens = model_of(name), tokens_for(CONFIGS[name].vocab, 3, batch=1)
-    found = texts(model, tokens.tolist(), Request(longest=6))[0]
+    found = texts(model, tokens.tolist(), GenerationRequest(longest=6))[0]
     whole = tokens
     for _ in range(6):
         whole = torch.cat((whole, model(whole)[:, -1:].argmax(-1)), -1)
@@ -63,32 +65,34 @@ def test_greedy_is_the_argmax_of_the_whole_text(name: str) -> None:
 
 def test_texts_end_at_an_end_and_others_go_on() -> None:
     prompts = [[1, 2], [3, 4]]
-    whole = texts(MODEL, prompts, Request(DRAWN, longest=8))
+    whole = texts(MODEL, prompts, GenerationRequest(DRAWN, longest=8))
     end = next(token for token in whole[0] if token not in whole[1])
     place = whole[0].index(end)
-    first, second = continued(MODEL, prompts, Request(DRAWN, longest=8, ends=frozenset([end])))
-    assert (first.tokens, first.ended) == (whole[0][:place], Ended.END)
-    assert (second.tokens, second.ended) == (whole[1], Ended.LENGTH)
+    first, second = continued(
+        MODEL, prompts, GenerationRequest(DRAWN, longest=8, ends=frozenset([end]))
+    )
+    assert (first.tokens, first.ended) == (whole[0][:place], EndReason.END)
+    assert (second.tokens, second.ended) == (whole[1], EndReason.LENGTH)
 
 
 def test_texts_end_where_somebody_stops_them() -> None:
     heard: list[int] = []
-    request = Request(
+    request = GenerationRequest(
         longest=8,
         stops=lambda _, tokens: len(tokens) == 3,
         told=lambda _, tokens: heard.append(tokens[-1]),
     )
     (found,) = continued(MODEL, [[1]], request)
-    assert (len(found.tokens), found.ended) == (3, Ended.STOP)
+    assert (len(found.tokens), found.ended) == (3, EndReason.STOP)
     assert heard == found.tokens
 
 
 def test_the_context_ends_a_text() -> None:
     prompt = [1] * (CONFIG.max_positions - 2)
-    (found,) = continued(MODEL, [prompt], Request(longest=8))
-    assert (len(found.tokens), found.ended) == (2, Ended.CONTEXT)
-    (found,) = continued(MODEL, [[1] * CONFIG.max_positions], Request(longest=8))
-    assert (found.tokens, found.ended) == ([], Ended.CONTEXT)
+    (found,) = continued(MODEL, [prompt], GenerationRequest(longest=8))
+    assert (len(found.tokens), found.ended) == (2, EndReason.CONTEXT)
+    (found,) = continued(MODEL, [[1] * CONFIG.max_positions], GenerationRequest(longest=8))
+    assert (found.tokens, found.ended) == ([], EndReason.CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_the_context_ends_a_text() -> None:
 )
 def test_a_prompt_that_cannot_be_read_is_refused(prompt: list[int], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        list(continued(MODEL, [[1], prompt], Request()))
+        list(continued(MODEL, [[1], prompt], GenerationRequest()))
 
 
 @pytest.mark.parametrize(("worth", "sizes"), [(0, [3, 2, 1]), (2, [3, 3])])
@@ -111,7 +115,7 @@ def test_parts_change_nothing(
     """However prompts are cut into parts, and whatever is taken for shared."""
     monkeypatch.setattr(decoding, "_WORTH", worth)
     prompts = [[1, 2, *range(length)] for length in (9, 8, 5, 3, 1, 1)]
-    request = Request(DRAWN, longest=5, batch=6, ends=frozenset([3]))
+    request = GenerationRequest(DRAWN, longest=5, batch=6, ends=frozenset([3]))
     assert texts(MODEL, prompts, request) == texts(MODEL, prompts, replace(request, batch=1))
     assert [len(part) for part in decoding._parts(prompts, 0)] == sizes
 
@@ -127,9 +131,9 @@ def test_what_prompts_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(model, "residual", counted)
     prompts = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 3, 4, 8]]
-    found = texts(model, prompts, Request(longest=3, batch=3))
+    found = texts(model, prompts, GenerationRequest(longest=3, batch=3))
     assert sizes == [(1, 3), (3, 2), (3, 1), (3, 1)]
-    assert found == texts(MODEL, prompts, Request(longest=3, batch=1))
+    assert found == texts(MODEL, prompts, GenerationRequest(longest=3, batch=1))
 
 
 def test_texts_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +145,7 @@ def test_texts_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch) 
         return residual(tokens, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "residual", counted)
-    request = Request(longest=9, stops=lambda number, tokens: len(tokens) > 2 * number)
+    request = GenerationRequest(longest=9, stops=lambda number, tokens: len(tokens) > 2 * number)
     found = texts(model, [[number] for number in range(4)], request)
     assert [len(found[number]) for number in range(4)] == [1, 3, 5, 7]
     assert sizes == [4, 3, 3, 2, 2, 1, 1]
@@ -158,7 +162,9 @@ def test_what_does_not_fit_the_memory_is_cut_in_two(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(model, "residual", small)
     most, prompts = 2, [[number, 1] for number in range(5)]
-    assert texts(model, prompts, Request(longest=3)) == texts(MODEL, prompts, Request(longest=3))
+    assert texts(model, prompts, GenerationRequest(longest=3)) == texts(
+        MODEL, prompts, GenerationRequest(longest=3)
+    )
     most = 0
     with pytest.raises(UsageError, match="memory does not suffice for one text"):
-        texts(model, prompts, Request(longest=3))
+        texts(model, prompts, GenerationRequest(longest=3))

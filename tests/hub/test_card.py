@@ -16,7 +16,7 @@ from flmgrow.formats.history.manifest_schema import check_form
 from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile
 from flmgrow.hub.card import CardFacts, card, is_own
-from flmgrow.hub.evaluation import Score, read_scores
+from flmgrow.hub.evaluation import EvaluationScore, read_scores
 from flmgrow.model.config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -127,7 +127,10 @@ def test_what_is_known_is_told() -> None:
         }
     ]
     page = text_of(
-        made(source=source), tokenizer=True, revision="v2", scores=(Score("t", "acc", 0.5, 0.01),)
+        made(source=source),
+        tokenizer=True,
+        revision="v2",
+        scores=(EvaluationScore("t", "acc", 0.5, 0.01),),
     )
     assert head_of(page)["base_model"] == "org/old"
     assert "| 1.20T | 2026-01-02 |" in page
@@ -168,15 +171,15 @@ def test_an_edited_page_is_somebody_elses(change: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "scores"),
     [
-        ('{"ARC": 51.5}', (Score("ARC", "", 51.5),)),
-        ('{"arc": {"acc": 0.5, "alias": "x"}}', (Score("arc", "acc", 0.5),)),
+        ('{"ARC": 51.5}', (EvaluationScore("ARC", "", 51.5),)),
+        ('{"arc": {"acc": 0.5, "alias": "x"}}', (EvaluationScore("arc", "acc", 0.5),)),
         (
             '{"results": {"arc": {"acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 1}}}',
-            (Score("arc", "acc", 0.5, 0.1), Score("arc", "f1 (strict)", 1.0)),
+            (EvaluationScore("arc", "acc", 0.5, 0.1), EvaluationScore("arc", "f1 (strict)", 1.0)),
         ),
     ],
 )
-def test_scores_are_read(content: str, scores: tuple[Score, ...]) -> None:
+def test_scores_are_read(content: str, scores: tuple[EvaluationScore, ...]) -> None:
     assert read_scores(content.encode(), "x") == scores
 
 

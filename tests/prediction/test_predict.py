@@ -18,7 +18,7 @@ from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import _drawn, forecaster
 from flmgrow.prediction.law import SIZES, SIZES_AND_TOKENS, fit, form_for
-from flmgrow.prediction.points import Point, points_of, table_of
+from flmgrow.prediction.points import RunPoint, points_of, table_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +31,8 @@ PUBLISHED = {
 SEEN = 7
 
 
-def published(count: int = SEEN) -> list[Point]:
-    return [Point(1e6 * size, 1.0, loss) for size, loss in list(PUBLISHED.items())[:count]]
+def published(count: int = SEEN) -> list[RunPoint]:
+    return [RunPoint(1e6 * size, 1.0, loss) for size, loss in list(PUBLISHED.items())[:count]]
 
 
 def test_the_seven_smallest_published_models_foretell_the_three_largest() -> None:
@@ -48,7 +48,7 @@ def test_the_seven_smallest_published_models_foretell_the_three_largest() -> Non
 def test_other_points_give_another_law() -> None:
     """The check above can fail: with the sizes exchanged the three largest are missed."""
     turned = [
-        Point(one.parameters, 1.0, other.loss)
+        RunPoint(one.parameters, 1.0, other.loss)
         for one, other in zip(published(), reversed(published()), strict=True)
     ]
     found = fit(turned, SIZES)
@@ -61,7 +61,7 @@ def test_other_points_give_another_law() -> None:
 )
 def test_a_law_is_found_in_what_follows_it(a: float, b: float, c: float, smallest: float) -> None:
     sizes = smallest * np.geomspace(1, 100, 7)
-    points = [Point(size, 1.0, a * (size / smallest) ** -b + c) for size in sizes]
+    points = [RunPoint(size, 1.0, a * (size / smallest) ** -b + c) for size in sizes]
     found = fit(points, SIZES)
     for factor in (300, 1000):
         wanted = a * factor**-b + c
@@ -78,7 +78,7 @@ def test_a_law_of_sizes_and_tokens_is_found(alpha: float, beta: float, left: flo
         return float((size / 1e6) ** -alpha + (tokens / 1e8) ** -beta + left)
 
     points = [
-        Point(size, tokens, loss(size, tokens))
+        RunPoint(size, tokens, loss(size, tokens))
         for size in (1e6, 3e6, 1e7, 3e7, 1e8)
         for tokens in (1e8, 1e9, 1e10)
     ]
@@ -89,7 +89,7 @@ def test_a_law_of_sizes_and_tokens_is_found(alpha: float, beta: float, left: flo
 
 def test_one_run_that_went_wrong_does_not_drag_the_law_away() -> None:
     points = published()
-    points[3] = Point(points[3].parameters, 1.0, points[3].loss * 1.1)
+    points[3] = RunPoint(points[3].parameters, 1.0, points[3].loss * 1.1)
     good, bad = (fit(each, SIZES).loss(1446.72e6) for each in (published(), points))
     assert bad == pytest.approx(good, rel=0.01)
 
@@ -97,9 +97,9 @@ def test_one_run_that_went_wrong_does_not_drag_the_law_away() -> None:
 NOISE = 0.004
 
 
-def noisy(random: np.random.Generator, sizes: Iterable[float]) -> list[Point]:
+def noisy(random: np.random.Generator, sizes: Iterable[float]) -> list[RunPoint]:
     return [
-        Point(size, 1.0, (2.0 * (size / 1e6) ** -0.3 + 2.0) * float(np.exp(NOISE * noise)), seed)
+        RunPoint(size, 1.0, (2.0 * (size / 1e6) ** -0.3 + 2.0) * float(np.exp(NOISE * noise)), seed)
         for size in sizes
         for seed, noise in enumerate(random.standard_normal(3))
     ]
@@ -125,7 +125,7 @@ def test_the_interval_is_wider_where_runs_are_noisier_and_farther_away() -> None
     near, far = found.at(1e8), found.at(1e10)
     assert far.high - far.low > near.high - near.low
     assert near.beyond == pytest.approx(100 / 64)
-    exact = [Point(size, 1.0, 2.0 * (size / 1e6) ** -0.3 + 2.0) for size in sizes]
+    exact = [RunPoint(size, 1.0, 2.0 * (size / 1e6) ** -0.3 + 2.0) for size in sizes]
     sure = forecaster(exact, SIZES).at(1e8)
     assert sure.high - sure.low < (near.high - near.low) / 20
 
@@ -320,10 +320,10 @@ def test_runs_of_other_data_are_found_behind_a_table(tmp_path: Path) -> None:
 def test_sizes_and_tokens_that_rise_together_are_not_told_apart() -> None:
     """As many tokens for each parameter everywhere: infinitely many laws fit that."""
     sizes = 1e6 * np.geomspace(1, 64, 7)
-    along = [Point(size, 20 * size, 2 + (size / 1e6) ** -0.3) for size in sizes]
+    along = [RunPoint(size, 20 * size, 2 + (size / 1e6) ** -0.3) for size in sizes]
     with pytest.raises(UsageError, match="cannot be told apart"):
         forecaster(along, SIZES_AND_TOKENS)
-    across = [Point(size, 2e9, 2.1 + (size / 1e6) ** -0.3) for size in sizes]
+    across = [RunPoint(size, 2e9, 2.1 + (size / 1e6) ** -0.3) for size in sizes]
     forecaster([*along, *across], SIZES_AND_TOKENS)
 
 

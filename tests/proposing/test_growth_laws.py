@@ -16,7 +16,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import prior
-from flmgrow.prediction.points import Point
+from flmgrow.prediction.points import RunPoint
 from flmgrow.proposing.carrying import Leg
 from flmgrow.proposing.growth_laws import Mixing, TwoStages
 from flmgrow.proposing.two_stage import Grown, TwoStageLaw, drawn, fit, grown_of, intervals
@@ -107,7 +107,7 @@ def test_laws_pull_apart(small: float, factor: float, read: float) -> None:
 
 
 def test_a_growth_is_read_off_the_ends_of_stages() -> None:
-    ends = [Point(1e6, 3e9, 3.0), Point(4e6, 8e9, 2.5), Point(9e6, 9e9, 2.4)]
+    ends = [RunPoint(1e6, 3e9, 3.0), RunPoint(4e6, 8e9, 2.5), RunPoint(9e6, 9e9, 2.4)]
     assert grown_of(ends) == Grown(Leg(1e6, 3e9), Leg(4e6, 5e9), 2.5)
 
 

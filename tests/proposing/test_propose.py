@@ -18,7 +18,7 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, prior
-from flmgrow.proposing.candidates import SHARES, Kind, Limits, candidates, sizes
+from flmgrow.proposing.candidates import SHARES, ScheduleKind, ScheduleLimits, candidates, sizes
 from flmgrow.proposing.carrying import Leg, carried_by, ends_of, loss_of
 from flmgrow.proposing.verdict import Expected, verdict
 
@@ -92,20 +92,20 @@ def test_what_a_run_has_carried_over_is_found_again(share: float, tmp_path: Path
 @settings(deadline=None, max_examples=20)
 @given(flops=st.floats(1e15, 1e18), data=st.floats(1e7, 1e10), factor=st.floats(2, 100))
 def test_schedules_stay_within_the_budget(flops: float, data: float, factor: float) -> None:
-    limits = Limits(flops, data, 128, 2048)
+    limits = ScheduleLimits(flops, data, 128, 2048)
     models = sizes(SMALL, factor * parameter_count(SMALL))
     for candidate in candidates(models, models[-1], limits):
         assert candidate.flops(128) <= flops * (1 + 1e-9)
         assert sum(candidate.tokens) <= data * (1 + 1e-9)
         counts = [parameter_count(model) for model in candidate.models]
         assert counts == sorted(counts)
-        assert candidate.kind is Kind.SMALLER or candidate.models[-1] == models[-1]
+        assert candidate.kind is ScheduleKind.SMALLER or candidate.models[-1] == models[-1]
 
 
 @pytest.mark.parametrize("tokens", [2e8, 1e9, 1e10])
 def test_where_data_is_scarce_growth_spends_less(tokens: float) -> None:
     """A budget that no data could use up: every share of the data may still be read before."""
-    limits = Limits(1e22, tokens, 128, 2048)
+    limits = ScheduleLimits(1e22, tokens, 128, 2048)
     models = sizes(SMALL, 30 * parameter_count(SMALL))
     grown = [each for each in candidates(models, models[-1], limits) if len(each.models) == 2]
     begun_small = [each for each in grown if each.models[0] == models[0]]
@@ -114,7 +114,7 @@ def test_where_data_is_scarce_growth_spends_less(tokens: float) -> None:
     assert all(sum(each.tokens) == pytest.approx(tokens) for each in grown)
     assert all(each.flops(128) < 0.5 * limits.flops for each in grown)
     kinds = {each.kind for each in candidates(models, models[-1], limits)}
-    assert kinds == set(Kind)
+    assert kinds == set(ScheduleKind)
 
 
 def test_a_schedule_that_spends_less_says_so(
@@ -128,32 +128,36 @@ def test_a_schedule_that_spends_less_says_so(
     assert all(re.search(r"tokens, \d+% of the budget$", line) for line in told)
 
 
-def losses(kind: Kind, *found: float, cost: float = 1.0) -> Expected:
+def losses(kind: ScheduleKind, *found: float, cost: float = 1.0) -> Expected:
     models = sizes(SMALL, None)[:1]
-    (candidate, *_) = candidates(models, None, Limits(1e17, 1e10, 128, 2048))
+    (candidate, *_) = candidates(models, None, ScheduleLimits(1e17, 1e10, 128, 2048))
     object.__setattr__(candidate, "kind", kind)
     return Expected(candidate, np.array(found), cost)
 
 
 def test_a_verdict_needs_nearly_all_draws() -> None:
-    scratch = losses(Kind.SCRATCH, *[2.0] * 100)
-    sure = verdict([scratch, losses(Kind.GROWN, *[1.9] * 96, *[2.1] * 4)])
+    scratch = losses(ScheduleKind.SCRATCH, *[2.0] * 100)
+    sure = verdict([scratch, losses(ScheduleKind.GROWN, *[1.9] * 96, *[2.1] * 4)])
     assert sure.text == "grow: it wins in 96% of what may be so"
-    assert sure.winner.candidate.kind is Kind.GROWN
-    lost = verdict([scratch, losses(Kind.GROWN, *[1.9] * 4, *[2.1] * 96)])
+    assert sure.winner.candidate.kind is ScheduleKind.GROWN
+    lost = verdict([scratch, losses(ScheduleKind.GROWN, *[1.9] * 4, *[2.1] * 96)])
     assert lost.text == "do not grow: it loses in 96% of what may be so"
-    assert lost.winner.candidate.kind is Kind.SCRATCH
-    unknown = verdict([scratch, losses(Kind.LATE, *[1.9] * 60, *[2.1] * 40)])
+    assert lost.winner.candidate.kind is ScheduleKind.SCRATCH
+    unknown = verdict([scratch, losses(ScheduleKind.LATE, *[1.9] * 60, *[2.1] * 40)])
     assert unknown.text.startswith("undecided: growth wins in 60%")
-    cheaper = verdict([scratch, losses(Kind.GROWN, *[2.0] * 100, cost=0.5)])
+    cheaper = verdict([scratch, losses(ScheduleKind.GROWN, *[2.0] * 100, cost=0.5)])
     assert cheaper.text == "grow: it wins in 100% of what may be so"
-    as_dear = verdict([scratch, losses(Kind.GROWN, *[2.0] * 100)])
+    as_dear = verdict([scratch, losses(ScheduleKind.GROWN, *[2.0] * 100)])
     assert as_dear.text == "do not grow: it loses in 100% of what may be so"
     smaller = verdict(
-        [scratch, losses(Kind.GROWN, *[1.9] * 100), losses(Kind.SMALLER, *[1.8] * 100)]
+        [
+            scratch,
+            losses(ScheduleKind.GROWN, *[1.9] * 100),
+            losses(ScheduleKind.SMALLER, *[1.8] * 100),
+        ]
     )
     assert smaller.text.startswith("a smaller model for longer is better in 100%")
-    assert smaller.winner.candidate.kind is Kind.GROWN
+    assert smaller.winner.candidate.kind is ScheduleKind.GROWN
 
 
 @pytest.mark.parametrize(

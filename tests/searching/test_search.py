@@ -23,8 +23,8 @@ import flmgrow
 from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
 from flmgrow.searching.report import Report, moves, report_of, sections_of
-from flmgrow.searching.request import Point, Search, SearchFile, Trial, at_width, read_search
-from flmgrow.searching.trials import Outcome, SearchFolder
+from flmgrow.searching.request import GridPoint, Search, SearchFile, Trial, at_width, read_search
+from flmgrow.searching.trials import SearchFolder, TrialOutcome
 from flmgrow.stages.pool import cores_of, share
 from flmgrow.stages.trial_folder import State, TrialFolder
 from flmgrow.trainer.stage.file import stage_of
@@ -142,25 +142,25 @@ def test_points_that_read_alike_are_told_apart(data: Path, tmp_path: Path) -> No
     """1.0000001 and 1.0000002 are both shown as 1."""
     search = read_search(write_search(tmp_path, data, {PEAK: [1.0000001, 1.0000002]}))
     assert len(search.points) == 2
-    found = [Outcome(trial, State.DONE, 8, loss)
+    found = [TrialOutcome(trial, State.DONE, 8, loss)
              for trial, loss in zip(search.trials, (3.0, 2.0), strict=True)]  # fmt: skip
     report = report_of(search, found)
     assert [each.loss for each in report.results] == [2.0, 3.0]
     assert report.best[0].result.point.settings == {PEAK: 1.0000002}
 
 
-def outcomes(losses: dict[tuple[float, float], list[float]]) -> tuple[Search, list[Outcome]]:
+def outcomes(losses: dict[tuple[float, float], list[float]]) -> tuple[Search, list[TrialOutcome]]:
     """Return a search of two axes, and how its trials ended: infinite losses diverged."""
     file = SearchFile.model_validate({
         "stage": "proxy.yaml",
         "grid": {PEAK: sorted({peak for peak, _ in losses}), STD: sorted({s for _, s in losses})},
     }, strict=False)  # fmt: skip
-    found: list[Outcome] = []
+    found: list[TrialOutcome] = []
     for (peak, std), own in losses.items():
         for seed, loss in enumerate(own):
-            trial = Trial(f"{peak}-{std}-{seed}", Point({PEAK: peak, STD: std}), seed, None)  # type: ignore[arg-type]
+            trial = Trial(f"{peak}-{std}-{seed}", GridPoint({PEAK: peak, STD: std}), seed, None)  # type: ignore[arg-type]
             state = State.DIVERGED if loss == inf else State.DONE
-            found.append(Outcome(trial, state, 10, loss))
+            found.append(TrialOutcome(trial, state, 10, loss))
     return Search(file, [each.trial for each in found]), found
 
 

@@ -17,7 +17,7 @@ from sampling import first, sample
 from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
-from flmgrow.stages.curves import Run, Spent, curves, read_runs, smooth
+from flmgrow.stages.curves import RunCurves, Spent, curves, read_runs, smooth
 from flmgrow.stages.drawing import COLOURS, KINDS
 from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
 from flmgrow.stages.plots import Look, picture, shortened, tokens_text
@@ -326,7 +326,7 @@ def test_a_step_alone_is_seen() -> None:
     dots = []
     for count in (1, 2):
         records = [step(number, 3.0, "a", {}) for number in range(1, count + 1)]
-        drawn = picture([Run("a", curves([records], ""))], "svg", Look()).decode()
+        drawn = picture([RunCurves("a", curves([records], ""))], "svg", Look()).decode()
         dots.append(drawn.lower().count(f'style="fill: {COLOURS[0].lower()}'))
     assert dots == [2, 0]  # one in each panel
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from flmgrow.stages.pool import Ended, Job, Pool
+from flmgrow.stages.pool import Job, JobEnd, Pool
 
 WORKS, FAILS = ("--version",), ("no-such-command",)
 
 
-def run(jobs: list[Job], parallel: int = 2) -> list[Ended]:
+def run(jobs: list[Job], parallel: int = 2) -> list[JobEnd]:
     return Pool(parallel).run(jobs, lambda *_: None)
 
 

@@ -17,7 +17,7 @@ from flmgrow.errors import OutputExistsError, StorageError
 from flmgrow.storage import remote_lease as leases
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import address_of
-from flmgrow.storage.remote_lease import Lease, _this_process
+from flmgrow.storage.remote_lease import RemoteLease, _this_process
 
 FOLDER = address_of(Path("s3://bucket/out"))
 KEY = "out/.flmgrow/lease"
@@ -33,12 +33,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
 
 
 @pytest.fixture
-def taken(memory: MemoryStore) -> Iterator[Callable[[], Lease]]:
+def taken(memory: MemoryStore) -> Iterator[Callable[[], RemoteLease]]:
     """Takes leases that are released after the test."""
-    held: list[Lease] = []
+    held: list[RemoteLease] = []
 
-    def take() -> Lease:
-        held.append(Lease(FOLDER))
+    def take() -> RemoteLease:
+        held.append(RemoteLease(FOLDER))
         return held[-1]
 
     yield take
@@ -57,7 +57,7 @@ def put_another(memory: MemoryStore, **changed: object) -> None:
 
 
 def test_it_is_kept_up_and_goes_when_it_is_released(memory: MemoryStore) -> None:
-    lease = Lease(FOLDER)
+    lease = RemoteLease(FOLDER)
     first = content(memory)
     time.sleep(0.3)
     lease.check()
@@ -68,26 +68,29 @@ def test_it_is_kept_up_and_goes_when_it_is_released(memory: MemoryStore) -> None
 
 
 def test_a_second_one_is_refused_at_once(
-    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, taken: Callable[[], RemoteLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = taken()
     monkeypatch.setattr(leases, "EXPIRY", 60.0)
     begin = time.monotonic()
     with pytest.raises(OutputExistsError, match=rf"another run \(pid {os.getpid()} on "):
-        Lease(FOLDER)
+        RemoteLease(FOLDER)
     assert time.monotonic() - begin < 5
     first.check()
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_that_of_a_process_that_is_gone_is_taken_at_once(
-    reaped: bool, memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    reaped: bool,
+    memory: MemoryStore,
+    taken: Callable[[], RemoteLease],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
         put_another(memory, pid=child.pid, started=leases._started(child.pid))
         monkeypatch.setattr(leases, "EXPIRY", 60.0)
         with pytest.raises(OutputExistsError, match=rf"another run \(pid {child.pid} on "):
-            Lease(FOLDER)
+            RemoteLease(FOLDER)
         child.kill()
         if reaped:
             child.wait()
@@ -99,7 +102,7 @@ def test_that_of_a_process_that_is_gone_is_taken_at_once(
 
 
 def test_a_number_that_another_process_has_now_is_of_one_that_is_gone(
-    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, taken: Callable[[], RemoteLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_another(memory, pid=1, started="before")
     monkeypatch.setattr(leases, "EXPIRY", 60.0)
@@ -108,7 +111,7 @@ def test_a_number_that_another_process_has_now_is_of_one_that_is_gone(
 
 @pytest.mark.parametrize("where", [{"host": "elsewhere boot"}, {"processes": "pid:[1]"}])
 def test_that_of_another_machine_expires(
-    where: dict[str, str], memory: MemoryStore, taken: Callable[[], Lease]
+    where: dict[str, str], memory: MemoryStore, taken: Callable[[], RemoteLease]
 ) -> None:
     put_another(memory, pid=1, **where)
     begin = time.monotonic()
@@ -130,26 +133,26 @@ def test_that_of_another_machine_which_is_renewed_does_not(memory: MemoryStore) 
     thread.start()
     try:
         with pytest.raises(OutputExistsError, match=r"another run \(pid \d+ on elsewhere\)"):
-            Lease(FOLDER)
+            RemoteLease(FOLDER)
     finally:
         ended.set()
         thread.join()
     assert content(memory)["holder"] == "another"
 
 
-def test_one_that_is_damaged_expires(memory: MemoryStore, taken: Callable[[], Lease]) -> None:
+def test_one_that_is_damaged_expires(memory: MemoryStore, taken: Callable[[], RemoteLease]) -> None:
     obstore.put(memory, KEY, b"\x00not JSON")
     taken().check()
 
 
 def test_of_many_who_find_an_expired_one_one_takes_it(memory: MemoryStore) -> None:
     put_another(memory, host="elsewhere")
-    won, lost, ready = list[Lease](), list[str](), threading.Barrier(6)
+    won, lost, ready = list[RemoteLease](), list[str](), threading.Barrier(6)
 
     def take() -> None:
         ready.wait()
         try:
-            won.append(Lease(FOLDER))
+            won.append(RemoteLease(FOLDER))
         except OutputExistsError as error:
             lost.append(str(error))
 
@@ -164,7 +167,7 @@ def test_of_many_who_find_an_expired_one_one_takes_it(memory: MemoryStore) -> No
 
 
 def test_one_that_another_has_taken_is_noticed_and_not_deleted(memory: MemoryStore) -> None:
-    lease = Lease(FOLDER)
+    lease = RemoteLease(FOLDER)
     put_another(memory, host="elsewhere")
     time.sleep(0.3)
     with pytest.raises(OutputExistsError, match="another run has begun to write it"):
@@ -174,7 +177,7 @@ def test_one_that_another_has_taken_is_noticed_and_not_deleted(memory: MemorySto
 
 
 def test_one_that_cannot_be_renewed_ends_before_it_expires(
-    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, taken: Callable[[], RemoteLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise StorageError("the server is gone")
@@ -190,7 +193,7 @@ def test_one_that_cannot_be_renewed_ends_before_it_expires(
 
 
 def test_an_answer_that_was_lost_is_no_loss(
-    memory: MemoryStore, taken: Callable[[], Lease], monkeypatch: pytest.MonkeyPatch
+    memory: MemoryStore, taken: Callable[[], RemoteLease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = writing.put_small
 

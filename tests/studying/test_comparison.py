@@ -14,14 +14,14 @@ from flmgrow.studying.comparison import (
     frontiers,
     pairs,
 )
-from flmgrow.studying.outcomes import Axis, Measured
+from flmgrow.studying.outcomes import Expense, Measured
 from flmgrow.studying.statistics import COVERAGE, LEVEL, holm
 
 NULL = 20
 SLOPE = 0.3
 
 
-def only(measured: Measured, axis: Axis = Axis.FLOPS) -> AgainstScratch:
+def only(measured: Measured, axis: Expense = Expense.FLOPS) -> AgainstScratch:
     (row,) = against_scratch(measured, axis)
     return row
 
@@ -47,7 +47,7 @@ def test_a_planted_difference_is_found_in_each_of_twenty() -> None:
     arms = [Planted("one", shift=-0.2), Planted("other")]
     for number in range(NULL):
         row = pairs(simulate(number, arms))[0]
-        assert (row.one, row.other, row.axes) == ("one", "other", tuple(Axis))
+        assert (row.one, row.other, row.axes) == ("one", "other", tuple(Expense))
         assert row.difference.verdict is Verdict.BETTER
 
 
@@ -81,7 +81,7 @@ def test_intervals_of_the_ratio_hold_it_in_95_of_100_studies() -> None:
 
 def test_better_and_worse_are_told_apart() -> None:
     arms = [Planted("good", shift=-0.15), Planted("bad", shift=0.15), Planted("same")]
-    rows = {row.arm: row for row in against_scratch(simulate(3, arms, noise=0.002), Axis.FLOPS)}
+    rows = {row.arm: row for row in against_scratch(simulate(3, arms, noise=0.002), Expense.FLOPS)}
     for name, verdict in (
         ("good", Verdict.BETTER), ("bad", Verdict.WORSE), ("same", Verdict.NO_DIFFERENCE),
     ):  # fmt: skip
@@ -115,33 +115,33 @@ def test_an_arm_of_which_one_seed_is_beyond_has_no_ratio() -> None:
 def test_equal_tokens_is_another_question() -> None:
     """An arm of few FLOPs for its tokens: better at equal FLOPs, worse at equal tokens."""
     measured = simulate(5, [Planted("grown", shift=-0.1, length=1.0, tokens=4.0)], noise=0.002)
-    assert only(measured, Axis.FLOPS).ratio.verdict is Verdict.BETTER
-    assert only(measured, Axis.TOKENS).difference.verdict is Verdict.WORSE
-    assert only(measured, Axis.SECONDS).ratio.verdict is Verdict.BETTER
+    assert only(measured, Expense.FLOPS).ratio.verdict is Verdict.BETTER
+    assert only(measured, Expense.TOKENS).difference.verdict is Verdict.WORSE
+    assert only(measured, Expense.SECONDS).ratio.verdict is Verdict.BETTER
 
 
 def test_an_arm_that_diverged_in_one_seed_is_not_averaged_over_the_others() -> None:
     arms = [Planted("wild", shift=-0.2, diverges=(1,)), Planted("other")]
     measured = simulate(6, arms)
-    wild = against_scratch(measured, Axis.FLOPS)[0]
+    wild = against_scratch(measured, Expense.FLOPS)[0]
     assert wild.ratio.verdict is wild.difference.verdict is Verdict.DIVERGED
     assert pairs(measured)[0].difference.verdict is Verdict.DIVERGED
 
 
 def test_runs_that_diverged_or_did_not_decay_are_no_part_of_the_frontier() -> None:
     measured = simulate(7, [])
-    full = frontiers(measured, Axis.FLOPS)[0]
+    full = frontiers(measured, Expense.FLOPS)[0]
     assert full.amounts == (FLOPS, 2 * FLOPS, 4 * FLOPS)
     first, *others = measured.outcomes
     for changed in (replace(first, diverged=True), replace(first, decayed=False)):
         less = replace(measured, outcomes=(changed, *others))
-        assert frontiers(less, Axis.FLOPS)[0].amounts == full.amounts[1:]
-        assert frontiers(less, Axis.FLOPS)[1].amounts == full.amounts
+        assert frontiers(less, Expense.FLOPS)[0].amounts == full.amounts[1:]
+        assert frontiers(less, Expense.FLOPS)[1].amounts == full.amounts
 
 
 def test_one_seed_claims_nothing() -> None:
     measured = simulate(8, [Planted("grown", shift=-0.2), Planted("other")], seeds=1)
-    row = against_scratch(measured, Axis.FLOPS)[0]
+    row = against_scratch(measured, Expense.FLOPS)[0]
     assert row.difference.verdict is Verdict.ONE_SEED
     assert pairs(measured)[0].difference.verdict is Verdict.ONE_SEED
 
@@ -160,13 +160,13 @@ def test_without_a_frontier_there_is_nothing_to_compare_with() -> None:
 def test_arms_of_other_amounts_are_no_pair() -> None:
     arms = [Planted("one", length=1.0), Planted("other", length=2.0)]
     (row,) = pairs(simulate(10, arms))
-    assert row.axes == (Axis.TOKENS,)
+    assert row.axes == (Expense.TOKENS,)
 
 
 @pytest.mark.parametrize("count", [1, 6])
 def test_more_rows_need_more_evidence(count: int) -> None:
     arms = [Planted(f"arm-{number}", shift=-0.1) for number in range(count)]
-    row = against_scratch(simulate(11, arms), Axis.FLOPS)[0]
+    row = against_scratch(simulate(11, arms), Expense.FLOPS)[0]
     assert row.difference.estimate
     assert row.difference.corrected
     assert row.difference.corrected <= count * row.difference.estimate.p + 1e-12

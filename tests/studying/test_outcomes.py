@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flmgrow.errors import UsageError
-from flmgrow.studying.outcomes import Arm, Axis, Grown, Measured, Outcome, Reading, StepLoss
+from flmgrow.studying.outcomes import Arm, Expense, Grown, Measured, Outcome, Reading, StepLoss
 
 READING = Reading(step=10, tokens=100, flops=1e6, loss=2.0)
 GROWN = Grown("b", "mask", 50, 5e5, 2.1, 2.1, (StepLoss(-1, 2.2), StepLoss(0, 2.1)))
@@ -49,7 +49,7 @@ def test_what_diverged_has_no_final_loss() -> None:
 
 
 def test_what_a_training_took_is_told_along_each_axis() -> None:
-    assert [OUTCOME.spent(axis) for axis in Axis] == [1e6, 100, 3.5]
+    assert [OUTCOME.spent(axis) for axis in Expense] == [1e6, 100, 3.5]
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_what_a_training_took_is_told_along_each_axis() -> None:
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused(change: dict[str, Any], told: str) -> None:
-    study = Measured((ARM, SCRATCH), (OUTCOME,), (Axis.FLOPS,))
+    study = Measured((ARM, SCRATCH), (OUTCOME,), (Expense.FLOPS,))
     with pytest.raises(UsageError, match=told):
         replace(study, **change)
 
 
 def test_outcomes_are_found_by_arm_in_the_order_of_seeds() -> None:
     other = replace(OUTCOME, seed=0)
-    study = Measured((ARM, SCRATCH), (OUTCOME, other), (Axis.FLOPS,))
+    study = Measured((ARM, SCRATCH), (OUTCOME, other), (Expense.FLOPS,))
     assert study.by_arm == {"grown": (other, OUTCOME), "scratch": ()}
 
 
 def test_it_is_plain_data() -> None:
-    told = json.loads(json.dumps(Measured((ARM,), (OUTCOME,), (Axis.FLOPS,)).to_json()))
+    told = json.loads(json.dumps(Measured((ARM,), (OUTCOME,), (Expense.FLOPS,)).to_json()))
     assert told["outcomes"][0]["growths"][0]["around"][0] == {"step": -1, "loss": 2.2}
     assert told["axes"] == ["flops"]

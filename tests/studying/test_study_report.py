@@ -12,7 +12,7 @@ import pytest
 from simulated_studies import Planted, simulate
 
 from flmgrow.studying.comparison import Verdict
-from flmgrow.studying.outcomes import Arm, Axis, Finding, Measured
+from flmgrow.studying.outcomes import Arm, Expense, Finding, Measured
 from flmgrow.studying.picture import picture
 from flmgrow.studying.report import Report, curve_of, report_of
 from flmgrow.studying.statistics import estimate
@@ -61,7 +61,7 @@ def test_each_arm_has_its_sentence() -> None:
 
 
 def test_numbers_are_those_of_the_data() -> None:
-    rows = [each for each in report().against if each.arm == "bad" and each.axis is Axis.FLOPS]
+    rows = [each for each in report().against if each.arm == "bad" and each.axis is Expense.FLOPS]
     found = rows[0].ratio.estimate
     assert found
     slower = said("bad")[0]
@@ -103,7 +103,7 @@ def test_one_seed_claims_nothing() -> None:
 
 def test_without_a_frontier_nothing_is_claimed() -> None:
     measured = simulate(3, ARMS[:1])
-    alone = Measured(measured.arms[-1:], measured.outcomes[-3:], (Axis.FLOPS,))
+    alone = Measured(measured.arms[-1:], measured.outcomes[-3:], (Expense.FLOPS,))
     found = sentences(report_of(alone))["good"]
     assert all(each.endswith("nothing to compare with") for each in found)
 

@@ -22,7 +22,7 @@ from flmgrow.operators.target import Target
 from flmgrow.surgery.execute import Executor
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.layout_request import FileRequest, LayoutRequest
-from flmgrow.surgery.plan import Plan, make_plan, plan_growth
+from flmgrow.surgery.plan import GrowthPlan, make_plan, plan_growth
 from flmgrow.surgery.weights import CheckpointWeights, unit_masks
 
 torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
@@ -58,7 +58,7 @@ def grow_checkpoint(
     dtype: str | None = None,
     file_format: str | None = None,
     version: str | None = None,
-) -> Plan:
+) -> GrowthPlan:
     """Grow or reshard the checkpoint at ``source`` into ``out`` and return the plan that was."""
     with open_checkpoint(source) as opened:
         plan = make_plan(

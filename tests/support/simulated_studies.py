@@ -6,7 +6,7 @@ from math import log
 
 import numpy as np
 
-from flmgrow.studying.outcomes import Arm, Axis, Grown, Measured, Outcome, Reading, StepLoss
+from flmgrow.studying.outcomes import Arm, Expense, Grown, Measured, Outcome, Reading, StepLoss
 
 LENGTHS = (1.0, 2.0, 4.0)
 """Of the runs from scratch, relative to the shortest."""
@@ -50,7 +50,7 @@ def simulate(
             int(TOKENS * arm.tokens), FLOPS * arm.length, arm in scratch)
         for arm in (*scratch, *arms)
     ]  # fmt: skip
-    return Measured(tuple(facts), tuple(outcomes), tuple(Axis))
+    return Measured(tuple(facts), tuple(outcomes), tuple(Expense))
 
 
 def _outcome(arm: Planted, seed: int, noise: float, scratch: bool) -> Outcome:

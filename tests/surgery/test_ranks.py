@@ -22,11 +22,11 @@ from flmgrow.storage.world import World
 from flmgrow.surgery.execute import Executor
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.layout_request import FileRequest, LayoutRequest
-from flmgrow.surgery.plan import Plan, make_plan
+from flmgrow.surgery.plan import GrowthPlan, make_plan
 from flmgrow.surgery.requests import Files, plan_import_of, plan_layout_of
 from flmgrow.surgery.shards import chosen_shards, shards_of
 
-Planned = Callable[[Checkpoint], Plan]
+Planned = Callable[[Checkpoint], GrowthPlan]
 
 GROWN = Target(hidden=24, layers=6, ffn=34, methods=parse_methods("width=copy,depth=zero,ffn=mask"))
 
@@ -41,21 +41,21 @@ def grown(form: str | None = None, version: str | None = None) -> Planned:
     return lambda source: make_plan(source, GROWN, LayoutRequest(tp=2, pp=2), files)
 
 
-def hf(source: Checkpoint) -> Plan:
+def hf(source: Checkpoint) -> GrowthPlan:
     zero = Target(layers=6, ffn=33, methods=parse_methods("zero"))
     files = Files(format="huggingface", shard_size=4096).request(source)
     return make_plan(source, zero, LayoutRequest(), files)
 
 
-def laid_out(source: Checkpoint) -> Plan:
+def laid_out(source: Checkpoint) -> GrowthPlan:
     return plan_layout_of(source, LayoutRequest(tp=1, pp=4))
 
 
-def imported(source: Checkpoint) -> Plan:
+def imported(source: Checkpoint) -> GrowthPlan:
     return plan_import_of(source, LayoutRequest(tp=2), Files(format="torch_dist"))
 
 
-def exported(source: Checkpoint) -> Plan:
+def exported(source: Checkpoint) -> GrowthPlan:
     return plan_layout_of(source, LayoutRequest(), Files(format="huggingface", shard_size=4096))
 
 

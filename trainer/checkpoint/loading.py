@@ -35,7 +35,7 @@ from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
 from flmgrow.trainer.megatron.core import tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
 from flmgrow.trainer.stage.changes import goes_back
-from flmgrow.trainer.stage.clock import Progress, progress_of
+from flmgrow.trainer.stage.clock import StageProgress, progress_of
 from flmgrow.trainer.stage.file import StageFile, read_stage
 from flmgrow.trainer.stage.model import ModelSection, contradictions
 
@@ -71,7 +71,7 @@ class Begin:
     carried: Carried
     masks: Mapping[Dimension, Mask]
     family: tuple[Member, ...] = ()
-    progress: Progress = field(default_factory=Progress)
+    progress: StageProgress = field(default_factory=StageProgress)
     settings: Mapping[str, Any] = field(default_factory=dict)
     left: int | None = None
     anew: bool = False

@@ -20,7 +20,7 @@ from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
 from flmgrow.storage.marker import refuse_marked
 from flmgrow.storage.strict_json import Json
-from flmgrow.trainer.data.indexed import Index, read_index
+from flmgrow.trainer.data.indexed import TokenIndex, read_index
 from flmgrow.trainer.data.prepare import MANIFEST, PREFIX
 from flmgrow.trainer.data.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ class CorpusFiles:
 
     path: Path
     prefix: Path
-    index: Index
+    index: TokenIndex
     index_sum: str
     files: tuple[Json, ...] = ()
 

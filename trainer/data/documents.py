@@ -24,7 +24,7 @@ from flmgrow.errors import BadDataError
 from flmgrow.storage.encodings import encoding_hint
 from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.data.compressed import decompressed
-from flmgrow.trainer.data.sources import Source
+from flmgrow.trainer.data.sources import TextSource
 
 MAX_DOCUMENT = 256 << 20
 _WANTED = {str: "a text", bool: "true or false"}
@@ -36,7 +36,7 @@ class Document(NamedTuple):
     ``whole`` is False where it is longer than ``MAX_DOCUMENT`` and the rest was passed over.
     """
 
-    source: Source
+    source: TextSource
     line: int
     data: bytes
     whole: bool = True
@@ -61,7 +61,7 @@ class BadDocumentError(BadDataError):
 
 
 @dataclass
-class Reading:
+class SourceReading:
     """What is known of a source after it was read: its size and checksum (XXH3, 128 bits)."""
 
     size: int = 0
@@ -69,7 +69,7 @@ class Reading:
 
 
 def read_documents(
-    source: Source, reading: Reading, progress: Callable[[int], None]
+    source: TextSource, reading: SourceReading, progress: Callable[[int], None]
 ) -> Iterator[Document]:
     """Yield the documents of a file, and fill in ``reading`` at its end.
 

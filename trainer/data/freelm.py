@@ -29,7 +29,7 @@ from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 from flmgrow.trainer.data.blends import Blend
-from flmgrow.trainer.data.documents import Reading, field_of, read_documents, text_of
+from flmgrow.trainer.data.documents import SourceReading, field_of, read_documents, text_of
 from flmgrow.trainer.data.round_trip import missing, named
 from flmgrow.trainer.data.samples import SHOWN, Integers, Sample, Samples, seed_of
 from flmgrow.trainer.data.sources import find_sources
@@ -92,7 +92,7 @@ def read_propositions(paths: Sequence[Path]) -> Iterator[Proposition]:
             raise UsageError(
                 "wanted .jsonl with a text and a label on each line", where=source.path
             )
-        for document in read_documents(source, Reading(), lambda _: None):
+        for document in read_documents(source, SourceReading(), lambda _: None):
             text = text_of(document, "text")
             label = field_of(document, document.data.decode(), "label", bool)
             if not text:

@@ -66,14 +66,14 @@ def index_bytes(
 
 
 @dataclass(frozen=True)
-class Index:
+class TokenIndex:
     """What an ``.idx`` file says: the tokens' type, and the tokens in each document."""
 
     dtype: np.dtype[np.generic]
     lengths: Lengths
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path) -> TokenIndex:
     """Return what an ``.idx`` file says. Raises BadDataError for one of another kind or size."""
     try:
         content = path.read_bytes()
@@ -102,4 +102,4 @@ def read_index(path: Path) -> Index:
         raise BadDataError("sequences do not lie one behind the other", where=path)
     if documents < 1 or ends[-1] != sequences or ends[0] < 0 or (np.diff(ends) < 0).any():
         raise BadDataError("documents do not end with the last sequence", where=path)
-    return Index(types[code], lengths)
+    return TokenIndex(types[code], lengths)

@@ -37,7 +37,7 @@ class Writable(Protocol):
         """Append ``data``."""
 
 
-class Place(Protocol):
+class PartsFolder(Protocol):
     """Where results go: :class:`flmgrow.storage.output.OutputFolder`, which this floor is below."""
 
     @property
@@ -84,7 +84,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """A part that is on the disk; ``name`` is its file's, ``begin`` where its lengths begin there.
 
     ``bad`` are documents that are no text, ``missing`` what does not come back from tokens.
@@ -105,7 +105,7 @@ class Part:
         return self.begin + 4 * self.documents
 
 
-class Made(NamedTuple):
+class PartBlocks(NamedTuple):
     """The blocks of a part's file."""
 
     head: bytes = b""
@@ -130,7 +130,7 @@ class Passage(NamedTuple):
         return f"{PARTS}/{self.number:08}-{checksum.hexdigest()}"
 
 
-def make_part(recipe: Recipe, text: Passage) -> Made:
+def make_part(recipe: Recipe, text: Passage) -> PartBlocks:
     """Make the tokens of a part."""
     dtype = token_dtype(recipe.tokenizer.vocab_size).newbyteorder("<")
     bad, missing = Tally(), Tally()
@@ -161,7 +161,7 @@ def make_part(recipe: Recipe, text: Passage) -> Made:
     }
     content_of_head = json.dumps(said).encode()
     head = _HEAD.pack(len(content_of_head)) + content_of_head
-    return Made(head, lengths.tobytes(), body.tobytes())
+    return PartBlocks(head, lengths.tobytes(), body.tobytes())
 
 
 def _tokens_of(document: Document, recipe: Recipe) -> tuple[str, Tokens]:
@@ -191,33 +191,33 @@ def _compare(
         found.add(ENDS, document.name)
 
 
-def part_of(name: str, made: Made) -> Part:
+def part_of(name: str, made: PartBlocks) -> CorpusPart:
     """Return the part that ``made`` becomes in the file ``name``."""
     return _part(name, made.head[_HEAD.size :])
 
 
-def write_part(name: str, made: Made, place: Place) -> None:
+def write_part(name: str, made: PartBlocks, place: PartsFolder) -> None:
     """Write a part into a file of its own."""
     with place.file(name, sum(map(len, made))) as file:
         for block in made:
             file.write(block)
 
 
-def read_part(name: str, place: Place) -> Part:
+def read_part(name: str, place: PartsFolder) -> CorpusPart:
     """Return a part that an earlier run has written."""
     with place.finished_path(name).open("rb") as file:
         (size,) = _HEAD.unpack(file.read(_HEAD.size))
         return _part(name, file.read(size))
 
 
-def _part(name: str, said: bytes) -> Part:
+def _part(name: str, said: bytes) -> CorpusPart:
     """Return a part by what its file's head says."""
     found = json.loads(said)
     tallies = {key: Tally.restored(found[key]) for key in ("bad", "missing")}
-    return Part(name, _HEAD.size + len(said), **{**found, **tallies})
+    return CorpusPart(name, _HEAD.size + len(said), **{**found, **tallies})
 
 
-def lengths_of(parts: Sequence[Part], place: Place) -> Iterator[Lengths]:
+def lengths_of(parts: Sequence[CorpusPart], place: PartsFolder) -> Iterator[Lengths]:
     """Yield the tokens in each document of ``parts``."""
     for part in parts:
         with place.finished_path(part.name).open("rb") as file:

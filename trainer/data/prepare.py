@@ -9,7 +9,7 @@ another name and is made anew. In the end the parts become ``data.bin`` and ``da
 
 Nothing is lost without a word: what a tokenizer does not give back, and documents that are no text,
 are counted by kind with the first place of each, in the manifest and for whoever runs it; above
-what :class:`Limits` allow the corpus is refused.
+what :class:`AllowedLoss` allow the corpus is refused.
 
 Memory holds the text and tokens of ``workers`` + 2 parts, whatever the corpus, and a tokenizer in
 each process; on the disk parts and result lie side by side until the end, twice the result's size.
@@ -27,15 +27,15 @@ from flmgrow import __version__
 from flmgrow.errors import BadDataError, printable
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Setting, Text
-from flmgrow.trainer.data.documents import Document, Reading, read_documents
+from flmgrow.trainer.data.documents import Document, SourceReading, read_documents
 from flmgrow.trainer.data.indexed import index_bytes, index_size, token_dtype
 from flmgrow.trainer.data.parts import (
     LOST,
     PARTS,
-    Made,
-    Part,
+    CorpusPart,
+    PartBlocks,
+    PartsFolder,
     Passage,
-    Place,
     Recipe,
     lengths_of,
     make_part,
@@ -56,7 +56,7 @@ ENOUGH = 1 << 24
 
 
 @dataclass(frozen=True)
-class Limits:
+class AllowedLoss:
     """What may be left out: so many bad documents, and such a share of all characters."""
 
     bad: int = 0
@@ -66,10 +66,10 @@ class Limits:
 def prepare(
     sources: Sources,
     recipe: Recipe,
-    place: Place,
+    place: PartsFolder,
     workers: int,
     progress: Callable[[int], None],
-    limits: Limits | None = None,
+    limits: AllowedLoss | None = None,
 ) -> Json:
     """Write ``data.bin``, ``data.idx`` and the manifest into ``place``, commit, return the latter.
 
@@ -79,9 +79,9 @@ def prepare(
     if MANIFEST not in place.finished:
         for name in (f"{PREFIX}.bin", f"{PREFIX}.idx"):
             place.drop(name)  # of a killed run; whether the text is still the same is not known
-        readings = [Reading() for _ in sources.files]
+        readings = [SourceReading() for _ in sources.files]
         texts = _texts(sources, readings, recipe.part_bytes, progress)
-        found = _Found(limits or Limits())
+        found = _Found(limits or AllowedLoss())
         parts = _make_parts(texts, recipe, place, workers, found)
         try:
             found.check(0)
@@ -103,7 +103,7 @@ def prepare(
     return written
 
 
-def _drop_parts(place: Place) -> None:
+def _drop_parts(place: PartsFolder) -> None:
     for name in [name for name in place.finished if name.startswith(f"{PARTS}/")]:
         place.drop(name)
 
@@ -111,12 +111,12 @@ def _drop_parts(place: Place) -> None:
 class _Found:
     """What is known of all parts together, as they come: so many characters, and what is wrong."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: AllowedLoss) -> None:
         self._limits = limits
         self.characters = 0
         self._bad, self._missing = Tally(), Tally()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: CorpusPart) -> None:
         """Count a part. Raises BadDataError above the limits."""
         self.characters += part.characters
         self._bad.merge(part.bad)
@@ -167,7 +167,7 @@ def _rounded_up(share: float) -> str:
 
 def _texts(
     sources: Sources,
-    readings: Sequence[Reading],
+    readings: Sequence[SourceReading],
     part_bytes: int,
     progress: Callable[[int], None],
 ) -> Iterator[Passage | BadDataError]:
@@ -195,13 +195,13 @@ def _texts(
 def _make_parts(
     texts: Iterator[Passage | BadDataError],
     recipe: Recipe,
-    place: Place,
+    place: PartsFolder,
     workers: int,
     found: _Found,
-) -> list[Part]:
+) -> list[CorpusPart]:
     """Make tokens of all parts, a few at a time; of several errors the first in order is raised."""
-    parts: list[Part] = []
-    waiting: deque[tuple[str, Callable[[], Made] | None]] = deque()
+    parts: list[CorpusPart] = []
+    waiting: deque[tuple[str, Callable[[], PartBlocks] | None]] = deque()
 
     def take() -> None:
         name, made = waiting.popleft()
@@ -231,11 +231,11 @@ def _make_parts(
     return parts
 
 
-def _fail(error: BadDataError) -> Made:
+def _fail(error: BadDataError) -> PartBlocks:
     raise error
 
 
-def _join(parts: Sequence[Part], recipe: Recipe, place: Place) -> None:
+def _join(parts: Sequence[CorpusPart], recipe: Recipe, place: PartsFolder) -> None:
     """Write what the parts hold as one corpus; memory holds one part."""
     dtype = token_dtype(recipe.tokenizer.vocab_size)
     documents = sum(part.documents for part in parts)
@@ -251,10 +251,10 @@ def _join(parts: Sequence[Part], recipe: Recipe, place: Place) -> None:
 
 def _describe(
     sources: Sources,
-    readings: Sequence[Reading],
+    readings: Sequence[SourceReading],
     recipe: Recipe,
-    parts: Sequence[Part],
-    place: Place,
+    parts: Sequence[CorpusPart],
+    place: PartsFolder,
 ) -> Json:
     files = [place.finished[f"{PREFIX}.{ending}"] for ending in ("bin", "idx")]
     return {

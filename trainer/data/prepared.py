@@ -16,7 +16,7 @@ from flmgrow.storage.checksums import FileRecord, checksum_of, is_intact
 from flmgrow.storage.marker import refuse_marked
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.parts import LOST, Recipe
-from flmgrow.trainer.data.prepare import MANIFEST, PREFIX, Limits
+from flmgrow.trainer.data.prepare import MANIFEST, PREFIX, AllowedLoss
 from flmgrow.trainer.data.sources import Sources
 
 
@@ -24,7 +24,7 @@ def found(
     folder: Path,
     sources: Sources,
     recipe: Recipe,
-    limits: Limits,
+    limits: AllowedLoss,
     progress: Callable[[int], None],
 ) -> Json | None:
     """Return the manifest of the corpus in ``folder`` if it is the one wanted, and whole.
@@ -50,7 +50,7 @@ def found(
 
 
 def _is_wanted(
-    manifest: Mapping[str, Any], sources: Sources, recipe: Recipe, limits: Limits
+    manifest: Mapping[str, Any], sources: Sources, recipe: Recipe, limits: AllowedLoss
 ) -> bool:
     """Whether a manifest is of what is wanted, as far as that shows without reading the text."""
     wanted = recipe.to_json()

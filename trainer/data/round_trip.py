@@ -21,7 +21,7 @@ from typing import NamedTuple
 from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
 
 
-class Missing(NamedTuple):
+class LostCharacters(NamedTuple):
     """How many characters of a text are lost and changed, and which is the first of each."""
 
     lost: int = 0
@@ -30,10 +30,10 @@ class Missing(NamedTuple):
     first_changed: str = ""
 
 
-def missing(text: str, tokens: Tokens, tokenizer: Tokenizer) -> Missing:
+def missing(text: str, tokens: Tokens, tokenizer: Tokenizer) -> LostCharacters:
     """Return what of ``text`` does not come back from its ``tokens``."""
     if tokenizer.exact or (back := tokenizer.decode(tokens)) == text:
-        return Missing()
+        return LostCharacters()
     before, after = Counter(text), Counter(back)
     gone = before - after
     without = _senses(before) - _senses(after)
@@ -45,7 +45,7 @@ def missing(text: str, tokens: Tokens, tokenizer: Tokenizer) -> Missing:
     lost = +lost
     changed = gone - lost
     first_lost = next((c for c in text if c in lost), "")
-    return Missing(
+    return LostCharacters(
         lost.total(), changed.total(), first_lost, next((c for c in text if c in changed), "")
     )
 

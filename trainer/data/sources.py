@@ -27,7 +27,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A file of a corpus; ``name`` is what it is called where no path of this machine may stand."""
 
     path: Path
@@ -63,7 +63,7 @@ class LeftOut:
 class Sources:
     """The files of a corpus in order, and what is not read of its folders."""
 
-    files: tuple[Source, ...]
+    files: tuple[TextSource, ...]
     left_out: tuple[LeftOut, ...] = ()
 
     @property
@@ -81,7 +81,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     Raises UsageError for a path that is missing or of another kind, or named twice; OSError for a
     folder that cannot be read.
     """
-    files: list[Source] = []
+    files: list[TextSource] = []
     left_out: list[LeftOut] = []
     for path in paths:
         if path.is_dir():
@@ -93,11 +93,11 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             left_out += below.left_out
         elif not path.is_file():
             raise UsageError("no such file", where=path)
-        elif not Source(path, "").kind:
+        elif not TextSource(path, "").kind:
             hint = PARQUET if path.suffix.lower() == ".parquet" else ""
             raise UsageError("unknown kind of file", hint, where=path, wanted=WANTED)
         else:
-            files.append(Source(path, path.name))
+            files.append(TextSource(path, path.name))
     seen: set[Path] = set()
     for source in files:
         real = source.path.resolve()
@@ -136,7 +136,7 @@ class _Below:
         found += self._walk(root)
         while self._links:
             found += self._follow(self._links.popleft())
-        self.files = [Source(path, self._name(path)) for path in sorted(found)]
+        self.files = [TextSource(path, self._name(path)) for path in sorted(found)]
         self.left_out.sort(key=lambda each: each.name)
 
     def _walk(self, folder: Path) -> Iterator[Path]:
@@ -168,10 +168,10 @@ class _Below:
             yield from self._take(link)
 
     def _take(self, path: Path) -> Iterator[Path]:
-        kind = Source(path, "").kind
+        kind = TextSource(path, "").kind
         if not path.is_file():
             self._leave_out(path, "no plain file")
-        elif kind == ".json" and not Source(path, "").compression:
+        elif kind == ".json" and not TextSource(path, "").compression:
             self._leave_out(path, "in plain .json, which is read where it is named")
         elif not kind:
             ending = path.suffix.lower()

@@ -23,7 +23,7 @@ from flmgrow.trainer.stage.sections import CorpusSection, DataSection
 
 
 @dataclass(frozen=True)
-class Origin:
+class SampleOrigin:
     """Where samples come from: ``per_epoch`` of them, before they come again, and their weight."""
 
     name: str
@@ -44,7 +44,7 @@ class StageData:
     training: Samples
     held_out: Samples | None
     keys: Keys
-    origins: tuple[Origin, ...]
+    origins: tuple[SampleOrigin, ...]
     held_out_samples: int
     notes: tuple[str, ...] = ()
 
@@ -80,7 +80,7 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
         _corpus(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
     ]
     named = zip(files, used, weights, strict=True)
-    origins = [Origin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
+    origins = [SampleOrigin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
     keys = {**_keys(data, tokenizer), **_keys_of_corpora(data.corpora, files, used)}
     training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
     notes: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
         notes = (f"data.teacher.files: {teacher.lost}",) if len(teacher.lost) else ()
         share = Fraction(str(data.teacher.share))
         training = mixed(training, teacher, share)
-        rest = [Origin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
-        origins = [Origin("data.teacher", teacher.rows, share), *rest]
+        rest = [SampleOrigin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
+        origins = [SampleOrigin("data.teacher", teacher.rows, share), *rest]
     if not data.validation_share:
         return StageData(tokenizer, training, None, keys, tuple(origins), 0, notes)
     held = [

@@ -11,7 +11,7 @@ from flmgrow.storage.strict_json import Json
 
 
 @dataclass
-class Entry:
+class Tallied:
     """How often something was found, and the name of the place where first.
 
     ``message`` and ``hint`` are what there is to say of that place.
@@ -26,7 +26,7 @@ class Entry:
 class Tally:
     """Counts by kind, in the order in which kinds were found."""
 
-    def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
+    def __init__(self, entries: Mapping[str, Tallied] | None = None) -> None:
         self._entries = dict(entries or {})
 
     def add(self, kind: str, first: str, count: int = 1, message: str = "", hint: str = "") -> None:
@@ -34,14 +34,14 @@ class Tally:
         if kind in self._entries:
             self._entries[kind].count += count
         else:
-            self._entries[kind] = Entry(count, first, message, hint)
+            self._entries[kind] = Tallied(count, first, message, hint)
 
     def merge(self, later: "Tally") -> None:
         """Add what was found behind all that is counted here."""
         for kind, entry in later:
             self.add(kind, entry.first, entry.count, entry.message, entry.hint)
 
-    def __iter__(self) -> Iterator[tuple[str, Entry]]:
+    def __iter__(self) -> Iterator[tuple[str, Tallied]]:
         """Yield kinds and their entries, in the order in which they were found."""
         yield from self._entries.items()
 
@@ -49,9 +49,9 @@ class Tally:
         """How many were found in all."""
         return sum(entry.count for entry in self._entries.values())
 
-    def __getitem__(self, kind: str) -> Entry:
+    def __getitem__(self, kind: str) -> Tallied:
         """What was found of a kind; a count of 0 if nothing was."""
-        return self._entries.get(kind, Entry(0, ""))
+        return self._entries.get(kind, Tallied(0, ""))
 
     def __str__(self) -> str:
         """Return all in a line."""
@@ -68,4 +68,4 @@ class Tally:
     @classmethod
     def restored(cls, state: list[list[Any]]) -> "Tally":
         """Return the tally whose :meth:`state` that is."""
-        return cls({kind: Entry(*values) for kind, *values in state})
+        return cls({kind: Tallied(*values) for kind, *values in state})

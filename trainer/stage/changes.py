@@ -27,7 +27,7 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.storage.validation import problems
 from flmgrow.text import Text
-from flmgrow.trainer.stage.clock import Progress
+from flmgrow.trainer.stage.clock import StageProgress
 from flmgrow.trainer.stage.file import StageFile
 
 CHANGES = "changes.jsonl"
@@ -59,7 +59,7 @@ class Change:
     key: str
     before: Any
     after: Any
-    progress: Progress
+    progress: StageProgress
 
     @property
     def text(self) -> str:

@@ -15,7 +15,7 @@ from flmgrow.trainer.stage.section import nearest
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageProgress:
     """How far a stage is: ``steps`` taken, and the ``tokens`` that they read.
 
     ``batch`` is how many samples a step had when the stage began; None before the first one.
@@ -25,10 +25,10 @@ class Progress:
     tokens: int = 0
     batch: int | None = None
 
-    def after_step(self, stage: StageFile) -> "Progress":
+    def after_step(self, stage: StageFile) -> "StageProgress":
         """Return it one step of ``stage`` later."""
         batch = self.batch or stage.training.batch
-        return Progress(self.steps + 1, self.tokens + stage.tokens_per_step, batch)
+        return StageProgress(self.steps + 1, self.tokens + stage.tokens_per_step, batch)
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class Clock:
     cooldown: int = 0
 
 
-def progress_of(stage: StageFile, state: TrainingState) -> Progress:
+def progress_of(stage: StageFile, state: TrainingState) -> StageProgress:
     """Return how far ``stage`` was when ``state`` was saved; an older flmgrow told no more than
     steps.
     """
     steps = state.iteration - state.stage_begin
     tokens = state.stage_tokens
-    return Progress(
+    return StageProgress(
         steps, steps * stage.tokens_per_step if tokens is None else tokens, state.stage_batch
     )
 
 
-def steps_in_all(stage: StageFile, progress: Progress) -> int:
+def steps_in_all(stage: StageFile, progress: StageProgress) -> int:
     """Return the steps after which a stage ends that is so far; they may be fewer than it took."""
     if not progress.steps:
         return stage.steps  # no stage has none at all
@@ -69,12 +69,12 @@ def steps_in_all(stage: StageFile, progress: Progress) -> int:
     return progress.steps + nearest(left)
 
 
-def steps_left(stage: StageFile, progress: Progress) -> int:
+def steps_left(stage: StageFile, progress: StageProgress) -> int:
     """Return the steps that a stage still has to take."""
     return max(0, steps_in_all(stage, progress) - progress.steps)
 
 
-def clock_of(stage: StageFile, progress: Progress) -> Clock:
+def clock_of(stage: StageFile, progress: StageProgress) -> Clock:
     """Return the clock of a stage that is so far."""
     length, rate = stage.data.sequence_length, stage.learning_rate
     batch = progress.batch or stage.training.batch

@@ -14,8 +14,8 @@ from typing import Any
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
-from flmgrow.trainer.data.documents import Document, Reading, read_documents
-from flmgrow.trainer.data.sources import LINES, Source, find_sources
+from flmgrow.trainer.data.documents import Document, SourceReading, read_documents
+from flmgrow.trainer.data.sources import LINES, TextSource, find_sources
 
 Config = dict[str, Any]
 """A task's configuration, as its YAML file has it."""
@@ -37,7 +37,7 @@ def read_rows(path: Path) -> Rows:
     (source,) = find_sources([path]).files
     if not source.lines:
         raise UsageError("wanted .jsonl with one object on each line", where=path)
-    rows = [_row(document) for document in read_documents(source, Reading(), lambda _: None)]
+    rows = [_row(document) for document in read_documents(source, SourceReading(), lambda _: None)]
     if not rows:
         raise BadDataError("holds no line", where=path)
     return rows
@@ -135,4 +135,4 @@ def places(config: Config, data: Path) -> list[Path]:
 
 
 def _held(file: Path) -> bool:
-    return file.is_file() and Source(file, "").kind in LINES and not file.name.startswith(".")
+    return file.is_file() and TextSource(file, "").kind in LINES and not file.name.startswith(".")

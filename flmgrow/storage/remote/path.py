@@ -27,7 +27,7 @@ from typing import Any, Self
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.storage.remote import marker, store, writing
 from flmgrow.storage.remote.addresses import Address, address_of, is_remote
-from flmgrow.storage.remote.ranges import Ranges
+from flmgrow.storage.remote.ranges import ObjectRanges
 from flmgrow.storage.remote.store import FoundObject
 
 
@@ -160,12 +160,12 @@ class RemotePath(PosixPath):
         return store.look(address_of(self.resolve()))
 
     @property
-    def ranges(self) -> Ranges:
+    def ranges(self) -> ObjectRanges:
         """The object's bytes. Raises FileNotFoundError, IsADirectoryError."""
         if (found := self.found) is None:
             self.stat()
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
-        return Ranges(address_of(self.resolve()), found)
+        return ObjectRanges(address_of(self.resolve()), found)
 
     def replace_object(self, data: bytes) -> None:
         """Put a small object in the place of the one that was found here, if any, and know it.
@@ -228,7 +228,7 @@ class RemotePath(PosixPath):
 class _Stream(io.RawIOBase):
     """An object from front to back, or from where one seeks to."""
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, ranges: ObjectRanges) -> None:
         self._ranges = ranges
         self._position = 0
 

@@ -96,7 +96,7 @@ class _Blocks:
 _blocks = _Blocks()
 
 
-class Ranges:
+class ObjectRanges:
     """An object as it was when it was listed, read in ranges from any number of threads."""
 
     def __init__(self, address: Address, found: FoundObject) -> None:

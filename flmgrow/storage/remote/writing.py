@@ -107,7 +107,7 @@ def delete(folder: Address, keys: Iterable[str]) -> None:
         ask(folder, "deleting", deleted)
 
 
-class NewObject:
+class NewRemoteObject:
     """An object being written from its first byte to its last; made by :func:`new_object`."""
 
     found: FoundObject
@@ -134,7 +134,7 @@ class NewObject:
 
 
 @contextlib.contextmanager
-def new_object(address: Address, size: int) -> Iterator[NewObject]:
+def new_object(address: Address, size: int) -> Iterator[NewRemoteObject]:
     """Give an object of ``size`` bytes to write; after the block it is there.
 
     If the block or anything else fails, what was there is as it was. Raises StorageError.
@@ -144,7 +144,7 @@ def new_object(address: Address, size: int) -> Iterator[NewObject]:
 
     part = max(PART, -(-size // _MOST_PARTS))
     writer = obstore.open_writer(store, address.key, buffer_size=part, max_concurrency=AT_ONCE)
-    new = NewObject(address, writer)
+    new = NewRemoteObject(address, writer)
     try:
         yield new
         new.finish()

@@ -25,7 +25,7 @@ LISTED = "xxh3"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedFiles:
     """What ``recorded_in`` says of the files in ``folder``."""
 
     folder: Path
@@ -37,20 +37,20 @@ class Listed:
         verify_files(self.folder, self.records, progress, self.recorded_in)
 
 
-def listed_files(checkpoint: Checkpoint) -> list[Listed]:
+def listed_files(checkpoint: Checkpoint) -> list[ListedFiles]:
     """Return every list of files that an opened checkpoint has; none of them is empty.
 
     Raises BadCheckpointError for one that cannot be read.
     """
     found = []
     if (manifest := manifest_of(checkpoint)) is not None:
-        found.append(Listed(checkpoint.path, manifest.files, "manifest"))
+        found.append(ListedFiles(checkpoint.path, manifest.files, "manifest"))
     if (training := read_training_state(checkpoint.folder)) is not None:
-        found.append(Listed(checkpoint.folder, training.files, TRAINING))
+        found.append(ListedFiles(checkpoint.folder, training.files, TRAINING))
     return [each for each in found if each.records]
 
 
-Outcome = tuple[list[str], str]
+Checked = tuple[list[str], str]
 """The kinds of sums that match, and what is wrong, or ""."""
 
 
@@ -93,12 +93,12 @@ def _checks(checkpoint: Checkpoint) -> Iterator[tuple[int, Callable[[Progress], 
             yield record.size, partial(_check_listed, listed, record)
 
 
-def _check_sizes(listed: Listed, _: Progress) -> Iterable[str]:
+def _check_sizes(listed: ListedFiles, _: Progress) -> Iterable[str]:
     check_sizes(listed.folder, listed.records, listed.recorded_in)
     return [LISTED]
 
 
-def _check_listed(listed: Listed, record: FileRecord, progress: Progress) -> Iterable[str]:
+def _check_listed(listed: ListedFiles, record: FileRecord, progress: Progress) -> Iterable[str]:
     verify_files(listed.folder, [record], progress, listed.recorded_in)
     return [LISTED]
 
@@ -107,7 +107,7 @@ def _raise(error: BadCheckpointError, _: Progress) -> Iterable[str]:
     raise error
 
 
-def _outcome(check: Callable[[Progress], Iterable[str]], progress: Progress) -> Outcome:
+def _outcome(check: Callable[[Progress], Iterable[str]], progress: Progress) -> Checked:
     try:
         return list(check(progress)), ""
     except BadCheckpointError as error:

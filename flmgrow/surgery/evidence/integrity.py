@@ -25,7 +25,7 @@ from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.remote.marker import FOLDER as MARKS
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.checksums import Listed, listed_files
+from flmgrow.surgery.evidence.checksums import ListedFiles, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.progress import Progress
@@ -57,7 +57,7 @@ class _Files:
         return dict(self.checkpoint.contents.sums())
 
     @cached_property
-    def listed(self) -> dict[Path, Listed]:
+    def listed(self) -> dict[Path, ListedFiles]:
         """What a list says of each file alone; nothing if a list cannot be read."""
         try:
             lists = listed_files(self.checkpoint)

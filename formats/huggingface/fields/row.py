@@ -23,7 +23,7 @@ MODEL_TYPES = (
 
 Fields = Mapping[str, object]
 T = TypeVar("T")
-Reading = Callable[[ArgumentReader, str, T | None], T]
+ReadField = Callable[[ArgumentReader, str, T | None], T]
 """Returns a value, given a field's name and what an absent one means here."""
 
 
@@ -35,7 +35,7 @@ class FieldReader(ArgumentReader):
         self.family = family
 
 
-def integer(most: int | None = None) -> Reading[int]:
+def integer(most: int | None = None) -> ReadField[int]:
     """Read a positive whole number, at most ``most``."""
 
     def read(reader: ArgumentReader, name: str, default: int | None) -> int:
@@ -50,7 +50,7 @@ def optional_integer(reader: ArgumentReader, name: str, default: int | None) -> 
     return default if value is None else value
 
 
-def optional_positive(most: int) -> Reading[int | None]:
+def optional_positive(most: int) -> ReadField[int | None]:
     """Read a positive whole number, at most ``most``, or None."""
 
     def read(reader: ArgumentReader, name: str, default: int | None) -> int | None:
@@ -75,7 +75,7 @@ def flag(reader: ArgumentReader, name: str, default: bool | None) -> bool:
     return reader.flag(name, default=bool(default))
 
 
-def choice(*choices: str) -> Reading[str]:
+def choice(*choices: str) -> ReadField[str]:
     """Read one of ``choices``."""
 
     def read(reader: ArgumentReader, name: str, default: str | None) -> str:
@@ -99,7 +99,7 @@ class Use(Generic[T]):
     """
 
     families: Collection[str]
-    reading: Reading[T]
+    reading: ReadField[T]
     absent: T | None = None
     value: Callable[[ModelConfig], object] | None = None
     optional: bool = False

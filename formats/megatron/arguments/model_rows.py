@@ -11,7 +11,7 @@ from flmgrow.formats.fields import MAX_LAYERS
 from flmgrow.formats.megatron.arguments.row import (
     Arguments,
     ModelArgument,
-    Reading,
+    ReadArgument,
     always,
     as_it_is,
     choice,
@@ -205,14 +205,15 @@ COMM_TYPE = ModelArgument(
 
 
 def _own(
-    name: str, reading: Reading[T], value: Callable[[ModelConfig], object], usual: object
+    name: str, reading: ReadArgument[T], value: Callable[[ModelConfig], object], usual: object
 ) -> ModelArgument[T]:
     """Return the row of an argument of our own, which is written where it is not as usual."""
     return ModelArgument(name, reading, value=value, when=lambda _, config: value(config) != usual)
 
 
-def _of_xpos(name: str, reading: Reading[T], value: Callable[[ModelConfig], object], usual: object
-) -> ModelArgument[T]:  # fmt: skip
+def _of_xpos(
+    name: str, reading: ReadArgument[T], value: Callable[[ModelConfig], object], usual: object
+) -> ModelArgument[T]:
     """Return the row of an argument of our own that only a model with xPos has."""
     return ModelArgument(
         name,

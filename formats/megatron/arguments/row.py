@@ -16,7 +16,7 @@ from flmgrow.model.config import ModelConfig
 
 Arguments = Mapping[str, object]
 T = TypeVar("T")
-Reading = Callable[[ArgumentReader, tuple[str, ...], T | None], T]
+ReadArgument = Callable[[ArgumentReader, tuple[str, ...], T | None], T]
 """Returns a value, given an argument's names, newest first, and what an absent one means here."""
 
 
@@ -25,7 +25,7 @@ def stored_name(arguments: Arguments, names: tuple[str, ...]) -> str:
     return next((name for name in names if name in arguments), names[-1])
 
 
-def integer(usual: int | None = None, most: int | None = None) -> Reading[int]:
+def integer(usual: int | None = None, most: int | None = None) -> ReadArgument[int]:
     """Read a positive whole number, at most ``most``; it must be there if none is usual."""
 
     def read(reader: ArgumentReader, names: tuple[str, ...], default: int | None) -> int:
@@ -51,7 +51,7 @@ def optional_size(
     return default if reader.arguments.get(name) is None else reader.integer(name)
 
 
-def number(usual: float) -> Reading[float]:
+def number(usual: float) -> ReadArgument[float]:
     """Read a finite number."""
 
     def read(reader: ArgumentReader, names: tuple[str, ...], default: float | None) -> float:
@@ -69,7 +69,7 @@ def optional_number(
     return default if value is None else value
 
 
-def flag(usual: bool = False) -> Reading[bool]:
+def flag(usual: bool = False) -> ReadArgument[bool]:
     """Read True or False; None is False."""
 
     def read(reader: ArgumentReader, names: tuple[str, ...], default: bool | None) -> bool:
@@ -78,7 +78,7 @@ def flag(usual: bool = False) -> Reading[bool]:
     return read
 
 
-def choice(choices: Collection[str], usual: str) -> Reading[str]:
+def choice(choices: Collection[str], usual: str) -> ReadArgument[str]:
     """Read one of ``choices``."""
 
     def read(reader: ArgumentReader, names: tuple[str, ...], default: str | None) -> str:
@@ -102,7 +102,7 @@ class Argument(Generic[T]):
     """
 
     name: str
-    reading: Reading[T]
+    reading: ReadArgument[T]
     older: str | None = None
     understood: bool = True
 

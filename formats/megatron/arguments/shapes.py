@@ -22,7 +22,7 @@ from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Pass, Text, Wanted
 
-Shape = tuple[int, ...]
+ArrayShape = tuple[int, ...]
 
 _LAYERS = "decoder.layers."
 _NUMBERED = re.compile(r"decoder\.layers\.([0-9]{1,6})\.(.+)", re.DOTALL)
@@ -57,7 +57,7 @@ class StoredShapes:
     of the table. ``dtype`` is that of the table.
     """
 
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    shapes: Mapping[str, ArrayShape] = field(default_factory=dict)
     layers: int | None = None
     own_head: bool = True
     dtype: str = "float32"
@@ -85,11 +85,11 @@ class ShapeCollector:
         self._tp = tp
         self._split = _split_dims()
         self._dims = {row.key.replace("{layer}.", ""): 1 + bool(row.columns) for row in ROWS}
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: dict[str, ArrayShape] = {}
         self._odd: set[str] = set()
         self._layers: int | None = 0
 
-    def add_chunk(self, arrays: Iterable[tuple[str, Shape]], counts: bool = True) -> None:
+    def add_chunk(self, arrays: Iterable[tuple[str, ArrayShape]], counts: bool = True) -> None:
         """Take the arrays of a chunk, their layers numbered from 0; ``counts`` its layers."""
         numbers = set()
         for name, part in arrays:
@@ -102,7 +102,7 @@ class ShapeCollector:
         elif counts and self._layers is not None:
             self._layers += len(numbers)
 
-    def add_stacked(self, name: str, shape: Shape) -> None:
+    def add_stacked(self, name: str, shape: ArrayShape) -> None:
         """Take a whole array with all layers in front."""
         self._add(name, shape[1:])
         if self._layers not in (0, shape[0]):
@@ -110,7 +110,7 @@ class ShapeCollector:
         elif self._layers == 0:
             self._layers = shape[0]
 
-    def _add(self, key: str, part: Shape) -> None:
+    def _add(self, key: str, part: ArrayShape) -> None:
         dim = self._split.get(key)
         whole = tuple(n * self._tp if place == dim else n for place, n in enumerate(part))
         apart = len(part) != self._dims.get(key, len(part))

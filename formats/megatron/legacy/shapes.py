@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.formats.megatron.arguments.shapes import Shape, ShapeCollector, StoredShapes
+from flmgrow.formats.megatron.arguments.shapes import ArrayShape, ShapeCollector, StoredShapes
 from flmgrow.formats.megatron.folders import RankKey
 from flmgrow.formats.megatron.legacy.contents import content_of
 from flmgrow.formats.torch_file.file import TorchFile
@@ -53,6 +53,6 @@ def rank_shapes(files: Mapping[RankKey, TorchFile]) -> tuple[StoredShapes, Layou
     return collector.result(pp == 1, dtypes[0] if dtypes else "float32"), layout
 
 
-def _shapes(chunk: _Chunk) -> Iterator[tuple[str, Shape]]:
+def _shapes(chunk: _Chunk) -> Iterator[tuple[str, ArrayShape]]:
     for name, record in chunk:
         yield name, record.shape

@@ -53,7 +53,7 @@ _MAX_BACKEND_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Part:
+class ChunkPart:
     """A box inside a chunk: its offsets there, and its sizes, in elements."""
 
     offsets: tuple[int, ...]
@@ -72,7 +72,7 @@ class ItemPiece:
     name: str
     chunk: DcpChunk
     items: DcpItems
-    part: Part | None = None
+    part: ChunkPart | None = None
 
     def __str__(self) -> str:
         return f"{self.items.folder / self.chunk.file}: {self.name}: chunk {self.chunk.offsets}"

@@ -25,7 +25,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpTensor
 from flmgrow.formats.layout.chunks import Span, chunk_placement, whole_placement
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.megatron.torch_dist.contents import DistFolder, ItemPiece, Part
+from flmgrow.formats.megatron.torch_dist.contents import ChunkPart, DistFolder, ItemPiece
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
 from flmgrow.formats.pieces import Piece
 from flmgrow.formats.tables.gpt import ROWS
@@ -130,7 +130,7 @@ def _local_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, 
     return local if prod(local) == flat else None
 
 
-Chunks = list[tuple[int, DcpChunk, Part | None]]
+Chunks = list[tuple[int, DcpChunk, ChunkPart | None]]
 """Chunks, or parts of chunks, each with the place of its first element in a local shard."""
 
 
@@ -158,7 +158,7 @@ def _boxes(
 
 def _split(
     chunk: DcpChunk, axes: int
-) -> Iterator[tuple[Part | None, tuple[int, ...], tuple[int, ...]]]:
+) -> Iterator[tuple[ChunkPart | None, tuple[int, ...], tuple[int, ...]]]:
     """Cut a chunk so that its first ``axes`` are of size one; yield parts, offsets and sizes."""
     outer, inner = chunk.sizes[:axes], chunk.sizes[axes:]
     if all(size == 1 for size in outer):
@@ -167,4 +167,4 @@ def _split(
     sizes = (*(1 for _ in outer), *inner)
     for place in product(*map(range, outer)):
         inside = (*place, *(0 for _ in inner))
-        yield Part(inside, sizes), tuple(map(add, chunk.offsets, inside)), sizes
+        yield ChunkPart(inside, sizes), tuple(map(add, chunk.offsets, inside)), sizes

@@ -32,7 +32,7 @@ from flmgrow.formats.megatron.torch_dist.optimizer import (
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import (
-    Fill,
+    FillBuffer,
     PlannedFile,
     Sums,
     TargetArray,
@@ -60,7 +60,7 @@ BACKENDS: dict[str, dict[str, object]] = {
 
 VERSIONS = tuple(BACKENDS)
 
-Item = NewChunk | NewObject
+NewItem = NewChunk | NewObject
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class DcpShard:
     """A shard to be written: its path, its items in order, and the array behind each chunk."""
 
     path: str
-    items: tuple[Item, ...]
+    items: tuple[NewItem, ...]
     behind: tuple[TargetArray | None, ...]
     sums_of: ClassVar[Sequence[str]] = ()
     names_damage: ClassVar[bool] = True
@@ -88,7 +88,7 @@ class DcpShard:
         """Its size in bytes."""
         return self.plan.total_size
 
-    def produce(self, write: Callable[[Bytes], object], fill: Fill, sums: Sums) -> None:
+    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it from front to back."""
         writer = self.plan.writer(write)
         for item, array in zip(self.items, self.behind, strict=True):
@@ -178,7 +178,7 @@ def _shards(
 ) -> list[DcpShard]:
     """Return one shard per target rank; the first has the objects as well."""
     folder = folder_name(source.iteration)
-    items: dict[tuple[int, int], list[Item]] = {rank: [] for rank in target.layout.ranks}
+    items: dict[tuple[int, int], list[NewItem]] = {rank: [] for rank in target.layout.ranks}
     behind: dict[tuple[int, int], list[TargetArray | None]] = {rank: [] for rank in items}
     for own, placement in product(kept, wanted):
         rank = (placement.tensor_rank, placement.pipeline_rank)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.torch_file.zip_reader import END64, LOCATOR64, Record, read_directory
+from flmgrow.formats.torch_file.zip_reader import END64, LOCATOR64, ZipRecord, read_directory
 from flmgrow.formats.torch_file.zip_writer import ZipWriter
 from flmgrow.storage.files import ReadOnlyFile
 
@@ -19,7 +19,7 @@ ENTRY_SIGNATURE = b"PK\x01\x02"
 
 def directory_of(
     data: bytes | bytearray, folder: Path, base: int = 0, length: int | None = None
-) -> dict[str, Record]:
+) -> dict[str, ZipRecord]:
     path = folder / "some.pt"
     path.write_bytes(data)
     file = ReadOnlyFile(path)

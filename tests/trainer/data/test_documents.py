@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from flmgrow.errors import BadDataError
 from flmgrow.trainer.data import documents
-from flmgrow.trainer.data.documents import Document, Reading, text_of
-from flmgrow.trainer.data.sources import Source
+from flmgrow.trainer.data.documents import Document, SourceReading, text_of
+from flmgrow.trainer.data.sources import TextSource
 
 
 def read(path: Path, key: str = "text") -> list[str]:
-    source = Source(path, path.name)
+    source = TextSource(path, path.name)
     return [text_of(document, key) for document in read_raw(source)]
 
 
-def read_raw(source: Source) -> list[Document]:
-    return list(documents.read_documents(source, Reading(), lambda _: None))
+def read_raw(source: TextSource) -> list[Document]:
+    return list(documents.read_documents(source, SourceReading(), lambda _: None))
 
 
 def test_documents_come_out_as_they_went_in(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_document_has_a_largest_size(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "a.jsonl").write_bytes(b"\n" + long + b'"}\n{"text": ""}\n' + long)
     with pytest.raises(BadDataError, match=r"a\.jsonl:2: more than 20 bytes"):
         read(tmp_path / "a.jsonl")
-    lines = [(d.line, d.whole) for d in read_raw(Source(tmp_path / "a.jsonl", "a.jsonl"))]
+    lines = [(d.line, d.whole) for d in read_raw(TextSource(tmp_path / "a.jsonl", "a.jsonl"))]
     assert lines == [(2, False), (3, True), (4, False)]
     (tmp_path / "a.txt").write_bytes(b"x" * 21)
     with pytest.raises(BadDataError, match=r"a\.txt: more than 20 bytes") as refusal:
@@ -104,13 +104,13 @@ def test_a_source_is_summed_as_it_is_read(
 ) -> None:
     path = tmp_path_factory.mktemp("sum") / "a.txt.gz"
     path.write_bytes(gzip.compress(data))
-    reading, seen = Reading(), 0
+    reading, seen = SourceReading(), 0
 
     def count(size: int) -> None:
         nonlocal seen
         seen += size
 
-    found = list(documents.read_documents(Source(path, "a"), reading, count))
+    found = list(documents.read_documents(TextSource(path, "a"), reading, count))
     assert [document.data for document in found] == ([data] if data else [])
     assert reading.size == seen == path.stat().st_size
     assert reading.xxh3_128 == xxhash.xxh3_128_hexdigest(path.read_bytes())

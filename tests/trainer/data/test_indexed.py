@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flmgrow.errors import BadDataError
-from flmgrow.trainer.data.indexed import CODES, Index, Lengths, index_bytes, index_size, read_index
+from flmgrow.trainer.data.indexed import (
+    CODES,
+    Lengths,
+    TokenIndex,
+    index_bytes,
+    index_size,
+    read_index,
+)
 
 LENGTHS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=6)
 DTYPES = st.sampled_from(list(CODES))
@@ -20,7 +27,7 @@ def written(path: Path, lengths: list[int], dtype: np.dtype[np.generic]) -> byte
     return content
 
 
-def same(found: Index, lengths: list[int], dtype: np.dtype[np.generic]) -> bool:
+def same(found: TokenIndex, lengths: list[int], dtype: np.dtype[np.generic]) -> bool:
     return found.dtype == dtype and found.lengths.tolist() == lengths
 
 

@@ -12,8 +12,8 @@ from tiny_tokenizers import make_jsonl, make_tokenizer_json
 
 from flmgrow.trainer.data import prepare as data_prepare
 from flmgrow.trainer.data.parts import Recipe
-from flmgrow.trainer.data.prepare import MANIFEST, Limits
-from flmgrow.trainer.data.round_trip import Missing, missing
+from flmgrow.trainer.data.prepare import MANIFEST, AllowedLoss
+from flmgrow.trainer.data.round_trip import LostCharacters, missing
 from flmgrow.trainer.data.sources import find_sources
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 
@@ -64,20 +64,20 @@ DROPS = {"normalizer": {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "conte
 @pytest.mark.parametrize(
     ("kind", "parts", "text", "wanted"),
     [
-        ("bytes", {}, "汉字 é\x00\u200d 9", Missing()),
-        ("bytes", LOWER, "The Thing", Missing(0, 2, "", "T")),
-        ("bytes", NFKC, "ﬁve ①", Missing(0, 2, "", "ﬁ")),
-        ("bytes", DROPS, "in 2026", Missing(4, 0, "2")),
-        ("few bytes", {}, "the é thing", Missing(1, 0, "é")),
-        ("unigram", {}, "the thing", Missing()),
-        ("unigram", {}, "the 汉字 thing", Missing(2, 0, "汉")),
-        ("no unknown", {}, "the 汉字 thing", Missing(2, 0, "汉")),
-        ("words", {}, "the thing", Missing(0, 1, "", " ")),
-        ("words", {}, "the zoo", Missing(3, 1, "z", " ")),
+        ("bytes", {}, "汉字 é\x00\u200d 9", LostCharacters()),
+        ("bytes", LOWER, "The Thing", LostCharacters(0, 2, "", "T")),
+        ("bytes", NFKC, "ﬁve ①", LostCharacters(0, 2, "", "ﬁ")),
+        ("bytes", DROPS, "in 2026", LostCharacters(4, 0, "2")),
+        ("few bytes", {}, "the é thing", LostCharacters(1, 0, "é")),
+        ("unigram", {}, "the thing", LostCharacters()),
+        ("unigram", {}, "the 汉字 thing", LostCharacters(2, 0, "汉")),
+        ("no unknown", {}, "the 汉字 thing", LostCharacters(2, 0, "汉")),
+        ("words", {}, "the thing", LostCharacters(0, 1, "", " ")),
+        ("words", {}, "the zoo", LostCharacters(3, 1, "z", " ")),
     ],
 )
 def test_what_does_not_come_back_is_counted(
-    kind: str, parts: dict[str, Any], text: str, wanted: Missing, tmp_path: Path
+    kind: str, parts: dict[str, Any], text: str, wanted: LostCharacters, tmp_path: Path
 ) -> None:
     """Also where the file names no way back, as here; a space that is put before counts nothing."""
     tokenizer = open_tokenizer(str(make_tokenizer(tmp_path / "tokenizer.json", kind, **parts)))
@@ -153,7 +153,7 @@ def test_workers_and_parts_count_alike(tmp_path: Path) -> None:
         out = tmp_path / f"{workers}-{size}"
         with OutputFolder(out, recipe.to_json()) as folder:
             sources = find_sources([tmp_path / "a.jsonl"])
-            limits = Limits(bad=2, lost=1)
+            limits = AllowedLoss(bad=2, lost=1)
             data_prepare.prepare(sources, recipe, folder, workers, lambda _: None, limits)
         found.append((out / MANIFEST).read_bytes())
     assert len(set(found)) == 1

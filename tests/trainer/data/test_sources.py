@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flmgrow.errors import UsageError
-from flmgrow.trainer.data.sources import Source, find_sources, left_out_line
+from flmgrow.trainer.data.sources import TextSource, find_sources, left_out_line
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -47,7 +47,7 @@ def test_kinds_are_known_by_their_endings(
 ) -> None:
     make(tmp_path / "src", name)
     assert names(tmp_path / "src") == [f"src/{name}"]
-    source = Source(tmp_path / "src" / name, name)
+    source = TextSource(tmp_path / "src" / name, name)
     assert (source.lines, source.compression) == (lines, compression)
 
 

@@ -18,7 +18,7 @@ from flmgrow.errors import BadDataError
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, read_changes, record
-from flmgrow.trainer.stage.clock import Clock, Progress, clock_of, steps_left
+from flmgrow.trainer.stage.clock import Clock, StageProgress, clock_of, steps_left
 from flmgrow.trainer.stage.file import read_stage
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -240,19 +240,21 @@ def test_checkpoints_that_are_lost_are_told(data: Path, at_four: Path) -> None:
 def test_both_clocks_show_the_same_while_the_batch_stays(data: Path, tmp_path: Path) -> None:
     tokens = read_stage(write_stage(tmp_path, twelve(data)))
     steps = read_stage(write_stage(tmp_path, twelve(data, training={"tokens": None, "steps": 12})))
-    now = Progress(5, 5 * 8 * 32, 8)
+    now = StageProgress(5, 5 * 8 * 32, 8)
     assert clock_of(tokens, now) == clock_of(steps, now) == Clock(40, 8, 8, 96)
     assert steps_left(tokens, now) == steps_left(steps, now) == 7
-    assert steps_left(tokens, Progress(2, 20 * 256, 8)) == 0
-    assert steps_left(tokens, Progress(5, 5 * 256 + 100, 8)) == 7
+    assert steps_left(tokens, StageProgress(2, 20 * 256, 8)) == 0
+    assert steps_left(tokens, StageProgress(5, 5 * 256 + 100, 8)) == 7
 
 
 def test_a_file_of_changes_is_only_added_to(tmp_path: Path) -> None:
     path = tmp_path / CHANGES
-    first = Change("small", 4, "training.batch", 8, 4, Progress(4, 1024, 8))
+    first = Change("small", 4, "training.batch", 8, 4, StageProgress(4, 1024, 8))
     record(path, [first])
     before = path.read_bytes()
-    record(path, [first, Change("small", 8, "optimizer.beta1", 0.9, None, Progress(12, 2048, 8))])
+    record(
+        path, [first, Change("small", 8, "optimizer.beta1", 0.9, None, StageProgress(12, 2048, 8))]
+    )
     assert path.read_bytes().startswith(before)
     assert [change.key for change in read_changes(path)] == ["training.batch", "optimizer.beta1"]
     path.write_text("{}\n")

@@ -73,7 +73,7 @@ def two_facts(series: Series) -> Iterator[Item]:
 
 
 @dataclass
-class World:
+class StoryWorld:
     """Where persons are and who carries what, as the ``story`` tells it.
 
     What is in neither ``persons`` nor ``objects`` was not spoken of. An object is at a place, or
@@ -125,7 +125,7 @@ def _where_is_a_person(draws: Draws, place: str, length: int) -> Item:
     while True:
         asked, last = draws.choice(PERSONS), draws.below(length)
         others = [person for person in PERSONS if person != asked]
-        world = World()
+        world = StoryWorld()
         for step in range(length):
             person = asked if step == last else draws.choice(PERSONS if step < last else others)
             elsewhere = [p for p in PLACES if p != world.persons.get(person)]
@@ -139,7 +139,7 @@ def _where_is_a_person(draws: Draws, place: str, length: int) -> Item:
 def _where_is_an_object(draws: Draws, place: str, length: int) -> Item:
     """One that is at the place when the story ends: stories are told until there is one."""
     while True:
-        world = World()
+        world = StoryWorld()
         while len(world.story) < length:
             world.happen(draws)
         there = [thing for thing in OBJECTS if world.place_of(thing) == place]
@@ -147,6 +147,6 @@ def _where_is_an_object(draws: Draws, place: str, length: int) -> Item:
             return _question(world, f"the {draws.choice(there)}", place)
 
 
-def _question(world: World, asked: str, place: str) -> Item:
+def _question(world: StoryWorld, asked: str, place: str) -> Item:
     story = "\n".join(world.story)
     return Item(f"{story}\nQuestion: Where is {asked}?\nAnswer:", place)

@@ -37,7 +37,7 @@ Label = Hashable
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowChoice:
     """Which rows of a set to take, by their places in it.
 
     ``tested`` are the items; ``shown`` has the examples of each, places in the training split or,
@@ -71,7 +71,7 @@ def symbols(seed: int, task: str, count: int) -> list[str]:
 
 def choose(
     seed: int, task: str, tested: Sequence[Label], training: Sequence[Label] | None
-) -> Choice:
+) -> RowChoice:
     """Return the items and examples to take of a set with these labels, and of its training split.
 
     Raises UsageError for a set that is too small, or whose training split lacks a class.
@@ -94,7 +94,7 @@ def choose(
         raise UsageError(Text(Found(len(items)), " items"), wanted=f"more than {MORE_THAN}")
     items = items[:AT_MOST]
     shown = (tuple(_examples(Draws("examples", task, seed, item), pool)) for item in items)
-    return Choice(tuple(items), tuple(shown))
+    return RowChoice(tuple(items), tuple(shown))
 
 
 def _by_class(
