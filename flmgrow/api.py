@@ -54,8 +54,12 @@ def open(
     """Open a checkpoint: a Megatron folder (torch or torch_dist), a Hugging Face folder, or
     ``hf://ORG/NAME[@REVISION]`` or ``s3://BUCKET/KEY``.
 
-    ``iteration`` is the latest if not given. Raises BadCheckpointError, naming file and tensor, for
-    anything missing, extra or not understood; HubError.
+    ``iteration`` is the latest if not given.
+
+    Raises:
+        BadCheckpointError: For anything missing, extra or not understood; the message names file
+            and tensor.
+        HubError: The Hub refuses, or does not answer.
     """
     return Source(opened(Path(path), iteration, read_options(**options)))
 
@@ -71,7 +75,8 @@ def expand(
 ) -> Written:
     """Grow the checkpoint at ``source`` into ``destination``, so that its function stays.
 
-    Raises as :func:`open`, :func:`plan` and :meth:`Plan.write` do.
+    Raises:
+        FlmgrowError: As :func:`open`, :func:`plan` and :meth:`Plan.write` do.
     """
     request = requested(**wanted)
     told: ReadOptionsGiven = reading or {}
@@ -91,7 +96,10 @@ def reshard(
     **wanted: Unpack[LayoutPlanGiven],
 ) -> Written:
     """Lay the checkpoint at ``source`` out anew, or write it in another format; weights stay bit
-    for bit. Raises as :func:`expand` does.
+    for bit.
+
+    Raises:
+        FlmgrowError: As :func:`expand` does.
     """
     return expand(
         source, destination, iteration=iteration, reading=reading, running=running, **wanted
@@ -108,7 +116,9 @@ def import_(
 ) -> Written:
     """Write the Hugging Face model at ``source`` as a Megatron checkpoint, in any layout.
 
-    Raises as :func:`expand` does, and UsageError if ``source`` is no Hugging Face folder.
+    Raises:
+        FlmgrowError: As :func:`expand` does.
+        UsageError: If ``source`` is no Hugging Face folder.
     """
     request = requested(**wanted)
     with open(source, **(reading or {})) as found:
@@ -130,8 +140,11 @@ def export(
 ) -> Written:
     """Write the model at ``source`` as a Hugging Face folder that transformers loads.
 
-    ``tokenizer`` is a folder or a file to take the tokenizer from. Raises as :func:`expand` does,
-    and UsageError, with the reasons, for a model that no family of transformers can say.
+    ``tokenizer`` is a folder or a file to take the tokenizer from.
+
+    Raises:
+        FlmgrowError: As :func:`expand` does.
+        UsageError: For a model that no family of transformers can say; the message has the reasons.
     """
     files = Files(dtype=dtype, shard_size=shard_size, family=family, keep_code=keep_code)
     with open(source, iteration, **(reading or {})) as found:
@@ -150,7 +163,9 @@ def bake(
 ) -> Written:
     """Put the masks of ``source`` into its weights, at ``value`` if given.
 
-    Raises as :func:`expand` does, and UsageError if there are none.
+    Raises:
+        FlmgrowError: As :func:`expand` does.
+        UsageError: If there are none.
     """
     with open(source, iteration, **(reading or {})) as found:
         return plan_bake(found, value, no_optimizer).write(destination, **(running or {}))
@@ -175,7 +190,10 @@ def verify(
     what came out, ``verdict.checks`` why. No receipt is written.
 
     ``tokens`` are (batch, length), drawn from ``seed`` if not given; ``dtype`` is float64 for
-    models of up to 2e9 parameters. Models run on the ``device``. Raises as :func:`open` does.
+    models of up to 2e9 parameters. Models run on the ``device``.
+
+    Raises:
+        FlmgrowError: As :func:`open` does.
     """
     import torch
 

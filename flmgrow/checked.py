@@ -49,7 +49,8 @@ def integrity(
     """Check every sum of the checkpoint at ``path``, copies included; ``.equal`` says that nothing
     is damaged, ``.proven`` that a sum covers every file.
 
-    Raises as :func:`flmgrow.open` does.
+    Raises:
+        FlmgrowError: As :func:`flmgrow.open` does.
     """
     with Source(opened(Path(path), iteration, read_options(**options))) as source:
         return check_source(source)

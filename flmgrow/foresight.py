@@ -21,7 +21,7 @@ from flmgrow.searching.writing import write_report
 from flmgrow.stages.alone import read_stages
 from flmgrow.stages.pool import Pool, Watched
 from flmgrow.studying.folder import StudyFolder
-from flmgrow.studying.report import Report as StudyReport
+from flmgrow.studying.report import StudyReport as StudyReport
 from flmgrow.studying.report import report_of as study_report
 from flmgrow.studying.study import (
     Study,
@@ -40,8 +40,9 @@ PathLike = str | os.PathLike[str]
 def propose(budget: PathLike) -> Proposal:
     """Return what to do with the budget in a file: schedules compared, a verdict, and a schedule.
 
-    Raises UsageError for a budget that allows nothing, for runs that no law can be fitted to, and
-    for a model that fits no layout.
+    Raises:
+        UsageError: For a budget that allows nothing, for runs that no law can be fitted to, and for
+            a model that fits no layout.
     """
     return proposed(Path(budget))
 
@@ -61,8 +62,13 @@ def search(
     ``halving`` stops the worse half after a quarter of the steps, and again; ``transfer`` are
     widths at which the same grid is tried. ``told`` hears of each trial; ``watched`` hears every
     second of the steps taken, of all, and of the seconds that the rest takes. Report, figures and a
-    picture are written into ``out``. Raises UsageError for what no stage can be; TrialFailedError;
-    OutputExistsError if another search is at ``out``; BadDataError if all trials diverged.
+    picture are written into ``out``.
+
+    Raises:
+        UsageError: For what no stage can be.
+        TrialFailedError: A trial failed.
+        OutputExistsError: If another search is at ``out``.
+        BadDataError: If all trials diverged.
     """
     folder = search_folder(search, out, transfer)
     with folder.held():
@@ -76,7 +82,11 @@ def search(
 
 
 def search_folder(search: PathLike, out: PathLike, transfer: Sequence[int] = ()) -> SearchFolder:
-    """Return a search and its folder; nothing is written. Raises UsageError as ``search``."""
+    """Return a search and its folder; nothing is written.
+
+    Raises:
+        UsageError: As ``search`` does.
+    """
     return SearchFolder(Path(out), read_search(Path(search), transfer))
 
 
@@ -92,9 +102,13 @@ def study(
     """Train what is not done of a study, ``parallel`` legs at a time, and return its report.
 
     It is written into ``out`` as well. ``scale`` multiplies all lengths. ``told`` hears of each leg
-    and of each trial of a search for learning rates; ``watched`` as in :func:`search`. Raises
-    UsageError for what cannot be carried out; LegFailedError or TrialFailedError; OutputExistsError
-    if another study is at ``out``.
+    and of each trial of a search for learning rates; ``watched`` as in :func:`search`.
+
+    Raises:
+        UsageError: For what cannot be carried out.
+        LegFailedError: A trial failed.
+        TrialFailedError: A trial failed.
+        OutputExistsError: If another study is at ``out``.
     """
     folder = StudyFolder(Path(out))
     planned = read_planned(Path(study), scale)
@@ -109,7 +123,11 @@ def study(
 
 
 def study_plan(study: PathLike, *, scale: float = 1.0) -> Study:
-    """Return a study as it would be carried out; nothing is written. Raises UsageError."""
+    """Return a study as it would be carried out; nothing is written.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     return read_planned(Path(study), scale)
 
 
@@ -124,7 +142,9 @@ def study_commands(
     """Write a study's files, and return the commands of what is not done, for a scheduler.
 
     Where learning rates are searched, that must have been done: these commands come after them.
-    Raises as :func:`study`.
+
+    Raises:
+        FlmgrowError: As :func:`study` does.
     """
     folder = StudyFolder(Path(out))
     with folder.held():
@@ -136,8 +156,10 @@ def study_commands(
 def cost(schedule: PathLike, **cluster: Unpack[ClusterGiven]) -> RunCost:
     """Return what a schedule, or a stage file alone, costs on a cluster, by stage and in all.
 
-    ``to_json()`` of it is what ``flmgrow cost --json`` prints. Raises UsageError for a schedule
-    that cannot be carried out, and for rates that cannot be.
+    ``to_json()`` of it is what ``flmgrow cost --json`` prints.
+
+    Raises:
+        UsageError: For a schedule that cannot be carried out, and for rates that cannot be.
     """
     stages = read_stages(Path(schedule))
     return cost_of(stages, rates_of(stages, **cluster))
@@ -147,8 +169,11 @@ def predict(runs: Sequence[PathLike], *, step: int | None = None) -> Forecaster:
     """Return a law fitted to runs of small models, or tables of points, that foretells larger ones.
 
     ``predict(runs).at(16e9)`` is the loss of that size, with its interval. ``step`` is where runs
-    are compared; where each ends if None. Raises UsageError for runs that no law can be fitted to,
-    BadDataError for what is damaged.
+    are compared; where each ends if None.
+
+    Raises:
+        UsageError: For runs that no law can be fitted to.
+        BadDataError: For what is damaged.
     """
     points = points_of([Path(run) for run in runs], step)
     return forecaster(points, form_for(points))

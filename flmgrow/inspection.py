@@ -66,7 +66,8 @@ def inspect(
     """Return what the checkpoint at ``path`` is; with ``health``, all weights are read, and values
     that are not finite are looked for.
 
-    Raises as :func:`flmgrow.open` does.
+    Raises:
+        FlmgrowError: As :func:`flmgrow.open` does.
     """
     with Source(opened(Path(path), iteration, read_options(**options))) as source:
         return inspect_source(source, health)

@@ -26,7 +26,10 @@ def load_model(
     """Return the model of a checkpoint as a module of torch's, weights in memory, masks applied.
 
     ``dtype`` is that of the weights if not given. ``model(tokens)`` are logits; see
-    :class:`flmgrow.model.module.Model`. Raises as :func:`flmgrow.open` does.
+    :class:`flmgrow.model.module.Model`.
+
+    Raises:
+        FlmgrowError: As :func:`flmgrow.open` does.
     """
     from flmgrow.surgery.weights import load_resident
 
@@ -49,8 +52,11 @@ def generate(
     """Return what the model of a checkpoint goes on with, for each of the ``prompts``.
 
     The likeliest tokens, or with a ``temperature`` drawn ones. ``noted`` hears what is to be known
-    of the tokenizer, ``told`` each text as it comes. Raises as :func:`flmgrow.open` does, and
-    UsageError for a prompt that the model cannot read, and where there is no tokenizer.
+    of the tokenizer, ``told`` each text as it comes.
+
+    Raises:
+        FlmgrowError: As :func:`flmgrow.open` does.
+        UsageError: For a prompt that the model cannot read, and where there is no tokenizer.
     """
     from flmgrow.generation.session import Session, request_of
     from flmgrow.generation.speech import speech_of

@@ -113,9 +113,12 @@ class Source:
     def tensor(self, name: str, layer: int | None = None, state: str = "weight") -> LogicalArray:
         """Return a logical tensor, or one layer of it, as it is stored.
 
-        ``state`` is ``weight``, or ``master``, ``exp_avg`` or ``exp_avg_sq`` of the optimizer.
-        A vocabulary is returned without its padding; a gain that is stored around zero is returned
-        so. Raises UsageError for a tensor, layer or state that the checkpoint does not have.
+        ``state`` is ``weight``, or ``master``, ``exp_avg`` or ``exp_avg_sq`` of the optimizer. A
+        vocabulary is returned without its padding; a gain that is stored around zero is returned
+        so.
+
+        Raises:
+            UsageError: For a tensor, layer or state that the checkpoint does not have.
         """
         reader = self._reader(state)
         if name not in reader.tensors:

@@ -86,9 +86,15 @@ class Plan:
     ) -> Written:
         """Write the checkpoint into the new folder ``destination``: complete, or not at all.
 
-        A run that was interrupted is resumed by the same request. Several processes share the
-        work if each says its ``rank``, and all call it. Raises OutputExistsError, StorageError,
-        LostRankError, BadCheckpointError for a damaged source, UsageError.
+        A run that was interrupted is resumed by the same request. Several processes share the work
+        if each says its ``rank``, and all call it.
+
+        Raises:
+            OutputExistsError: The output is there, or another run is writing it.
+            StorageError: The file system failed.
+            LostRankError: Another rank is lost.
+            BadCheckpointError: For a damaged source.
+            UsageError: What was asked for cannot be.
         """
         return write(self.details, Path(destination), execution_of(**running))
 
@@ -176,7 +182,8 @@ def requested(file: Mapping[str, Any] = NOTHING, /, **wanted: Any) -> ResultRequ
     """Return the request that ``wanted`` describes, in the words of :class:`PlanGiven`; what is
     None is as a ``file`` says, if there is one.
 
-    Raises UsageError for what no source could be made into.
+    Raises:
+        UsageError: For what no source could be made into.
     """
     given = {**file, **{name: value for name, value in wanted.items() if value is not None}}
     files = {name: given.pop(name) for name in FilesGiven.__annotations__ if name in given}
@@ -193,14 +200,19 @@ def requested(file: Mapping[str, Any] = NOTHING, /, **wanted: Any) -> ResultRequ
 def plan(source: Source, **wanted: Unpack[PlanGiven]) -> Plan:
     """Return the plan that grows ``source``, lays it out anew, or both; only headers are read.
 
-    Raises UsageError for a target that cannot be reached, and for requests that contradict each
-    other.
+    Raises:
+        UsageError: For a target that cannot be reached, and for requests that contradict each
+            other.
     """
     return plan_of(source, requested(**wanted))
 
 
 def plan_of(source: Source, request: ResultRequest) -> Plan:
-    """Return the plan that makes of ``source`` what is requested. Raises as :func:`plan` does."""
+    """Return the plan that makes of ``source`` what is requested.
+
+    Raises:
+        FlmgrowError: As :func:`plan` does.
+    """
     return Plan(
         plan_growth_of(
             source.checkpoint,
@@ -216,7 +228,8 @@ def plan_of(source: Source, request: ResultRequest) -> Plan:
 def plan_import(source: Source, request: ResultRequest) -> Plan:
     """Return the plan that makes a Megatron checkpoint of a Hugging Face folder.
 
-    Raises UsageError if ``source`` is none.
+    Raises:
+        UsageError: If ``source`` is none.
     """
     return Plan(plan_import_of(source.checkpoint, request.target.layout(), request.files))
 
@@ -227,7 +240,8 @@ def plan_export(
     """Return the plan that makes a Hugging Face folder of ``source``, with the tokenizer of a file
     or a folder if one is named.
 
-    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    Raises:
+        UsageError: For a model that no family of transformers can say; the message has the reasons.
     """
     given = NO_TOKENIZER if tokenizer is None else tokenizer_files(Path(tokenizer), source.model)
     files = replace(files, format="huggingface", tokenizer=given)
@@ -237,6 +251,7 @@ def plan_export(
 def plan_bake(source: Source, value: float | None = None, no_optimizer: bool = False) -> Plan:
     """Return the plan that puts the masks of ``source`` into its weights, at ``value`` if given.
 
-    Raises UsageError if there are none.
+    Raises:
+        UsageError: If there are none.
     """
     return Plan(plan_bake_of(source.checkpoint, value, drop_optimizer=no_optimizer))

@@ -72,8 +72,13 @@ def evaluate(
 
     A folder of a run means each stage's last checkpoint. ``beside`` are files or folders with
     results to be put beside, or ``paper``. Results of the same request that are in ``out`` are
-    read. Raises as :func:`flmgrow.open` does, UsageError for what cannot be asked,
-    OutputExistsError for results of another request, BadDataError for damaged files.
+    read.
+
+    Raises:
+        FlmgrowError: As :func:`flmgrow.open` does.
+        UsageError: For what cannot be asked.
+        OutputExistsError: For results of another request.
+        BadDataError: For damaged files.
     """
     request = EvaluationRequest(
         asked_in([tasks] if isinstance(tasks, str) else tasks),
@@ -139,7 +144,11 @@ def _telling(path: Path) -> list[str]:
 def _beside(
     place: Path, request: EvaluationRequest, noted: Callable[[str], object]
 ) -> list[EvaluationResult]:
-    """Return what stands beside. Raises UsageError for a place without results."""
+    """Return what stands beside.
+
+    Raises:
+        UsageError: For a place without results.
+    """
     if str(place) == PAPER and not place.exists():
         noted(CAUTION)
         return paper_results(stages=STAGES in {each.name for each in request.tasks})

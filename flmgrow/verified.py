@@ -21,7 +21,9 @@ def compare(
     same.
 
     ``how`` are fields of :class:`Verification`; the ``dtype`` follows from the models if None.
-    Raises UsageError for what cannot be, and where ranks want different things.
+
+    Raises:
+        UsageError: For what cannot be, and where ranks want different things.
     """
     chosen = computing_dtype(source, result) if dtype is None else dtype
     asked = Verification(dtype=chosen, **how)

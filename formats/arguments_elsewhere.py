@@ -33,8 +33,11 @@ _UNSAID = {ROTARY_BASE.name: 10000, ROTARY_PERCENT.name: 1.0}
 def arguments_from(path: Path) -> tuple[dict[str, object], list[str]]:
     """Return the arguments that ``path`` says a model has, and what is to be told of them.
 
-    It is a ``run_config.yaml``, a ``config.json``, or a checkpoint's folder of any format. Raises
-    UsageError or BadCheckpointError.
+    It is a ``run_config.yaml``, a ``config.json``, or a checkpoint's folder of any format.
+
+    Raises:
+        UsageError: The checkpoint is damaged.
+        BadCheckpointError: The checkpoint is damaged.
     """
     if not path.exists():
         hub = str(path).startswith("hf:")

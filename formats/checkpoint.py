@@ -72,7 +72,8 @@ class ReadOptions:
     def real_rows(self, told: int, stored: int) -> int:
         """Return how many of ``stored`` embedding rows are real, where the files say ``told``.
 
-        Raises UsageError if the user says more than there are.
+        Raises:
+            UsageError: If the user says more than there are.
         """
         if self.true_vocab is None:
             return told
@@ -195,7 +196,8 @@ class Contents(Protocol):
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
         """Check all sums and return the names of their kinds; the format may have none.
 
-        Raises BadCheckpointError, naming the file.
+        Raises:
+            BadCheckpointError: The message names the file.
         """
 
     def check_unchanged(self) -> None:

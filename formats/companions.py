@@ -97,7 +97,8 @@ def is_companion(name: str) -> bool:
 def known_ids(fields: Mapping[str, object], where: str) -> dict[str, object]:
     """Return the special ids among ``fields``, found in file ``where``; None is an answer, too.
 
-    Raises BadCheckpointError for one that is no id and no list of ids.
+    Raises:
+        BadCheckpointError: For one that is no id and no list of ids.
     """
     found = {name: fields[name] for name in IDS if name in fields}
     for name, value in found.items():
@@ -117,7 +118,10 @@ def ids_of(value: object) -> list[int]:
 
 def companions_in(iteration: Path) -> Companions:
     """Return what lies in the folder of a Megatron checkpoint's iteration; nothing if there is no
-    such place. Raises BadCheckpointError.
+    such place.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     folder = iteration / FOLDER
     if not folder.is_dir():
@@ -149,8 +153,9 @@ def as_new_file(path: str, content: Content) -> PlannedFile:
 def open_companion(path: Path) -> ReadOnlyFile:
     """Open a file that is to be carried; the caller closes it.
 
-    Raises BadCheckpointError for a link out of its folder, one that is too large, and a pointer to
-    a file that was never downloaded.
+    Raises:
+        BadCheckpointError: For a link out of its folder, one that is too large, and a pointer to a
+            file that was never downloaded.
     """
     with ExitStack() as undo:
         file = undo.enter_context(ReadOnlyFile(own_file(path.parent, path.name)))
@@ -167,7 +172,11 @@ def open_companion(path: Path) -> ReadOnlyFile:
 
 
 def read_content(content: Content) -> bytes:
-    """Return what a companion holds. Raises BadCheckpointError as ``open_companion`` does."""
+    """Return what a companion holds.
+
+    Raises:
+        BadCheckpointError: As ``open_companion`` does.
+    """
     if isinstance(content, bytes):
         return content
     with open_companion(content) as file:

@@ -44,8 +44,11 @@ def open_checkpoint(
     """Open the checkpoint at ``path``, of whatever format it is; the caller closes it.
 
     ``path`` is a checkpoint root with a tracker file, an iteration's folder, or a Hugging Face
-    folder. ``iteration`` overrides the tracker. Raises BadCheckpointError, its hint naming the
-    newest iteration that can be opened if that is not the one wanted.
+    folder. ``iteration`` overrides the tracker.
+
+    Raises:
+        BadCheckpointError: If it cannot be opened; the hint names the newest iteration that can be,
+            if that is not the one wanted.
     """
     refuse_marked(path, path.parent)
     if is_huggingface(path) and not os.path.lexists(path / TRACKER):
@@ -119,8 +122,9 @@ def _way_to(folder: Path) -> str:
 def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """Return ``checkpoint`` with its optimizer state found, or as it is if it has none.
 
-    Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
-    that is not understood, or differs between ranks where it may not.
+    Raises:
+        BadCheckpointError: If the state does not fit the weights, is of a kind that is not
+            understood, or differs between ranks where it may not; the message names the file.
     """
     if "optimizer" not in checkpoint.carried:
         return checkpoint

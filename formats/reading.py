@@ -199,7 +199,8 @@ class LogicalReader:
     def read(self, name: str, box: Box) -> Array:
         """Return the values of ``box`` of tensor ``name``, in their stored dtype.
 
-        Raises BadCheckpointError if the checkpoint does not hold all of it.
+        Raises:
+            BadCheckpointError: If the checkpoint does not hold all of it.
         """
         result = np.empty(box.shape, self._dtypes[name])
         self.read_into(result, name, box)
@@ -208,7 +209,8 @@ class LogicalReader:
     def read_into(self, target: Array, name: str, box: Box) -> None:
         """Fill ``target`` with the values of ``box`` of tensor ``name``, cast to its dtype.
 
-        Raises BadCheckpointError if the checkpoint does not hold all of it.
+        Raises:
+            BadCheckpointError: If the checkpoint does not hold all of it.
         """
         missing = box.count
         layers = range(*box.ranges[0]) if self.tensors[name].layered else (-1,)

@@ -32,8 +32,10 @@ def stored_arrays(path: Path, iteration: int | None = None) -> dict[str, list[Li
     """Return the model's arrays in a checkpoint by the file that holds them.
 
     ``path`` and ``iteration`` are as in ``open_checkpoint``. The arrays of a distributed checkpoint
-    are whole, and stand under the file that lists them. Raises BadCheckpointError for files that
-    cannot be read.
+    are whole, and stand under the file that lists them.
+
+    Raises:
+        BadCheckpointError: For files that cannot be read.
     """
     if is_huggingface(path) and not (path / TRACKER).exists():
         with closing(HuggingFaceFolder(path)) as contents:

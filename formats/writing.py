@@ -65,7 +65,11 @@ FORMATS: Mapping[str, Format] = {
 
 
 def written_format(name: str) -> Format:
-    """Return the format called ``name``. Raises UsageError if there is none."""
+    """Return the format called ``name``.
+
+    Raises:
+        UsageError: If there is none.
+    """
     if name not in FORMATS:
         raise UsageError(Text(Setting("format"), f" {name}: wanted {' or '.join(FORMATS)}"))
     return FORMATS[name]
@@ -74,7 +78,8 @@ def written_format(name: str) -> Format:
 def described_files(source: Checkpoint, target: TargetModel) -> Sequence[PlannedFile]:
     """Return every file of the target checkpoint, described but not produced.
 
-    Raises UsageError for a layout that the model cannot take, or content the format cannot hold.
+    Raises:
+        UsageError: For a layout that the model cannot take, or content the format cannot hold.
     """
     if written_format(target.format).ranks:
         refuse_unsaid(target.config)

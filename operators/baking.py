@@ -20,8 +20,10 @@ def _gated(axis_map: AxisMap, baking: AxisMap) -> AxisMap:
 def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
     """Return ``growth`` with its masks baked in, at ``values`` instead of their own where given.
 
-    At other values it leads to another function than that of its own masks, and says so. Raises
-    UsageError for a mask that weights cannot express (``operators/masks.py``).
+    At other values it leads to another function than that of its own masks, and says so.
+
+    Raises:
+        UsageError: For a mask that weights cannot express (``operators/masks.py``).
     """
     moved = {
         dimension: f"{dimension} at {values[dimension]:g} instead of {mask.value:g}"

@@ -76,7 +76,8 @@ def either(words: Collection[str]) -> str:
 def chosen(name: str | Setting, word: object, kind: type[Word]) -> Word:
     """Return the choice that ``word`` stands for.
 
-    Raises UsageError, which calls the choice ``name``, if it is no word of this ``kind``.
+    Raises:
+        UsageError: If it is no word of this ``kind``; the message calls the choice ``name``.
     """
     for known in kind:
         if word == known:
@@ -100,8 +101,10 @@ def no_method(dimension: Dimension, method: str, asked: str = "") -> UsageError:
 
 
 def chosen_method(dimension: Dimension, word: str, asked: str = "") -> Method:
-    """Return the method of ``dimension`` that ``word`` stands for. Raises UsageError if it has
-    none.
+    """Return the method of ``dimension`` that ``word`` stands for.
+
+    Raises:
+        UsageError: If it has none.
     """
     for known in METHODS[dimension]:
         if word == known:
@@ -110,7 +113,11 @@ def chosen_method(dimension: Dimension, word: str, asked: str = "") -> Method:
 
 
 def chosen_methods(words: Mapping[Dimension, str]) -> dict[Dimension, Method]:
-    """Return the method of every dimension. Raises UsageError unless each has one of its own."""
+    """Return the method of every dimension.
+
+    Raises:
+        UsageError: Unless each has one of its own.
+    """
     methods = {}
     for dimension in Dimension:
         if dimension not in words:

@@ -19,9 +19,12 @@ from flmgrow.text import Setting, Text
 def baking_maps(masks: Mapping[Dimension, Mask], sizes: Sizes) -> dict[Axis, AxisMap]:
     """Return the axis maps that put every mask into the weights.
 
-    The maps leave all sizes as they are. Raises UsageError for a hidden mask below 1, whose
-    weighted statistics no ordinary norm can compute, and for a head mask that grew groups and
-    queries together below 1, as one factor per axis would be applied twice.
+    The maps leave all sizes as they are.
+
+    Raises:
+        UsageError: For a hidden mask below 1, whose weighted statistics no ordinary norm can
+            compute, and for a head mask that grew groups and queries together below 1, as one
+            factor per axis would be applied twice.
     """
     maps = {}
     for dimension, mask in masks.items():

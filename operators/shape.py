@@ -58,7 +58,10 @@ def shape_for(
     """Return the shape of about ``parameters`` parameters that ``config`` can grow to.
 
     ``pipeline_chunks`` must divide the layers. Query heads per group, head_dim and the vocabulary
-    stay. Raises UsageError if the source is larger already.
+    stay.
+
+    Raises:
+        UsageError: If the source is larger already.
     """
     asked = Text(Setting("to_params"), f" {parameters:.4g}: ")
     if not parameters <= MOST_PARAMETERS:

@@ -45,7 +45,8 @@ def parse_methods(text: str) -> dict[Dimension, Method]:
     """Return the method of every dimension from ``mask`` or ``width=copy,ffn=zero`` (the rest:
     mask).
 
-    Raises UsageError, naming what would be accepted.
+    Raises:
+        UsageError: The message names what would be accepted.
     """
     methods = dict.fromkeys(Dimension, Method.MASK)
     for item in filter(None, text.replace(" ", "").split(",")):
@@ -110,7 +111,8 @@ class Target:
     def from_json(data: Mapping[str, object]) -> "Target":
         """Return the request that ``to_json`` described.
 
-        Raises BadCheckpointError if it is malformed.
+        Raises:
+            BadCheckpointError: If it is malformed.
         """
         from pydantic import ValidationError
 
@@ -218,8 +220,11 @@ def grow(
 ) -> Growth:
     """Return the growth from ``config`` to ``target``; with nothing asked for, the identity.
 
-    The stored vocabulary sizes (with padding) come from the formats. Raises UsageError for a target
-    that is smaller, does not divide, or has no exact construction with the chosen method.
+    The stored vocabulary sizes (with padding) come from the formats.
+
+    Raises:
+        UsageError: For a target that is smaller, does not divide, or has no exact construction with
+            the chosen method.
     """
     sizes = _wanted_sizes(config, target)
     if target.untie and not config.tied:

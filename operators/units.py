@@ -64,8 +64,10 @@ def head_target(config: ModelConfig, heads: int | None, kv_groups: int | None) -
     """Return (groups, query heads per group) for the wanted numbers of heads and groups.
 
     With only ``heads`` given, groups follow for a multi-head source and stay for a grouped one;
-    with only ``kv_groups`` given, each keeps its number of query heads. Raises UsageError if heads
-    do not divide.
+    with only ``kv_groups`` given, each keeps its number of query heads.
+
+    Raises:
+        UsageError: If heads do not divide.
     """
     multi_head = config.queries_per_group == 1
     if heads is None:

@@ -47,8 +47,10 @@ def grow_width(
     """Return how the hidden axis grows to ``new`` by ``method`` (mask, zero or copy).
 
     ``noise`` is what tells copies apart: noise on their readers, relative to a tensor's own spread;
-    without it they stay equal for ever. Raises UsageError where the method cannot keep the
-    function.
+    without it they stay equal for ever.
+
+    Raises:
+        UsageError: Where the method cannot keep the function.
     """
     old = config.hidden
     if method is Method.COPY:

@@ -98,7 +98,10 @@ def _run(path: Path, growing: Callable[[], "Growing"] | None) -> int:
 def _know_place() -> int:
     """Learn from srun, if it started this rank and not torchrun, which one it is.
 
-    Returns its number. Raises UsageError for an environment that neither of them makes.
+    Returns its number.
+
+    Raises:
+        UsageError: For an environment that neither of them makes.
     """
     if "RANK" not in os.environ:
         started = {name: os.environ[n] for name, n in SLURM.items() if n in os.environ}

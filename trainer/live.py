@@ -49,6 +49,8 @@ class Growing(Protocol):
     def grow(self, live: LiveModel, stage: StageFile) -> Begin:
         """Return what ``stage`` begins with. On all ranks at once.
 
-        Afterwards nothing of the old model is needed any more. Raises a FlmgrowError, on all ranks,
-        for a growth that cannot be.
+        Afterwards nothing of the old model is needed any more.
+
+        Raises:
+            FlmgrowError: On all ranks, for a growth that cannot be.
         """

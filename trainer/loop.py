@@ -184,7 +184,10 @@ class TrainingRun:
     def _step(self, begin: float, stop: Stop) -> tuple[StepRecord, int]:
         """Take one optimizer step; return what is told of it, and the signal to stop, if any.
 
-        ``begin`` is when its batch was asked for. Raises what a rank has met since the last step.
+        ``begin`` is when its batch was asked for.
+
+        Raises:
+            FlmgrowError: What a rank has met since the last step.
         """
         components, rate = self._components, self._components.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}

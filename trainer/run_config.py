@@ -76,7 +76,8 @@ def make_run_config(
 ) -> RunConfig:
     """Return the configuration of ``stage``, whose tokenizer has so many ``ids``.
 
-    Raises a FlmgrowError where its parts do not fit.
+    Raises:
+        FlmgrowError: Where its parts do not fit.
     """
     if begin.checkpoint is None:
         with in_keys("model"):
@@ -160,8 +161,10 @@ def record_changes(stage: StageFile, changes: Sequence[Change]) -> None:
 def base_output_of(stage: StageFile, begin: Begin, config: ModelConfig) -> float:
     """Return the output multiplier of the model that all growth began with.
 
-    The checkpoint knows, if flmgrow trained it or grew it. Raises UsageError if the stage file says
-    otherwise.
+    The checkpoint knows, if flmgrow trained it or grew it.
+
+    Raises:
+        UsageError: If the stage file says otherwise.
     """
     told = stage.model.multipliers.base_output
     known = begin.carried.base_output

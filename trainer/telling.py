@@ -15,7 +15,7 @@ from flmgrow.model.wording import amount
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.data.validation import read_again
-from flmgrow.trainer.metrics.records import GrowthRecord, StepRecord
+from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.steps import Losses
 from flmgrow.trainer.validating import validated
@@ -61,12 +61,12 @@ def step_record(
     )
 
 
-def growth_record(run: RunConfig) -> GrowthRecord | None:
+def growth_record(run: RunConfig) -> MemoryGrowthRecord | None:
     """Return the record of the growth in memory that a run begins with; None if there was none."""
     begin = run.begin
     if begin.grown is None:
         return None
-    return GrowthRecord(
+    return MemoryGrowthRecord(
         step=begin.iteration + 1,
         stage=run.stage.name,
         stage_before=begin.grown.stage,

@@ -40,8 +40,10 @@ def train(stage: StageFile, path: Path, growing: Growing | None = None) -> int:
     """Train ``stage``, of the file ``path``, to its end, or until a signal; return the exit code.
 
     ``growing`` is needed by a stage that grows after another one. Once the ranks have met, all of
-    them meet the same errors, and the first one tells. Raises a FlmgrowError for one that this rank
-    meets before.
+    them meet the same errors, and the first one tells.
+
+    Raises:
+        FlmgrowError: For one that this rank meets before.
     """
     chain = read_chain(stage, path)
     if growing is None and len(chain) > 1:
@@ -154,7 +156,8 @@ class _Chain:
     def _taken_back(self, number: int, begin: Begin, error: GrowthDivergedError) -> Begin:
         """Take back the growth of a stage that has diverged; return where that goes on without.
 
-        Raises ``error`` if it shall stop.
+        Raises:
+            FlmgrowError: ``error`` if it shall stop.
         """
         stage, growth = self.stages[number][0], self.stages[number][0].growth
         assert growth is not None

@@ -213,7 +213,11 @@ class LayoutOptions:
     ] = None
 
     def asked(self) -> dict[str, object]:
-        """Return what is asked of the plan. Raises UsageError for what is no list of numbers."""
+        """Return what is asked of the plan.
+
+        Raises:
+            UsageError: For what is no list of numbers.
+        """
         return {**vars(self), "pipeline_layers": parse_layers(self.pipeline_layers)}
 
 
@@ -236,7 +240,11 @@ class FileOptions:
     dtype: options.Dtype = None
 
     def asked(self) -> dict[str, object]:
-        """Return what is asked of the plan. Raises UsageError for what is no size."""
+        """Return what is asked of the plan.
+
+        Raises:
+            UsageError: For what is no size.
+        """
         return {
             "format": self.file_format,
             "torch_dist_version": self.torch_dist_version,

@@ -58,7 +58,11 @@ class Cluster:
     memory: Annotated[str | None, _option("SIZE", "Its memory.", _DEVICE)] = None
 
     def given(self) -> ClusterGiven:
-        """Return what is said. Raises UsageError for what is no number."""
+        """Return what is said.
+
+        Raises:
+            UsageError: For what is no number.
+        """
         return {
             "accelerator": self.accelerator,
             "gpus": self.gpus,

@@ -148,7 +148,11 @@ def _harmless(text: str) -> str:
 
 
 def _texts(given: Sequence[str], file: Path | None) -> list[str]:
-    """Return the prompts; those of the file come last. Raises UsageError if there is none."""
+    """Return the prompts; those of the file come last.
+
+    Raises:
+        UsageError: If there is none.
+    """
     texts = [*given, *(_texts_in(file) if file is not None else ())]
     if not texts and not sys.stdin.isatty():
         texts = [sys.stdin.read()]

@@ -44,7 +44,11 @@ HAND_OVER = 30.0
 
 
 def this_world(patience: float = PATIENCE) -> World:
-    """Return which rank this process is. Raises UsageError for variables that contradict."""
+    """Return which rank this process is.
+
+    Raises:
+        UsageError: For variables that contradict.
+    """
     return find_world(os.environ, patience)
 
 
@@ -90,7 +94,8 @@ def _silence() -> Iterator[None]:
 def meeting_place(path: Path, scratch: Path | None = None) -> Path:
     """Return the hidden folder beside ``path``, or in ``scratch``, in which ranks meet.
 
-    Raises UsageError where there is no folder beside it that they could share.
+    Raises:
+        UsageError: Where there is no folder beside it that they could share.
     """
     if scratch is None and is_remote(path):
         raise UsageError(

@@ -11,7 +11,8 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 def read_small_file(option: str, path: Path, most: int) -> bytes:
     """Return what is in a file the user named.
 
-    Raises UsageError unless it is a file of a sensible size.
+    Raises:
+        UsageError: Unless it is a file of a sensible size.
     """
     try:
         if path.exists() and not path.is_file():
@@ -28,7 +29,8 @@ def read_small_file(option: str, path: Path, most: int) -> bytes:
 def parse_size(text: str, option: str = "--max-memory") -> int:
     """Return the bytes that ``800M`` or ``4G`` mean, given to ``option``.
 
-    Raises UsageError for anything else.
+    Raises:
+        UsageError: For anything else.
     """
     body = text.strip().upper().removesuffix("IB").removesuffix("B")
     unit = body[-1:] if body[-1:] in _UNITS and body[-1:] else ""
@@ -40,7 +42,11 @@ def parse_size(text: str, option: str = "--max-memory") -> int:
 
 
 def shard_bytes(text: str) -> int:
-    """Return the bytes that ``--shard-size`` means. Raises UsageError for none at all."""
+    """Return the bytes that ``--shard-size`` means.
+
+    Raises:
+        UsageError: For none at all.
+    """
     size = parse_size(text, "--shard-size")
     if size < 1:
         raise UsageError(f"--shard-size {text}: wanted at least one byte", "such as 5G")
@@ -48,7 +54,11 @@ def shard_bytes(text: str) -> int:
 
 
 def parse_layers(text: str | None) -> list[int] | None:
-    """Return the numbers in ``8,8,7,7``. Raises UsageError for anything else."""
+    """Return the numbers in ``8,8,7,7``.
+
+    Raises:
+        UsageError: For anything else.
+    """
     if text is None:
         return None
     try:
@@ -62,7 +72,8 @@ def parse_layers(text: str | None) -> list[int] | None:
 def parse_amount(option: str, text: str) -> int:
     """Return the number that ``13B`` or ``1,000`` means, given to ``option``.
 
-    Raises UsageError for anything else.
+    Raises:
+        UsageError: For anything else.
     """
     from flmgrow.trainer.stage.section import MOST, amount
 
@@ -78,7 +89,8 @@ def parse_amount(option: str, text: str) -> int:
 def parse_numbers(option: str, text: str | None) -> tuple[int, ...]:
     """Return the whole numbers in ``64,128,256``, given to ``option``; none if it was not.
 
-    Raises UsageError for anything else.
+    Raises:
+        UsageError: For anything else.
     """
     try:
         found = () if text is None else tuple(int(word) for word in text.split(","))

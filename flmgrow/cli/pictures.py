@@ -10,7 +10,8 @@ from flmgrow.text import Found, Text
 def picture_kind(option: str, file: Path) -> str:
     """Return the kind of picture that ``file``, given to ``option``, is to be.
 
-    Raises UsageError if no picture can be written there.
+    Raises:
+        UsageError: If no picture can be written there.
     """
     if file.is_dir():
         raise UsageError(

@@ -104,7 +104,8 @@ def run(
 def _held_against(law: list[Path], folder: RunFolder, steps: Iterator[Step]) -> Iterator[Step]:
     """Yield the steps, and tell after each training how its end compares with what is foretold.
 
-    Raises as ``points_of`` and ``forecaster`` do, before the first step.
+    Raises:
+        FlmgrowError: As ``points_of`` and ``forecaster`` do, before the first step.
     """
     from flmgrow.prediction.ending import stage_ended
     from flmgrow.prediction.forecast import forecaster

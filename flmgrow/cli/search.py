@@ -113,10 +113,10 @@ def _show(folder: "SearchFolder") -> None:
 
 def _print_commands(folder: "SearchFolder", launcher: str, devices: int) -> None:
     from flmgrow.stages.steps import launched
-    from flmgrow.stages.trial_folder import State
+    from flmgrow.stages.trial_folder import TrialState
 
     for outcome in folder.outcomes():
-        if outcome.state is State.OPEN:
+        if outcome.state is TrialState.OPEN:
             trial = outcome.trial
             file = shlex.quote(str(folder.of(trial) / "stage.yaml"))
             print(launched(file, trial.stage.layout.world, launcher, devices))

@@ -12,7 +12,8 @@ _MOST_BYTES = 1 << 16
 def read_target_file(path: Path | None) -> dict[str, object]:
     """Return what a YAML file asks for, in the words of the options; nothing for None.
 
-    Raises UsageError, naming each problem.
+    Raises:
+        UsageError: The message names each problem.
     """
     if path is None:
         return {}

@@ -58,7 +58,11 @@ ACCELERATORS = {
 
 
 def accelerator(name: str) -> Accelerator:
-    """Return the accelerator of that name, in capitals or not. Raises UsageError for another."""
+    """Return the accelerator of that name, in capitals or not.
+
+    Raises:
+        UsageError: For another.
+    """
     found = {key.lower(): each for key, each in ACCELERATORS.items()}.get(name.lower())
     if found is None:
         raise UsageError(

@@ -20,8 +20,11 @@ def utilisations_of(run: Path, device: Accelerator, supposed: str) -> Sequence[f
 
     The peak is that of the precision in which the stage was trained, as its ``stage.yaml`` beside
     the metrics tells; the ``supposed`` one where there is no such file. The records tell the
-    operations per second of one device, so ``device`` must be what the run was trained on. Raises
-    UsageError if ``run`` has no metrics, BadDataError if they have no steps that can be used.
+    operations per second of one device, so ``device`` must be what the run was trained on.
+
+    Raises:
+        UsageError: If ``run`` has no metrics.
+        BadDataError: If they have no steps that can be used.
     """
     found = []
     for file in find_metrics(run):

@@ -29,7 +29,8 @@ _OF_RATES = ("gpus", "price", "carbon", "overhead", "storage")
 def rates_of(stages: Sequence[PlannedStage], **given: Unpack[ClusterGiven]) -> Rates:
     """Return the rates of a cluster for the stages of a schedule.
 
-    Raises UsageError for what cannot be, and as ``utilisations_of`` does.
+    Raises:
+        UsageError: For what cannot be, and as ``utilisations_of`` does.
     """
     said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     device = device_of(said)
@@ -38,7 +39,11 @@ def rates_of(stages: Sequence[PlannedStage], **given: Unpack[ClusterGiven]) -> R
 
 
 def device_of(said: Mapping[str, Any]) -> Accelerator:
-    """Return the device of that name, with what else is said of it. Raises UsageError."""
+    """Return the device of that name, with what else is said of it.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     known = accelerator(str(said.get("accelerator", USUAL)))
     changes = {field: said[name] for field, name in _OF_A_DEVICE.items() if name in said}
     return replace(known, name=f"{known.name}, changed", **changes) if changes else known

@@ -130,7 +130,8 @@ class RunCost:
 def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
     """Return what the stages of a schedule cost at these rates.
 
-    Raises UsageError for utilisations that are neither one nor one for each stage.
+    Raises:
+        UsageError: For utilisations that are neither one nor one for each stage.
     """
     given = len(rates.utilisations)
     if given > 1 and given != len(stages):

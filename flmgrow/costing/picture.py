@@ -24,7 +24,8 @@ _CURVE = np.linspace(0, 1, 101)
 def picture(cost: RunCost, kind: str) -> bytes:
     """Return the picture as a file of a kind in ``stages.drawing.KINDS``.
 
-    Raises UsageError if matplotlib is missing or broken.
+    Raises:
+        UsageError: If matplotlib is missing or broken.
     """
     return drawn(kind, SIZE, lambda figure: _draw(figure, cost))
 

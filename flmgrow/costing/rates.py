@@ -62,7 +62,9 @@ class Rates:
     there are, that of each stage's ranks if None. ``price`` is in dollars per device hour,
     ``carbon`` in kg CO2 per kWh, ``overhead`` what a data centre draws for each watt of its devices
     (its power usage effectiveness). ``storage`` is what its file system moves, in bytes per second.
-    Raises UsageError for what cannot be.
+
+    Raises:
+        UsageError: For what cannot be.
     """
 
     accelerator: Accelerator = ACCELERATORS["A100"]

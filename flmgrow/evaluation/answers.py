@@ -38,8 +38,12 @@ def key_of(kind: str, *asked: object) -> str:
 class Answers:
     """The answers in ``folder``, those of all ranks; new ones go to the file of ``rank``.
 
-    ``identity`` says what answers. Raises UsageError if the folder's answers are of something else,
-    BadDataError for a damaged line, StorageError.
+    ``identity`` says what answers.
+
+    Raises:
+        UsageError: If the folder's answers are of something else.
+        BadDataError: For a damaged line.
+        StorageError: The file system failed.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str], rank: int = 0) -> None:
@@ -83,7 +87,11 @@ class Answers:
         return self._known[key]
 
     def keep(self, key: str, answer: Answer) -> None:
-        """Put an answer into the file, unless it is known. Raises StorageError."""
+        """Put an answer into the file, unless it is known.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         if key in self._known:
             return
         self._known[key] = answer
@@ -97,7 +105,11 @@ class Answers:
         self._known = {**answers, **self._known}
 
     def sync(self) -> None:
-        """Put on the disk, for certain, what was kept. Raises StorageError."""
+        """Put on the disk, for certain, what was kept.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._path, "syncing"):
             os.fsync(self._descriptor)
         self._synced = time.monotonic()
@@ -148,7 +160,11 @@ class Answers:
 
 
 def _lines(path: Path, content: bytes) -> Iterator[Json]:
-    """Yield the objects on the lines of a file. Raises BadDataError for a damaged one."""
+    """Yield the objects on the lines of a file.
+
+    Raises:
+        BadDataError: For a damaged one.
+    """
     for number, line in enumerate(content.splitlines(), 1):
         try:
             found = parse_object(line, str(path))

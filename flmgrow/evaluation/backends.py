@@ -68,8 +68,9 @@ def language_model(
 ) -> Any:
     """Return the model of a checkpoint behind the harness's interface (``lm_eval.api.model.LM``).
 
-    Raises UsageError where the harness, the backend's package or a tokenizer is missing, and for a
-    model that the backend cannot compute.
+    Raises:
+        UsageError: Where the harness, the backend's package or a tokenizer is missing, and for a
+            model that the backend cannot compute.
     """
     check_installed("lm_eval", "eval")
     return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](source, how, noted)
@@ -78,7 +79,8 @@ def language_model(
 def identity_of(source: Checkpoint, how: Computing = Computing()) -> dict[str, str]:
     """Return what the answers of a checkpoint depend on, each as a word that tells it apart.
 
-    Raises UsageError if it has no tokenizer.
+    Raises:
+        UsageError: If it has no tokenizer.
     """
     spoken = spoken_as_exported(source, how.tokenizer)
     tokenizer = {name: read_content(content) for name, content in spoken.files.items()}
@@ -166,7 +168,8 @@ def _vllm(source: Checkpoint, how: Computing, noted: Noted) -> Any:
 def exported(source: Checkpoint, how: Computing, noted: Noted = lambda _: None) -> Path:
     """Return the Hugging Face folder of a checkpoint in the cache, written unless it is there.
 
-    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    Raises:
+        UsageError: For a model that no family of transformers can say; the message has the reasons.
     """
     given = NO_TOKENIZER if how.tokenizer is None else tokenizer_files(how.tokenizer, source.config)
     plan = plan_layout_of(

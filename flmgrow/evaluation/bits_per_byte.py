@@ -38,7 +38,11 @@ def task_config(asked: Asked) -> dict[str, Any]:
 
 
 def documents(*, file: str, **_: object) -> dict[str, Any]:
-    """Return the documents of a file as a data set. Raises BadDataError if there are none."""
+    """Return the documents of a file as a data set.
+
+    Raises:
+        BadDataError: If there are none.
+    """
     from datasets import Dataset
 
     texts = list(texts_in(Path(file)))
@@ -46,7 +50,11 @@ def documents(*, file: str, **_: object) -> dict[str, Any]:
 
 
 def texts_in(file: Path) -> Iterable[str]:
-    """Return the texts in a file. Raises BadDataError for what is none, and if there are none."""
+    """Return the texts in a file.
+
+    Raises:
+        BadDataError: For what is none, and if there are none.
+    """
     found = [
         text_of(document, KEY)
         for source in find_sources([file]).files

@@ -19,8 +19,11 @@ from flmgrow.text import Pass, Text
 def told_if_missing(folder: Path | None) -> Iterator[None]:
     """Let a data set that cannot be loaded inside the block be refused in one line.
 
-    ``folder`` is where the user's data is, which does not have it. Raises UsageError where the Hub
-    was not to be asked, HubError where it was.
+    ``folder`` is where the user's data is, which does not have it.
+
+    Raises:
+        UsageError: Where the Hub was not to be asked.
+        HubError: Where it was.
     """
     import datasets
 

@@ -102,9 +102,10 @@ class Evaluation:
     def run(self, subjects: Sequence[Subject]) -> list[EvaluationResult]:
         """Return the results of checkpoints, in their order.
 
-        Raises OutputExistsError where results of another request are, or an evaluation of another
-        checkpoint was begun; BadDataError for damaged results; and what loading tasks, opening and
-        computing raise.
+        Raises:
+            OutputExistsError: Where results of another request are, or an evaluation of another
+                checkpoint was begun.
+            BadDataError: For damaged results; and what loading tasks, opening and computing raise.
         """
         return [self._one(subject) for subject in subjects]
 

@@ -60,8 +60,10 @@ class Tasks:
 def load_tasks(request: EvaluationRequest) -> Tasks:
     """Load the tasks of a request, and their data.
 
-    Raises UsageError for an unknown task, and one that stands in two groups; BadDataError for a bad
-    task file; HubError.
+    Raises:
+        UsageError: For an unknown task, and one that stands in two groups.
+        BadDataError: For a bad task file.
+        HubError: The Hub refuses, or does not answer.
     """
     folder = request.data if request.data is not None and request.data.is_dir() else None
     with quiet(), told_if_missing(folder):
@@ -77,8 +79,10 @@ def evaluate(model: Any, tasks: Tasks) -> dict[str, Any]:
     """Return what the harness finds out of ``model`` (an ``lm_eval.api.model.LM``).
 
     It is the content of its result files, samples and all. On all ranks of ``model`` but the first
-    it is empty. Seed 0 draws the examples that the harness draws where it is given none. Raises
-    BadDataError where a task cannot be asked.
+    it is empty. Seed 0 draws the examples that the harness draws where it is given none.
+
+    Raises:
+        BadDataError: Where a task cannot be asked.
     """
     from lm_eval import simple_evaluate
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED

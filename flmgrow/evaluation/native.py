@@ -41,8 +41,10 @@ Tokenized = tuple[tuple[str, str] | None, list[int], list[int]]
 class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     """``model`` behind the harness's interface, asked in the words of ``tokens``.
 
-    ``batch_size`` is how many texts are computed at once, at most. Raises UsageError for a text
-    that the model cannot read, and for what it cannot do.
+    ``batch_size`` is how many texts are computed at once, at most.
+
+    Raises:
+        UsageError: For a text that the model cannot read, and for what it cannot do.
     """
 
     def __init__(
@@ -73,7 +75,11 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     @property
     def prefix_token_id(self) -> int:
-        """The id in front of a text without a context. Raises UsageError if nothing says which."""
+        """The id in front of a text without a context.
+
+        Raises:
+            UsageError: If nothing says which.
+        """
         if self._tokens.prefix is None:
             raise UsageError(
                 "a text without a context needs an id in front of it, and nothing says which id "
@@ -255,7 +261,11 @@ def _first_of(stops: Sequence[str], text: str) -> int | None:
 
 
 def _choice(settings: Mapping[str, Any]) -> Choice:
-    """Return how tokens are chosen. Raises UsageError for what cannot be done."""
+    """Return how tokens are chosen.
+
+    Raises:
+        UsageError: For what cannot be done.
+    """
     known = {"do_sample", "temperature", "top_k", "top_p", "seed", *_NEUTRAL}
     strange = {
         name: value

@@ -45,7 +45,8 @@ ALONE = Peers()
 def meet() -> Peers:
     """Return the processes that share the work, as torchrun's variables say it, once all are there.
 
-    Raises UsageError where another launcher has started several, which does not say where to meet.
+    Raises:
+        UsageError: Where another launcher has started several, which does not say where to meet.
     """
     world = find_world(os.environ)
     if world.size == 1:

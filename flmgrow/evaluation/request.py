@@ -49,7 +49,8 @@ class Asked:
 def asked_in(texts: Iterable[str]) -> tuple[Asked, ...]:
     """Return the tasks in lists such as ``open-llm,bits-per-byte:FILE``.
 
-    Raises UsageError if there are none, one stands twice, or the file of one is missing.
+    Raises:
+        UsageError: If there are none, one stands twice, or the file of one is missing.
     """
     found: list[Asked] = []
     for word in (word.strip() for text in texts for word in text.split(",")):

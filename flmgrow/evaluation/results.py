@@ -134,8 +134,9 @@ def _dumped(data: Any) -> str:
 def read_finished(folder: Path, wanted: Json) -> EvaluationResult:
     """Return the result in a folder that is complete.
 
-    Raises OutputExistsError if it is the answer to another request than ``wanted``, BadDataError if
-    a file is damaged.
+    Raises:
+        OutputExistsError: If it is the answer to another request than ``wanted``.
+        BadDataError: If a file is damaged.
     """
     asked = _read(folder / REQUEST)
     if asked != wanted:
@@ -148,7 +149,11 @@ def read_finished(folder: Path, wanted: Json) -> EvaluationResult:
 
 
 def newest_file(folder: Path) -> Path:
-    """Return the newest file of results in a folder. Raises UsageError if there is none."""
+    """Return the newest file of results in a folder.
+
+    Raises:
+        UsageError: If there is none.
+    """
     files = sorted(folder.glob("results_*.json"))
     if not files:
         raise UsageError("holds no results_*.json", where=folder)
@@ -158,7 +163,9 @@ def newest_file(folder: Path) -> Path:
 def read_result(file: Path, name: str | None = None) -> EvaluationResult:
     """Return the scores in a file of flmgrow's or of lm-evaluation-harness's, under a name.
 
-    Raises BadDataError for one that is damaged, UsageError if there are no scores.
+    Raises:
+        BadDataError: For one that is damaged.
+        UsageError: If there are no scores.
     """
     content = _read(file)
     own = content.get(OWN)
@@ -180,8 +187,10 @@ def read_result(file: Path, name: str | None = None) -> EvaluationResult:
 
 
 def _facts(own: Json, file: Path) -> Facts:
-    """Return what a file says of its checkpoint; another version may say more. Raises BadDataError
-    if it says less.
+    """Return what a file says of its checkpoint; another version may say more.
+
+    Raises:
+        BadDataError: If it says less.
     """
     known = {each.name for each in fields(Facts)}
     try:

@@ -48,8 +48,9 @@ Told = Callable[[int, ContinuationScore], object]
 def read_tokens(question: Question, config: ModelConfig) -> tuple[int, ...]:
     """Return what a model reads to answer: all but the last id, the end of it if it is too long.
 
-    Raises UsageError if the continuation alone is longer than the model reads, and for an id that
-    the model does not have.
+    Raises:
+        UsageError: If the continuation alone is longer than the model reads, and for an id that the
+            model does not have.
     """
     whole = question.context + question.continuation
     if not question.context or not question.continuation:
@@ -83,8 +84,11 @@ def scores(
 ) -> list[ContinuationScore]:
     """Return the score of each question.
 
-    ``most`` texts are computed at once; as many as seems good if None. Raises UsageError as
-    ``read_tokens`` does, before anything is computed, and where memory does not suffice for one.
+    ``most`` texts are computed at once; as many as seems good if None.
+
+    Raises:
+        UsageError: As ``read_tokens`` does, before anything is computed, and where memory does not
+            suffice for one.
     """
     read = [read_tokens(each, model.config) for each in questions]
     wanted = [each.continuation for each in questions]

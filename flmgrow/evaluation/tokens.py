@@ -43,8 +43,12 @@ def tokens_of(
 ) -> HarnessTokenizer:
     """Return how a checkpoint is asked.
 
-    ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own. Raises UsageError
-    if there is none, BadCheckpointError and BadDataError for damaged ones.
+    ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own.
+
+    Raises:
+        UsageError: If there is none.
+        BadCheckpointError: For damaged ones.
+        BadDataError: For damaged ones.
     """
     found = spoken_as_exported(source, tokenizer)
     loaded = _loaded(found, source)

@@ -101,7 +101,8 @@ def continued(
 ) -> Iterator[Continued]:
     """Yield how each prompt goes on, batch by batch.
 
-    Raises UsageError as ``check_prompts`` does, and where memory does not suffice for one.
+    Raises:
+        UsageError: As ``check_prompts`` does, and where memory does not suffice for one.
     """
     check_prompts(model, prompts)
     for numbers in in_batches(prompts, request.batch):

@@ -41,7 +41,11 @@ class Said:
 
 
 def request_of(saying: SayingGiven) -> GenerationRequest:
-    """Return the request that is meant. Raises UsageError for one that cannot be."""
+    """Return the request that is meant.
+
+    Raises:
+        UsageError: For one that cannot be.
+    """
     usual = GenerationRequest()
     return GenerationRequest(
         Choice(
@@ -68,8 +72,10 @@ class Session:
     ) -> Iterator[Said]:
         """Yield what each prompt goes on with, in batches of like lengths.
 
-        With ``stops``, nothing is told as it comes: it might be taken back. Raises UsageError for a
-        prompt that the model cannot read.
+        With ``stops``, nothing is told as it comes: it might be taken back.
+
+        Raises:
+            UsageError: For a prompt that the model cannot read.
         """
         ids = [self.speech.encode(prompt) for prompt in prompts]
         streams = [Stream(self.speech, own) for own in ids]

@@ -25,7 +25,11 @@ _HALF = "\ufffd"
 
 
 class Speech:
-    """A tokenizer, and the ids that end a text. Raises BadDataError for a file that is none."""
+    """A tokenizer, and the ids that end a text.
+
+    Raises:
+        BadDataError: For a file that is none.
+    """
 
     def __init__(self, content: bytes, ends: frozenset[int], where: object) -> None:
         try:
@@ -43,7 +47,11 @@ class Speech:
         self.ends = ends
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a prompt. Raises UsageError for what has none."""
+        """Return the tokens of a prompt.
+
+        Raises:
+            UsageError: For what has none.
+        """
         try:
             text.encode()
             ids: list[int] = self._tokenizer.encode(text).ids
@@ -88,8 +96,12 @@ def speech_of(
 ) -> tuple[Speech, list[str]]:
     """Return how a checkpoint is spoken to, and what is to be known of it.
 
-    ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own. Raises UsageError
-    if there is none, BadCheckpointError and BadDataError for damaged ones.
+    ``tokenizer`` (a folder, a file, or ``bytes``) stands in the place of its own.
+
+    Raises:
+        UsageError: If there is none.
+        BadCheckpointError: For damaged ones.
+        BadDataError: For damaged ones.
     """
     found = spoken_as_exported(source, tokenizer)
     content = read_content(found.files[TOKENIZER_JSON])
@@ -101,7 +113,8 @@ def spoken_as_exported(
 ) -> Spoken:
     """Return the files of the tokenizer and the special ids that an export would write.
 
-    Raises as ``speech_of`` does.
+    Raises:
+        FlmgrowError: As ``speech_of`` does.
     """
     given = NO_TOKENIZER if tokenizer is None else tokenizer_files(Path(tokenizer), source.config)
     found = spoken(source, _as_exported(source, given))

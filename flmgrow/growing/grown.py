@@ -75,14 +75,14 @@ class _InMemory(NoFiles):
 
 
 @dataclass(frozen=True, eq=False)
-class Stop:
+class GrownSlice:
     """Arrays of the new model that are computed together, and the old slices behind them."""
 
     placements: tuple[Placement, ...]
     needed: frozenset[Slice]
 
 
-def stops(growth: Growth, layout: Layout, padded_vocab: int) -> Iterator[Stop]:
+def stops(growth: Growth, layout: Layout, padded_vocab: int) -> Iterator[GrownSlice]:
     """Yield the arrays of a grown model on all ranks, those of the same parameter together."""
     sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}
     together: dict[Slice, list[Placement]] = {}
@@ -90,7 +90,7 @@ def stops(growth: Growth, layout: Layout, padded_vocab: int) -> Iterator[Stop]:
         together.setdefault(slices_of(placement)[0], []).append(placement)
     for found in together.values():
         needed = (each for placement in found for each in _behind(growth, placement))
-        yield Stop(tuple(found), frozenset(needed))
+        yield GrownSlice(tuple(found), frozenset(needed))
 
 
 def _behind(growth: Growth, placement: Placement) -> Iterator[Slice]:
@@ -112,7 +112,10 @@ def grown_model(
     """Return this rank's part of a grown model as an opened checkpoint, which lies in memory.
 
     On all ranks at once. It reads what this rank has of it in ``layout``, and is let go when it is
-    closed. Raises DivergenceError for values that are not finite.
+    closed.
+
+    Raises:
+        DivergenceError: For values that are not finite.
     """
     old = source.checkpoint
     values, own = ModelValues(growth, old), own_model_rank()

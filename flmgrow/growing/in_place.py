@@ -25,7 +25,7 @@ from flmgrow.surgery.manifest import carried_through
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan import growth_of
 from flmgrow.surgery.target_file import GrowthRequest, parse_target
-from flmgrow.trainer.checkpoint.loading import Begin, Grown
+from flmgrow.trainer.checkpoint.loading import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.ranks.agreement import together
 from flmgrow.trainer.run_config import RunConfig
@@ -60,7 +60,8 @@ class GrowthInPlace:
     def grow(self, live: LiveModel, stage: StageFile) -> Begin:
         """Return what ``stage`` begins with. On all ranks at once.
 
-        Raises a FlmgrowError, on all ranks, for a growth that cannot be.
+        Raises:
+            FlmgrowError: On all ranks, for a growth that cannot be.
         """
         began = time.perf_counter()
         source = LiveSource(live)
@@ -78,7 +79,7 @@ class GrowthInPlace:
             carried=carried,
             masks=stage.masks.rising(dict(sorted(growth.masks.items()))),  # as a manifest has them
             family=_family(live, growth),
-            grown=Grown(
+            grown=GrownInMemory(
                 live.run.stage.name,
                 parameter_count(growth.old),
                 _methods(growth),
@@ -94,7 +95,11 @@ def _methods(growth: Growth) -> dict[str, str]:
 def _planned(
     source: Checkpoint, stage: StageFile, pending: Mapping[Dimension, Mask]
 ) -> PlannedGrowth:
-    """Return how ``source`` grows into the model of ``stage``. Raises UsageError."""
+    """Return how ``source`` grows into the model of ``stage``.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     request = _request_of(stage)
     wanted = request.target()
     with in_keys("growth"):

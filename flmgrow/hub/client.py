@@ -95,7 +95,10 @@ def _redacted_output(redact: Redactor) -> Iterator[None]:
 def session(name: object) -> "Iterator[HfApi]":
     """Give the library's API, to speak of ``name``; whatever fails in it becomes an error of ours.
 
-    Raises UsageError without the library, HubError or StorageError.
+    Raises:
+        UsageError: Without the library.
+        HubError: The file system failed.
+        StorageError: The file system failed.
     """
     try:
         from huggingface_hub import HfApi, get_token

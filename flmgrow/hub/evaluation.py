@@ -52,8 +52,11 @@ def _of_task(task: str, numbers: Mapping[str, object]) -> Iterator[EvaluationSco
 def read_scores(content: bytes, where: str) -> tuple[EvaluationScore, ...]:
     """Return the scores in the bytes of an evaluation file, in its order.
 
-    ``where`` names it in messages. Raises BadCheckpointError for what is no JSON, UsageError for
-    JSON without scores.
+    ``where`` names it in messages.
+
+    Raises:
+        BadCheckpointError: For what is no JSON.
+        UsageError: For JSON without scores.
     """
     scores = scores_in(parse_object(content, where), where)
     if len(scores) > MOST_SCORES:
@@ -62,7 +65,11 @@ def read_scores(content: bytes, where: str) -> tuple[EvaluationScore, ...]:
 
 
 def scores_in(data: Mapping[str, object], where: str) -> tuple[EvaluationScore, ...]:
-    """Return the scores in what an evaluation file holds. Raises UsageError if there are none."""
+    """Return the scores in what an evaluation file holds.
+
+    Raises:
+        UsageError: If there are none.
+    """
     results = data.get("results", data)
     if not isinstance(results, dict):
         raise UsageError("results is no object", _FORM, where=where)

@@ -43,7 +43,11 @@ def is_on_hub(path: Path) -> bool:
 
 
 def hub_name(path: Path) -> HubName:
-    """Return what ``hf://ORG/NAME@REVISION`` means. Raises UsageError."""
+    """Return what ``hf://ORG/NAME@REVISION`` means.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     user, at, _ = path.parts[1].partition("@") if path.parts[1:] else ("", "", "")
     if ":" in user or (at and path.parts[2:] and user.startswith(("hf_", "api_org_"))):
         raise UsageError(
@@ -56,7 +60,11 @@ def hub_name(path: Path) -> HubName:
 
 
 def push_name(repository: str, revision: str | None) -> HubName:
-    """Return the repository and branch that are to be written to. Raises UsageError."""
+    """Return the repository and branch that are to be written to.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     name = HubName(repository.removeprefix("hf://"), _MAIN if revision is None else revision)
     if "/" not in name.repository:
         raise UsageError(

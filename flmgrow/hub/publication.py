@@ -24,8 +24,13 @@ class Publication:
     def publish(self, folder: Path, manifest: Manifest) -> str:
         """Push ``folder`` and return the commit's address, with the card brought up to date.
 
-        A card that somebody edited is pushed as it is. Raises HubError, OutputExistsError,
-        UsageError, StorageError.
+        A card that somebody edited is pushed as it is.
+
+        Raises:
+            HubError: The Hub refuses, or does not answer.
+            OutputExistsError: The output is there, or another run is writing it.
+            UsageError: What was asked for cannot be.
+            StorageError: The file system failed.
         """
         assert self.push is not None, "there is nowhere to push to"
         page, wanted = folder / CARD, card(manifest, self.facts)

@@ -42,8 +42,11 @@ class Push:
     keep_code: bool = False
 
     def check(self) -> None:
-        """Ask whether the push can be done, before hours of writing. Raises HubError,
-        OutputExistsError for a public repository where a private one is wanted.
+        """Ask whether the push can be done, before hours of writing.
+
+        Raises:
+            HubError: The Hub refuses, or does not answer.
+            OutputExistsError: For a public repository where a private one is wanted.
         """
         with session(self.name) as api:
             if not _logged_in():
@@ -79,7 +82,10 @@ class Push:
     def run(self, folder: Path, manifest: Manifest, message: str) -> str:
         """Push ``folder``, whose content ``manifest`` describes, and return the commit's address.
 
-        Raises HubError, OutputExistsError, UsageError for programs in the folder.
+        Raises:
+            HubError: The Hub refuses, or does not answer.
+            OutputExistsError: The output is there, or another run is writing it.
+            UsageError: For programs in the folder.
         """
         paths = _files_to_push(folder, manifest, self.keep_code)
         with session(self.name) as api:
@@ -159,7 +165,8 @@ def _commit_id(name: HubName, found: object) -> str:
 def _files_to_push(folder: Path, manifest: Manifest, keep_code: bool) -> dict[str, Path]:
     """Return the files of the model by their path in the repository.
 
-    Raises UsageError for programs, which whoever loads the model might run, but for flmgrow's own.
+    Raises:
+        UsageError: For programs, which whoever loads the model might run, but for flmgrow's own.
     """
     code = sorted(path.name for path in folder.glob("*.py"))
     foreign = [name for name in code if not is_shipped(folder / name)]

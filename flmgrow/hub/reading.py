@@ -41,7 +41,10 @@ LEFT = ("*/*", "*.py", "*.bin", "consolidated*.safetensors")
 def fetch(name: HubName) -> tuple[Path, HubOrigin]:
     """Return the folder in the cache that holds ``name``, fetched if need be, and its origin.
 
-    Offline (``HF_HUB_OFFLINE``), what the cache holds is taken. Raises HubError.
+    Offline (``HF_HUB_OFFLINE``), what the cache holds is taken.
+
+    Raises:
+        HubError: The Hub refuses, or does not answer.
     """
     with session(name) as api:
         from huggingface_hub.constants import is_offline_mode

@@ -15,7 +15,8 @@ def device_named(name: str | None, rank: int = 0) -> "torch.device":
     """Return the device of this name; for None a GPU, that of this machine's ``rank``, or else the
     CPU.
 
-    Raises UsageError for one that is not there.
+    Raises:
+        UsageError: For one that is not there.
     """
     import torch
 
@@ -33,7 +34,11 @@ def device_named(name: str | None, rank: int = 0) -> "torch.device":
 
 
 def dtype_named(name: str | None) -> "torch.dtype | None":
-    """Return the dtype of this name, None for None. Raises UsageError for another."""
+    """Return the dtype of this name, None for None.
+
+    Raises:
+        UsageError: For another.
+    """
     if name is None:
         return None
     import torch

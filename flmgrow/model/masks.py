@@ -101,7 +101,11 @@ def ranges(indices: IntArray) -> list[list[int]]:
 
 
 def _indices(spans: list[tuple[int, int]]) -> IntArray:
-    """Return the indices in rising half-open ranges. Raises ValueError for anything else."""
+    """Return the indices in rising half-open ranges.
+
+    Raises:
+        ValueError: For anything else.
+    """
     edges = [edge for start, stop in spans for edge in (start, stop)]
     if not all(type(edge) is int for edge in edges) or edges != sorted({*edges}):
         raise ValueError("ranges that do not rise")
@@ -114,7 +118,8 @@ def _indices(spans: list[tuple[int, int]]) -> IntArray:
 def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
     """Return the mask that ``Mask.to_json`` described.
 
-    Raises BadCheckpointError if it is malformed.
+    Raises:
+        BadCheckpointError: If it is malformed.
     """
     try:
         fresh = data["fresh"]

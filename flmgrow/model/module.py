@@ -52,7 +52,8 @@ class Model(nn.Module):
     ) -> Tensor:
         """Return the logits (b, s, v) of every true id for ``tokens`` (b, s).
 
-        Raises UsageError as ``residual`` does.
+        Raises:
+            UsageError: As ``residual`` does.
         """
         return self.logits_of(self.residual(tokens, cache, places))
 
@@ -62,8 +63,10 @@ class Model(nn.Module):
         """Return the last residual (b, s, h) for ``tokens`` (b, s).
 
         With a ``cache``, the tokens follow those that it was given before, unless ``places`` says
-        where they stand. Raises UsageError for more positions than a model with learned positions
-        has.
+        where they stand.
+
+        Raises:
+            UsageError: For more positions than a model with learned positions has.
         """
         if self.config.positions == "learned":
             end = tokens.shape[-1] + (0 if cache is None else cache.length)
@@ -106,7 +109,8 @@ class Model(nn.Module):
     def generate(self, tokens: Tensor, count: int) -> Tensor:
         """Return ``tokens`` (b, s) followed by the likeliest ids, ``count`` of them: (b, s+count).
 
-        Raises UsageError as ``forward`` does.
+        Raises:
+            UsageError: As ``forward`` does.
         """
         cache, step = self.new_cache(), tokens
         for _ in range(count):

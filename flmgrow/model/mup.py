@@ -92,8 +92,10 @@ _SETTINGS = {
 def grown_group(group: Mapping[object, object], ratio: float) -> Mapping[object, object]:
     """Return a param group with settings for ``ratio`` times the width.
 
-    A group that does not say its kind, and settings it does not have, stay as they are. Raises
-    UsageError for a setting that is no number.
+    A group that does not say its kind, and settings it does not have, stay as they are.
+
+    Raises:
+        UsageError: For a setting that is no number.
     """
     kind = group.get(KIND)
     if kind not in list(Kind):

@@ -43,15 +43,20 @@ class StageEnd:
 def ended(run: Path, forecaster: Forecaster) -> Iterator[StageEnd]:
     """Yield how each stage of a run has ended.
 
-    Raises UsageError for a law that knows one length, which is not the stage's, and for what is no
-    run.
+    Raises:
+        UsageError: For a law that knows one length, which is not the stage's, and for what is no
+            run.
     """
     for metrics in find_metrics(run):
         yield stage_ended(metrics.parent, forecaster)
 
 
 def stage_ended(folder: Path, forecaster: Forecaster) -> StageEnd:
-    """Return how the stage in a folder has ended. Raises UsageError as ``ended`` does."""
+    """Return how the stage in a folder has ended.
+
+    Raises:
+        UsageError: As ``ended`` does.
+    """
     point = end_of(folder, None)
     try:
         return StageEnd(folder.name, point, forecaster.at(point.parameters, point.tokens))

@@ -71,8 +71,10 @@ class Forecaster:
     def at(self, parameters: float, tokens: float | None = None) -> Forecast:
         """Return what is foretold of a size.
 
-        ``tokens`` are those of the longest run if not given. Raises UsageError for others, where
-        all runs end at one length.
+        ``tokens`` are those of the longest run if not given.
+
+        Raises:
+            UsageError: For others, where all runs end at one length.
         """
         longest = max(point.tokens for point in self.points)
         length = tokens or longest
@@ -104,7 +106,11 @@ class Forecaster:
 
 
 def forecaster(points: Sequence[RunPoint], form: Form, seed: int = 0) -> Forecaster:
-    """Return a forecaster fitted to points. Raises UsageError as ``check_enough`` does."""
+    """Return a forecaster fitted to points.
+
+    Raises:
+        UsageError: As ``check_enough`` does.
+    """
     check_enough(points, form)
     law = fit(points, form)
     random = np.random.default_rng(seed)

@@ -140,7 +140,8 @@ class Law:
 def form_for(points: Sequence[RunPoint]) -> Form:
     """Return the form that points allow: with tokens, if runs of three lengths or more are there.
 
-    Raises UsageError for runs of two lengths: a law of sizes needs one.
+    Raises:
+        UsageError: For runs of two lengths: a law of sizes needs one.
     """
     lengths = sorted({point.tokens for point in points})
     if len(lengths) == 1:
@@ -244,7 +245,10 @@ def minimised(
     slopes: Callable[[FloatArray], FloatArray],
 ) -> Any:
     """Return scipy's result (``x`` and ``cost``) of the least sum of Huber's loss of residuals in
-    log loss, from a start, with their derivatives. Raises UsageError without scipy.
+    log loss, from a start, with their derivatives.
+
+    Raises:
+        UsageError: Without scipy.
     """
     return scipy("optimize").least_squares(
         residuals, start, slopes, loss="huber", f_scale=HUBER, bounds=(-50.0, 50.0), max_nfev=500

@@ -7,7 +7,11 @@ from flmgrow.errors import UsageError
 
 
 def scipy(part: str) -> Any:
-    """Return a module of scipy, such as ``stats``. Raises UsageError if it is not installed."""
+    """Return a module of scipy, such as ``stats``.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
     try:
         return import_module(f"scipy.{part}")
     except ModuleNotFoundError:

@@ -20,7 +20,8 @@ _PLACES = 60
 def picture(found: Forecaster, forecasts: Sequence[Forecast], kind: str) -> bytes:
     """Return the picture as a file of a kind in ``stages.drawing.KINDS``.
 
-    Raises UsageError if matplotlib is missing or broken.
+    Raises:
+        UsageError: If matplotlib is missing or broken.
     """
     return drawn(kind, SIZE, lambda figure: _draw(figure, found, forecasts))
 

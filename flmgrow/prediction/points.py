@@ -74,8 +74,12 @@ def points_of(paths: Sequence[Path], step: int | None) -> list[RunPoint]:
     """Return the points of runs, and of files of points (``.csv``), at a ``step`` or their last.
 
     A run is a folder with ``stage.yaml`` and its metrics, a folder of a run of one stage, or a
-    stage file. Raises UsageError for what is none of these or has not come that far, for one that
-    is named twice, and for runs of different data; BadDataError for what is damaged.
+    stage file.
+
+    Raises:
+        UsageError: For what is none of these or has not come that far, for one that is named twice,
+            and for runs of different data.
+        BadDataError: For what is damaged.
     """
     places = [path.resolve() for path in paths]
     for number, path in enumerate(paths):
@@ -108,7 +112,9 @@ def _check_alike(one: RunPoint, other: RunPoint) -> None:
 def end_of(path: Path, step: int | None) -> RunPoint:
     """Return where a run of one stage was at a ``step``, or at its end.
 
-    Raises as ``points_of``, and UsageError for one that has not ended if no step is given.
+    Raises:
+        FlmgrowError: As ``points_of`` does.
+        UsageError: For one that has not ended if no step is given.
     """
     file = _stage_file(path)
     stage = read_stage(file)

@@ -10,7 +10,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.shape import shape_for
-from flmgrow.proposing.carrying import Leg
+from flmgrow.proposing.carrying import ReadStage
 
 SIZES = 12
 """Sizes between the smallest model and the largest, evenly in their logarithm."""
@@ -48,10 +48,10 @@ class Candidate:
     tokens: tuple[float, ...]
 
     @property
-    def legs(self) -> list[Leg]:
+    def legs(self) -> list[ReadStage]:
         """The stages as a law sees them."""
         return [
-            Leg(parameter_count(model), tokens)
+            ReadStage(parameter_count(model), tokens)
             for model, tokens in zip(self.models, self.tokens, strict=True)
         ]
 
@@ -88,7 +88,8 @@ class ScheduleLimits:
 def sizes(smallest: ModelConfig, final: float | None) -> list[ModelConfig]:
     """Return models from the smallest to the final size, each of which can grow into the next.
 
-    Raises UsageError for a final size below the smallest model's.
+    Raises:
+        UsageError: For a final size below the smallest model's.
     """
     least = parameter_count(smallest)
     if final is not None and final < least:

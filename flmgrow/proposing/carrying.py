@@ -21,22 +21,22 @@ from flmgrow.stages.curves import find_metrics
 
 
 @dataclass(frozen=True)
-class Leg:
+class ReadStage:
     """A stage as a law sees it: a size, and the tokens that it reads."""
 
     parameters: float
     tokens: float
 
 
-def loss_of(law: Law, legs: Sequence[Leg], carried: float) -> float:
+def loss_of(law: Law, legs: Sequence[ReadStage], carried: float) -> float:
     """Return the loss at the end of a schedule: each growth carries over that share."""
     return law.loss(legs[-1].parameters, effective_tokens(law, legs, carried))
 
 
-def effective_tokens(law: Law, legs: Sequence[Leg], carried: float) -> float:
+def effective_tokens(law: Law, legs: Sequence[ReadStage], carried: float) -> float:
     """Return the tokens after which a model of the last size, never grown, would be as good."""
     worth = 0.0
-    before: Leg | None = None
+    before: ReadStage | None = None
     for leg in legs:
         if before is not None:
             found = law.tokens_for(leg.parameters, law.loss(before.parameters, worth))
@@ -47,7 +47,11 @@ def effective_tokens(law: Law, legs: Sequence[Leg], carried: float) -> float:
 
 
 def ends_of(run: Path) -> list[RunPoint]:
-    """Return the ends of a run's stages. Raises UsageError for a run that never grew."""
+    """Return the ends of a run's stages.
+
+    Raises:
+        UsageError: For a run that never grew.
+    """
     ends = [end_of(metrics.parent, None) for metrics in find_metrics(run)]
     if len(ends) < 2:
         raise UsageError("has one stage", "give runs that grew, or leave grown out", where=run)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from flmgrow.prediction.law import FloatArray, Law
-from flmgrow.proposing.carrying import Leg, loss_of
+from flmgrow.proposing.carrying import ReadStage, loss_of
 from flmgrow.proposing.two_stage import TwoStageLaw
 
-Name = Literal["carried", "two-stage", "mixing"]
+GrowthLawName = Literal["carried", "two-stage", "mixing"]
 
 MARGIN = 1.5
 """How far beyond the factors of the runs that grew a two-stage law is asked."""
@@ -24,27 +24,27 @@ MARGIN = 1.5
 class GrowthLaw(Protocol):
     """A law of growth; ``told`` says what it rests on."""
 
-    name: ClassVar[Name]
+    name: ClassVar[GrowthLawName]
 
     @property
     def told(self) -> str:
         """What the law says, and how that is known."""
 
-    def losses(self, laws: Sequence[Law], legs: Sequence[Leg]) -> list[float] | None:
+    def losses(self, laws: Sequence[Law], legs: Sequence[ReadStage]) -> list[float] | None:
         """Return the loss at the end of stages in each draw, of which ``laws`` are the laws of
         sizes and tokens; None for schedules of which nothing is known.
         """
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class CarriedShare:
     """A share carried over, one for each draw."""
 
     shares: FloatArray
     told: str
-    name: ClassVar[Name] = "carried"
+    name: ClassVar[GrowthLawName] = "carried"
 
-    def losses(self, laws: Sequence[Law], legs: Sequence[Leg]) -> list[float] | None:
+    def losses(self, laws: Sequence[Law], legs: Sequence[ReadStage]) -> list[float] | None:
         """Return the loss at the end of stages."""
         pairs = zip(laws, self.shares, strict=True)
         return [loss_of(law, legs, float(share)) for law, share in pairs]
@@ -57,9 +57,9 @@ class TwoStages:
     draws: Sequence[TwoStageLaw]
     factors: tuple[float, float]
     told: str
-    name: ClassVar[Name] = "two-stage"
+    name: ClassVar[GrowthLawName] = "two-stage"
 
-    def losses(self, laws: Sequence[Law], legs: Sequence[Leg]) -> list[float] | None:
+    def losses(self, laws: Sequence[Law], legs: Sequence[ReadStage]) -> list[float] | None:
         """Return the loss at the end of two stages; None for more, and for other factors."""
         if len(legs) != 2:
             return None
@@ -75,13 +75,13 @@ class TwoStages:
 class Mixing:
     """A grown model that catches up with one that was never grown."""
 
-    name: ClassVar[Name] = "mixing"
+    name: ClassVar[GrowthLawName] = "mixing"
     told: str = (
         "a grown model catches up with one of its size that has read the same "
         "(arXiv 2511.04981, for one growth, late)"
     )
 
-    def losses(self, laws: Sequence[Law], legs: Sequence[Leg]) -> list[float] | None:
+    def losses(self, laws: Sequence[Law], legs: Sequence[ReadStage]) -> list[float] | None:
         """Return the loss at the end of two stages; None for more."""
         if len(legs) != 2:
             return None

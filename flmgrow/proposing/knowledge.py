@@ -10,12 +10,12 @@ from flmgrow.prediction.forecast import DRAWS, forecaster
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, form_for, prior
 from flmgrow.prediction.points import RunPoint, points_of
 from flmgrow.proposing.carrying import carried_by, ends_of
-from flmgrow.proposing.growth_laws import Carried, GrowthLaw, Mixing, TwoStages
+from flmgrow.proposing.growth_laws import CarriedShare, GrowthLaw, Mixing, TwoStages
 from flmgrow.proposing.request import BudgetFile, TwoStageSection
 from flmgrow.proposing.two_stage import (
     FEWEST,
     FORMULA,
-    Grown,
+    GrownRun,
     TwoStageLaw,
     drawn,
     grown_of,
@@ -26,7 +26,8 @@ from flmgrow.proposing.two_stage import (
 def laws_of(file: BudgetFile) -> tuple[list[Law], str]:
     """Return a law of sizes and tokens for each draw, and what they rest on.
 
-    Raises UsageError for runs that no such law can be fitted to.
+    Raises:
+        UsageError: For runs that no such law can be fitted to.
     """
     if file.law is None:
         laws = prior()
@@ -52,7 +53,8 @@ def laws_of(file: BudgetFile) -> tuple[list[Law], str]:
 def growth_laws(file: BudgetFile, laws: Sequence[Law]) -> list[GrowthLaw]:
     """Return the laws of growth that can be had, that by which the proposal is made first.
 
-    Raises UsageError for one that is asked for and cannot be had.
+    Raises:
+        UsageError: For one that is asked for and cannot be had.
     """
     runs = [ends_of(run) for run in file.grown]
     found = list(_growth_laws(file, laws, runs))
@@ -76,20 +78,22 @@ def _growth_laws(
     yield Mixing()
 
 
-def _carried(file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[RunPoint]]) -> Carried:
+def _carried(
+    file: BudgetFile, laws: Sequence[Law], runs: Sequence[Sequence[RunPoint]]
+) -> CarriedShare:
     random = np.random.default_rng(0)
     if not runs:
         low, high = file.carried
         text = f"growth carries over {low:g} to {high:g} of what the small model has learned"
         shares = random.uniform(low, high, len(laws))
-        return Carried(shares, f"{text}: no run that grew was given")
+        return CarriedShare(shares, f"{text}: no run that grew was given")
     found = [share for ends in runs for share in carried_by(laws[0], ends)]
     # What a run has carried over is read off a law, so each draw of the law has shares of its own.
     shares = np.array(
         [random.choice([each for ends in runs for each in carried_by(law, ends)]) for law in laws]
     )
     text = f"growth carries over {min(found):.2f} to {max(found):.2f}"
-    return Carried(shares, f"{text}, as {len(found)} growths tell")
+    return CarriedShare(shares, f"{text}, as {len(found)} growths tell")
 
 
 def _given(said: TwoStageSection, draws: int) -> TwoStages:
@@ -98,7 +102,7 @@ def _given(said: TwoStageSection, draws: int) -> TwoStages:
     return TwoStages([law] * draws, said.factors, f"{FORMULA}: {constants}, of {said.source}")
 
 
-def _fitted(grown: Sequence[Grown], laws: Sequence[Law]) -> TwoStages:
+def _fitted(grown: Sequence[GrownRun], laws: Sequence[Law]) -> TwoStages:
     draws = drawn(laws[0], laws, grown)
     constants = ", ".join(
         f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in intervals(draws).items()

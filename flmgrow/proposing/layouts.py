@@ -21,7 +21,8 @@ def layout_for(stage: StageFile, model: ModelConfig, gpus: int, room: float) -> 
     """Return the layout on so many devices of ``room`` bytes: as few tensor and pipeline ranks as
     do.
 
-    Raises UsageError if none fits.
+    Raises:
+        UsageError: If none fits.
     """
     least = None
     for tp, pp in sorted(product(TENSOR, PIPELINE), key=lambda each: (each[0] * each[1], each[1])):

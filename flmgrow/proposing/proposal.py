@@ -75,8 +75,9 @@ class Proposal:
 def propose(path: Path) -> Proposal:
     """Return what to do with the budget in a file.
 
-    Raises UsageError for a budget that allows nothing, runs that no law can be fitted to, and a
-    model that fits no layout.
+    Raises:
+        UsageError: For a budget that allows nothing, runs that no law can be fitted to, and a model
+            that fits no layout.
     """
     file = read_budget(path)
     stage = read_stage(file.stage)

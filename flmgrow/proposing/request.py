@@ -21,7 +21,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from flmgrow.errors import UsageError
-from flmgrow.proposing.growth_laws import Name
+from flmgrow.proposing.growth_laws import GrowthLawName
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.trainer.stage.section import Amount, Count, FilePath, Positive, Section
@@ -83,7 +83,7 @@ class BudgetFile(Section):
     prior: Literal["hoffmann"] | None = None
     grown: list[FilePath] = Field(default_factory=list)
     carried: Annotated[tuple[Share, Share], Field(strict=False)] = (0.0, 1.0)
-    growth_law: Name = "carried"
+    growth_law: GrowthLawName = "carried"
     two_stage: TwoStageSection | None = None
 
     @model_validator(mode="after")
@@ -104,7 +104,11 @@ class BudgetFile(Section):
 
 
 def read_budget(path: Path) -> BudgetFile:
-    """Return the budget in a file, its paths seen from there. Raises UsageError."""
+    """Return the budget in a file, its paths seen from there.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     data = read_yaml(path)
     try:
         file = BudgetFile.model_validate(data)

@@ -17,7 +17,7 @@ from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import LEVEL
 from flmgrow.prediction.law import LARGEST_POWER, TOGETHER, FloatArray, Law, minimised
 from flmgrow.prediction.points import RunPoint
-from flmgrow.proposing.carrying import Leg
+from flmgrow.proposing.carrying import ReadStage
 from flmgrow.text import Found, Text
 
 FORMULA = "L = A D1^-a1 D2^(-a2 + a3 log D1) + E"
@@ -38,7 +38,7 @@ class TwoStageLaw:
     a3: float
     left: float | None = None
 
-    def loss(self, law: Law, first: Leg, second: Leg) -> float:
+    def loss(self, law: Law, first: ReadStage, second: ReadStage) -> float:
         """Return the loss at the end of ``second``, which was grown from the model of ``first``.
 
         Where more tokens would harm, beyond what the constants were fitted to, they do nothing.
@@ -52,11 +52,11 @@ class TwoStageLaw:
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrownRun:
     """A run that grew once: what each stage read, and the ``loss`` at the end of the second."""
 
-    first: Leg
-    second: Leg
+    first: ReadStage
+    second: ReadStage
     loss: float
 
     @property
@@ -65,29 +65,33 @@ class Grown:
         return self.second.parameters / self.first.parameters
 
 
-def grown_of(ends: Sequence[RunPoint]) -> Grown:
+def grown_of(ends: Sequence[RunPoint]) -> GrownRun:
     """Return the first growth of a run from the ends of its stages, whose tokens are of all."""
     before, after = ends[:2]
-    return Grown(
-        Leg(before.parameters, before.tokens),
-        Leg(after.parameters, after.tokens - before.tokens),
+    return GrownRun(
+        ReadStage(before.parameters, before.tokens),
+        ReadStage(after.parameters, after.tokens - before.tokens),
         after.loss,
     )
 
 
-def fit(law: Law, grown: Sequence[Grown]) -> TwoStageLaw:
+def fit(law: Law, grown: Sequence[GrownRun]) -> TwoStageLaw:
     """Return the two-stage law that fits best beside a law of sizes and tokens.
 
-    Raises UsageError for fewer growths than it can be trusted with, and for those whose two stages
-    cannot be told apart.
+    Raises:
+        UsageError: For fewer growths than it can be trusted with, and for those whose two stages
+            cannot be told apart.
     """
     _check_enough(grown)
     return _fitted(law, grown, np.array([each.loss for each in grown]))
 
 
-def drawn(law: Law, others: Sequence[Law], grown: Sequence[Grown]) -> list[TwoStageLaw]:
+def drawn(law: Law, others: Sequence[Law], grown: Sequence[GrownRun]) -> list[TwoStageLaw]:
     """Return the two-stage laws that other draws of the same growths would have given, one beside
-    each of ``others``. Raises UsageError as ``fit`` does.
+    each of ``others``.
+
+    Raises:
+        UsageError: As ``fit`` does.
     """
     best = fit(law, grown)
     told: FloatArray = np.array([best.loss(law, each.first, each.second) for each in grown])
@@ -110,7 +114,7 @@ def intervals(draws: Sequence[TwoStageLaw]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _tokens(grown: Sequence[Grown]) -> FloatArray:
+def _tokens(grown: Sequence[GrownRun]) -> FloatArray:
     """Return the logarithms of what both stages read, (2, growths)."""
     return np.log([[each.first.tokens for each in grown], [each.second.tokens for each in grown]])
 
@@ -121,7 +125,7 @@ def _design(tokens: FloatArray) -> FloatArray:
     return np.column_stack((np.ones_like(before), -before, -after, before * after))
 
 
-def _check_enough(grown: Sequence[Grown]) -> None:
+def _check_enough(grown: Sequence[GrownRun]) -> None:
     if len(grown) < FEWEST:
         raise UsageError(
             Text(Found(f"{len(grown)} runs that grew")),
@@ -140,7 +144,7 @@ def _check_enough(grown: Sequence[Grown]) -> None:
         )
 
 
-def _fitted(law: Law, grown: Sequence[Grown], losses: FloatArray) -> TwoStageLaw:
+def _fitted(law: Law, grown: Sequence[GrownRun], losses: FloatArray) -> TwoStageLaw:
     tokens = _tokens(grown)
     centre: FloatArray = tokens.mean(1)
     design = _design(tokens - centre[:, None])

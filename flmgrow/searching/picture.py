@@ -19,7 +19,8 @@ SIZE = (5.4, 3.6)
 def picture(report: Report, kind: str) -> bytes:
     """Return the picture as a file of a kind in ``stages.drawing.KINDS``.
 
-    Raises UsageError if matplotlib is missing or broken.
+    Raises:
+        UsageError: If matplotlib is missing or broken.
     """
     return drawn(kind, SIZE, lambda figure: _draw(figure, report))
 

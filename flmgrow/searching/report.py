@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 
 from flmgrow.searching.request import GridPoint, Search, Value, with_setting
 from flmgrow.searching.trials import TrialOutcome
-from flmgrow.stages.trial_folder import State
+from flmgrow.stages.trial_folder import TrialState
 from flmgrow.storage.strict_json import Json
 
 FLAT = 0.005
@@ -25,7 +25,7 @@ class PointResult:
     """A point's trials: the mean ``loss`` over seeds (infinite if one diverged), its ``error``."""
 
     point: GridPoint
-    state: State
+    state: TrialState
     loss: float
     error: float | None
     steps: int
@@ -70,7 +70,7 @@ class Report:
         """The axes, the most telling first: along which the best losses differ most."""
         return sorted(self.grid, key=lambda key: -_range(self.results, key, self.grid[key]))
 
-    def count(self, state: State) -> int:
+    def count(self, state: TrialState) -> int:
         """Return how many points are so far."""
         return sum(each.state is state for each in self.results)
 
@@ -113,16 +113,18 @@ def report_of(search: Search, outcomes: Sequence[TrialOutcome]) -> Report:
         _best(search, own)
         for width in widths
         if (own := [each for each in results if each.point.width == width and isfinite(each.loss)
-                    and each.state is State.DONE])
+                    and each.state is TrialState.DONE])
     ]  # fmt: skip
-    halved = any(each.state is State.STOPPED for each in results)
+    halved = any(each.state is TrialState.STOPPED for each in results)
     return Report(search.file.grid, results, best, halved)
 
 
 def _result(point: GridPoint, outcomes: Sequence[TrialOutcome]) -> PointResult:
     states = {each.state for each in outcomes}
     state = next(
-        each for each in (State.DIVERGED, State.OPEN, State.STOPPED, State.DONE) if each in states
+        each
+        for each in (TrialState.DIVERGED, TrialState.OPEN, TrialState.STOPPED, TrialState.DONE)
+        if each in states
     )
     losses = [each.loss for each in outcomes]
     loss = fmean(losses) if all(map(isfinite, losses)) else inf

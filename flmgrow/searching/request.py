@@ -103,8 +103,9 @@ class Search:
 def read_search(path: Path, widths: Sequence[int] = ()) -> Search:
     """Return the search in a file, at each of the ``widths`` if there are any.
 
-    Raises UsageError, naming file and key, for what no stage can be: a key that there is not, a
-    value that does not fit, a width that is no multiple of the head size.
+    Raises:
+        UsageError: For what no stage can be: a key that there is not, a value that does not fit, a
+            width that is no multiple of the head size; the message names file and key.
     """
     data = read_yaml(path)
     try:
@@ -202,8 +203,10 @@ def _trials(
 
 
 def with_setting(data: Json, key: str, value: object, where: tuple[object, ...] = ()) -> Json:
-    """Return the content of a file with another value at a dotted key. Raises UsageError for a key
-    inside something that has none.
+    """Return the content of a file with another value at a dotted key.
+
+    Raises:
+        UsageError: For a key inside something that has none.
     """
     name, dot, rest = key.partition(".")
     if not dot:
@@ -219,8 +222,10 @@ def with_setting(data: Json, key: str, value: object, where: tuple[object, ...] 
 def at_width(data: Json, width: int) -> Json:
     """Return the content of a valid stage file for a model of another width, of the same shape.
 
-    Heads keep their size and come in other numbers; the FFN keeps its ratio; depth stays. Raises
-    UsageError where that does not come out even.
+    Heads keep their size and come in other numbers; the FFN keeps its ratio; depth stays.
+
+    Raises:
+        UsageError: Where that does not come out even.
     """
     model = dict(data.get("model", {}))
     hidden, heads = model.get("hidden_size"), model.get("num_attention_heads")

@@ -14,7 +14,7 @@ from flmgrow.model.wording import clock_text
 from flmgrow.searching.request import GridPoint, Trial
 from flmgrow.searching.trials import SearchFolder
 from flmgrow.stages.pool import JobEnd, Pool
-from flmgrow.stages.trial_folder import State
+from flmgrow.stages.trial_folder import TrialState
 
 RUNGS = (0.25, 0.5)
 """Shares of the steps after which half of the trials are dropped."""
@@ -33,9 +33,12 @@ class TrialFailedError(FlmgrowError):
 
 
 def run_search(folder: SearchFolder, pool: Pool, told: Told, *, halving: bool = False) -> None:
-    """Train what is not done. Raises TrialFailedError, with what it told, for one that failed.
+    """Train what is not done.
 
     A trial that diverged counts as such, and ends nothing but itself.
+
+    Raises:
+        TrialFailedError: For one that failed; the message has what it told.
     """
     if halving:
         for share in RUNGS:
@@ -44,7 +47,7 @@ def run_search(folder: SearchFolder, pool: Pool, told: Told, *, halving: bool = 
 
 
 def _open(folder: SearchFolder) -> list[Trial]:
-    return [each.trial for each in folder.outcomes() if each.state is State.OPEN]
+    return [each.trial for each in folder.outcomes() if each.state is TrialState.OPEN]
 
 
 def _climb(folder: SearchFolder, pool: Pool, told: Told, share: float) -> None:
@@ -59,18 +62,18 @@ def _climb(folder: SearchFolder, pool: Pool, told: Told, share: float) -> None:
     outcomes = folder.outcomes()
     losses: dict[GridPoint, list[float]] = {}
     for each in outcomes:
-        if each.state is State.OPEN:
+        if each.state is TrialState.OPEN:
             loss = folder.loss(each.trial, rungs[each.trial.name])
             losses.setdefault(each.trial.point, []).append(loss)
     # A point counts as diverged if one of its seeds did: the report would say so of it anyway.
-    hopeless = {each.trial.point for each in outcomes if each.state is State.DIVERGED}
+    hopeless = {each.trial.point for each in outcomes if each.state is TrialState.DIVERGED}
     ranked = sorted(losses, key=lambda point: inf if point in hopeless else fmean(losses[point]))
     reason = f"in the worse half after {share:.0%} of its steps"
     gone = {each.trial.point for each in outcomes if each.told == reason} - losses.keys()
     kept = set(ranked[: max(FEWEST, ceil((len(ranked) + len(gone)) / 2))])
     for each in outcomes:
-        if each.state is State.OPEN and each.trial.point not in kept:
-            folder.keep(each.trial, State.STOPPED, reason)
+        if each.state is TrialState.OPEN and each.trial.point not in kept:
+            folder.keep(each.trial, TrialState.STOPPED, reason)
 
 
 def _train(
@@ -81,7 +84,7 @@ def _train(
     def ended(one: JobEnd, left: int, seconds: float) -> None:
         trial = by_name[one.job.name]
         if one.code == DivergenceError.exit_code:
-            folder.keep(trial, State.DIVERGED, one.told.removeprefix("error: "))
+            folder.keep(trial, TrialState.DIVERGED, one.told.removeprefix("error: "))
         told(_line(folder, trial, one, left, seconds))
 
     jobs = [
@@ -101,7 +104,7 @@ def _train(
 
 def _line(folder: SearchFolder, trial: Trial, one: JobEnd, left: int, seconds: float) -> str:
     outcome = folder.outcome(trial)
-    loss = f"loss {outcome.loss:.4f}" if outcome.state is State.DONE else str(outcome.state)
-    if outcome.state is State.OPEN:
+    loss = f"loss {outcome.loss:.4f}" if outcome.state is TrialState.DONE else str(outcome.state)
+    if outcome.state is TrialState.OPEN:
         loss = f"at step {folder.job(trial).taken:,}"
     return f"{trial.name}  {trial.point.text}  {loss}  ({left} left, {clock_text(seconds)})"

@@ -58,7 +58,9 @@ class SearchFolder:
     def held(self) -> Iterator[None]:
         """Keep other searches away from the folder, which is made if it is not there.
 
-        Raises OutputExistsError if one is at it, StorageError.
+        Raises:
+            OutputExistsError: If one is at it.
+            StorageError: The file system failed.
         """
         make_folders(Path(self.path.absolute().anchor), self.path.absolute())
         with locked(self.path, self.path):
@@ -67,7 +69,9 @@ class SearchFolder:
     def prepare(self, source: Path) -> None:
         """Write the trials' stage files, and a copy of the search file.
 
-        Raises UsageError if a trial was begun with other settings; StorageError.
+        Raises:
+            UsageError: If a trial was begun with other settings.
+            StorageError: The file system failed.
         """
         names = {trial.name for trial in self.search.trials}
         for folder in sorted((self.path / TRIALS).glob("*")):

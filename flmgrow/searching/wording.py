@@ -5,7 +5,7 @@ from math import isfinite
 
 from flmgrow.model.wording import value_text
 from flmgrow.searching.report import FLAT, Best, PointResult, Report, moves
-from flmgrow.stages.trial_folder import State
+from flmgrow.stages.trial_folder import TrialState
 
 SHOWN = 20
 """Points that the table on a terminal has."""
@@ -34,9 +34,9 @@ def _summary(report: Report) -> Iterator[str]:
     counts = [
         f"{report.count(state)} {name}"
         for state, name in (
-            (State.DIVERGED, "diverged"),
-            (State.STOPPED, "stopped early, in the worse half: one may have won later"),
-            (State.OPEN, "not done"),
+            (TrialState.DIVERGED, "diverged"),
+            (TrialState.STOPPED, "stopped early, in the worse half: one may have won later"),
+            (TrialState.OPEN, "not done"),
         )
         if report.count(state)
     ]
@@ -69,7 +69,7 @@ def table(report: Report, most: int) -> list[str]:
             *([str(each.point.width)] if widths else []),
             *(value_text(each.point.settings[key]) for key in keys),
             _loss(each),
-            "" if each.state is State.DONE else f"{each.state} after {each.steps:,} steps",
+            "" if each.state is TrialState.DONE else f"{each.state} after {each.steps:,} steps",
         ]
         for each in report.results[:most]
     ]

@@ -10,7 +10,11 @@ from flmgrow.storage.durable import write_small
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write ``report.md``, ``results.json`` and ``search.png``. Raises StorageError."""
+    """Write ``report.md``, ``results.json`` and ``search.png``.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     write_small(folder / "report.md", markdown(report).encode())
     write_small(folder / "results.json", json.dumps(report.to_json(), indent=1).encode())
     write_small(folder / "search.png", picture(report, "png"))

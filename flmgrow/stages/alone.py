@@ -14,7 +14,8 @@ from flmgrow.trainer.stage.keys import in_keys, told_of
 def read_stages(path: Path) -> list[PlannedStage]:
     """Return the stages of a schedule file, or the one of a stage file.
 
-    Raises UsageError as ``read_schedule`` does, and for a stage that does not say its vocabulary.
+    Raises:
+        UsageError: As ``read_schedule`` does, and for a stage that does not say its vocabulary.
     """
     data = read_yaml(path)
     if not isinstance(data, dict) or "stages" in data or not {"model", "training"} <= data.keys():

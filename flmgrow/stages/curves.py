@@ -18,7 +18,12 @@ from flmgrow.stages.last_checkpoints import STAGE_FOLDER
 from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.metrics.log import read_metrics
-from flmgrow.trainer.metrics.records import GrowthRecord, Measured, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import (
+    Measured,
+    MemoryGrowthRecord,
+    StepRecord,
+    ValidationRecord,
+)
 
 METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50
@@ -81,8 +86,11 @@ def read_runs(paths: Sequence[Path], evaluations: Sequence[Path] = ()) -> list[R
     """Return the runs at ``paths``: run folders, stage folders or files of metrics.
 
     ``evaluations`` are files or folders with the scores of the only one; without any, those in the
-    folder of each are read. Raises UsageError if one of them is none of these; BadDataError if one
-    is damaged or empty.
+    folder of each are read.
+
+    Raises:
+        UsageError: If one of them is none of these.
+        BadDataError: If one is damaged or empty.
     """
     folders = [folder_of(path).resolve().name for path in paths]
     names = folders if len(set(folders)) == len(folders) else [str(path) for path in paths]
@@ -103,7 +111,8 @@ def folder_of(path: Path) -> Path:
 def find_metrics(path: Path) -> list[Path]:
     """Return the files of metrics of a run, a stage, or the file itself, in order.
 
-    Raises UsageError if there is none.
+    Raises:
+        UsageError: If there is none.
     """
     if path.is_file():
         return [path]
@@ -127,7 +136,8 @@ def find_metrics(path: Path) -> list[Path]:
 def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve, ...]:
     """Return the curve of each stage in the records of ``files``.
 
-    Raises BadDataError, naming ``where``, if no loss is among them.
+    Raises:
+        BadDataError: If no loss is among them; the message names ``where``.
     """
     stages = [list(stage) for records in files for stage in _stages(records)]
     steps = [
@@ -197,10 +207,14 @@ def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> RunCurves:
 
 
 def _read(file: Path) -> list[Measured]:
-    """Return the losses in a file. Raises BadDataError if a count is none that a run has."""
+    """Return the losses in a file.
+
+    Raises:
+        BadDataError: If a count is none that a run has.
+    """
     found: list[Measured] = []
     for number, record in enumerate(read_metrics(file), start=1):
-        if isinstance(record, GrowthRecord):  # a new curve begins with its stage all the same
+        if isinstance(record, MemoryGrowthRecord):  # a new curve begins with its stage all the same
             continue
         found.append(record)
         for name, count in (("tokens", record.tokens), ("flops", record.flops)):

@@ -52,7 +52,8 @@ _UNKNOWN_SCRIPTS = ("Glyph .* missing from", "Matplotlib currently does not supp
 def drawn(kind: str, size: tuple[float, float], draw: Callable[["Figure"], None]) -> bytes:
     """Return what ``draw`` puts on a figure of ``size`` (inches) as a file of a kind in ``KINDS``.
 
-    Raises UsageError if matplotlib is missing or broken.
+    Raises:
+        UsageError: If matplotlib is missing or broken.
     """
     try:
         from matplotlib import rc_context

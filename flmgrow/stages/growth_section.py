@@ -51,7 +51,11 @@ WORDS = FileWords({**KEYS, **{name: f"growth.{name}" for name in GROWTH}})
 
 
 def growth_of(own: Json) -> Json:
-    """Return what a stage says of its growth. Raises UsageError if that is no mapping."""
+    """Return what a stage says of its growth.
+
+    Raises:
+        UsageError: If that is no mapping.
+    """
     growth = own.get("growth")
     if growth is None:
         return {}
@@ -88,7 +92,11 @@ def check_only_sizes(changes: object) -> None:
 
 
 def accepts_change(growth: Json) -> bool:
-    """Return whether a stage may grow into another function. Raises UsageError for other words."""
+    """Return whether a stage may grow into another function.
+
+    Raises:
+        UsageError: For other words.
+    """
     said = growth.get("accept")
     if said not in (None, ACCEPTED):
         raise UsageError(
@@ -100,8 +108,10 @@ def accepts_change(growth: Json) -> bool:
 def in_place_of(growth: Json, before: str | None) -> GrowthSection | None:
     """Return how a stage file says that its model grows in memory, None if it does not.
 
-    ``before`` is the folder of the stage before, if there is one. Raises UsageError for what is no
-    answer.
+    ``before`` is the folder of the stage before, if there is one.
+
+    Raises:
+        UsageError: For what is no answer.
     """
     said = growth.get("in_place", False)
     if not isinstance(said, bool):

@@ -19,8 +19,10 @@ def is_run(path: Path) -> bool:
 def last_checkpoints(run: Path) -> list[Path]:
     """Return the folders of checkpoints of a run's stages, in order, whose newest are the last.
 
-    Stages that have saved none, or whose checkpoints were removed, are left out. Raises UsageError
-    if that leaves none.
+    Stages that have saved none, or whose checkpoints were removed, are left out.
+
+    Raises:
+        UsageError: If that leaves none.
     """
     found = [stage / CHECKPOINTS for stage in _stages(run)]
     saved = [folder for folder in found if trained_to(folder) is not None]

@@ -23,7 +23,8 @@ CHECKPOINTS, STAGE, GROWTH = "checkpoints", "stage.yaml", "growth.yaml"
 def trained_to(checkpoints: Path) -> int | None:
     """Return the iteration of the newest checkpoint in a folder of them, None if it has none.
 
-    Raises BadCheckpointError if the tracker cannot be read.
+    Raises:
+        BadCheckpointError: If the tracker cannot be read.
     """
     tracker = checkpoints / TRACKER
     if not tracker.is_file():
@@ -62,8 +63,10 @@ def is_pending(stage: StageFile, newest: TrainingState | None) -> bool:
 def progress_in(folder: Path, stage: StageFile, newest: TrainingState | None) -> StageProgress:
     """Return how far ``stage``, whose folder this is, is with the settings that it has.
 
-    ``newest`` is the state of its newest checkpoint, None if there is none. Raises what reading
-    these files raises.
+    ``newest`` is the state of its newest checkpoint, None if there is none.
+
+    Raises:
+        FlmgrowError: What reading these files raises.
     """
     if newest is not None and not is_pending(stage, newest):
         return progress_of(stage, newest)

@@ -31,7 +31,8 @@ TENSORBOARD = "tensorboard"
 def names_of(path: Path, stages: Sequence[object]) -> list[str]:
     """Return the name of each stage.
 
-    Raises UsageError for one that is missing, is no name of a folder, or is there twice.
+    Raises:
+        UsageError: For one that is missing, is no name of a folder, or is there twice.
     """
     names: list[str] = []
     for number, own in enumerate(stages, 1):

@@ -53,8 +53,9 @@ class Look:
 def picture(runs: Sequence[RunCurves], kind: str, look: Look) -> bytes:
     """Return a picture of ``runs`` as a file of a kind in ``KINDS``, the same for the same runs.
 
-    Raises UsageError if matplotlib is missing or broken, there are more runs than colours, or the
-    title has too many lines.
+    Raises:
+        UsageError: If matplotlib is missing or broken, there are more runs than colours, or the
+            title has too many lines.
     """
     if len(runs) > len(COLOURS):
         raise UsageError(

@@ -67,7 +67,9 @@ StageFiles = Mapping[PlannedStage, Mapping[str, Json]]
 def prepare(folder: RunFolder, schedule: Path) -> None:
     """Write the files that a run's commands are given, and a copy of the schedule.
 
-    Raises what :func:`checked` does, and StorageError.
+    Raises:
+        FlmgrowError: What :func:`checked` does.
+        StorageError: The file system failed.
     """
     for planned, files in checked(folder, schedule).items():
         make_folders(Path(folder.path.anchor), folder.of(planned))
@@ -79,9 +81,10 @@ def prepare(folder: RunFolder, schedule: Path) -> None:
 def checked(folder: RunFolder, schedule: Path) -> StageFiles:
     """Return the content of each stage's files, by name.
 
-    Raises UsageError, naming what differs, if the folder has stages that the schedule has not, if a
-    stage that has begun would become another, or if a stage begins with what grew from another
-    checkpoint than the one before it saved.
+    Raises:
+        UsageError: If the folder has stages that the schedule has not, if a stage that has begun
+            would become another, or if a stage begins with what grew from another checkpoint than
+            the one before it saved; the message names what differs.
     """
     contents = {planned: _contents(planned) for planned in folder.stages}
     _check_folders(folder)
@@ -238,7 +241,10 @@ def _named(known: Json) -> Json:
 def _written(path: Path) -> dict[str, object]:
     """Return the values in a file of the run's folder, and defaults of keys that it lacks.
 
-    So a run may go on with a flmgrow that knows more keys. Raises UsageError if it is no such file.
+    So a run may go on with a flmgrow that knows more keys.
+
+    Raises:
+        UsageError: If it is no such file.
     """
     hint = Text("restore it from a copy, or give another ", _OUT)
     try:

@@ -47,7 +47,10 @@ def score_curves(places: Sequence[Path]) -> tuple[ScoreCurve, ...]:
     """Return the scores in files or folders of results, one curve for each task.
 
     Of a task with several metrics, the last: harnesses tell the plainest first. Results of which
-    nobody knows where they stand are left out. Raises what reading results raises.
+    nobody knows where they stand are left out.
+
+    Raises:
+        FlmgrowError: What reading results raises.
     """
     results = [each for place in places for each in results_below(place) if _is_placed(each)]
     results.sort(key=lambda each: (each.facts.tokens or 0) if each.facts else 0)

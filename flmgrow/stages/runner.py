@@ -27,7 +27,9 @@ class StepNotDoneError(FlmgrowError):
 def run_steps(steps: Iterable[Step], launch: RunCommand, say: Callable[[str], None]) -> int:
     """Carry out the steps that are not done yet; return 0, or the exit code of the first to fail.
 
-    Raises StepNotDoneError, or BadCheckpointError for a step whose result cannot be read.
+    Raises:
+        StepNotDoneError: The step has ended, and its work is not done.
+        BadCheckpointError: For a step whose result cannot be read.
     """
     for step in steps:
         if step.done():

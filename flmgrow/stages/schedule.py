@@ -100,8 +100,11 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
     """Return the stages of a schedule file, in order.
 
     ``run`` is the run's folder: how many steps a stage takes depends on what has been done there
-    with other batches. Raises UsageError, naming file, stage and key, for what cannot be carried
-    out, and what opening the checkpoint raises that the first stage starts with.
+    with other batches.
+
+    Raises:
+        UsageError: For what cannot be carried out; the message names file, stage and key.
+        FlmgrowError: What opening the checkpoint raises that the first stage starts with.
     """
     return planned_stages(read_yaml(path), path, run)
 
@@ -109,7 +112,8 @@ def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
 def planned_stages(data: object, path: Path, run: Path | None = None) -> list[PlannedStage]:
     """Return the stages of the schedule that ``data``, of the file ``path``, holds.
 
-    Raises as ``read_schedule``.
+    Raises:
+        FlmgrowError: As ``read_schedule`` does.
     """
     if not isinstance(data, dict) or not isinstance(data.get("stages"), list):
         raise UsageError("has no list of stages", HINT, where=path)
@@ -275,7 +279,11 @@ def _asked(stage: StageFile) -> ModelConfig:
 
 
 def _masks_of(growth: Growth, before: Smaller) -> Mapping[Dimension, Mask]:
-    """Return the masks after a growth. Raises UsageError if those of the last one are not open."""
+    """Return the masks after a growth.
+
+    Raises:
+        UsageError: If those of the last one are not open.
+    """
     if not growth.methods:
         return before.masks
     if not before.masks:

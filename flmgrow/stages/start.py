@@ -100,7 +100,11 @@ def with_start(own: Json) -> Json:
 def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | None:
     """Return the model that a stage says it begins with, None if it says none.
 
-    A path is seen from ``folder``. Raises UsageError, and what opening it raises.
+    A path is seen from ``folder``.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+        FlmgrowError: What opening it raises.
     """
     said = own.get("start")
     if said is None:

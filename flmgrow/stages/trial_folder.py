@@ -28,7 +28,7 @@ from flmgrow.trainer.stage.file import StageFile, stage_of
 METRICS, OUTCOME = "metrics.jsonl", "outcome.json"
 
 
-class State(StrEnum):
+class TrialState(StrEnum):
     """How far a training is."""
 
     OPEN = "open"
@@ -41,7 +41,7 @@ class State(StrEnum):
 class End:
     """How a training ended, after how many ``steps``, and what it told."""
 
-    state: State
+    state: TrialState
     steps: int
     told: str = ""
 
@@ -86,20 +86,28 @@ class TrialFolder:
                 raise UsageError(told, hint, where=file)
 
     def write(self) -> None:
-        """Write its stage file. Raises StorageError."""
+        """Write its stage file.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         make_folders(Path(self.path.absolute().anchor), self.path.absolute())
         write_small(self.path / STAGE, dump_yaml(self.content()).encode())
 
     def end(self) -> End | None:
-        """Return how it ended, None while it is open. Raises BadDataError for what is damaged."""
+        """Return how it ended, None while it is open.
+
+        Raises:
+            BadDataError: For what is damaged.
+        """
         kept = self.path / OUTCOME
         if kept.is_file():
             return _kept(kept)
         if trained_to(self.path / CHECKPOINTS) == self.last:
-            return End(State.DONE, self.stage.steps)
+            return End(TrialState.DONE, self.stage.steps)
         return None
 
-    def keep(self, state: State, told: str = "") -> None:
+    def keep(self, state: TrialState, told: str = "") -> None:
         """Remember that it ends here."""
         found: Json = {"state": str(state), "steps": self._steps(), "told": told}
         write_small(self.path / OUTCOME, json.dumps(found).encode())
@@ -111,13 +119,17 @@ class TrialFolder:
 
 
 def _kept(file: Path) -> End:
-    """Return how a training ended, after how many steps, and what it told. Raises BadDataError."""
+    """Return how a training ended, after how many steps, and what it told.
+
+    Raises:
+        BadDataError: The file is damaged.
+    """
     told = parse_object(file.read_bytes(), str(file))
     state, steps = told.get("state"), told.get("steps")
-    if state not in (State.DIVERGED, State.STOPPED) or type(steps) is not int:
+    if state not in (TrialState.DIVERGED, TrialState.STOPPED) or type(steps) is not int:
         raise BadDataError(
             "does not say how the trial ended",
             "remove it: the same command goes on with that trial",
             where=file,
         )
-    return End(State(str(state)), steps, str(told.get("told", "")))
+    return End(TrialState(str(state)), steps, str(told.get("told", "")))

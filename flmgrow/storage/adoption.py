@@ -29,7 +29,9 @@ def adopt(temp: Path, wanted: str, restart: bool) -> None:
     """Make the hidden folder ``temp`` the run's that wants this plan: accept its own, refuse
     another's, or begin anew. All that earlier launches left is in one journal then.
 
-    Raises OutputExistsError, StorageError.
+    Raises:
+        OutputExistsError: The output is there, or another run is writing it.
+        StorageError: The file system failed.
     """
     place = temp / PLAN
     with durable.storage_errors(place, "reading"):

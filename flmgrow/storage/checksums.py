@@ -62,8 +62,11 @@ def verify_files(
 ) -> None:
     """Check that each file is there with the size and checksum recorded; all sizes come first.
 
-    ``progress`` gets the number of bytes read since its last call. Raises BadCheckpointError for
-    the first file that differs, StorageError if one cannot be read.
+    ``progress`` gets the number of bytes read since its last call.
+
+    Raises:
+        BadCheckpointError: For the first file that differs.
+        StorageError: If one cannot be read.
     """
     records = list(records)
     check_sizes(folder, records, recorded_in)
@@ -85,7 +88,10 @@ def is_intact(
 ) -> bool:
     """Return whether a file is there with the size and checksum recorded, as the disk has it.
 
-    ``progress`` is told bytes as they are read. Raises StorageError if it cannot be read.
+    ``progress`` is told bytes as they are read.
+
+    Raises:
+        StorageError: If it cannot be read.
     """
     path = folder / record.path
     with storage_errors(path, "looking up"):
@@ -126,7 +132,11 @@ def _damaged_part(path: Path, parts: Sequence[FilePart]) -> str:
 
 
 def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Return the XXH3 sum (128 bits, in hex) of a file as the disk has it. Raises StorageError."""
+    """Return the XXH3 sum (128 bits, in hex) of a file as the disk has it.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     checksum = xxhash.xxh3_128()
     buffer = memoryview(bytearray(READ_SIZE))
     with storage_errors(path, "reading"), path.open("rb", buffering=0) as file:

@@ -79,13 +79,21 @@ class NewFile:
         self._path = path
 
     def write(self, data: memoryview) -> None:
-        """Append all of ``data`` (flat bytes). Raises StorageError."""
+        """Append all of ``data`` (flat bytes).
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._path, f"writing at byte {self.position}"):
             write_all(self._descriptor, data, self.position)
         self.position += data.nbytes
 
     def finish(self) -> None:
-        """Put the bytes on the disk and close. Raises StorageError."""
+        """Put the bytes on the disk and close.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._path, "fsync"):
             os.fsync(self._descriptor)
         descriptor, self._descriptor = self._descriptor, -1
@@ -106,7 +114,10 @@ def new_file(
     """Give a file of ``size`` bytes to write; after the block it is on the disk under ``path``.
 
     If the block or anything else fails, ``path`` is as it was; but ``in_place``, it is gone or not
-    whole. Raises StorageError.
+    whole.
+
+    Raises:
+        StorageError: The file system failed.
     """
     part = path if in_place else path.with_name(path.name + PART)
     with storage_errors(part, "creating"):
@@ -134,7 +145,11 @@ def _written(part: Path, path: Path, size: int, kind: type[NewFile] = NewFile) -
 
 
 def _rename(part: Path, path: Path) -> None:
-    """Rename a file, or copy it where the file system cannot. Raises OSError."""
+    """Rename a file, or copy it where the file system cannot.
+
+    Raises:
+        OSError: The file system failed.
+    """
     try:
         part.rename(path)
     except OSError as error:
@@ -147,7 +162,11 @@ def _rename(part: Path, path: Path) -> None:
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Put what is at ``path`` on the disk. Raises OSError."""
+    """Put what is at ``path`` on the disk.
+
+    Raises:
+        OSError: The file system failed.
+    """
     descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -156,12 +175,15 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def write_small(path: Path, data: bytes) -> None:
-    """Write a small file whole, or leave ``path`` as it was. Raises StorageError; of an object,
-    BadCheckpointError as well, if it is another one now.
+    """Write a small file whole, or leave ``path`` as it was.
 
     Several processes may write it at once: each has a part of its own, and the last one counts.
     Parts that somebody left here who was killed are removed once they are an hour old, by the
     clock of the file system: that of another machine may be wrong.
+
+    Raises:
+        StorageError: The file system failed.
+        BadCheckpointError: If an object is another one now.
     """
     if isinstance(path, RemotePath):
         path.replace_object(data)
@@ -192,7 +214,11 @@ def _remove_old_parts(path: Path, new: Path) -> None:
 
 
 def write_all(descriptor: int, data: memoryview, position: int) -> None:
-    """Write all of ``data`` at ``position``, however little each call takes. Raises OSError."""
+    """Write all of ``data`` at ``position``, however little each call takes.
+
+    Raises:
+        OSError: The file system failed.
+    """
     while data.nbytes:
         try:
             written = os.pwrite(descriptor, data, position)
@@ -208,7 +234,10 @@ def reserve(descriptor: int, path: Path, size: int) -> None:
     """Reserve ``size`` bytes, so that a full disk is found before the work and not after it.
 
     This is fallocate(2) and not posix_fallocate, which writes the whole file once where the file
-    system cannot reserve; there it is left out. Raises StorageError.
+    system cannot reserve; there it is left out.
+
+    Raises:
+        StorageError: The file system failed.
     """
     if size == 0:
         return
@@ -221,10 +250,13 @@ def reserve(descriptor: int, path: Path, size: int) -> None:
 
 
 def rename_to_new(source: Path, target: Path) -> bool:
-    """Rename ``source`` to ``target``; return False if ``target`` exists. Raises StorageError.
+    """Rename ``source`` to ``target``; return False if ``target`` exists.
 
     Where the file system knows no RENAME_NOREPLACE the name is looked up first; the caller's lock
     then keeps other runs of this tool away, but not other programs.
+
+    Raises:
+        StorageError: The file system failed.
     """
     with storage_errors(source, f"renaming to {target}"):
         try:
@@ -242,7 +274,11 @@ def rename_to_new(source: Path, target: Path) -> bool:
 
 
 def _call_libc(name: str, *arguments: object) -> None:
-    """Call a function of the C library that Python does not offer. Raises OSError."""
+    """Call a function of the C library that Python does not offer.
+
+    Raises:
+        OSError: The file system failed.
+    """
     function = getattr(_libc, name, None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -251,7 +287,11 @@ def _call_libc(name: str, *arguments: object) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in ``folder`` on the disk. Raises StorageError."""
+    """Put the names in ``folder`` on the disk.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     with storage_errors(folder, "fsync"):
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
 

@@ -58,7 +58,11 @@ FileState = Fingerprint | FoundObject
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """Return the first ``count`` bytes of a small file, or all it has. Raises OSError."""
+    """Return the first ``count`` bytes of a small file, or all it has.
+
+    Raises:
+        OSError: The file system failed.
+    """
     with path.open("rb", buffering=0) as file:
         return file.read(count)
 
@@ -72,8 +76,9 @@ class ReadOnlyFile:
     The descriptor may be closed behind the scenes and opened again when it is next needed; a file
     that was replaced in between is refused, as its ranges would no longer mean the same.
 
-    Raises BadCheckpointError if ``path`` does not exist, may not be read or is not a regular file,
-    and StorageError if the file system failed.
+    Raises:
+        BadCheckpointError: If ``path`` does not exist, may not be read or is not a regular file.
+        StorageError: If the file system failed.
     """
 
     path: Path
@@ -150,8 +155,9 @@ class ReadOnlyFile:
     def read(self, offset: int, count: int) -> bytes:
         """Return the ``count`` bytes at ``offset``.
 
-        Raises BadCheckpointError if the file ends before, and StorageError if the file system
-        failed.
+        Raises:
+            BadCheckpointError: If the file ends before.
+            StorageError: If the file system failed.
         """
         self._check_range(offset, count)  # before memory for a hostile count is asked for
         data = bytearray(count)
@@ -217,8 +223,9 @@ class ReadOnlyFile:
 def read_if_there(path: Path, most: int) -> bytes | None:
     """Return what a small file holds, None if there is nothing of that name.
 
-    Raises BadCheckpointError if there is something, but no file of at most ``most`` bytes: a link
-    to nothing is no reason to go on as if nothing had been said.
+    Raises:
+        BadCheckpointError: If there is something, but no file of at most ``most`` bytes: a link to
+            nothing is no reason to go on as if nothing had been said.
     """
     if not os.path.lexists(path):
         return None
@@ -284,14 +291,20 @@ class MemoryFile(ReadOnlyFile):
 
 
 def known_state(path: Path) -> FileState:
-    """Return the state that a file is in, or that an object was listed in. Raises OSError."""
+    """Return the state that a file is in, or that an object was listed in.
+
+    Raises:
+        OSError: The file system failed.
+    """
     return path.ranges.found if isinstance(path, RemotePath) else _fingerprint(path.stat())
 
 
 def state_of(path: Path) -> FileState | None:
     """Return the state that a file or an object is in now, None for an object that is gone.
 
-    Raises OSError, StorageError.
+    Raises:
+        OSError: The file system failed.
+        StorageError: The file system failed.
     """
     return path.look() if isinstance(path, RemotePath) else _fingerprint(path.stat())
 

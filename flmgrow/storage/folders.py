@@ -17,7 +17,8 @@ from flmgrow.storage.durable import NO_RENAME, RESUME, close_quietly, storage_er
 def can_rename(folder: Path) -> bool:
     """Try, in ``folder``, whether files, and folders that are not empty, can be renamed there.
 
-    Raises StorageError.
+    Raises:
+        StorageError: The file system failed.
     """
     old, new = folder / "try", folder / "tried"
     with storage_errors(folder, "writing into it"):
@@ -43,7 +44,11 @@ def _remove_trees(*folders: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Put the names in ``folder`` and in all folders below it on the disk. Raises StorageError."""
+    """Put the names in ``folder`` and in all folders below it on the disk.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     with storage_errors(folder, "listing"):
         below = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_dir())
     for each in below:
@@ -52,7 +57,11 @@ def sync_tree(folder: Path) -> None:
 
 
 def make_folders(root: Path, folder: Path) -> None:
-    """Make ``folder``, somewhere below the existing ``root``, durably. Raises StorageError."""
+    """Make ``folder``, somewhere below the existing ``root``, durably.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     if folder == root:
         return
     refresh(folder.parent)  # another machine may have removed it
@@ -85,7 +94,10 @@ def make_private_folder(folder: Path) -> None:
     """Make ``folder`` for this user alone, or accept the one that an earlier run of theirs made.
 
     In a shared folder such as /tmp anybody can plant a link or a folder of their own under the
-    name: both are refused. Raises StorageError.
+    name: both are refused.
+
+    Raises:
+        StorageError: The file system failed.
     """
     with storage_errors(folder, "creating"):
         with contextlib.suppress(FileExistsError):
@@ -102,7 +114,11 @@ def make_private_folder(folder: Path) -> None:
 
 
 def is_own_folder(folder: Path) -> bool:
-    """Return whether ``folder`` is a real folder (no link) of this user. Raises OSError."""
+    """Return whether ``folder`` is a real folder (no link) of this user.
+
+    Raises:
+        OSError: The file system failed.
+    """
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
@@ -111,7 +127,9 @@ def prune(folder: Path, keep: Collection[Path]) -> bool:
     """Remove every file below ``folder`` that is not in ``keep``, and every folder left empty.
 
     Returns whether ``folder`` itself is empty now. Links are removed, never followed.
-    Raises StorageError.
+
+    Raises:
+        StorageError: The file system failed.
     """
     empty = True
     with storage_errors(folder, "listing"):
@@ -144,7 +162,11 @@ def check_free_space(folder: Path, needed: int, told: Path | None = None) -> Non
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it. Links are removed, never followed. Raises StorageError."""
+    """Remove a folder and all in it. Links are removed, never followed.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     prune(folder, ())
     with storage_errors(folder, "removing"):
         folder.rmdir()

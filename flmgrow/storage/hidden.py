@@ -20,7 +20,12 @@ LOCK, LEASE = "lock", "lease"
 def clear_leftovers(path: Path) -> str:
     """Remove what a run that made the output ``path`` could not; return what to tell of it.
 
-    A half-done run stays. Raises OutputExistsError if another run is at it, OSError, StorageError.
+    A half-done run stays.
+
+    Raises:
+        OutputExistsError: If another run is at it.
+        OSError: The file system failed.
+        StorageError: The file system failed.
     """
     temp = hidden_folder(path)
     if not folders.is_own_folder(temp):
@@ -60,8 +65,11 @@ def hidden_folder(path: Path) -> Path:
 def locked(path: Path, temp: Path) -> Iterator[Lease | None]:
     """Keep other runs away from the output ``path`` and its hidden folder ``temp``.
 
-    Gives the lease, to be checked, where there are no locks. Raises OutputExistsError,
-    StorageError.
+    Gives the lease, to be checked, where there are no locks.
+
+    Raises:
+        OutputExistsError: The output is there, or another run is writing it.
+        StorageError: The file system failed.
     """
     with contextlib.ExitStack() as stack, one_run(path):
         try:

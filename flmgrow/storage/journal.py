@@ -31,7 +31,11 @@ def name_of(rank: int) -> str:
 
 
 def has_lines(folder: Path) -> bool:
-    """Return whether any rank's journal in ``folder`` lists anything. Raises StorageError."""
+    """Return whether any rank's journal in ``folder`` lists anything.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     for path in (folder / NAME, *_of_others(folder)):
         with storage_errors(path, "looking up"):
             if path.exists() and path.stat().st_size > 0:
@@ -42,7 +46,10 @@ def has_lines(folder: Path) -> bool:
 def merge(folder: Path) -> None:
     """Put what the journals of other ranks list into that of rank 0, and remove them.
 
-    Nobody may be writing one. Raises StorageError.
+    Nobody may be writing one.
+
+    Raises:
+        StorageError: The file system failed.
     """
     others = _of_others(folder)
     if not others:
@@ -63,7 +70,10 @@ def _of_others(folder: Path) -> list[Path]:
 class Journal:
     """A file of lines that are either on the disk whole or do not count; threads may share it.
 
-    ``records`` holds what was found on opening. Raises StorageError.
+    ``records`` holds what was found on opening.
+
+    Raises:
+        StorageError: The file system failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,7 +101,11 @@ class Journal:
             self._end += len(line)
 
     def append(self, record: dict[str, object]) -> None:
-        """Put one record on the disk; after a failure no more are taken. Raises StorageError."""
+        """Put one record on the disk; after a failure no more are taken.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         line = as_line(record)
         with self._lock, storage_errors(self._path, "adding a line"):
             if self._broken:

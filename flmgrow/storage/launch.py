@@ -44,7 +44,10 @@ def launch_folder(folder: Path, world: World) -> Path:
 class Launch:
     """This process among the ranks of its launch (:class:`flmgrow.storage.ranks.Ranks`).
 
-    ``folder`` is made by rank 0, inside one that exists. Raises StorageError.
+    ``folder`` is made by rank 0, inside one that exists.
+
+    Raises:
+        StorageError: The file system failed.
     """
 
     def __init__(self, folder: Path, world: World) -> None:
@@ -89,7 +92,12 @@ class Launch:
         }
 
     def meet(self, plan: str) -> None:
-        """Wait until all ranks are there. Raises LostRankError, UsageError."""
+        """Wait until all ranks are there.
+
+        Raises:
+            LostRankError: Another rank is lost.
+            UsageError: What was asked for cannot be.
+        """
         self._update(plan=plan)
         while missing := self._missing():
             self.check()
@@ -122,7 +130,11 @@ class Launch:
         return answer
 
     def report(self, nbytes: int) -> None:
-        """Count bytes. Raises what another rank has met."""
+        """Count bytes.
+
+        Raises:
+            FlmgrowError: What another rank has met.
+        """
         with self._mutex:
             self._state["bytes"] += nbytes
         self.check()

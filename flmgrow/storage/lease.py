@@ -28,7 +28,9 @@ WATCH = 3.5
 class Lease:
     """A sign at ``path`` that says whose the folder around it is, until :meth:`close`.
 
-    Raises LockHeldError if another run shows that it lives, StorageError.
+    Raises:
+        LockHeldError: If another run shows that it lives.
+        StorageError: The file system failed.
     """
 
     def __init__(self, path: Path) -> None:

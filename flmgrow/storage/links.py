@@ -18,7 +18,8 @@ _STORES = (("annex", "objects"), (".dvc", "cache"))
 def own_file(folder: Path, name: str) -> Path:
     """Return where a file to be copied lies: in its folder, or in a store of files by their sums.
 
-    Raises BadCheckpointError for a link to anywhere else.
+    Raises:
+        BadCheckpointError: For a link to anywhere else.
     """
     try:
         root, path = folder.resolve(), (folder / name).resolve()

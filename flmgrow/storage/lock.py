@@ -28,7 +28,8 @@ class LockHeldError(Exception):
 def try_lock(descriptor: int, shared: bool = False) -> bool | None:
     """Lock an open file; return whether nobody else has it, or None if there are no locks here.
 
-    Raises OSError.
+    Raises:
+        OSError: The file system failed.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -44,8 +45,10 @@ def try_lock(descriptor: int, shared: bool = False) -> bool | None:
 def take_lock(path: Path) -> int:
     """Lock the file ``path`` and return its descriptor; closing that, or dying, releases it.
 
-    Raises LockHeldError if another process has it, StorageError if it cannot be locked at all: of
-    an error in ``NO_LOCKS`` if nothing can be here.
+    Raises:
+        LockHeldError: If another process has it.
+        StorageError: If it cannot be locked at all: of an error in ``NO_LOCKS`` if nothing can be
+            here.
     """
     with storage_errors(path, "locking"):
         try:

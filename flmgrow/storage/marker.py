@@ -20,7 +20,11 @@ MARK = f"{FOLDER}/plan.json"
 
 
 def put(output: Path, plan: str) -> None:
-    """Make the folder ``output``, unless it was begun before, and mark it. Raises StorageError."""
+    """Make the folder ``output``, unless it was begun before, and mark it.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     if not is_marked(output):
         folders.make_folders(output.parent, output / FOLDER)
         durable.write_small(output / MARK, plan.encode())
@@ -28,7 +32,11 @@ def put(output: Path, plan: str) -> None:
 
 
 def remove(output: Path) -> None:
-    """Let ``output`` count as whole. Raises StorageError."""
+    """Let ``output`` count as whole.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     with durable.storage_errors(output / MARK, "removing"):
         (output / MARK).unlink()
     durable.sync_folder(output / FOLDER)
@@ -37,7 +45,11 @@ def remove(output: Path) -> None:
 
 
 def discard(output: Path) -> None:
-    """Remove an output that is marked, the mark last. Raises StorageError."""
+    """Remove an output that is marked, the mark last.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     folders.prune(output, keep={output / MARK})
     folders.remove_tree(output)
 

@@ -62,10 +62,14 @@ class OutputFolder(BegunOutput):
 
     ``plan`` says, as JSON, all that decides the content: a later run with an equal plan resumes.
     ``restart`` drops what an interrupted run left; without ``double_check``, new files are not read
-    back. All ranks of ``world`` make one; beginning and
-    committing, they wait for each other. Leaving the block without a commit keeps what is finished
-    for the next run. Raises OutputExistsError if ``path`` exists, another run is writing it or
-    another plan has begun it; StorageError if the file system fails; LostRankError.
+    back. All ranks of ``world`` make one; beginning and committing, they wait for each other.
+    Leaving the block without a commit keeps what is finished for the next run.
+
+    Raises:
+        OutputExistsError: If ``path`` exists, another run is writing it or another plan has begun
+            it.
+        StorageError: If the file system fails.
+        LostRankError: Another rank is lost.
     """
 
     def __init__(
@@ -176,7 +180,10 @@ class OutputFolder(BegunOutput):
 
         ``relative`` is below the output folder, not finished, not being written; all of its
         ``size`` bytes must be written, else ValueError. With ``sha256``, its record has that sum,
-        too, after a resume as well. Raises StorageError.
+        too, after a resume as well.
+
+        Raises:
+            StorageError: The file system failed.
         """
         target = self._claim(relative)
         try:
@@ -214,7 +221,8 @@ class OutputFolder(BegunOutput):
     def drop(self, relative: str) -> None:
         """Remove a finished file, if there is one, which the output shall not have.
 
-        Raises StorageError.
+        Raises:
+            StorageError: The file system failed.
         """
         target = self._target(relative)
         if self._finished.pop(relative, None) is not None:
@@ -229,9 +237,12 @@ class OutputFolder(BegunOutput):
         """Write the small files ``last`` and make the output folder appear; all ranks call it, and
         only rank 0's ``last`` counts.
 
-        Returns what could not be tidied up afterwards, as a note; it is empty as a rule. Raises
-        StorageError, or OutputExistsError if the output's name was taken meanwhile. When only the
-        very last fsync fails, the output is there but a power cut may still lose it.
+        Returns what could not be tidied up afterwards, as a note; it is empty as a rule. When only
+        the very last fsync fails, the output is there but a power cut may still lose it.
+
+        Raises:
+            StorageError: The file system failed.
+            OutputExistsError: If the output's name was taken meanwhile.
         """
         targets = {self._target(relative): data for relative, data in last.items()}
         if self._committed or self._writing or last.keys() & self._finished.keys():

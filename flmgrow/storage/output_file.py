@@ -22,7 +22,11 @@ class Sink(Protocol):
         """How many have gone there."""
 
     def write(self, data: memoryview) -> None:
-        """Append all of ``data`` (flat bytes). Raises StorageError."""
+        """Append all of ``data`` (flat bytes).
+
+        Raises:
+            StorageError: The file system failed.
+        """
 
 
 class OutputFile:
@@ -47,7 +51,11 @@ class OutputFile:
         self._of_part = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append all of ``data`` (C-contiguous). Raises StorageError."""
+        """Append all of ``data`` (C-contiguous).
+
+        Raises:
+            StorageError: The file system failed.
+        """
         view = memoryview(data)
         if not view.nbytes:
             return
@@ -63,7 +71,11 @@ class OutputFile:
         self._report(view.nbytes)
 
     def record(self, relative: str) -> FileRecord:
-        """Return what is known of the file now that it is whole. Raises ValueError if it is not."""
+        """Return what is known of the file now that it is whole.
+
+        Raises:
+            ValueError: If it is not.
+        """
         if self._file.position != self._size:
             raise ValueError(f"{self._file.position} bytes were written, {self._size} planned")
         sha256 = "" if self._sha256 is None else self._sha256.hexdigest()

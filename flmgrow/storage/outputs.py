@@ -37,12 +37,20 @@ def begin_output(
 
 
 def named_output(path: Path) -> Path:
-    """Return ``path`` so that its text is what it was given as. Raises UsageError."""
+    """Return ``path`` so that its text is what it was given as.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     return remote_path(path) if is_remote(path) else path
 
 
 def finished_output(path: Path) -> Path | None:
-    """Return where an output at ``path`` can be read, if there may be one. Raises StorageError."""
+    """Return where an output at ``path`` can be read, if there may be one.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     if not is_remote(path):
         return None if is_marked(path) else path
     try:
@@ -59,7 +67,10 @@ def unfinished_place(path: Path) -> Path:
 def clear_leftovers(path: Path) -> None:
     """Remove what a run that made the output could not.
 
-    Raises OutputExistsError if another run is at it, OSError, StorageError.
+    Raises:
+        OutputExistsError: If another run is at it.
+        OSError: The file system failed.
+        StorageError: The file system failed.
     """
     if is_remote(path):
         remote_output.clear_leftovers(path)

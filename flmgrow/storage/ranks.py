@@ -31,17 +31,25 @@ class Ranks(Protocol):
     def meet(self, plan: str) -> None:
         """Wait until all are there, and have the same ``plan``; nothing else comes before it.
 
-        Raises LostRankError, UsageError.
+        Raises:
+            LostRankError: Another rank is lost.
+            UsageError: What was asked for cannot be.
         """
 
     def exchange(self, value: Any, join: Callable[[list[Any]], T]) -> T:
         """Give ``value``; return what ``join`` makes on rank 0 of all values, by rank.
 
-        Raises LostRankError, or the error that another rank has met.
+        Raises:
+            LostRankError: Another rank is lost.
+            FlmgrowError: The error that another rank has met.
         """
 
     def report(self, nbytes: int) -> None:
-        """Say that so many more bytes are done. Raises the error that another rank has met."""
+        """Say that so many more bytes are done.
+
+        Raises:
+            FlmgrowError: The error that another rank has met.
+        """
 
     def watch(self, progress: Callable[[int], None]) -> None:
         """Let rank 0 hear of the bytes that other ranks report."""
@@ -94,8 +102,11 @@ def flattened(values: Sequence[Sequence[T]]) -> list[T]:
 def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
     """Give the ranks of ``world``, which meet in ``folder``; rank 0 makes it, private to its user.
 
-    After the block all have stopped, for the error that one of them has met, if any. Raises
-    StorageError, LostRankError.
+    After the block all have stopped, for the error that one of them has met, if any.
+
+    Raises:
+        StorageError: The file system failed.
+        LostRankError: Another rank is lost.
     """
     if world.first:
         folders.make_private_folder(folder)

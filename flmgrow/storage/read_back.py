@@ -36,7 +36,11 @@ class FlushedFile(NewFile):
         self._asked = 0
 
     def write(self, data: memoryview) -> None:
-        """Append all of ``data`` (flat bytes). Raises StorageError, also for bytes before these."""
+        """Append all of ``data`` (flat bytes).
+
+        Raises:
+            StorageError: The file system failed, at these bytes or those before.
+        """
         super().write(data)
         if self.position - self._asked >= WINDOW:
             if self._follower is None:
@@ -48,7 +52,11 @@ class FlushedFile(NewFile):
         """Do what can be done when the disk has the bytes before ``position``."""
 
     def finish(self) -> None:
-        """Put the bytes on the disk and close. Raises StorageError."""
+        """Put the bytes on the disk and close.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         if self._follower is not None:
             self._follower.catch_up()
         super().finish()
@@ -76,7 +84,11 @@ class ReadBackFile(FlushedFile):
         self._read_to(position // mmap.PAGESIZE * mmap.PAGESIZE)
 
     def finish(self) -> None:
-        """Put the bytes on the disk, read what was not read yet, and close. Raises StorageError."""
+        """Put the bytes on the disk, read what was not read yet, and close.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         super().finish()
         self._read_to(self.position)
         self.read_back = self._sum.hexdigest()
@@ -149,12 +161,20 @@ class _Follower:
         self._thread.start()
 
     def follow(self, position: int) -> None:
-        """Let it come up to ``position``. Raises StorageError if it failed."""
+        """Let it come up to ``position``.
+
+        Raises:
+            StorageError: If it failed.
+        """
         self._written.put(position)
         self._check()
 
     def catch_up(self) -> None:
-        """Wait until it has come as far as it was let. Raises StorageError if it failed."""
+        """Wait until it has come as far as it was let.
+
+        Raises:
+            StorageError: If it failed.
+        """
         self._written.put(None)
         self._thread.join()
         self._check()

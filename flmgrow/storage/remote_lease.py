@@ -77,7 +77,9 @@ class _Held:
 class RemoteLease:
     """The lease on a folder; it is kept up until it is released.
 
-    Raises OutputExistsError if another run has it, StorageError.
+    Raises:
+        OutputExistsError: If another run has it.
+        StorageError: The store failed, or does not answer.
     """
 
     def __init__(self, folder: Address) -> None:
@@ -109,7 +111,11 @@ class RemoteLease:
             )
 
     def renew(self) -> None:
-        """Put the lease anew. Raises StorageError if that fails."""
+        """Put the lease anew.
+
+        Raises:
+            StorageError: If that fails.
+        """
         with self._lock:
             begun = time.monotonic()
             self._content["beat"] += 1

@@ -50,8 +50,11 @@ _MOST_BYTES = 64 << 20
 class RemoteOutput(BegunOutput):
     """The output of one run in an object store; used as an ``OutputFolder`` is.
 
-    Raises OutputExistsError if there is something at ``path``, another run is writing it or another
-    plan has begun it; StorageError; UsageError for several ranks.
+    Raises:
+        OutputExistsError: If there is something at ``path``, another run is writing it or another
+            plan has begun it.
+        StorageError: The store failed, or does not answer.
+        UsageError: For several ranks.
     """
 
     ranks: Ranks = ALONE
@@ -92,8 +95,11 @@ class RemoteOutput(BegunOutput):
         """Give a file to write; after the block it is finished.
 
         ``relative`` is below the output, not finished, not being written; all of its ``size`` bytes
-        must be written, else ValueError. With ``sha256``, its record has that sum, too. Raises
-        StorageError, or OutputExistsError if another run has taken over.
+        must be written, else ValueError. With ``sha256``, its record has that sum, too.
+
+        Raises:
+            StorageError: The store failed, or does not answer.
+            OutputExistsError: If another run has taken over.
         """
         if not is_safe(relative) or is_mark(self.address, self.address.below(relative).key):
             raise ValueError(f"{relative!r} is not a relative path below the output")
@@ -121,8 +127,11 @@ class RemoteOutput(BegunOutput):
     def commit(self, last: Mapping[str, bytes]) -> str:
         """Put the small files ``last`` and finish the output.
 
-        Returns what could not be tidied up afterwards, as a note; it is empty as a rule. Raises
-        StorageError, or OutputExistsError if another run has taken over.
+        Returns what could not be tidied up afterwards, as a note; it is empty as a rule.
+
+        Raises:
+            StorageError: The store failed, or does not answer.
+            OutputExistsError: If another run has taken over.
         """
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
@@ -218,7 +227,9 @@ class RemoteOutput(BegunOutput):
 def clear_leftovers(path: Path) -> None:
     """Delete what a run that finished the output ``path`` could not.
 
-    Raises OutputExistsError if another run is at it, StorageError.
+    Raises:
+        OutputExistsError: If another run is at it.
+        StorageError: The store failed, or does not answer.
     """
     address = address_of(path)
     marks = store.list_below(address.below(".flmgrow"))
@@ -238,7 +249,11 @@ def _tidy(address: Address) -> None:
 
 
 def _destination(path: Path, world: World) -> Address:
-    """Return where to write. Raises UsageError where that cannot be."""
+    """Return where to write.
+
+    Raises:
+        UsageError: Where that cannot be.
+    """
     address = address_of(path)
     if address.is_bucket:
         raise UsageError(

@@ -25,7 +25,9 @@ BLINK = 5.0
 class Sign:
     """A file that this process alone writes; it is locked until it is closed, where it can be.
 
-    Raises BlockingIOError if another process has it, StorageError.
+    Raises:
+        BlockingIOError: If another process has it.
+        StorageError: The file system failed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +43,11 @@ class Sign:
         raise BlockingIOError
 
     def show(self, content: Json) -> None:
-        """Replace what the file says. Raises StorageError."""
+        """Replace what the file says.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         text = json.dumps(content).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
         with storage_errors(self.path, "writing"):

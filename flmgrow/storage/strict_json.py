@@ -58,7 +58,8 @@ def _unique(where: str) -> Callable[[list[tuple[str, object]]], dict[str, object
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Return the one JSON object in ``data``; ``where`` names its file in messages.
 
-    Raises BadCheckpointError for anything else, and for a key that stands there twice.
+    Raises:
+        BadCheckpointError: For anything else, and for a key that stands there twice.
     """
 
     def refuse(constant: str) -> NoReturn:
@@ -88,7 +89,8 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
 def read_object(file: ReadOnlyFile, most: int) -> dict[str, object]:
     """Return the JSON object that a file of at most ``most`` bytes holds.
 
-    Raises BadCheckpointError.
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     if file.size > most:
         raise BadCheckpointError(

@@ -114,7 +114,11 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def parse_yaml(content: bytes, where: str) -> object:
-    """Return what ``content``, of the file ``where``, holds. Raises UsageError."""
+    """Return what ``content``, of the file ``where``, holds.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     try:
         loader = _Loader(content.decode("utf-8-sig"))
         try:
@@ -134,7 +138,11 @@ def dump_yaml(data: object) -> str:
 
 
 def read_yaml(path: Path) -> object:
-    """Return what a small YAML file holds. Raises UsageError."""
+    """Return what a small YAML file holds.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

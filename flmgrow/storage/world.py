@@ -128,7 +128,11 @@ LAUNCHERS = (
 
 
 def find_world(environ: Mapping[str, str], patience: float = PATIENCE) -> World:
-    """Return what ``environ`` says of this process. Raises UsageError for what cannot be."""
+    """Return what ``environ`` says of this process.
+
+    Raises:
+        UsageError: For what cannot be.
+    """
     for launcher in LAUNCHERS:
         size = _number(environ, launcher.size)
         if size is not None and all(environ.get(name) for name in launcher.needs):

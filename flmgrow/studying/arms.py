@@ -25,7 +25,7 @@ from flmgrow.studying.request import HINT, ArmSection, StudyFile
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.stage.section import nearest
 
-Rates = Mapping[str, float]
+PeakRates = Mapping[str, float]
 """The peak of the learning rate for each size."""
 
 
@@ -56,10 +56,11 @@ def flops_of(planned: PlannedStage) -> int:
     return planned.steps * stage.tokens_per_step * per_token
 
 
-def planned_arms(study: StudyFile, path: Path, rates: Rates) -> list[PlannedArm]:
+def planned_arms(study: StudyFile, path: Path, rates: PeakRates) -> list[PlannedArm]:
     """Return each arm of the study in the file ``path`` with each seed.
 
-    Raises UsageError, naming arm and stage, for what ``flmgrow run`` would refuse.
+    Raises:
+        UsageError: For what ``flmgrow run`` would refuse; the message names arm and stage.
     """
     planned = []
     for name, arm in study.arms.items():
@@ -84,7 +85,7 @@ def _check_on_disk(stages: Sequence[PlannedStage]) -> None:
             )
 
 
-def schedule_of(study: StudyFile, arm: ArmSection, seed: int, rates: Rates) -> Json:
+def schedule_of(study: StudyFile, arm: ArmSection, seed: int, rates: PeakRates) -> Json:
     """Return the schedule of an arm with a seed."""
     own = [_own(study, arm, number, seed, rates) for number in range(len(arm.stages))]
     whole = [merge(study.base, stage) for stage in own]
@@ -105,7 +106,7 @@ def sized_stage(study: StudyFile, size: str) -> Json:
     return {**found, "learning_rate": _rate(found, steps, study.decay)}
 
 
-def _own(study: StudyFile, arm: ArmSection, number: int, seed: int, rates: Rates) -> Json:
+def _own(study: StudyFile, arm: ArmSection, number: int, seed: int, rates: PeakRates) -> Json:
     """Return what is said of a stage alone, but for its length."""
     stage = arm.stages[number]
     found: Json = {
@@ -150,7 +151,11 @@ def _lengths(arm: ArmSection, stages: Sequence[Json]) -> list[int]:
 
 
 def tokens_per_step(stage: Json) -> int:
-    """Return the tokens of a step of a stage's content. Raises UsageError if it does not say."""
+    """Return the tokens of a step of a stage's content.
+
+    Raises:
+        UsageError: If it does not say.
+    """
     found = stage["training"].get("batch"), stage["data"].get("sequence_length")
     if not all(type(each) is int and each > 0 for each in found):
         raise UsageError("base has no training.batch and data.sequence_length", HINT)
@@ -158,7 +163,11 @@ def tokens_per_step(stage: Json) -> int:
 
 
 def flops_per_token(stage: Json) -> int:
-    """Return the operations for a token of a stage's content. Raises UsageError for its model."""
+    """Return the operations for a token of a stage's content.
+
+    Raises:
+        UsageError: For its model.
+    """
     try:
         section = ModelSection.model_validate(stage["model"])
     except ValidationError as error:

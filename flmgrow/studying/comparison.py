@@ -19,11 +19,11 @@ from statistics import fmean
 
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.frontier import EQUAL, Beyond, Frontier
-from flmgrow.studying.outcomes import Expense, Measured, Outcome
+from flmgrow.studying.outcomes import Expense, MeasuredStudy, Outcome
 from flmgrow.studying.statistics import LEVEL, Estimate, estimate, holm
 
 
-class Verdict(StrEnum):
+class SeedVerdict(StrEnum):
     """What a comparison found."""
 
     BETTER = "better"
@@ -36,13 +36,13 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedQuantity:
     """A quantity over seeds. ``corrected`` is its p value among all of the table, by Holm.
 
     There is no estimate where the ``verdict`` says why.
     """
 
-    verdict: Verdict
+    verdict: SeedVerdict
     estimate: Estimate | None = None
     corrected: float | None = None
 
@@ -67,8 +67,8 @@ class AgainstScratch:
     arm: str
     axis: Expense
     seeds: int
-    difference: Compared
-    ratio: Compared
+    difference: ComparedQuantity
+    ratio: ComparedQuantity
     below: int = 0
     above: int = 0
     least: float | None = None
@@ -100,7 +100,7 @@ class Pair:
     one: str
     other: str
     axes: tuple[Expense, ...]
-    difference: Compared
+    difference: ComparedQuantity
 
     def to_json(self) -> Json:
         """Return it as plain data."""
@@ -109,7 +109,7 @@ class Pair:
         return {"one": self.one, "other": self.other, "axes": axes, "difference": told}
 
 
-def frontiers(measured: Measured, axis: Expense) -> dict[int, Frontier]:
+def frontiers(measured: MeasuredStudy, axis: Expense) -> dict[int, Frontier]:
     """Return the frontier of each seed that has one: runs from scratch that came to their end."""
     ends: dict[int, list[tuple[float, float]]] = {}
     for arm in measured.arms:
@@ -119,7 +119,7 @@ def frontiers(measured: Measured, axis: Expense) -> dict[int, Frontier]:
     return {seed: Frontier.of(points) for seed, points in sorted(ends.items())}
 
 
-def against_scratch(measured: Measured, axis: Expense) -> list[AgainstScratch]:
+def against_scratch(measured: MeasuredStudy, axis: Expense) -> list[AgainstScratch]:
     """Return every other arm that was trained beside the frontier, as one table."""
     by_seed = frontiers(measured, axis)
     rows = [
@@ -140,7 +140,7 @@ def _against(
 ) -> AgainstScratch:
     """Return the arm beside the frontier, with the logarithms of the ratios, and not yet judged."""
     if any(each.diverged for each in outcomes):
-        nothing = Compared(Verdict.DIVERGED)
+        nothing = ComparedQuantity(SeedVerdict.DIVERGED)
         return AgainstScratch(arm, axis, len(outcomes), nothing, nothing)
     both = [(each, by_seed[each.seed]) for each in outcomes if each.seed in by_seed]
     scratch = [frontier.loss_at(each.spent(axis)) for each, frontier in both]
@@ -161,7 +161,7 @@ def _against(
     )  # fmt: skip
 
 
-def pairs(measured: Measured) -> list[Pair]:
+def pairs(measured: MeasuredStudy) -> list[Pair]:
     """Return the arms that took equal amounts, two by two, as one table.
 
     Arms from scratch are left out: the frontier consists of them.
@@ -186,40 +186,42 @@ def _equal(its: Sequence[Outcome], others: Sequence[Outcome], axis: Expense) -> 
     return len(amounts) == 2 and max(amounts) <= min(amounts) * (1 + EQUAL)
 
 
-def _paired(its: Sequence[Outcome], others: Sequence[Outcome]) -> Compared:
+def _paired(its: Sequence[Outcome], others: Sequence[Outcome]) -> ComparedQuantity:
     if any(each.diverged for each in (*its, *others)):
-        return Compared(Verdict.DIVERGED)
+        return ComparedQuantity(SeedVerdict.DIVERGED)
     losses = {each.seed: each.final.loss for each in others}
     differences = [each.final.loss - losses[each.seed] for each in its if each.seed in losses]
     return _measured(differences, len(differences))
 
 
-def _measured(values: Sequence[float], seeds: int) -> Compared:
+def _measured(values: Sequence[float], seeds: int) -> ComparedQuantity:
     """Return the mean of a quantity that must be known in each of so many seeds."""
     if not seeds:
-        return Compared(Verdict.ALONE)
+        return ComparedQuantity(SeedVerdict.ALONE)
     if len(values) < seeds:
-        return Compared(Verdict.BEYOND)
-    return Compared(Verdict.ONE_SEED if seeds == 1 else Verdict.NO_DIFFERENCE, estimate(values))
+        return ComparedQuantity(SeedVerdict.BEYOND)
+    return ComparedQuantity(
+        SeedVerdict.ONE_SEED if seeds == 1 else SeedVerdict.NO_DIFFERENCE, estimate(values)
+    )
 
 
-def _judged(table: Sequence[Compared], *, better_is_less: bool) -> list[Compared]:
+def _judged(table: Sequence[ComparedQuantity], *, better_is_less: bool) -> list[ComparedQuantity]:
     """Return the rows with what they found, at a level that holds for all of them together."""
-    tested = [row for row in table if row.estimate and row.verdict is not Verdict.ONE_SEED]
+    tested = [row for row in table if row.estimate and row.verdict is not SeedVerdict.ONE_SEED]
     corrected = iter(holm([row.estimate.p for row in tested if row.estimate]))
     judged = []
     for row in table:
-        if row.estimate and row.verdict is not Verdict.ONE_SEED:
-            p, verdict = next(corrected), Verdict.NO_DIFFERENCE
+        if row.estimate and row.verdict is not SeedVerdict.ONE_SEED:
+            p, verdict = next(corrected), SeedVerdict.NO_DIFFERENCE
             if p < LEVEL:
                 less = row.estimate.value < 0
-                verdict = Verdict.BETTER if less is better_is_less else Verdict.WORSE
-            judged.append(Compared(verdict, row.estimate, p))
+                verdict = SeedVerdict.BETTER if less is better_is_less else SeedVerdict.WORSE
+            judged.append(ComparedQuantity(verdict, row.estimate, p))
         else:
             judged.append(row)
     return judged
 
 
-def _as_ratio(logarithm: Compared) -> Compared:
+def _as_ratio(logarithm: ComparedQuantity) -> ComparedQuantity:
     found = logarithm.estimate
     return logarithm if found is None else replace(logarithm, estimate=found.exponential())

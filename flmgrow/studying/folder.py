@@ -25,7 +25,7 @@ from flmgrow.stages.pool import Job
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import DIFFERS, Step, steps_of
-from flmgrow.stages.trial_folder import State, TrialFolder
+from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
 from flmgrow.storage.hidden import locked
@@ -48,7 +48,9 @@ class StudyFolder:
     def held(self) -> Iterator[None]:
         """Keep other studies away from the folder, which is made if it is not there.
 
-        Raises OutputExistsError if one is at it, StorageError.
+        Raises:
+            OutputExistsError: If one is at it.
+            StorageError: The file system failed.
         """
         make_folders(Path(self.path.absolute().anchor), self.path.absolute())
         with locked(self.path, self.path):
@@ -65,7 +67,9 @@ class StudyFolder:
     def prepare(self, legs: Legs, source: Path) -> None:
         """Write the legs' files, and a copy of the study.
 
-        Raises UsageError if a leg is another study's, or was begun otherwise; StorageError.
+        Raises:
+            UsageError: If a leg is another study's, or was begun otherwise.
+            StorageError: The file system failed.
         """
         names = {leg.name for leg in legs.every}
         for folder in sorted((self.path / LEGS).glob("*")):
@@ -125,7 +129,7 @@ class StudyFolder:
 
     def _diverged(self, leg: Leg) -> bool:
         end = self.of(leg).end()
-        return end is not None and end.state is State.DIVERGED
+        return end is not None and end.state is TrialState.DIVERGED
 
 
 def _alone(leg: Leg) -> PlannedStage:

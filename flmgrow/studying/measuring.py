@@ -10,11 +10,11 @@ from pathlib import Path
 
 from flmgrow.errors import BadDataError
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.trial_folder import METRICS, State
+from flmgrow.stages.trial_folder import METRICS, TrialState
 from flmgrow.studying.arms import PlannedArm, method_of, words_of
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Leg, Legs
-from flmgrow.studying.outcomes import Arm, Grown, Outcome, Reading, StepLoss
+from flmgrow.studying.outcomes import Arm, GrowthInArm, Outcome, Reading, StepLoss
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile
@@ -34,11 +34,12 @@ def arm_of(arms: Sequence[PlannedArm]) -> Arm:
 def outcome_of(arm: PlannedArm, legs: Legs, folder: StudyFolder) -> Outcome | None:
     """Return how an arm went, None if it has not come to its end.
 
-    Raises BadDataError for a leg that is done and lacks records.
+    Raises:
+        BadDataError: For a leg that is done and lacks records.
     """
     path = legs.last[arm.name, arm.seed].path
     ends = [folder.of(leg).end() for leg in path]
-    diverged = any(end is not None and end.state is State.DIVERGED for end in ends)
+    diverged = any(end is not None and end.state is TrialState.DIVERGED for end in ends)
     if not diverged and None in ends:
         return None
     records = [_records(folder, leg) for leg in path]
@@ -74,7 +75,7 @@ def _records(folder: StudyFolder, leg: Leg) -> list[Record]:
     found = read_metrics(file)
     end = place.end()
     last = max((each.step for each in found if isinstance(each, StepRecord)), default=0)
-    if end is not None and end.state is State.DONE and last != leg.planned.last:
+    if end is not None and end.state is TrialState.DONE and last != leg.planned.last:
         raise BadDataError(
             f"ends at step {last:,}, and its leg at {leg.planned.last:,}",
             "remove the leg's folder: the same command trains it again",
@@ -95,7 +96,7 @@ def _readings(records: Sequence[Sequence[Record]]) -> Iterator[Reading]:
                 yield Reading(each.step, each.tokens, float(each.flops), each.validation_loss)
 
 
-def _growths(path: Sequence[Leg], records: Sequence[Sequence[Record]]) -> Iterator[Grown]:
+def _growths(path: Sequence[Leg], records: Sequence[Sequence[Record]]) -> Iterator[GrowthInArm]:
     losses = {each.step: each.loss for own in records for each in own
               if isinstance(each, StepRecord) and isfinite(each.loss)}  # fmt: skip
     for number, leg in enumerate(path):
@@ -108,7 +109,7 @@ def _growths(path: Sequence[Leg], records: Sequence[Sequence[Record]]) -> Iterat
         )
         begun = [each for each in records[number - 1] if isinstance(each, StepRecord)][-1]
         around = range(max(1, first + 1 - AROUND), first + 1 + AROUND)
-        yield Grown(
+        yield GrowthInArm(
             stage=leg.part.planned.stage.name,
             method=method_of(leg.planned),
             tokens=begun.tokens,

@@ -55,7 +55,7 @@ class StepLoss:
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrowthInArm:
     """A growth into a ``stage``, by a ``method``, after so many ``tokens`` and ``flops``.
 
     ``before`` and ``after`` are losses of validation of one model, as it was and grown; None where
@@ -92,7 +92,7 @@ class Outcome:
     seed: int
     parameters: int
     readings: tuple[Reading, ...]
-    growths: tuple[Grown, ...]
+    growths: tuple[GrowthInArm, ...]
     seconds: float
     decayed: bool
     diverged: bool
@@ -112,7 +112,11 @@ class Outcome:
 
     @property
     def final(self) -> Reading:
-        """The last reading. Raises UsageError for a training that diverged: it has no result."""
+        """The last reading.
+
+        Raises:
+            UsageError: For a training that diverged: it has no result.
+        """
         if self.diverged:
             raise UsageError("diverged, and has no final loss", where=self.name)
         return self.readings[-1]
@@ -162,7 +166,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStudy:
     """A study's arms and outcomes, along which ``axes`` they are compared, and what was unequal.
 
     ``held`` says in sentences what was equal for all arms.

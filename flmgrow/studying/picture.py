@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from flmgrow.stages.drawing import COLOURS, FAINT, INK, drawn
 from flmgrow.stages.plots import tokens_text
 from flmgrow.studying.comparison import AgainstScratch
-from flmgrow.studying.report import CurvePoint, Growth, Report
+from flmgrow.studying.report import CurvePoint, ReportedGrowth, StudyReport
 from flmgrow.studying.statistics import Estimate
 from flmgrow.studying.verdicts import AXES
 
@@ -41,21 +41,22 @@ class _Look:
     style: Style
 
 
-def picture(report: Report, kind: str) -> bytes:
+def picture(report: StudyReport, kind: str) -> bytes:
     """Return the picture as a file of a kind in ``stages.drawing.KINDS``.
 
-    Raises UsageError if matplotlib is missing or broken.
+    Raises:
+        UsageError: If matplotlib is missing or broken.
     """
     height = 2 * ROW + ARM * len(_others(report))
     return drawn(kind, (WIDTH, height), lambda figure: _draw(figure, report))
 
 
-def _others(report: Report) -> list[str]:
+def _others(report: StudyReport) -> list[str]:
     """Return the arms that are not from scratch, and were trained."""
     return [each.arm.name for each in report.finals if not each.arm.scratch and each.seeds]
 
 
-def _draw(figure: "Figure", report: Report) -> None:
+def _draw(figure: "Figure", report: StudyReport) -> None:
     (left, right), (ratios, growths) = figure.subplots(2, 2)
     every = [_Look(colour, style) for style in _STYLES for colour in COLOURS]
     looks = dict(zip(_others(report), islice(cycle(every), len(report.finals)), strict=False))
@@ -73,7 +74,7 @@ def _draw(figure: "Figure", report: Report) -> None:
             text.set_parse_math(False)
 
 
-def _draw_losses(panel: "Axes", axis: Along, report: Report, looks: dict[str, _Look]) -> None:
+def _draw_losses(panel: "Axes", axis: Along, report: StudyReport, looks: dict[str, _Look]) -> None:
     shown: list[float] = []
     label: str | None = "from scratch"
     for final in report.finals:
@@ -128,7 +129,7 @@ def _bar(panel: "Axes", x: float, found: Estimate) -> None:
     panel.errorbar(x, found.value, error, fmt="o", color=INK, markersize=3, capsize=2, linewidth=1)
 
 
-def _draw_ratios(panel: "Axes", report: Report, looks: dict[str, _Look]) -> None:
+def _draw_ratios(panel: "Axes", report: StudyReport, looks: dict[str, _Look]) -> None:
     axis = report.measured.axes[0]
     rows = [row for row in report.against if row.axis is axis][::-1]
     panel.axvline(1, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
@@ -160,7 +161,9 @@ def _draw_ratio(panel: "Axes", place: int, row: AgainstScratch, colour: str) -> 
         panel.text(1, place, f" {row.ratio.verdict}", va="center", fontsize=6.5, color=colour)
 
 
-def _draw_growths(panel: "Axes", growths: Sequence[Growth], looks: dict[str, _Look]) -> None:
+def _draw_growths(
+    panel: "Axes", growths: Sequence[ReportedGrowth], looks: dict[str, _Look]
+) -> None:
     for growth in growths:
         steps = [step for step, _ in growth.around]
         losses = [loss for _, loss in growth.around]

@@ -19,7 +19,7 @@ from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dump_yaml
-from flmgrow.studying.arms import Rates, flops_per_token, sized_stage, tokens_per_step
+from flmgrow.studying.arms import PeakRates, flops_per_token, sized_stage, tokens_per_step
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.request import StudyFile, used_sizes
 from flmgrow.trainer.stage.file import stage_of
@@ -52,7 +52,7 @@ class ChosenRate:
         return {**asdict(self), "at_edge": self.at_edge}
 
 
-def provisional(study: StudyFile) -> Rates:
+def provisional(study: StudyFile) -> PeakRates:
     """Return rates with which a study can be planned before any search: they cost the same."""
     grid = sorted(study.rates.grid)
     middle = grid[len(grid) // 2] if grid else 0.0
@@ -71,8 +71,10 @@ def search_rates(
 ) -> list[ChosenRate]:
     """Return the rates of all sizes, after what is not done of their searches.
 
-    Raises as ``run_search``, UsageError for what no stage can be, BadDataError if none of a size
-    has come to its end.
+    Raises:
+        FlmgrowError: As ``run_search`` does.
+        UsageError: For what no stage can be.
+        BadDataError: If none of a size has come to its end.
     """
     found = given(study)
     for search in searches(study, path, folder).values():
@@ -86,7 +88,8 @@ def search_rates(
 def known_rates(study: StudyFile, path: Path, folder: StudyFolder) -> list[ChosenRate]:
     """Return the rates of all sizes if they are given, or were searched before.
 
-    Raises BadDataError if none of a size's trials has come to its end.
+    Raises:
+        BadDataError: If none of a size's trials has come to its end.
     """
     found = given(study)
     for search in searches(study, path, folder).values():
@@ -109,7 +112,9 @@ def search_cost(study: StudyFile) -> tuple[int, float]:
 def searches(study: StudyFile, path: Path, folder: StudyFolder) -> dict[str, SearchFolder]:
     """Write the search file of each size, and return them read; none if rates are given.
 
-    Raises UsageError for what no stage can be; StorageError.
+    Raises:
+        UsageError: For what no stage can be.
+        StorageError: The file system failed.
     """
     found = {}
     for size in used_sizes(study) if study.rates.grid else []:

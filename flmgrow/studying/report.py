@@ -15,7 +15,7 @@ from flmgrow.studying.comparison import (
     frontiers,
     pairs,
 )
-from flmgrow.studying.outcomes import Arm, Finding, Grown, Measured, Outcome
+from flmgrow.studying.outcomes import Arm, Finding, GrowthInArm, MeasuredStudy, Outcome
 from flmgrow.studying.statistics import LEVEL, Estimate, estimate
 
 
@@ -58,7 +58,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Growth:
+class ReportedGrowth:
     """A growth of an arm, over its seeds.
 
     ``jump`` is the loss of validation after it less that before it, None where one was not
@@ -85,15 +85,15 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """All that a study found."""
 
-    measured: Measured
+    measured: MeasuredStudy
     finals: tuple[Final, ...]
     against: tuple[AgainstScratch, ...]
     pairs: tuple[Pair, ...]
     curves: dict[str, tuple[CurvePoint, ...]]
-    growths: tuple[Growth, ...]
+    growths: tuple[ReportedGrowth, ...]
     findings: tuple[Finding, ...]
 
     def final(self, arm: str) -> Final:
@@ -119,10 +119,14 @@ class Report:
         }
 
 
-def report_of(measured: Measured) -> Report:
-    """Return what a study found. Raises UsageError if scipy is not installed."""
+def report_of(measured: MeasuredStudy) -> StudyReport:
+    """Return what a study found.
+
+    Raises:
+        UsageError: If scipy is not installed.
+    """
     by_arm = measured.by_arm
-    return Report(
+    return StudyReport(
         measured,
         tuple(_final(arm, by_arm[arm.name]) for arm in measured.arms),
         tuple(row for axis in measured.axes for row in against_scratch(measured, axis)),
@@ -155,20 +159,20 @@ def curve_of(outcomes: Sequence[Outcome]) -> tuple[CurvePoint, ...]:
     )  # fmt: skip
 
 
-def _growths(outcomes: Sequence[Outcome]) -> list[Growth]:
+def _growths(outcomes: Sequence[Outcome]) -> list[ReportedGrowth]:
     """Return the growths that all seeds came to."""
     return [_growth(outcomes[0].arm, same)
             for same in zip(*(each.growths for each in outcomes), strict=False)]  # fmt: skip
 
 
-def _growth(arm: str, same: Sequence[Grown]) -> Growth:
+def _growth(arm: str, same: Sequence[GrowthInArm]) -> ReportedGrowth:
     before = [each.before for each in same if each.before is not None]
     after = [each.after for each in same if each.after is not None]
     both = len(before) == len(after) == len(same)
     losses = [{point.step: point.loss for point in each.around} for each in same]
     steps = sorted(set.intersection(*(set(each) for each in losses)))
     first = same[0]
-    return Growth(
+    return ReportedGrowth(
         arm, first.stage, first.method, first.tokens, first.flops,
         estimate(before) if both else None,
         estimate(after) if both else None,
@@ -177,12 +181,12 @@ def _growth(arm: str, same: Sequence[Grown]) -> Growth:
     )  # fmt: skip
 
 
-def _seen(measured: Measured) -> list[Finding]:
+def _seen(measured: MeasuredStudy) -> list[Finding]:
     """Return what the outcomes themselves show to be unequal."""
     return [*_undecayed(measured), *_other_sizes(measured), *_seeds(measured), *_pooled(measured)]
 
 
-def _undecayed(measured: Measured) -> list[Finding]:
+def _undecayed(measured: MeasuredStudy) -> list[Finding]:
     arms = tuple(
         arm.name for arm in measured.arms
         if arm.scratch and any(
@@ -194,7 +198,7 @@ def _undecayed(measured: Measured) -> list[Finding]:
     return [Finding(what, arms, detail)] if arms else []
 
 
-def _other_sizes(measured: Measured) -> list[Finding]:
+def _other_sizes(measured: MeasuredStudy) -> list[Finding]:
     wanted = {arm.sizes[-1] for arm in measured.arms if arm.scratch}
     if not wanted:
         return []
@@ -206,7 +210,7 @@ def _other_sizes(measured: Measured) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _seeds(measured: Measured) -> list[Finding]:
+def _seeds(measured: MeasuredStudy) -> list[Finding]:
     everywhere = {each.seed for each in measured.outcomes}
     found = []
     for name, outcomes in measured.by_arm.items():
@@ -217,7 +221,7 @@ def _seeds(measured: Measured) -> list[Finding]:
     return found
 
 
-def _pooled(measured: Measured) -> list[Finding]:
+def _pooled(measured: MeasuredStudy) -> list[Finding]:
     seeds = [seed for seed, each in frontiers(measured, measured.axes[0]).items() if each.pooled]
     scratch = tuple(arm.name for arm in measured.arms if arm.scratch)
     what = "a longer run from scratch ended worse than a shorter one"

@@ -155,7 +155,8 @@ class StudyFile(Section):
 def read_study(path: Path, scale: float = 1.0) -> StudyFile:
     """Return the study in a file, all lengths multiplied by ``scale``.
 
-    Raises UsageError, naming file and key, for what is unknown or does not fit together.
+    Raises:
+        UsageError: For what is unknown or does not fit together; the message names file and key.
     """
     data = read_yaml(path)
     if not isinstance(data, dict) or not isinstance(data.get("arms"), dict):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
 from flmgrow.model.wording import clock_text
 from flmgrow.stages.pool import JobEnd, Pool
-from flmgrow.stages.trial_folder import State
+from flmgrow.stages.trial_folder import TrialState
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Legs
 
@@ -20,7 +20,11 @@ class LegFailedError(FlmgrowError):
 
 
 def run_legs(folder: StudyFolder, legs: Legs, pool: Pool, told: Told) -> None:
-    """Train what is not done. Raises LegFailedError, with what it told, for one that failed."""
+    """Train what is not done.
+
+    Raises:
+        LegFailedError: For one that failed; the message has what it told.
+    """
     by_name = {leg.name: leg for leg in legs.every}
 
     def ended(one: JobEnd, left: int, seconds: float) -> None:
@@ -28,7 +32,7 @@ def run_legs(folder: StudyFolder, legs: Legs, pool: Pool, told: Told) -> None:
         if leg is None:
             return
         if one.code == DivergenceError.exit_code:
-            folder.of(leg).keep(State.DIVERGED, one.told.removeprefix("error: "))
+            folder.of(leg).keep(TrialState.DIVERGED, one.told.removeprefix("error: "))
         told(f"{leg.name}  {_how(one)}  ({left} left, {clock_text(seconds)})")
 
     for one in pool.run(folder.jobs(legs.every), ended):

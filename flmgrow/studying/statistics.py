@@ -66,7 +66,8 @@ def _exp(value: float) -> float:
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of ``values`` (one for each seed), its interval, and its distance from 0.
 
-    Raises UsageError for no values, or if scipy is not installed.
+    Raises:
+        UsageError: For no values, or if scipy is not installed.
     """
     if not values:
         raise UsageError("there are no values to take a mean of")

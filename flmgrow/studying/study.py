@@ -12,12 +12,12 @@ from flmgrow.stages.pool import Pool
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import launched, submitted
 from flmgrow.storage.strict_json import Json
-from flmgrow.studying.arms import PlannedArm, Rates, planned_arms
+from flmgrow.studying.arms import PeakRates, PlannedArm, planned_arms
 from flmgrow.studying.fairness import held_and_findings
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Legs, legs_of
 from flmgrow.studying.measuring import arm_of, outcome_of
-from flmgrow.studying.outcomes import Measured
+from flmgrow.studying.outcomes import MeasuredStudy
 from flmgrow.studying.rates import ChosenRate, known_rates, provisional, search_cost, search_rates
 from flmgrow.studying.request import StudyFile, read_study
 from flmgrow.studying.running import Told, run_legs
@@ -33,8 +33,12 @@ class Study:
     legs: Legs
 
 
-def plan(file: StudyFile, path: Path, rates: Rates) -> Study:
-    """Return a study as it is trained with these rates. Raises UsageError for what cannot be."""
+def plan(file: StudyFile, path: Path, rates: PeakRates) -> Study:
+    """Return a study as it is trained with these rates.
+
+    Raises:
+        UsageError: For what cannot be.
+    """
     arms = planned_arms(file, path, rates)
     return Study(file, path, tuple(arms), legs_of(arms))
 
@@ -42,14 +46,19 @@ def plan(file: StudyFile, path: Path, rates: Rates) -> Study:
 def read(path: Path, scale: float = 1.0) -> Study:
     """Return the study in a file, planned before its learning rates are known.
 
-    Raises UsageError, naming file, arm and stage, for what cannot be carried out.
+    Raises:
+        UsageError: For what cannot be carried out; the message names file, arm and stage.
     """
     file = read_study(path, scale)
     return plan(file, path, provisional(file))
 
 
 def with_known_rates(study: Study, folder: StudyFolder) -> Study:
-    """Return a study with the rates that its folder knows. Raises BadDataError if it has none."""
+    """Return a study with the rates that its folder knows.
+
+    Raises:
+        BadDataError: If it has none.
+    """
     rates = known_rates(study.file, study.path, folder)
     return plan(study.file, study.path, {each.size: each.peak for each in rates})
 
@@ -59,7 +68,10 @@ def carry_out(
 ) -> tuple[Study, list[ChosenRate]]:
     """Search the rates, and train all legs that are not done; return what was trained.
 
-    Raises TrialFailedError or LegFailedError; UsageError for a folder of another study.
+    Raises:
+        TrialFailedError: A trial of the search for rates failed.
+        LegFailedError: The training of a leg failed.
+        UsageError: For a folder of another study.
     """
     rates = search_rates(study.file, study.path, folder, pools, told)
     planned = plan(study.file, study.path, {each.size: each.peak for each in rates})
@@ -68,14 +80,14 @@ def carry_out(
     return planned, rates
 
 
-def measured(study: Study, folder: StudyFolder, rates: list[ChosenRate]) -> Measured:
+def measured(study: Study, folder: StudyFolder, rates: list[ChosenRate]) -> MeasuredStudy:
     """Return what a study measured so far: the arms that have come to their end."""
     found = [outcome_of(arm, study.legs, folder) for arm in study.arms]
     held, findings = held_and_findings(study.arms, rates)
     by_name: dict[str, list[PlannedArm]] = {}
     for arm in study.arms:
         by_name.setdefault(arm.name, []).append(arm)
-    return Measured(
+    return MeasuredStudy(
         arms=tuple(map(arm_of, by_name.values())),
         outcomes=tuple(each for each in found if each is not None),
         axes=tuple(study.file.compare),
@@ -109,7 +121,11 @@ class Hours:
 
 
 def hours_of(study: Study, accelerator: str, utilisation: float | None) -> Hours:
-    """Return what a study takes on such devices. Raises UsageError for one that nobody knows."""
+    """Return what a study takes on such devices.
+
+    Raises:
+        UsageError: For one that nobody knows.
+    """
     share = None if utilisation is None else (utilisation,)
 
     def hours(stages: Sequence[PlannedStage]) -> float:

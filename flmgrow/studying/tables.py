@@ -4,13 +4,13 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from flmgrow.studying.outcomes import Measured
+from flmgrow.studying.outcomes import MeasuredStudy
 
 _RUN = ("arm", "seed", "parameters", "tokens", "flops", "seconds", "loss", "decayed", "diverged")
 _READING = ("arm", "seed", "step", "tokens", "flops", "loss")
 
 
-def runs_table(measured: Measured) -> str:
+def runs_table(measured: MeasuredStudy) -> str:
     """Return how each training ended (CSV); no tokens, FLOPs and loss of one that diverged."""
     return _csv(_RUN, (
         (each.arm, each.seed, each.parameters,
@@ -21,7 +21,7 @@ def runs_table(measured: Measured) -> str:
     ))  # fmt: skip
 
 
-def readings_table(measured: Measured) -> str:
+def readings_table(measured: MeasuredStudy) -> str:
     """Return all losses of validation (CSV), those of trainings that diverged, too."""
     return _csv(_READING, (
         (each.arm, each.seed, reading.step, reading.tokens, reading.flops, reading.loss)

@@ -7,9 +7,9 @@ interval says how large it may be.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flmgrow.studying.comparison import AgainstScratch, Compared, Verdict
+from flmgrow.studying.comparison import AgainstScratch, ComparedQuantity, SeedVerdict
 from flmgrow.studying.outcomes import Expense
-from flmgrow.studying.report import Final, Report
+from flmgrow.studying.report import Final, StudyReport
 from flmgrow.studying.statistics import Estimate
 
 
@@ -29,7 +29,7 @@ AXES: Mapping[Expense, AxisWords] = {
 }
 
 
-def sentences(report: Report) -> dict[str, list[str]]:
+def sentences(report: StudyReport) -> dict[str, list[str]]:
     """Return what is to be said of each arm that is not from scratch, and was trained."""
     return {
         final.arm.name: list(_of_arm(report, final))
@@ -38,7 +38,7 @@ def sentences(report: Report) -> dict[str, list[str]]:
     }
 
 
-def _of_arm(report: Report, final: Final) -> list[str]:
+def _of_arm(report: StudyReport, final: Final) -> list[str]:
     if final.diverged:
         return [
             f"diverged in {len(final.diverged)} of {_seeds(final.seeds)}, and is compared with "
@@ -52,16 +52,16 @@ def _ratio(row: AgainstScratch, final: Final) -> str:
     """Return how much scratch needs for the arm's loss."""
     words, found = AXES[row.axis], row.ratio.estimate
     loss = "its loss" if final.loss is None else f"a loss of {final.loss.value:.3f}"
-    if row.ratio.verdict is Verdict.BEYOND:
+    if row.ratio.verdict is SeedVerdict.BEYOND:
         return _beyond(row)
-    if found is None or row.ratio.verdict is Verdict.ONE_SEED:
+    if found is None or row.ratio.verdict is SeedVerdict.ONE_SEED:
         return _unknown(row.ratio, f"{words.name} to the same loss")
-    if row.ratio.verdict is Verdict.BETTER:
+    if row.ratio.verdict is SeedVerdict.BETTER:
         return (
             f"reaches {loss} with {found.value:.2f} times {words.fewer} than from scratch "
             f"{interval(found, 2)}"
         )
-    if row.ratio.verdict is Verdict.WORSE:
+    if row.ratio.verdict is SeedVerdict.WORSE:
         more = Estimate(1 / found.value, 1 / found.high, 1 / found.low, found.seeds, found.p)
         return (
             f"worse: needs {more.value:.2f} times {words.many} as scratch for {loss} "
@@ -97,32 +97,32 @@ def _beyond(row: AgainstScratch) -> str:
 def _difference(row: AgainstScratch) -> str:
     """Return how its loss differs from that of scratch for as much."""
     words, found = AXES[row.axis], row.difference.estimate
-    if row.difference.verdict is Verdict.BEYOND:
+    if row.difference.verdict is SeedVerdict.BEYOND:
         side = "fewer than the shortest" if row.shorter else "more than the longest"
         return (
             f"beyond the frontier, so that no loss for equal {words.name} is known: it took "
             f"{side} run from scratch in {row.shorter or row.longer} of {_seeds(row.seeds)}"
         )
-    if found is None or row.difference.verdict is Verdict.ONE_SEED:
+    if found is None or row.difference.verdict is SeedVerdict.ONE_SEED:
         return _unknown(row.difference, f"loss for equal {words.name}")
     return f"for equal {words.name}, {_side(row.difference, found)}"
 
 
-def _side(compared: Compared, found: Estimate) -> str:
-    if compared.verdict is Verdict.NO_DIFFERENCE:
+def _side(compared: ComparedQuantity, found: Estimate) -> str:
+    if compared.verdict is SeedVerdict.NO_DIFFERENCE:
         return (
             f"no difference found: its loss is that of scratch {found.value:+.3f} "
             f"{interval(found, 3)}"
         )
-    side = "lower" if compared.verdict is Verdict.BETTER else "worse: higher"
+    side = "lower" if compared.verdict is SeedVerdict.BETTER else "worse: higher"
     low, high = sorted((abs(found.low), abs(found.high)))
     shown = Estimate(abs(found.value), low, high, found.seeds, found.p)
     return f"its loss is {side} than from scratch by {shown.value:.3f} {interval(shown, 3)}"
 
 
-def _unknown(compared: Compared, what: str) -> str:
+def _unknown(compared: ComparedQuantity, what: str) -> str:
     """Return why nothing is claimed."""
-    if compared.verdict is Verdict.ONE_SEED:
+    if compared.verdict is SeedVerdict.ONE_SEED:
         return f"nothing is claimed of the {what}: one seed has no interval"
     return f"nothing is known of the {what}: {compared.verdict}"
 
@@ -136,7 +136,7 @@ def _seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
-def held_sentences(report: Report) -> Sequence[str]:
+def held_sentences(report: StudyReport) -> Sequence[str]:
     """Return what was held equal, and then what was not."""
     unequal = [
         f"Not equal: {each.what} ({', '.join(each.arms)}): {each.detail}."

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from flmgrow.model.wording import amount
-from flmgrow.studying.comparison import AgainstScratch, Compared
+from flmgrow.studying.comparison import AgainstScratch, ComparedQuantity
 from flmgrow.studying.outcomes import Expense
-from flmgrow.studying.report import Final, Growth, Report
+from flmgrow.studying.report import Final, ReportedGrowth, StudyReport
 from flmgrow.studying.statistics import COVERAGE, LEVEL, Estimate
 from flmgrow.studying.verdicts import AXES, held_sentences, interval, sentences
 
@@ -18,7 +18,7 @@ METHOD = (
 )
 
 
-def markdown(report: Report) -> str:
+def markdown(report: StudyReport) -> str:
     """Return the whole report."""
     parts = ["# Does growth pay?", "", *_found(report), "## What was held equal", ""]
     parts += [f"* {each}" for each in held_sentences(report)] or ["Nothing is told of it."]
@@ -28,12 +28,12 @@ def markdown(report: Report) -> str:
     return "\n".join([*parts, *_pairs(report), *_growths(report)]).rstrip("\n") + "\n"
 
 
-def told(report: Report) -> str:
+def told(report: StudyReport) -> str:
     """Return what a terminal shows: how the arms ended, and what was found."""
     return "\n".join([*_arms(report), "", *_found(report)]).rstrip("\n")
 
 
-def _found(report: Report) -> Iterator[str]:
+def _found(report: StudyReport) -> Iterator[str]:
     for arm, found in sentences(report).items():
         yield f"**{arm}** ({report.final(arm).arm.words})"
         yield ""
@@ -41,7 +41,7 @@ def _found(report: Report) -> Iterator[str]:
         yield ""
 
 
-def _arms(report: Report) -> list[str]:
+def _arms(report: StudyReport) -> list[str]:
     head = ["arm", "what it is", "parameters", "tokens", "FLOPs", "final loss", "seeds"]
     return _table(head, [_arm(final) for final in report.finals])
 
@@ -63,7 +63,7 @@ def _loss(final: Final) -> str:
     return _estimate(final.loss, 3)
 
 
-def _against(report: Report, axis: Expense) -> list[str]:
+def _against(report: StudyReport, axis: Expense) -> list[str]:
     rows = [row for row in report.against if row.axis is axis]
     if not rows:
         return []
@@ -85,7 +85,7 @@ def _ratio_cells(row: AgainstScratch) -> list[str]:
     return [value, p, verdict]
 
 
-def _cells(compared: Compared, places: int) -> list[str]:
+def _cells(compared: ComparedQuantity, places: int) -> list[str]:
     found, p = compared.estimate, compared.corrected
     return [
         "-" if found is None else _estimate(found, places),
@@ -94,7 +94,7 @@ def _cells(compared: Compared, places: int) -> list[str]:
     ]
 
 
-def _pairs(report: Report) -> Iterator[str]:
+def _pairs(report: StudyReport) -> Iterator[str]:
     if not report.pairs:
         return
     yield from ("## Arms that took as much", "")
@@ -109,7 +109,7 @@ def _pairs(report: Report) -> Iterator[str]:
     yield ""
 
 
-def _growths(report: Report) -> Iterator[str]:
+def _growths(report: StudyReport) -> Iterator[str]:
     if not report.growths:
         return
     yield from ("## The loss around growths", "")
@@ -117,7 +117,7 @@ def _growths(report: Report) -> Iterator[str]:
     yield from _table(head, [_growth(each) for each in report.growths])
 
 
-def _growth(each: Growth) -> list[str]:
+def _growth(each: ReportedGrowth) -> list[str]:
     return [
         each.arm, each.stage, each.method, amount(each.tokens),
         *("-" if found is None else f"{found.value:.4f}" for found in (each.before, each.after)),
@@ -126,7 +126,7 @@ def _growth(each: Growth) -> list[str]:
     ]  # fmt: skip
 
 
-def _around(each: Growth) -> str:
+def _around(each: ReportedGrowth) -> str:
     """Return the training loss just before a growth, its highest after it, and its last one."""
     before = [found.value for step, found in each.around if step < 0]
     after = [found.value for step, found in each.around if step >= 0]

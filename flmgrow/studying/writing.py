@@ -7,7 +7,7 @@ from flmgrow.prediction.packages import scipy
 from flmgrow.stages.drawing import drawn
 from flmgrow.storage.durable import write_small
 from flmgrow.studying.picture import picture
-from flmgrow.studying.report import Report
+from flmgrow.studying.report import StudyReport
 from flmgrow.studying.tables import readings_table, runs_table
 from flmgrow.studying.wording import markdown
 
@@ -21,10 +21,12 @@ def check_packages() -> None:
     drawn("svg", (1.0, 1.0), lambda figure: None)
 
 
-def write_report(folder: Path, report: Report) -> None:
+def write_report(folder: Path, report: StudyReport) -> None:
     """Write ``report.md``, ``results.json``, ``runs.csv``, ``readings.csv`` and pictures.
 
-    Raises StorageError; UsageError, when all else is written, if matplotlib is missing.
+    Raises:
+        StorageError: The file system failed.
+        UsageError: When all else is written, if matplotlib is missing.
     """
     results = json.dumps(report.to_json(), indent=1, allow_nan=False)
     for name, text in (

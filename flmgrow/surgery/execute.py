@@ -80,7 +80,8 @@ class Executor:
     def written(self, destination: Path) -> Manifest | None:
         """Return the manifest of ``destination`` if this plan's result is there already, whole.
 
-        Raises BadCheckpointError for a result that was damaged.
+        Raises:
+            BadCheckpointError: For a result that was damaged.
         """
         place = finished_output(destination)
         manifest = None if place is None else read_manifest(place)
@@ -108,9 +109,12 @@ class Executor:
     def run(self, destination: Path) -> Manifest:
         """Write the checkpoint to ``destination`` and return its manifest.
 
-        Raises OutputExistsError, StorageError, LostRankError, or BadCheckpointError for a damaged
-        source; what a damaged source led to is removed, and so is a run that failed before its
-        first file was finished.
+        Raises:
+            OutputExistsError: The output is there, or another run is writing it.
+            StorageError: The file system failed.
+            LostRankError: Another rank is lost.
+            BadCheckpointError: For a damaged source; what a damaged source led to is removed, and
+                so is a run that failed before its first file was finished.
         """
         with self._begun(destination) as folder:
             drift = self._drift()
@@ -119,7 +123,10 @@ class Executor:
 
     def write_some(self, destination: Path, files: Sequence[PlannedFile]) -> list[FileRecord]:
         """Write these files of the checkpoint alone, and let no output appear; :meth:`run` writes
-        the rest. Returns what was written or found written. Raises as it does.
+        the rest. Returns what was written or found written.
+
+        Raises:
+            FlmgrowError: As :meth:`run` does.
         """
         with self._begun(destination) as folder:
             self._drift()

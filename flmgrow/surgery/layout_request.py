@@ -51,7 +51,8 @@ class LayoutRequest:
     def single(self, layers: int) -> Layout:
         """Return the layout of a format without ranks.
 
-        Raises UsageError if ranks were asked for.
+        Raises:
+            UsageError: If ranks were asked for.
         """
         other = Setting("format", "megatron")
         asked = {"tp": self.tp, "pp": self.pp, "vpp": self.vpp}

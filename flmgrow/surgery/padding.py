@@ -18,7 +18,10 @@ def stored_vocab(source: Checkpoint, vocab: int, tp: int, wanted: int | None = N
     """Return the rows in which ``vocab`` ids are stored on ``tp`` tensor ranks.
 
     ``wanted`` is what the user asks for. A table of the source whose size is not Megatron-LM's rule
-    keeps it where it has room and divides by ``tp``. Raises UsageError for a size that cannot be.
+    keeps it where it has room and divides by ``tp``.
+
+    Raises:
+        UsageError: For a size that cannot be.
     """
     if wanted is not None:
         return _checked(wanted, vocab, tp)

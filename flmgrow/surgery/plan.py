@@ -99,8 +99,10 @@ def make_plan(
     """Return the plan that takes ``source`` to ``target`` in the wished layout and files.
 
     Masks of the source's own are carried along; ``bake`` puts all masks into the weights, at these
-    values instead of their own where given. Raises UsageError for a
-    target that cannot be reached and for content that would be lost unasked.
+    values instead of their own where given.
+
+    Raises:
+        UsageError: For a target that cannot be reached and for content that would be lost unasked.
     """
     ranks = written_format(files.format or source.format).ranks
     if ranks and not drop_optimizer:
@@ -120,8 +122,11 @@ def growth_of(
 ) -> Growth:
     """Return the growth from ``source`` to ``target``, stored in ``padded_vocab`` rows.
 
-    ``pending`` are the masks of the source that are not open yet. Raises UsageError for a target
-    that cannot be reached, and BadCheckpointError for masks that do not fit the source.
+    ``pending`` are the masks of the source that are not open yet.
+
+    Raises:
+        UsageError: For a target that cannot be reached.
+        BadCheckpointError: For masks that do not fit the source.
     """
     _check_masks(source, pending)
     growth = grow(source.config, target, source.padded_vocab, padded_vocab)

@@ -16,9 +16,10 @@ from flmgrow.surgery.plan_text import source_runs
 def growth_from_manifest(source: Checkpoint, manifest: Manifest) -> Growth:
     """Return the growth that made a checkpoint from ``source``, by its ``manifest``.
 
-    Raises BadCheckpointError if the manifest's axis maps are not those of the request it records:
-    then it was altered, or written by a version that grew differently. So it does if values are
-    drawn by a version that is not known.
+    Raises:
+        BadCheckpointError: If the manifest's axis maps are not those of the request it records:
+            then it was altered, or written by a version that grew differently; or if values are
+            drawn by a version that is not known.
     """
     try:
         request = dict(manifest.growth.request)

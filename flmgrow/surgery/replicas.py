@@ -67,7 +67,11 @@ def _gap(one: FloatArray, other: FloatArray) -> float:
 
 
 def replicated_as(word: str) -> Replicated:
-    """Return the mode that ``word`` stands for. Raises UsageError if there is none."""
+    """Return the mode that ``word`` stands for.
+
+    Raises:
+        UsageError: If there is none.
+    """
     return chosen(Setting("replicated"), word, Replicated)
 
 
@@ -81,7 +85,9 @@ def check_replicas(
 
     ``of`` names the state that the reader reads, if it is not the weights; lines name files as seen
     from the folder ``seen_from``.
-    Raises BadCheckpointError at the first difference where ``mode`` is check.
+
+    Raises:
+        BadCheckpointError: At the first difference where ``mode`` is check.
     """
     lines = []
     for first, *others in reader.replicas():

@@ -71,8 +71,10 @@ def plan_growth_of(
     """Return the plan that grows and lays out ``source`` as ``wanted``.
 
     ``parameters`` lets the sizes be chosen for that many. ``bake`` puts masks into the weights at
-    once. Raises UsageError for a target that cannot be reached and for requests that contradict
-    each other.
+    once.
+
+    Raises:
+        UsageError: For a target that cannot be reached and for requests that contradict each other.
     """
     target, layout = _untied(wanted.target(), source), wanted.layout()
     _check_moments(target, drop_optimizer)
@@ -105,7 +107,8 @@ def plan_import_of(
 ) -> GrowthPlan:
     """Return the plan that makes a Megatron checkpoint of a Hugging Face folder.
 
-    Raises UsageError if ``source`` is none, or another format is asked for.
+    Raises:
+        UsageError: If ``source`` is none, or another format is asked for.
     """
     wanted = files.format or "megatron"
     if not written_format(wanted).ranks:
@@ -127,7 +130,8 @@ def plan_bake_of(
 ) -> GrowthPlan:
     """Return the plan that puts the masks of ``source`` into its weights, all at ``value``.
 
-    Raises UsageError if it has none.
+    Raises:
+        UsageError: If it has none.
     """
     masks = masks_of(source)
     if not masks:

@@ -21,8 +21,10 @@ def shards_of(plan: GrowthPlan) -> list[PlannedFile]:
 def chosen_shards(plan: GrowthPlan, wanted: str) -> list[PlannedFile]:
     """Return the shards that ``wanted`` lists, with commas: numbers, ranges of numbers, or names.
 
-    A name may be a pattern, of a file or of a folder that it is in. Raises UsageError for one that
-    means no shard.
+    A name may be a pattern, of a file or of a folder that it is in.
+
+    Raises:
+        UsageError: For one that means no shard.
     """
     shards = shards_of(plan)
     chosen: set[int] = set()

@@ -95,7 +95,8 @@ class GrowthRequest(BaseModel):
 def parse_target(data: object, where: str = "the request") -> GrowthRequest:
     """Return the target that ``data`` describes, found in ``where``.
 
-    Raises UsageError, naming each problem.
+    Raises:
+        UsageError: The message names each problem.
     """
     try:
         return GrowthRequest.model_validate(data)

@@ -191,7 +191,11 @@ class _Function:
 
 
 def _tokens(source: Checkpoint, result: Checkpoint, how: Verification) -> Tensor:
-    """Return the tokens to run on (b, s). Raises UsageError if the model, or the memory, cannot."""
+    """Return the tokens to run on (b, s).
+
+    Raises:
+        UsageError: If the model, or the memory, cannot.
+    """
     tokens = how.tokens
     if tokens is None:
         tokens = draw_tokens(source.config.vocab, min(32, source.config.max_positions), how.seed)
@@ -207,8 +211,10 @@ def _tokens(source: Checkpoint, result: Checkpoint, how: Verification) -> Tensor
 def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Check]:
     """Return the evidence on whether ``result`` computes what ``source`` does.
 
-    If one of them is not intact, nothing else is looked at. Raises UsageError, before all else, for
-    tokens that the model or the memory cannot take.
+    If one of them is not intact, nothing else is looked at.
+
+    Raises:
+        UsageError: Before all else, for tokens that the model or the memory cannot take.
     """
     tokens = _tokens(source, result, how)
     checks = _integrity(source, result, how)

@@ -80,9 +80,11 @@ def read_metadata(folder: Path) -> DcpMetadata:
 
     The format is that of torch's ``FileSystemWriter`` (``torch/distributed/checkpoint``).
 
-    Raises BadCheckpointError if the folder is no finished checkpoint, if ``.metadata`` is damaged,
-    hostile or contradicts itself, or if files it lists are missing, too short or outside the
-    folder; StorageError if the file system failed.
+    Raises:
+        BadCheckpointError: If the folder is no finished checkpoint, if ``.metadata`` is damaged,
+            hostile or contradicts itself, or if files it lists are missing, too short or outside
+            the folder.
+        StorageError: If the file system failed.
     """
     path = folder / METADATA_FILE
     if os.path.lexists(path.with_name(f"{path.name}.tmp")):

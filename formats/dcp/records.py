@@ -146,7 +146,8 @@ KNOWN: dict[tuple[str, str], object] = {
 def pairs(value: object, what: str) -> Iterable[tuple[object, object]]:
     """Return the keys and values of what was a dict in the file; ``what`` it is, for messages.
 
-    Raises BadCheckpointError if it was no dict.
+    Raises:
+        BadCheckpointError: If it was no dict.
     """
     if type(value) is not list:
         refuse(Text(f"{what}: found ", Found(describe(value))), wanted="a dict")
@@ -170,7 +171,8 @@ def _flat(value: list[object]) -> Iterator[object]:
 def attributes(value: object, kind: type[DcpRecord], what: str) -> dict[str, object]:
     """Return the attributes of ``value``, which must be a ``kind``; ``what`` it is, for messages.
 
-    Raises BadCheckpointError if it is something else, or broken.
+    Raises:
+        BadCheckpointError: If it is something else, or broken.
     """
     if type(value) is not kind:
         refuse(Text(f"{what}: found ", Found(describe(value))), wanted=kind.__name__)

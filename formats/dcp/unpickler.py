@@ -170,8 +170,11 @@ def _after_line(data: bytearray, start: int) -> int:
 def load(data: bytearray) -> Metadata:
     """Return the metadata that the pickle ``data`` holds; ``data`` is used up.
 
-    Raises BadCheckpointError, without the name of the file, if it is damaged, names something no
-    metadata has, or is no metadata. Nothing was run.
+    Nothing in it is run.
+
+    Raises:
+        BadCheckpointError: If it is damaged, names something no metadata has, or is no metadata;
+            the message lacks the name of the file.
     """
     checked = _checked(data)
     with no_garbage_collection():

@@ -47,7 +47,8 @@ class DcpFilePlan:
 
     ``total_size`` is its size in bytes. ``placed`` says where each item will lie, in their order.
 
-    Raises ValueError if torch has no such dtype.
+    Raises:
+        ValueError: If torch has no such dtype.
     """
 
     total_size: int
@@ -99,8 +100,8 @@ class DcpFileWriter:
     def write_chunk(self, item: NewChunk, chunks: Iterable[Bytes]) -> None:
         """Write the next item, whose elements, in the order of the axes, ``chunks`` together are.
 
-        Raises ValueError if it is not the turn of ``item``, or if the chunks are more or fewer
-        bytes.
+        Raises:
+            ValueError: If it is not the turn of ``item``, or if the chunks are more or fewer bytes.
         """
         writer = self._next(item)
         writer.write_storage(writer.storages[0], chunks)
@@ -113,7 +114,8 @@ class DcpFileWriter:
     ) -> None:
         """Write the next item, an object; ``chunks_of`` gives the bytes of each storage in it.
 
-        Raises ValueError as :meth:`write_chunk` does.
+        Raises:
+            ValueError: As :meth:`write_chunk` does.
         """
         writer = self._next(item)
         for storage in writer.storages:
@@ -137,7 +139,8 @@ def metadata_bytes(tensors: Iterable[DcpTensor], objects: Iterable[DcpObject]) -
 
     It is the pickle (protocol 2) of torch's ``Metadata``, without the plans that Megatron adds.
 
-    Raises ValueError if the chunks of a tensor do not cover it exactly once.
+    Raises:
+        ValueError: If the chunks of a tensor do not cover it exactly once.
     """
     tensors = list(tensors)
     for tensor in tensors:

@@ -40,7 +40,8 @@ _SHORT = 200
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest in a checkpoint's folder, or None if it has none.
 
-    Raises BadCheckpointError if there is one that cannot be read.
+    Raises:
+        BadCheckpointError: If there is one that cannot be read.
     """
     path = folder / MANIFEST
     content = read_if_there(path, MAX_BYTES)
@@ -134,7 +135,8 @@ def masks_of(checkpoint: Checkpoint) -> dict[Dimension, Mask]:
 def training_of(checkpoint: Checkpoint) -> "Carried | None":
     """Return how far training has come that flmgrow's trainer did; None if it did none.
 
-    Raises BadCheckpointError if what is written of it is malformed.
+    Raises:
+        BadCheckpointError: If what is written of it is malformed.
     """
     if (training := training_state_in(checkpoint.folder)) is not None:
         return training.carried

@@ -147,7 +147,9 @@ class Manifest(ManifestPart):
     def parse(cls, data: Json) -> Self:
         """Return the manifest that plain data describes.
 
-        Raises BadCheckpointError, or ValueError, for masks or a state of training that are none.
+        Raises:
+            BadCheckpointError: The checkpoint is damaged.
+            ValueError: For masks or a state of training that are none.
         """
         masks = data["masks"].items()
         training = data.get("training")

@@ -17,7 +17,8 @@ TRAINING = "flmgrow_training.json"
 def training_state_in(folder: Path) -> "TrainingState | None":
     """Return the state in an iteration's folder, or None if flmgrow's trainer did not save it.
 
-    Raises BadCheckpointError if there is one that cannot be read.
+    Raises:
+        BadCheckpointError: If there is one that cannot be read.
     """
     if not os.path.lexists(folder / TRAINING):
         return None

@@ -94,7 +94,11 @@ class Carried(BaseModel):
 
     @classmethod
     def parse(cls, data: Json, where: str) -> Self:
-        """Return what plain data says. Raises BadCheckpointError, for key ``where``."""
+        """Return what plain data says.
+
+        Raises:
+            BadCheckpointError: For key ``where``.
+        """
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -191,7 +195,8 @@ def _with_losses(form: _Form) -> Carried:
 def read_training_state(folder: Path) -> TrainingState | None:
     """Return the state in an iteration's folder, or None if flmgrow's trainer did not save it.
 
-    Raises BadCheckpointError if there is one that cannot be read.
+    Raises:
+        BadCheckpointError: If there is one that cannot be read.
     """
     path = folder / TRAINING
     content = read_if_there(path, MAX_BYTES)

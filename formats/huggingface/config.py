@@ -41,7 +41,8 @@ _ROTARY = frozenset(row.name for row in ROTARY_ROWS)
 def family_of(fields: Fields, where: str) -> Family:
     """Return the family that ``config.json``, found in file ``where``, belongs to.
 
-    Raises BadCheckpointError.
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     name = MODEL_TYPE.get(fields)
     if not isinstance(name, str) or name not in FAMILIES:
@@ -75,8 +76,10 @@ def seen(family: Family, fields: Fields, options: ReadOptions) -> Fields:
     """Return ``config.json`` as the user wants it read.
 
     Without what they vouch for, and for texts no longer than they say. A field that the family is
-    read by says what the model is: nobody can vouch that it does not matter. Raises UsageError for
-    longer texts than the model knows positions for.
+    read by says what the model is: nobody can vouch that it does not matter.
+
+    Raises:
+        UsageError: For longer texts than the model knows positions for.
     """
     vouched = vouched_fields(options)
     kept = {
@@ -99,7 +102,8 @@ def read_fields(
 ) -> ModelConfig:
     """Return the model that ``config.json`` describes.
 
-    Raises BadCheckpointError for a malformed field, and for those that are not understood.
+    Raises:
+        BadCheckpointError: For a malformed field, and for those that are not understood.
     """
     kept = seen(family, fields, options)
     strange = {name: value for name, value in kept.items() if value and _is_strange(family, name)}
@@ -138,7 +142,8 @@ def _unsupported(names: Iterable[str]) -> str:
 def model_of(family: Family, fields: Fields, where: str) -> ModelConfig:
     """Return the model that the fields describe which ``family`` understands, whatever the others.
 
-    Raises BadCheckpointError for a malformed field.
+    Raises:
+        BadCheckpointError: For a malformed field.
     """
     try:
         return family.read(FieldReader(fields, where, family.name))
@@ -259,8 +264,10 @@ def written_fields(
     """Return the family and the ``config.json`` that say ``config``.
 
     ``name`` chooses the family, ``ids`` are the special tokens'. ``own`` is what the source's file
-    says, and the model it means when it is read with ``options``. Raises UsageError, with the
-    reasons, if no family (or not that one) can say the model.
+    says, and the model it means when it is read with ``options``.
+
+    Raises:
+        UsageError: If no family (or not that one) can say the model; the message has the reasons.
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(

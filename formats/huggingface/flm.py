@@ -64,9 +64,12 @@ def _multipliers(reader: FieldReader, hidden: int) -> Multipliers:
 
 
 def read_flm(reader: FieldReader) -> ModelConfig:
-    """Return the model that an FLM's ``config.json`` describes. Raises BadCheckpointError.
+    """Return the model that an FLM's ``config.json`` describes.
 
     Fields that are not there have the defaults of the shipped ``FLMConfig``.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     hidden, heads = rows.N_EMBD.read(reader), rows.N_HEAD.read(reader)
     given = rows.HEAD_DIM.get(reader.arguments) is not None

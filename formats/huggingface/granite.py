@@ -13,7 +13,11 @@ _ROUNDING = 1e-15
 
 
 def read_multipliers(reader: FieldReader, hidden: int) -> Multipliers:
-    """Return the multipliers of a Granite that is ``hidden`` wide. Raises BadCheckpointError."""
+    """Return the multipliers of a Granite that is ``hidden`` wide.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
+    """
     base = BASE_WIDTH.read(reader)
     return Multipliers(
         embedding=own.EMBEDDING.read(reader),

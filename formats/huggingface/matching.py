@@ -93,8 +93,11 @@ def find_pieces(
     """Return every array of the model, as it lies in the folder.
 
     ``shared``: the head that is stored is the tied table once more. One that a tied model has
-    otherwise is passed over. Raises BadCheckpointError for an array that is missing or of another
-    shape, and for a tensor that is none.
+    otherwise is passed over.
+
+    Raises:
+        BadCheckpointError: For an array that is missing or of another shape, and for a tensor that
+            is none.
     """
     stored = dict(contents.tensors)
     bare = not any(name.startswith(family.prefix) for name in stored)

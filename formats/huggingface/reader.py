@@ -87,8 +87,9 @@ def _notes_on_head(head: str, untie: bool | None) -> Iterator[str]:
 def open_huggingface(folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the Hugging Face model in ``folder``; the caller closes it.
 
-    Raises BadCheckpointError, naming file and tensor, for anything missing, extra, contradictory or
-    not understood.
+    Raises:
+        BadCheckpointError: For anything missing, extra, contradictory or not understood; the
+            message names file and tensor.
     """
     contents = HuggingFaceFolder(folder, options)
     try:

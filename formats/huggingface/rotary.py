@@ -91,7 +91,8 @@ def _used(reader: FieldReader, rows: Sequence[Field[float]]) -> list[Field[float
 def read_rotary(reader: FieldReader) -> RotarySettings:
     """Return the settings. A family that has no field for the share rotates heads whole.
 
-    Raises BadCheckpointError for scaling that the model description has no words for.
+    Raises:
+        BadCheckpointError: For scaling that the model description has no words for.
     """
     name, parameters = _parameters(reader)
     field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")

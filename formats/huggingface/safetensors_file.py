@@ -73,7 +73,8 @@ def _whole(value: object) -> bool:
 class SafetensorsFile:
     """An opened file and its tensors by name, in the order in which their bytes lie.
 
-    Raises BadCheckpointError unless the tensors fill the file exactly, without hole or overlap.
+    Raises:
+        BadCheckpointError: Unless the tensors fill the file exactly, without hole or overlap.
     """
 
     def __init__(self, path: Path) -> None:

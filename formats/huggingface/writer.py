@@ -155,7 +155,8 @@ def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
 def huggingface_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
     """Return every file of the target folder, described but not produced.
 
-    Raises UsageError, with the reasons, for a model that no family of transformers can say.
+    Raises:
+        UsageError: For a model that no family of transformers can say; the message has the reasons.
     """
     told, own_model, read = spoken(source, target), None, AS_STORED
     if isinstance(source.contents, HuggingFaceFolder):

@@ -71,7 +71,8 @@ def chunk_placement(
 ) -> Placement:
     """Return the placement of a chunk: one layer of it, and its spans of rows and columns.
 
-    Raises BadCheckpointError if the chunk cuts through a unit (a group, a head).
+    Raises:
+        BadCheckpointError: If the chunk cuts through a unit (a group, a head).
     """
     row = whole.row
     ranges = dict(whole.ranges)

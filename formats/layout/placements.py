@@ -95,7 +95,10 @@ def make_layout(
     """Return a layout for ``layers`` layers, even unless ``pipeline_layers`` says otherwise.
 
     ``pipeline_layers`` gives a count for each pipeline rank (divided evenly over its chunks) or for
-    each chunk in model order. Raises UsageError where the counts do not fit.
+    each chunk in model order.
+
+    Raises:
+        UsageError: Where the counts do not fit.
     """
     if pipeline_layers is None:
         if layers % (pp * vpp):
@@ -217,7 +220,9 @@ def placements(
 
     ``sizes`` holds the padded vocabulary, since padding is stored. ``fused`` selects the
     Transformer Engine key names. Arrays of one rank come together, in the order of the model.
-    Raises UsageError if tensor parallelism cannot split an axis evenly.
+
+    Raises:
+        UsageError: If tensor parallelism cannot split an axis evenly.
     """
     check_divisible(layout, sizes)
     present = list(_rows_of(rows, tensors))

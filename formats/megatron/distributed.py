@@ -50,8 +50,10 @@ class DistributedRank:
 
     ``dtype`` is that of the weights, of which a rank may have none. ``file`` is the rank's own,
     ``content`` the ``optimizer`` in it, and ``flat`` holds the buffers: as all that is in it, or as
-    ``root``, called ``where`` in messages. Raises BadCheckpointError, naming either, for anything
-    else than expected.
+    ``root``, called ``where`` in messages.
+
+    Raises:
+        BadCheckpointError: For anything else than expected; the message names either.
     """
 
     def __init__(

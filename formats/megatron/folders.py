@@ -55,7 +55,9 @@ def is_megatron(folder: Path) -> bool:
 def names_in(folder: Path) -> list[str]:
     """Return the names in a folder, sorted.
 
-    Raises BadCheckpointError if there is no such folder, StorageError if it cannot be listed.
+    Raises:
+        BadCheckpointError: If there is no such folder.
+        StorageError: If it cannot be listed.
     """
     try:
         return sorted(child.name for child in folder.iterdir())
@@ -82,7 +84,10 @@ def iteration_folder(path: Path, iteration: int | None = None) -> Path:
     """Return the folder of the iteration that ``path`` stands for.
 
     ``path`` is a checkpoint's root with a tracker, or an iteration's folder. ``iteration``
-    overrides the tracker. Raises BadCheckpointError.
+    overrides the tracker.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     inside = names_in(path)
     if is_distributed(path) or any(RANK.fullmatch(name) for name in inside):

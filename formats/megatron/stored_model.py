@@ -77,7 +77,9 @@ def stored_model(
 
     ``shapes`` are those of all its arrays, None where they are not known to be whole.
 
-    Raises BadCheckpointError, or UsageError for options that contradict them.
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
+        UsageError: For options that contradict them.
     """
     reader = ArgumentReader(arguments, where)
     rows = None if shapes is None else shapes.rows
@@ -101,7 +103,11 @@ def stored_model(
 
 
 def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str:
-    """Return the one dtype of all weights. Raises BadCheckpointError if there are several."""
+    """Return the one dtype of all weights.
+
+    Raises:
+        BadCheckpointError: If there are several.
+    """
     first = reader.arrays[0]
     for array in reader.arrays:
         if array.dtype != first.dtype:

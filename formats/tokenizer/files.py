@@ -79,8 +79,11 @@ def tokenizer_files(path: Path, config: ModelConfig) -> GivenTokenizer:
     """Return the tokenizer to write for a model.
 
     ``path`` is a folder with the files of one, a ``tokenizer.json`` of any name, a file of tiktoken
-    ranks, or ``bytes``. Raises BadCheckpointError for a folder without any, a damaged file, and
-    more ranks than the model has ids.
+    ranks, or ``bytes``.
+
+    Raises:
+        BadCheckpointError: For a folder without any, a damaged file, and more ranks than the model
+            has ids.
     """
     if path == BYTES and not path.exists():
         return GivenTokenizer({TOKENIZER_JSON: byte_tokenizer()})

@@ -32,7 +32,10 @@ _DEFAULTS: Mapping[str, Any] = {
 def digest_of_tokenizer(content: bytes) -> str:
     """Return the SHA-256, in hexadecimal, of what decides on tokens in a ``tokenizer.json``.
 
-    Equal for files that differ in form alone. Raises ValueError for what is no JSON object.
+    Equal for files that differ in form alone.
+
+    Raises:
+        ValueError: For what is no JSON object.
     """
     parsed = json.loads(content)
     if not isinstance(parsed, dict):

@@ -53,7 +53,8 @@ class Spoken:
 def spoken(source: Checkpoint, target: TargetModel) -> Spoken:
     """Return how the folder ``target``, made of ``source``, shall be spoken to.
 
-    Raises BadCheckpointError for a file that cannot be carried.
+    Raises:
+        BadCheckpointError: For a file that cannot be carried.
     """
     facts = _facts(source)
     files = dict(source.companions.files)

@@ -37,8 +37,9 @@ _LETTERS = _letters()
 def read_ranks(data: bytes, where: str) -> dict[bytes, int]:
     """Return the rank, which is the id, of every token; ``where`` names the file in messages.
 
-    Raises BadCheckpointError for anything but lines of a token in base64 and its rank, for ranks
-    other than 0, 1, 2 ..., and for a byte that is no token.
+    Raises:
+        BadCheckpointError: For anything but lines of a token in base64 and its rank, for ranks
+            other than 0, 1, 2 ..., and for a byte that is no token.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines()):

@@ -40,8 +40,9 @@ class TorchFile:
     ``records`` the archive's records by name, ``file`` the file they lie in. Any number of threads
     may read at once.
 
-    Raises BadCheckpointError if the file is missing, damaged, hostile or of another kind, and
-    StorageError if the file system failed.
+    Raises:
+        BadCheckpointError: If the file is missing, damaged, hostile or of another kind.
+        StorageError: If the file system failed.
     """
 
     root: object
@@ -89,8 +90,9 @@ class TorchFile:
 
         The first read of a storage checks the whole of it.
 
-        Raises BadCheckpointError if the storage's bytes are not those that were saved, or are
-        fewer, and StorageError if the file system failed.
+        Raises:
+            BadCheckpointError: If the storage's bytes are not those that were saved, or are fewer.
+            StorageError: If the file system failed.
         """
         self._check_range(storage, offset, count)
         return self.file.read(storage.offset + offset, count)
@@ -106,8 +108,10 @@ class TorchFile:
         It is 0 for a file that was saved without checksums. ``progress`` is called with the bytes
         of each piece.
 
-        Raises BadCheckpointError, naming the tensors in it, if a record is not as it was saved, and
-        StorageError if the file system failed.
+        Raises:
+            BadCheckpointError: If a record is not as it was saved; the message names the tensors in
+                it.
+            StorageError: If the file system failed.
         """
         if not self.has_checksums:
             return 0
@@ -215,8 +219,9 @@ class _Check:
 def checked_chunks(place: StoredBytes) -> Iterator[memoryview]:
     """Stream the bytes at ``place`` in pieces, each valid until the next one.
 
-    Raises BadCheckpointError, after the last piece, if the bytes do not have the CRC32 they should,
-    and StorageError if the file system failed.
+    Raises:
+        BadCheckpointError: After the last piece, if the bytes do not have the CRC32 they should.
+        StorageError: If the file system failed.
     """
     found = 0
     for piece in place.file.chunks(place.offset, place.nbytes, PIECE):

@@ -29,7 +29,8 @@ _KINDS = {dtype: kind for kind, dtype in STORAGE_DTYPES.items() if not dtype.sta
 def new_tensor(dtype: str, shape: tuple[int, ...]) -> TensorRecord:
     """Return a contiguous tensor over a storage of its own, to be written to a new file.
 
-    Raises ValueError if torch has no such dtype.
+    Raises:
+        ValueError: If torch has no such dtype.
     """
     count = math.prod(shape)
     if dtype in UNTYPED_DTYPES:
@@ -60,8 +61,10 @@ class TorchFileWriter:
     bytes must be given; ``total_size`` is the size of the whole file in bytes. The file is complete
     when :meth:`finish` returns. ``write`` must take all it is given (an unbuffered file may not).
 
-    Raises BadCheckpointError if ``root`` names something that whoever loads the file might run.
-    This is the last gate: what gets here was looked at when it was read.
+    It is the last gate against programs: what gets here was looked at when it was read.
+
+    Raises:
+        BadCheckpointError: If ``root`` names something that whoever loads the file might run.
     """
 
     storages: list[Storage]
@@ -93,8 +96,9 @@ class TorchFileWriter:
     def write_storage(self, storage: Storage, chunks: Iterable[Bytes]) -> None:
         """Write the next storage, whose bytes ``chunks`` together are.
 
-        Raises ValueError if it is not the turn of ``storage``, or if the chunks are more or fewer
-        bytes.
+        Raises:
+            ValueError: If it is not the turn of ``storage``, or if the chunks are more or fewer
+                bytes.
         """
         if self._written == len(self.storages) or storage is not self.storages[self._written]:
             raise ValueError(f"storage {self._written} of {len(self.storages)} comes next")

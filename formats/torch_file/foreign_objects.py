@@ -24,7 +24,10 @@ _INDISPENSABLE = ("model", "optimizer")
 def check_content(root: object, where: str) -> None:
     """Refuse the content of a rank's file, ``where``, that has a program in it.
 
-    Objects that :func:`left_out_objects` lists pass. Raises BadCheckpointError.
+    Objects that :func:`left_out_objects` lists pass.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
     """
     if not isinstance(root, dict):
         refuse_programs(root, where)

@@ -105,7 +105,8 @@ def _from_position(file: Opaque) -> Iterator[bytes]:
 def _loaded(data: bytes, where: str) -> Iterator[object]:
     """Yield what whoever loads ``data`` would get, if it is a pickle or a file of ``torch.save``.
 
-    Raises BadCheckpointError if that would run something, or cannot be told.
+    Raises:
+        BadCheckpointError: If that would run something, or cannot be told.
     """
     if data[:4] == b"PK\3\4":
         with TorchFile(MemoryFile(data, where)) as file:

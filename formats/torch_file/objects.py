@@ -23,7 +23,8 @@ def namespace(value: object) -> dict[str, object]:
 
     It is the namespace's own dict: what is changed in it is written with the namespace.
 
-    Raises BadCheckpointError if ``value`` is something else.
+    Raises:
+        BadCheckpointError: If ``value`` is something else.
     """
     if isinstance(value, Opaque) and value.function in _NAMESPACES:
         if value.state is None:
@@ -58,7 +59,8 @@ def walk_tensors(root: object) -> Iterator[tuple[tuple[object, ...], TensorRecor
     tensor is yielded once for each place that holds it in the containers entered. Inside an
     :class:`Opaque` the path names the part ('arguments', 'state', 'items', 'pairs'), then goes on.
 
-    Raises BadCheckpointError if a tensor lies more than ``MAX_DEPTH`` containers deep.
+    Raises:
+        BadCheckpointError: If a tensor lies more than ``MAX_DEPTH`` containers deep.
     """
     entered: set[int] = set()
     todo: list[tuple[_Path, object]] = [(None, root)]

@@ -45,7 +45,8 @@ def to_pickle(obj: object) -> tuple[bytes, list[Storage]]:
 
     The storages are called '0', '1' and so on in the pickle, whatever they were called before.
 
-    Raises TypeError if ``obj`` holds something that is not an inert value.
+    Raises:
+        TypeError: If ``obj`` holds something that is not an inert value.
     """
     writer = _Writer()
     writer.write(obj)

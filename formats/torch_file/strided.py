@@ -31,8 +31,10 @@ _DENSE = 4
 def read_tensor(file: TorchFile, record: TensorRecord, offset: int, target: memoryview) -> None:
     """Fill ``target`` with bytes of ``record`` from byte ``offset`` on, in the order of its axes.
 
-    Both ends must be at whole elements unless the tensor is contiguous. Raises BadCheckpointError
-    if the file cannot be read.
+    Both ends must be at whole elements unless the tensor is contiguous.
+
+    Raises:
+        BadCheckpointError: If the file cannot be read.
     """
     if record.is_contiguous:
         file.read_into(record.storage, record.offset + offset, target)

@@ -25,8 +25,9 @@ def unpickle(data: bytes, where: str, storages_by_key: Mapping[str, StoredBytes]
     ``where`` names the file and record in messages; ``storages_by_key`` says where the bytes of the
     storages lie that tensors refer to.
 
-    Raises BadCheckpointError if the pickle is damaged, is not of the kind torch writes, or
-    describes tensors that do not fit their bytes.
+    Raises:
+        BadCheckpointError: If the pickle is damaged, is not of the kind torch writes, or describes
+            tensors that do not fit their bytes.
     """
     try:
         with no_garbage_collection():

@@ -83,8 +83,10 @@ ITEMSIZES = {
 class Global:
     """The name of a class or function, never imported.
 
-    Raises BadCheckpointError if it is not a dotted name. A line break in it, written to a new file,
-    would begin an instruction of its own.
+    A line break in it, written to a new file, would begin an instruction of its own.
+
+    Raises:
+        BadCheckpointError: If it is not a dotted name.
     """
 
     module: str
@@ -183,8 +185,9 @@ class TensorRecord:
     ``stride`` and ``start`` count elements. ``attributes`` are what was set on the tensor object
     (Megatron marks its fp32 master weights so), None when nothing was.
 
-    Raises BadCheckpointError if sizes are not plausible, or if the tensor reaches outside its
-    storage.
+    Raises:
+        BadCheckpointError: If sizes are not plausible, or if the tensor reaches outside its
+            storage.
     """
 
     storage: Storage

@@ -68,8 +68,9 @@ def read_directory(
 
     They come in the order of the directory. No record has been read yet.
 
-    Raises BadCheckpointError if it is not an archive of the kind torch writes, or is damaged, and
-    StorageError if the file system failed.
+    Raises:
+        BadCheckpointError: If it is not an archive of the kind torch writes, or is damaged.
+        StorageError: If the file system failed.
     """
     length = file.size - base if length is None else length
     return _Archive(file, base, length).records()

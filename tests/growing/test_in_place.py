@@ -14,7 +14,7 @@ from flmgrow.errors import StorageError, UsageError
 from flmgrow.growing.in_place import GrowthInPlace
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.metrics.log import read_metrics
-from flmgrow.trainer.metrics.records import GrowthRecord
+from flmgrow.trainer.metrics.records import MemoryGrowthRecord
 from flmgrow.trainer.stage.file import read_stage
 from flmgrow.trainer.training import train as train_alone
 
@@ -132,11 +132,11 @@ def test_a_run_that_broke_off_takes_the_same_steps(
 
 def test_metrics_say_that_it_grew(undisturbed: Path) -> None:
     grown, *rest = read_metrics(undisturbed.parent / "metrics.jsonl")
-    assert isinstance(grown, GrowthRecord)
+    assert isinstance(grown, MemoryGrowthRecord)
     assert (grown.step, grown.stage, grown.stage_before) == (5, "large", "small")
     assert grown.methods == dict.fromkeys(("depth", "heads", "width"), "mask")
     assert 0 < grown.parameters_before < grown.parameters
-    assert not any(isinstance(record, GrowthRecord) for record in rest)
+    assert not any(isinstance(record, MemoryGrowthRecord) for record in rest)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -17,9 +17,9 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import prior
 from flmgrow.prediction.points import RunPoint
-from flmgrow.proposing.carrying import Leg
+from flmgrow.proposing.carrying import ReadStage
 from flmgrow.proposing.growth_laws import Mixing, TwoStages
-from flmgrow.proposing.two_stage import Grown, TwoStageLaw, drawn, fit, grown_of, intervals
+from flmgrow.proposing.two_stage import GrownRun, TwoStageLaw, drawn, fit, grown_of, intervals
 
 LAW = prior()[0]
 PLANTED = TwoStageLaw(log(40.0), 0.08, 0.3, 0.006)
@@ -29,15 +29,15 @@ SIZES = (1e8, 3e8, 1e9)
 
 def growths(
     planted: TwoStageLaw, noise: float = 0.0, first: Sequence[float] = FIRST
-) -> list[Grown]:
+) -> list[GrownRun]:
     """Return runs that a law foretells, each of three sizes grown three times."""
     random = np.random.default_rng(5)
     found = []
     for number, (before, after) in enumerate((b, a) for b in first for a in SECOND):
         size = SIZES[number % len(SIZES)]
-        legs = Leg(size, before), Leg(3 * size, after)
+        legs = ReadStage(size, before), ReadStage(3 * size, after)
         loss = planted.loss(LAW, *legs) * float(np.exp(noise * random.standard_normal()))
-        found.append(Grown(*legs, loss))
+        found.append(GrownRun(*legs, loss))
     return found
 
 
@@ -77,7 +77,7 @@ def test_losses_that_follow_no_law_leave_the_exponents_open() -> None:
          "cannot be told apart"),
     ],
 )  # fmt: skip
-def test_too_little_is_refused(runs: list[Grown], told: str) -> None:
+def test_too_little_is_refused(runs: list[GrownRun], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         fit(LAW, runs)
 
@@ -86,10 +86,10 @@ def test_too_little_is_refused(runs: list[Grown], told: str) -> None:
 def test_a_growth_is_never_worse_than_what_it_began_with(
     first: float, second: float, factor: float
 ) -> None:
-    legs = Leg(1e8, first), Leg(1e8 * factor, second)
+    legs = ReadStage(1e8, first), ReadStage(1e8 * factor, second)
     loss = PLANTED.loss(LAW, *legs)
     assert LAW.least(legs[1].parameters) <= loss <= LAW.loss(1e8, first)
-    more = PLANTED.loss(LAW, legs[0], Leg(legs[1].parameters, 2 * second))
+    more = PLANTED.loss(LAW, legs[0], ReadStage(legs[1].parameters, 2 * second))
     assert more <= loss * (1 + 1e-12)
 
 
@@ -97,18 +97,18 @@ def test_a_growth_is_never_worse_than_what_it_began_with(
 @given(small=st.floats(1e6, 1e9), factor=st.floats(1.5, 9), read=st.floats(1e8, 1e11))
 def test_laws_pull_apart(small: float, factor: float, read: float) -> None:
     """Mixing is at least as hopeful as carrying all over; a two-stage law knows its factors."""
-    legs = [Leg(small, read), Leg(small * factor, read)]
+    legs = [ReadStage(small, read), ReadStage(small * factor, read)]
     (mixed,) = Mixing().losses([LAW], legs) or [0.0]
     assert mixed == pytest.approx(LAW.loss(small * factor, 2 * read))
     two = TwoStages([PLANTED], (2.0, 4.0), "")
     assert (two.losses([LAW], legs) is None) == (not 2 / 1.5 <= factor <= 4 * 1.5)
-    three = [*legs, Leg(2 * small * factor, read)]
+    three = [*legs, ReadStage(2 * small * factor, read)]
     assert Mixing().losses([LAW], three) is two.losses([LAW], three) is None
 
 
 def test_a_growth_is_read_off_the_ends_of_stages() -> None:
     ends = [RunPoint(1e6, 3e9, 3.0), RunPoint(4e6, 8e9, 2.5), RunPoint(9e6, 9e9, 2.4)]
-    assert grown_of(ends) == Grown(Leg(1e6, 3e9), Leg(4e6, 5e9), 2.5)
+    assert grown_of(ends) == GrownRun(ReadStage(1e6, 3e9), ReadStage(4e6, 5e9), 2.5)
 
 
 def model(width: int) -> ModelConfig:
@@ -127,8 +127,9 @@ def test_runs_that_grew_are_read_and_both_laws_shown(tmp_path: Path) -> None:
         for after in (10**8, 10**9):
             run = tmp_path / f"run-{before}-{after}"
             legs = (
-                Leg(parameter_count(model(32)), before), Leg(parameter_count(model(64)), after),
-            )  # fmt: skip
+                ReadStage(parameter_count(model(32)), before),
+                ReadStage(parameter_count(model(64)), after),
+            )
             write_stage_of(run / "01-small", 32, LAW.loss(legs[0].parameters, before), before)
             write_stage_of(run / "02-large", 64, PLANTED.loss(LAW, *legs), before + after)
             runs.append(str(run))

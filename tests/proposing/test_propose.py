@@ -19,7 +19,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.prediction.law import SIZES_AND_TOKENS, Law, prior
 from flmgrow.proposing.candidates import SHARES, ScheduleKind, ScheduleLimits, candidates, sizes
-from flmgrow.proposing.carrying import Leg, carried_by, ends_of, loss_of
+from flmgrow.proposing.carrying import ReadStage, carried_by, ends_of, loss_of
 from flmgrow.proposing.verdict import Expected, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ tokens = st.floats(1e8, 1e11)
 def test_what_growth_carries_over_lies_between_nothing_and_all(
     small: float, factor: float, first: float, second: float, share: float
 ) -> None:
-    legs = [Leg(small, first), Leg(small * factor, second)]
+    legs = [ReadStage(small, first), ReadStage(small * factor, second)]
     nothing, some, everything = (loss_of(LAW, legs, carried) for carried in (0.0, share, 1.0))
     assert nothing == pytest.approx(LAW.loss(small * factor, second))
     assert everything <= some * (1 + 1e-9)
@@ -49,7 +49,7 @@ def test_what_growth_carries_over_lies_between_nothing_and_all(
 def test_a_growth_to_the_same_size_that_carries_all_over_is_none(
     parameters: float, first: float, second: float
 ) -> None:
-    legs = [Leg(parameters, first), Leg(parameters, second)]
+    legs = [ReadStage(parameters, first), ReadStage(parameters, second)]
     assert loss_of(LAW, legs, 1.0) == pytest.approx(LAW.loss(parameters, first + second), rel=1e-9)
 
 
@@ -64,14 +64,14 @@ def test_what_no_training_reaches_takes_for_ever() -> None:
     steep = Law(SIZES_AND_TOKENS, np.array([0.0, 0.0, 9.0, 0.0, 0.0]), np.full(2, 10.0), 0.0)
     assert flat.tokens_for(1e6, 1.01) == inf
     assert steep.tokens_for(1e6, 2.0) == pytest.approx(np.exp(10.0))
-    legs = [Leg(1e6, 1e8), Leg(1e7, 1e8)]
+    legs = [ReadStage(1e6, 1e8), ReadStage(1e7, 1e8)]
     for law in (flat, steep):
         for carried in (0.0, 0.5, 1.0):
             assert isfinite(loss_of(law, legs, carried))
     # Below what any model of that size reaches, nothing is carried over where nothing is to be.
     turned = Law(SIZES_AND_TOKENS, np.array([0.0, -9.0, -1.0, 0.0, 0.0]), np.zeros(2), 0.0)
     assert turned.tokens_for(1.0, 1.5) == inf
-    down = [Leg(1e6, 1e8), Leg(1.0, 1e8)]
+    down = [ReadStage(1e6, 1e8), ReadStage(1.0, 1e8)]
     assert loss_of(turned, down, 0.0) == pytest.approx(turned.loss(1.0, 1e8))
 
 
@@ -83,7 +83,10 @@ def test_what_a_run_has_carried_over_is_found_again(share: float, tmp_path: Path
                     head_dim=width // 4, vocab=257, max_positions=32)
         for width in widths
     ]  # fmt: skip
-    legs = [Leg(parameter_count(model), count) for model, count in zip(models, counts, strict=True)]
+    legs = [
+        ReadStage(parameter_count(model), count)
+        for model, count in zip(models, counts, strict=True)
+    ]
     write_stage_of(tmp_path / "01-small", 32, loss_of(LAW, legs[:1], share), counts[0])
     write_stage_of(tmp_path / "02-large", 64, loss_of(LAW, legs, share), sum(counts))
     assert carried_by(LAW, ends_of(tmp_path)) == pytest.approx([share], abs=1e-6)

@@ -26,7 +26,7 @@ from flmgrow.searching.report import Report, moves, report_of, sections_of
 from flmgrow.searching.request import GridPoint, Search, SearchFile, Trial, at_width, read_search
 from flmgrow.searching.trials import SearchFolder, TrialOutcome
 from flmgrow.stages.pool import cores_of, share
-from flmgrow.stages.trial_folder import State, TrialFolder
+from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.trainer.stage.file import stage_of
 from flmgrow.trainer.stage.model import contradictions
 
@@ -142,7 +142,7 @@ def test_points_that_read_alike_are_told_apart(data: Path, tmp_path: Path) -> No
     """1.0000001 and 1.0000002 are both shown as 1."""
     search = read_search(write_search(tmp_path, data, {PEAK: [1.0000001, 1.0000002]}))
     assert len(search.points) == 2
-    found = [TrialOutcome(trial, State.DONE, 8, loss)
+    found = [TrialOutcome(trial, TrialState.DONE, 8, loss)
              for trial, loss in zip(search.trials, (3.0, 2.0), strict=True)]  # fmt: skip
     report = report_of(search, found)
     assert [each.loss for each in report.results] == [2.0, 3.0]
@@ -159,7 +159,7 @@ def outcomes(losses: dict[tuple[float, float], list[float]]) -> tuple[Search, li
     for (peak, std), own in losses.items():
         for seed, loss in enumerate(own):
             trial = Trial(f"{peak}-{std}-{seed}", GridPoint({PEAK: peak, STD: std}), seed, None)  # type: ignore[arg-type]
-            state = State.DIVERGED if loss == inf else State.DONE
+            state = TrialState.DIVERGED if loss == inf else TrialState.DONE
             found.append(TrialOutcome(trial, state, 10, loss))
     return Search(file, [each.trial for each in found]), found
 
@@ -179,7 +179,7 @@ def test_the_best_point_and_what_is_as_good() -> None:
     # Two standard errors over the two seeds are 0.001: no other value is within.
     assert best.intervals == {PEAK: [3.0], STD: [0.2]}
     assert report.axes == [PEAK, STD]
-    assert report.count(State.DIVERGED) == 1
+    assert report.count(TrialState.DIVERGED) == 1
     assert report.results[-1].loss == inf
     assert sections_of(best.result.point.settings) == {
         "learning_rate": {"peak": 3.0}, "training": {"init_std": 0.2}
@@ -335,4 +335,4 @@ def test_folders_know_what_is_open(data: Path, tmp_path: Path) -> None:
     folder = SearchFolder(tmp_path / "out", read_search(file))
     folder.prepare(file)
     (outcome,) = folder.outcomes()
-    assert (outcome.state, outcome.steps) == (State.OPEN, 0)
+    assert (outcome.state, outcome.steps) == (TrialState.OPEN, 0)

@@ -17,7 +17,7 @@ from flmgrow.searching.request import read_search
 from flmgrow.searching.running import _climb
 from flmgrow.searching.trials import SearchFolder
 from flmgrow.stages.pool import Job, Pool, _Clock
-from flmgrow.stages.trial_folder import State
+from flmgrow.stages.trial_folder import TrialState
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_halving_that_was_interrupted_drops_no_more_than_the_worse_half(
     for part in (0.25, 0.25, 0.5, 0.25, 0.5):  # each again, as the same command would
         folder.train(losses, part)
         _climb(folder, Idle(), lambda _: None, part)  # type: ignore[arg-type]
-        left.append(sum(each.state is State.OPEN for each in folder.outcomes()))
+        left.append(sum(each.state is TrialState.OPEN for each in folder.outcomes()))
     assert left == [8, 8, 4, 4, 4]
 
 
@@ -75,10 +75,10 @@ def test_a_point_with_a_seed_that_diverged_is_dropped_first(data: Path, tmp_path
     folder = Trained(tmp_path / "out", read_search(file))
     folder.prepare(file)
     folder.train({1e-3: 1.0, 2e-3: 2.0, 3e-3: 3.0, 4e-3: 4.0}, 0.25)
-    folder.keep(folder.search.trials[0], State.DIVERGED)
+    folder.keep(folder.search.trials[0], TrialState.DIVERGED)
     _climb(folder, Idle(), lambda _: None, 0.25)  # type: ignore[arg-type]
     open_ = {each.trial.point.settings[PEAK] for each in folder.outcomes()
-             if each.state is State.OPEN}  # fmt: skip
+             if each.state is TrialState.OPEN}  # fmt: skip
     assert open_ == {2e-3, 3e-3}
 
 

@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 
 from flmgrow.errors import UsageError
-from flmgrow.studying.outcomes import Arm, Expense, Grown, Measured, Outcome, Reading, StepLoss
+from flmgrow.studying.outcomes import (
+    Arm,
+    Expense,
+    GrowthInArm,
+    MeasuredStudy,
+    Outcome,
+    Reading,
+    StepLoss,
+)
 
 READING = Reading(step=10, tokens=100, flops=1e6, loss=2.0)
-GROWN = Grown("b", "mask", 50, 5e5, 2.1, 2.1, (StepLoss(-1, 2.2), StepLoss(0, 2.1)))
+GROWN = GrowthInArm("b", "mask", 50, 5e5, 2.1, 2.1, (StepLoss(-1, 2.2), StepLoss(0, 2.1)))
 OUTCOME = Outcome("grown", 1, 1000, (READING,), (GROWN,), 3.5, True, False)
 ARM = Arm("grown", "in two stages", (500, 1000), 100, 1e6, False)
 SCRATCH = Arm("scratch", "from scratch", (1000,), 100, 2e6, True)
@@ -64,18 +72,18 @@ def test_what_a_training_took_is_told_along_each_axis() -> None:
     ],
 )
 def test_a_study_that_contradicts_itself_is_refused(change: dict[str, Any], told: str) -> None:
-    study = Measured((ARM, SCRATCH), (OUTCOME,), (Expense.FLOPS,))
+    study = MeasuredStudy((ARM, SCRATCH), (OUTCOME,), (Expense.FLOPS,))
     with pytest.raises(UsageError, match=told):
         replace(study, **change)
 
 
 def test_outcomes_are_found_by_arm_in_the_order_of_seeds() -> None:
     other = replace(OUTCOME, seed=0)
-    study = Measured((ARM, SCRATCH), (OUTCOME, other), (Expense.FLOPS,))
+    study = MeasuredStudy((ARM, SCRATCH), (OUTCOME, other), (Expense.FLOPS,))
     assert study.by_arm == {"grown": (other, OUTCOME), "scratch": ()}
 
 
 def test_it_is_plain_data() -> None:
-    told = json.loads(json.dumps(Measured((ARM,), (OUTCOME,), (Expense.FLOPS,)).to_json()))
+    told = json.loads(json.dumps(MeasuredStudy((ARM,), (OUTCOME,), (Expense.FLOPS,)).to_json()))
     assert told["outcomes"][0]["growths"][0]["around"][0] == {"step": -1, "loss": 2.2}
     assert told["axes"] == ["flops"]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from simulated_studies import Planted, simulate
 
-from flmgrow.studying.comparison import Verdict
-from flmgrow.studying.outcomes import Arm, Expense, Finding, Measured
+from flmgrow.studying.comparison import SeedVerdict
+from flmgrow.studying.outcomes import Arm, Expense, Finding, MeasuredStudy
 from flmgrow.studying.picture import picture
-from flmgrow.studying.report import Report, curve_of, report_of
+from flmgrow.studying.report import StudyReport, curve_of, report_of
 from flmgrow.studying.statistics import estimate
 from flmgrow.studying.tables import readings_table, runs_table
 from flmgrow.studying.verdicts import held_sentences, sentences
@@ -35,7 +35,7 @@ CLAIMS = re.compile(r"fewer|less wall|worse|lower than from|no difference found"
 
 
 @cache
-def report() -> Report:
+def report() -> StudyReport:
     return report_of(simulate(3, ARMS, noise=0.002))
 
 
@@ -103,7 +103,7 @@ def test_one_seed_claims_nothing() -> None:
 
 def test_without_a_frontier_nothing_is_claimed() -> None:
     measured = simulate(3, ARMS[:1])
-    alone = Measured(measured.arms[-1:], measured.outcomes[-3:], (Expense.FLOPS,))
+    alone = MeasuredStudy(measured.arms[-1:], measured.outcomes[-3:], (Expense.FLOPS,))
     found = sentences(report_of(alone))["good"]
     assert all(each.endswith("nothing to compare with") for each in found)
 
@@ -181,7 +181,7 @@ def test_the_reference_lists_every_key() -> None:
     documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     plain = json.loads(json.dumps(report().to_json(), allow_nan=False))
     assert list(plain) == documented
-    assert {row["ratio"]["verdict"] for row in plain["against_scratch"]} <= set(Verdict)
+    assert {row["ratio"]["verdict"] for row in plain["against_scratch"]} <= set(SeedVerdict)
 
 
 def test_tables_hold_each_training_and_each_reading() -> None:

@@ -6,7 +6,15 @@ from math import log
 
 import numpy as np
 
-from flmgrow.studying.outcomes import Arm, Expense, Grown, Measured, Outcome, Reading, StepLoss
+from flmgrow.studying.outcomes import (
+    Arm,
+    Expense,
+    GrowthInArm,
+    MeasuredStudy,
+    Outcome,
+    Reading,
+    StepLoss,
+)
 
 LENGTHS = (1.0, 2.0, 4.0)
 """Of the runs from scratch, relative to the shortest."""
@@ -35,7 +43,7 @@ class Planted:
 
 def simulate(
     number: int, arms: Sequence[Planted], seeds: int = 3, noise: float = 0.01, by_seed: float = 0.03
-) -> Measured:
+) -> MeasuredStudy:
     """A study: each run's loss has noise of its own, and some that all of its seed share."""
     random = np.random.default_rng(number)
     shared = random.normal(0, by_seed, seeds)
@@ -50,7 +58,7 @@ def simulate(
             int(TOKENS * arm.tokens), FLOPS * arm.length, arm in scratch)
         for arm in (*scratch, *arms)
     ]  # fmt: skip
-    return Measured(tuple(facts), tuple(outcomes), tuple(Expense))
+    return MeasuredStudy(tuple(facts), tuple(outcomes), tuple(Expense))
 
 
 def _outcome(arm: Planted, seed: int, noise: float, scratch: bool) -> Outcome:
@@ -62,7 +70,9 @@ def _outcome(arm: Planted, seed: int, noise: float, scratch: bool) -> Outcome:
     )  # fmt: skip
     half = readings[STEPS // 2]
     around = tuple(StepLoss(step, half.loss + (0.1 if step == 0 else 0)) for step in range(-3, 4))
-    growth = Grown("large", "mask", half.tokens, half.flops, half.loss, half.loss + 1e-3, around)
+    growth = GrowthInArm(
+        "large", "mask", half.tokens, half.flops, half.loss, half.loss + 1e-3, around
+    )
     return Outcome(
         arm.name, seed, 1000, readings, () if scratch else (growth,), SECONDS * arm.length,
         decayed=True, diverged=seed in arm.diverges,

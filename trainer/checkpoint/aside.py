@@ -18,7 +18,10 @@ def set_aside(folder: Path) -> Path | None:
     """Move all checkpoints in ``folder`` into one beside it, and return that; None if there are
     none.
 
-    One that was set aside before as the same iteration is replaced. Raises StorageError.
+    One that was set aside before as the same iteration is replaced.
+
+    Raises:
+        StorageError: The file system failed.
     """
     found, beside = iterations(folder), folder.with_name(folder.name + DIVERGED)
     if not found:

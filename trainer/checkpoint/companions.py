@@ -26,7 +26,10 @@ def companions_of_run(
     """Return what a run's checkpoints shall hold beside the weights, in memory.
 
     ``before`` is what the run begins with, ``tokenizer`` the stage file's name of the tokenizer,
-    ``facts`` are what it is. Raises BadCheckpointError for files of ``before`` that are damaged.
+    ``facts`` are what it is.
+
+    Raises:
+        BadCheckpointError: For files of ``before`` that are damaged.
     """
     held = NO_COMPANIONS if before is None else before.companions
     same = _is(held.files.get(TOKENIZER_JSON), facts)

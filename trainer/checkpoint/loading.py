@@ -41,7 +41,7 @@ from flmgrow.trainer.stage.model import ModelSection, contradictions
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrownInMemory:
     """How a model has grown in memory: out of the stage of this name, which had so many
     ``parameters``, by the method of each dimension, in ``seconds``.
     """
@@ -77,15 +77,20 @@ class Begin:
     anew: bool = False
     grows: bool = False
     ungrown: bool = False
-    grown: Grown | None = None
+    grown: GrownInMemory | None = None
 
 
 def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
     """Return where ``stage`` goes on with the data of these digests; the caller closes its
     checkpoint.
 
-    On all ranks at once. Raises BadCheckpointError, StorageError, or UsageError if the checkpoint
-    in its folder is of another stage, or there is none at which its settings shall change.
+    On all ranks at once.
+
+    Raises:
+        BadCheckpointError: The checkpoint is damaged.
+        StorageError: The file system failed.
+        UsageError: If the checkpoint in its folder is of another stage, or there is none at which
+            its settings shall change.
     """
     newest, at = _newest(stage), stage.checkpoint.change_at
     if at is None:
@@ -163,7 +168,10 @@ def _first(stage: StageFile) -> Begin:
 def find_ungrown(stage: StageFile) -> Begin:
     """Return where a stage begins whose growth is taken back: with what grew, as it was saved.
 
-    The caller closes its checkpoint. Raises what opening it raises.
+    The caller closes its checkpoint.
+
+    Raises:
+        FlmgrowError: What opening it raises.
     """
     assert stage.growth is not None
     folder = read_stage(stage.growth.after).checkpoint.folder
@@ -233,7 +241,8 @@ def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
 def load(checkpoint: Checkpoint, parameters: Sequence[Parameter], optimizer: OptimizerView) -> None:
     """Fill parameters and optimizer with what ``checkpoint`` holds of them.
 
-    Raises BadCheckpointError for damaged bytes, as far as the format has sums.
+    Raises:
+        BadCheckpointError: For damaged bytes, as far as the format has sums.
     """
     step = 0 if checkpoint.optimizer is None else step_count(checkpoint.optimizer)
     for parameter in parameters:
@@ -252,7 +261,11 @@ def _values(parameter: Parameter, reader: LogicalReader) -> torch.Tensor:
 
 
 def step_count(optimizer: OptimizerState) -> int:
-    """Return how many steps Adam has counted. Raises BadCheckpointError if it does not say."""
+    """Return how many steps Adam has counted.
+
+    Raises:
+        BadCheckpointError: If it does not say.
+    """
     found = optimizer.step
     if found is None:
         found = next((g["step"] for g in optimizer.groups if "step" in g), None)

@@ -23,7 +23,8 @@ from flmgrow.trainer.stage.sections import CheckpointSection
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:
     """Open the checkpoint at ``path`` with its optimizer; the caller closes it.
 
-    Raises what reading it raises, in a stage file's keys.
+    Raises:
+        FlmgrowError: What reading it raises, in a stage file's keys.
     """
     with in_words():
         return with_optimizer(_open(stage, path, iteration))
@@ -32,7 +33,10 @@ def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkp
 def weights_of(stage: StageFile, path: Path) -> Checkpoint:
     """Open the checkpoint at ``path`` for its best weights only: masters, where there are any.
 
-    The caller closes it. Raises what reading it raises, in a stage file's keys.
+    The caller closes it.
+
+    Raises:
+        FlmgrowError: What reading it raises, in a stage file's keys.
     """
     with in_words():
         checkpoint = _open(stage, path)
@@ -58,7 +62,9 @@ def _elsewhere(section: CheckpointSection) -> tuple[dict[str, object], list[str]
 def said_of(stage: StageFile) -> ReadOptions:
     """Return what a stage file says of checkpoints that their files leave open.
 
-    Raises UsageError or BadCheckpointError for what it says in the place of missing arguments.
+    Raises:
+        UsageError: For what it says in the place of missing arguments.
+        BadCheckpointError: For what it says in the place of missing arguments.
     """
     section = stage.checkpoint
     given = parse_given(section.set_arguments)
@@ -75,7 +81,8 @@ def said_of(stage: StageFile) -> ReadOptions:
 def begins_anew(section: CheckpointSection, path: Path) -> bool:
     """Whether a stage takes only the weights of the checkpoint at ``path``.
 
-    Raises UsageError if it wants more of a Hugging Face folder, which has no more.
+    Raises:
+        UsageError: If it wants more of a Hugging Face folder, which has no more.
     """
     if not is_huggingface(path) or (path / TRACKER).exists():
         return section.begin == "anew"

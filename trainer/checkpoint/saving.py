@@ -76,7 +76,10 @@ class Saving:
     ) -> Path:
         """Save the run as it is now, on all ranks at once, and return the iteration's folder.
 
-        ``schedule`` is that of the learning rate. Raises StorageError, on every rank.
+        ``schedule`` is that of the learning rate.
+
+        Raises:
+            StorageError: On every rank.
         """
         name = folder_name(state.iteration)
         hidden = self.folder / f".{name}.flmgrow"
@@ -181,7 +184,11 @@ class Saving:
 
 
 def point_to(folder: Path, iteration: int) -> None:
-    """Let the tracker in a folder of checkpoints name an iteration. Raises StorageError."""
+    """Let the tracker in a folder of checkpoints name an iteration.
+
+    Raises:
+        StorageError: The file system failed.
+    """
     pointer, content = tracker(iteration)
     write_small(folder / pointer, content)
 

@@ -23,7 +23,10 @@ MicroBatches = Sequence[Mapping[str, npt.NDArray[Any]]]
 class Batching:
     """How a stage takes samples: ``batch`` per step, of which a replica computes its own.
 
-    A replica computes ``micro_batch`` samples at once. Raises UsageError if that does not divide.
+    A replica computes ``micro_batch`` samples at once.
+
+    Raises:
+        UsageError: If that does not divide.
     """
 
     batch: int
@@ -70,9 +73,12 @@ class Batches:
     """The batches of a stage, as micro-batches of one replica; its state is one number.
 
     ``begin`` is what the checkpoint before remembers (:meth:`position`), or None; ``keys`` are what
-    the next one shall remember of what decides on ``samples``. Raises UsageError if ``begin``
-    speaks of another sequence, naming what differs: its number would mean other samples.
-    ``other_data`` is added to its hint, which says how that may be all the same.
+    the next one shall remember of what decides on ``samples``. ``other_data`` is added to the hint
+    of the error below, and says how that may be all the same.
+
+    Raises:
+        UsageError: If ``begin`` speaks of another sequence, naming what differs: its number would
+            mean other samples.
     """
 
     def __init__(
@@ -140,9 +146,12 @@ def blank(batching: Batching, length: int) -> MicroBatches:
 
 
 def checked(micro_batches: MicroBatches, vocab: int) -> MicroBatches:
-    """Return ``micro_batches``. Raises BadDataError for ids that a model of ``vocab`` ids has not.
+    """Return ``micro_batches``, which hold no ids that a model of ``vocab`` ids has not.
 
-    Tensor ranks would look none of them up, and train on something else without a word.
+    Tensor ranks would look none of these up, and train on something else without a word.
+
+    Raises:
+        BadDataError: If they hold such ids.
     """
     for batch in micro_batches:
         for ids in (batch["tokens"], batch["labels"]):

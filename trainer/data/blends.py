@@ -22,7 +22,8 @@ from flmgrow.trainer.data.samples import Sample, Samples
 def weights_of(texts: Sequence[str]) -> tuple[Fraction, ...]:
     """Return the weights that ``texts`` such as "53.5" say, exactly, scaled to a sum of 1.
 
-    Raises UsageError unless all are numbers above 0.
+    Raises:
+        UsageError: Unless all are numbers above 0.
     """
     try:
         weights = [Fraction(text) for text in texts]

@@ -26,8 +26,10 @@ _DAMAGED = (EOFError, zlib.error)
 def decompressed(raw: io.RawIOBase, compression: str, path: Path) -> io.BufferedReader:
     """Return the bytes in ``raw``, the file at ``path`` compressed in the way of its ending.
 
-    The stream raises BadDataError for a file that is damaged or cut short. Raises UsageError where
-    the library of that compression is missing.
+    The stream raises BadDataError for a file that is damaged or cut short.
+
+    Raises:
+        UsageError: Where the library of that compression is missing.
     """
     stream = _DECODERS[compression](_Begun(raw), path) if compression else raw
     return io.BufferedReader(_Telling(stream, path), BLOCK)

@@ -34,8 +34,11 @@ class Corpus:
     (:mod:`flmgrow.trainer.data.corpus_files`), or Megatron's prefix of a .bin and an .idx file.
     ``documents`` takes only some of its documents, for instance to hold others out. ``per_epoch``
     is the number of samples before the corpus begins anew, ``summary`` what the whole of it is, in
-    a few words. Raises BadDataError for files that do not fit together or hold less than a sample,
-    UsageError for another tokenizer's.
+    a few words.
+
+    Raises:
+        BadDataError: For files that do not fit together or hold less than a sample.
+        UsageError: For another tokenizer's.
     """
 
     def __init__(

@@ -69,8 +69,10 @@ def open_corpus_files(
 ) -> CorpusFiles:
     """Return the files of the corpus that ``path`` names, compared with their manifest.
 
-    Raises BadDataError for files that do not fit together, UsageError for another tokenizer's,
-    IncompleteCheckpointError for what is still being written.
+    Raises:
+        BadDataError: For files that do not fit together.
+        UsageError: For another tokenizer's.
+        IncompleteCheckpointError: For what is still being written.
     """
     refuse_marked(path, path.parent)
     prefix = prefix_of(path)
@@ -93,7 +95,11 @@ def samples_in(tokens: int, sequence_length: int) -> int:
 
 
 def prefix_of(path: Path) -> Path:
-    """Return Megatron's prefix of the corpus that ``path`` names. Raises BadDataError for none."""
+    """Return Megatron's prefix of the corpus that ``path`` names.
+
+    Raises:
+        BadDataError: For none.
+    """
     prefix = path
     if path.is_dir() and not _file(path, ".idx").is_file():
         prefix = path / PREFIX

@@ -74,8 +74,11 @@ def read_documents(
     """Yield the documents of a file, and fill in ``reading`` at its end.
 
     ``progress`` gets the bytes of the file read since its last call. Lines without a character are
-    no documents. Raises BadDataError for a file that is damaged or cut short; OSError if the file
-    cannot be read.
+    no documents.
+
+    Raises:
+        BadDataError: For a file that is damaged or cut short.
+        OSError: If the file cannot be read.
     """
     with source.path.open("rb", buffering=0) as file:
         raw = _Watched(file, progress)
@@ -94,7 +97,11 @@ def read_documents(
 
 
 def text_of(document: Document, key: str) -> str:
-    """Return a document's text, of a JSON line what is under ``key``. Raises BadDocumentError."""
+    """Return a document's text, of a JSON line what is under ``key``.
+
+    Raises:
+        BadDocumentError: It is no document.
+    """
     if not document.whole:
         hint = "" if document.source.lines else "put its documents into a .jsonl file"
         message = f"more than {MAX_DOCUMENT} bytes in one document"
@@ -111,7 +118,8 @@ def text_of(document: Document, key: str) -> str:
 def field_of(document: Document, line: str, key: str, kind: type[str] | type[bool]) -> Any:
     """Return what a JSON line has under ``key``, which must be of a ``kind``.
 
-    Raises BadDocumentError.
+    Raises:
+        BadDocumentError: It is no document.
     """
     try:
         value = json.loads(line)

@@ -72,7 +72,11 @@ class Proposition:
 
 
 def labels_of(tokenizer: Tokenizer) -> Labels:
-    """Return a tokenizer's labels. Raises UsageError if it does not tell them apart."""
+    """Return a tokenizer's labels.
+
+    Raises:
+        UsageError: If it does not tell them apart.
+    """
     whole = {label: tuple(tokenizer.encode(emoji).tolist()) for label, emoji in EMOJIS.items()}
     one, other = whole[True], whole[False]
     pairs = list(zip(one, other, strict=False))
@@ -85,7 +89,9 @@ def labels_of(tokenizer: Tokenizer) -> Labels:
 def read_propositions(paths: Sequence[Path]) -> Iterator[Proposition]:
     """Yield the propositions in ``.jsonl`` files, compressed or not, or folders of them.
 
-    Raises BadDataError with file and line for what is none, UsageError for other files.
+    Raises:
+        BadDataError: For a line that is none, with file and line.
+        UsageError: For other files.
     """
     for source in find_sources(paths).files:
         if not source.lines:
@@ -106,8 +112,10 @@ class Teacher:
     Their tokens lie in memory. Rows are filled in an order that ``seed`` shuffles, and shuffled
     among themselves for each epoch. ``rows`` is how many there are, ``summary`` what they are in a
     few words, ``lost`` counts what the tokenizer does not give back. With ``packed`` False a row
-    holds one proposition, and a model needs no mask. Raises BadDataError if there is none, or one
-    that is longer than a row.
+    holds one proposition, and a model needs no mask.
+
+    Raises:
+        BadDataError: If there is none, or one that is longer than a row.
     """
 
     def __init__(
@@ -211,8 +219,10 @@ class Teacher:
 def mixed(language: Samples, teacher: Samples, share: Fraction) -> Blend:
     """Return both signals as one: of any k samples in a row, k * ``share`` are the teacher's.
 
-    That is rounded down or up, so with k * ``share`` of 1 or more no batch is without. Raises
-    UsageError unless ``share`` is between 0 and 1.
+    That is rounded down or up, so with k * ``share`` of 1 or more no batch is without.
+
+    Raises:
+        UsageError: Unless ``share`` is between 0 and 1.
     """
     if not 0 < share < 1:
         raise UsageError(f"a teacher's share of {share}: wanted more than 0 and less than 1")

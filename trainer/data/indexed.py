@@ -74,7 +74,11 @@ class TokenIndex:
 
 
 def read_index(path: Path) -> TokenIndex:
-    """Return what an ``.idx`` file says. Raises BadDataError for one of another kind or size."""
+    """Return what an ``.idx`` file says.
+
+    Raises:
+        BadDataError: For one of another kind or size.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -165,7 +165,11 @@ def make_part(recipe: Recipe, text: Passage) -> PartBlocks:
 
 
 def _tokens_of(document: Document, recipe: Recipe) -> tuple[str, Tokens]:
-    """Return a document's text and its tokens, without an end. Raises BadDocumentError."""
+    """Return a document's text and its tokens, without an end.
+
+    Raises:
+        BadDocumentError: It is no document.
+    """
     text = text_of(document, recipe.key)
     try:
         return text, recipe.tokenizer.encode(text)

@@ -73,8 +73,12 @@ def prepare(
 ) -> Json:
     """Write ``data.bin``, ``data.idx`` and the manifest into ``place``, commit, return the latter.
 
-    ``progress`` gets the bytes of sources read since its last call. Raises BadDataError for more
-    than ``limits`` allow, or if there is no document; StorageError and what else ``place`` raises.
+    ``progress`` gets the bytes of sources read since its last call.
+
+    Raises:
+        BadDataError: For more than ``limits`` allow, or if there is no document.
+        StorageError: The file system failed.
+        FlmgrowError: What else ``place`` raises.
     """
     if MANIFEST not in place.finished:
         for name in (f"{PREFIX}.bin", f"{PREFIX}.idx"):
@@ -117,7 +121,11 @@ class _Found:
         self._bad, self._missing = Tally(), Tally()
 
     def add(self, part: CorpusPart) -> None:
-        """Count a part. Raises BadDataError above the limits."""
+        """Count a part.
+
+        Raises:
+            BadDataError: Above the limits.
+        """
         self.characters += part.characters
         self._bad.merge(part.bad)
         self._missing.merge(part.missing)

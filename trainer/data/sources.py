@@ -78,8 +78,9 @@ class Sources:
 def find_sources(paths: Sequence[Path]) -> Sources:
     """Return the files of ``paths`` in order; of a folder, all below it by name.
 
-    Raises UsageError for a path that is missing or of another kind, or named twice; OSError for a
-    folder that cannot be read.
+    Raises:
+        UsageError: For a path that is missing or of another kind, or named twice.
+        OSError: For a folder that cannot be read.
     """
     files: list[TextSource] = []
     left_out: list[LeftOut] = []

@@ -68,8 +68,11 @@ class StageData:
 def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     """Return the samples that a data section describes.
 
-    ``sums`` False leaves the checksums of tokens to another rank. Raises UsageError or BadDataError
-    for what cannot be read or is too short.
+    ``sums`` False leaves the checksums of tokens to another rank.
+
+    Raises:
+        UsageError: For what cannot be read or is too short.
+        BadDataError: For what cannot be read or is too short.
     """
     tokenizer = _tokenizer(data)
     weights = weights_of([str(corpus.weight) for corpus in data.corpora])
@@ -134,7 +137,11 @@ def _keys_of_corpora(
 
 
 def _tokenizer(data: DataSection) -> Tokenizer:
-    """Return the tokenizer. Raises UsageError, in the section's keys."""
+    """Return the tokenizer.
+
+    Raises:
+        UsageError: In the section's keys.
+    """
     with in_words():
         return open_tokenizer(data.tokenizer, data.eod)
 

@@ -66,7 +66,8 @@ class TiktokenTokenizer(Described):
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Return the ranks in a ``.tiktoken`` file: the bytes of a token in base64, and its id.
 
-    Raises BadDataError, with the line, for a file that does not hold every id from 0 once.
+    Raises:
+        BadDataError: For a file that does not hold every id from 0 once; the message has the line.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(read_file(path).splitlines(), 1):
@@ -87,7 +88,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def encoding_of(path: Path) -> Any:
-    """Return tiktoken's encoding of a file of ranks. Raises as :func:`read_ranks` does."""
+    """Return tiktoken's encoding of a file of ranks.
+
+    Raises:
+        FlmgrowError: As :func:`read_ranks` does.
+    """
     ranks = read_ranks(path)
     # Not tiktoken's own loader: it would copy the file to a cache and never read it again.
     return import_library("tiktoken").Encoding(
@@ -98,7 +103,8 @@ def encoding_of(path: Path) -> Any:
 def named_encoding(name: str) -> Any:
     """Return the encoding that tiktoken knows by ``name``.
 
-    Raises UsageError for a name that it does not know, and for ranks that cannot be fetched.
+    Raises:
+        UsageError: For a name that it does not know, and for ranks that cannot be fetched.
     """
     library = import_library("tiktoken")
     try:

@@ -49,7 +49,8 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, none added.
 
-        Raises ValueError for half a surrogate, and for what the tokenizer has no way to say.
+        Raises:
+            ValueError: For half a surrogate, and for what the tokenizer has no way to say.
         """
 
     @property
@@ -102,7 +103,11 @@ def chosen_end(wanted: str | None, names: dict[str, int], usual: int | None, siz
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a tokenizer's file. Raises UsageError if it cannot be read."""
+    """Return the bytes of a tokenizer's file.
+
+    Raises:
+        UsageError: If it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -111,7 +116,11 @@ def read_file(path: Path) -> bytes:
 
 
 def import_library(name: str) -> Any:
-    """Return the package ``name``. Raises UsageError if it is not installed."""
+    """Return the package ``name``.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
     import importlib
 
     try:

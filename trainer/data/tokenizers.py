@@ -49,8 +49,11 @@ class ByteTokenizer(Described):
 def open_tokenizer(name: str, eod: str | None = None) -> Tokenizer:
     """Return the tokenizer that ``name`` means (see the module), with its ``eod`` if given.
 
-    ``eod`` is an id, or for a tokenizer.json the name of a token. Raises UsageError for a name that
-    means none or a library that is missing, BadDataError for a damaged file.
+    ``eod`` is an id, or for a tokenizer.json the name of a token.
+
+    Raises:
+        UsageError: For a name that means none or a library that is missing.
+        BadDataError: For a damaged file.
     """
     if name == "bytes":
         return ByteTokenizer(eod)

@@ -53,7 +53,8 @@ ACTIVATIONS = {
 def start_parallel(*, tp: int, pp: int, vpp: int | None = None, seed: int = 1234) -> None:
     """Join the process group of the launch and split it into tensor and pipeline ranks.
 
-    Raises UsageError if there are more ranks on a node than devices.
+    Raises:
+        UsageError: If there are more ranks on a node than devices.
     """
     torch.cuda.set_device(_own_device(int(os.environ.get("LOCAL_RANK", "0"))))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -75,7 +76,10 @@ def start_chance(seed: int) -> None:
 def _own_device(place: int) -> int:
     """Return the device of the rank with this ``place`` on its node.
 
-    A launcher may show each rank one device of its own. Raises UsageError if there are too few.
+    A launcher may show each rank one device of its own.
+
+    Raises:
+        UsageError: If there are too few.
     """
     devices = torch.cuda.device_count()
     if devices > 1 and place >= devices:

@@ -21,7 +21,11 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder. Raises UsageError if the package tensorboard is missing."""
+        """Open the folder.
+
+        Raises:
+            UsageError: If the package tensorboard is missing.
+        """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -35,20 +39,32 @@ class TensorBoard:
         self._writers: dict[str, SummaryWriter] = {}
 
     def write(self, record: Measured) -> None:
-        """Add the numbers of a record. Raises StorageError."""
+        """Add the numbers of a record.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._folder, "writing"):
             for axis, now in (("steps", record.step), ("tokens", record.tokens)):
                 for name, value in _scalars(record).items():
                     self._writer(axis, now).add_scalar(f"{axis}/{name}", value, now)
 
     def sync(self) -> None:
-        """Write what is held in memory. Raises StorageError."""
+        """Write what is held in memory.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._folder, "writing"):
             for writer in self._writers.values():
                 writer.flush()
 
     def close(self) -> None:
-        """Write what is held in memory, and close the files. Raises StorageError."""
+        """Write what is held in memory, and close the files.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._folder, "writing"):
             for writer in self._writers.values():
                 writer.close()

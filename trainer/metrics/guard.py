@@ -58,7 +58,11 @@ class LossGuard:
         return [batch for _, batch in self._known]
 
     def check(self, step: int, loss: float, grad_norm: float) -> None:
-        """Take the loss of a step. Raises DivergenceError, without a hint, to stop the run."""
+        """Take the loss of a step.
+
+        Raises:
+            DivergenceError: To stop the run; the message lacks a hint.
+        """
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 raise DivergenceError(

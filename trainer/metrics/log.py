@@ -37,9 +37,13 @@ class MetricsLog:
     def __init__(self, path: Path, stage: str, begin: int, *, resumed: bool) -> None:
         """Open the file for the steps of ``stage`` after ``begin``, dropping those it has.
 
-        If nothing is ``resumed``, they are an earlier attempt's, and kept beside it under
-        ``.old``. Raises StorageError; OutputExistsError if they are another stage's; BadDataError
-        if a line in the middle is damaged; UsageError for what is no file.
+        If nothing is ``resumed``, they are an earlier attempt's, and kept beside it under ``.old``.
+
+        Raises:
+            StorageError: The file system failed.
+            OutputExistsError: If they are another stage's.
+            BadDataError: If a line in the middle is damaged.
+            UsageError: For what is no file.
         """
         self._path = path
         with storage_errors(path.parent, "creating"):
@@ -62,19 +66,31 @@ class MetricsLog:
         self._position = len(kept)
 
     def write(self, record: Record) -> None:
-        """Append a line. Raises StorageError; the next record then takes the place of this one."""
+        """Append a line.
+
+        Raises:
+            StorageError: The file system failed; the next record then takes the place of this one.
+        """
         line = dumps(record.to_json(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with storage_errors(self._path, f"writing at byte {self._position}"):
             write_all(self._descriptor, memoryview(line), self._position)
         self._position += len(line)
 
     def sync(self) -> None:
-        """Put the lines on the disk. Raises StorageError."""
+        """Put the lines on the disk.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         with storage_errors(self._path, "fsync"):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Put the lines on the disk, and close the file. Raises StorageError."""
+        """Put the lines on the disk, and close the file.
+
+        Raises:
+            StorageError: The file system failed.
+        """
         try:
             self.sync()
         finally:
@@ -90,8 +106,11 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[Record]:
     """Return the records in a file, in its order.
 
-    A last line that was cut is left out, and so are keys that this version does not know. Raises
-    BadDataError, naming file and line, for any other line that holds no record; StorageError.
+    A last line that was cut is left out, and so are keys that this version does not know.
+
+    Raises:
+        BadDataError: For any other line that holds no record; the message names file and line.
+        StorageError: The file system failed.
     """
     return [record for _, record in _lines(path)]
 

@@ -2,8 +2,8 @@
 
 What a run has done must be read by people, by programs, and by the same run when it is resumed.
 Every optimizer step becomes a :class:`StepRecord`, every validation a :class:`ValidationRecord`,
-and a growth in memory a :class:`GrowthRecord`. Numbers come back from JSON as they were, to the
-last bit, infinities and NaN among them.
+and a growth in memory a :class:`MemoryGrowthRecord`. Numbers come back from JSON as they were, to
+the last bit, infinities and NaN among them.
 
 Importing this module loads neither torch nor megatron-core: ``flmgrow plot`` reads with it.
 """
@@ -79,7 +79,7 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True)
-class GrowthRecord:
+class MemoryGrowthRecord:
     """A growth in memory, right before ``step``, the first of the grown model.
 
     The model of ``stage_before`` grew from ``parameters_before`` to ``parameters``, by the method
@@ -103,7 +103,7 @@ class GrowthRecord:
 Measured = StepRecord | ValidationRecord
 """A record with losses, and what was spent until then."""
 
-Record = Measured | GrowthRecord
+Record = Measured | MemoryGrowthRecord
 
 
 def _plain(record: Record) -> Json:

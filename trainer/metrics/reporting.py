@@ -17,7 +17,7 @@ from flmgrow.text import render
 from flmgrow.trainer.metrics.event_files import TensorBoard
 from flmgrow.trainer.metrics.log import OLD, MetricsLog
 from flmgrow.trainer.metrics.pace import Pace
-from flmgrow.trainer.metrics.records import GrowthRecord, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
@@ -71,7 +71,7 @@ class Reporter:
             left = self.pace.left(record.step, record.seconds)
             self.note(progress_line(record, self._last, left))
 
-    def growth(self, record: GrowthRecord) -> None:
+    def growth(self, record: MemoryGrowthRecord) -> None:
         """Tell of a growth in memory, as a metric."""
         for sink in self._sinks:
             if isinstance(sink, MetricsLog):

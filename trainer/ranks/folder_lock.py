@@ -24,7 +24,9 @@ LOCK = ".lock"
 def own_folder(folder: Path) -> Iterator[None]:
     """Let no other run save in ``folder`` meanwhile; on all ranks at once.
 
-    Raises OutputExistsError if another one does, StorageError if it cannot be made or locked.
+    Raises:
+        OutputExistsError: If another one does.
+        StorageError: If it cannot be made or locked.
     """
     held: list[int] = []
 

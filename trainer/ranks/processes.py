@@ -35,7 +35,10 @@ def working(
     """Give what begins to compute ``function`` of an item, and returns what waits for the result.
 
     With one worker it is computed here, when it is waited for. ``function`` goes to each worker
-    once; it, items and results must be picklable. Raises UsageError if a worker dies.
+    once; it, items and results must be picklable.
+
+    Raises:
+        UsageError: If a worker dies.
     """
     if workers == 1:
         yield lambda item: lambda: function(item)

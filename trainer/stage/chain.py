@@ -33,8 +33,9 @@ def module_of(stage: StageFile) -> str:
 def read_chain(stage: StageFile, path: Path) -> list[tuple[StageFile, Path]]:
     """Return ``stage``, of the file ``path``, behind those that it grows after, with their files.
 
-    Raises UsageError for one that cannot be read, for ranks that differ, and for stages that would
-    save in one folder, or grow out of themselves.
+    Raises:
+        UsageError: For one that cannot be read, for ranks that differ, and for stages that would
+            save in one folder, or grow out of themselves.
     """
     chain = [(stage, path)]
     while (growth := chain[0][0].growth) is not None:

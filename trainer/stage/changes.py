@@ -110,7 +110,9 @@ def goes_back(stage: StageFile, settings: Mapping[str, Any]) -> bool:
 def record(path: Path, changes: Sequence[Change]) -> None:
     """Add changes to a file of them, with who makes them, and when; known ones are left out.
 
-    Raises StorageError, or BadDataError for a file that holds something else.
+    Raises:
+        StorageError: The file system failed.
+        BadDataError: For a file that holds something else.
     """
     known = read_changes(path)
     fresh = [change for change in changes if change not in known]
@@ -129,7 +131,9 @@ _READER = TypeAdapter(Change)
 def read_changes(path: Path) -> list[Change]:
     """Return the changes in a file, oldest first; none if it is not there.
 
-    Raises BadDataError, naming file and line, for what is no change; StorageError.
+    Raises:
+        BadDataError: For what is no change; the message names file and line.
+        StorageError: The file system failed.
     """
     if not path.exists():
         return []

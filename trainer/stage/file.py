@@ -131,7 +131,8 @@ def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:
 def read_stage(path: Path) -> StageFile:
     """Return the stage in a YAML file, its paths made absolute; its name is the file's if not told.
 
-    Raises UsageError, naming file and key of each problem.
+    Raises:
+        UsageError: The message names file and key of each problem.
     """
     data = read_yaml(path)
     return stage_of({"name": path.stem, **data} if isinstance(data, dict) else data, path)
@@ -140,7 +141,8 @@ def read_stage(path: Path) -> StageFile:
 def stage_of(data: object, path: Path) -> StageFile:
     """Return the stage that ``data`` from the file ``path`` describes, its paths made absolute.
 
-    Raises UsageError.
+    Raises:
+        UsageError: What was asked for cannot be.
     """
     try:
         stage = StageFile.model_validate(data)
@@ -152,7 +154,8 @@ def stage_of(data: object, path: Path) -> StageFile:
 def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layout:
     """Return a stage's layout.
 
-    Raises UsageError if ``config`` cannot be laid out so, or not be trained on such sequences.
+    Raises:
+        UsageError: If ``config`` cannot be laid out so, or not be trained on such sequences.
     """
     _check_positions(stage.data.sequence_length, config)
     layout = stage.layout.layout(config.layers)

@@ -104,7 +104,8 @@ class ModelSection(Section):
     def config(self, vocab: int, length: int) -> ModelConfig:
         """Return the model; ``vocab`` and ``length`` stand for sizes that are not given.
 
-        Raises UsageError for sizes that are missing or do not fit together.
+        Raises:
+            UsageError: For sizes that are missing or do not fit together.
         """
         layers, hidden, heads = (self._needed(name) for name in NEEDED)
         groups = self.num_query_groups or heads

@@ -18,7 +18,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 def amount(value: object) -> object:
     """Return the number that a text such as ``245.37B`` or ``4,608,000`` means, or 1e9.
 
-    What is neither stays as it is. Raises ValueError for what is no whole number.
+    What is neither stays as it is.
+
+    Raises:
+        ValueError: For what is no whole number.
     """
     if isinstance(value, float) and value.is_integer():
         return int(value)

@@ -51,7 +51,11 @@ class LayoutSection(Section):
         return self.tp * self.pp * self.dp
 
     def layout(self, layers: int) -> Layout:
-        """Return the layout of a model. Raises UsageError where layers do not fit."""
+        """Return the layout of a model.
+
+        Raises:
+            UsageError: Where layers do not fit.
+        """
         return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
 
 

@@ -31,8 +31,9 @@ SHOTS = ("fewshot_split", "training_split", "validation_split")
 def read_rows(path: Path) -> Rows:
     """Return the objects of a file of JSON lines, plain or compressed.
 
-    Raises BadDataError with file and line for what is no object, and if there is none; UsageError
-    for another kind of file.
+    Raises:
+        BadDataError: For a line that is no object, with file and line, and if there is none.
+        UsageError: For another kind of file.
     """
     (source,) = find_sources([path]).files
     if not source.lines:
@@ -75,8 +76,11 @@ def data_set(files: Mapping[str, str], needed: Mapping[str, str], **_: object) -
     """Return the splits in ``files`` as lm-eval wants them: a DatasetDict.
 
     lm-eval calls it, and passes a task's metadata along. ``needed`` says of splits what they are
-    for. Raises UsageError if one of them is missing, BadDataError for a file that is not of lines
-    of one kind.
+    for.
+
+    Raises:
+        UsageError: If one of them is missing.
+        BadDataError: For a file that is not of lines of one kind.
     """
     from datasets import Dataset, DatasetDict
 

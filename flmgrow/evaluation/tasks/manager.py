@@ -33,8 +33,11 @@ def task_manager(
 
     ``data`` is a folder with the data of any tasks (:mod:`flmgrow.evaluation.tasks.local_data`), or
     a file of JSON lines for the tasks that are made of one. ``shots`` is how many examples each
-    task will be asked for, if that is not the tasks' to say. Raises UsageError for a path that is
-    missing; what is wrong with data is raised when a task with it is loaded.
+    task will be asked for, if that is not the tasks' to say. What
+    is wrong with data is raised when a task with it is loaded.
+
+    Raises:
+        UsageError: For a path that is missing.
     """
     manager = TaskManager(
         include_path=str(FOLDER), include_defaults=theirs, metadata={"seed": seed}

@@ -42,7 +42,11 @@ class OwnExamples(ContextSampler):  # type: ignore[misc]
     number = 0
 
     def sample(self, n: int, *_: object, **__: object) -> Sequence[dict[str, Any]]:
-        """Return the first ``n`` examples of the item. Raises UsageError if there are fewer."""
+        """Return the first ``n`` examples of the item.
+
+        Raises:
+            UsageError: If there are fewer.
+        """
         own = [doc for doc in self.df if doc[NUMBER] == self.number]
         if n > len(own):
             told = f": an item has {len(own)} examples at most"
@@ -69,7 +73,11 @@ class RecordedTask(ConfigurableTask):  # type: ignore[misc]
 
     @property
     def seed(self) -> int:
-        """What items are drawn from. Raises UsageError for what is no whole number."""
+        """What items are drawn from.
+
+        Raises:
+            UsageError: For what is no whole number.
+        """
         found: object = self.config.metadata["seed"]
         if not isinstance(found, int) or isinstance(found, bool):
             what = Text(Setting("seed"), " is ", Found(repr(found)))

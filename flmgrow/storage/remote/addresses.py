@@ -73,7 +73,11 @@ def is_remote(path: object) -> bool:
 
 
 def address_of(path: PurePath) -> Address:
-    """Return what ``s3://BUCKET/KEY`` means. Raises UsageError."""
+    """Return what ``s3://BUCKET/KEY`` means.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     service, parts = _BY_PREFIX[path.parts[0]], path.parts[1:]
     bucket = parts[0] if parts else ""
     if "@" in bucket or ":" in bucket:

@@ -156,12 +156,21 @@ class RemotePath(PosixPath):
         return _likeness.objects.get(str(path))
 
     def look(self) -> FoundObject | None:
-        """Return what is there now, if it is an object. Raises StorageError."""
+        """Return what is there now, if it is an object.
+
+        Raises:
+            StorageError: The store failed, or does not answer.
+        """
         return store.look(address_of(self.resolve()))
 
     @property
     def ranges(self) -> ObjectRanges:
-        """The object's bytes. Raises FileNotFoundError, IsADirectoryError."""
+        """The object's bytes.
+
+        Raises:
+            FileNotFoundError: There is nothing.
+            IsADirectoryError: It is a folder.
+        """
         if (found := self.found) is None:
             self.stat()
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
@@ -170,7 +179,9 @@ class RemotePath(PosixPath):
     def replace_object(self, data: bytes) -> None:
         """Put a small object in the place of the one that was found here, if any, and know it.
 
-        Raises BadCheckpointError if that is another one now, StorageError.
+        Raises:
+            BadCheckpointError: If that is another one now.
+            StorageError: The store failed, or does not answer.
         """
         address = address_of(self.resolve())
         known, now = self.found, store.look(address)
@@ -185,8 +196,10 @@ class RemotePath(PosixPath):
         return type(self)(posixpath.normpath("/".join(self.parts)))
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Return size and time of an object; what else there is, is the likeness's. Raises
-        OSError.
+        """Return size and time of an object; what else there is, is the likeness's.
+
+        Raises:
+            OSError: The file system failed.
         """
         status = super().stat(follow_symlinks=follow_symlinks)
         if (found := self.found) is None:
@@ -198,8 +211,11 @@ class RemotePath(PosixPath):
         return os.stat_result(values, {**exact, **nanoseconds})
 
     def open(self, mode: str = "r", buffering: int = -1, *text: Any, **more: Any) -> Any:
-        """Open an object to be read, from front to back as a rule. Raises OSError, and what the
-        store raises.
+        """Open an object to be read, from front to back as a rule.
+
+        Raises:
+            OSError: The file system failed.
+            FlmgrowError: What the store raises.
         """
         if set(mode) & set("wax+"):
             raise io.UnsupportedOperation(f"{self}: is in an object store, and is not opened so")
@@ -207,7 +223,11 @@ class RemotePath(PosixPath):
         return stream if "b" in mode else io.TextIOWrapper(stream, *text, **more)
 
     def iterdir(self) -> Generator[Self, None, None]:
-        """Yield what is in a folder. Raises OSError."""
+        """Yield what is in a folder.
+
+        Raises:
+            OSError: The file system failed.
+        """
         _likeness.list_what_leads_to(self)
         return (self / name for name in os.listdir(self))  # noqa: PTH208
 
@@ -256,7 +276,11 @@ class _Stream(io.RawIOBase):
 
 
 def remote_path(path: Path) -> RemotePath:
-    """Return ``path``, an address, as one; nothing is looked for. Raises UsageError."""
+    """Return ``path``, an address, as one; nothing is looked for.
+
+    Raises:
+        UsageError: What was asked for cannot be.
+    """
     return RemotePath(str(address_of(path)))
 
 
@@ -264,8 +288,12 @@ def open_folder(path: Path) -> RemotePath:
     """Return ``path``, an address, as a path to what is there now.
 
     What lies right beside it is known as well, if it may be listed: a checkpoint's parts may be
-    told from that. Raises BadCheckpointError if there is nothing, or a folder that is still being
-    written; StorageError, UsageError.
+    told from that.
+
+    Raises:
+        BadCheckpointError: If there is nothing, or a folder that is still being written.
+        StorageError: The store failed, or does not answer.
+        UsageError: What was asked for cannot be.
     """
     address = address_of(path)
     folders, objects = store.list_beside(address)

@@ -33,7 +33,12 @@ class _Blocks:
         self.kept: OrderedDict[_Key, _Block] = OrderedDict()
 
     def get(self, address: Address, found: FoundObject, number: int) -> memoryview:
-        """Return a block. Raises BadCheckpointError, StorageError."""
+        """Return a block.
+
+        Raises:
+            BadCheckpointError: The checkpoint is damaged.
+            StorageError: The store failed, or does not answer.
+        """
         key: _Key = (address, found, number)
         block, mine = _Block(), False
         try:
@@ -106,7 +111,9 @@ class ObjectRanges:
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` (flat bytes) with those at ``offset``, all of which are in the object.
 
-        Raises BadCheckpointError if the object is gone or another now, StorageError.
+        Raises:
+            BadCheckpointError: If the object is gone or another now.
+            StorageError: The store failed, or does not answer.
         """
         if target.nbytes >= BLOCK:
             for start in range(0, target.nbytes, PIECE):

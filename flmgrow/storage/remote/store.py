@@ -106,7 +106,8 @@ def forget() -> None:
 def store_of(address: Address) -> "ObjectStore":
     """Return the store that ``address`` is in, as the environment describes it.
 
-    Raises UsageError without obstore, or if the environment is not understood.
+    Raises:
+        UsageError: Without obstore, or if the environment is not understood.
     """
     try:
         import obstore  # noqa: F401
@@ -137,8 +138,12 @@ def changed_error(address: Address) -> ChangedError:
 def ask(address: Address, doing: str, call: Callable[[], T]) -> T:
     """Return what ``call`` returns; every failure of obstore's in it is an error of ``address``.
 
-    Raises BadCheckpointError for what is not there, ChangedError for an object that is not as the
-    request wants it, StorageError for all else. A signal is answered while a request is on its way.
+    A signal is answered while a request is on its way.
+
+    Raises:
+        BadCheckpointError: For what is not there.
+        ChangedError: For an object that is not as the request wants it.
+        StorageError: For all else.
     """
     with _told(address, doing):
         if threading.current_thread() is threading.main_thread():
@@ -211,7 +216,11 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def look(address: Address) -> FoundObject | None:
-    """Return what is known of an object, None if there is none. Raises StorageError."""
+    """Return what is known of an object, None if there is none.
+
+    Raises:
+        StorageError: The store failed, or does not answer.
+    """
     store = store_of(address)
     import obstore
 
@@ -225,7 +234,11 @@ def look(address: Address) -> FoundObject | None:
 
 
 def list_below(address: Address) -> dict[str, FoundObject]:
-    """Return all objects below a folder, by their keys. Raises StorageError."""
+    """Return all objects below a folder, by their keys.
+
+    Raises:
+        StorageError: The store failed, or does not answer.
+    """
     store = store_of(address)
     import obstore
 
@@ -239,7 +252,8 @@ def list_below(address: Address) -> dict[str, FoundObject]:
 def list_beside(address: Address) -> tuple[list[str], dict[str, FoundObject]]:
     """Return the keys of the folders right below ``address``, and the objects there by theirs.
 
-    Raises StorageError.
+    Raises:
+        StorageError: The store failed, or does not answer.
     """
     store = store_of(address)
     import obstore
@@ -264,7 +278,9 @@ def found_in(meta: "ObjectMeta") -> FoundObject:
 def read_range(address: Address, found: FoundObject, start: int, count: int) -> memoryview:
     """Return ``count`` bytes of an object, which must still be the one that was ``found``.
 
-    Raises BadCheckpointError if it is gone or another now, StorageError.
+    Raises:
+        BadCheckpointError: If it is gone or another now.
+        StorageError: The store failed, or does not answer.
     """
     if not count:
         return memoryview(b"")

@@ -35,7 +35,9 @@ _MOST_PARTS = 9000
 def put_small(address: Address, data: bytes, instead: FoundObject | None = None) -> None:
     """Put a small object whole, ``instead`` of one that must still be there if that is given.
 
-    Raises ChangedError if it is another one now, StorageError.
+    Raises:
+        ChangedError: If it is another one now.
+        StorageError: The store failed, or does not answer.
     """
     store = store_of(address)
     import obstore
@@ -53,9 +55,12 @@ def put_small(address: Address, data: bytes, instead: FoundObject | None = None)
 
 
 def put_if_new(address: Address, data: bytes) -> bool:
-    """Put a small object, unless there is one: return whether it was put. Raises StorageError.
+    """Put a small object, unless there is one: return whether it was put.
 
     An answer that was lost may say that there is one: this one.
+
+    Raises:
+        StorageError: The store failed, or does not answer.
     """
     store = store_of(address)
     import obstore
@@ -73,7 +78,9 @@ def put_if_new(address: Address, data: bytes) -> bool:
 def read_small(address: Address, most: int) -> tuple[bytes, FoundObject] | None:
     """Return a small object and what it is, None if there is none.
 
-    Raises BadCheckpointError if it has more than ``most`` bytes, StorageError.
+    Raises:
+        BadCheckpointError: If it has more than ``most`` bytes.
+        StorageError: The store failed, or does not answer.
     """
     store = store_of(address)
     import obstore
@@ -94,7 +101,11 @@ def read_small(address: Address, most: int) -> tuple[bytes, FoundObject] | None:
 
 
 def delete(folder: Address, keys: Iterable[str]) -> None:
-    """Delete objects in the bucket of ``folder``; some may be gone already. Raises StorageError."""
+    """Delete objects in the bucket of ``folder``; some may be gone already.
+
+    Raises:
+        StorageError: The store failed, or does not answer.
+    """
     wanted = list(keys)
     store = store_of(folder)
     import obstore
@@ -119,13 +130,21 @@ class NewRemoteObject:
         self._writer = writer
 
     def write(self, data: memoryview) -> None:
-        """Append all of ``data`` (flat bytes). Raises StorageError."""
+        """Append all of ``data`` (flat bytes).
+
+        Raises:
+            StorageError: The store failed, or does not answer.
+        """
         doing = f"writing at byte {self.position}"
         ask(self._address, doing, lambda: self._writer.write(data))
         self.position += data.nbytes
 
     def finish(self) -> None:
-        """Let the object appear. Raises StorageError."""
+        """Let the object appear.
+
+        Raises:
+            StorageError: The store failed, or does not answer.
+        """
         ask(self._address, "completing the upload", self._writer.close)
         found = look(self._address)
         if found is None or found.size != self.position:
@@ -137,7 +156,10 @@ class NewRemoteObject:
 def new_object(address: Address, size: int) -> Iterator[NewRemoteObject]:
     """Give an object of ``size`` bytes to write; after the block it is there.
 
-    If the block or anything else fails, what was there is as it was. Raises StorageError.
+    If the block or anything else fails, what was there is as it was.
+
+    Raises:
+        StorageError: The store failed, or does not answer.
     """
     store = store_of(address)
     import obstore

@@ -40,7 +40,8 @@ class ListedFiles:
 def listed_files(checkpoint: Checkpoint) -> list[ListedFiles]:
     """Return every list of files that an opened checkpoint has; none of them is empty.
 
-    Raises BadCheckpointError for one that cannot be read.
+    Raises:
+        BadCheckpointError: For one that cannot be read.
     """
     found = []
     if (manifest := manifest_of(checkpoint)) is not None:

@@ -62,7 +62,11 @@ class Effort:
 
 
 def recorded_way(source: Checkpoint, manifest: Manifest) -> Way:
-    """Return the way that a manifest records. Raises BadCheckpointError if there is none."""
+    """Return the way that a manifest records.
+
+    Raises:
+        BadCheckpointError: If there is none.
+    """
     growth = growth_from_manifest(source, manifest)
     own = bool(growth.methods) or "bake" in manifest.growth.request
     masks = growth.masks if own else masks_of(source)

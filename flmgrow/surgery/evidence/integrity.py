@@ -73,7 +73,11 @@ class _Files:
         return str(path.relative_to(self.checkpoint.path))
 
     def kinds(self, path: Path, progress: Progress) -> Iterator[str]:
-        """Yield the kinds of sums that match. Raises BadCheckpointError for one that does not."""
+        """Yield the kinds of sums that match.
+
+        Raises:
+            BadCheckpointError: For one that does not.
+        """
         if path in self.sums:
             yield from self.sums[path](progress)
         elif path.suffix == ".pt" and _is_archive(path):  # what it holds was not understood

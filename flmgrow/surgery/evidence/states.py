@@ -8,7 +8,10 @@ from flmgrow.surgery.evidence.check import Check
 
 def with_known_states(checkpoint: Checkpoint) -> tuple[Checkpoint, list[Check]]:
     """Return ``checkpoint`` with its optimizer state found; if that is not understood, it is
-    missing. Raises IncompleteCheckpointError for one of which a part is not there.
+    missing.
+
+    Raises:
+        IncompleteCheckpointError: For one of which a part is not there.
     """
     try:
         return with_optimizer(checkpoint), []

@@ -17,7 +17,8 @@ def draw_tokens(vocab: int, length: int, seed: int) -> Tensor:
 def check_tokens(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
     """Return ``tokens`` as (b, s).
 
-    Raises UsageError for ids or lengths the model cannot take.
+    Raises:
+        UsageError: For ids or lengths the model cannot take.
     """
     if tokens.ndim == 1:
         tokens = tokens[None]

@@ -145,14 +145,19 @@ class Field(Generic[T]):
         return fields.get(self.name)
 
     def absent(self, family: str) -> T | None:
-        """Return what it means in ``family`` that the field is not there. Raises LookupError."""
+        """Return what it means in ``family`` that the field is not there.
+
+        Raises:
+            LookupError: There is none.
+        """
         return self._use(family).absent
 
     def read(self, reader: FieldReader, default: T | None = None) -> T:
         """Return its value; ``default``, if given, stands for an absent one.
 
-        Raises BadCheckpointError for a malformed value, LookupError in a family that has no use for
-        it.
+        Raises:
+            BadCheckpointError: For a malformed value.
+            LookupError: In a family that has no use for it.
         """
         use = self._use(reader.family)
         return use.reading(reader, self.name, use.absent if default is None else default)

@@ -38,8 +38,10 @@ def defaults() -> Mapping[str, tuple[object, ...]]:
 
 
 def defaults_of(version: str) -> dict[str, object]:
-    """Return the arguments of one version at their defaults. Raises ValueError for an unknown
-    version.
+    """Return the arguments of one version at their defaults.
+
+    Raises:
+        ValueError: For an unknown version.
     """
     order = versions()
     place = order.index(version)

@@ -63,7 +63,10 @@ _IN_CONFIG_JSON: Mapping[str, str] = {
 def parse_given(texts: Sequence[str]) -> dict[str, object]:
     """Return the values in texts such as ``num_layers=28``.
 
-    A value is read as in YAML, and ``None`` is no value. Raises UsageError for anything else.
+    A value is read as in YAML, and ``None`` is no value.
+
+    Raises:
+        UsageError: For anything else.
     """
     found: dict[str, object] = {}
     for text in texts:
@@ -109,7 +112,8 @@ def as_stored(given: Mapping[str, object]) -> dict[str, object]:
     """Return given values as a file would hold them: ``torch.bfloat16`` is a dtype, and so is
     ``bfloat16`` where an argument is one.
 
-    Raises UsageError for a value of another kind than every version's default.
+    Raises:
+        UsageError: For a value of another kind than every version's default.
     """
     return {name: _stored_value(name, value) for name, value in given.items()}
 
@@ -140,7 +144,11 @@ def _kind(value: object) -> str:
 
 
 def corrected(stored: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-    """Return ``stored`` arguments with those that are ``given``. Raises UsageError for a slip."""
+    """Return ``stored`` arguments with those that are ``given``.
+
+    Raises:
+        UsageError: For a slip.
+    """
     check_names(given, stored)
     overruled = {other for pair in _SYNONYMS for name, other in (pair, pair[::-1]) if name in given}
     kept = {name: value for name, value in stored.items() if name not in overruled}
@@ -163,9 +171,11 @@ def made_arguments(
 ) -> dict[str, object]:  # fmt: skip
     """Return the arguments of a model whose files hold none.
 
-    ``layout`` is that of its files, None where they have none. Raises BadCheckpointError, naming
-    file ``where`` and what is missing, if arrays and ``given`` arguments do not tell everything;
-    the hint names a file in ``folder`` that may.
+    ``layout`` is that of its files, None where they have none.
+
+    Raises:
+        BadCheckpointError: If arrays and ``given`` arguments do not tell everything; the hint names
+            a file in ``folder`` that may; the message names file ``where`` and what is missing.
     """
     check_names(given, {})
     heads = rows.HEADS.get(given)

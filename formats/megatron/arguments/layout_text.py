@@ -15,7 +15,8 @@ _MAX_LENGTH = 100_000
 def parse_layout_text(text: str, where: str) -> tuple[int, ...]:
     """Return the layers per chunk that a ``pipeline_model_parallel_layout`` string describes.
 
-    Raises BadCheckpointError for anything but embedding (E), decoder layers (t) and loss (L).
+    Raises:
+        BadCheckpointError: For anything but embedding (E), decoder layers (t) and loss (L).
     """
     expanded = text.replace(",", "").replace(" ", "")
     for pattern in (_GROUP, _REPEAT):

@@ -80,8 +80,9 @@ def read_config(
 ) -> ModelConfig:
     """Return the model that ``arguments`` describe; ``where`` names their file in messages.
 
-    Raises BadCheckpointError for a missing or malformed value, and for anything that changes the
-    function and is not understood.
+    Raises:
+        BadCheckpointError: For a missing or malformed value, and for anything that changes the
+            function and is not understood.
     """
     refuse_unknown(arguments, where, ignored)
     reader = ArgumentReader(arguments, where)

@@ -15,8 +15,9 @@ def read_multipliers(
 ) -> Multipliers:
     """Return the multipliers of a model of these sizes and positions.
 
-    Raises BadCheckpointError for a malformed value, for two arguments that contradict each other,
-    and for embeddings that are multiplied with their positions.
+    Raises:
+        BadCheckpointError: For a malformed value, for two arguments that contradict each other, and
+            for embeddings that are multiplied with their positions.
     """
     scale = rows.SOFTMAX_SCALE.read(reader)
     base: int | None

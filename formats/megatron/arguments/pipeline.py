@@ -62,7 +62,8 @@ def _uneven(reader: ArgumentReader, layers: int, pp: int) -> tuple[int, ...] | N
 def read_layout(arguments: Arguments, layers: int, where: str) -> Layout:
     """Return the layout that ``arguments`` describe.
 
-    Raises BadCheckpointError if they contradict.
+    Raises:
+        BadCheckpointError: If they contradict.
     """
     reader = ArgumentReader(arguments, where)
     tp = TP.read(reader)

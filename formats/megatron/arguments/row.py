@@ -131,7 +131,8 @@ class Argument(Generic[T]):
     def read(self, reader: ArgumentReader, default: T | None = None) -> T:
         """Return its value; ``default``, if given, stands for an absent one.
 
-        Raises BadCheckpointError for a malformed value.
+        Raises:
+            BadCheckpointError: For a malformed value.
         """
         return self.reading(reader, self.names, default)
 

@@ -51,7 +51,9 @@ _PLAIN = {"gelu": "gelu", "squared_relu": "squared_relu", **dict.fromkeys(_TANH,
 def read_run_config(path: Path) -> tuple[dict[str, object], list[str]]:
     """Return the arguments that a file means, and what is to be told of them.
 
-    Raises UsageError for no YAML, BadCheckpointError for a model that flmgrow does not support.
+    Raises:
+        UsageError: For no YAML.
+        BadCheckpointError: For a model that flmgrow does not support.
     """
     from flmgrow.storage.strict_yaml import read_yaml  # most commands read no such file
 

@@ -81,7 +81,8 @@ def _is_native_mup(first: Group, second: Group) -> bool:
 def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]:
     """Return the parameters of each group, in the order in which the optimizer numbers them.
 
-    Raises BadCheckpointError if a parameter fits no group or several.
+    Raises:
+        BadCheckpointError: If a parameter fits no group or several.
     """
     result: list[list[Item]] = [[] for _ in groups]
     for item in items:

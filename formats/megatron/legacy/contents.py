@@ -16,7 +16,11 @@ from flmgrow.text import Found, Setting, Text
 
 
 def content_of(file: TorchFile) -> Mapping[object, object]:
-    """Return what a rank's file holds. Raises BadCheckpointError if that is no dict."""
+    """Return what a rank's file holds.
+
+    Raises:
+        BadCheckpointError: If that is no dict.
+    """
     if not isinstance(file.root, dict):
         raise BadCheckpointError(
             Text("holds a ", Found(type(file.root).__name__)), where=file.file.path, wanted="a dict"
@@ -111,7 +115,11 @@ class RankFiles:
         return {file.file.path: partial(check_records, file) for file in self._opened()}
 
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:
-        """Check every CRC32. Raises BadCheckpointError, naming file and record."""
+        """Check every CRC32.
+
+        Raises:
+            BadCheckpointError: The message names file and record.
+        """
         return check_all(self.sums(), progress)
 
     def check_unchanged(self) -> None:

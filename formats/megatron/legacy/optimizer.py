@@ -48,7 +48,11 @@ def _value(optimizer: RankOptimizer, value: object) -> object:
 
 
 def _step_value(optimizer: RankOptimizer) -> object:
-    """Return the one step count of a rank. Raises BadCheckpointError if parameters differ in it."""
+    """Return the one step count of a rank.
+
+    Raises:
+        BadCheckpointError: If parameters differ in it.
+    """
     values = {repr(_value(optimizer, step)) for step in optimizer.steps()}
     if len(values) > 1:
         raise BadCheckpointError(
@@ -119,7 +123,11 @@ def _unlike(
 
 
 def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
-    """Return the one dtype of a state. Raises BadCheckpointError if parameters differ in it."""
+    """Return the one dtype of a state.
+
+    Raises:
+        BadCheckpointError: If parameters differ in it.
+    """
     first = pieces[0]
     for piece in pieces:
         if piece.dtype != first.dtype:
@@ -133,8 +141,9 @@ def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
 def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
     """Return ``checkpoint`` with the optimizer state in its rank files found.
 
-    Raises BadCheckpointError, naming the file, if the state does not fit the weights, is of a kind
-    that is not understood, or differs between ranks where it may not.
+    Raises:
+        BadCheckpointError: If the state does not fit the weights, is of a kind that is not
+            understood, or differs between ranks where it may not; the message names the file.
     """
     if (lost := files.lost_states()) is not None:
         raise lost

@@ -221,7 +221,9 @@ def open_ranks(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Ch
     """Open the legacy Megatron checkpoint in ``folder``, whose root is ``path``; the caller closes
     it.
 
-    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    Raises:
+        BadCheckpointError: For anything missing, extra or contradictory; the message names file and
+            tensor.
     """
     files = _open_files(_rank_files(folder))
     try:

@@ -107,7 +107,8 @@ def _in_module_order(
 def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
     """Return every file of the target checkpoint, described but not produced.
 
-    Raises UsageError for a layout that the model cannot take.
+    Raises:
+        UsageError: For a layout that the model cannot take.
     """
     tensors = logical_tensors(target.config)
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}

@@ -72,8 +72,10 @@ def read_buckets(
 ) -> tuple[dict[State, list[Piece]], OptimizerState]:
     """Return every parameter's piece of each state, and what is not per parameter.
 
-    Raises BadCheckpointError, naming the bucket, if it is not what arguments and weights say;
-    UsageError for optimizer state of another kind.
+    Raises:
+        BadCheckpointError: If it is not what arguments and weights say; the message names the
+            bucket.
+        UsageError: For optimizer state of another kind.
     """
     arguments = arguments_in(contents.root, contents.where)
     cut = BucketRule(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)

@@ -213,7 +213,11 @@ class DistFolder:
         return found
 
     def open_object(self, item: DcpObject) -> object:
-        """Return what is no tensor, as inert data. Raises BadCheckpointError for a program."""
+        """Return what is no tensor, as inert data.
+
+        Raises:
+            BadCheckpointError: For a program.
+        """
         file = self.items.open_object(item)
         refuse_programs(file.root, f"{file.file.path}: {item.name}")
         if "_extra_state/" in item.name:
@@ -319,7 +323,8 @@ def _check_backend(path: Path) -> None:
 def param_groups(optimizer: object, where: str) -> tuple[Mapping[object, object], ...]:
     """Return an optimizer's param groups without their parameters.
 
-    Raises BadCheckpointError, naming ``where``, if there are none.
+    Raises:
+        BadCheckpointError: If there are none; the message names ``where``.
     """
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not groups or not all(isinstance(g, dict) for g in groups):

@@ -64,8 +64,9 @@ class FlatPiece:
 class Line:
     """All chunks of an array of this ``shape``, side by side.
 
-    Raises BadCheckpointError for a chunk that is no unbroken range of the line; the message lacks
-    the name of the file.
+    Raises:
+        BadCheckpointError: For a chunk that is no unbroken range of the line; the message lacks the
+            name of the file.
     """
 
     def __init__(self, chunks: Sequence[DcpChunk], shape: Numbers) -> None:

@@ -40,7 +40,9 @@ def read_gathered(
 ) -> tuple[dict[State, list[Piece]], OptimizerState]:
     """Return every parameter's piece of each state, and what is not per parameter.
 
-    Raises BadCheckpointError, naming the object, if it is not what arguments and weights say.
+    Raises:
+        BadCheckpointError: If it is not what arguments and weights say; the message names the
+            object.
     """
     arguments = arguments_in(contents.root, contents.where)
     cut = BucketRule(arguments, checkpoint.config.tied and checkpoint.layout.pp > 1)

@@ -41,8 +41,11 @@ def encode_integrity(sums: Mapping[str, str]) -> bytes:
 def read_integrity(folder: Path, needed: Collection[str]) -> Mapping[str, str]:
     """Return the sums that ``integrity.json`` in ``folder`` lists, by file name; {} if it has none.
 
-    Raises BadCheckpointError if the file is damaged, lists a file that is not in the folder, or
-    leaves out one that is ``needed``. No file is read but this one.
+    No file is read but this one.
+
+    Raises:
+        BadCheckpointError: If the file is damaged, lists a file that is not in the folder, or
+            leaves out one that is ``needed``.
     """
     path = folder / INTEGRITY
     if not os.path.lexists(path):
@@ -99,7 +102,11 @@ def _refused(path: Path, what: str, wanted: str = "") -> BadCheckpointError:
 
 
 def check_sum(path: Path, wanted: str) -> None:
-    """Read a listed file whole. Raises BadCheckpointError if it has another sum than ``wanted``."""
+    """Read a listed file whole.
+
+    Raises:
+        BadCheckpointError: If it has another sum than ``wanted``.
+    """
     found = hashlib.sha256()
     with ReadOnlyFile(path) as file:
         for piece in file.chunks(0, file.size):

@@ -119,7 +119,9 @@ def _read_arrays(
 def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Checkpoint:
     """Return ``checkpoint`` with the optimizer state in ``contents`` found.
 
-    Raises BadCheckpointError if it does not fit the weights, UsageError if it is of another kind.
+    Raises:
+        BadCheckpointError: If it does not fit the weights.
+        UsageError: If it is of another kind.
     """
     read = _read_arrays
     if has_buckets(contents):

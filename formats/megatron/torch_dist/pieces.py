@@ -43,7 +43,8 @@ def find_pieces(
 ) -> list[Piece]:
     """Return a piece for every chunk of every parameter, its key behind ``prefix``.
 
-    Raises BadCheckpointError for one that is missing or has another shape than the model says.
+    Raises:
+        BadCheckpointError: For one that is missing or has another shape than the model says.
     """
     pieces: list[Piece] = []
     for whole in _expected(tensors, sizes):

@@ -52,7 +52,8 @@ def rank_weights(checkpoint: Checkpoint) -> dict[str, list[AssembledArray]]:
 def rank_entries(contents: DistFolder, ranks: Collection[str]) -> dict[str, dict[str, object]]:
     """Return what the optimizer of each model rank holds beside its state.
 
-    Raises BadCheckpointError for a rank that there is not.
+    Raises:
+        BadCheckpointError: For a rank that there is not.
     """
     found: dict[str, dict[str, object]] = {group: {} for group in ranks}
     for name, item in contents.metadata.objects.items():
@@ -71,7 +72,10 @@ def common_state(
 ) -> OptimizerState:
     """Return what is not per parameter, alike in the ``entries`` of all ranks with parameters.
 
-    ``dtypes`` are those of weights and of gradients. Raises BadCheckpointError where ranks differ.
+    ``dtypes`` are those of weights and of gradients.
+
+    Raises:
+        BadCheckpointError: Where ranks differ.
     """
     groups = {
         rank: param_groups(entry.get("optimizer"), f"{contents.folder}: {PREFIX}{rank}")

@@ -73,7 +73,8 @@ def _rank_keys(
     """Return, per rank and chunk, its keys in module order, each with its key in the whole
     model. Every ``_extra_state`` is in the chunk that has its layer.
 
-    Raises BadCheckpointError for one of a layer that there is not.
+    Raises:
+        BadCheckpointError: For one of a layer that there is not.
     """
     homes: dict[tuple[int, int], dict[str, str]] = {}
     for key in contents.extra_states:
@@ -121,7 +122,9 @@ def _global(key: str, first: int) -> str:
 def open_torch_dist(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
     """Open the distributed checkpoint in ``folder``, whose root is ``path``; the caller closes it.
 
-    Raises BadCheckpointError, naming file and tensor, for anything missing, extra or contradictory.
+    Raises:
+        BadCheckpointError: For anything missing, extra or contradictory; the message names file and
+            tensor.
     """
     contents = DistFolder(folder)
     try:

@@ -215,7 +215,8 @@ def _metadata(shards: Sequence[DcpShard], shapes: Mapping[str, tuple[int, ...]])
 def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
     """Return every file of the target checkpoint, described but not produced.
 
-    Raises UsageError for a layout the model cannot take.
+    Raises:
+        UsageError: For a layout the model cannot take.
     """
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
     everything = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)

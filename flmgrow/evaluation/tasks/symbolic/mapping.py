@@ -49,7 +49,11 @@ class RowChoice:
 
 
 def classes_of(labels: Sequence[Label]) -> list[Label]:
-    """Return the classes of a set in a fixed order. Raises UsageError if it has no fixed ones."""
+    """Return the classes of a set in a fixed order.
+
+    Raises:
+        UsageError: If it has no fixed ones.
+    """
     found = sorted({*labels} - {*_UNLABELLED}, key=lambda label: (str(type(label)), str(label)))
     if not 2 <= len(found) <= MOST_CLASSES:
         raise UsageError(
@@ -74,7 +78,8 @@ def choose(
 ) -> RowChoice:
     """Return the items and examples to take of a set with these labels, and of its training split.
 
-    Raises UsageError for a set that is too small, or whose training split lacks a class.
+    Raises:
+        UsageError: For a set that is too small, or whose training split lacks a class.
     """
     classes = classes_of(tested)
     draws = Draws("items", task, seed)

@@ -25,7 +25,11 @@ class SymbolicTask(RecordedTask):
     """
 
     def made(self, options: dict[str, Any]) -> Splits:
-        """Return items and examples. Raises UsageError for a set that will not do."""
+        """Return items and examples.
+
+        Raises:
+            UsageError: For a set that will not do.
+        """
         if not options and self.config.dataset_path is None:
             raise UsageError("no data set", NO_DATA, where=self.config.task)
         ConfigurableTask.download(self, options)

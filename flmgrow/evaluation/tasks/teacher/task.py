@@ -24,7 +24,11 @@ class TeacherTask(RecordedTask):
     """A task over files of propositions, as the trainer reads them."""
 
     def made(self, options: dict[str, Any]) -> Splits:
-        """Return the propositions of the validation split. Raises UsageError if there are none."""
+        """Return the propositions of the validation split.
+
+        Raises:
+            UsageError: If there are none.
+        """
         path = options.get("files", {}).get(self.config.validation_split)
         if path is None:
             raise UsageError("no propositions", NO_DATA, where=self.config.task)
