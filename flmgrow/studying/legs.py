@@ -48,15 +48,17 @@ class Part:
     @property
     def content(self) -> Json:
         """What decides on its steps, but for how many they are where they may be fewer."""
+        # Without what is as ever: so a later flmgrow that knows more settings finds the same legs.
         stage: Json = self.planned.stage.model_dump(
-            mode="json", exclude={"name", "checkpoint", "log"}
+            mode="json", exclude={"name", "checkpoint", "log"}, exclude_defaults=True
         )
         free = (*_OF_A_LEG, *_OF_ITS_RATE) if self.shape == STABLE else _OF_A_LEG
         for section in ("training", "learning_rate"):
-            stage[section] = {key: v for key, v in stage[section].items() if key not in free}
+            known = stage.get(section, {})
+            stage[section] = {key: value for key, value in known.items() if key not in free}
         target = self.planned.target if self.grows else None
         steps = None if self.shape == STABLE else self.end - self.begin
-        growth = None if target is None else target.model_dump(mode="json")
+        growth = None if target is None else target.model_dump(mode="json", exclude_defaults=True)
         return {"stage": stage, "growth": growth, "shape": self.shape, "steps": steps}
 
     @property
