@@ -22,6 +22,7 @@ from flmgrow.trainer.checkpoint.loading import load, restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
+from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
@@ -36,8 +37,6 @@ from flmgrow.trainer.run_config import (
     RunConfig,
     changes_of,
     check_space,
-    other_data,
-    position_in,
     record_changes,
 )
 from flmgrow.trainer.stage.changes import Change, settings_of
@@ -58,9 +57,9 @@ from flmgrow.trainer.validating import validate
 class TrainingRun:
     """One rank's part of a run of a stage."""
 
-    def __init__(self, run: RunConfig, data: StageData) -> None:
+    def __init__(self, run: RunConfig, data: StageData, course: Course) -> None:
         stage, begin, config = run.stage, run.begin, run.config
-        self._run, self._data = run, data
+        self._run, self._data, self._course = run, data, course
         self._masks: Mapping[Dimension, Mask] = begin.masks
         dtype = getattr(torch, stage.training.precision)
         self._live = LiveMasks(begin.masks, config, dtype)
@@ -69,15 +68,7 @@ class TrainingRun:
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
         self._failure = Postponed()
-        self._batches = together(
-            lambda: Batches(
-                data.training,
-                run.batching,
-                position_in(data.training, run),
-                data.keys,
-                other_data(run),
-            )
-        )
+        self._batches = Batches(course.samples, run.batching, course.consumed)
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
         self._guard = LossGuard(
             stage.guard.spike,
@@ -125,7 +116,7 @@ class TrainingRun:
             return 0
         together(lambda: check_space(run))
         begin, resumed = run.begin.iteration, run.begin.resumed
-        changes = changes_of(run, self._data)
+        changes = changes_of(run, self._data, self._course)
         together(partial(record_changes, stage, changes))
         make = partial(Reporter, stage, run.last, begin, resumed=resumed)
         with together(make) as reporter:
@@ -163,7 +154,7 @@ class TrainingRun:
             reporter.note("note: " + note)
         if (grown := growth_record(run)) is not None:
             self._failure.attempt(partial(reporter.growth, grown), None)
-        for line in reads(run, self._data):
+        for line in reads(run, self._data, self._course):
             reporter.note(line)
 
     def _tell_validation(self, reporter: Reporter) -> None:
@@ -223,11 +214,12 @@ class TrainingRun:
         self._closed.move_to(self._masks)
 
     def _advance(self) -> None:
-        position = self._batches.position
+        consumed = self._batches.consumed
         self._carried = Carried(
-            consumed_samples=position.consumed,
-            data=position.data,
-            data_keys=dict(position.keys),
+            consumed_samples=consumed,
+            data=self._course.digest,
+            data_keys=dict(self._data.keys),
+            readings=self._course.readings(consumed),
             tokenizer=self._data.facts,
             tokens=self._carried.tokens + self._run.stage.tokens_per_step,
             flops=self._carried.flops + flops_per_step(self._run),

@@ -15,17 +15,18 @@ from flmgrow.formats.history.manifest import base_output
 from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.folders import check_free_space, make_folders
-from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model
 from flmgrow.trainer.data.batches import Batching
-from flmgrow.trainer.data.samples import Samples, digest_of, digests_of
+from flmgrow.trainer.data.course import Course, course_of
+from flmgrow.trainer.data.samples import digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of
 from flmgrow.trainer.stage.keys import in_keys
+from flmgrow.trainer.stage.model import with_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +86,10 @@ def make_run_config(
         multiple = stage.model.make_vocab_size_divisible_by
         padded = padded_size(config.vocab, multiple, stage.layout.tp)
     else:
-        check_model(stage.model, begin.checkpoint)
         config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab
+        if stage.checkpoint.other_positions:
+            config = with_positions(stage.model, config, stage.data.sequence_length)
+        check_model(stage.model, config, begin.checkpoint.folder)
     if ids > config.vocab:
         raise UsageError(
             f"the tokenizer has {ids} ids, the model {config.vocab}",
@@ -115,26 +118,39 @@ def check_space(run: RunConfig) -> None:
         check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, run.config))
 
 
-def position_in(samples: Samples, run: RunConfig) -> Json | None:
-    """Return where the run takes ``samples`` up, which are others only from a change on."""
-    position, at = run.begin.carried.position, run.stage.checkpoint.change_at
-    if position is not None and at == run.begin.iteration:
-        return {**position, "data": digest_of(samples)}
-    return position
+def course_in(data: StageData, run: RunConfig) -> Course:
+    """Return how the run reads its data.
+
+    Raises:
+        UsageError: As :func:`course_of` does.
+    """
+    stage, begin = run.stage, run.begin
+    return course_of(
+        data.mixture,
+        data.keys,
+        stage.data.sequence_length,
+        begin.carried,
+        changes_here=stage.checkpoint.change_at == begin.iteration,
+        differs=stage.data.differs and not begin.resumed,
+        hint=_other_data(begin),
+    )
 
 
-def other_data(run: RunConfig) -> str:
+def _other_data(begin: Begin) -> str:
     """Return how a run may go on with other data, for a hint."""
-    at = f"; or let it be other data from here on (checkpoint.change_at: {run.begin.iteration})"
-    anew = "; or begin with weights only (checkpoint.begin: anew)"
-    return at if run.begin.resumed else anew + at
+    if begin.resumed:
+        return f"; or let it be other data from here on (checkpoint.change_at: {begin.iteration})"
+    return (
+        "; or say data.differs: true, and each corpus goes on from where it was left; or begin "
+        "with weights only (checkpoint.begin: anew)"
+    )
 
 
-def changes_of(run: RunConfig, data: StageData) -> list[Change]:
+def changes_of(run: RunConfig, data: StageData, course: Course) -> list[Change]:
     """Return what holds from here on, and did not before."""
     stage, begin = run.stage, run.begin
     changed = changed_settings(stage, begin.settings)
-    if begin.carried.data not in ("", *digests_of(data.training)):
+    if begin.carried.data not in ("", *digests_of(course.samples)):
         before, after = begin.carried.data_keys or {}, data.keys
         changed |= (
             {
@@ -143,7 +159,7 @@ def changes_of(run: RunConfig, data: StageData) -> list[Change]:
                 if before.get(key) != after.get(key)
             }
             if before
-            else {"data": (begin.carried.data, digest_of(data.training))}
+            else {"data": (begin.carried.data, course.digest)}
         )
     return [
         Change(stage.name, begin.iteration, key, *values, begin.progress)

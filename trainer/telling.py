@@ -13,10 +13,12 @@ from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.trainer.checkpoint.saved import saved_iterations
+from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.data.validation import read_again
 from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
+from flmgrow.trainer.stage.model import differences
 from flmgrow.trainer.steps import Losses
 from flmgrow.trainer.validating import validated
 
@@ -83,13 +85,12 @@ def flops_per_step(run: RunConfig) -> int:
     return training_flops(run.config, stage.data.sequence_length) * stage.tokens_per_step
 
 
-def reads(run: RunConfig, data: StageData) -> Iterator[str]:
+def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     """Yield lines on how often the stage reads its data."""
-    begin, stage = run.begin, run.stage
-    first = begin.carried.consumed_samples
-    steps = run.last - begin.iteration
+    stage = run.stage
+    steps = run.last - run.begin.iteration
     yield from ("note: " + note for note in data.notes)
-    for again, line in data.epochs(first, first + steps * stage.training.batch):
+    for again, line in course.epochs(course.consumed + steps * stage.training.batch):
         yield f"{'note:' if again else f'{stage.name} '} {line}"
     if stage.log.validation_every is not None:
         for note in read_again(validated(run, data), data.held_out_samples):
@@ -174,6 +175,9 @@ def notes(run: RunConfig) -> Iterator[str]:
         yield f"of {checkpoint.folder} only weights are taken: Adam, data and iterations begin anew"
     elif checkpoint is not None and checkpoint.optimizer is None:
         yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
+    if checkpoint is not None:
+        for difference in differences(checkpoint.config, run.config):
+            yield f"{difference}: another function from here on"
     if stage.warmup_steps >= stage.steps:
         yield (
             f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "

@@ -20,7 +20,7 @@ import torch
 from flmgrow.errors import FlmgrowError, GrowthDivergedError, UsageError, tell
 from flmgrow.trainer.checkpoint.aside import set_aside
 from flmgrow.trainer.checkpoint.loading import Begin, find_begin, find_ungrown
-from flmgrow.trainer.data.samples import digest_of, digests_of
+from flmgrow.trainer.data.course import Course, is_read
 from flmgrow.trainer.data.stage_data import StageData, open_data
 from flmgrow.trainer.live import Growing, LiveModel
 from flmgrow.trainer.loop import TrainingRun
@@ -29,7 +29,7 @@ from flmgrow.trainer.metrics.reporting import say
 from flmgrow.trainer.ranks.agreement import check_alike, gathered, together
 from flmgrow.trainer.ranks.folder_lock import own_folder
 from flmgrow.trainer.ranks.stopping import Stop
-from flmgrow.trainer.run_config import RunConfig, decisive, make_run_config
+from flmgrow.trainer.run_config import RunConfig, course_in, decisive, make_run_config
 from flmgrow.trainer.stage.chain import GROWING, read_chain
 from flmgrow.trainer.stage.file import StageFile, read_stage
 from flmgrow.trainer.stage.keys import STAGE_FILE, told_of
@@ -104,9 +104,9 @@ class _Chain:
         with ExitStack() as opened:
             if begin.checkpoint is not None:
                 opened.callback(begin.checkpoint.close)
-            run = self._configured(number, begin, data)
+            run, course = self._configured(number, begin, data)
             start_chance(run.stage.training.seed)
-            trained = TrainingRun(run, data)
+            trained = TrainingRun(run, data, course)
             code = trained.until_done(stop)
             ends = code or number + 1 == len(self.stages)
             return code, None if ends else trained.live()
@@ -124,10 +124,11 @@ class _Chain:
         stage, _ = self.stages[number]
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
         data = together(lambda: open_data(stage.data, sums=first_here))
-        return data, together(lambda: find_begin(stage, digests_of(data.training)))
+        known = partial(is_read, data.mixture, stage.data.sequence_length)
+        return data, together(lambda: find_begin(stage, known))
 
-    def _configured(self, number: int, begin: Begin, data: StageData) -> RunConfig:
-        """Return the configuration of a stage, which the next one can go on with, if any."""
+    def _configured(self, number: int, begin: Begin, data: StageData) -> tuple[RunConfig, Course]:
+        """Return how a stage is trained and what it reads; the next one, if any, can go on."""
         stage, path = self.stages[number]
         if begin.ungrown:  # it says what its model would have grown into
             stage = stage.model_copy(update={"model": ModelSection()})
@@ -137,13 +138,14 @@ class _Chain:
         with told_of(path):
             ids = data.tokenizer.vocab_size
             run = together(lambda: make_run_config(stage, begin, ids, at))
-        check_alike({**decisive(run), **data.keys, "the data": digest_of(data.training)})
+            course = together(lambda: course_in(data, run))
+        check_alike({**decisive(run), **data.keys, "the data": course.digest})
         for later, file in after:
             assert self.growing is not None
             with told_of(file):
                 together(partial(_check_place, run, at))
                 together(partial(self.growing.check, run, later))
-        return run
+        return run, course
 
     def _grown(self, live: LiveModel, begin: Begin, number: int) -> Begin:
         """Return where a stage begins whose model has grown out of the one before."""

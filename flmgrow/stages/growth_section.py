@@ -18,7 +18,7 @@ from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import KEYS, FileWords
-from flmgrow.trainer.stage.model import SIZES
+from flmgrow.trainer.stage.model import POSITIONS, SIZES, ModelSection
 from flmgrow.trainer.stage.sections import GrowthSection
 
 HINT = "see docs/guides/run.md"
@@ -81,13 +81,24 @@ def sizes_after(old: ModelConfig, changes: object) -> Json:
     return {key: None if follow.get(key) else size for key, size in sizes.items()}
 
 
-def check_only_sizes(changes: object) -> None:
-    """Raise UsageError if a stage that grows says of its model what growth leaves as it is."""
+def positions_after(old: ModelConfig) -> Json:
+    """Return the positions of the stage before, which hold until a stage says otherwise."""
+    section = ModelSection.of(old)
+    return section.model_dump(include=set(POSITIONS), exclude_none=True)
+
+
+def check_may_change(changes: object, old: ModelConfig) -> None:
+    """Raise UsageError if a stage that grows says of its model what no stage can change."""
     names = set(map(str, changes)) if isinstance(changes, dict) else set()
-    if other := sorted(names - SIZES.keys()):
+    if other := sorted(names - SIZES.keys() - set(POSITIONS)):
         raise UsageError(
             f"model.{other[0]}: growth changes sizes only",
-            f"say it once, for all stages; a later one may say {', '.join(SIZES)}",
+            f"say it once, for all stages; a later one may say {', '.join((*SIZES, *POSITIONS))}",
+        )
+    if old.positions == "learned" and (said := sorted(names & set(POSITIONS))):
+        raise UsageError(
+            f"model.{said[0]}: the model has a table of {old.max_positions:,} learned positions",
+            "only computed ones can be others in a later stage",
         )
 
 

@@ -23,12 +23,14 @@ from flmgrow.stages.growth_section import (
     WORDS,
     accepts_change,
     check_keeps_function,
-    check_only_sizes,
+    check_may_change,
     growth_of,
     in_place_of,
+    positions_after,
     sizes_after,
     target_of,
 )
+from flmgrow.stages.later_data import check_orders, data_after
 from flmgrow.stages.past import steps_of
 from flmgrow.stages.places import (
     check_later,
@@ -39,13 +41,12 @@ from flmgrow.stages.places import (
 from flmgrow.stages.start import HINT as HINT_TO_START
 from flmgrow.stages.start import Start, check_agrees, start_of, with_start
 from flmgrow.storage.strict_json import Json
-from flmgrow.storage.strict_yaml import dotted, read_yaml
+from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.surgery.target_file import GrowthRequest
-from flmgrow.trainer.data.batches import changes
 from flmgrow.trainer.stage.chain import check_ranks
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of
-from flmgrow.trainer.stage.model import ModelSection
+from flmgrow.trainer.stage.model import ModelSection, with_positions
 
 _LENGTHS = ("steps", "tokens")
 
@@ -128,7 +129,9 @@ def planned_stages(data: object, path: Path, run: Path | None = None) -> list[Pl
     for number, (name, own) in enumerate(zip(names, data["stages"], strict=True), 1):
         before = planned[-1] if planned else None
         with told_of(path, f"stage {name}"):
-            planned.append(_planned(StagePlace(path, number, run), common, own, before))
+            stage = _planned(StagePlace(path, number, run), common, own, before)
+            check_orders([each.stage.data for each in planned], stage.stage.data)
+        planned.append(stage)
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
     return planned
@@ -194,14 +197,12 @@ def _planned(
 def _grown(place: StagePlace, common: Json, own: Json, before: Smaller) -> PlannedStage:
     """Return a stage that trains what grows out of ``before``."""
     growth = growth_of(own)
-    sizes = {"model": sizes_after(before.config, own.get("model"))}
-    stage = stage_of(merge(merge(common, sizes), _of_a_stage(own)), place.schedule)
+    check_may_change(own.get("model"), before.config)
+    held = sizes_after(before.config, own.get("model")) | positions_after(before.config)
+    stage = stage_of(merge(merge(common, {"model": held}), _of_a_stage(own)), place.schedule)
     asked = _asked(stage)
     multiple = stage.model.make_vocab_size_divisible_by
     padded = padded_size(asked.vocab, multiple, stage.layout.tp)
-    check_only_sizes(own.get("model"))
-    if before.stage is not None and stage.checkpoint.change_at is None:
-        _check_same_data(before.stage.stage, stage)
     accepts = accepts_change(growth)
     with in_keys("growth", WORDS):
         in_place = in_place_of(growth, before.stage.folder if before.stage is not None else None)
@@ -213,11 +214,12 @@ def _grown(place: StagePlace, common: Json, own: Json, before: Smaller) -> Plann
         check_ranks(before.stage.stage, stage, "leave out growth.in_place: expand lays it out anew")
     with in_keys("layout", WORDS):
         layout = layout_of(stage, grown.new, padded)
-    section = ModelSection.of(grown.new, multiple)
-    stage = stage.model_copy(update={"model": section, "growth": in_place})
+    config = with_positions(stage.model, grown.new, stage.data.sequence_length)
+    stage = _going_on(stage, before, config, multiple, moved=config != grown.new)
+    stage = stage.model_copy(update={"growth": in_place})
     return PlannedStage(
         stage,
-        grown.new,
+        config,
         layout,
         padded,
         before.last,
@@ -317,10 +319,19 @@ def merge(common: Mapping[str, Any], own: Mapping[str, Any]) -> Json:
     return result
 
 
-def _check_same_data(before: StageFile, stage: StageFile) -> None:
-    was, now = (dotted(each.data.model_dump(mode="json"), "data.") for each in (before, stage))
-    if differing := changes(was, now):
-        raise UsageError(
-            f"other data than in the stage before: {differing}",
-            "samples go on through all stages, each read once: say the data once, for all",
-        )
+def _going_on(
+    stage: StageFile, before: Smaller, config: ModelConfig, multiple: int, *, moved: bool
+) -> StageFile:
+    """Return a later stage as its own file says it, of which a schedule knows the stage before.
+
+    Its positions may be ``moved``: a schedule that says so asks for it.
+    """
+    earlier = before.stage
+    checkpoint = stage.checkpoint.model_copy(update={"other_positions": moved})
+    return stage.model_copy(
+        update={
+            "model": ModelSection.of(config, multiple),
+            "data": stage.data if earlier is None else data_after(earlier.stage.data, stage.data),
+            "checkpoint": checkpoint if moved else stage.checkpoint,
+        }
+    )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.manifest_schema import MemberForm
 from flmgrow.formats.history.parts import Member
+from flmgrow.formats.history.readings import Stretch
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.model.masks import Dimension, Mask, mask_from_json
 from flmgrow.storage.checksums import FileRecord, is_safe
@@ -63,6 +64,8 @@ class Carried(BaseModel):
 
     ``data_keys`` are what decides on that data, by a stage file's keys, so that what differs can
     be named. ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
+    ``readings`` are the stretches of the run so far in which it read one mixture of corpora, oldest
+    first, the last one up to here; none of what earlier versions saved.
     ``base_output`` is the output multiplier of the first model, before growth changed it: muP's
     settings of the head follow from both. None if nothing says it. ``losses`` are what the guard
     against spikes compares the next one with, oldest first, and ``loss_batches`` the samples that
@@ -79,6 +82,7 @@ class Carried(BaseModel):
     consumed_samples: _Number = 0
     data: str = ""
     data_keys: dict[str, str | int | float | bool | None] | None = None
+    readings: list[Stretch] = []
     tokenizer: TokenizerFacts | None = None
     tokens: _Number = 0
     flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0
@@ -107,14 +111,6 @@ class Carried(BaseModel):
     def to_json(self) -> Json:
         """Return what was said of it as plain data: what was not said is left out."""
         return self.model_dump(exclude_unset=True)
-
-    @property
-    def position(self) -> Json | None:
-        """Where the data goes on, as the trainer's batches take it; None at the beginning."""
-        if not self.data:
-            return None
-        keys = {"keys": self.data_keys} if self.data_keys is not None else {}
-        return {"consumed_samples": self.consumed_samples, "data": self.data, **keys}
 
 
 @dataclass(frozen=True, eq=False)

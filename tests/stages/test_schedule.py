@@ -232,7 +232,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "zero with tied LayerNorm": (
         {"large": {"growth": {"method": "zero"}}}, "stage large: .*tied",
     ),
-    "other data": ({"large": {"data": {"seed": 3}}}, "other data .*: data.seed is 1234, now 3"),
     "no vocabulary": ({"model": {"vocab_size": None}}, "model.vocab_size: is not given"),
     "one name twice": ({"large": {"name": "small"}}, "two stages are called small"),
     "a path for a name": ({"large": {"name": "../x"}}, "wanted letters, digits"),

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from flmgrow.errors import FlmgrowError
+from flmgrow.formats.history.training_state import Carried
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.data.batches import Batches, Batching, stacked
 from flmgrow.trainer.data.blends import Blend
+from flmgrow.trainer.data.course import course_of
 from flmgrow.trainer.data.freelm import Proposition, Teacher
 from flmgrow.trainer.data.samples import attention_mask
 from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
@@ -115,7 +117,7 @@ def stages(folder: Path) -> dict[str, Any]:
         )
 
     seen: list[list[list[int]]] = []
-    position: Any = None
+    consumed = 0
     for batch, micro_batch, replicas, steps in (
         (8, 2, 2, 7),
         (8, 2, 2, 3),
@@ -123,14 +125,14 @@ def stages(folder: Path) -> dict[str, Any]:
         (6, 6, 1, 20),
     ):
         runs = [
-            Batches(blend(), Batching(batch, micro_batch, replicas, replica), position)
+            Batches(blend(), Batching(batch, micro_batch, replicas, replica), consumed)
             for replica in range(replicas)
         ]
         iterators = [iter(run) for run in runs]
         for _ in range(steps):
             parts = [next(iterator) for iterator in iterators]
             seen.append(sorted(row.tolist() for part in parts for m in part for row in m["tokens"]))
-        position = json.loads(json.dumps(runs[0].position.to_json()))
+        consumed = runs[0].consumed
     whole = blend()
     sizes = [8] * 10 + [12] * 9 + [6] * 20
     starts = np.cumsum([0, *sizes]).tolist()
@@ -141,7 +143,7 @@ def stages(folder: Path) -> dict[str, Any]:
     return {
         "seen": seen,
         "wanted": wanted,
-        "consumed": position["consumed_samples"],
+        "consumed": consumed,
         "windows": Corpus(folder / "more", ByteTokenizer(), LENGTH, 5).per_epoch,
     }
 
@@ -191,9 +193,13 @@ def reading(folder: Path) -> dict[str, Any]:
     """Return what is told of how a stage reads its data, and of data that differ."""
     facts = {"files": [folder / "facts.jsonl"], "share": 0.25}
     data = section(folder, validation_share=0.1, teacher=facts)
-    batches = Batches(data.training, Batching(8, 8), keys=data.keys)
-    next(iter(batches))
-    remembered = json.loads(json.dumps(batches.position.to_json()))
+    course = course_of(data.mixture, data.keys, LENGTH, Carried())
+    carried = Carried(
+        consumed_samples=8,
+        data=course.digest,
+        data_keys=dict(data.keys),
+        readings=course.readings(8),
+    )
     reordered = [{"path": folder / "more"}, {"path": folder / "bytes", "weight": 3}]
     others: dict[str, dict[str, Any]] = {
         "share": {"validation_share": 0},
@@ -209,12 +215,12 @@ def reading(folder: Path) -> dict[str, Any]:
         try:
             same = {"validation_share": 0.1, "teacher": facts}
             changed = section(folder, **{**same, **changes})
-            Batches(changed.training, Batching(8, 8), remembered, changed.keys)
+            course_of(changed.mixture, changed.keys, LENGTH, carried)
         except FlmgrowError as error:
             said[name] = error.message.partition(" samples of other data: ")[2]
-    count = [corpus.per_epoch for corpus in data.origins]
+    count = [source.per_epoch for source in data.mixture.sources]
     return {
-        "epochs": list(data.epochs(0, 400)),
+        "epochs": list(course.epochs(400)),
         "per epoch": count,
         "held out": data.held_out_samples,
         "changes": said,

@@ -8,7 +8,7 @@ before a byte of a weight is read: the model as far as the stage file speaks of 
 import base64
 import json
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.formats.torch_file.file import scalar
 from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
@@ -80,11 +81,10 @@ class Begin:
     grown: GrownInMemory | None = None
 
 
-def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
-    """Return where ``stage`` goes on with the data of these digests; the caller closes its
-    checkpoint.
+def find_begin(stage: StageFile, is_read: Callable[[Carried], bool]) -> Begin:
+    """Return where ``stage`` goes on; the caller closes its checkpoint.
 
-    On all ranks at once.
+    ``is_read`` says whether a run has read nothing but the stage's data. On all ranks at once.
 
     Raises:
         BadCheckpointError: The checkpoint is damaged.
@@ -97,7 +97,7 @@ def find_begin(stage: StageFile, data: Collection[str]) -> Begin:
         return _first(stage) if newest is None else newest
     if newest is not None:
         done = newest.settings and not goes_back(stage, newest.settings)
-        if at == newest.iteration or (done and newest.carried.data in ("", *data)):
+        if at == newest.iteration or (done and is_read(newest.carried)):
             return newest
         _close(newest)
     if newest is not None and at != newest.stage_begin:
@@ -224,17 +224,18 @@ def _is_ungrown(stage: StageFile, state: TrainingState) -> bool:
     return said and bool(state.family) and state.family[-1].methods is None
 
 
-def check_model(section: ModelSection, checkpoint: Checkpoint) -> None:
+def check_model(section: ModelSection, config: ModelConfig, folder: Path) -> None:
     """Raise UsageError, naming each difference, if a stage file contradicts its checkpoint.
 
-    Only what the file says is compared: what it leaves out is as the checkpoint has it.
+    That lies in ``folder`` and holds the model ``config``. Only what the file says is compared:
+    what it leaves out is as the checkpoint has it.
     """
-    differences = contradictions(section, checkpoint.config)
+    differences = contradictions(section, config)
     if differences:
         raise UsageError(
             f"{'; '.join(differences)}",
             "give the checkpoint of this model, or grow it first",
-            where=checkpoint.folder,
+            where=folder,
         )
 
 

@@ -2,19 +2,18 @@
 
 Sample n is always the same, whatever the batch is (:mod:`flmgrow.trainer.data.samples`). So all
 that a checkpoint must remember is how many samples were consumed, and of which sequence
-(:class:`Position`), and a stage with another batch goes on at the very next one.
+(:mod:`flmgrow.trainer.data.course`), and a stage with another batch goes on at the very next one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flmgrow.errors import BadDataError, UsageError
-from flmgrow.storage.strict_json import Json
-from flmgrow.trainer.data.samples import Keys, Sample, Samples, digest_of, digests_of
+from flmgrow.trainer.data.samples import Sample, Samples
 
 MicroBatches = Sequence[Mapping[str, npt.NDArray[Any]]]
 
@@ -53,60 +52,13 @@ class Batching:
             yield range(start, start + self.micro_batch)
 
 
-@dataclass(frozen=True)
-class Position:
-    """How far a run is: samples ``consumed``, of the sequence with the digest ``data``.
-
-    ``keys`` are the values that decide on that sequence, by names that people know.
-    """
-
-    consumed: int
-    data: str
-    keys: Keys = field(default_factory=dict)
-
-    def to_json(self) -> Json:
-        """Return what a checkpoint remembers."""
-        return {"consumed_samples": self.consumed, "data": self.data, "keys": dict(self.keys)}
-
-
 class Batches:
-    """The batches of a stage, as micro-batches of one replica; its state is one number.
+    """The batches of a stage after ``consumed`` samples, as micro-batches of one replica."""
 
-    ``begin`` is what the checkpoint before remembers (:meth:`position`), or None; ``keys`` are what
-    the next one shall remember of what decides on ``samples``. ``other_data`` is added to the hint
-    of the error below, and says how that may be all the same.
-
-    Raises:
-        UsageError: If ``begin`` speaks of another sequence, naming what differs: its number would
-            mean other samples.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        batching: Batching,
-        begin: Json | None = None,
-        keys: Keys | None = None,
-        other_data: str = "",
-    ) -> None:
+    def __init__(self, samples: Samples, batching: Batching, consumed: int = 0) -> None:
         self._samples = samples
         self._batching = batching
-        self._digest = digest_of(samples)
-        self._keys = keys or {}
-        self.consumed = 0 if begin is None else int(begin["consumed_samples"])
-        if begin is not None and begin["data"] not in digests_of(samples):
-            differing = changes(begin["keys"], self._keys) if begin.get("keys") else ""
-            digests = f"its digest is {begin['data']}, now {self._digest}"
-            raise UsageError(
-                f"the checkpoint consumed {self.consumed} samples of other data: "
-                f"{differing or digests}",
-                f"give the same data: samples are counted on through all stages{other_data}",
-            )
-
-    @property
-    def position(self) -> Position:
-        """Where the next batch begins."""
-        return Position(self.consumed, self._digest, self._keys)
+        self.consumed = consumed
 
     def __iter__(self) -> Iterator[MicroBatches]:
         """Yield the micro-batches of one step after the other, for ever."""
@@ -115,21 +67,6 @@ class Batches:
             step = [stacked([self._samples[index] for index in indices]) for indices in ranges]
             self.consumed += self._batching.batch  # before the step is seen: a save comes after it
             yield step
-
-
-def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Return, in a line, each key whose value differs, with both; nothing if none does."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return "; ".join(f"{n} is {_shown(before.get(n))}, now {_shown(now.get(n))}" for n in names)
-
-
-def _shown(value: object) -> str:
-    """Return a value as people write it."""
-    if value is None:
-        return "not given"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:

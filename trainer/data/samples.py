@@ -53,17 +53,33 @@ class Samples(Protocol):
 
 def digest_of(samples: Samples) -> str:
     """Return a short digest of what decides on a sequence of samples."""
-    return _digest(samples.identity)
+    return digest(samples.identity)
 
 
 def digests_of(samples: Samples) -> tuple[str, str]:
     """Return its digest, and the one that earlier versions gave the same sequence."""
-    return digest_of(samples), _digest(samples.earlier)
+    return digest_of(samples), digest(samples.earlier)
 
 
-def _digest(identity: Json) -> str:
+def digest(identity: Json) -> str:
+    """Return a short digest of what identifies something."""
     text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def changes(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """Return, in a line, each key whose value differs, with both; nothing if none does."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return "; ".join(f"{n} is {_shown(before.get(n))}, now {_shown(now.get(n))}" for n in names)
+
+
+def _shown(value: object) -> str:
+    """Return a value as people write it."""
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def is_packed(positions: Integers) -> bool:

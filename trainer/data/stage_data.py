@@ -4,65 +4,50 @@ All ranks build the same samples. Of every corpus the last documents are held ou
 validation share says; they are validated on one after the other, always the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.training_state import TokenizerFacts
-from flmgrow.trainer.data.blends import Blend, counted, weights_of
+from flmgrow.trainer.data.blends import Blend, weights_of
 from flmgrow.trainer.data.corpora import Corpus
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
-from flmgrow.trainer.data.freelm import Teacher, mixed, read_propositions
+from flmgrow.trainer.data.freelm import Teacher, read_propositions
+from flmgrow.trainer.data.mixture import Mixture, SampleSource
 from flmgrow.trainer.data.samples import SHOWN, Keys, Samples
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.stage.keys import in_words
-from flmgrow.trainer.stage.sections import CorpusSection, DataSection
-
-
-@dataclass(frozen=True)
-class SampleOrigin:
-    """Where samples come from: ``per_epoch`` of them, before they come again, and their weight."""
-
-    name: str
-    per_epoch: int
-    weight: Fraction
+from flmgrow.trainer.stage.sections import CorpusSection, DataSection, TeacherSection
 
 
 @dataclass(frozen=True, eq=False)
 class StageData:
     """``training`` samples, and those held out for validation, if any.
 
-    ``keys`` are what decides on the training samples, by the stage file's keys. ``origins`` are of
-    the training samples, ``held_out_samples`` how many there are before the first comes again.
+    ``training`` is the ``mixture`` from its first sample on. ``keys`` are what decides on it, by
+    the stage file's keys. ``held_out_samples`` is how many there are before the first comes again.
     ``notes`` are what somebody may not expect of them.
     """
 
     tokenizer: Tokenizer
-    training: Samples
+    mixture: Mixture
     held_out: Samples | None
     keys: Keys
-    origins: tuple[SampleOrigin, ...]
     held_out_samples: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> Samples:
+        """The mixture from its first sample on."""
+        return self.mixture.samples()
 
     @property
     def facts(self) -> TokenizerFacts:
         """What a checkpoint remembers of the tokenizer."""
         return TokenizerFacts.model_validate(self.tokenizer.identity)
-
-    def epochs(self, first: int, last: int) -> Iterator[tuple[bool, str]]:
-        """Yield, for each origin, what samples ``first`` to ``last`` read of it, in a line; before
-        it, whether some of it is read more than once.
-        """
-        weights = [origin.weight for origin in self.origins]
-        spans = zip(counted(first, weights), counted(last, weights), strict=True)
-        for origin, (begin, end) in zip(self.origins, spans, strict=True):
-            span = f"{begin / origin.per_epoch:.2f} to {end / origin.per_epoch:.2f}"
-            size = f"{origin.per_epoch:,} samples an epoch"
-            yield end > origin.per_epoch, f"reads {origin.name}: {size}, epochs {span}"
 
 
 def open_data(data: DataSection, *, sums: bool = True) -> StageData:
@@ -82,34 +67,40 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     used = [
         _corpus(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
     ]
-    named = zip(files, used, weights, strict=True)
-    origins = [SampleOrigin(each.name, corpus.per_epoch, weight) for each, corpus, weight in named]
+    sources = [
+        SampleSource(f"data.corpora.{number}", each.name, corpus, corpus.per_epoch, section.anew)
+        for number, (each, corpus, section) in enumerate(
+            zip(files, used, data.corpora, strict=True)
+        )
+    ]
     keys = {**_keys(data, tokenizer), **_keys_of_corpora(data.corpora, files, used)}
-    training: Samples = used[0] if len(used) == 1 else Blend(used, weights)
+    mixture = Mixture(sources, weights)
     notes: tuple[str, ...] = ()
     if data.teacher is not None:
-        propositions = list(read_propositions(data.teacher.files))
-        teacher = Teacher(
-            propositions, tokenizer, data.sequence_length, data.seed, packed=data.teacher.packed
-        )
+        teacher = _teacher(data, data.teacher, tokenizer)
         keys |= {
             "data.teacher.files": teacher.summary,
             "data.teacher.share": data.teacher.share,
             "data.teacher.packed": data.teacher.packed,
         }
         notes = (f"data.teacher.files: {teacher.lost}",) if len(teacher.lost) else ()
-        share = Fraction(str(data.teacher.share))
-        training = mixed(training, teacher, share)
-        rest = [SampleOrigin(o.name, o.per_epoch, o.weight * (1 - share)) for o in origins]
-        origins = [SampleOrigin("data.teacher", teacher.rows, share), *rest]
+        name = "data.teacher"
+        first = SampleSource(name, name, teacher, teacher.rows, data.teacher.anew)
+        mixture = Mixture([first, *sources], weights, Fraction(str(data.teacher.share)))
     if not data.validation_share:
-        return StageData(tokenizer, training, None, keys, tuple(origins), 0, notes)
+        return StageData(tokenizer, mixture, None, keys, 0, notes)
     held = [
         _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
     ]
     held_out = held[0] if len(held) == 1 else Blend(held, weights)
     once = min(int(each.per_epoch / weight) for each, weight in zip(held, weights, strict=True))
-    return StageData(tokenizer, training, held_out, keys, tuple(origins), once, notes)
+    return StageData(tokenizer, mixture, held_out, keys, once, notes)
+
+
+def _teacher(data: DataSection, section: TeacherSection, tokenizer: Tokenizer) -> Teacher:
+    propositions = list(read_propositions(section.files))
+    length, seed = data.sequence_length, data.seed
+    return Teacher(propositions, tokenizer, length, seed, packed=section.packed)
 
 
 def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:

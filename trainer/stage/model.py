@@ -3,6 +3,7 @@
 Sizes have Megatron-LM's names, as everywhere in flmgrow.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -67,6 +68,9 @@ FIELDS = {
     "norm_epsilon": "norm_eps",
 }
 """What ModelConfig calls a key's value, where it is not called alike."""
+
+POSITIONS = ("rotary", "max_position_embeddings")
+"""What a later stage may say anew of positions that are computed: no weight depends on it."""
 
 NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
 """The sizes from which the others follow."""
@@ -170,6 +174,21 @@ class ModelSection(Section):
         )
 
 
+def with_positions(section: ModelSection, config: ModelConfig, length: int) -> ModelConfig:
+    """Return ``config`` with the positions that ``section`` says, for texts of ``length`` tokens.
+
+    A model is trained on all of them, so its context is no shorter; a table that was learned is as
+    it is.
+    """
+    if config.positions == "learned":
+        return config
+    said = section.rotary.model_dump(include=section.rotary.model_fields_set)
+    context = section.max_position_embeddings or config.max_positions
+    return replace(
+        config, rotary=replace(config.rotary, **said), max_positions=max(context, length)
+    )
+
+
 def contradictions(section: ModelSection, config: ModelConfig) -> list[str]:
     """Return, in words, where what a section says is not so in ``config``.
 
@@ -180,6 +199,17 @@ def contradictions(section: ModelSection, config: ModelConfig) -> list[str]:
         f"{name} is {found[name]}, the stage file says {wanted[name]}"
         for name in sorted(wanted.keys() & found.keys())
         if wanted[name] != found[name]
+    ]
+
+
+def differences(before: ModelConfig, now: ModelConfig) -> list[str]:
+    """Return, in words, each field of a model in which another one differs."""
+    was, found = _fields(before), _fields(now)
+    names = {field: key for key, field in FIELDS.items()}
+    return [
+        f"model.{names.get(name, name)} is {value}, was {was[name]}"
+        for name, value in found.items()
+        if value != was[name]
     ]
 
 

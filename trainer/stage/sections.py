@@ -59,14 +59,27 @@ class LayoutSection(Section):
         return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
 
 
-class CorpusSection(Section):
+class _SourceSection(Section):
+    """What samples come from. With ``begin: anew`` a stage reads it from its first sample on,
+    whatever was read of it before; without, from where the run has left it.
+    """
+
+    begin: Literal["anew"] | None = None
+
+    @property
+    def anew(self) -> bool:
+        """Whether its texts may be read again."""
+        return self.begin is not None
+
+
+class CorpusSection(_SourceSection):
     """A corpus that ``flmgrow data prepare`` made (or Megatron's prefix), and its weight."""
 
     path: FilePath
     weight: Positive = 1.0
 
 
-class TeacherSection(Section):
+class TeacherSection(_SourceSection):
     """Propositions with their truth (.jsonl), and their share of the samples."""
 
     files: list[FilePath] = Field(min_length=1)
@@ -78,7 +91,8 @@ class DataSection(Section):
     """What is read. ``validation_share`` of each corpus' documents, the last, is held out.
 
     ``checksums`` says whether all tokens are read and summed when a stage begins: ``auto`` does so
-    for corpora up to a gigabyte.
+    for corpora up to a gigabyte. ``differs`` says that the stage may read other data than its
+    checkpoint has: each corpus is taken up where the run has left it.
     """
 
     tokenizer: str = "bytes"
@@ -89,6 +103,7 @@ class DataSection(Section):
     validation_share: Share = 0.0
     checksums: Literal["auto", "always", "never"] = "auto"
     seed: Seed = 1234
+    differs: bool = False
 
 
 class TrainingSection(Section):
@@ -196,7 +211,8 @@ class CheckpointSection(Section):
     the place of missing or wrong ones, over those that ``args_from`` says: a file beside the
     weights, or another checkpoint of the same model. ``true_vocab_size`` are the real rows of
     ``load`` where its files do not say. ``untie`` says whether a Hugging Face model with a shared
-    table keeps the head that is stored beside it.
+    table keeps the head that is stored beside it. ``other_positions`` lets the stage have another
+    ``model.rotary`` or ``model.max_position_embeddings`` than ``load``: another function.
     """
 
     folder: FilePath = Path("checkpoints")
@@ -209,6 +225,7 @@ class CheckpointSection(Section):
     args_from: FilePath | None = None
     true_vocab_size: Count | None = None
     untie: bool | None = None
+    other_positions: bool = False
     every: Count | None = None
     keep: Count | None = None
     format: Literal["megatron", "torch_dist"] = "torch_dist"

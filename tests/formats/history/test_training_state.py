@@ -196,12 +196,7 @@ def test_nothing_may_be_missing(key: str, tmp_path: Path) -> None:
 def test_earlier_versions_told_no_tokenizer() -> None:
     found = Carried.model_validate({"consumed_samples": 3, "data": "d", "tokens": 9, "flops": 1})
     assert (found.tokenizer, found.data_keys) == (None, None)
-    assert found.position == {"consumed_samples": 3, "data": "d"}
-
-
-def test_a_position_needs_data() -> None:
-    assert Carried().position is None
-    assert Carried(consumed_samples=3, data="d").position == {"consumed_samples": 3, "data": "d"}
+    assert found.readings == []
 
 
 def test_an_older_file_has_its_losses_beside_what_goes_on(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Whatever happens to a run, its samples come once each, in one order, in the right proportion."""
 
-import json
 from collections import Counter
 from fractions import Fraction
 from math import ceil, floor
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from flmgrow.errors import UsageError
 from flmgrow.trainer.data.batches import Batches, Batching, MicroBatches
 from flmgrow.trainer.data.blends import Blend, blended, counted, weights_of
-from flmgrow.trainer.data.samples import Keys, Sample, attention_mask, digest_of, seed_of
+from flmgrow.trainer.data.samples import Sample, attention_mask, seed_of
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=6).map(
     lambda parts: [Fraction(part, sum(parts)) for part in parts]
@@ -96,24 +95,24 @@ def test_over_three_stages_no_sample_is_repeated_or_skipped(
     """
     samples = Blend([Numbers(name) for name in range(len(weights))], weights)
     found: list[tuple[int, int]] = []
-    remembered: Any = None
+    consumed = 0
     for (batch, micro_batch, replicas), steps, interrupted in stages:
         for part in [steps, 1] if interrupted else [steps]:
             ends = []
             rows: list[list[Any]] = [[] for _ in range(part)]
             for replica in range(replicas):
                 batching = Batching(batch, micro_batch, replicas, replica)
-                batches = Batches(samples, batching, remembered)
+                batches = Batches(samples, batching, consumed)
                 for step, each in zip(rows, batches, strict=False):
                     step += [row[:2].tolist() for rows_ in each for row in rows_["tokens"]]
                     if step is rows[-1]:
                         break
-                ends.append(batches.position.to_json())
+                ends.append(batches.consumed)
             assert all(len(step) == batch for step in rows)
             found += [(a, b) for step in rows for a, b in step]
             assert all(end == ends[0] for end in ends)
-            remembered = json.loads(json.dumps(ends[0]))
-    assert remembered["consumed_samples"] == len(found) == len(set(found))
+            consumed = ends[0]
+    assert consumed == len(found) == len(set(found))
     wanted = [blended(index, weights) for index in range(len(found))]
     assert sorted(found) == sorted(wanted)
 
@@ -137,7 +136,7 @@ def test_a_counter_of_steps_would_not_do(
     """The negative control: a position that counts steps repeats or skips once batches change."""
     assume(batching[0] != other[0])
     samples = Numbers(0)
-    wrong = {"consumed_samples": steps * other[0], "data": digest_of(samples)}
+    wrong = steps * other[0]
     following = seen(next(iter(Batches(samples, Batching(other[0], other[0]), wrong))))
     found = [*range(steps * batching[0]), *following]
     assert sorted(found) != list(range(len(found)))
@@ -145,64 +144,9 @@ def test_a_counter_of_steps_would_not_do(
 
 def test_a_batch_that_was_given_counts_as_consumed() -> None:
     batches = Batches(Numbers(0), Batching(4, 2))
-    assert batches.position.consumed == 0
+    assert batches.consumed == 0
     assert seen(next(iter(batches))) == [0, 1, 2, 3]
-    assert batches.position.consumed == 4
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Numbers(0, 11),
-        Numbers(1, 10),
-        Blend([Numbers(0), Numbers(1)], weights_of(["1", "1"])),
-        Blend([Numbers(0), Numbers(2)], weights_of(["1", "2"])),
-    ],
-)
-def test_a_position_in_other_data_is_refused(other: Any) -> None:
-    for samples in (Numbers(0), Blend([Numbers(0), Numbers(1)], weights_of(["1", "2"]))):
-        remembered = Batches(samples, Batching(4, 2)).position.to_json()
-        assert Batches(samples, Batching(8, 1), remembered).position.consumed == 0
-        with pytest.raises(UsageError, match="consumed 0 samples of other data"):
-            Batches(other, Batching(4, 2), remembered)
-
-
-def test_what_differs_from_the_data_before_is_named() -> None:
-    keys: Keys = {
-        "data.seed": 1,
-        "data.validation_share": 0.0,
-        "data.corpora.0.path": "en (9 tokens)",
-    }
-    remembered = Batches(Numbers(0), Batching(4, 2), None, keys).position.to_json()
-    now: Keys = {
-        "data.seed": 1,
-        "data.validation_share": 0.1,
-        "data.corpora.1.path": "zh (7 tokens)",
-    }
-    with pytest.raises(UsageError) as refusal:
-        Batches(Numbers(1), Batching(4, 2), remembered, now)
-    assert refusal.value.message.partition(" samples of other data: ")[2] == (
-        "data.validation_share is 0, now 0.1; data.corpora.0.path is en (9 tokens), now not given; "
-        "data.corpora.1.path is not given, now zh (7 tokens)"
-    )
-    assert Batches(Numbers(0), Batching(4, 2), remembered, now).position.keys == now
-
-
-def test_a_checkpoint_without_keys_tells_digests() -> None:
-    remembered = {"consumed_samples": 3, "data": "of another"}
-    with pytest.raises(UsageError, match="its digest is of another, now ") as refusal:
-        Batches(Numbers(1), Batching(4, 2), remembered, {"data.seed": 1})
-    assert "data.seed" not in refusal.value.message
-
-
-def test_a_digest_of_earlier_versions_is_the_same_data() -> None:
-    """Also where it is a part of a blend; what goes on is remembered by the new one."""
-    for samples in (Numbers(0), Blend([Numbers(0), Numbers(1)], weights_of(["1", "2"]))):
-        old: Any = type("Old", (), {"identity": samples.earlier})
-        begin = {"consumed_samples": 3, "data": digest_of(old)}
-        batches = Batches(samples, Batching(4, 2), begin)
-        assert batches.position.data == digest_of(samples) != begin["data"]
-        assert batches.consumed == 3
+    assert batches.consumed == 4
 
 
 @pytest.mark.parametrize(
