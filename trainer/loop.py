@@ -27,6 +27,7 @@ from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
+from flmgrow.trainer.megatron.updates import Updates, update_ratios
 from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
@@ -84,6 +85,13 @@ class TrainingRun:
         components = self._components
         self._closed = ClosedUnits(components.parameters, components.view, config)
         self._closed.move_to(self._masks)
+        self._updates = Updates(
+            components.parameters if stage.log.parts else (),
+            components.view,
+            config,
+            run.padded_vocab,
+            begin.fresh,
+        )
         self._saving = Saving(
             folder=stage.checkpoint.folder,
             format=stage.checkpoint.format,
@@ -185,13 +193,16 @@ class TrainingRun:
         components.zero_gradients()
         length = self._run.stage.data.sequence_length
         sums = run_batch(components.models, self._micro_batches, sequence_length=length)
-        with self._closed.kept():
+        with self._updates.watched(), self._closed.kept():
             _, norm, _ = components.optimizer.step()
         components.schedule.step(increment=self._clock.step)
         self._iteration += 1
         self._raise_masks()
         failed = self._failure.error is not None
-        *totals, failures, signals = summed([*sums.tolist(), float(failed), float(stop.number)])
+        failures, signals, *numbers = summed(
+            [float(failed), float(stop.number), *self._updates.sums, *sums.tolist()]
+        )
+        updates, totals = numbers[: Updates.NUMBERS], numbers[Updates.NUMBERS :]
         if failures:
             self._failure.raise_together()
         self._advance()
@@ -204,6 +215,7 @@ class TrainingRun:
             grad_norm=float(norm),
             learning_rate=rate,
             masks=masks,
+            updates=update_ratios(updates),
             seconds=seconds,
         )
         return record, stop.signal_of(signals)
@@ -280,6 +292,7 @@ class TrainingRun:
             ),
             masks={name: mask for name, mask in self._masks.items() if mask.value < 1},
             family=begin.family,
+            fresh=begin.fresh,
             stage_tokens=self._progress.tokens,
             stage_batch=self._progress.batch,
             settings=settings_of(self._run.stage),

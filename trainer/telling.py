@@ -35,11 +35,13 @@ def step_record(
     grad_norm: float,
     learning_rate: float,
     masks: Mapping[Dimension, float],
+    updates: Mapping[str, float],
     seconds: float,
 ) -> StepRecord:
     """Return the record of step ``iteration``, which took so many ``seconds``.
 
-    ``carried`` counts what was trained on, this step included; ``masks`` are as they were in it.
+    ``carried`` counts what was trained on, this step included; ``masks`` are as they were in it,
+    and ``updates`` how far it moved old and fresh parameters.
     """
     stage = run.stage
     tflops = flops_per_step(run) / seconds / stage.layout.world / 1e12
@@ -60,6 +62,7 @@ def step_record(
         model_tflops=tflops,
         utilisation=None if peak is None else tflops / peak,
         masks=masks,
+        updates=updates,
     )
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.history.fresh import fresh_in
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.growing.grown import grown_model
@@ -24,6 +25,7 @@ from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.surgery.manifest import carried_through
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan import growth_of
+from flmgrow.surgery.plan_text import source_runs
 from flmgrow.surgery.target_file import GrowthRequest, parse_target
 from flmgrow.trainer.checkpoint.loading import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
@@ -85,6 +87,7 @@ class GrowthInPlace:
                 _methods(growth),
                 time.perf_counter() - began,
             ),
+            fresh=fresh_in({str(axis): source_runs(each) for axis, each in growth.maps.items()}),
         )
 
 

@@ -100,7 +100,7 @@ def ranges(indices: IntArray) -> list[list[int]]:
     return [[int(run[0]), int(run[-1]) + 1] for run in np.split(indices, breaks)]
 
 
-def _indices(spans: list[tuple[int, int]]) -> IntArray:
+def indices_of(spans: list[tuple[int, int]]) -> IntArray:
     """Return the indices in rising half-open ranges.
 
     Raises:
@@ -128,7 +128,7 @@ def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
             raise TypeError
         if not isinstance(value, int | float):
             raise TypeError
-        indices = {Axis(axis): _indices(spans) for axis, spans in fresh.items()}
+        indices = {Axis(axis): indices_of(spans) for axis, spans in fresh.items()}
         return Mask(Dimension(dimension), indices, float(value), steps)
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpointError(f"{dimension} mask: not in the form flmgrow writes") from error

@@ -20,7 +20,8 @@ from flmgrow.formats.history.manifest_schema import MemberForm
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.readings import Stretch
 from flmgrow.formats.history.training_file import TRAINING
-from flmgrow.model.masks import Dimension, Mask, mask_from_json
+from flmgrow.model.axes import Axis, IntArray
+from flmgrow.model.masks import Dimension, Mask, indices_of, mask_from_json, ranges
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.content_sum import SUM, is_intact, with_sum
 from flmgrow.storage.files import read_if_there
@@ -40,6 +41,7 @@ MAX_BYTES = 64 << 20
 _Number = Annotated[int, Field(ge=0, le=1 << 62)]
 _Batch = Annotated[int, Field(ge=1, le=1 << 62)]
 _Loss = Annotated[float, Field(allow_inf_nan=False)]
+_Span = Annotated[list[_Number], Field(min_length=2, max_length=2)]
 
 
 class TokenizerFacts(BaseModel):
@@ -122,6 +124,8 @@ class TrainingState:
     keys. ``family`` is the ancestry of the checkpoint that the stage began with, that one last.
     ``files`` are the others in its folder, by their paths in it (none, where an older flmgrow saved
     it).
+    ``fresh`` are the indices that the last growth made, on each axis that grew (none, where an
+    older flmgrow saved it).
     ``has_sum``: its file has a sum over its content, as all have but those of older versions.
     """
 
@@ -136,6 +140,7 @@ class TrainingState:
     settings: Json = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     has_sum: bool = True
+    fresh: Mapping[Axis, IntArray] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the bytes of its file."""
@@ -149,6 +154,7 @@ class TrainingState:
             "settings": self.settings,
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
+            "fresh": {str(axis): ranges(indices) for axis, indices in self.fresh.items()},
             "family": [member.to_json() for member in self.family],
             "files": [record.to_json() for record in self.files],
         }
@@ -178,6 +184,7 @@ class _Form(BaseModel):
     settings: dict[str, Any] = {}
     carried: Carried
     masks: dict[str, dict[str, Any]]
+    fresh: dict[str, list[_Span]] = {}
     losses: list[_Loss] = []
     family: list[MemberForm]
     files: list[_File] = []
@@ -209,6 +216,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
                 f"the stage begins at {found.stage_begin}, after iteration {found.iteration}"
             )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
+        fresh = {Axis(axis): indices_of(spans) for axis, spans in data.get("fresh", {}).items()}
     except ValidationError as error:
         raise BadCheckpointError(problems(error.errors()), where=path) from None
     except BadCheckpointError as error:
@@ -233,4 +241,5 @@ def read_training_state(folder: Path) -> TrainingState | None:
         settings=found.settings,
         files=tuple(FileRecord(each.path, each.size, each.xxh3_128) for each in found.files),
         has_sum=SUM in data,
+        fresh=fresh,
     )

@@ -19,6 +19,7 @@ import torch
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.history.fresh import Fresh, fresh_of
 from flmgrow.formats.history.manifest import family, masks_of, training_of
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_file import TRAINING
@@ -63,6 +64,7 @@ class Begin:
     ``left`` is the iteration that it had reached, if it goes back from there. ``anew`` says that it
     takes weights only. ``grows`` says that there is no checkpoint yet: what the stage before has
     trained is still to grow; ``grown`` is how it has, ``ungrown`` that this was taken back.
+    ``fresh`` is what its last growth made.
     """
 
     checkpoint: Checkpoint | None
@@ -79,6 +81,7 @@ class Begin:
     grows: bool = False
     ungrown: bool = False
     grown: GrownInMemory | None = None
+    fresh: Fresh = field(default_factory=dict)
 
 
 def find_begin(stage: StageFile, is_read: Callable[[Carried], bool]) -> Begin:
@@ -186,7 +189,10 @@ def _with(stage: StageFile, checkpoint: Checkpoint, *, anew: bool) -> Begin:
     if anew:
         carried = Carried(base_output=carried.base_output)
     iteration = 0 if anew else checkpoint.iteration or 0
-    return Begin(checkpoint, False, iteration, iteration, carried, masks, ancestors, anew=anew)
+    return Begin(
+        checkpoint, False, iteration, iteration, carried, masks, ancestors, anew=anew,
+        fresh=fresh_of(checkpoint),
+    )  # fmt: skip
 
 
 def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
@@ -215,6 +221,7 @@ def _resumed(stage: StageFile, checkpoint: Checkpoint) -> Begin:
         progress_of(stage, state),
         state.settings,
         ungrown=_is_ungrown(stage, state),
+        fresh=state.fresh,
     )
 
 

@@ -86,12 +86,14 @@ class TensorBoard:
 
 
 def _scalars(record: Measured) -> dict[str, float]:
-    """Return what a record measured, by name; a mask as ``masks/DIMENSION``."""
+    """Return what a record measured, by name; what is measured of parts as ``masks/DIMENSION``."""
     fields = asdict(record)
-    masks = fields.pop("masks", {})
+    parts = {name: value for name, value in fields.items() if isinstance(value, dict)}
     found = {
         name: value
         for name, value in fields.items()
         if isinstance(value, int | float) and name not in _COUNTS
     }
-    return found | {f"masks/{dimension}": value for dimension, value in masks.items()}
+    return found | {
+        f"{name}/{part}": value for name, inner in parts.items() for part, value in inner.items()
+    }

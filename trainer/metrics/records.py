@@ -10,7 +10,7 @@ Importing this module loads neither torch nor megatron-core: ``flmgrow plot`` re
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
@@ -37,7 +37,9 @@ class StepRecord:
     this step's. Losses are in nats per token; the two parts of ``loss`` are None where data is not
     mixed. ``seconds`` is the wall time of the step, ``model_tflops`` is of one device in 1e12 per
     second, ``utilisation`` its share of the device's peak (0 to 1, None without a known peak).
-    ``masks`` has the value of each mask that is below 1.
+    ``masks`` has the value of each mask that is below 1. ``updates`` has, if parts are logged, the
+    norm of the step relative to that of the weights after it, for what the last growth made
+    (``fresh``) and for the rest (``old``).
     """
 
     step: int
@@ -55,6 +57,7 @@ class StepRecord:
     utilisation: Number | None
     masks: Mapping[Dimension, float]
     stage: str
+    updates: Mapping[str, Number] = field(default_factory=dict)
     kind: Literal["step"] = "step"
 
     def to_json(self) -> Json:
@@ -109,9 +112,16 @@ Record = Measured | MemoryGrowthRecord
 def _plain(record: Record) -> Json:
     fields = asdict(record)
     kind = {"kind": fields.pop("kind")}
-    return kind | {
-        name: _word(value) if isinstance(value, float) else value for name, value in fields.items()
-    }
+    return kind | _worded(fields)
+
+
+def _worded(fields: Json) -> Json:
+    """Return fields, and those in them, with words for numbers that JSON has no digits for."""
+    return {
+        name: _worded(value) if isinstance(value, dict)
+        else _word(value) if isinstance(value, float) else value
+        for name, value in fields.items()
+    }  # fmt: skip
 
 
 def _word(value: float) -> float | str:

@@ -252,6 +252,7 @@ class LogSection(Section):
     A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
     counts batches of the stage. ``validation_first`` adds one before the first step: of a model as
     it was grown. ``peak_tflops`` is that of one device, for the utilisation.
+    ``parts`` measures in every step how far it moves what a growth made, and the rest.
     """
 
     every: Count = 10
@@ -262,6 +263,7 @@ class LogSection(Section):
     validation_samples: Count | None = None
     validation_batches: Count | None = None
     peak_tflops: Positive | None = None
+    parts: bool = False
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:

@@ -1,0 +1,48 @@
+"""Which indices of which axes a checkpoint's last growth made.
+
+A mask says so, too, but is forgotten when it has opened. What was fresh stays of interest: whoever
+watches a training asks whether the new part learns as the old one does. A copy counts as fresh, and
+what it was copied from does not.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.history.manifest import manifest_of
+from flmgrow.formats.history.training_file import training_state_in
+from flmgrow.model.axes import Axis, IntArray
+from flmgrow.storage.strict_json import Json
+
+Fresh = Mapping[Axis, IntArray]
+"""The rising indices on each axis that grew."""
+
+
+def fresh_of(checkpoint: Checkpoint) -> Fresh:
+    """Return what the last growth of an opened checkpoint made; nothing if none is known."""
+    if (training := training_state_in(checkpoint.folder)) is not None:
+        return training.fresh
+    manifest = manifest_of(checkpoint)
+    return {} if manifest is None else fresh_in(manifest.growth.axes)
+
+
+def fresh_in(axes: Mapping[str, Sequence[Json]]) -> Fresh:
+    """Return what a growth made whose axes have these runs, as a manifest has them."""
+    return {Axis(axis): found for axis, runs in sorted(axes.items())
+            if len(found := fresh_indices(runs))}  # fmt: skip
+
+
+def fresh_indices(runs: Sequence[Json]) -> IntArray:
+    """Return the new indices in the runs of a manifest that are fresh, or copied once more."""
+    seen = np.zeros(0, np.int64)
+    found = [seen]
+    for run in runs:
+        new = np.arange(*run["new"], dtype=np.int64)
+        if "old" not in run:
+            found.append(new)
+            continue
+        old = np.arange(run["old"], run["old"] + len(new), dtype=np.int64)
+        found.append(new[np.isin(old, seen)])
+        seen = np.concatenate((seen, old))
+    return np.concatenate(found)
