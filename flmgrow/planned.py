@@ -17,6 +17,7 @@ from flmgrow.given import FilesGiven, PlanGiven, RunningGiven
 from flmgrow.hub.publication import Publication
 from flmgrow.model.config import ModelConfig
 from flmgrow.opened import Source
+from flmgrow.storage.cores import usable_cores
 from flmgrow.storage.outputs import named_output
 from flmgrow.storage.remote.addresses import is_remote
 from flmgrow.storage.strict_json import Json
@@ -114,7 +115,7 @@ def default_workers(wanted: int | None, world: World = ALONE) -> int:
     """Return the number of threads to use: what was asked for, or one per core up to 16; ranks on
     one machine share its cores.
     """
-    return wanted or max(1, min(16, (os.cpu_count() or 1) // world.local_size))
+    return wanted or max(1, min(16, usable_cores() // world.local_size))
 
 
 def write(

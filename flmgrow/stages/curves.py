@@ -5,10 +5,11 @@ apart, because a curve that is smoothed across a growth would hide whether the l
 Nothing here draws: what a picture shows can be computed, and tested, without one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,20 @@ class Points:
     loss: FloatArray
 
 
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A number that was measured of a part, in the steps that measured it."""
+
+    tokens: FloatArray
+    flops: FloatArray
+    values: FloatArray
+
+
+PartKind = Literal["masks", "updates"]
+Parts = Mapping[PartKind, Mapping[str, Trace]]
+"""What steps tell of parts: by dimension how far a mask is open, and how far old and fresh move."""
+
+
 @dataclass(frozen=True)
 class Spent:
     """A place in a run: the tokens and FLOPs until there."""
@@ -67,6 +82,7 @@ class StageCurve:
     smoothed: FloatArray
     validation: Points
     ramps: tuple[tuple[Spent, Spent], ...]
+    parts: Parts = field(default_factory=lambda: {"masks": {}, "updates": {}})
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,7 @@ def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve,
                 smooth(points.loss, half),
                 _points(checks, [record.validation_loss for record in checks]),
                 tuple(_ramps(training)),
+                {"masks": _traces(training, "masks"), "updates": _traces(training, "updates")},
             )
         )
     if not found:
@@ -243,6 +260,17 @@ def _ramps(records: Sequence[StepRecord]) -> Iterator[tuple[Spent, Spent]]:
         if masked:
             steps = list(stretch)
             yield _spent(steps[0]), _spent(steps[-1])
+
+
+def _traces(records: Sequence[StepRecord], kind: PartKind) -> dict[str, Trace]:
+    """Return what steps tell of the parts of a kind, finite values only."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for record in records:
+        for part, value in getattr(record, kind).items():
+            if np.isfinite(value):
+                spent = _spent(record)
+                found.setdefault(str(part), []).append((spent.tokens, spent.flops, value))
+    return {part: Trace(*np.array(rows, np.float64).T) for part, rows in found.items()}
 
 
 def _spent(record: Measured) -> Spent:

@@ -4,16 +4,18 @@ One picture tells how a run went: the loss against what was read, and against wh
 panels share the loss: on the left against tokens, on the right against floating-point operations,
 where a growth shows what it saved. Thin lines are steps, bold lines are smoothed, circles are
 validation. A dashed line is where a stage begins, its name above the frame; shaded is where masks
-were below 1. Colours are told apart by the colour-blind, too. Scores of checkpoints, if there are
-any, follow below, a row for each metric, with their standard errors.
+were below 1. Colours are told apart by the colour-blind, too. Below follow, if there are any, what
+steps tell of parts (masks, and how far old and fresh parameters move) and scores of checkpoints, a
+row for each metric, with their standard errors.
 
 Names come from files and folders: they are drawn as they are, never as mathematics, and shortened
 in their middle where they would take the curves' place.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +25,7 @@ from flmgrow.errors import UsageError, printable
 from flmgrow.stages.curves import RunCurves, StageCurve
 from flmgrow.stages.drawing import COLOURS, FAINT, drawn
 from flmgrow.stages.frames import AxisName, along, loss_range, thinned, x_range
+from flmgrow.stages.part_panels import LABELS, draw_parts, kinds_of
 from flmgrow.stages.score_panels import HEIGHT, draw_scores, metrics_of
 from flmgrow.text import Found, Text
 
@@ -68,15 +71,16 @@ def picture(runs: Sequence[RunCurves], kind: str, look: Look) -> bytes:
             Text("the title has ", Found(lines), " lines"), wanted=f"at most {TITLE_LINES}"
         )
     width, height = SIZE
-    size = (width, height + HEIGHT * len(metrics_of(runs)))
+    rows = len(kinds_of(runs)) + len(metrics_of(runs))
+    size = (width, height + HEIGHT * rows)
     return drawn(kind, size, lambda figure: _draw(figure, runs, look))
 
 
 def _draw(figure: "Figure", runs: Sequence[RunCurves], look: Look) -> None:
-    metrics = metrics_of(runs)
-    heights = [SIZE[1], *[HEIGHT] * len(metrics)]
+    kinds, metrics = kinds_of(runs), metrics_of(runs)
+    heights = [SIZE[1], *[HEIGHT] * (len(kinds) + len(metrics))]
     (left, right), *below = figure.subplots(
-        1 + len(metrics), 2, sharey="row", squeeze=False, height_ratios=heights
+        len(heights), 2, sharey="row", squeeze=False, height_ratios=heights
     )
     left.set_ylabel("Loss (nats per token)")
     left.set_ylim(*loss_range(runs, whole=look.log_x))
@@ -92,16 +96,26 @@ def _draw(figure: "Figure", runs: Sequence[RunCurves], look: Look) -> None:
                 ink = colour if len(runs) > 1 else FAINT
                 names.append(list(_draw_names(panel, axis, run, ink, 1.02 + ROW * row)))
     _draw_legend(right, dict(_legend(runs)))
-    for metric, row in zip(metrics, below, strict=True):
-        _draw_metric(metric, row, runs, look)
+    for kind, row in zip(kinds, below, strict=False):
+        draw = partial(draw_parts, kind=kind, runs=runs, log=look.log_x)
+        _draw_row(LABELS[kind], draw, row, runs, look)
+    for metric, row in zip(metrics, below[len(kinds) :], strict=True):
+        draw = partial(draw_scores, metric=metric, runs=runs)
+        _draw_row(metric.replace("_", " "), draw, row, runs, look)
     if look.title:
         lines = (shortened(line, MOST_CHARACTERS) for line in look.title.splitlines())
         figure.suptitle("\n".join(lines), fontsize=9.5, parse_math=False)
     _part_names(figure, names)
 
 
-def _draw_metric(metric: str, row: Sequence["Axes"], runs: Sequence[RunCurves], look: Look) -> None:
-    """Draw a row of scores, below the loss and along the same axes."""
+def _draw_row(
+    label: str,
+    draw: Callable[["Axes", AxisName], dict["Artist", str]],
+    row: Sequence["Axes"],
+    runs: Sequence[RunCurves],
+    look: Look,
+) -> None:
+    """Draw a row below the loss, along the same axes."""
     axes: tuple[AxisName, ...] = ("tokens", "flops")
     for panel, axis in zip(row, axes, strict=True):
         panel.grid(axis="y", color="#e6e6e6", linewidth=0.6)
@@ -109,8 +123,8 @@ def _draw_metric(metric: str, row: Sequence["Axes"], runs: Sequence[RunCurves], 
         for begin in (stage.begin for run in runs for stage in run.stages[1:]):
             x = _inside(panel, getattr(begin, axis))
             panel.axvline(x, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
-        lines = draw_scores(panel, axis, metric, runs)
-    row[0].set_ylabel(shortened(metric.replace("_", " "), MOST_CHARACTERS), parse_math=False)
+        lines = draw(panel, axis)
+    row[0].set_ylabel(shortened(label, MOST_CHARACTERS), parse_math=False)
     _draw_legend(row[1], lines, "best")
 
 

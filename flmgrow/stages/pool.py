@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from flmgrow.stages.warm import WarmProcess
+from flmgrow.storage.cores import bound_cores, usable_cores
 from flmgrow.storage.folders import make_folders
 from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
 
@@ -261,16 +262,14 @@ def _begin(parent: int, cores: Sequence[int]) -> None:
 
 def cores_of(slot: int, slots: int) -> Sequence[int]:
     """Return the cores of one of ``slots`` equal shares; none where there are fewer than shares."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ()
-    cores = sorted(os.sched_getaffinity(0))
+    cores = bound_cores()
     each = len(cores) // slots
     return cores[slot * each : (slot + 1) * each]
 
 
 def share(slot: int, slots: int, ranks: int) -> Mapping[str, str]:
     """Return what tells a job's processes which devices are theirs, and how many threads."""
-    threads = max(1, len(cores_of(slot, slots)) // ranks)
+    threads = max(1, min(len(cores_of(slot, slots)), usable_cores() // slots) // ranks)
     found = {"OMP_NUM_THREADS": str(threads)} if "OMP_NUM_THREADS" not in os.environ else {}
     devices = _devices()
     if len(devices) >= slots * ranks:

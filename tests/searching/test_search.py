@@ -25,6 +25,7 @@ from flmgrow.errors import UsageError
 from flmgrow.searching.report import Report, moves, report_of, sections_of
 from flmgrow.searching.request import GridPoint, Search, SearchFile, Trial, at_width, read_search
 from flmgrow.searching.trials import SearchFolder, TrialOutcome
+from flmgrow.stages import pool
 from flmgrow.stages.pool import cores_of, share
 from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.trainer.stage.file import stage_of
@@ -216,6 +217,8 @@ def test_training_cores_and_devices_are_shared(monkeypatch: pytest.MonkeyPatch) 
     assert cores_of(0, 9) == []
     assert share(1, 2, 2) == {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "2,3"}
     assert "CUDA_VISIBLE_DEVICES" not in share(0, 3, 2)
+    monkeypatch.setattr(pool, "usable_cores", lambda: 2)  # as a container allows
+    assert share(1, 2, 1)["OMP_NUM_THREADS"] == "1"
 
 
 def searched(file: Path, out: Path, *words: str) -> "subprocess.CompletedProcess[str]":

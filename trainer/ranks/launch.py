@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from flmgrow.errors import FlmgrowError, LostRankError, tell
+from flmgrow.storage.cores import usable_cores
 from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.ranks.meeting import MeetingPlace
 from flmgrow.trainer.ranks.processes import (
@@ -41,7 +42,7 @@ def launch(stage: Path, world: int, module: str = "flmgrow.trainer") -> int:
     """
     place = MeetingPlace()
     environment = {**os.environ, **place.variables}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // world)))
     # torch's warnings of ranks that are lost come with stack traces; who was lost is told here.
     environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     more, inherited = place.of_rank_0()

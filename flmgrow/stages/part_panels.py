@@ -1,0 +1,63 @@
+"""Drawing parts below the loss: how far masks are open, and how far steps move old and fresh.
+
+They are there where a stage was trained with ``log.parts``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flmgrow.stages.curves import PartKind, RunCurves, Trace
+from flmgrow.stages.drawing import COLOURS
+from flmgrow.stages.frames import AxisName, thinned
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+LABELS: Mapping[PartKind, str] = {
+    "masks": "Mask",
+    "updates": "Update relative to weight",
+}
+_STYLES = ("-", "--", ":", "-.")
+"""Of parts, where a colour is a run's."""
+
+
+def kinds_of(runs: Sequence[RunCurves]) -> list[PartKind]:
+    """Return the kinds of parts that are drawn, each in a row of its own; none unless a stage logs
+    parts.
+    """
+    if not any(stage.parts["updates"] for run in runs for stage in run.stages):
+        return []
+    return [kind for kind in LABELS
+            if any(stage.parts[kind] for run in runs for stage in run.stages)]  # fmt: skip
+
+
+def draw_parts(
+    panel: "Axes", axis: AxisName, kind: PartKind, runs: Sequence[RunCurves], *, log: bool
+) -> dict["Artist", str]:
+    """Draw the parts of a kind; return what each curve is called, one of each name."""
+    names = list(dict.fromkeys(part for _, part, _ in _traces(runs, kind)))
+    drawn: dict[str, Artist] = {}
+    for number, part, trace in _traces(runs, kind):
+        place, several = names.index(part), len(runs) > 1
+        x = trace.tokens if axis == "tokens" else trace.flops
+        shown = x > 0 if log else x >= 0
+        (line,) = panel.plot(
+            *thinned(x[shown], trace.values[shown], log=log),
+            color=COLOURS[(number if several else place) % len(COLOURS)],
+            linestyle=_STYLES[place % len(_STYLES)] if several else "-",
+            linewidth=0.9,
+        )
+        drawn.setdefault(f"{runs[number].name}: {part}" if several else part, line)
+    if kind == "updates":
+        panel.set_yscale("log")
+    return {line: name for name, line in drawn.items()}
+
+
+def _traces(runs: Sequence[RunCurves], kind: PartKind) -> Iterator[tuple[int, str, Trace]]:
+    return (
+        (number, part, trace)
+        for number, run in enumerate(runs)
+        for stage in run.stages
+        for part, trace in stage.parts[kind].items()
+    )

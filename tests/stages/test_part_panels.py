@@ -1,0 +1,70 @@
+"""What steps tell of parts is drawn below the loss, where a stage logs it, and nowhere else."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from drawn_runs import step, write_run
+
+from flmgrow.model.masks import Dimension
+from flmgrow.stages.curves import RunCurves, curves, read_runs
+from flmgrow.stages.part_panels import kinds_of
+from flmgrow.stages.plots import Look, picture
+from flmgrow.trainer.metrics.records import StepRecord
+
+pytest.importorskip("matplotlib")
+
+
+def told(number: int, *, masked: bool = True, **updates: float) -> StepRecord:
+    masks: Mapping[Dimension, float] = {Dimension.FFN: number / 10} if masked else {}
+    return replace(step(number, 5.0 / number, "large", masks), updates=updates)
+
+
+def run_of(*records: StepRecord, name: str = "run") -> RunCurves:
+    return RunCurves(name, curves([list(records)], name))
+
+
+def test_each_part_is_a_trace_of_the_steps_that_tell_of_it() -> None:
+    run = run_of(
+        told(1, old=1e-3, fresh=1e-2),
+        told(2, old=2e-3, fresh=float("nan")),
+        told(3, masked=False, old=3e-3, fresh=3e-2),
+    )
+    parts = run.stages[0].parts
+    assert list(parts["updates"]) == ["old", "fresh"]
+    assert parts["updates"]["old"].values.tolist() == [1e-3, 2e-3, 3e-3]
+    assert parts["updates"]["fresh"].values.tolist() == [1e-2, 3e-2]
+    assert parts["updates"]["fresh"].tokens.tolist() == [256, 768]
+    assert parts["masks"]["ffn"].values.tolist() == [0.1, 0.2]
+
+
+def test_rows_are_those_that_there_is_something_for() -> None:
+    assert kinds_of([run_of(told(1), told(2))]) == []
+    assert kinds_of([run_of(told(1, old=1e-3), told(2, old=1e-3))]) == ["masks", "updates"]
+    assert kinds_of([run_of(told(1, masked=False, old=1e-3))]) == ["updates"]
+
+
+def text_of(*runs: RunCurves) -> str:
+    svg = picture(list(runs), "svg", Look())
+    assert svg == picture(list(runs), "svg", Look())
+    return svg.decode()
+
+
+def test_a_run_has_its_parts_by_name() -> None:
+    drawn = text_of(run_of(*(told(n, old=1e-3, fresh=1e-2 / n) for n in range(1, 9))))
+    for words in ("Mask", "Update relative to weight", ">ffn<", ">old<", ">fresh<"):
+        assert words in drawn
+    assert "Update" not in text_of(run_of(told(1), told(2)))
+
+
+def test_of_several_runs_each_part_has_its_name() -> None:
+    runs = [run_of(told(1, old=1e-3), told(2, old=1e-3), name=name) for name in ("one", "two")]
+    drawn = text_of(*runs)
+    assert ">one: old<" in drawn
+    assert ">two: old<" in drawn
+
+
+def test_a_file_of_metrics_brings_them_back(tmp_path: Path) -> None:
+    (found,) = read_runs([write_run(tmp_path / "run", [[told(1, old=1e-3, fresh=2e-3)]])])
+    assert found.stages[0].parts["updates"]["fresh"].values.tolist() == [2e-3]
