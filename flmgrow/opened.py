@@ -52,12 +52,12 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Its root folder."""
+        """The checkpoint's root folder."""
         return self.checkpoint.path
 
     @property
     def hub(self) -> HubOrigin | None:
-        """Where on the Hub it was fetched from; None for a folder or an object store."""
+        """The place on the Hub that it was fetched from; None for a folder or an object store."""
         return self.checkpoint.hub
 
     @property

@@ -131,7 +131,7 @@ class HuggingFaceOptions:
 
     @property
     def identity(self) -> dict[str, object]:
-        """All of it as JSON can say it: files by their sums."""
+        """The options as JSON can say them: files by their sums."""
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in self.tokenizer.items()}
         return {
             "shard_size": self.shard_size,

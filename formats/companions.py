@@ -60,7 +60,7 @@ class Companions:
 
     @property
     def text(self) -> str:
-        """All of it on one line; empty if there is nothing."""
+        """The companions on one line; empty if there are none."""
         ids = [f"{name} {value}" for name, value in self.ids.items() if value is not None]
         return ", ".join([*self.files, *ids])
 
@@ -80,7 +80,7 @@ class CarriedFile:
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes."""
+        """The size of the file in bytes."""
         return self.file.size
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:

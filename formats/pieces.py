@@ -50,7 +50,7 @@ class Piece(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the array's bytes from byte ``offset`` on."""
@@ -72,7 +72,7 @@ class StoredArray:
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
         return self.record.dtype
 
     def read_into(self, offset: int, target: memoryview) -> None:

@@ -236,7 +236,7 @@ class AssembledArray:
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
         return self.reader.dtype(self.placement.parts[0].name).name
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -257,5 +257,5 @@ class AssembledArray:
             at = stop
 
     def checksum(self) -> int | None:
-        """None: it lies in no file as it is."""
+        """Return None: the array lies in no file as it is."""
         return None

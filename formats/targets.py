@@ -24,7 +24,7 @@ class Buffer(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class TargetFile:
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes, known before there is any value."""
+        """The size of the file in bytes, known before there is any value."""
         return TorchFileWriter(self.root, lambda _: None).total_size
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
@@ -114,7 +114,7 @@ class TargetBytes:
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return len(self.data)
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
@@ -137,7 +137,7 @@ class TargetSums:
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return len(self.encode(dict.fromkeys(self.sums_of, "0" * 64)))
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
@@ -150,7 +150,7 @@ class PlannedFile(Protocol):
 
     @property
     def path(self) -> str:
-        """Its path below the output folder."""
+        """The path of the file below the output folder."""
 
     @property
     def arrays(self) -> Sequence[TargetArray]:
@@ -166,7 +166,7 @@ class PlannedFile(Protocol):
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes, known before there is any value."""
+        """The size of the file in bytes, known before there is any value."""
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
         """Write it from front to back; ``fill`` gives the bytes of a buffer from its arrays.

@@ -31,7 +31,7 @@ MASKED = Text(
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """From one model to a larger one that computes the same function.
+    """The way from one model to a larger one that computes the same function.
 
     ``maps`` has an entry for every axis that changes. ``renamed`` names the old tensor behind a new
     one where they differ (a head untied from the embedding). ``notes`` are sentences the user must
@@ -191,7 +191,7 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All elements."""
+        """The number of all elements."""
         return self.copied + self.drawn + self.zero + self.near + self.mean
 
 

@@ -53,7 +53,7 @@ class Components:
 
     @property
     def learning_rate(self) -> float:
-        """That of the next step, for parameters without a rate of their own."""
+        """The learning rate of the next step, for parameters without a rate of their own."""
         rate: float = self.schedule.get_lr({})
         return rate
 

@@ -45,7 +45,7 @@ class _State:
 
 
 def answer_signals() -> None:
-    """From now on, let signals that are not ignored end the process as described above.
+    """Let signals that are not ignored end the process, from now on, as described above.
 
     Of several ranks the first one speaks, so the others are quiet from here on: their launcher ends
     them when it is done, which may be before they have learnt what they are to do.

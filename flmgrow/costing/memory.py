@@ -38,7 +38,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The bytes of all parts together."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def to_json(self) -> dict[str, int]:

@@ -47,7 +47,7 @@ class Tasks:
 
     @property
     def averages(self) -> dict[str, Mapping[str, str]]:
-        """Of each group that has an average: the metric of each task in it."""
+        """The metric of each task in every group that has an average."""
         found = {name: group.metadata or {} for name, group in self._groups.items()}
         return {name: said[AVERAGE] for name, said in found.items() if AVERAGE in said}
 

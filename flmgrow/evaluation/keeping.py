@@ -38,7 +38,7 @@ class KeptModel(LM):  # type: ignore[misc]  # the harness has no types
 
     @property
     def device(self) -> Any:
-        """Where it computes."""
+        """The device that the model computes on."""
         return self.model.device
 
     @property

@@ -49,7 +49,7 @@ class GrownPiece:
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
         assert self.values is not None, f"{self} was let go"
         return str(self.values.dtype)
 
@@ -59,7 +59,7 @@ class GrownPiece:
         target[:] = as_bytes(self.values)[offset : offset + len(target)]
 
     def checksum(self) -> int | None:
-        """None: it lies in no file."""
+        """Return None: the array lies in no file."""
         return None
 
 

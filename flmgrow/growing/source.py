@@ -77,7 +77,7 @@ class SharedPiece:
         target[:] = as_bytes(self.values)[offset : offset + len(target)]
 
     def checksum(self) -> int | None:
-        """None: it lies in no file."""
+        """Return None: the array lies in no file."""
         return None
 
 

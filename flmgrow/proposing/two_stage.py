@@ -61,7 +61,7 @@ class GrownRun:
 
     @property
     def factor(self) -> float:
-        """By how much the model grew."""
+        """The factor by which the parameters grew."""
         return self.second.parameters / self.first.parameters
 
 

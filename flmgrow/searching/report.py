@@ -87,7 +87,7 @@ class Report:
 
 @dataclass(frozen=True)
 class OptimumShift:
-    """By how many steps of the grid the best value of an axis moves between two widths."""
+    """The steps of the grid by which the best value of an axis moves between two widths."""
 
     key: str
     narrow: int

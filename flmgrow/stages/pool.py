@@ -55,7 +55,7 @@ class Job:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Its command, without ``flmgrow``."""
+        """The words of the job's command, without ``flmgrow``."""
         return self.command or ("train", str(self.folder / "stage.yaml"))
 
     @property

@@ -23,7 +23,7 @@ BEAT = 1.0
 
 
 def wait_for_all(others: Collection[Other], pace: float, patience: float, *, failed: bool) -> None:
-    """On rank 0: wait until all have stopped and, if one has ``failed``, have heard of it.
+    """Wait, on rank 0, until all have stopped and, if one has ``failed``, have heard of it.
 
     Looks every ``pace`` seconds. Those that are lost, or quiet for more than ``patience`` seconds,
     are not waited for.
@@ -40,7 +40,7 @@ def wait_for_all(others: Collection[Other], pace: float, patience: float, *, fai
 
 
 def first_speaks(first: Other, pace: float) -> bool:
-    """On any other rank: wait until rank 0 has ended; return whether it tells of an error."""
+    """Wait, on any other rank, until rank 0 has ended; return whether it tells of an error."""
     begun = time.monotonic()
     while not (first.fresh and (first.content["ended"] or first.died)):
         if time.monotonic() - begun > GRACE:

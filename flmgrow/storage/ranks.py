@@ -68,20 +68,20 @@ class Alone:
     paths: Collection[Path] = ()
 
     def meet(self, plan: str) -> None:
-        """There is nobody to be met."""
+        """Do nothing: there are no other ranks."""
 
     def exchange(self, value: Any, join: Callable[[list[Any]], T]) -> T:
         """Join the one value."""
         return join([value])
 
     def report(self, nbytes: int) -> None:
-        """Nobody listens."""
+        """Do nothing: no other rank listens."""
 
     def watch(self, progress: Callable[[int], None]) -> None:
-        """Nobody reports."""
+        """Do nothing: no other rank reports."""
 
     def stop(self, error: BaseException | None) -> bool:
-        """Nobody waits."""
+        """Return True: no other rank is waiting."""
         return True
 
 

@@ -69,8 +69,9 @@ class FlushedFile(NewFile):
 
 
 class ReadBackFile(FlushedFile):
-    """The same, read back as well: once it is finished, ``read_back`` is the XXH3 (128 bits, in
-    hex) of what the disk holds.
+    """A new file that is flushed and read back while it is written.
+
+    Once it is finished, ``read_back`` is the XXH3 (128 bits, in hex) of what the disk holds.
     """
 
     def __init__(self, descriptor: int, path: Path) -> None:

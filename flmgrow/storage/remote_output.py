@@ -118,7 +118,7 @@ class RemoteOutput(BegunOutput):
 
     @property
     def beside(self) -> Path | None:
-        """There is none: a store keeps nothing that is no object."""
+        """None: an object store has no folder beside the output."""
         return None
 
     def unite(self) -> None:

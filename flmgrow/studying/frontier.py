@@ -29,7 +29,7 @@ _HALVINGS = 60
 
 
 class Beyond(StrEnum):
-    """On which side of the frontier a loss or an amount lies."""
+    """The side of the frontier on which a loss or an amount lies."""
 
     BELOW = "below"
     ABOVE = "above"

@@ -99,7 +99,7 @@ class Leg:
 
     @property
     def name(self) -> str:
-        """Its name, and its folder's."""
+        """The name of the leg, and of its folder."""
         return self.planned.folder
 
     @property

@@ -228,7 +228,7 @@ class HuggingFaceFolder:
         return self._digest
 
     def sums(self) -> Mapping[Path, FileSums]:
-        """There is nothing to check: safetensors files hold no sums."""
+        """Return nothing: safetensors files hold no sums."""
         return {file.path: lambda _: () for file in self._files()}
 
     def verify(self, progress: Callable[[int], object]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class TensorPiece:
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
         return self.tensor.dtype
 
     def read_into(self, offset: int, target: memoryview) -> None:

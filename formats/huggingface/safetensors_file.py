@@ -57,12 +57,12 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the tensor in bytes."""
         return prod(self.shape) * ITEMSIZES[self.kind]
 
     @property
     def dtype(self) -> str:
-        """Its dtype by torch's name, or the file's where weights cannot have it."""
+        """The dtype by torch's name, or by the file's where weights cannot have it."""
         return DTYPES.get(self.kind, self.kind)
 
 
@@ -185,7 +185,7 @@ class NewTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size of the tensor in bytes."""
         return prod(self.shape) * ITEMSIZES[_NAMES[self.dtype]]
 
 

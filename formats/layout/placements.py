@@ -66,7 +66,7 @@ class Layout:
 
     @property
     def ranks(self) -> list[tuple[int, int]]:
-        """Every (tensor rank, pipeline rank)."""
+        """The pairs (tensor rank, pipeline rank) of all model ranks."""
         return list(product(range(self.tp), range(self.pp)))
 
     @property
@@ -182,7 +182,7 @@ class Placed(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """Where it belongs."""
+        """The row, rank and boxes that the array is stored under."""
 
 
 def _rows_of(

@@ -58,7 +58,7 @@ class StoredModel:
 
     @property
     def tensors(self) -> dict[str, LogicalTensor]:
-        """Its logical tensors by name."""
+        """The model's logical tensors by name."""
         return logical_tensors(self.config)
 
     def placements(self, fused: bool) -> list[Placement]:

@@ -76,7 +76,7 @@ class Blend:
 
     @property
     def earlier(self) -> Json:
-        """The same, of what earlier versions said of the sources."""
+        """The identity that earlier versions gave the blend."""
         return self._of([source.earlier for source in self._sources])
 
     def _of(self, sources: list[Json]) -> Json:

@@ -49,7 +49,7 @@ class CorpusFiles:
 
     @property
     def tokens(self) -> int:
-        """All its tokens."""
+        """The number of tokens in the corpus."""
         return int(self.index.lengths.sum(dtype=np.int64))
 
     @property

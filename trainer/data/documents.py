@@ -48,7 +48,7 @@ class Document(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The same where no path of this machine may stand."""
+        """The place of the document without a path of this machine."""
         return f"{self.source.name}:{self.line}" if self.line else self.source.name
 
 

@@ -101,7 +101,7 @@ class CorpusPart:
 
     @property
     def tokens_begin(self) -> int:
-        """Where its tokens begin in its file."""
+        """The byte at which the part's tokens begin in its file."""
         return self.begin + 4 * self.documents
 
 

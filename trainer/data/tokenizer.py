@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 
     @property
     def unique_identifiers(self) -> Identity:
-        """The same, under the name that megatron-core asks for."""
+        """The identity, under the name that megatron-core asks for."""
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, none added.
@@ -81,7 +81,7 @@ class Described:
 
     @property
     def unique_identifiers(self) -> Identity:
-        """Under this name megatron-core looks for what tells two datasets apart."""
+        """The identity, under the name by which megatron-core tells two datasets apart."""
         return self.identity
 
 

@@ -131,7 +131,7 @@ class LivePiece:
 
     @property
     def dtype(self) -> str:
-        """Its element type by torch's name."""
+        """The dtype of the parameter by torch's name."""
         return str(self.values.dtype).removeprefix("torch.")
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -140,7 +140,7 @@ class LivePiece:
         target[:] = as_bytes(stretch.cpu().numpy())
 
     def checksum(self) -> int | None:
-        """None: it lies in no file."""
+        """Return None: the parameter lies in no file."""
         return None
 
 

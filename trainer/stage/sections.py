@@ -273,7 +273,7 @@ class LogSection(Section):
 
 
 class GuardSection(Section):
-    """When to stop: a loss ``spike`` nats above the mean of the last ``window`` steps.
+    """The guard of a run: it stops at a loss ``spike`` nats above the mean of ``window`` steps.
 
     None lets spikes pass. A loss or gradient that is not finite always stops the run.
     """

@@ -34,7 +34,7 @@ class FlatPiece:
 
     @property
     def dtype(self) -> str:
-        """Its dtype, by torch's name."""
+        """The dtype of the array, by torch's name."""
         return self.chunks[0][1].dtype
 
     @property
@@ -57,7 +57,7 @@ class FlatPiece:
                 piece.read_into(low - first, target[low - begin : high - begin])
 
     def checksum(self) -> int | None:
-        """None: a chunk's bytes are no parameter's alone."""
+        """Return None: the sum of a chunk is no parameter's alone."""
         return None
 
 

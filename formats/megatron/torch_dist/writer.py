@@ -85,7 +85,7 @@ class DcpShard:
 
     @property
     def total_size(self) -> int:
-        """Its size in bytes."""
+        """The size of the file in bytes."""
         return self.plan.total_size
 
     def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
