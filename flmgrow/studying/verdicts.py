@@ -45,6 +45,8 @@ def _of_arm(report: StudyReport, final: Final) -> list[str]:
             "nothing"
         ]
     rows = [row for row in report.against if row.arm == final.arm.name]
+    if not any(row.seeds for row in rows):
+        return ["there is nothing from scratch to compare it with"]
     return [sentence for row in rows for sentence in (_ratio(row, final), _difference(row))]
 
 

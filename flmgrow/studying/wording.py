@@ -65,7 +65,7 @@ def _loss(final: Final) -> str:
 
 def _against(report: StudyReport, axis: Expense) -> list[str]:
     rows = [row for row in report.against if row.axis is axis]
-    if not rows:
+    if not any(row.seeds for row in rows):
         return []
     name = AXES[axis].name
     head = [

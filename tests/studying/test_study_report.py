@@ -104,8 +104,10 @@ def test_one_seed_claims_nothing() -> None:
 def test_without_a_frontier_nothing_is_claimed() -> None:
     measured = simulate(3, ARMS[:1])
     alone = MeasuredStudy(measured.arms[-1:], measured.outcomes[-3:], (Expense.FLOPS,))
-    found = sentences(report_of(alone))["good"]
-    assert all(each.endswith("nothing to compare with") for each in found)
+    assert sentences(report_of(alone)) == {
+        "good": ["there is nothing from scratch to compare it with"]
+    }
+    assert "Beside scratch" not in markdown(report_of(alone))
 
 
 def test_what_was_held_is_told_and_what_was_not() -> None:
