@@ -19,7 +19,9 @@ from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.writing import write_report
 from flmgrow.stages.alone import read_stages
+from flmgrow.stages.drawing import check_can_draw
 from flmgrow.stages.pool import Pool, Watched
+from flmgrow.storage.outputs import check_results_folder
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.report import StudyReport as StudyReport
 from flmgrow.studying.report import report_of as study_report
@@ -70,6 +72,7 @@ def search(
         OutputExistsError: If another search is at ``out``.
         BadDataError: If all trials diverged.
     """
+    check_can_draw()
     folder = search_folder(search, out, transfer)
     with folder.held():
         folder.prepare(Path(search))
@@ -87,6 +90,7 @@ def search_folder(search: PathLike, out: PathLike, transfer: Sequence[int] = ())
     Raises:
         UsageError: As ``search`` does.
     """
+    check_results_folder(Path(out))
     return SearchFolder(Path(out), read_search(Path(search), transfer))
 
 

@@ -20,7 +20,7 @@ from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.run_folder import START
 from flmgrow.storage.durable import write_small
-from flmgrow.storage.remote.addresses import is_remote
+from flmgrow.storage.outputs import check_results_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import find_world
 from flmgrow.text import Setting, Text
@@ -95,8 +95,7 @@ def evaluate(
         how.get("batch_size"),
         None if tokenizer is None else Path(tokenizer),
     )
-    if is_remote(Path(out)) or (Path(out).exists() and not Path(out).is_dir()):
-        raise UsageError("is no folder", "name one of this machine for results", where=out)
+    check_results_folder(Path(out))
     others = tuple(one for place in beside for one in _beside(Path(place), request, noted))
     subjects = _subjects([Path(path) for path in checkpoints], open or _open)
     restart = how.get("restart", False)

@@ -17,6 +17,7 @@ from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.curves import METRICS
+from flmgrow.storage.encodings import encoding_hint
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.text import Found, Setting, Text, unlike
@@ -187,7 +188,10 @@ def _from_table(path: Path) -> list[RunPoint]:
     they differ.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+        content = path.read_bytes()
+        rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except UnicodeDecodeError as error:
+        raise BadDataError("is no UTF-8", encoding_hint(error.object), where=path) from None
     except (OSError, ValueError, csv.Error) as error:
         raise BadDataError(str(getattr(error, "strerror", None) or error), where=path) from None
     if not rows or not {"parameters", "loss"} <= rows[0].keys():

@@ -1,6 +1,6 @@
 """The picture of a search: losses over its two most telling axes, or along one for each width."""
 
-from math import inf, isfinite, log10
+from math import isfinite, log10
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from flmgrow.model.wording import value_text
 from flmgrow.searching.report import Report, best_at
 from flmgrow.stages.drawing import COLOURS, INK, drawn
+from flmgrow.stages.trial_folder import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,16 +38,17 @@ def _draw(figure: "Figure", report: Report) -> None:
 def _heat(figure: "Figure", panel: "Axes", report: Report) -> None:
     across, up = report.axes[:2]
     columns, rows = list(report.grid[across]), list(report.grid[up])
-    tried: dict[tuple[int, int], float] = {}
-    for each in report.results:
-        place = rows.index(each.point.settings[up]), columns.index(each.point.settings[across])
-        tried[place] = min(tried.get(place, inf), each.loss)
     cells = np.full((len(rows), len(columns)), np.nan)  # what was not drawn of a grid stays blank
-    for place, loss in tried.items():
-        cells[place] = loss if isfinite(loss) else np.nan
+    told: dict[tuple[int, int], str] = {}
+    for each in report.results:  # what came to its end first, and of that the best
+        place = rows.index(each.point.settings[up]), columns.index(each.point.settings[across])
+        if place in told:
+            continue
+        told[place] = f"{each.loss:.3f}" if each.state is TrialState.DONE else str(each.state)
+        if each.state is TrialState.DONE:
+            cells[place] = each.loss
     image = panel.imshow(cells, origin="lower", aspect="auto", cmap="viridis_r")
-    for (row, column), loss in tried.items():
-        text = f"{loss:.3f}" if isfinite(loss) else "diverged"
+    for (row, column), text in told.items():
         panel.text(column, row, text, ha="center", va="center", fontsize=6.5, color=INK)
     panel.set_xticks(range(len(columns)), [value_text(value) for value in columns])
     panel.set_yticks(range(len(rows)), [value_text(value) for value in rows])

@@ -1,9 +1,14 @@
 """What a search found: points by loss, the best one, and how flat it is around it.
 
-A point's loss is the mean over its seeds. What diverged has none, and is counted. The best value of
-an axis says little without the values beside it that are as good: the interval of an axis are
-those around the best whose own best point is within the noise. That is twice the standard error of
-a mean over seeds where there are several, and half a per cent of the loss where there is one.
+A point's loss is the mean over its seeds. What diverged has none, and is counted; what was stopped
+early has one of an earlier step, which is compared with nothing. The best value of an axis says
+little without the values beside it that are as good: the interval of an axis are those around the
+best whose own best point is within the noise. That is twice the standard error of a difference of
+two means over seeds where there are several, and half a per cent of the loss where there is one.
+How far seeds lie apart is found from all points of a width together: a few seeds of one point tell
+it badly, and the best point is likelier than others to be one whose seeds agree by chance.
+
+A best value at the end of its axis is not known to be the best: the grid has to be widened there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +35,7 @@ class PointResult:
     error: float | None
     steps: int
     told: str
+    seeds: int
 
     def to_json(self) -> Json:
         """Return it as plain data; no loss is null."""
@@ -46,14 +52,25 @@ class PointResult:
 
 @dataclass(frozen=True)
 class Best:
-    """The best point of a width, and the interval of each axis that is as good."""
+    """The best point of a width, and the interval of each axis that is as good.
+
+    ``noise`` is how far a loss may lie above the best and still be as good. ``edges`` are the axes
+    of which the best value is the ``smallest`` or ``largest`` that was tried.
+    """
 
     result: PointResult
     intervals: Mapping[str, Sequence[Value]]
+    noise: float
+    edges: Mapping[str, str]
 
     def to_json(self) -> Json:
         """Return it as plain data."""
-        return {**self.result.to_json(), "flat": {k: list(v) for k, v in self.intervals.items()}}
+        return {
+            **self.result.to_json(),
+            "flat": {k: list(v) for k, v in self.intervals.items()},
+            "noise": self.noise,
+            "edges": dict(self.edges),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,12 @@ def report_of(search: Search, outcomes: Sequence[TrialOutcome]) -> Report:
         by_point.setdefault(each.trial.point, []).append(each)
     results = sorted(
         (_result(point, own) for point, own in by_point.items()),
-        key=lambda each: (each.loss, each.point.text),
+        key=lambda each: (
+            each.state is not TrialState.DONE,
+            -each.steps,
+            each.loss,
+            each.point.text,
+        ),
     )
     widths = list(dict.fromkeys(point.width for point in search.points))
     best = [
@@ -131,15 +153,14 @@ def _result(point: GridPoint, outcomes: Sequence[TrialOutcome]) -> PointResult:
     many = len(losses) > 1 and isfinite(loss)
     told = next((each.told for each in outcomes if each.told), "")
     steps = min(each.steps for each in outcomes)
-    return PointResult(
-        point, state, loss, stdev(losses) / sqrt(len(losses)) if many else None, steps, told
-    )
+    error = stdev(losses) / sqrt(len(losses)) if many else None
+    return PointResult(point, state, loss, error, steps, told, len(losses))
 
 
 def _best(search: Search, results: Sequence[PointResult]) -> Best:
     best = results[0]
-    noise = FLAT * best.loss if best.error is None else 2 * best.error
-    intervals = {}
+    noise = _noise(results)
+    intervals, edges = {}, {}
     for key, values in search.file.grid.items():
         ordered = sorted(values, key=_order)
         at = ordered.index(best.point.settings[key])
@@ -152,7 +173,24 @@ def _best(search: Search, results: Sequence[PointResult]) -> Best:
         ):
             high += 1
         intervals[key] = ordered[low : high + 1]
-    return Best(best, intervals)
+        if len(ordered) > 1 and at in (0, len(ordered) - 1) and not _is_word(ordered):
+            edges[key] = "largest" if at else "smallest"
+    return Best(best, intervals, noise, edges)
+
+
+def _noise(results: Sequence[PointResult]) -> float:
+    """Return how far a loss of points of one width may lie above the best and be as good."""
+    many = [(each.seeds, each.error) for each in results if each.error is not None]
+    if not many:
+        return FLAT * results[0].loss
+    squares = sum((seeds - 1) * seeds * error**2 for seeds, error in many)
+    variance = squares / sum(seeds - 1 for seeds, _ in many)
+    return 2 * sqrt(2 * variance / results[0].seeds)
+
+
+def _is_word(values: Sequence[Value]) -> bool:
+    """Whether the values of an axis have no order."""
+    return any(isinstance(value, bool | str) for value in values)
 
 
 def _order(value: Value) -> tuple[bool, float, str]:
@@ -162,8 +200,15 @@ def _order(value: Value) -> tuple[bool, float, str]:
 
 
 def best_at(results: Sequence[PointResult], key: str, value: Value) -> float:
-    """Return the lowest loss of the points that have this value, infinite if there is none."""
-    return min((each.loss for each in results if each.point.settings[key] == value), default=inf)
+    """Return the lowest loss of the points that have this value and came to their end, infinite if
+    there is none.
+    """
+    losses = (
+        each.loss
+        for each in results
+        if each.state is TrialState.DONE and each.point.settings[key] == value
+    )
+    return min(losses, default=inf)
 
 
 def _range(results: Sequence[PointResult], key: str, values: Sequence[Value]) -> float:

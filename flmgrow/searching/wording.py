@@ -26,6 +26,8 @@ def _summary(report: Report) -> Iterator[str]:
     for best in report.best:
         yield f"best{_width(best.result)}: {_settings(best.result)}: loss {_loss(best.result)}"
         yield f"  as good: {_flat(best)}"
+        for key, edge in best.edges.items():
+            yield f"  the best {key} is the {edge} that was tried: widen the grid there"
     for move in moves(report):
         yield (
             f"from width {move.narrow} to {move.wide} the best {move.key} moves by "
@@ -54,7 +56,7 @@ def _flat(best: Best) -> str:
     noise = (
         f"within {100 * FLAT:g} % of the loss"
         if best.result.error is None
-        else "within two standard errors over seeds"
+        else f"within {best.noise:.4f}, two standard errors of a difference, over the seeds of all"
     )
     return f"{', '.join(intervals)} ({noise})"
 

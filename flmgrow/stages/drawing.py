@@ -55,18 +55,10 @@ def drawn(kind: str, size: tuple[float, float], draw: Callable[["Figure"], None]
     Raises:
         UsageError: If matplotlib is missing or broken.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except Exception as error:  # it reads the user's settings, and loads compiled code
-        if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
-            raise UsageError(
-                "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
-            ) from None
-        raise UsageError(
-            f"the package matplotlib cannot be imported: {type(error).__name__}: {error}",
-            "look at MPLBACKEND and matplotlibrc, or pip install --force-reinstall matplotlib",
-        ) from error
+    check_can_draw()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     file = io.BytesIO()
     style: Any = dict(_STYLE)
     with rc_context(style), warnings.catch_warnings():
@@ -77,3 +69,18 @@ def drawn(kind: str, size: tuple[float, float], draw: Callable[["Figure"], None]
         dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
         figure.savefig(file, format=kind, metadata=dates.get(kind))
     return file.getvalue()
+
+
+def check_can_draw() -> None:
+    """Raise UsageError if matplotlib is missing or broken."""
+    try:
+        from matplotlib import figure  # noqa: F401
+    except Exception as error:  # it reads the user's settings, and loads compiled code
+        if isinstance(error, ModuleNotFoundError) and error.name == "matplotlib":
+            raise UsageError(
+                "the package matplotlib is not installed", "pip install 'flmgrow[plot]'"
+            ) from None
+        raise UsageError(
+            f"the package matplotlib cannot be imported: {type(error).__name__}: {error}",
+            "look at MPLBACKEND and matplotlibrc, or pip install --force-reinstall matplotlib",
+        ) from error

@@ -22,6 +22,7 @@ from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import StartFile
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
+from flmgrow.storage.outputs import check_results_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.storage.validation import problems
@@ -86,6 +87,7 @@ def checked(folder: RunFolder, schedule: Path) -> StageFiles:
             would become another, or if a stage begins with what grew from another checkpoint than
             the one before it saved; the message names what differs.
     """
+    check_results_folder(folder.path)
     contents = {planned: _contents(planned) for planned in folder.stages}
     _check_folders(folder)
     for planned, files in contents.items():

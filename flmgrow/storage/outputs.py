@@ -7,7 +7,7 @@ Who writes a checkpoint says what goes into it; how it becomes whole is the busi
 from collections.abc import Mapping
 from pathlib import Path
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.storage import hidden, remote_output
 from flmgrow.storage.marker import is_marked
 from flmgrow.storage.output import OutputFolder
@@ -34,6 +34,22 @@ def begin_output(
     if is_remote(path):
         return RemoteOutput(path, plan, restart=restart, world=world)
     return OutputFolder(path, plan, restart=restart, double_check=double_check, world=world)
+
+
+def check_results_folder(path: Path) -> None:
+    """Raise UsageError unless ``path`` is, or may become, a folder of this machine.
+
+    For what is written as it comes, and read again: runs, searches and evaluations.
+    """
+    if is_remote(path):
+        raise UsageError(
+            "is in an object store",
+            "name a folder of this machine, and copy it when all is done",
+            where=named_output(path),
+            wanted="a folder of this machine",
+        )
+    if path.exists() and not path.is_dir():
+        raise UsageError("is no folder", "name one, or one that is not there yet", where=path)
 
 
 def named_output(path: Path) -> Path:

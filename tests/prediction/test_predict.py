@@ -307,6 +307,21 @@ def test_what_cannot_be_foretold_is_refused(
         assert told in capsys.readouterr().err.splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "hint"), [("utf-16", "it looks like UTF-16"), ("latin-1", None)]
+)
+def test_a_table_in_another_encoding_is_told_of(
+    encoding: str, hint: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A spreadsheet's way of writing text; no position in a codec is shown."""
+    table = tmp_path / "odd.csv"
+    table.write_bytes("parameters,loss,größe\n1e6,2,3\n".encode(encoding))
+    assert command(table) == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("odd.csv: is no UTF-8")
+    assert [line.startswith(f"hint: {hint}") for line in lines[1:]] == ([True] if hint else [])
+
+
 def test_runs_of_other_data_are_found_behind_a_table(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("parameters,tokens,loss\n1e6,768,3\n")

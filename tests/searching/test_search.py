@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from stage_runs import environment, make_data
 import flmgrow
 from flmgrow.cli.app import run
 from flmgrow.errors import UsageError
-from flmgrow.searching.report import Report, moves, report_of, sections_of
+from flmgrow.searching.report import Report, best_at, moves, report_of, sections_of
 from flmgrow.searching.request import GridPoint, Search, SearchFile, Trial, at_width, read_search
 from flmgrow.searching.trials import SearchFolder, TrialOutcome
+from flmgrow.searching.wording import markdown
 from flmgrow.stages import pool
 from flmgrow.stages.pool import cores_of, share
 from flmgrow.stages.trial_folder import TrialFolder, TrialState
@@ -177,7 +179,7 @@ def test_the_best_point_and_what_is_as_good() -> None:
     (best,) = report.best
     assert best.result.point.settings == {PEAK: 3.0, STD: 0.2}
     assert best.result.loss == pytest.approx(2.0005)
-    # Two standard errors over the two seeds are 0.001: no other value is within.
+    # Two standard errors of a difference over two seeds are 0.0014: no other value is within.
     assert best.intervals == {PEAK: [3.0], STD: [0.2]}
     assert report.axes == [PEAK, STD]
     assert report.count(TrialState.DIVERGED) == 1
@@ -185,6 +187,77 @@ def test_the_best_point_and_what_is_as_good() -> None:
     assert sections_of(best.result.point.settings) == {
         "learning_rate": {"peak": 3.0}, "training": {"init_std": 0.2}
     }  # fmt: skip
+
+
+def test_noise_is_that_of_all_points() -> None:
+    """The best point's own seeds agree by chance; those of all points together tell better."""
+    spreads = {1.0: 0.02, 2.0: 0.0, 3.0: 0.02, 4.0: 0.02}
+    means = {1.0: 2.3, 2.0: 2.0, 3.0: 2.01, 4.0: 2.2}
+    losses = {(peak, 0.1): [means[peak] - spreads[peak], means[peak] + spreads[peak]]
+              for peak in means}  # fmt: skip
+    (best,) = report_of(*outcomes(losses)).best
+    assert best.result.error == 0.0
+    pooled = 3 * 2 * 0.02**2 / 4  # three points with a variance of 2 * 0.02^2 on one degree each
+    assert best.noise == pytest.approx(2 * (2 * pooled / 2) ** 0.5)
+    assert best.intervals[PEAK] == [2.0, 3.0]
+    # Where all seeds agree, nothing else is as good.
+    (exact,) = report_of(*outcomes({key: [sum(own) / 2] * 2 for key, own in losses.items()})).best
+    assert exact.intervals[PEAK] == [2.0]
+
+
+@pytest.mark.parametrize(("best", "told"), [(1.0, "smallest"), (2.0, None), (3.0, "largest")])
+def test_a_best_value_at_the_end_of_its_axis_is_told(best: float, told: str | None) -> None:
+    losses = {(peak, 0.1): [2.0 + abs(peak - best)] for peak in (1.0, 2.0, 3.0)}
+    report = report_of(*outcomes(losses))
+    assert report.best[0].edges == ({PEAK: told} if told else {})
+    words = f"the best learning_rate.peak is the {told} that was tried: widen the grid there"
+    assert (words in markdown(report)) == (told is not None)
+
+
+def test_what_was_stopped_early_is_compared_with_nothing() -> None:
+    """Its loss is of another step: not along an axis, not in the picture, not in the table."""
+    losses = {(1.0, 0.1): [2.0], (2.0, 0.1): [2.1], (3.0, 0.1): [1.9], (1.0, 0.2): [1.0]}
+    search, found = outcomes(losses)
+    stopped = [
+        replace(each, state=TrialState.STOPPED, steps=3) if each.loss < 2 else each
+        for each in found
+    ]
+    report = report_of(search, stopped)
+    assert [each.loss for each in report.results] == [2.0, 2.1, 1.0, 1.9]
+    assert report.best[0].result.point.settings == {PEAK: 1.0, STD: 0.1}
+    assert best_at(report.results, PEAK, 3.0) == inf
+    assert best_at(report.results, PEAK, 1.0) == 2.0
+    assert report.axes == [PEAK, STD]  # along the other one nothing is left to compare
+
+
+def test_what_cannot_be_drawn_is_told_before_anything_is_trained(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="the package matplotlib"):
+        flmgrow.search(write_search(tmp_path, data, GRID), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("points.csv", "points.csv: is no folder"),
+        ("s3://bucket/runs", "runs: is in an object store"),
+    ],
+)
+def test_results_need_a_folder_of_this_machine(
+    out: str, told: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("points.csv").touch()
+    file = write_search(tmp_path, data, GRID)
+    schedule = str(ROOT / "configs" / "flm-101b.yaml")
+    for words in (("search", str(file)), ("run", schedule), ("run", schedule, "--dry-run")):
+        assert run([*words, "--out", out]) == UsageError.exit_code
+        assert told in capsys.readouterr().err.splitlines()[0]
+    assert not Path("s3:").exists()
 
 
 def test_one_seed_is_as_good_within_half_a_per_cent() -> None:
