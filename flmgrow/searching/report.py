@@ -141,6 +141,11 @@ def report_of(search: Search, outcomes: Sequence[TrialOutcome]) -> Report:
     return Report(search.file.grid, results, best, halved)
 
 
+def _rank(each: PointResult) -> tuple[bool, int, float, str]:
+    """Order points: what came to its end first, of that and of the rest the better first."""
+    return (each.state is not TrialState.DONE, -each.steps, each.loss, each.point.text)
+
+
 def _result(point: GridPoint, outcomes: Sequence[TrialOutcome]) -> PointResult:
     states = {each.state for each in outcomes}
     state = next(

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 PEAK = "learning_rate.peak"
+STD = "training.init_std"
 STEPS = 8
 
 

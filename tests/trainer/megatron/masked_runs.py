@@ -62,10 +62,21 @@ def first_part_on_every_rank() -> AbstractContextManager[Any]:
     return mock.patch.object(masks.LiveMask, "part", lambda mask, _, parts: honest(mask, 0, parts))
 
 
+def multiplier_left_out() -> AbstractContextManager[Any]:
+    """Branches of fresh layers with their mask, but without the multiplier of all branches."""
+    honest = spec.scaled_branch
+
+    def scaled(multiplier: float, mask: Any) -> Any:
+        return honest(multiplier if mask is None else 1.0, mask)
+
+    return mock.patch.object(spec, "scaled_branch", scaled)
+
+
 FAULTS: Mapping[str, Fault] = {
     "none": nullcontext,
     "plain norms": plain_norms,
     "first part on every rank": first_part_on_every_rank,
+    "multiplier of masked branches left out": multiplier_left_out,
     "layers counted from the stage": lambda: mock.patch.object(
         spec, "get_transformer_layer_offset", return_value=0
     ),

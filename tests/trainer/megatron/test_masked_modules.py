@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.model.config import ModelConfig
+from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits as reference_logits
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.target import Target
@@ -52,12 +52,16 @@ VALUES: dict[str, dict[str, float]] = {
 VOCAB = 64
 # A size that no tensor parallelism pads: the loss looks at padded rows too.
 MODELS = {name: replace(CONFIGS[name], vocab=VOCAB) for name in ("flm", "llama", "qk", "gpt")}
+MODELS["granite"] = replace(  # every branch has a multiplier beside its mask
+    MODELS["llama"], multipliers=Multipliers(embedding=2.5, output=1.7, attention=0.2, residual=0.4)
+)
 TABLES = ("embedding", "position_embedding", "head")
 GROWN: Mapping[str, Target] = {
     "flm": Target(layers=8, hidden=16, ffn=28, heads=8),
     "llama": Target(layers=8, hidden=16, ffn=28, heads=24, kv_groups=8),
     "qk": Target(layers=6, hidden=18, ffn=24, heads=6, kv_groups=6),
     "gpt": Target(layers=6, hidden=16, ffn=28, heads=6),
+    "granite": Target(layers=8, hidden=16, ffn=28, heads=24, kv_groups=8),
 }
 
 
@@ -208,6 +212,9 @@ LAID_OUT = {
 }
 FAULTS = {
     "plain norms": Job("flm", ALONE, "float32", ("0.37",), 3, "plain norms"),
+    "multiplier of masked branches left out": Job(
+        "granite", ALONE, "float32", ("0.37",), 3, "multiplier of masked branches left out"
+    ),
     "xpos left out": Job("flm", ALONE, "float32", ("0.37",), 3, "xpos left out"),
     "first part on every rank": Job(
         "flm", LAYOUTS["tp2"], "float32", ("0.37",), 3, "first part on every rank"
@@ -219,6 +226,7 @@ FAULTS = {
         "flm", LAYOUTS["sp"], "float32", ("0.37",), 3, "gradients of norms not summed"
     ),
 }
+STEPS["granite", "alone"] = Job("granite", ALONE, "float32", TOGETHER, steps=3)
 JOBS = tuple(job for jobs in (EXACTLY, HALF, STEPS, LAID_OUT, FAULTS) for job in jobs.values())
 
 
