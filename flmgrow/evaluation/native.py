@@ -194,12 +194,24 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 contexts = [requests[number].args[0] for number in numbers]
                 settings = normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED)
                 own = [draws[number] for number in numbers]
+                self._check_room(settings["max_gen_toks"], [requests[n] for n in numbers])
                 for place, text in self._texts(contexts, settings, own):
                     request = requests[numbers[place]]
                     self.cache_hook.add_partial(GENERATE, request.args, text)
                     texts[numbers[place]] = text
                     bar.update()
         return [texts[number] for number in range(len(requests))]
+
+    def _check_room(self, longest: int, requests: Sequence[Instance]) -> None:
+        """Raise UsageError, naming the tasks that ask, where no token of a prompt would be left."""
+        if self.max_length > longest:
+            return
+        names = dict.fromkeys(str(each.task_name) for each in requests if each.task_name)
+        raise UsageError(
+            f"asks for up to {longest} new tokens, the model reads {self.max_length}",
+            "leave the task out, or evaluate a model with a longer context",
+            where=f"task {', '.join(names)}" if names else (),
+        )
 
     def _texts(
         self, contexts: Sequence[str], settings: dict[str, Any], draws: Sequence[int]
@@ -208,10 +220,6 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
         until = [str(stop) for stop in settings.pop("until") if stop]
         longest: int = settings.pop("max_gen_toks")
         room = self.max_length - longest
-        if room < 1:
-            raise UsageError(
-                f"{longest} new tokens: the model reads {self.max_length}", "ask for fewer"
-            )
         prompts = [self._prompt(context)[-room:] for context in contexts]
         for prompt in prompts:
             check_ids(prompt, self.model.config)

@@ -14,6 +14,7 @@ import xxhash
 from flmgrow.errors import UsageError
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text
+from flmgrow.trainer.data.sources import is_lines
 
 BITS_PER_BYTE = "bits-per-byte"
 
@@ -108,8 +109,15 @@ class EvaluationRequest:
 
 
 def _data_name(data: Path) -> str:
-    """Return what the data of a request is known by: a file by its sum, a folder by its place."""
-    return f"xxh3_128:{_digest(data)}" if data.is_file() else str(data.resolve())
+    """Return what the data of a request is known by: the sum of a file, or of all that a folder
+    has of files that a task may read, and their names.
+    """
+    if data.is_file():
+        return f"xxh3_128:{_digest(data)}"
+    digest = xxhash.xxh3_128()
+    for file in sorted(each for each in data.rglob("*") if is_lines(each) and each.is_file()):
+        digest.update(f"{file.relative_to(data)} {_digest(file)}\n".encode())
+    return f"xxh3_128:{digest.hexdigest()}"
 
 
 def _digest(path: Path) -> str:

@@ -51,8 +51,9 @@ class Facts:
 class EvaluationResult:
     """The scores of a checkpoint, or of a file with scores, under the name of a table's column.
 
-    ``shots`` are the examples before each question, by task; ``groups`` the names in each group.
-    ``facts`` are None where a file says nothing of the checkpoint.
+    ``shots`` are the examples before each question, by task; ``groups`` the names in each group;
+    ``chances`` which share a guesser gets right, of the tasks that say it. ``facts`` are None where
+    a file says nothing of the checkpoint.
     """
 
     name: str
@@ -60,6 +61,7 @@ class EvaluationResult:
     shots: Mapping[str, int] = field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     facts: Facts | None = None
+    chances: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """Return it as plain data."""
@@ -183,7 +185,15 @@ def read_result(file: Path, name: str | None = None) -> EvaluationResult:
         {task: shots for task, shots in content.get("n-shot", {}).items() if shots is not None},
         content.get("group_subtasks", {}),
         facts,
+        dict(_chances(content)),
     )
+
+
+def _chances(content: Json) -> Iterator[tuple[str, float]]:
+    for task, config in content.get("configs", {}).items():
+        chance = (config.get("metadata") or {}).get("chance")
+        if isinstance(chance, float | int):
+            yield task, float(chance)
 
 
 def _facts(own: Json, file: Path) -> Facts:

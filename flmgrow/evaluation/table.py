@@ -1,6 +1,7 @@
 """Scores side by side: a row for each metric of a task, a column for each checkpoint.
 
-The table is Markdown that reads as well on a terminal.
+The table is Markdown that reads as well on a terminal. Where tasks say what a guesser gets right, a
+column does: a small model's score means little without it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,13 @@ TableRow = tuple[str, str, str, tuple[str, ...]]
 def table(results: Sequence[EvaluationResult], beside: Sequence[EvaluationResult] = ()) -> str:
     """Return the scores of ``results`` as lines of Markdown; of ``beside``, what they have, too."""
     columns = [*results, *beside]
-    head = ("task", "metric", "shots", *(each.name for each in columns))
-    rows = [head, *([task, metric, shots, *cells] for task, metric, shots, cells in
-                    (*_facts(columns), *_scores(results, columns)))]  # fmt: skip
+    chances = {task: chance for each in columns for task, chance in each.chances.items()}
+    guessed = ["chance"] if chances else []
+    head = ("task", "metric", "shots", *guessed, *(each.name for each in columns))
+    rows = [head]
+    for task, metric, shots, cells in (*_facts(columns), *_scores(results, columns)):
+        chance = f"{chances[task]:.2f}" if task in chances else ""
+        rows.append((task, metric, shots, *([chance] if guessed else []), *cells))
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     ruler = [("-" * width if place < 2 else "-" * (width - 1) + ":")
              for place, width in enumerate(widths)]  # fmt: skip

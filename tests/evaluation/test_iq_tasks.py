@@ -52,6 +52,7 @@ def test_who_solves_them_scores_one(name: str) -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_who_guesses_scores_chance(name: str) -> None:
     guess, chance = guesser(0)[name]
+    assert GENERATORS[name].chance == pytest.approx(chance)
     results = evaluated(guess, f"iq_{name}", seed=1, limit=300 if chance else 20)
     count = results["n-samples"][f"iq_{name}"]["effective"]
     tolerance = 4 * (chance * (1 - chance) / count) ** 0.5

@@ -138,10 +138,14 @@ def test_what_generation_cannot_do_is_refused(tmp_path: Path) -> None:
     model = native(make_named(tmp_path / "hf"))
     for settings, says in (
         ({"num_beams": 4, "max_gen_toks": 4}, "num_beams 4: not known here"),
-        ({"max_gen_toks": 64}, "64 new tokens: the model reads 64"),
+        ({"max_gen_toks": 64}, "asks for up to 64 new tokens, the model reads 64"),
     ):
         with pytest.raises(UsageError, match=says):
             model.generate_until(asked("generate_until", [("the", settings)]), disable_tqdm=True)
+    (request,) = asked("generate_until", [("the", {"max_gen_toks": 64})])
+    request.task_name = "iq_rules"
+    with pytest.raises(UsageError, match="task iq_rules: asks for up to 64 new tokens"):
+        model.generate_until([request], disable_tqdm=True)
 
 
 def test_texts_are_drawn_alike_whatever_else_is_asked(tmp_path: Path) -> None:

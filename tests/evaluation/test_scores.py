@@ -1,6 +1,8 @@
 """Scores of texts and tables of scores: small mathematics, and what a table shows."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,14 @@ def test_tasks_are_asked_for_by_name_and_file(tmp_path: Path) -> None:
     said = EvaluationRequest(found).to_json()
     text.write_text("y")
     assert EvaluationRequest(found).to_json() != said
+    data = tmp_path / "data" / "arc"
+    data.mkdir(parents=True)
+    (data / "test.jsonl").write_text("{}")
+    said = EvaluationRequest(found, data.parent).to_json()
+    moved = shutil.copytree(data.parent, tmp_path / "elsewhere")
+    assert EvaluationRequest(found, moved).to_json() == said
+    (data / "test.jsonl").write_text("[]")
+    assert EvaluationRequest(found, data.parent).to_json() != said
     for words in (["iq,iq"], ["bits-per-byte"], [","], ["bits-per-byte:nowhere.txt"]):
         with pytest.raises(UsageError):
             asked_in(words)
@@ -86,6 +96,23 @@ def test_a_table_has_a_column_for_each_checkpoint() -> None:
         ["arc", "acc_norm", "3", "0.5000", "-", "-"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_what_a_guesser_gets_right_stands_beside_the_scores() -> None:
+    """Of the tasks that say it; without any, there is no such column."""
+    told = replace(
+        scored(
+            "small", EvaluationScore("symbolic", "acc", 0.5), EvaluationScore("arc", "acc", 0.25)
+        ),
+        chances={"symbolic": 0.513},
+    )
+    lines = table([told, scored("large", EvaluationScore("symbolic", "acc", 0.75))]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["task", "metric", "shots", "chance", "small", "large"]
+    assert cells[2:] == [
+        ["symbolic", "acc", "3", "0.51", "0.5000", "0.7500"],
+        ["arc", "acc", "3", "", "0.2500", "-"],
+    ]
 
 
 def test_tasks_of_a_large_group_are_left_out() -> None:

@@ -36,7 +36,7 @@ def test_who_knows_the_truth_scores_one(tmp_path: Path) -> None:
     assert results["results"]["teacher"]["acc,none"] == 1
     assert results["n-samples"]["teacher"]["effective"] == 60
     metadata = results["configs"]["teacher"]["metadata"]
-    assert metadata["majority"] == pytest.approx(2 / 3)
+    assert metadata["chance"] == pytest.approx(2 / 3)
     assert metadata["digest"].startswith("sha256:")
     asked = [sample["arguments"] for sample in results["samples"]["teacher"]]
     assert [*map(tuple, asked[0])] == [("0 + 1 = 1", EMOJIS[False]), ("0 + 1 = 1", EMOJIS[True])]

@@ -75,6 +75,11 @@ class Sources:
         return found
 
 
+def is_lines(file: Path) -> bool:
+    """Whether the name of a file is that of JSON lines, and not hidden."""
+    return TextSource(file, "").kind in LINES and not file.name.startswith(".")
+
+
 def find_sources(paths: Sequence[Path]) -> Sources:
     """Return the files of ``paths`` in order; of a folder, all below it by name.
 

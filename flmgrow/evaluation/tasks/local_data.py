@@ -15,7 +15,7 @@ from typing import Any
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
 from flmgrow.trainer.data.documents import Document, SourceReading, read_documents
-from flmgrow.trainer.data.sources import LINES, TextSource, find_sources
+from flmgrow.trainer.data.sources import find_sources, is_lines
 
 Config = dict[str, Any]
 """A task's configuration, as its YAML file has it."""
@@ -139,4 +139,4 @@ def places(config: Config, data: Path) -> list[Path]:
 
 
 def _held(file: Path) -> bool:
-    return file.is_file() and TextSource(file, "").kind in LINES and not file.name.startswith(".")
+    return file.is_file() and is_lines(file)

@@ -42,6 +42,7 @@ from flmgrow.trainer.megatron import (  # noqa: E402
 )
 from flmgrow.trainer.megatron import layer_spec as spec  # noqa: E402
 from flmgrow.trainer.megatron import live_masks as masks  # noqa: E402
+from flmgrow.trainer.megatron.masked_modules import scaled_branch  # noqa: E402
 
 Fault = Callable[[], AbstractContextManager[Any]]
 
@@ -64,10 +65,9 @@ def first_part_on_every_rank() -> AbstractContextManager[Any]:
 
 def multiplier_left_out() -> AbstractContextManager[Any]:
     """Branches of fresh layers with their mask, but without the multiplier of all branches."""
-    honest = spec.scaled_branch
 
     def scaled(multiplier: float, mask: Any) -> Any:
-        return honest(multiplier if mask is None else 1.0, mask)
+        return scaled_branch(multiplier if mask is None else 1.0, mask)
 
     return mock.patch.object(spec, "scaled_branch", scaled)
 

@@ -14,9 +14,9 @@ _ALL = (
     Generator("replace_word", 1, rules.replace_word),
     Generator("head_tail", 1, patterns.head_tail),
     Generator("full_repeating", 1, patterns.full_repeating),
-    Generator("head_slicing", 1, patterns.head_slicing),
-    Generator("multi_key", 1, interference.multi_key),
-    Generator("one_fact", 1, interference.one_fact),
-    Generator("two_facts", 1, interference.two_facts),
+    Generator("head_slicing", 1, patterns.head_slicing, 1 / 3),
+    Generator("multi_key", 1, interference.multi_key, (1 + 1 / 2 + 1 / 3) / 3),
+    Generator("one_fact", 1, interference.one_fact, 1 / 6),
+    Generator("two_facts", 1, interference.two_facts, 1 / 6),
 )
 GENERATORS = {generator.name: generator for generator in _ALL}

@@ -52,11 +52,15 @@ class Series(Draws):
 
 @dataclass(frozen=True)
 class Generator:
-    """``draw`` yields an item, and then examples for it without end."""
+    """``draw`` yields an item, and then examples for it without end.
+
+    ``chance`` is how often who knows what answers look like, and no more, is right.
+    """
 
     name: str
     version: int
     draw: Callable[[Series], Iterator[Item]]
+    chance: float = 0.0
 
 
 @dataclass(frozen=True)

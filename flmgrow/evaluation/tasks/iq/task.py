@@ -21,4 +21,4 @@ class GeneratedTask(RecordedTask):
         examples = EXAMPLES if self.config.num_fewshot else 0
         made = make(generator, self.seed, options["items"], examples)
         splits = {name: Dataset.from_list(rows) for name, rows in documents(made).items()}
-        return Splits(DatasetDict(splits), SHOWN, generator.version)
+        return Splits(DatasetDict(splits), SHOWN, generator.version, {"chance": generator.chance})

@@ -39,7 +39,7 @@ class SymbolicTask(RecordedTask):
         except FlmgrowError as error:
             raise error.at(self.config.task) from None
         counts = Counter(named[tested][SYMBOL])
-        told = {"classes": len(counts), "majority": max(counts.values()) / counts.total()}
+        told = {"classes": len(counts), "chance": max(counts.values()) / counts.total()}
         return Splits(DatasetDict(named), TRAINING, VERSION, told)
 
 

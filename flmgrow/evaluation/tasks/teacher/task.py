@@ -39,6 +39,6 @@ class TeacherTask(RecordedTask):
             for n, one in enumerate(propositions)
         ]
         true = sum(one.label for one in propositions)
-        told = {"majority": max(true, len(rows) - true) / len(rows)}
+        told = {"chance": max(true, len(rows) - true) / len(rows)}
         splits = DatasetDict({self.config.validation_split: Dataset.from_list(rows)})
         return Splits(splits, None, VERSION, told)
