@@ -30,6 +30,7 @@ from flmgrow.studying.study import (
     carry_out,
     commands_of,
     measured,
+    search_commands,
     with_known_rates,
 )
 from flmgrow.studying.study import read as read_planned
@@ -145,14 +146,18 @@ def study_commands(
 ) -> list[str]:
     """Write a study's files, and return the commands of what is not done, for a scheduler.
 
-    Where learning rates are searched, that must have been done: these commands come after them.
+    Where learning rates are searched, and that is not done, they are the commands of the searches:
+    those of the legs depend on what is found.
 
     Raises:
         FlmgrowError: As :func:`study` does.
     """
     folder = StudyFolder(Path(out))
     with folder.held():
-        planned = with_known_rates(read_planned(Path(study), scale), folder)
+        provisional = read_planned(Path(study), scale)
+        if searches := search_commands(provisional, folder):
+            return searches
+        planned = with_known_rates(provisional, folder)
         folder.prepare(planned.legs, planned.path)
         return list(commands_of(planned, folder, launcher, gpus_per_node))
 

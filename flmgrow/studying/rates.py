@@ -15,6 +15,7 @@ from flmgrow.searching.running import run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.writing import write_report
 from flmgrow.stages.pool import Pool
+from flmgrow.stages.trial_folder import TrialState
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
 from flmgrow.storage.strict_json import Json
@@ -83,6 +84,20 @@ def search_rates(
             run_search(search, pools(), told)
             found.append(_chosen(study, search))
     return found
+
+
+def open_searches(study: StudyFile, path: Path, folder: StudyFolder) -> list[SearchFolder]:
+    """Return the searches that have not come to their end; none if rates are given.
+
+    Raises:
+        UsageError: For what no stage can be.
+        StorageError: The file system failed.
+    """
+    return [
+        search
+        for search in searches(study, path, folder).values()
+        if any(each.state is TrialState.OPEN for each in search.outcomes())
+    ]
 
 
 def known_rates(study: StudyFile, path: Path, folder: StudyFolder) -> list[ChosenRate]:

@@ -18,7 +18,15 @@ from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Legs, legs_of
 from flmgrow.studying.measuring import arm_of, outcome_of
 from flmgrow.studying.outcomes import MeasuredStudy
-from flmgrow.studying.rates import ChosenRate, known_rates, provisional, search_cost, search_rates
+from flmgrow.studying.rates import (
+    SEARCH,
+    ChosenRate,
+    known_rates,
+    open_searches,
+    provisional,
+    search_cost,
+    search_rates,
+)
 from flmgrow.studying.request import StudyFile, read_study
 from flmgrow.studying.running import Told, run_legs
 
@@ -134,6 +142,14 @@ def hours_of(study: Study, accelerator: str, utilisation: float | None) -> Hours
 
     arms = {arm.name: hours(arm.stages) for arm in study.arms}
     return Hours(arms, [hours([leg.planned]) for leg in study.legs.every])
+
+
+def search_commands(study: Study, folder: StudyFolder) -> list[str]:
+    """Return the commands of the searches for learning rates that are not done, if any."""
+    return [
+        shlex.join(("flmgrow", "search", str(each.path / SEARCH), "--out", str(each.path)))
+        for each in open_searches(study.file, study.path, folder)
+    ]
 
 
 def commands_of(

@@ -133,6 +133,9 @@ def test_rates_are_searched_for_each_size_first(data: Path, tmp_path: Path) -> N
     content["rates"] = {"grid": [1e-3, 8e-3], "tokens": 1536}
     content["arms"] = {MASK: content["arms"][MASK], SCRATCH: content["arms"][SCRATCH]}
     file, out = write_study(tmp_path, content), tmp_path / "out"
+    assert [line.split()[:2] for line in study(file, out, "--print-commands").splitlines()] == [
+        ["flmgrow", "search"], ["flmgrow", "search"],
+    ]  # fmt: skip
     study(file, out, "--parallel", "2")
     assert sorted(each.name for each in (out / "rates").iterdir()) == ["large", "small"]
     stage = yaml.safe_load(next((out / "legs").glob("*/stage.yaml")).read_text())
