@@ -1,7 +1,7 @@
 """A study from its file to what it measured."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from flmgrow.studying.rates import (
 )
 from flmgrow.studying.request import StudyFile, read_study
 from flmgrow.studying.running import Told, run_legs
+from flmgrow.text import COMMAND_LINE
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +148,13 @@ def hours_of(study: Study, accelerator: str, utilisation: float | None) -> Hours
 def search_commands(study: Study, folder: StudyFolder) -> list[str]:
     """Return the commands of the searches for learning rates that are not done, if any."""
     return [
-        shlex.join(("flmgrow", "search", str(each.path / SEARCH), "--out", str(each.path)))
+        shlex.join(("flmgrow", "search", str(each.path / SEARCH), *_out(each.path)))
         for each in open_searches(study.file, study.path, folder)
     ]
+
+
+def _out(path: Path) -> Iterable[str]:
+    return COMMAND_LINE.arguments("out", str(path))
 
 
 def commands_of(
