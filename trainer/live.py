@@ -7,13 +7,14 @@ trainer's to know. This is what it hands on, and what it takes back.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from flmgrow.formats.companions import Companions
 from flmgrow.formats.history.parts import Member
-from flmgrow.formats.history.training_state import Carried
+from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask
-from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.model.tensors import parameter_count
+from flmgrow.trainer.checkpoint.loading import Begin, TriedBatch
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.file import StageFile
@@ -24,7 +25,7 @@ class LiveModel:
     """What ``run`` holds at an iteration, on this rank.
 
     ``masks`` are those that are not open yet. ``family`` is its ancestry, itself last;
-    ``companions`` say how it is spoken to.
+    ``companions`` say how it is spoken to. ``tried`` is a batch with its loss, if there is one.
     """
 
     run: RunConfig
@@ -35,6 +36,36 @@ class LiveModel:
     carried: Carried
     family: tuple[Member, ...]
     companions: Companions
+    tried: TriedBatch | None = None
+
+    @classmethod
+    def of(
+        cls,
+        run: RunConfig,
+        parameters: Sequence[Parameter],
+        optimizer: OptimizerView,
+        state: TrainingState,
+        companions: Companions,
+        tried: TriedBatch | None,
+    ) -> Self:
+        """Return what a run holds at ``state``, which is what a checkpoint would remember."""
+        itself = Member(
+            name=state.stage,
+            parameters=parameter_count(run.config),
+            iteration=state.iteration,
+            tokens=state.carried.tokens,
+        )
+        return cls(
+            run,
+            parameters,
+            optimizer,
+            state.iteration,
+            state.masks,
+            state.carried,
+            (*state.family, itself),
+            companions,
+            tried,
+        )
 
 
 class Growing(Protocol):

@@ -7,18 +7,21 @@ are a function of their number, masks of their value, and everything else lies i
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 
 from flmgrow.errors import DivergenceError, GrowthDivergedError
-from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask, ramped
-from flmgrow.model.tensors import parameter_count
 from flmgrow.trainer.checkpoint.companions import companions_of_run
-from flmgrow.trainer.checkpoint.loading import load, restore_random_states
+from flmgrow.trainer.checkpoint.loading import (
+    GrownInMemory,
+    TriedBatch,
+    load,
+    restore_random_states,
+)
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
@@ -28,7 +31,7 @@ from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.updates import Updates, update_ratios
-from flmgrow.trainer.metrics.guard import LossGuard
+from flmgrow.trainer.metrics.guard import LossGuard, check_growth
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
@@ -41,10 +44,11 @@ from flmgrow.trainer.run_config import (
     record_changes,
 )
 from flmgrow.trainer.stage.changes import Change, settings_of
-from flmgrow.trainer.steps import losses_of, run_batch
+from flmgrow.trainer.steps import loss_of, losses_of, run_batch
 from flmgrow.trainer.telling import (
     flops_per_step,
     growth_record,
+    growth_text,
     notes,
     reads,
     step_record,
@@ -160,8 +164,8 @@ class TrainingRun:
             told.append(f"{self._chance}: sources of chance begin anew")
         for note in told:
             reporter.note("note: " + note)
-        if (grown := growth_record(run)) is not None:
-            self._failure.attempt(partial(reporter.growth, grown), None)
+        if run.begin.grown is not None:
+            self._tell_growth(reporter, run.begin.grown)
         for line in reads(run, self._data, self._course):
             reporter.note(line)
 
@@ -169,6 +173,21 @@ class TrainingRun:
         with reporter.pace.timed(VALIDATION):
             found = self._validate()
         self._failure.attempt(partial(reporter.validation, found), None)
+
+    def _tell_growth(self, reporter: Reporter, grown: GrownInMemory) -> None:
+        """Tell how the model has grown.
+
+        Raises:
+            GrowthDivergedError: It computes something else, and should not.
+        """
+        tried = grown.tried
+        loss = None if tried is None else loss_of(self._components.models, tried.micro_batches)
+        record = growth_record(self._run, grown, loss)
+        self._failure.attempt(partial(reporter.growth, record), None)
+        reporter.note(f"note: {growth_text(record)}")
+        if tried is not None and loss is not None and self._run.is_function_kept:
+            dtypes = (self._run.stage.training.precision, grown.precision)
+            self._guarded(lambda: check_growth(self._iteration, tried.loss, loss, *dtypes))
 
     def _due(self, every: int | None, ends: bool) -> bool:
         return every is not None and (ends or self._iteration % every == 0)
@@ -240,8 +259,12 @@ class TrainingRun:
         self._progress = self._progress.after_step(self._run.stage)
 
     def _check(self, record: StepRecord) -> None:
+        self._guarded(lambda: self._guard.check(record.step, record.loss, record.grad_norm))
+
+    def _guarded(self, check: Callable[[], None]) -> None:
+        """Let a check that finds the run to have diverged say what to do."""
         try:
-            self._guard.check(record.step, record.loss, record.grad_norm)
+            check()
         except DivergenceError as error:
             if self._has_just_grown:
                 raise GrowthDivergedError(error.what, wanted=error.wanted) from None
@@ -261,24 +284,14 @@ class TrainingRun:
         return stage.guard.watches_growth(self._iteration - begin.stage_begin, shut=shut)
 
     def live(self) -> LiveModel:
-        """Return what the run holds now, for another stage to go on with."""
-        run, state = self._run, self._state()
-        itself = Member(
-            name=state.stage,
-            parameters=parameter_count(run.config),
-            iteration=state.iteration,
-            tokens=state.carried.tokens,
-        )
-        return LiveModel(
-            run,
-            self._components.parameters,
-            self._components.view,
-            state.iteration,
-            state.masks,
-            state.carried,
-            (*state.family, itself),
-            self._saving.companions,
-        )
+        """Return what the run holds now, for another stage to go on with. On all ranks at once."""
+        components, tried = self._components, None
+        if self._iteration > self._run.begin.iteration:
+            loss = loss_of(components.models, self._micro_batches)
+            tried = TriedBatch(self._micro_batches, loss)
+        parameters, view = components.parameters, components.view
+        companions = self._saving.companions
+        return LiveModel.of(self._run, parameters, view, self._state(), companions, tried)
 
     def _state(self) -> TrainingState:
         """Return what a checkpoint remembers of the run as it is now."""

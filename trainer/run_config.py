@@ -24,9 +24,8 @@ from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
-from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of
+from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
 from flmgrow.trainer.stage.keys import in_keys
-from flmgrow.trainer.stage.model import with_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +53,14 @@ class RunConfig:
         """The iteration at which the stage ends, or is left."""
         end = self.begin.iteration + steps_left(self.stage, self.begin.progress)
         return end if self.until is None else min(end, self.until)
+
+    @property
+    def is_function_kept(self) -> bool:
+        """Whether it begins with what has grown in memory, and computes what was there before."""
+        begin = self.begin
+        if begin.grown is None or begin.checkpoint is None:
+            return False
+        return begin.grown.preserves and self.config == begin.checkpoint.config
 
     @property
     def clock(self) -> Clock:
@@ -87,8 +94,7 @@ def make_run_config(
         padded = padded_size(config.vocab, multiple, stage.layout.tp)
     else:
         config, padded = begin.checkpoint.config, begin.checkpoint.padded_vocab
-        if stage.checkpoint.other_positions:
-            config = with_positions(stage.model, config, stage.data.sequence_length)
+        config = positioned(stage, config)
         check_model(stage.model, config, begin.checkpoint.folder)
     if ids > config.vocab:
         raise UsageError(

@@ -15,6 +15,7 @@ from torch import Tensor
 from flmgrow.trainer.data.batches import MicroBatches
 from flmgrow.trainer.data.samples import attention_mask, is_packed
 from flmgrow.trainer.megatron.core import get_forward_backward_func, parallel_state
+from flmgrow.trainer.ranks.agreement import summed
 
 _SIGNALS = ("language", "teacher")
 
@@ -63,6 +64,17 @@ def losses_of(sums: Sequence[float]) -> Losses:
     totals, counts = sums[::2], sums[1::2]
     means = [total / count if count else None for total, count in zip(totals, counts, strict=True)]
     return Losses(sum(totals) / max(1.0, sum(counts)), *means)
+
+
+@torch.no_grad()
+def loss_of(models: Sequence[Any], micro_batches: MicroBatches) -> float:
+    """Return the loss of a batch, of which every replica has its ``micro_batches``.
+
+    On all ranks at once; no gradient is taken.
+    """
+    length = micro_batches[0]["tokens"].shape[1]
+    sums = run_batch(models, micro_batches, sequence_length=length, forward_only=True)
+    return losses_of(summed(sums.tolist())).mean
 
 
 def _on_device(micro_batches: MicroBatches, device: Any) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
+from flmgrow.trainer.checkpoint.loading import GrownInMemory
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
@@ -66,19 +67,34 @@ def step_record(
     )
 
 
-def growth_record(run: RunConfig) -> MemoryGrowthRecord | None:
-    """Return the record of the growth in memory that a run begins with; None if there was none."""
-    begin = run.begin
-    if begin.grown is None:
-        return None
+def growth_record(run: RunConfig, grown: GrownInMemory, loss: float | None) -> MemoryGrowthRecord:
+    """Return the record of the growth in memory that a run begins with.
+
+    ``loss`` is that of the batch that was tried before, if there was one.
+    """
     return MemoryGrowthRecord(
-        step=begin.iteration + 1,
+        step=run.begin.iteration + 1,
         stage=run.stage.name,
-        stage_before=begin.grown.stage,
-        parameters_before=begin.grown.parameters,
+        stage_before=grown.stage,
+        parameters_before=grown.parameters,
         parameters=parameter_count(run.config),
-        methods=begin.grown.methods,
-        seconds=begin.grown.seconds,
+        methods=grown.methods,
+        seconds=grown.seconds,
+        loss_before=None if grown.tried is None else grown.tried.loss,
+        loss_after=loss,
+    )
+
+
+def growth_text(record: MemoryGrowthRecord) -> str:
+    """Return how a model has grown in memory, as a line for people."""
+    tried = ""
+    if record.loss_before is not None and record.loss_after is not None:
+        tried = (
+            f"; the last batch has loss {record.loss_after:.4f}, before {record.loss_before:.4f}"
+        )
+    return (
+        f"grown in memory in {record.seconds:.1f} s: {amount(record.parameters_before)} to "
+        f"{amount(record.parameters)} parameters, {methods_text(record.methods)}{tried}"
     )
 
 
@@ -165,12 +181,6 @@ def notes(run: RunConfig) -> Iterator[str]:
         yield (
             "its growth has diverged and was taken back: the stage goes on with the model of "
             f"{amount(parameter_count(run.config))} parameters that was to grow"
-        )
-    if begin.grown is not None:
-        before, now = begin.grown.parameters, parameter_count(run.config)
-        yield (
-            f"grown in memory in {begin.grown.seconds:.1f} s: {amount(before)} to {amount(now)} "
-            f"parameters, {methods_text(begin.grown.methods)}"
         )
     if checkpoint is not None and not begin.resumed:
         yield from checkpoint.notes

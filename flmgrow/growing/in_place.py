@@ -31,7 +31,7 @@ from flmgrow.trainer.checkpoint.loading import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.ranks.agreement import together
 from flmgrow.trainer.run_config import RunConfig
-from flmgrow.trainer.stage.file import StageFile, layout_of
+from flmgrow.trainer.stage.file import StageFile, layout_of, positioned
 from flmgrow.trainer.stage.keys import in_keys
 from flmgrow.trainer.stage.model import contradictions
 
@@ -83,9 +83,12 @@ class GrowthInPlace:
             family=_family(live, growth),
             grown=GrownInMemory(
                 live.run.stage.name,
+                live.run.stage.training.precision,
                 parameter_count(growth.old),
                 _methods(growth),
                 time.perf_counter() - began,
+                growth.preserves,
+                live.tried,
             ),
             fresh=fresh_in({str(axis): source_runs(each) for axis, each in growth.maps.items()}),
         )
@@ -109,13 +112,14 @@ def _planned(
         vocab = source.config.vocab if wanted.vocab is None else wanted.vocab
         padded = stored_vocab(source, vocab, source.layout.tp, request.padded_vocab_size)
         growth = growth_of(source, wanted, padded, pending)
-    if differing := contradictions(stage.model, growth.new):
+    config = positioned(stage, growth.new)
+    if differing := contradictions(stage.model, config):
         raise UsageError(
             f"model: {'; '.join(differing)}",
             "it is what growth.to makes of the stage before: say in both the same, or leave it out",
         )
     with in_keys("layout"):
-        layout = layout_of(stage, growth.new, padded)
+        layout = layout_of(stage, config, padded)
     _check_layout(request, layout)
     return PlannedGrowth(growth, layout, padded)
 

@@ -1,6 +1,7 @@
 """A growth after which the loss leaves its band is taken back, and the run says so."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from stage_runs import make_data, train, write_stage
 from trained_here import trained
 
 from flmgrow.errors import DivergenceError
+from flmgrow.growing.in_place import GrowthInPlace
+from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.metrics.guard import LossGuard
+from flmgrow.trainer.stage.file import StageFile
 
 BAD = END - 1
 """The step of which the loss is not finite: the second one after the growth."""
@@ -70,6 +75,22 @@ def test_it_goes_on_ungrown_if_it_is_asked_to(data: Path, tmp_path: Path) -> Non
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(f"{END - 1}")
     assert "its growth has diverged and was taken back" in trained(second)
     assert weights(second, END) == done
+
+
+def test_a_growth_that_changes_the_function_is_found_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, second = stages(data, tmp_path, MASK)
+    grow = GrowthInPlace.grow
+
+    def broken(growing: GrowthInPlace, live: LiveModel, stage: StageFile) -> Begin:
+        """Grow, and forget that fresh units are masked."""
+        return replace(grow(growing, live, stage), masks={})
+
+    monkeypatch.setattr(GrowthInPlace, "grow", broken)
+    told = trained(second, DivergenceError.exit_code)
+    assert "step 4: grown, the loss of the same batch is" in told
+    assert "is taken back" in told
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bits_are_those_of_expand(data: Path, tmp_path: Path, name: str) -> None:
     first, second = stages(data, tmp_path / "here", GROWTHS[name])
     trained(second)
+    grown = grown_as(second)
+    assert grown.loss_after == pytest.approx(grown.loss_before, abs=1e-5)
     assert_same(second, between(first, second, tmp_path / "between"))
 
 
@@ -130,13 +132,21 @@ def test_a_run_that_broke_off_takes_the_same_steps(
     assert_same(second, undisturbed)
 
 
+def grown_as(stage: Path) -> MemoryGrowthRecord:
+    """Return what metrics say of a growth."""
+    first, *rest = read_metrics(stage.parent / "metrics.jsonl")
+    assert isinstance(first, MemoryGrowthRecord)
+    assert not any(isinstance(record, MemoryGrowthRecord) for record in rest)
+    return first
+
+
 def test_metrics_say_that_it_grew(undisturbed: Path) -> None:
-    grown, *rest = read_metrics(undisturbed.parent / "metrics.jsonl")
-    assert isinstance(grown, MemoryGrowthRecord)
+    grown = grown_as(undisturbed)
     assert (grown.step, grown.stage, grown.stage_before) == (5, "large", "small")
     assert grown.methods == dict.fromkeys(("depth", "heads", "width"), "mask")
     assert 0 < grown.parameters_before < grown.parameters
-    assert not any(isinstance(record, MemoryGrowthRecord) for record in rest)
+    assert grown.loss_before is not None
+    assert grown.loss_after == pytest.approx(grown.loss_before, abs=1e-5)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -34,6 +34,7 @@ from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import RANDOM, point_to
+from flmgrow.trainer.data.batches import MicroBatches
 from flmgrow.trainer.megatron.core import tensor_parallel
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
 from flmgrow.trainer.stage.changes import goes_back
@@ -42,16 +43,30 @@ from flmgrow.trainer.stage.file import StageFile, read_stage
 from flmgrow.trainer.stage.model import ModelSection, contradictions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class TriedBatch:
+    """A replica's part of a batch, and the loss of all of it, in nats per token."""
+
+    micro_batches: MicroBatches
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
 class GrownInMemory:
     """How a model has grown in memory: out of the stage of this name, which had so many
-    ``parameters``, by the method of each dimension, in ``seconds``.
+    ``parameters`` and was trained in this ``precision``, by the method of each dimension, in
+    ``seconds``.
+
+    ``preserves`` says that the function should be what it was, as far as ``tried`` can tell.
     """
 
     stage: str
+    precision: str
     parameters: int
     methods: Mapping[str, str]
     seconds: float
+    preserves: bool = True
+    tried: TriedBatch | None = None
 
 
 @dataclass(frozen=True, eq=False)

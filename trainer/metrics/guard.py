@@ -25,6 +25,26 @@ from flmgrow.text import Found, Text
 FEWEST = 10
 
 
+SAME = {"float32": 1e-3, "bfloat16": 5e-2}
+"""How far apart the losses of a batch may be, in nats per token, that a model and what grew out of
+it have, by the dtype they compute in: several times what rounding was ever seen to make of it.
+"""
+
+
+def check_growth(step: int, before: float, after: float, *dtypes: str) -> None:
+    """Take the losses of one batch before a growth that changes no function, and after it.
+
+    Raises:
+        DivergenceError: They are not equal in these ``dtypes``; it has no hint.
+    """
+    within = max(SAME[dtype] for dtype in dtypes)
+    if not abs(after - before) <= within:  # which no NaN is
+        raise DivergenceError(
+            Text(f"step {step}: grown, the loss of the same batch is ", Found(f"{after:.6g}")),
+            wanted=f"{before:.6g}, as before, within {within:g}",
+        )
+
+
 class LossGuard:
     """Watches the losses of a run, in nats per token."""
 

@@ -86,7 +86,9 @@ class MemoryGrowthRecord:
     """A growth in memory, right before ``step``, the first of the grown model.
 
     The model of ``stage_before`` grew from ``parameters_before`` to ``parameters``, by the method
-    of each dimension, in ``seconds``.
+    of each dimension, in ``seconds``. The last batch before it had ``loss_before`` with the old
+    model as it was then, and ``loss_after`` with the new one, in nats per token (None where no
+    step was taken before it by the same processes).
     """
 
     step: int
@@ -96,6 +98,8 @@ class MemoryGrowthRecord:
     parameters: int
     methods: Mapping[str, str]
     seconds: Number
+    loss_before: Number | None = None
+    loss_after: Number | None = None
     kind: Literal["growth"] = "growth"
 
     def to_json(self) -> Json:

@@ -22,7 +22,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.text import Found, Setting, Text
-from flmgrow.trainer.stage.model import ModelSection
+from flmgrow.trainer.stage.model import ModelSection, with_positions
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.sections import (
     CheckpointSection,
@@ -119,6 +119,13 @@ class StageFile(Section):
         if self.learning_rate.decay_tokens is None:
             return self.steps
         return max(1, nearest(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
+
+
+def positioned(stage: StageFile, config: ModelConfig) -> ModelConfig:
+    """Return what a stage trains of a model: with other positions, if it says so."""
+    if not stage.checkpoint.other_positions:
+        return config
+    return with_positions(stage.model, config, stage.data.sequence_length)
 
 
 def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:
