@@ -241,7 +241,9 @@ def grow(
         if part.mask is not None:
             steps = part.mask.ramp_steps if target.ramp_steps is None else target.ramp_steps
             masks[dimension] = replace(part.mask, ramp_steps=steps)
-    new = replace(base.with_sizes(sizes), norm_eps=config.norm_eps * eps_factor)
+    layers = maps.get(Axis.LAYER)
+    donors = None if layers is None or layers.donor is None else [int(d) for d in layers.donor]
+    new = replace(base.with_sizes(sizes, donors), norm_eps=config.norm_eps * eps_factor)
     return Growth(
         old=config,
         new=new,

@@ -117,6 +117,34 @@ GROWTHS |= {
         (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "zero"),
         (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
     ),
+    "gpt_neox in parallel": (
+        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--ffn-hidden-size", 60,
+         "--method", "zero"),
+        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
+    ),
+    "stablelm in parallel": (
+        (*UNITS, "--ffn-hidden-size", 60, "--method", "zero"),
+        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
+    ),
+    "llama with yarn": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
+    "qwen3 with yarn": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
+    "mistral in windows": (
+        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
+        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
+    ),
+    "smollm3": (
+        ("--num-layers", 7, "--depth-placement", "interleave", "--hidden-size", 48, "--method",
+         "zero"),
+        (*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),
+    ),
+    "smollm3 untied": (
+        ("--num-layers", 6, "--depth-placement", "0,0,1,2,3,3", *_HEADS, "--method", "zero"),
+    ),
+    "starcoder2": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
+    "starcoder2 in windows": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
+    "phi3 in windows": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
+    "phi3 with short factors": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "zero"),),
+    "phi3 with long factors": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
     "seed_oss": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
     "seed_oss with an output bias": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
 }  # fmt: skip

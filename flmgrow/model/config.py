@@ -6,68 +6,51 @@ what it says. A field that changes the function and is not in here does not exis
 formats must refuse it.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from flmgrow.errors import UsageError
 from flmgrow.model.axes import Axis
 from flmgrow.model.checks import check_finite, check_whole
-from flmgrow.text import Found, Text
+from flmgrow.model.rotary import RotarySettings as RotarySettings
+from flmgrow.model.rotary import without_scaling
 
 Norm = Literal["layernorm", "rmsnorm"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu", "squared_relu"]
 Positions = Literal["learned", "rope", "xpos", "none"]
+Residual = Literal["sequential", "parallel", "parallel_one_norm"]
 
 _WORDS = {
     "norm": get_args(Norm),
     "activation": get_args(Activation),
     "positions": get_args(Positions),
+    "residual": get_args(Residual),
 }
 
 
 @dataclass(frozen=True)
-class RotarySettings:
-    """How rotary positions are computed; nothing here depends on a size that grows.
+class LayerKind:
+    """What the layers of one model may differ in.
 
-    ``base`` is theta; ``percent`` the rotated share of head_dim; ``interleaved`` rotates
-    neighbouring pairs instead of halves; ``scaling_factor`` is Llama-3 frequency scaling;
-    ``interpolation`` divides positions. ``xpos_scale_base`` and ``xpos_centre`` belong to xPos:
-    query and key are scaled by zeta ** (+-(n - centre) / scale_base) with zeta_i = (2i / d + 0.4) /
-    1.4 (Sun et al. 2022, section 3).
-
-    Entries rotate in pairs: where the rotated share comes to an odd number, one entry more rotates,
-    and the exponents of theta stay fractions of that number (megatron-core 0.16's
-    ``RotaryEmbedding``, transformers 5's GPT-NeoX).
+    With a ``window``, a token attends to itself and to the ``window`` - 1 tokens before it.
+    ``rotates``: queries and keys of this layer are rotated, if those of the model are.
     """
 
-    base: float = 10000.0
-    percent: float = 1.0
-    interleaved: bool = False
-    scaling_factor: float | None = None
-    interpolation: float | None = None
-    xpos_scale_base: float = 512.0
-    xpos_centre: int = 0
+    window: int | None = None
+    rotates: bool = True
 
     def __post_init__(self) -> None:
-        check_finite("the base of rotary positions", self.base, above=0)
-        check_finite("the rotated share of a head", self.percent)
-        if not 0 <= self.percent <= 1:
-            raise UsageError(
-                Text("the rotated share of a head is ", Found(f"{self.percent:g}")), wanted="0 to 1"
-            )
-        for name in ("scaling_factor", "interpolation"):
-            if getattr(self, name) is not None:
-                check_finite(f"rotary {name.replace('_', ' ')}", getattr(self, name), above=0)
-        check_finite("xPos's scale base", self.xpos_scale_base, above=0)
-        check_whole("xPos's centre", self.xpos_centre, least=0)
+        if self.window is not None:
+            check_whole("the window of attention", self.window)
 
-    def size(self, head_dim: int) -> int:
-        """Return how many of a head's entries are to rotate; exponents are fractions of it."""
-        return int(head_dim * self.percent)
+    def __str__(self) -> str:
+        """Return it in words."""
+        window = "all before" if self.window is None else f"a window of {self.window}"
+        return window if self.rotates else f"{window} without rotation"
 
-    def pairs(self, head_dim: int) -> int:
-        """Return how many pairs of a head's entries rotate."""
-        return -(-self.size(head_dim) // 2)
+
+USUAL_LAYER = LayerKind()
 
 
 @dataclass(frozen=True)
@@ -104,6 +87,9 @@ class ModelConfig:
     ``max_positions`` is the size of the learned position table, or the trained context otherwise.
     ``linear_bias`` gives biases to the projections of the FFN and, unless ``out_bias`` says
     otherwise, to the one that attention ends with; ``qkv_bias`` to query, key and value.
+    ``residual``: the FFN reads the residual stream behind attention; or, in parallel, in front of
+    it, through a norm of its own or through attention's. ``layer_kinds`` says what layers differ
+    in, one for each layer; none if they do not.
     """
 
     layers: int
@@ -124,7 +110,9 @@ class ModelConfig:
     qk_norm: bool = False
     tied: bool = True
     positions: Positions = "rope"
-    rotary: RotarySettings = RotarySettings()
+    residual: Residual = "sequential"
+    rotary: RotarySettings = field(default_factory=RotarySettings)
+    layer_kinds: tuple[LayerKind, ...] = ()
     multipliers: Multipliers = Multipliers()
 
     def __post_init__(self) -> None:
@@ -136,14 +124,18 @@ class ModelConfig:
                     f"{name} {getattr(self, name)}: unknown", f"one of {', '.join(words)}"
                 )
         check_finite("norm epsilon", self.norm_eps, least=0)
-        pairs = self.rotary.pairs(self.head_dim)
-        if self.positions in ("rope", "xpos") and 2 * pairs > self.head_dim:
-            raise UsageError(
-                f"rotary positions turn pairs: heads of {self.head_dim} entries have no {pairs}",
-                "rotate a smaller share of each head, or give heads an even size",
-            )
-        if self.positions not in ("rope", "xpos"):  # what has no effect must not tell models apart
-            object.__setattr__(self, "rotary", RotarySettings())
+        if len(self.layer_kinds) not in (0, self.layers):
+            raise UsageError(f"{len(self.layer_kinds)} kinds of layers for {self.layers} layers")
+        # What has no effect must not tell models apart.
+        kinds, rotary = self.layer_kinds, without_scaling(self.rotary)
+        if self.positions in ("rope", "xpos"):
+            rotary.check_for(self.head_dim)
+        else:
+            rotary = RotarySettings()
+            kinds = tuple(replace(kind, rotates=True) for kind in kinds)
+        kinds = kinds if any(kind != USUAL_LAYER for kind in kinds) else ()
+        object.__setattr__(self, "rotary", rotary)
+        object.__setattr__(self, "layer_kinds", kinds)
         if self.out_bias == self.linear_bias:
             object.__setattr__(self, "out_bias", None)
         if self.multipliers.attention == self.head_dim**-0.5:
@@ -178,6 +170,10 @@ class ModelConfig:
         """Whether the projection that attention ends with has a bias."""
         return self.linear_bias if self.out_bias is None else self.out_bias
 
+    def kind(self, layer: int) -> LayerKind:
+        """Return what ``layer`` (counted from 0) is like."""
+        return self.layer_kinds[layer] if self.layer_kinds else USUAL_LAYER
+
     @property
     def width_multiplier(self) -> float:
         """The width over muP's base width; 1 without a base width."""
@@ -196,17 +192,22 @@ class ModelConfig:
             factor = self.head_dim**-0.5
         return factor / (layer + 1) if self.multipliers.attention_by_inverse_layer else factor
 
-    def with_sizes(self, sizes: dict[Axis, int]) -> "ModelConfig":
+    def with_sizes(
+        self, sizes: dict[Axis, int], donors: Sequence[int] | None = None
+    ) -> "ModelConfig":
         """Return this model with other sizes, every multiplier keeping its *effective* value.
 
+        ``donors`` say which layer each new one takes after; the same ones in turn, if not given.
         muP divides the logits by hidden / base width; a wider model therefore gets an output
         multiplier larger by the same ratio (Tele-FLM-1T's published config did just that).
         """
         output = self.multipliers.output
         if self.multipliers.mup_base_width is not None:
             output = output * (sizes[Axis.HIDDEN] / self.hidden)  # the same bits if nothing grows
+        donors = donors or [layer % self.layers for layer in range(sizes[Axis.LAYER])]
         return replace(
             self,
+            layer_kinds=tuple(self.kind(layer) for layer in donors),
             vocab=sizes[Axis.VOCAB],
             max_positions=sizes[Axis.POSITION],
             layers=sizes[Axis.LAYER],

@@ -7,9 +7,8 @@ einops' notation: b batch, s and t positions, g groups, q query heads per group,
 hidden, f FFN units, v vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import pi
 from typing import Protocol
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.places import Cache, Places, following
+from flmgrow.model.places import Cache, Places, following, within
+from flmgrow.model.turning import Turn, rotate, turning, wide
 
 
 class Weights(Protocol):
@@ -53,16 +53,11 @@ class UnitMasks:
 NO_MASKS = UnitMasks()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for sums of squares and for angles: 16 bits are too few for them."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def normalise(
     x: Tensor, gain: Tensor, bias: Tensor | None, config: ModelConfig, mask: Tensor | None = None
 ) -> Tensor:
     """Return the norm of ``x`` over its last axis, its statistics weighted by ``mask``."""
-    z = x.to(_wide(x.dtype))
+    z = x.to(wide(x.dtype))
     if config.norm == "layernorm":
         z = z - _mean(z, mask)
     y = (z * torch.rsqrt(_mean(z * z, mask) + config.norm_eps)).to(x.dtype) * gain
@@ -86,71 +81,6 @@ def _norm(
 ) -> Tensor:
     bias = weights.tensor(f"{name}.bias", layer) if config.norm == "layernorm" else None
     return normalise(x, weights.tensor(f"{name}.gain", layer), bias, config, mask)
-
-
-def _frequencies(config: ModelConfig, size: int, like: Tensor) -> Tensor:
-    """Angular frequencies of the rotated pairs, with Llama-3 scaling (context 8192, bands 1 and
-    4), in the dtype and on the device of ``like``.
-    """
-    rotary = config.rotary
-    frequency = rotary.base ** -_exponents(size, like)
-    if rotary.scaling_factor is None:
-        return frequency
-    wavelength = 2 * pi / frequency
-    smooth = ((8192 / wavelength - 1) / 3).clamp(0, 1)
-    return frequency * (smooth + (1 - smooth) / rotary.scaling_factor)
-
-
-def _exponents(size: int, like: Tensor) -> Tensor:
-    """Return the even numbers below ``size`` as fractions of it: one more for an odd size."""
-    return torch.arange(0, size, 2, dtype=like.dtype, device=like.device) / size
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What rotates queries, or keys: ``cos`` and ``sin`` (s, pairs) or (b, s, pairs)."""
-
-    cos: Tensor
-    sin: Tensor
-    interleaved: bool
-
-
-def turning(config: ModelConfig, positions: Tensor, sign: int, dtype: torch.dtype) -> Turn | None:
-    """Return the rotation that stands for ``positions`` (s,) or (b, s), None if none does.
-
-    With xPos, ``sign`` is +1 for queries and -1 for keys.
-    """
-    rotary = config.rotary
-    size = rotary.size(config.head_dim)
-    if config.positions not in ("rope", "xpos") or not size:
-        return None
-    at = positions.to(_wide(dtype))
-    frequencies = _frequencies(config, size, at)
-    angle = (at / (rotary.interpolation or 1.0))[..., None] * frequencies
-    cos, sin = angle.cos(), angle.sin()
-    if config.positions == "xpos":
-        zeta = (_exponents(size, at) + 0.4) / 1.4
-        power = sign * (at - rotary.xpos_centre) / rotary.xpos_scale_base
-        scale = zeta ** power[..., None]
-        cos, sin = cos * scale, sin * scale
-    return Turn(cos.to(dtype), sin.to(dtype), rotary.interleaved)
-
-
-def rotate(x: Tensor, turn: Turn | None) -> Tensor:
-    """Return ``x``, (..., s, d) or (b, ..., s, d) for positions of each text, turned."""
-    if turn is None:
-        return x
-    cos, sin = turn.cos, turn.sin
-    if cos.dim() == 3:  # between texts and positions stand heads
-        between = [1] * (x.dim() - 3)
-        cos, sin = (each.reshape(len(each), *between, *each.shape[1:]) for each in (cos, sin))
-    rotated = 2 * cos.shape[-1]
-    turned, rest = x[..., :rotated], x[..., rotated:]
-    pairs = "(pair two)" if turn.interleaved else "(two pair)"
-    first, second = rearrange(turned, f"... {pairs} -> two ... pair", two=2)
-    parts = (first * cos - second * sin, second * cos + first * sin)
-    turned = torch.stack(parts, -1).flatten(-2) if turn.interleaved else torch.cat(parts, -1)
-    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
 def _project(
@@ -191,9 +121,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tenso
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What all layers of a pass have in common: where tokens stand, and how they attend."""
+    """What all layers of a pass have in common: where tokens stand, and how they attend.
+
+    ``sees`` is that of ``places``, for each window that layers have.
+    """
 
     places: Places
+    sees: Mapping[int | None, Tensor | None]
     query_turn: Turn | None
     key_turn: Turn | None
     cache: Cache | None
@@ -219,10 +153,12 @@ def attention(
     if config.qk_norm:
         query = _norm(query, "query_norm", layer, config, weights)
         key = _norm(key, "key_norm", layer, config, weights)
-    query, key = rotate(query, run.query_turn), rotate(key, run.key_turn)
+    kind = config.kind(layer)
+    if kind.rotates:
+        query, key = rotate(query, run.query_turn), rotate(key, run.key_turn)
     if run.cache is not None:
         key, value = run.cache.extend(layer, key, value, run.places)
-    context = run.attend(query, key, value, config.attention_factor(layer), run.places.sees)
+    context = run.attend(query, key, value, config.attention_factor(layer), run.sees[kind.window])
     if head_mask is not None:
         context = context * head_mask[:, :, None, None]
     heads = rearrange(context, "b g q s d -> b s (g q d)")
@@ -270,16 +206,29 @@ def residuals(
         x = x + weights.rows("position_embedding", places.positions)
     yield x
     query_turn, key_turn = (turning(config, places.positions, sign, x.dtype) for sign in (+1, -1))
-    run = ForwardPass(places, query_turn, key_turn, cache, attending)
+    run = ForwardPass(places, _sees(config, places, cache), query_turn, key_turn, cache, attending)
     for layer in range(config.layers):
         branch: float | Tensor = config.multipliers.residual
         if masks.layers is not None:
             branch = branch * masks.layers[layer]
         y = _norm(x, "attention_norm", layer, config, weights, masks.hidden)
-        x = x + _scaled(attention(y, layer, config, weights, masks.heads, run), branch)
-        y = _norm(x, "ffn_norm", layer, config, weights, masks.hidden)
-        x = x + _scaled(ffn(y, layer, config, weights, masks.ffn), branch)
+        after = x + _scaled(attention(y, layer, config, weights, masks.heads, run), branch)
+        if config.residual != "parallel_one_norm":
+            read = after if config.residual == "sequential" else x
+            y = _norm(read, "ffn_norm", layer, config, weights, masks.hidden)
+        x = after + _scaled(ffn(y, layer, config, weights, masks.ffn), branch)
         yield x
+
+
+def _sees(
+    config: ModelConfig, places: Places, cache: Cache | None
+) -> Mapping[int | None, Tensor | None]:
+    """Return what each token sees, for each window there is."""
+    windows = {kind.window for kind in config.layer_kinds} - {None}
+    if not windows:
+        return {None: places.sees}
+    keys = places.positions if cache is None else cache.place(places)
+    return {None: places.sees, **{w: within(w, places, keys) for w in windows if w is not None}}
 
 
 def _scaled(x: Tensor, factor: Tensor | float) -> Tensor:

@@ -33,6 +33,18 @@ def following(tokens: Tensor, first: int = 0) -> Places:
     return Places(torch.arange(first, first + tokens.shape[-1], device=tokens.device))
 
 
+def within(window: int, places: Places, keys: Tensor) -> Tensor:
+    """Return which of the tokens at ``keys`` (t,) or (b, t) those at ``places`` see, (s, t) or
+    (b, s, t), where none sees further back than ``window`` tokens, itself among them.
+    """
+    near = places.positions[..., :, None] - keys[..., None, :] < window
+    sees = places.sees
+    if sees is None:
+        known = near.shape[-1] - near.shape[-2]
+        sees = torch.ones(near.shape[-2:], dtype=torch.bool, device=near.device).tril(known)
+    return sees & near
+
+
 class Cache:
     """Keys and values of the tokens that a model was given so far, layer by layer.
 
@@ -42,6 +54,7 @@ class Cache:
     def __init__(self, layers: int) -> None:
         self._layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self._lengths = [0] * layers
+        self._positions: Tensor | None = None
 
     @property
     def layers(self) -> int:
@@ -52,6 +65,35 @@ class Cache:
     def length(self) -> int:
         """The number of slots that all layers have filled."""
         return self._lengths[-1]
+
+    def place(self, places: Places) -> Tensor:
+        """Return where all tokens stand that are known with those at ``places``: (t,) or (b, t).
+
+        To be called once before the layers of a pass, in every pass or in none.
+        """
+        now, slots = places.positions, places.slots
+        before = now[..., :0] if self._positions is None else self._positions
+        if slots is not None and places.sees is not None:
+            rows = torch.arange(len(slots), device=slots.device)[:, None]
+            more = places.sees.shape[-1] - before.shape[-1]
+            found = pad(before.expand(len(slots), before.shape[-1]), (0, more))
+            found[rows, slots] = now.expand(slots.shape)
+        elif before.dim() == now.dim():
+            found = torch.cat((before, now), -1)
+        else:
+            texts = (before if before.dim() == 2 else now).shape[0]
+            found = torch.cat([each.expand(texts, each.shape[-1]) for each in (before, now)], -1)
+        self._positions = found
+        return found
+
+    def positions(self, length: int) -> Tensor | None:
+        """Return where its tokens stand, (b, length), zeros behind those it has; None if nobody
+        asked before.
+        """
+        if self._positions is None or self._layers[0] is None:
+            return None
+        texts, have = len(self._layers[0][0]), self._positions.shape[-1]
+        return pad(self._positions.expand(texts, have), (0, length - have))
 
     def extend(
         self, layer: int, key: Tensor, value: Tensor, places: Places
@@ -93,6 +135,8 @@ class Cache:
         made = Cache(len(self._layers))
         made._lengths = [*self._lengths]
         made._layers = [each and (each[0][rows], each[1][rows]) for each in self._layers]
+        known = self._positions
+        made._positions = known[rows] if known is not None and known.dim() == 2 else known
         return made
 
     def _room(self, layer: int, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -123,4 +167,7 @@ def joined(caches: Sequence[Cache]) -> Cache:
     for layer in range(made.layers):
         parts = [cache.known(layer, length) for cache in caches]
         made.put(layer, *(torch.cat(each) for each in zip(*parts, strict=True)))
+    places = [cache.positions(length) for cache in caches]
+    told = [each for each in places if each is not None]
+    made._positions = torch.cat(told) if told else None
     return made

@@ -120,10 +120,14 @@ def _attention(config: ModelConfig) -> list[LogicalTensor]:
     return tensors
 
 
+def _ffn_norm(config: ModelConfig) -> list[LogicalTensor]:
+    return _norm("ffn_norm", config, layer="plain", hidden="gains")
+
+
 def _ffn(config: ModelConfig) -> list[LogicalTensor]:
     inward = ["gate", "up"] if config.gated else ["up"]
     tensors = [
-        *_norm("ffn_norm", config, layer="plain", hidden="gains"),
+        *([] if config.residual == "parallel_one_norm" else _ffn_norm(config)),
         *(_tensor(name, layer="plain", ffn="writes", hidden="reads") for name in inward),
         _tensor("down", layer="branch", hidden="writes", ffn="reads"),
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import groupby
 from math import isfinite
 
 from flmgrow.errors import shown
@@ -34,6 +35,10 @@ def kind_text(config: ModelConfig) -> str:
         parts.append(biases)
     if config.qk_norm:
         parts.append("query and key norms")
+    if config.layer_kinds:
+        parts.append(f"layers of {_kinds(config)}")
+    if config.residual != "sequential":
+        parts.append("attention and FFN in parallel")
     parts.append(f"eps {config.norm_eps:.6g}")
     return ", ".join(parts)
 
@@ -51,13 +56,20 @@ def _biases(config: ModelConfig) -> str:
     return f"biases on {' and '.join(named)}" if named else ""
 
 
+def _kinds(config: ModelConfig) -> str:
+    """Return in words what layers differ in, in their order; nothing if they do not."""
+    runs = ((str(kind), len([*run])) for kind, run in groupby(config.layer_kinds))
+    return ", ".join(f"{count} x {kind}" for kind, count in runs)
+
+
 def flat_fields(config: ModelConfig) -> dict[str, object]:
     """Return all fields of a model, those of its parts by the part's name and their own.
 
     Those that may stand for another one's value have a value of their own.
     """
     fields: dict[str, object] = {}
-    for name, value in {**asdict(config), "out_bias": config.attention_out_bias}.items():
+    own = {"out_bias": config.attention_out_bias, "layer_kinds": _kinds(config)}
+    for name, value in {**asdict(config), **own}.items():
         parts = value.items() if isinstance(value, dict) else ()
         fields |= {f"{name}.{part}": inner for part, inner in parts} or {name: value}
     return fields

@@ -22,9 +22,14 @@ from flmgrow.formats.huggingface.fields.names import (
     ROWS,
     is_harmless,
 )
-from flmgrow.formats.huggingface.fields.rotary_rows import ROTARY_ROWS
+from flmgrow.formats.huggingface.fields.rotary_rows import (
+    ROPE_PARAMETERS,
+    ROPE_SCALING,
+    ROTARY_ROWS,
+)
 from flmgrow.formats.huggingface.fields.row import FieldReader, Fields
 from flmgrow.formats.huggingface.fields.switch_rows import OTHER_MODELS
+from flmgrow.formats.huggingface.rotary import NAMES
 from flmgrow.formats.vouched import Vouched
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import differences
@@ -118,6 +123,15 @@ def read_fields(
             where=where,
         )
     config = model_of(family, kept, where)
+    scaled = config.rotary.yarn is not None or config.rotary.longrope is not None
+    if scaled and options.max_positions is not None:
+        raise UsageError(
+            Text(
+                Setting("max_position_embeddings"),
+                f" {options.max_positions}: rotary scaling goes by the length that {where} says",
+            ),
+            "leave it out: shorter texts need nothing else",
+        )
     if config.positions == "learned" and options.max_positions is not None:
         raise UsageError(
             Text(
@@ -232,7 +246,14 @@ def _other_spelling(own: Fields, written: Fields) -> Fields:
     said = {name: own[name] for name in _ROTARY if own.get(name) is not None}
     if not said or not all(name in written for name in said):
         return {}
-    return {name: written[name] for name in written if name in _ROTARY and name not in said}
+    others = {name: written[name] for name in written if name in _ROTARY and name not in said}
+    scaling = said.get(ROPE_PARAMETERS.name, said.get(ROPE_SCALING.name))
+    for name in (ROPE_PARAMETERS.name, ROPE_SCALING.name):
+        spelt = others.get(name)
+        if isinstance(spelt, dict) and isinstance(scaling, dict):  # what is said, no defaults
+            kept = {n: value for n, value in spelt.items() if n in NAMES}
+            others[name] = kept | {n: value for n, value in scaling.items() if n not in NAMES}
+    return others
 
 
 def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:

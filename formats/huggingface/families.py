@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.huggingface.fields import model_rows as rows
 from flmgrow.formats.huggingface.fields import row as types
 from flmgrow.formats.huggingface.fields.model_rows import MAX_POSITIONS
@@ -22,13 +23,15 @@ from flmgrow.formats.huggingface.parts import (
     exact_heads,
     grouped_heads,
     read_activation,
-    refuse_parallel,
-    refuse_window,
+    read_kinds,
+    read_residual,
+    read_window,
 )
 from flmgrow.formats.huggingface.rotary import read_rotary
 from flmgrow.formats.tables import huggingface as tables
 from flmgrow.formats.tables.row import Row
 from flmgrow.model.config import ModelConfig, Multipliers
+from flmgrow.text import Found, Text
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,6 @@ def _decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
 
     ``parts`` say what else it has.
     """
-    refuse_window(reader)
     groups, queries = grouped_heads(reader)
     hidden = rows.HIDDEN.read(reader)
     if rows.HEAD_DIM.use_in(reader.family) is None:
@@ -111,6 +113,7 @@ def _decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
         tied=rows.TIED.read(reader),
         positions="rope",
         rotary=read_rotary(reader),
+        layer_kinds=read_kinds(reader),
         **parts,
     )
 
@@ -170,8 +173,38 @@ def _read_nemotron(reader: FieldReader) -> ModelConfig:
     )
 
 
+def _read_smollm3(reader: FieldReader) -> ModelConfig:
+    return _llama(reader, **_biases(reader))
+
+
+def _read_starcoder2(reader: FieldReader) -> ModelConfig:
+    biased = rows.USE_BIAS.read(reader)
+    return _decoder(
+        reader,
+        norm_eps=rows.NORM_EPSILON.read(reader),
+        activation=read_activation(reader, rows.HIDDEN_ACT),
+        linear_bias=biased,
+        qkv_bias=biased,
+    )
+
+
+def _read_phi3(reader: FieldReader) -> ModelConfig:
+    config = _llama(reader)
+    if config.rotary.longrope is not None:  # transformers 5 counts its factors by the width
+        width = replace(config.rotary, longrope=None).pairs(
+            exact_heads(reader, rows.HIDDEN, rows.HEADS)
+        )
+        if width != config.rotary.pairs(config.head_dim):
+            raise BadCheckpointError(
+                Text("found ", Found(config.head_dim)),
+                "with LongRoPE, transformers takes the model to be as wide as its heads together",
+                where=(reader.where, rows.HEAD_DIM.name),
+                wanted=f"{config.hidden // config.heads}",
+            )
+    return config
+
+
 def _read_stablelm(reader: FieldReader) -> ModelConfig:
-    refuse_parallel(reader)
     rows.HIDDEN_ACT.read(reader)
     return _decoder(
         reader,
@@ -179,6 +212,7 @@ def _read_stablelm(reader: FieldReader) -> ModelConfig:
         activation="swiglu",
         linear_bias=False,
         qkv_bias=rows.QKV_BIAS.read(reader),
+        residual=read_residual(reader, "parallel_one_norm"),
     )
 
 
@@ -213,8 +247,7 @@ def _read_gpt_bigcode(reader: FieldReader) -> ModelConfig:
 
 
 def _read_neox(reader: FieldReader) -> ModelConfig:
-    refuse_window(reader)
-    refuse_parallel(reader)
+    read_window(reader)
     attention = rows.ATTENTION_BIAS.read(reader)
     return ModelConfig(
         layers=rows.LAYERS.read(reader),
@@ -229,6 +262,7 @@ def _read_neox(reader: FieldReader) -> ModelConfig:
         activation=read_activation(reader, rows.HIDDEN_ACT),
         qkv_bias=attention,
         out_bias=attention,
+        residual=read_residual(reader, "parallel"),
         tied=rows.TIED.read(reader),
         positions="rope",
         rotary=read_rotary(reader),
@@ -288,12 +322,17 @@ _FAMILIES = (
     _of_llama(types.ARCEE, "ArceeForCausalLM", _read_arcee, (128000, 128001)),
     _of_llama(types.NEMOTRON, "NemotronForCausalLM", _read_nemotron, (2, 3)),
     _of_llama(types.STABLELM, "StableLmForCausalLM", _read_stablelm, (0, 0)),
-    _of_llama(types.PHI3, "Phi3ForCausalLM", _llama, (1, 32000), tables.PHI3, _PHI3_CODE),
+    _of_llama(types.PHI3, "Phi3ForCausalLM", _read_phi3, (1, 32000), tables.PHI3, _PHI3_CODE),
     Family(
         types.GPT_BIGCODE, "GPTBigCodeForCausalLM", tables.GPT_BIGCODE, "transformer.",
         _GPT2_BUFFERS, _read_gpt_bigcode, rows.N_POSITIONS, (50256, 50256),
     ),
     _of_llama(types.SEED_OSS, "SeedOssForCausalLM", _read_seed_oss, (0, 2)),
+    _of_llama(types.SMOLLM3, "SmolLM3ForCausalLM", _read_smollm3, (128000, 128001)),
+    _of_llama(
+        types.STARCODER2, "Starcoder2ForCausalLM", _read_starcoder2, (50256, 50256),
+        tables.STARCODER2,
+    ),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     name: family for name in types.MODEL_TYPES for family in _FAMILIES if family.name == name

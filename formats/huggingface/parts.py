@@ -8,7 +8,7 @@ from flmgrow.formats.huggingface.fields import model_rows as rows
 from flmgrow.formats.huggingface.fields.model_rows import FULL_ATTENTION, SLIDING_ATTENTION
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import WINDOWS
-from flmgrow.model.config import Activation
+from flmgrow.model.config import Activation, LayerKind, Residual
 from flmgrow.text import Found, Pass, Text
 
 _TYPES = (FULL_ATTENTION, SLIDING_ATTENTION)
@@ -38,8 +38,12 @@ def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> i
     return width // count
 
 
-def refuse_window(reader: FieldReader) -> None:
-    """Raise BadCheckpointError for attention that does not reach as far as the positions."""
+def read_window(reader: FieldReader) -> int | None:
+    """Return the window of a model whose layers have one in common.
+
+    None if it reaches as far as the positions. Raises BadCheckpointError for windows that layers do
+    not share, and for any in a family that has none.
+    """
     length = rows.MAX_POSITIONS.read(reader)
     window = rows.WINDOW.read(reader)
     used = rows.USE_WINDOW.read(reader) and window is not None
@@ -53,8 +57,11 @@ def refuse_window(reader: FieldReader) -> None:
             wanted=f"{FULL_ATTENTION} only",
         )
     if not used and SLIDING_ATTENTION not in (types or ()):
-        return
+        return None
     whole = isinstance(window, int) and not isinstance(window, bool) and window > 0
+    shared = whole and reader.family in rows.WINDOWED and len({*(types or ())}) < 2
+    if shared and cast(int, window) < length:
+        return cast(int, window)
     if not whole or cast(int, window) < length:
         way = Text(
             "; it does not touch texts that fit into the window: ",
@@ -67,17 +74,34 @@ def refuse_window(reader: FieldReader) -> None:
             where=(reader.where, rows.WINDOW.name),
             wanted=f"null or at least {rows.MAX_POSITIONS.name} ({length})",
         )
+    return None
 
 
-def refuse_parallel(reader: FieldReader) -> None:
-    """Raise BadCheckpointError where attention and FFN read the same residual."""
-    if rows.PARALLEL.read(reader):
+def read_kinds(reader: FieldReader) -> tuple[LayerKind, ...]:
+    """Return what the layers of a model are like. Raises BadCheckpointError."""
+    layers, window = rows.LAYERS.read(reader), read_window(reader)
+    rotating = _rotating(reader, layers) if rows.ROTATING.use_in(reader.family) else [True] * layers
+    return tuple(LayerKind(window, rotates) for rotates in rotating)
+
+
+def _rotating(reader: FieldReader, layers: int) -> list[bool]:
+    """Return which layers rotate."""
+    told = rows.ROTATING.read(reader)
+    if told is None:
+        interval = rows.ROTATING_INTERVAL.read(reader)
+        return [bool((layer + 1) % interval) for layer in range(layers)]
+    if not isinstance(told, list) or len(told) < layers or any(one not in (0, 1) for one in told):
         raise BadCheckpointError(
-            Text("found ", Found(True)),
-            "Megatron's block adds attention before the FFN",
-            where=(reader.where, rows.PARALLEL.name),
-            wanted=False,
+            Text("found ", Found(shown(told))),
+            where=(reader.where, rows.ROTATING.name),
+            wanted=f"0 or 1 for each of {layers} layers",
         )
+    return [bool(one) for one in told[:layers]]
+
+
+def read_residual(reader: FieldReader, parallel: Residual) -> Residual:
+    """Return how attention and FFN follow each other, in parallel as the family does it."""
+    return parallel if rows.PARALLEL.read(reader) else "sequential"
 
 
 def read_activation(reader: FieldReader, field: Field[str]) -> Activation:

@@ -1,16 +1,26 @@
 """Reading rotary positions, wherever in ``config.json`` they are said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, log, sqrt
+from typing import Any
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import ArgumentReader, shown
 from flmgrow.formats.huggingface.fields.model_rows import MAX_POSITIONS
 from flmgrow.formats.huggingface.fields.rotary_rows import (
+    ATTENTION,
     BASE,
     BASES,
+    BETA_FAST,
+    BETA_SLOW,
     FACTOR,
+    FAST,
     KIND,
-    LLAMA3,
+    KINDS,
+    LONG,
+    MSCALE,
+    MSCALE_ALL,
     OLDER_KIND,
     ORIGINAL,
     PARTIAL,
@@ -18,27 +28,38 @@ from flmgrow.formats.huggingface.fields.rotary_rows import (
     ROPE_SCALING,
     ROPE_THETA,
     SHARES,
+    SHORT,
+    SLOW,
+    TRAINED_LENGTH,
+    TRUNCATE,
 )
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import PART_ROTATED
-from flmgrow.model.config import RotarySettings
+from flmgrow.model.rotary import LongRope, RotarySettings, Yarn
 from flmgrow.text import Found, Text
 
-_NAMES = frozenset({KIND, OLDER_KIND, ROPE_THETA.name, PARTIAL.name})
+NAMES = frozenset({KIND, OLDER_KIND, ROPE_THETA.name, PARTIAL.name})
+"""Entries of parameters that are said elsewhere in another spelling."""
+
 _ENTRIES: Mapping[str, frozenset[str]] = {
-    "default": _NAMES,
-    "linear": _NAMES | {FACTOR},
-    "llama3": _NAMES | {FACTOR, *LLAMA3},
+    "default": NAMES,
+    "linear": NAMES | {FACTOR},
+    "llama3": NAMES | {FACTOR, ORIGINAL, SLOW, FAST},
+    "yarn": NAMES
+    | {FACTOR, ORIGINAL, BETA_FAST, BETA_SLOW, TRUNCATE, ATTENTION, MSCALE, MSCALE_ALL},
+    "longrope": NAMES | {FACTOR, ORIGINAL, SHORT, LONG, ATTENTION},
 }
 """What there may be among the parameters of each kind."""
+
+_OTHER_NAMES = {"su": "longrope"}
 
 _DYNAMIC = (
     "it does not touch texts of up to max_position_embeddings: for those, in a copy of the folder, "
     'set {0} to "default", and leave out the factor beside it'
 )
 _OTHER_SCALING = (
-    "Megatron-LM's dense models have no such scaling; a version of the model from before its "
-    "texts were made longer, if there is one, can be read"
+    "flmgrow has no such scaling; a version of the model from before its texts were made longer, "
+    "if there is one, can be read"
 )
 """The ways out of kinds that are not read. ``dynamic`` raises the base for longer texts alone."""
 
@@ -63,7 +84,8 @@ def _plain(value: object) -> str:
     if not isinstance(value, dict):
         return repr(value)
     kind = value.get(KIND, value.get(OLDER_KIND, "default"))
-    said = {name: item for name, item in value.items() if name not in _NAMES}
+    kind = _OTHER_NAMES.get(kind, kind) if isinstance(kind, str) else kind
+    said = {name: item for name, item in value.items() if name not in NAMES}
     return repr((kind, sorted(said.items(), key=str)))
 
 
@@ -96,7 +118,7 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
     """
     name, parameters = _parameters(reader)
     field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")
-    kind = _kind(field)
+    kind = _kind(field, reader.family)
     if odd := sorted(parameters.keys() - _ENTRIES[kind]):
         raise BadCheckpointError(
             Text(
@@ -106,8 +128,6 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
             ),
             where=reader.where,
         )
-    if kind == "llama3":
-        _check_llama3(reader, field)
     shares = _used(reader, SHARES)
     rotated = _agreed(reader, field, shares, PARTIAL.name, 1.0)
     if not shares and rotated != 1.0:
@@ -118,41 +138,133 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
             wanted="1",
         )
     angle = _agreed(reader, field, _used(reader, BASES), ROPE_THETA.name, BASE)
-    factor = field.number(FACTOR) if kind != "default" else None
-    for label, value in ((ROPE_THETA.name, angle), (FACTOR, factor), ("rotated share", rotated)):
-        if value is not None and value <= 0:
-            raise BadCheckpointError(
-                Text("found ", Found(f"{value:g}")),
-                where=(reader.where, label),
-                wanted="a positive number",
-            )
-    return RotarySettings(
-        base=angle,
-        percent=rotated,
-        scaling_factor=factor if kind == "llama3" else None,
-        interpolation=factor if kind == "linear" else None,
+    for label, value in ((ROPE_THETA.name, angle), ("rotated share", rotated)):
+        if value <= 0:
+            raise _not_positive(reader, label, value)
+    scaling = _SCALINGS[kind](_Scaling(reader, field))
+    return RotarySettings(base=angle, percent=rotated, **scaling)
+
+
+def _not_positive(reader: FieldReader, label: str, value: float) -> BadCheckpointError:
+    return BadCheckpointError(
+        Text("found ", Found(f"{value:g}")),
+        where=(reader.where, label),
+        wanted="a positive number",
     )
 
 
-def _kind(field: ArgumentReader) -> str:
+@dataclass(frozen=True)
+class _Scaling:
+    """The parameters of a scaling, ``field``, in the file that ``reader`` reads."""
+
+    reader: FieldReader
+    field: ArgumentReader
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Return a positive number; ``default`` stands for an absent one, which else is wrong."""
+        given = self.field.optional_number(name)
+        value = given if given or default is None else default
+        value = self.field.number(name) if value is None else value
+        if value <= 0:
+            raise _not_positive(self.reader, name, value)
+        return value
+
+    @property
+    def factor(self) -> float:
+        """How much longer texts are than those of training, where nothing says it otherwise."""
+        return self.number(FACTOR, MAX_POSITIONS.read(self.reader) / self.context)
+
+    @property
+    def context(self) -> int:
+        """How long the texts of training were."""
+        outside = self.reader.optional_integer(TRAINED_LENGTH.name)
+        inside = self.field.optional_integer(ORIGINAL)
+        told = outside if outside is not None else inside
+        length = MAX_POSITIONS.read(self.reader) if told is None else told
+        if length <= 0:
+            raise _not_positive(self.reader, ORIGINAL, length)
+        return length
+
+    def factors(self, name: str) -> tuple[float, ...]:
+        """Return a number for each pair."""
+        told = self.field.arguments.get(name)
+        right = isinstance(told, list) and all(
+            isinstance(one, int | float) and not isinstance(one, bool) and 0 < one < inf
+            for one in told
+        )
+        if not isinstance(told, list) or not right:
+            raise BadCheckpointError(
+                Text("found ", Found(shown(told))),
+                where=(self.reader.where, f"{self.field.prefix}{name}"),
+                wanted="a list of positive numbers",
+            )
+        return tuple(float(one) for one in told)
+
+
+def _llama3(scaling: _Scaling) -> dict[str, Any]:
+    return {
+        "scaling_factor": scaling.number(FACTOR),
+        "scaling_slow": scaling.number(SLOW),
+        "scaling_fast": scaling.number(FAST),
+        "scaling_context": scaling.context,
+    }
+
+
+def _yarn(scaling: _Scaling) -> dict[str, Any]:
+    """Scores grow a little with texts, unless parameters say how much."""
+    factor, field = scaling.factor, scaling.field
+    several = [field.optional_number(name) for name in (MSCALE, MSCALE_ALL)]
+    usual = _grown(factor)
+    if all(several):
+        usual = _grown(factor, several[0] or 1.0) / _grown(factor, several[1] or 1.0)
+    return {
+        "yarn": Yarn(
+            factor=factor,
+            context=scaling.context,
+            fast=scaling.number(BETA_FAST, 32.0),
+            slow=scaling.number(BETA_SLOW, 1.0),
+            attention=scaling.number(ATTENTION, usual),
+            truncated=field.flag(TRUNCATE, default=True),
+        )
+    }
+
+
+def _grown(factor: float, weight: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * log(factor) + 1.0
+
+
+def _longrope(scaling: _Scaling) -> dict[str, Any]:
+    factor, context = scaling.factor, scaling.context
+    usual = 1.0 if factor <= 1 or context < 2 else sqrt(1 + log(factor) / log(context))
+    return {
+        "longrope": LongRope(
+            short=scaling.factors(SHORT),
+            long=scaling.factors(LONG),
+            context=context,
+            attention=scaling.number(ATTENTION, usual),
+        )
+    }
+
+
+_SCALINGS: Mapping[str, Callable[[_Scaling], dict[str, Any]]] = {
+    "default": lambda _: {},
+    "linear": lambda scaling: {"interpolation": scaling.number(FACTOR)},
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+"""The settings that each kind says."""
+
+
+def _kind(field: ArgumentReader, family: str) -> str:
     """Return the kind of scaling, by either of its names."""
     name = KIND if field.arguments.get(KIND) is not None else OLDER_KIND
+    told = field.arguments.get(name)
+    if isinstance(told, str) and told in _OTHER_NAMES:
+        return _OTHER_NAMES[told]
     try:
-        return field.choice(name, _ENTRIES, "default")
+        return field.choice(name, KINDS.get(family, _ENTRIES), "default")
     except BadCheckpointError as error:
         hint = _DYNAMIC if field.arguments[name] == "dynamic" else _OTHER_SCALING
         hint = hint.format(f"{field.prefix}{name}")
         raise error.with_hint(hint) from None
-
-
-def _check_llama3(reader: FieldReader, field: ArgumentReader) -> None:
-    context = MAX_POSITIONS.read(reader)
-    for name, wanted in LLAMA3.items():
-        default = float(context) if name == ORIGINAL else None
-        if (found := field.number(name, default)) != wanted:
-            raise BadCheckpointError(
-                Text(f"{field.prefix}{name}: found ", Found(f"{found:g}")),
-                "Megatron-LM scales by Llama 3's own constants, and no others",
-                where=reader.where,
-                wanted=f"{wanted:g}",
-            )

@@ -1,7 +1,8 @@
 """Where the causal language models of transformers keep each logical tensor: rows only.
 
 One table per way of storing a block. Llama's serves all that only differ in the parts they have
-(gates, biases, norms of queries and keys); Phi-3 fuses what Llama keeps apart. GPT-2 stores its
+(gates, biases, norms of queries and keys); Phi-3 fuses what Llama keeps apart, and
+StarCoder 2 has other names in the FFN. GPT-2 stores its
 matrices as (in, out), GPT-BigCode the same ones as (out, in). GPT-NeoX alternates query, key and
 value head by head, as Megatron does.
 """
@@ -89,6 +90,20 @@ PHI3: tuple[Row, ...] = (
     *_norm(_LAYER + "post_attention_layernorm", "ffn_norm"),
     _matrix(_LAYER + "mlp.gate_up_proj", "gate", "up", columns=_HIDDEN),
     _matrix(_LAYER + "mlp.down_proj", "down", columns=_FFN),
+    *_norm("model.norm", "final_norm", Home.LAST),
+    *_HEAD,
+)
+
+STARCODER2: tuple[Row, ...] = (
+    *_EMBEDDING,
+    *_norm(_LAYER + "input_layernorm", "attention_norm"),
+    *_linear(_LAYER + "self_attn.q_proj", "query", columns=_HIDDEN),
+    *_linear(_LAYER + "self_attn.k_proj", "key", columns=_HIDDEN),
+    *_linear(_LAYER + "self_attn.v_proj", "value", columns=_HIDDEN),
+    *_linear(_LAYER + "self_attn.o_proj", "attention_out", columns=_HEADS),
+    *_norm(_LAYER + "post_attention_layernorm", "ffn_norm"),
+    *_linear(_LAYER + "mlp.c_fc", "up", columns=_HIDDEN),
+    *_linear(_LAYER + "mlp.c_proj", "down", columns=_FFN),
     *_norm("model.norm", "final_norm", Home.LAST),
     *_HEAD,
 )

@@ -11,10 +11,11 @@ from growing import tokens_for
 from hypothesis import given
 from numpy.typing import NDArray
 from pico import CONFIGS, DictWeights, logical_weights
-from strategies import any_config, examples
+from strategies import any_config, decoders, examples
 
 from flmgrow.model.config import ModelConfig, Norm, Positions, RotarySettings
-from flmgrow.model.forward import UnitMasks, logits, normalise, rotate, turning
+from flmgrow.model.forward import UnitMasks, logits, normalise
+from flmgrow.model.turning import rotate, turning
 
 Array = NDArray[Any]
 
@@ -54,6 +55,10 @@ def naive_attention(
         out = w[name][(layer, *head)] @ y
         return np.asarray(out + w[f"{name}.bias"][(layer, *head)] if c.qkv_bias else out)
 
+    def turned(vector: Array, position: int, sign: int) -> Array:
+        return naive_turn(vector, position, sign, c) if kind.rotates else vector
+
+    kind = c.kind(layer)
     outs = [np.zeros(c.hidden) for _ in ys]
     factor = c.multipliers.attention or 1 / np.sqrt(c.head_dim)
     if c.multipliers.attention_by_inverse_layer:
@@ -64,18 +69,20 @@ def naive_attention(
             key = project("key", y, group)
             if c.qk_norm:
                 key = naive_norm(key, w, "key_norm", layer, c)
-            keys.append(naive_turn(key, position, -1, c))
+            keys.append(turned(key, position, -1))
             values.append(project("value", y, group))
         for head in range(c.queries_per_group):
             for position, y in enumerate(ys):
                 query = project("query", y, group, head)
                 if c.qk_norm:
                     query = naive_norm(query, w, "query_norm", layer, c)
-                query = naive_turn(query, position, +1, c)
-                scores = np.array([query @ key * factor for key in keys[: position + 1]])
+                query = turned(query, position, +1)
+                first = max(0, position + 1 - (kind.window or len(ys)))
+                seen = range(first, position + 1)
+                scores = np.array([query @ keys[at] * factor for at in seen])
                 shares = np.exp(scores - scores.max())
                 shares /= shares.sum()
-                context = sum(s * v for s, v in zip(shares, values, strict=False))
+                context = sum(s * values[at] for s, at in zip(shares, seen, strict=True))
                 outs[position] += w["attention_out"][layer, :, group, head] @ context
     return [out + w["attention_out.bias"][layer] if c.attention_out_bias else out for out in outs]
 
@@ -106,8 +113,12 @@ def naive_logits(c: ModelConfig, w: dict[str, Array], tokens: list[int]) -> Arra
         ys = [naive_norm(x, w, "attention_norm", layer, c) for x in xs]
         outs = naive_attention(ys, layer, w, c)
         share = c.multipliers.residual
+        before = xs
         xs = [x + share * out for x, out in zip(xs, outs, strict=True)]
-        ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in xs]
+        if c.residual == "sequential":
+            ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in xs]
+        elif c.residual == "parallel":
+            ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in before]
         xs = [x + share * naive_ffn(y, layer, w, c) for x, y in zip(xs, ys, strict=True)]
     factor = c.multipliers.output / (c.hidden / (c.multipliers.mup_base_width or c.hidden))
     table = w["embedding" if c.tied else "head"]
@@ -115,7 +126,7 @@ def naive_logits(c: ModelConfig, w: dict[str, Array], tokens: list[int]) -> Arra
 
 
 @examples(60)
-@given(any_config())
+@given(any_config() | decoders())
 def test_agrees_with_loops(config: ModelConfig) -> None:
     if config.rotary.scaling_factor is not None:
         config = replace(config, rotary=replace(config.rotary, scaling_factor=None))

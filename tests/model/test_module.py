@@ -8,7 +8,7 @@ from growing import tokens_for
 from hypothesis import given
 from hypothesis import strategies as st
 from pico import CONFIGS, DictWeights, logical_weights
-from strategies import any_config, examples
+from strategies import any_config, decoders, examples
 
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
@@ -36,7 +36,7 @@ def test_it_is_the_reference_forward(name: str) -> None:
 
 
 @examples(20)
-@given(any_config(), st.lists(st.integers(1, 4), min_size=2, max_size=3))
+@given(any_config() | decoders(), st.lists(st.integers(1, 4), min_size=2, max_size=3))
 def test_with_a_cache_any_cuts_of_a_text_give_the_same(
     config: ModelConfig, cuts: list[int]
 ) -> None:

@@ -6,7 +6,7 @@ from growing import tokens_for
 from hypothesis import given
 from hypothesis import strategies as st
 from pico import CONFIGS, logical_weights
-from strategies import any_config, examples
+from strategies import any_config, decoders, examples
 
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import attend
@@ -27,8 +27,10 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 @examples(20)
-@given(any_config(), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 4),
-       st.booleans())  # fmt: skip
+@given(
+    any_config() | decoders(), st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(1, 4), st.booleans(),
+)  # fmt: skip
 @torch.no_grad()
 def test_ends_behind_one_beginning_do_not_see_each_other(
     config: ModelConfig, ends: list[int], first: int, cached: bool
@@ -57,7 +59,11 @@ def test_ends_behind_one_beginning_do_not_see_each_other(
 
 
 @examples(20)
-@given(any_config(), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 4))
+@given(
+    any_config() | decoders(),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(1, 4),
+)
 @torch.no_grad()
 def test_texts_of_many_lengths_go_on_side_by_side(
     config: ModelConfig, lengths: list[int], more: int

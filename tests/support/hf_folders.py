@@ -90,8 +90,13 @@ MODELS |= {
         activation="gelu_tanh",
     ),
 }  # fmt: skip
-ALIKE = {"mistral": "llama", "seed_oss": "qwen2"}
-"""Families that say nothing that an earlier one could not: that one is taken."""
+MODELS |= {
+    "starcoder2": ModelConfig(
+        **{**_BASE, "kv_groups": 2, "queries_per_group": 2}, activation="gelu_tanh",
+    ),
+}  # fmt: skip
+ALIKE = {"mistral": "llama", "smollm3": "llama", "seed_oss": "qwen2"}
+"""Families that say nothing of these that an earlier one could not: that one is taken."""
 
 OWN_HEADS = ("gpt2", "gpt_neox", "flm", "stablelm", "gpt_bigcode")
 """Families whose models are as wide as their heads together, or have a group for each."""

@@ -75,14 +75,16 @@ def _shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         yield from norm("query_norm", layers, config.head_dim)
         yield from norm("key_norm", layers, config.head_dim)
     yield "attention_out", "weight", (layers, hidden, *heads)
-    yield from norm("ffn_norm", layers, hidden)
+    if config.residual != "parallel_one_norm":
+        yield from norm("ffn_norm", layers, hidden)
     for name in ("gate", "up") if config.gated else ("up",):
         yield name, "weight", (layers, ffn, hidden)
         if config.linear_bias:
             yield f"{name}.bias", "bias", (layers, ffn)
     yield "down", "weight", (layers, hidden, ffn)
-    if config.linear_bias:
+    if config.attention_out_bias:
         yield "attention_out.bias", "bias", (layers, hidden)
+    if config.linear_bias:
         yield "down.bias", "bias", (layers, hidden)
     yield from norm("final_norm", hidden)
     if not config.tied:

@@ -1,6 +1,6 @@
 """Random models, layouts and growths for property tests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from pico import CONFIGS
 
 from flmgrow.formats.layout.placements import Layout
-from flmgrow.model.config import ModelConfig, Multipliers, Norm, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, Norm, RotarySettings
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.choices import Method, NewLayers
 from flmgrow.operators.target import Target
@@ -76,6 +76,21 @@ def configs(draw: DrawFn) -> ModelConfig:
                 ]
             )
         ),
+    )
+
+
+@st.composite
+def decoders(draw: DrawFn) -> ModelConfig:
+    """Any model that the reference forward computes, whether or not megatron-core has its parts."""
+    config = draw(configs())
+    kind = st.builds(LayerKind, st.none() | st.integers(1, 9), st.booleans())
+    kinds = st.lists(kind, min_size=config.layers, max_size=config.layers)
+    return replace(
+        config,
+        layer_kinds=tuple(draw(st.just([]) | kinds)),
+        qkv_bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        residual=draw(st.sampled_from(["sequential", "parallel", "parallel_one_norm"])),
     )
 
 

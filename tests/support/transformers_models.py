@@ -30,6 +30,13 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
 }  # fmt: skip
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+_FACTORS = {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 2.0, 3.0, 8.0]}
+_LONGROPE = {"rope_type": "longrope", "rope_theta": 1000.0, **_FACTORS}
+_PHI3 = {**_GROUPED, "pad_token_id": None}
 _MULTIPLIERS = {
     "embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22,
     "logits_scaling": 6.0,
@@ -53,6 +60,40 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
         ),
         "mistral": ("MistralConfig", {**_GROUPED, "sliding_window": None, "head_dim": 16}),
         "llama with attention's biases": ("LlamaConfig", {**_GROUPED, "attention_bias": True}),
+        "llama with other bands": (
+            "LlamaConfig",
+            {**_GROUPED, "rope_parameters": {**_LLAMA3, "rope_theta": 100.0, "factor": 3.0,
+                                             "low_freq_factor": 2.0,
+                                             "original_max_position_embeddings": 16}},
+        ),
+        "llama with yarn": ("LlamaConfig", {**_GROUPED, "rope_parameters": _YARN}),
+        "qwen3 with yarn": (
+            "Qwen3Config",
+            {**_GROUPED, "head_dim": 16,
+             "rope_parameters": {**_YARN, "beta_fast": 8, "beta_slow": 2, "mscale": 0.7,
+                                 "mscale_all_dim": 1.2, "truncate": False}},
+        ),
+        "mistral in windows": ("MistralConfig", {**_GROUPED, "sliding_window": 5}),
+        "smollm3": ("SmolLM3Config", {**_GROUPED, "pad_token_id": None}),
+        "smollm3 untied": (
+            "SmolLM3Config",
+            {**_GROUPED, "pad_token_id": None, "no_rope_layers": [0, 1, 1, 0],
+             "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+        ),
+        "starcoder2": ("Starcoder2Config", {**_GROUPED, "sliding_window": None}),
+        "starcoder2 in windows": (
+            "Starcoder2Config",
+            {**_GROUPED, "sliding_window": 7, "use_bias": False, "tie_word_embeddings": False},
+        ),
+        "phi3 in windows": ("Phi3Config", {**_PHI3, "sliding_window": 6}),
+        "phi3 with short factors": (
+            "Phi3Config",
+            {**_PHI3, "original_max_position_embeddings": 32, "rope_parameters": _LONGROPE},
+        ),
+        "phi3 with long factors": (
+            "Phi3Config",
+            {**_PHI3, "original_max_position_embeddings": 16, "rope_parameters": _LONGROPE},
+        ),
         "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),
         "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
         "granite": ("GraniteConfig", {**_GROUPED, **_MULTIPLIERS, "rms_norm_eps": 1e-3}),
@@ -75,6 +116,15 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
         "gpt_neox without attention's biases": (
             "GPTNeoXConfig",
             {**_SIZES, "use_parallel_residual": False, "attention_bias": False},
+        ),
+        "gpt_neox in parallel": (
+            "GPTNeoXConfig",
+            {**_SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
+                                           "partial_rotary_factor": 0.25}},
+        ),
+        "stablelm in parallel": (
+            "StableLmConfig",
+            {**_GROUPED, "use_parallel_residual": True, "tie_word_embeddings": True},
         ),
         "arcee": ("ArceeConfig", {**_GROUPED, "rms_norm_eps": 1e-3}),
         "nemotron": ("NemotronConfig", {**_GROUPED, "norm_eps": 1e-3}),
@@ -110,6 +160,18 @@ MEGATRON_LACKS: Mapping[str, str] = MappingProxyType(
         "llama with attention's biases": "out_bias True",
         "gpt_neox without attention's biases": "qkv_bias False, out_bias False",
         "seed_oss with an output bias": "out_bias True",
+        "gpt_neox in parallel": "residual parallel",
+        "llama with other bands": "rotary.scaling_slow",
+        "llama with yarn": "rotary.yarn",
+        "qwen3 with yarn": "rotary.yarn",
+        "mistral in windows": "layer_kinds 4 x a window of 5",
+        "smollm3": "layer_kinds 3 x all before, 1 x all before without rotation",
+        "smollm3 untied": "layer_kinds 1 x all before without rotation",
+        "starcoder2 in windows": "layer_kinds 4 x a window of 7",
+        "phi3 in windows": "layer_kinds 4 x a window of 6",
+        "phi3 with short factors": "rotary.longrope",
+        "phi3 with long factors": "rotary.longrope",
+        "stablelm in parallel": "residual parallel_one_norm",
     }
 )
 """The models that megatron-core has no block for, and what it lacks."""

@@ -169,7 +169,9 @@ class ModelSection(Section):
         return cls(
             **alike,
             make_vocab_size_divisible_by=vocab_multiple,
-            rotary=RotarySection(**vars(config.rotary)),
+            rotary=RotarySection(
+                **{name: getattr(config.rotary, name) for name in RotarySection.model_fields}
+            ),
             multipliers=MultiplierSection(**vars(config.multipliers)),
         )
 

@@ -22,7 +22,9 @@ from flmgrow.formats.huggingface.fields.row import (
     QWEN2,
     QWEN3,
     SEED_OSS,
+    SMOLLM3,
     STABLELM,
+    STARCODER2,
     Field,
     Use,
     as_it_is,
@@ -34,16 +36,16 @@ from flmgrow.formats.huggingface.fields.row import (
 from flmgrow.formats.huggingface.fields.switch_rows import BIASES, OFF, ON, SCALED_SCORES, WINDOWS
 from flmgrow.model.config import Activation, ModelConfig
 
-_RMS_NORMED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, ARCEE, PHI3)
-KIN = (*_RMS_NORMED, NEMOTRON, STABLELM)
+_RMS_NORMED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, ARCEE, PHI3, SMOLLM3)
+KIN = (*_RMS_NORMED, NEMOTRON, STABLELM, STARCODER2)
 """Families with Llama's names for sizes, groups of heads among them."""
 
 PARTLY_ROTATED = (NEMOTRON, STABLELM, PHI3)
 """Those of them that say which share of a head they rotate."""
 
 GPTS = (GPT2, FLM, GPT_BIGCODE)
-_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, STABLELM, PHI3)
-_BIASED = (LLAMA, GRANITE, ARCEE, NEMOTRON)
+_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, STABLELM, PHI3, SMOLLM3)
+_BIASED = (LLAMA, GRANITE, ARCEE, NEMOTRON, SMOLLM3)
 """Those with a switch for attention's biases, and one for the FFN's."""
 
 _QWENS = (QWEN2, QWEN3)
@@ -93,7 +95,9 @@ HEADS = _size("num_attention_heads", *KIN, GPT_NEOX, value=lambda config: config
 GROUPS = _size("num_key_value_heads", *KIN, GPT_BIGCODE, value=lambda config: config.kv_groups)
 """Without it, there is one group per head. GPT-BigCode writes it, and goes by ``MULTI_QUERY``."""
 
-HEAD_DIM = _size("head_dim", *_RMS_NORMED, NEMOTRON, FLM, value=lambda config: config.head_dim)
+HEAD_DIM = _size(
+    "head_dim", *_RMS_NORMED, NEMOTRON, STARCODER2, FLM, value=lambda config: config.head_dim
+)
 """Without it, the heads together are as wide as the model. In FLM, a field of our own."""
 
 MAX_POSITIONS = _size(
@@ -128,11 +132,12 @@ def _norm_eps(config: ModelConfig) -> float:
 RMS_NORM_EPS = Field(
     "rms_norm_eps",
     (
-        Use((LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS), number, 1e-6, _norm_eps),
+        Use((LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, SMOLLM3), number, 1e-6, _norm_eps),
         Use((ARCEE, PHI3), number, 1e-5, _norm_eps),
     ),
 )
 LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),))
+NORM_EPSILON = Field("norm_epsilon", (Use((STARCODER2,), number, 1e-5, _norm_eps),))
 NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),))
 LAYER_NORM_EPSILON = Field("layer_norm_epsilon", (Use(GPTS, number, 1e-5, _norm_eps),))
 HIDDEN_ACT = Field(
@@ -141,6 +146,7 @@ HIDDEN_ACT = Field(
         Use(_GATED, choice("silu", "swish"), "silu", lambda _: "silu"),
         _activation("relu2", ARCEE, NEMOTRON),
         _activation("gelu", GPT_NEOX),
+        _activation("gelu_pytorch_tanh", STARCODER2),
     ),
 )
 ACTIVATION_FUNCTION = Field(
@@ -172,26 +178,37 @@ QKV_BIAS = Field(
     neutral=OFF,
     changes=BIASES,
 )
+USE_BIAS = Field("use_bias", (Use((STARCODER2,), flag, True, lambda config: config.linear_bias),))
+"""Of all projections."""
+
 MLP_BIAS = Field(
     "mlp_bias",
     (Use((*_BIASED, SEED_OSS), flag, False, lambda config: config.linear_bias),),
     neutral=OFF,
     changes=BIASES,
 )
+
+
+def _is_parallel(config: ModelConfig) -> bool:
+    return config.residual != "sequential"
+
+
 PARALLEL = Field(
     "use_parallel_residual",
     (
-        Use((GPT_NEOX,), flag, True, lambda _: False),
-        Use((STABLELM,), flag, False, lambda _: False),
+        Use((GPT_NEOX,), flag, True, _is_parallel),
+        Use((STABLELM,), flag, False, _is_parallel),
     ),
 )
-"""Whether attention and FFN read the same residual, which Megatron's block cannot say."""
+"""Whether attention and FFN read the same residual; in StableLM, through one norm."""
 
+_TIED = (SMOLLM3, STARCODER2)
+_UNTIED = (*(name for name in KIN if name not in _TIED), GPT_NEOX)
 TIED = Field(
     "tie_word_embeddings",
     (
-        Use((*KIN, GPT_NEOX), flag, False, lambda config: config.tied),
-        Use(GPTS, flag, True, lambda config: config.tied),
+        Use(_UNTIED, flag, False, lambda config: config.tied),
+        Use((*GPTS, *_TIED), flag, True, lambda config: config.tied),
     ),
 )
 
@@ -217,28 +234,53 @@ MULTI_QUERY = Field(
 """Whether all heads share one key and one value; else each has its own."""
 
 _UNWINDOWED = (LLAMA, GPT_NEOX, GRANITE, SEED_OSS, ARCEE, NEMOTRON, STABLELM)
+WINDOWED = (MISTRAL, PHI3, STARCODER2)
+
+
+def _window(config: ModelConfig) -> int | None:
+    """Return the window of all layers, None if they have not one in common."""
+    windows = {config.kind(layer).window for layer in range(config.layers)}
+    return windows.pop() if len(windows) == 1 else None
+
+
 WINDOW = Field(
     "sliding_window",
     (
-        Use[object]((MISTRAL,), as_it_is, 4096, lambda _: None),
-        Use[object]((*_UNWINDOWED, PHI3, *_QWENS), as_it_is),
+        Use[object]((MISTRAL,), as_it_is, 4096, _window),
+        Use[object]((PHI3, STARCODER2), as_it_is, None, _window),
+        Use[object]((*_UNWINDOWED, *_QWENS, SMOLLM3), as_it_is),
     ),
     neutral=(None,),
     changes=WINDOWS,
 )
-"""Most have none; the caches of transformers go by it all the same."""
+"""In ``WINDOWED`` families, that of all layers. Most have none; the caches of transformers go by it
+all the same.
+"""
 
 USE_WINDOW = Field(
     "use_sliding_window",
-    (Use((*_UNWINDOWED, PHI3, MISTRAL), flag, True), Use(_QWENS, flag, False)),
+    (Use((*_UNWINDOWED, *WINDOWED), flag, True), Use((*_QWENS, SMOLLM3), flag, False)),
     neutral=OFF,
     changes=WINDOWS,
 )
 
 
 def _more_layers(stored: object, old: ModelConfig, new: ModelConfig) -> object:
-    longer = isinstance(stored, list) and new.layers != old.layers
-    return [FULL_ATTENTION] * new.layers if longer else stored
+    if not isinstance(stored, list) or new.layers == old.layers:
+        return stored
+    windows = [new.kind(layer).window for layer in range(new.layers)]
+    return [FULL_ATTENTION if window is None else SLIDING_ATTENTION for window in windows]
+
+
+def _rotating(config: ModelConfig) -> list[int]:
+    return [int(config.kind(layer).rotates) for layer in range(config.layers)]
+
+
+ROTATING = Field("no_rope_layers", (Use[object]((SMOLLM3,), as_it_is, value=_rotating),))
+"""1 for each layer that rotates, 0 for others, whatever its name says."""
+
+ROTATING_INTERVAL = Field("no_rope_layer_interval", (Use((SMOLLM3,), integer(), 4),))
+"""Without ``ROTATING``, every such layer does not rotate."""
 
 
 LAYER_TYPES = Field("layer_types", (Use[object]((*KIN, GPT_NEOX), as_it_is),), grown=_more_layers)
@@ -247,5 +289,6 @@ MODEL_ROWS: tuple[Field[Any], ...] = (
     VOCAB, HIDDEN, FFN, LAYERS, HEADS, GROUPS, HEAD_DIM, MAX_POSITIONS, N_EMBD, N_INNER, N_LAYER,
     N_HEAD, N_POSITIONS, N_CTX, RMS_NORM_EPS, LAYER_NORM_EPS, NORM_EPS, LAYER_NORM_EPSILON,
     HIDDEN_ACT, ACTIVATION_FUNCTION, ATTENTION_BIAS, ATTENTION_OUT_BIAS, QKV_BIAS, MLP_BIAS,
-    PARALLEL, TIED, SCALED, BY_INVERSE_LAYER, MULTI_QUERY, WINDOW, USE_WINDOW, LAYER_TYPES,
+    PARALLEL, USE_BIAS, NORM_EPSILON, TIED, SCALED, BY_INVERSE_LAYER, MULTI_QUERY, WINDOW,
+    USE_WINDOW, LAYER_TYPES, ROTATING, ROTATING_INTERVAL,
 )  # fmt: skip

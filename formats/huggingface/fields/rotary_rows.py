@@ -13,6 +13,7 @@ from flmgrow.formats.huggingface.fields.row import (
     GPT_NEOX,
     NEMOTRON,
     PHI3,
+    SMOLLM3,
     STABLELM,
     Field,
     Use,
@@ -28,14 +29,22 @@ KIND, OLDER_KIND, FACTOR = "rope_type", "type", "factor"
 """
 
 ORIGINAL = "original_max_position_embeddings"
-LLAMA3: Mapping[str, float] = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    ORIGINAL: 8192,
-}
-"""Llama 3's constants: Megatron-LM has no argument for them."""
+SLOW, FAST = "low_freq_factor", "high_freq_factor"
+"""Of Llama 3's kind."""
+
+BETA_FAST, BETA_SLOW, TRUNCATE = "beta_fast", "beta_slow", "truncate"
+MSCALE, MSCALE_ALL = "mscale", "mscale_all_dim"
+"""Of YaRN."""
+
+SHORT, LONG = "short_factor", "long_factor"
+"""Of LongRoPE."""
+
+ATTENTION = "attention_factor"
+KINDS: Mapping[str, tuple[str, ...]] = {PHI3: ("default", "longrope")}
+"""The kinds that a family knows, if it does not know all."""
 
 BASE = 10000.0
+_TEN_THOUSAND = tuple(name for name in KIN if name != SMOLLM3)
 _ALL = (*KIN, GPT_NEOX)
 _WHOLE = tuple(name for name in KIN if name not in PARTLY_ROTATED)
 
@@ -51,9 +60,21 @@ def _percent(config: ModelConfig) -> float:
 def _scaling(config: ModelConfig) -> dict[str, object] | None:
     rotary = config.rotary
     if rotary.scaling_factor is not None:
-        return {KIND: "llama3", FACTOR: rotary.scaling_factor, **LLAMA3}
+        bands = {SLOW: rotary.scaling_slow, FAST: rotary.scaling_fast}
+        context = {ORIGINAL: rotary.scaling_context}
+        return {KIND: "llama3", FACTOR: rotary.scaling_factor, **bands, **context}
     if rotary.interpolation is not None:
         return {KIND: "linear", FACTOR: rotary.interpolation}
+    if (yarn := rotary.yarn) is not None:
+        return {
+            KIND: "yarn", FACTOR: yarn.factor, ORIGINAL: yarn.context, BETA_FAST: yarn.fast,
+            BETA_SLOW: yarn.slow, ATTENTION: yarn.attention, TRUNCATE: yarn.truncated,
+        }  # fmt: skip
+    if (longrope := rotary.longrope) is not None:
+        return {
+            KIND: "longrope", SHORT: [*longrope.short], LONG: [*longrope.long],
+            ORIGINAL: longrope.context, ATTENTION: longrope.attention,
+        }  # fmt: skip
     return None
 
 
@@ -66,7 +87,14 @@ def _partial_parameters(config: ModelConfig) -> dict[str, object]:
 
 
 ROTARY_EMB_BASE = Field("rotary_emb_base", (Use((GPT_NEOX,), number, BASE, _base),))
-ROPE_THETA = Field("rope_theta", (Use(KIN, number, BASE, _base), Use((GPT_NEOX,), number, BASE)))
+ROPE_THETA = Field(
+    "rope_theta",
+    (
+        Use(_TEN_THOUSAND, number, BASE, _base),
+        Use((SMOLLM3,), number, 2e6, _base),
+        Use((GPT_NEOX,), number, BASE),
+    ),
+)
 ROTARY_PCT = Field("rotary_pct", (Use((GPT_NEOX,), number, 0.25, _percent),))
 PARTIAL = Field(
     "partial_rotary_factor",
@@ -89,7 +117,7 @@ ROPE_PARAMETERS = Field(
 )
 
 TRAINED_LENGTH = Field[object](ORIGINAL, harmless=True)
-"""At the top level, where only scaling goes by it."""
+"""At the top level, where only scaling goes by it, before what its own parameters say."""
 
 BASES, SHARES = (ROTARY_EMB_BASE, ROPE_THETA), (ROTARY_PCT, PARTIAL)
 """The names of one number, and of the share of a head that is rotated; a model may have several."""

@@ -14,10 +14,10 @@ from flmgrow.model.config import ModelConfig
 LLAMA, QWEN2, QWEN3, MISTRAL = "llama", "qwen2", "qwen3", "mistral"
 GRANITE, GPT2, GPT_NEOX, FLM = "granite", "gpt2", "gpt_neox", "flm"
 SEED_OSS, ARCEE, NEMOTRON, STABLELM = "seed_oss", "arcee", "nemotron", "stablelm"
-PHI3, GPT_BIGCODE = "phi3", "gpt_bigcode"
+PHI3, GPT_BIGCODE, SMOLLM3, STARCODER2 = "phi3", "gpt_bigcode", "smollm3", "starcoder2"
 MODEL_TYPES = (
     LLAMA, QWEN2, QWEN3, GPT2, GPT_NEOX, MISTRAL, FLM, GRANITE, ARCEE, NEMOTRON, STABLELM, PHI3,
-    GPT_BIGCODE, SEED_OSS,
+    GPT_BIGCODE, SEED_OSS, SMOLLM3, STARCODER2,
 )  # fmt: skip
 """Every ``model_type``, in the order in which they are tried for a model from elsewhere."""
 

@@ -16,6 +16,13 @@ from flmgrow.text import Setting, Text
 _ONE_SWITCH = "its block has one switch for the biases of all projections, and one for query, key "
 REASONS: Mapping[str, str] = {
     "qkv_bias": f"{_ONE_SWITCH}and value alone",
+    "layer_kinds": "flmgrow writes no arguments for windows, nor for layers that do not rotate",
+    "rotary.scaling_slow": "its Llama 3 scaling has Llama 3's own bands",
+    "rotary.scaling_fast": "its Llama 3 scaling has Llama 3's own bands",
+    "rotary.scaling_context": "its Llama 3 scaling has Llama 3's own bands",
+    "rotary.yarn": "its dense models have no such scaling",
+    "rotary.longrope": "its dense models have no such scaling",
+    "residual": "its block adds attention before the FFN reads",
     "out_bias": f"{_ONE_SWITCH}and value alone",
 }
 """Why megatron-core has no place for what a field says."""

@@ -12,15 +12,17 @@ from hf_folders import ALIKE, CONFIG, FLM, GPT2, MODELS, NEOX, fields, make_fold
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, DrawFn, SearchStrategy
-from strategies import configs, examples
+from strategies import configs, decoders, examples
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface.families import FAMILIES
 from flmgrow.formats.huggingface.fields.model_rows import ACTIVATIONS
+from flmgrow.formats.huggingface.fields.rotary_rows import KINDS
 from flmgrow.formats.megatron.arguments.model import read_config
 from flmgrow.formats.megatron.arguments.new import new_arguments
-from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, Residual, RotarySettings
+from flmgrow.model.rotary import LongRope, Yarn
 
 
 @st.composite
@@ -72,9 +74,10 @@ def biases(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 @st.composite
 def neox(draw: DrawFn, config: ModelConfig) -> ModelConfig:
-    """A model without biases in attention, or with them."""
+    """A model without biases in attention, or with them; its branches in either order."""
     attention = draw(st.booleans())
-    return replace(config, qkv_bias=attention, out_bias=attention)
+    residual: Residual = draw(st.sampled_from(["sequential", "parallel"]))
+    return replace(config, qkv_bias=attention, out_bias=attention, residual=residual)
 
 
 @st.composite
@@ -86,7 +89,31 @@ def seed_oss(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 @st.composite
 def stablelm(draw: DrawFn, config: ModelConfig) -> ModelConfig:
-    return replace(config, qkv_bias=draw(st.booleans()))
+    residual: Residual = draw(st.sampled_from(["sequential", "parallel_one_norm"]))
+    return replace(config, qkv_bias=draw(st.booleans()), residual=residual)
+
+
+@st.composite
+def smollm3(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model of which any layers rotate."""
+    count = config.layers
+    rotating = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    return replace(config, layer_kinds=tuple(LayerKind(rotates=each) for each in rotating))
+
+
+@st.composite
+def windowed(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model whose layers share a window, shorter than its positions, or have none."""
+    window = draw(st.none() | st.integers(1, config.max_positions))
+    if window is None or window >= config.max_positions:
+        return config
+    return replace(config, layer_kinds=(LayerKind(window),) * config.layers)
+
+
+@st.composite
+def all_biases(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    biased = draw(st.booleans())
+    return replace(config, linear_bias=biased, qkv_bias=biased)
 
 
 @st.composite
@@ -111,7 +138,8 @@ PARTS: dict[str, tuple[Callable[..., SearchStrategy[ModelConfig]], ...]] = {
     "llama": (biases,), "granite": (biases, granite), "arcee": (biases, ungated),
     "nemotron": (biases, ungated), "seed_oss": (seed_oss,), "stablelm": (stablelm,),
     "gpt2": (ungated, scaled, by_layer), "gpt_bigcode": (ungated, scaled),
-    "gpt_neox": (neox, ungated), "flm": (ungated, flm),
+    "gpt_neox": (neox, ungated), "flm": (ungated, flm), "smollm3": (biases, smollm3),
+    "starcoder2": (ungated, windowed, all_biases), "mistral": (windowed,), "phi3": (windowed,),
 }  # fmt: skip
 """What models of a family may differ in, beside sizes."""
 
@@ -122,6 +150,13 @@ HEADS = {
 }  # fmt: skip
 """The groups, and heads in each, of families that have not all."""
 
+SCALINGS: list[dict[str, Any]] = [
+    {"interpolation": 3.0},
+    {"scaling_factor": 8.0},
+    {"scaling_factor": 3.0, "scaling_slow": 2.0, "scaling_fast": 5.5, "scaling_context": 77},
+    {"yarn": Yarn(factor=4.0, context=16, attention=1.5)},
+    {"yarn": Yarn(factor=0.5, context=7, fast=9.5, slow=0.5, truncated=False)},
+]
 PARTLY = ("gpt_neox", "nemotron", "stablelm", "phi3")
 AS_WIDE_AS_HEADS = ("gpt2", "gpt_neox", "stablelm", "gpt_bigcode")
 
@@ -132,18 +167,24 @@ def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
     name = draw(st.sampled_from(list(FAMILIES)))
     groups, queries = draw(HEADS.get(name, st.tuples(st.integers(1, 4), st.integers(1, 3))))
     size = draw(st.sampled_from([4, 8]))
+    share = draw(st.sampled_from([0.25, 0.5])) if name in PARTLY else 1.0
+    scalings = [{}, *SCALINGS] if name not in KINDS else [{}]
     rotary = RotarySettings(
-        base=draw(st.floats(1.0, 1e7)),
-        percent=draw(st.sampled_from([0.25, 0.5])) if name in PARTLY else 1.0,
-        scaling_factor=draw(st.sampled_from([None, 8.0])),
+        base=draw(st.floats(1.1, 1e7)), percent=share, **draw(st.sampled_from(scalings))
     )
-    if rotary.scaling_factor is None and draw(st.booleans()):
-        rotary = replace(rotary, interpolation=3.0)
+    if name == "phi3" and draw(st.booleans()):
+        pairs = st.lists(
+            st.floats(0.1, 99), min_size=rotary.pairs(size), max_size=rotary.pairs(size)
+        ).map(tuple)
+        longrope = LongRope(draw(pairs), draw(pairs), draw(st.integers(1, 99)), 1.2)
+        rotary = replace(rotary, longrope=longrope)
+    layers = draw(st.integers(1, 5))
     heads = groups * queries
-    hidden = heads * (size if name in AS_WIDE_AS_HEADS else draw(st.integers(1, 9)))
+    wide = name in AS_WIDE_AS_HEADS or rotary.longrope is not None
+    hidden = heads * (size if wide else draw(st.integers(1, 9)))
     config = replace(
         MODELS[ALIKE.get(name, name)],
-        layers=draw(st.integers(1, 5)), hidden=hidden, ffn=draw(st.integers(1, 50)),
+        layers=layers, layer_kinds=(), hidden=hidden, ffn=draw(st.integers(1, 50)),
         kv_groups=groups, queries_per_group=queries, head_dim=size,
         vocab=draw(st.integers(1, 99)), max_positions=draw(st.integers(1, 99)),
         norm_eps=draw(st.floats(0, 1)), tied=draw(st.booleans()), rotary=rotary,
@@ -164,7 +205,7 @@ def test_what_a_family_says_it_understands(case: tuple[str, ModelConfig]) -> Non
 
 
 @examples(100)
-@given(configs())
+@given(decoders())
 def test_a_model_is_said_rightly_or_refused(config: ModelConfig) -> None:
     try:
         family, fields = written_fields(config)
@@ -176,6 +217,17 @@ def test_a_model_is_said_rightly_or_refused(config: ModelConfig) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_family_is_chosen_by_what_the_model_is(name: str) -> None:
     assert written_fields(MODELS[name])[0].name == name
+
+
+def test_what_layers_differ_in_chooses_the_family() -> None:
+    config = MODELS["llama"]
+    alone = replace(config, layer_kinds=(LayerKind(), LayerKind(rotates=False)))
+    assert written_fields(alone)[0].name == "smollm3"
+    window = replace(config, layer_kinds=(LayerKind(7),) * 2)
+    assert written_fields(window)[0].name == "mistral"
+    mixed = replace(config, layer_kinds=(LayerKind(7), LayerKind()))
+    with pytest.raises(UsageError, match="cannot say layer_kinds 1 x a window of 7, 1 x all bef"):
+        written_fields(mixed)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +243,7 @@ def test_the_family_is_chosen_by_what_the_model_is(name: str) -> None:
         ),
         (
             {"multipliers": Multipliers(output=2.0, attention_by_inverse_layer=True)},
-            "granite cannot say multipliers.attention_by_inverse_layer True; nor can 13 others",
+            "granite cannot say multipliers.attention_by_inverse_layer True; nor can 15 others",
         ),
         (
             {"multipliers": Multipliers(output=0.0)},
@@ -247,20 +299,23 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(rope_scaling={"type": "linear", "factor": -2.0}), "factor: found -2, wanted a pos"),
     (fields(rope_scaling="linear"), "rope_scaling: found 'linear', wanted an object"),
     (fields(rope_scaling={"type": "dynamic", "factor": 2.0}), "rope_scaling.type: found "
-     "'dynamic', wanted default or linear or llama3"),
-    (fields(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type: found 'yarn'"),
+     "'dynamic', wanted default or linear or llama3 or yarn or longrope"),
+    (fields(rope_scaling={"rope_type": "yarn", "factor": -2.0}), "factor: found -2, wanted a pos"),
+    (fields(rope_scaling={"rope_type": "yarn", "factor": 2.0, "odd": 1}), "rope_scaling.odd"),
+    (fields(rope_scaling={"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2]}),
+     "LongRoPE has 2 factors for the 1 pairs"),
+    (fields(rope_scaling={"rope_type": "longrope", "short_factor": [-1], "long_factor": [1]}),
+     "short_factor: found .*wanted a list of positive numbers"),
+    (fields(model_type="phi3", rope_scaling={"type": "linear", "factor": 2.0}), "found 'linear'"),
+    (fields(model_type="smollm3", no_rope_layers=[1]), "no_rope_layers: found .*0 or 1 for each"),
+    (fields(model_type="smollm3", no_rope_layers=[1, 2]), "no_rope_layers: found .*0 or 1 for"),
     (fields(rope_scaling={"type": "linear"}), "rope_scaling.factor: found 'nothing'"),
     (fields(rope_scaling={"rope_type": "linear", "factor": 2.0, "beta": 1}), "rope_scaling.beta"),
-    (fields(rope_scaling={**LLAMA3, "high_freq_factor": 8.0}), "high_freq_factor: found 8, want"),
-    (fields(rope_scaling={**LLAMA3, "original_max_position_embeddings": 4096}), "found 4096"),
-    (fields(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                          "high_freq_factor": 4.0}), "original_max_position_embeddings: found 32"),
+    (fields(rope_scaling={**LLAMA3, "high_freq_factor": 1.0}), "fast end of rotary scaling"),
     (fields(rope_parameters={"rope_theta": 5.0}), "rope_theta is 10000, rope_parameters.rope_t"),
     (fields(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: found 0.5"),
     (fields(rope_parameters={"rope_type": "default"}, rope_scaling={"factor": 2.0}), "differ"),
-    (fields(model_type="mistral", max_position_embeddings=32768),
-     "sliding_window: found 4096, wanted null or at least"),
-    (fields(model_type="mistral", sliding_window=16), "sliding_window: found 16"),
+    (fields(model_type="mistral", sliding_window=0), "sliding_window: found 0"),
     (fields(model_type="qwen2", use_sliding_window=True, sliding_window=8), "sliding_window: f"),
     (fields(model_type="qwen3", layer_types=["full_attention", "sliding_attention"]),
      "layer_types: found"),
@@ -269,8 +324,6 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**GPT2, "activation_function": "relu"}, "activation_function: found 'relu'"),
     ({**GPT2, "add_cross_attention": True}, "add_cross_attention: found True"),
     ({**GPT2, "n_head": 3}, "n_embd: found 8, wanted a multiple of n_head 3"),
-    ({**NEOX, "use_parallel_residual": True}, "use_parallel_residual: found True, wanted False"),
-    ({k: v for k, v in NEOX.items() if k != "use_parallel_residual"}, "use_parallel_residual: fou"),
     ({**NEOX, "partial_rotary_factor": 0.5}, "rotary_pct is 0.25, partial_rotary_factor is 0.5"),
 ]  # fmt: skip
 
@@ -292,6 +345,8 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
     (fields(attention_bias=True, mlp_bias=True), {"linear_bias": True, "qkv_bias": True}),
     (fields(attention_bias=True), {"linear_bias": False, "qkv_bias": True, "out_bias": True}),
     (fields(mlp_bias=True), {"linear_bias": True, "qkv_bias": False, "out_bias": False}),
+    ({**NEOX, "use_parallel_residual": True}, {"residual": "parallel"}),
+    ({k: v for k, v in NEOX.items() if k != "use_parallel_residual"}, {"residual": "parallel"}),
     ({**NEOX, "attention_bias": False}, {"qkv_bias": False, "out_bias": False}),
     (fields(rope_scaling=LLAMA3), {"rotary": RotarySettings(scaling_factor=8.0)}),
     (
@@ -302,7 +357,38 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
         fields(rope_scaling={"type": "linear", "factor": 2}),
         {"rotary": RotarySettings(interpolation=2.0)},
     ),
-    (fields(model_type="mistral", sliding_window=32), {"qkv_bias": False}),
+    (
+        fields(
+            rope_scaling={
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
+        ),
+        {"rotary": RotarySettings(scaling_factor=8.0, scaling_context=32)},
+    ),
+    (
+        fields(rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+        {"rotary": RotarySettings(yarn=Yarn(2.0, 32, attention=1.0693147180559945))},
+    ),
+    (
+        fields(
+            rope_scaling={"type": "su", "short_factor": [1], "long_factor": [2.5]},
+            original_max_position_embeddings=8,
+        ),
+        {"rotary": RotarySettings(longrope=LongRope((1.0,), (2.5,), 8, 1.2909944487358056))},
+    ),
+    (fields(model_type="mistral", sliding_window=16), {"layer_kinds": (LayerKind(16),) * 2}),
+    (
+        fields(model_type="mistral", max_position_embeddings=32768),
+        {"layer_kinds": (LayerKind(4096),) * 2},
+    ),
+    (
+        fields(model_type="smollm3", no_rope_layer_interval=2),
+        {"layer_kinds": (LayerKind(), LayerKind(rotates=False))},
+    ),
+    (fields(model_type="mistral", sliding_window=32), {"qkv_bias": False, "layer_kinds": ()}),
     (fields(model_type="mistral"), {"qkv_bias": False}),  # 4096 by default, which is enough for 32
     (fields(model_type="qwen2", sliding_window=8, max_window_layers=9), {"qkv_bias": True}),
     (fields(model_type="qwen3", layer_types=["full_attention"] * 2), {"qk_norm": True}),

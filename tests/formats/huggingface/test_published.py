@@ -1,8 +1,8 @@
 """Configurations of published models, field by field: each is understood, and nothing vouched for.
 
-Nemotron's (of 4B) and Phi-3-mini's are as public code quotes them. The others were put together
-from the defaults of transformers' classes, quotations of parts, and memory: a field of theirs may
-be missing here, or stand here for another value.
+Nemotron's (of 4B), Phi-3-mini's and Pythia's (of 1B) are as public code quotes them. The others
+were put together from the defaults of transformers' classes, quotations of parts, and memory: a
+field of theirs may be missing here, or stand here for another value.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ import pytest
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.huggingface.config import family_of, notes_on_fields, read_fields
-from flmgrow.model.config import ModelConfig, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, RotarySettings
+from flmgrow.model.rotary import LongRope
 
 _USUAL: dict[str, object] = {
     "attention_dropout": 0.0, "initializer_range": 0.02, "torch_dtype": "bfloat16",
@@ -26,6 +27,15 @@ NEMOTRON = {
     "num_hidden_layers": 32, "num_key_value_heads": 8, "norm_eps": 1e-05, "rope_theta": 10000,
     "partial_rotary_factor": 0.5, "tie_word_embeddings": False, "vocab_size": 256000,
     "kv_channels": 128,
+}  # fmt: skip
+PYTHIA = {  # of 1B
+    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0,
+    "hidden_act": "gelu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 8192, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+    "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 16,
+    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+    "torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": True,
+    "use_parallel_residual": True, "vocab_size": 50304,
 }  # fmt: skip
 PHI3 = {
     **_USUAL, "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
@@ -46,6 +56,33 @@ PHI4 = {
     "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 10,
     "original_max_position_embeddings": 16384, "rope_theta": 250000, "sliding_window": None,
     "vocab_size": 100352,
+}  # fmt: skip
+PHI4_MINI = {  # all factors alike, in place of those published
+    **PHI3, "hidden_size": 3072, "max_position_embeddings": 131072, "num_attention_heads": 24,
+    "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "sliding_window": 262144,
+    "tie_word_embeddings": True, "vocab_size": 200064, "mlp_bias": False, "full_attn_mod": 1,
+    "interpolate_factor": 1, "lm_head_bias": False,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.5] * 48},
+}  # fmt: skip
+SMOLLM3 = {
+    **_USUAL, "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False,
+    "bos_token_id": 128000, "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
+    "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9,
+    "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 4,
+    "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
+    "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
+    "vocab_size": 128256, "pad_token_id": 128004,
+}  # fmt: skip
+STARCODER2 = {
+    **_USUAL, "architectures": ["Starcoder2ForCausalLM"], "bos_token_id": 0, "eos_token_id": 0,
+    "embedding_dropout": 0.1, "residual_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 3072, "intermediate_size": 12288, "max_position_embeddings": 16384,
+    "mlp_type": "default", "model_type": "starcoder2", "norm_epsilon": 1e-05,
+    "norm_type": "layer_norm", "num_attention_heads": 24, "num_hidden_layers": 30,
+    "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "sliding_window": 4096,
+    "use_bias": True, "vocab_size": 49152,
 }  # fmt: skip
 STARCODER = {
     **_USUAL, "architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode",
@@ -101,7 +138,52 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
             linear_bias=False, qkv_bias=False, tied=False, rotary=RotarySettings(percent=0.5),
         ),
     ),
+    "Pythia 1B": (
+        PYTHIA,
+        ModelConfig(
+            layers=16, hidden=2048, ffn=8192, kv_groups=8, queries_per_group=1, head_dim=256,
+            vocab=50304, max_positions=2048, tied=False, residual="parallel",
+            rotary=RotarySettings(percent=0.25),
+        ),
+    ),
     "Phi-4": (PHI4, _PHI),
+    "Phi-3 mini": (
+        PHI3,
+        replace(
+            _PHI, layers=32, hidden=3072, ffn=8192, kv_groups=32, queries_per_group=1, head_dim=96,
+            vocab=32064, max_positions=4096, rotary=RotarySettings(),
+            layer_kinds=(LayerKind(2047),) * 32,
+        ),
+    ),
+    "Phi-4 mini": (
+        PHI4_MINI,
+        replace(
+            _PHI, layers=32, hidden=3072, ffn=8192, kv_groups=8, queries_per_group=3,
+            vocab=200064, max_positions=131072, tied=True,
+            rotary=RotarySettings(
+                percent=0.75,
+                longrope=LongRope((1.0,) * 48, (2.5,) * 48, 4096, 1.1902380714238083),
+            ),
+        ),
+    ),
+    "SmolLM3 3B": (
+        SMOLLM3,
+        replace(
+            _PHI, layers=36, hidden=2048, ffn=11008, kv_groups=4, queries_per_group=4,
+            vocab=128256, max_positions=65536, norm_eps=1e-6, tied=True,
+            rotary=RotarySettings(base=5e6),
+            layer_kinds=(*(LayerKind(),) * 3, LayerKind(rotates=False)) * 9,
+        ),
+    ),
+    "StarCoder 2 3B": (
+        STARCODER2,
+        ModelConfig(
+            layers=30, hidden=3072, ffn=12288, kv_groups=2, queries_per_group=12, head_dim=128,
+            vocab=49152, max_positions=16384, activation="gelu_tanh",
+            rotary=RotarySettings(base=999999.4420358813),
+            layer_kinds=(LayerKind(4096),) * 30,
+        ),
+    ),
     "StarCoder": (
         STARCODER,
         ModelConfig(
@@ -149,11 +231,9 @@ def test_code_that_transformers_has_by_now_is_known_by_its_names() -> None:
 
 
 REFUSED: list[tuple[dict[str, object], str]] = [
-    (PHI3, "sliding_window: found 2047"),
     ({**STABLELM, "qk_layernorm": True}, "qk_layernorm: found True"),
-    ({**STABLELM, "use_parallel_residual": True}, "use_parallel_residual: found True"),
     ({**STARCODER, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
-    ({**PHI4, "rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "found 'longrope'"),
+    ({**PHI4, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "found 'yarn'"),
 ]
 
 

@@ -97,6 +97,7 @@ BUILDS: dict[str, tuple[dict[str, Any], str]] = {
 REFUSALS: dict[str, dict[str, Any]] = {
     "qkv_bias False": {"qkv_bias": False},
     "out_bias False": {"out_bias": False},
+    "residual parallel": {"residual": "parallel"},
 }
 
 
