@@ -41,8 +41,11 @@ def exact_heads(reader: FieldReader, hidden: Field[int], heads: Field[int]) -> i
 def read_window(reader: FieldReader) -> int | None:
     """Return the window of a model whose layers have one in common.
 
-    None if it reaches as far as the positions. Raises BadCheckpointError for windows that layers do
-    not share, and for any in a family that has none.
+    None if it reaches as far as the positions.
+
+    Raises:
+        BadCheckpointError: For windows that layers do not share, and for any in a family that has
+            none.
     """
     length = rows.MAX_POSITIONS.read(reader)
     window = rows.WINDOW.read(reader)
@@ -78,7 +81,11 @@ def read_window(reader: FieldReader) -> int | None:
 
 
 def read_kinds(reader: FieldReader) -> tuple[LayerKind, ...]:
-    """Return what the layers of a model are like. Raises BadCheckpointError."""
+    """Return what the layers of a model are like.
+
+    Raises:
+        BadCheckpointError: For windows that are not supported, and for a malformed list of layers.
+    """
     layers, window = rows.LAYERS.read(reader), read_window(reader)
     rotating = _rotating(reader, layers) if rows.ROTATING.use_in(reader.family) else [True] * layers
     return tuple(LayerKind(window, rotates) for rotates in rotating)
