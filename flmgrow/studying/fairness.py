@@ -120,10 +120,10 @@ def _rates(arms: Sequence[PlannedArm], rates: Sequence[ChosenRate]) -> Iterator[
         if not each.grid:
             detail = f"the peak of {each.size}, {value_text(each.peak)}, was not searched by this "
             yield Finding("learning rate", names, f"{detail}study: {each.source}")
-        elif each.at_edge:
+        elif each.edge:
             detail = (
-                f"the best peak of {each.size}, {value_text(each.peak)}, is at the end of what was "
-                "tried: a better one may lie beyond"
+                f"the best peak of {each.size}, {value_text(each.peak)}, is the {each.edge} that "
+                "was tried: a better one may lie beyond"
             )
             yield Finding("learning rate", names, detail)
 

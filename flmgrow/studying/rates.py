@@ -6,7 +6,7 @@ first leg is trained: as a search file that could be given to ``flmgrow search``
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from flmgrow.searching.report import report_of
@@ -34,7 +34,7 @@ PROXY, SEARCH = "proxy.yaml", "search.yaml"
 class ChosenRate:
     """A size's ``peak``, the ``grid`` of those that were tried, and which were as good (``flat``).
 
-    ``source`` says where it comes from.
+    ``source`` says where it comes from, ``edge`` whether it was the largest or the smallest tried.
     """
 
     size: str
@@ -42,15 +42,7 @@ class ChosenRate:
     source: str
     grid: tuple[float, ...] = ()
     flat: tuple[float, ...] = ()
-
-    @property
-    def at_edge(self) -> bool:
-        """Whether the best was at an end of what was tried: a better one may lie beyond."""
-        return len(self.grid) > 1 and self.peak in (min(self.grid), max(self.grid))
-
-    def to_json(self) -> Json:
-        """Return it as plain data."""
-        return {**asdict(self), "at_edge": self.at_edge}
+    edge: str = ""
 
 
 def provisional(study: StudyFile) -> PeakRates:
@@ -157,6 +149,5 @@ def _chosen(study: StudyFile, folder: SearchFolder) -> ChosenRate:
     best = report.best[-1]
     peak, flat = float(best.result.point.settings[PEAK]), best.intervals[PEAK]
     tried = f"the best of {len(study.rates.grid)} that flmgrow search tried"
-    return ChosenRate(
-        folder.path.name, peak, tried, tuple(study.rates.grid), tuple(map(float, flat))
-    )
+    grid, edge = tuple(study.rates.grid), best.edges.get(PEAK, "")
+    return ChosenRate(folder.path.name, peak, tried, grid, tuple(map(float, flat)), edge)

@@ -138,7 +138,7 @@ def test_a_rate_at_the_end_of_its_grid_and_one_that_was_not_searched_are_told(
     tmp_path: Path,
 ) -> None:
     study = planned(tmp_path)
-    edge = [ChosenRate("small", 8e-3, "searched", (4e-3, 8e-3)),
+    edge = [ChosenRate("small", 8e-3, "searched", (4e-3, 8e-3), edge="largest"),
             ChosenRate("large", 4e-3, "searched", (2e-3, 4e-3, 8e-3))]  # fmt: skip
     assert found(study, edge)["learning rate"] == (MASK,)
     by_hand = [ChosenRate(each.size, each.peak, "a guess") for each in edge]
