@@ -6,8 +6,9 @@ All is made of what every Python has.
 
 English are Python's own documentation topics and docstrings. Chinese is made up: sums in Chinese
 numerals, since nothing Chinese of any length comes with Python. Propositions are sums, half of them
-wrong. What is asked about afterwards, ``new-*.jsonl``, is more of the same. Everything is the same
-on every machine with the same Python.
+wrong, and comparisons of two numbers, which a tiny model can learn as a rule: none comes twice.
+What is asked about afterwards, ``new-*.jsonl``, is more of the same. Everything is the same on
+every machine with the same Python.
 """
 
 import ast
@@ -16,7 +17,7 @@ import random
 import sys
 import sysconfig
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -25,6 +26,7 @@ ENGLISH_BYTES = 1_200_000
 CHINESE_TEXTS = 1_000
 PROPOSITIONS = 2_000
 NEW_TEXTS, NEW_PROPOSITIONS = 50, 300
+TWO_DIGITS = range(10, 100)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
@@ -73,11 +75,20 @@ def propositions(chance: random.Random) -> Iterator[dict[str, object]]:
         yield {"text": f"{a} + {b} = {told}", "label": right}
 
 
+def comparisons(chance: random.Random) -> Iterator[dict[str, object]]:
+    """Yield comparisons of two different numbers, each once, and whether they are right."""
+    pairs = list(permutations(TWO_DIGITS, 2))
+    chance.shuffle(pairs)
+    for a, b in pairs:
+        yield {"text": f"{a} > {b}", "label": a > b}
+
+
 def main() -> None:
     """Write the files into the folder that is named."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     chance = random.Random(1)
+    compared = comparisons(random.Random(2))
     files = {
         "english.jsonl": ({"text": text} for text in english()),
         "chinese.jsonl": ({"text": text} for text in chinese(chance)),
@@ -85,6 +96,8 @@ def main() -> None:
         "new-english.jsonl": ({"text": text} for text in docstrings("email/*.py")),
         "new-chinese.jsonl": islice(({"text": text} for text in chinese(chance)), NEW_TEXTS),
         "new-propositions.jsonl": islice(propositions(chance), NEW_PROPOSITIONS),
+        "comparisons.jsonl": islice(compared, PROPOSITIONS),
+        "new-comparisons.jsonl": islice(compared, NEW_PROPOSITIONS),
     }
     for name, lines in files.items():
         with (folder / name).open("w", encoding="utf-8") as file:
