@@ -34,8 +34,10 @@ def places(tmp_path: Path) -> dict[str, Path]:
     points = tmp_path / "points.csv"
     rows = (f"{size},{1 + size**-0.1}" for size in (1e6, 2e6, 4e6, 8e6))
     points.write_text("\n".join(["parameters,loss", *rows]))
+    accepted("data", "prepare", text, tmp_path / "corpus", "--tokenizer", "bytes")
     return {
         "A": source,
+        "CORPUS": tmp_path / "corpus",
         "POINTS": points,
         "B": grown,
         "NEW": tmp_path / "c",
@@ -54,6 +56,8 @@ def places(tmp_path: Path) -> dict[str, Path]:
         ("verify", "verify A B"),
         ("verify --integrity", "verify --integrity B"),
         ("data prepare", "data prepare TEXT NEW --tokenizer bytes"),
+        ("data show", "data show CORPUS --document 1"),
+        ("data stats", "data stats CORPUS --sequence-length 4"),
         ("run --dry-run", "run SCHEDULE --dry-run"),
         ("cost", "cost SCHEDULE"),
         ("study --dry-run", "study STUDY --dry-run"),
@@ -75,5 +79,5 @@ def test_what_is_written_is_told_as_its_manifest(places: dict[str, Path]) -> Non
 
 
 def test_every_section_is_compared() -> None:
-    assert len(documented()) == 14
+    assert len(documented()) == 16
     assert all(documented().values())

@@ -45,7 +45,7 @@ LAYERS = (
     ("flmgrow.trainer.loop",),
     ("flmgrow.trainer.components", "flmgrow.trainer.live", "flmgrow.trainer.telling"),
     ("flmgrow.trainer.validating",),
-    ("flmgrow.trainer.run_config",),
+    ("flmgrow.trainer.run_config", "flmgrow.trainer.samples_read"),
     ("flmgrow.trainer.checkpoint", "flmgrow.trainer.metrics", "flmgrow.trainer.steps"),
     ("flmgrow.trainer.data",),
     ("flmgrow.trainer.megatron", "flmgrow.trainer.stage"),

@@ -83,7 +83,7 @@ COMMANDS: Mapping[str, Entry] = {
     "bake": Entry(
         "bake", "Put the masks of a growth into the weights; the result is an ordinary checkpoint."
     ),
-    "data": Entry("data", "Make tokens of texts."),
+    "data": Entry("data", "Make tokens of texts, and look at them."),
 }
 
 

@@ -9,6 +9,7 @@ import typer
 
 from flmgrow.cli import options
 from flmgrow.cli.commands import PanelledCommand, PlainGroup
+from flmgrow.cli.data_looking import show, stats
 from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
 from flmgrow.errors import OutputExistsError, StorageError, printable
@@ -26,14 +27,17 @@ from flmgrow.trainer.data.sources import Sources, find_sources, left_out_line
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 
 app = typer.Typer(
-    help="Make tokens of texts.", cls=PlainGroup, add_completion=False, rich_markup_mode=None
+    help="Make tokens of texts, and look at them.",
+    cls=PlainGroup,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 SourcePaths = Annotated[
     list[Path],
     typer.Argument(
         metavar="SRC...",
-        help="Files .txt, .jsonl or .json, plain, .gz, .zst, .xz or .bz2, or folders of them.",
+        help="Files .txt, .jsonl or .json, plain, .gz, .zst, .xz or .bz2, or .parquet, or folders.",
     ),
 ]
 TokenizerName = Annotated[
@@ -50,7 +54,12 @@ EndOfDocument = Annotated[
         "--eod", metavar="ID|TOKEN", help="Token that ends documents; the tokenizer's if not given."
     ),
 ]
-Key = Annotated[str, typer.Option("--jsonl-key", help="Where a JSON line has its text.")]
+Key = Annotated[
+    str,
+    typer.Option(
+        "--jsonl-key", "--key", help="Where a JSON line or a row has its text, such as meta.text."
+    ),
+]
 AppendEod = Annotated[
     bool, typer.Option("--append-eod/--no-append-eod", help="End each document with that token.")
 ]
@@ -71,11 +80,6 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Processes; one per core, up to 16, if not given."),
 ]
-
-
-@app.callback()
-def _group() -> None:
-    """Make tokens of texts."""  # with a single command, typer would make the group that command
 
 
 @app.command(cls=PanelledCommand)
@@ -141,6 +145,10 @@ def prepare(
         *((kind, printable(what)) for kind, what in _missing(manifest)),
     ]
     print("\n".join(in_columns(rows)))
+
+
+app.command(cls=PanelledCommand)(show)
+app.command(cls=PanelledCommand)(stats)
 
 
 def _tell_of(sources: Sources) -> None:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
-from unicodedata import category
 
 import typer
 
@@ -13,7 +12,7 @@ from flmgrow import models
 from flmgrow.cli import devices, options
 from flmgrow.cli.grouped import grouped
 from flmgrow.cli.parsing import read_small_file
-from flmgrow.cli.printing import note
+from flmgrow.cli.printing import harmless, note
 from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import UsageError
 from flmgrow.model.devices import device_named, dtype_named
@@ -127,24 +126,11 @@ def generate(
     elif as_json:
         print("\n".join(json.dumps(each.to_json()) for each in found))
     else:
-        print(_harmless("\n\n".join(each.prompt + each.text for each in found)))
+        print(harmless("\n\n".join(each.prompt + each.text for each in found)))
 
 
 def _write(text: str) -> None:
-    print(_harmless(text), end="", flush=True)
-
-
-def _harmless(text: str) -> str:
-    """Return a text as a terminal may have it: what would steer that, a model may have said.
-
-    Files and pipes get the text as it is.
-    """
-    if not sys.stdout.isatty():
-        return text
-    return "".join(
-        c.encode("unicode_escape").decode() if category(c) == "Cc" and c not in "\n\t" else c
-        for c in text
-    )
+    print(harmless(text), end="", flush=True)
 
 
 def _texts(given: Sequence[str], file: Path | None) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import category
 
 from flmgrow.errors import shown
 from flmgrow.model.wording import aligned
@@ -23,3 +24,16 @@ def json_text(data: Any) -> str:
 def in_columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Return ``name  value`` lines with the values in one column."""
     return aligned(rows, COMMAND_LINE)
+
+
+def harmless(text: str) -> str:
+    """Return a text as a terminal may have it: a model or a corpus may say what would steer it.
+
+    Files and pipes get the text as it is.
+    """
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) == "Cc" and c not in "\n\t" else c
+        for c in text
+    )

@@ -51,6 +51,8 @@ class Corpus:
     ) -> None:
         files = open_corpus_files(corpus, tokenizer) if isinstance(corpus, Path) else corpus
         self._prefix = files.prefix
+        self._lengths = files.index.lengths
+        self.name = files.name
         count = len(files.index.lengths)
         chosen = range(count) if documents is None else documents
         self.chosen_end = np.array(chosen, dtype=np.int32)
@@ -94,6 +96,24 @@ class Corpus:
             found["loss_mask"].numpy(),
             found["position_ids"].numpy(),
         )
+
+    def spans(self, index: int) -> list[tuple[int, int, int]]:
+        """Return of which documents sample ``index`` consists: each one's number, and its tokens
+        from where to where; the token behind the last one, which is a label only, is not among
+        them.
+        """
+        epoch, place = divmod(index, self.per_epoch)
+        made = self._epoch(epoch)
+        row = int(made.shuffle_index[place])
+        (first, begin), (last, end) = (map(int, made.sample_index[row + n]) for n in (0, 1))
+        found = []
+        for position in range(first, last + 1):
+            document = int(made.document_index[position])
+            start = begin if position == first else 0
+            stop = end if position == last else int(self._lengths[document])
+            if stop > start:
+                found.append((document, start, stop))
+        return found
 
     def _shuffled(self, epoch: int) -> GPTDataset:
         # Without a blend, megatron-core keeps the indices in memory: no files beside the corpus, no

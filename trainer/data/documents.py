@@ -7,7 +7,8 @@ processes can do so. What is wrong with one is a :class:`BadDocumentError`: it h
 kind, by which such documents can be counted.
 
 A ``.txt`` file is one document: a blank line ends a paragraph, and nothing in plain text tells a
-document's end. A file of JSON lines has one object per line, and the text under a key of it. A byte
+document's end. A file of JSON lines has one object per line, and the text under a key of it; so has
+a table in each of its rows. A byte
 order mark (U+FEFF) at the start of either is no text, and left out.
 """
 
@@ -25,8 +26,10 @@ from flmgrow.storage.encodings import encoding_hint
 from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.data.compressed import decompressed
 from flmgrow.trainer.data.sources import TextSource
+from flmgrow.trainer.data.table_rows import read_rows, sum_of
 
 MAX_DOCUMENT = 256 << 20
+_MISSING = object()
 _WANTED = {str: "a text", bool: "true or false"}
 
 
@@ -69,17 +72,25 @@ class SourceReading:
 
 
 def read_documents(
-    source: TextSource, reading: SourceReading, progress: Callable[[int], None]
+    source: TextSource,
+    reading: SourceReading,
+    progress: Callable[[int], None],
+    key: str = "text",
 ) -> Iterator[Document]:
     """Yield the documents of a file, and fill in ``reading`` at its end.
 
     ``progress`` gets the bytes of the file read since its last call. Lines without a character are
-    no documents.
+    no documents. Of a table only the column with ``key`` is read.
 
     Raises:
         BadDataError: For a file that is damaged or cut short.
         OSError: If the file cannot be read.
     """
+    if source.is_table:
+        for number, row in enumerate(read_rows(source.path, key, progress), 1):
+            yield Document(source, number, row, len(row) <= MAX_DOCUMENT)
+        reading.size, reading.xxh3_128 = source.path.stat().st_size, sum_of(source.path)
+        return
     with source.path.open("rb", buffering=0) as file:
         raw = _Watched(file, progress)
         stream = decompressed(raw, source.compression, source.path)
@@ -118,6 +129,8 @@ def text_of(document: Document, key: str) -> str:
 def field_of(document: Document, line: str, key: str, kind: type[str] | type[bool]) -> Any:
     """Return what a JSON line has under ``key``, which must be of a ``kind``.
 
+    ``meta.text`` is the key ``text`` of the object under ``meta``, unless a key is called so.
+
     Raises:
         BadDocumentError: It is no document.
     """
@@ -135,15 +148,25 @@ def field_of(document: Document, line: str, key: str, kind: type[str] | type[boo
     if not isinstance(value, dict):
         what = Text(Found("no object"), Wanted(f"the key {key!r}"))
         raise BadDocumentError(document, "no object", what)
-    if key not in value:
+    inner = _under(value, key)
+    if inner is _MISSING:
         found = f"has {', '.join(map(str, value))}"[:200]
         what = Text(Found(found), Wanted(f"the key {key!r}"))
         raise BadDocumentError(document, f"no {key!r}", what)
-    if not isinstance(value[key], kind):
-        found = "null" if value[key] is None else f"of type {type(value[key]).__name__}"
+    if not isinstance(inner, kind):
+        found = "null" if inner is None else f"of type {type(inner).__name__}"
         what = Text(f"{key!r} is ", Found(found))
         raise BadDocumentError(document, what, Text(what, Wanted(_WANTED[kind])))
-    return value[key]
+    return inner
+
+
+def _under(value: dict[str, Any], key: str) -> object:
+    """Return what an object has under ``key``, or under the path of keys that its dots make."""
+    if key in value:
+        return value[key]
+    first, dot, rest = key.partition(".")
+    inner = value.get(first, _MISSING)
+    return _under(inner, rest) if dot and isinstance(inner, dict) else _MISSING
 
 
 def _is_cut(line: str, error: Exception) -> bool:

@@ -94,7 +94,7 @@ def read_propositions(paths: Sequence[Path]) -> Iterator[Proposition]:
         UsageError: For other files.
     """
     for source in find_sources(paths).files:
-        if not source.lines:
+        if not source.lines or source.is_table:
             raise UsageError(
                 "wanted .jsonl with a text and a label on each line", where=source.path
             )

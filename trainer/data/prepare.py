@@ -84,7 +84,7 @@ def prepare(
         for name in (f"{PREFIX}.bin", f"{PREFIX}.idx"):
             place.drop(name)  # of a killed run; whether the text is still the same is not known
         readings = [SourceReading() for _ in sources.files]
-        texts = _texts(sources, readings, recipe.part_bytes, progress)
+        texts = _texts(sources, readings, recipe, progress)
         found = _Found(limits or AllowedLoss())
         parts = _make_parts(texts, recipe, place, workers, found)
         try:
@@ -176,7 +176,7 @@ def _rounded_up(share: float) -> str:
 def _texts(
     sources: Sources,
     readings: Sequence[SourceReading],
-    part_bytes: int,
+    recipe: Recipe,
     progress: Callable[[int], None],
 ) -> Iterator[Passage | BadDataError]:
     """Cut the corpus into parts, each of whole documents and, but for the last, large enough.
@@ -187,10 +187,10 @@ def _texts(
     size = number = 0
     try:
         for source, reading in zip(sources.files, readings, strict=True):
-            for document in read_documents(source, reading, progress):
+            for document in read_documents(source, reading, progress, recipe.key):
                 gathered.append(document)
                 size += len(document.data)
-                if size >= part_bytes or len(gathered) >= PART_DOCUMENTS:
+                if size >= recipe.part_bytes or len(gathered) >= PART_DOCUMENTS:
                     yield Passage(number, gathered)
                     gathered, size, number = [], 0, number + 1
     except BadDataError as error:

@@ -5,8 +5,8 @@ read, and what is not with the reason. Left out are hidden files and folders, wh
 notebooks and archives leave behind; what is there twice, through links; and other kinds of files.
 
 A ``.txt`` file is one document. ``.jsonl``, ``.ndjson`` and ``.json`` files have one JSON object
-per line; as data sets keep their descriptions in plain ``.json`` files, these are read only where
-they are named, and not out of a folder.
+per line, ``.parquet`` files one in each row; as data sets keep their descriptions in plain
+``.json`` files, these are read only where they are named, and not out of a folder.
 """
 
 import os
@@ -18,10 +18,10 @@ from pathlib import Path
 from flmgrow.errors import UsageError
 
 LINES = (".jsonl", ".ndjson", ".json")
-KINDS = (".txt", *LINES)
+TABLE = ".parquet"
+KINDS = (".txt", *LINES, TABLE)
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
-WANTED = f"{', '.join(KINDS)}, plain or with {', '.join(COMPRESSIONS)}"
-PARQUET = ".parquet is not read: write it as .jsonl first"
+WANTED = f"{', '.join(KINDS[:-1])}, plain or with {', '.join(COMPRESSIONS)}, or {TABLE}"
 SHOWN = 3
 """Names of files that are told."""
 
@@ -35,14 +35,20 @@ class TextSource:
 
     @property
     def lines(self) -> bool:
-        """Whether each line is a document."""
-        return self.kind in LINES
+        """Whether each line, or each row of a table, is a document: an object with keys."""
+        return self.kind in (*LINES, TABLE)
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a parquet file."""
+        return self.kind == TABLE
 
     @property
     def kind(self) -> str:
         """The ending that says what the file holds, in small letters, or nothing."""
         name = self.path.name.lower().removesuffix(self.compression)
-        return next((kind for kind in KINDS if name.endswith(kind)), "")
+        found = next((kind for kind in KINDS if name.endswith(kind)), "")
+        return "" if found == TABLE and self.compression else found
 
     @property
     def compression(self) -> str:
@@ -100,8 +106,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
         elif not path.is_file():
             raise UsageError("no such file", where=path)
         elif not TextSource(path, "").kind:
-            hint = PARQUET if path.suffix.lower() == ".parquet" else ""
-            raise UsageError("unknown kind of file", hint, where=path, wanted=WANTED)
+            raise UsageError("unknown kind of file", where=path, wanted=WANTED)
         else:
             files.append(TextSource(path, path.name))
     seen: set[Path] = set()

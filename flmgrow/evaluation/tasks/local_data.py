@@ -36,7 +36,7 @@ def read_rows(path: Path) -> Rows:
         UsageError: For another kind of file.
     """
     (source,) = find_sources([path]).files
-    if not source.lines:
+    if not source.lines or source.is_table:
         raise UsageError("wanted .jsonl with one object on each line", where=path)
     rows = [_row(document) for document in read_documents(source, SourceReading(), lambda _: None)]
     if not rows:

@@ -246,13 +246,13 @@ def test_what_is_not_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "src" / ".ipynb_checkpoints").mkdir(parents=True)
     make_jsonl(tmp_path / "src" / "B.JSONL", ["b"])
     make_jsonl(tmp_path / "src" / ".ipynb_checkpoints" / "b.jsonl", ["stale"])
-    (tmp_path / "src" / "c.parquet").write_bytes(b"PAR1")
+    (tmp_path / "src" / "c.csv").write_bytes(b"a,b")
     words = ("data", "prepare", tmp_path / "src", tmp_path / "out", "--tokenizer", "bytes")
     told = flmgrow(*words)
     assert told.err == (
-        "note: not read: 1 hidden (src/.ipynb_checkpoints); 1 in .parquet (src/c.parquet)\n"
+        "note: not read: 1 hidden (src/.ipynb_checkpoints); 1 in .csv (src/c.csv)\n"
     )
     assert "read       1 file (2 not)\n" in told.out
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    assert manifest["left_out"] == {"hidden": 1, "in .parquet": 1}
+    assert manifest["left_out"] == {"hidden": 1, "in .csv": 1}
     assert [source["name"] for source in manifest["sources"]] == ["src/B.JSONL"]

@@ -40,6 +40,7 @@ def test_a_folder_means_what_lies_below_it(tmp_path: Path) -> None:
         ("a.jsonl.bz2", True, ".bz2"),
         ("a.TXT.zst", False, ".zst"),
         ("a.txt", False, ""),
+        ("a.PARQUET", True, ""),
     ],
 )
 def test_kinds_are_known_by_their_endings(
@@ -52,19 +53,19 @@ def test_kinds_are_known_by_their_endings(
 
 
 def test_what_is_not_read_is_told(tmp_path: Path) -> None:
-    make(tmp_path / "src", "a.txt", "B.PARQUET", "c.parquet", "README", "info.json", "._a.txt")
+    make(tmp_path / "src", "a.txt", "B.CSV", "c.csv", "README", "info.json", "._a.txt")
     make(tmp_path / "src", ".ipynb_checkpoints/a-checkpoint.txt", "d/.hidden.jsonl", "notes.md")
     found = find_sources([tmp_path / "src"])
     assert [source.name for source in found.files] == ["src/a.txt"]
     assert found.reasons == {
         "hidden": ["src/._a.txt", "src/.ipynb_checkpoints", "src/d/.hidden.jsonl"],
-        "in .parquet": ["src/B.PARQUET", "src/c.parquet"],
+        "in .csv": ["src/B.CSV", "src/c.csv"],
         "without an ending": ["src/README"],
         "in plain .json, which is read where it is named": ["src/info.json"],
         "in .md": ["src/notes.md"],
     }
     assert left_out_line(found).startswith(
-        "3 hidden (src/._a.txt, src/.ipynb_checkpoints, src/d/.hidden.jsonl); 2 in .parquet ("
+        "3 hidden (src/._a.txt, src/.ipynb_checkpoints, src/d/.hidden.jsonl); 2 in .csv ("
     )
     make(tmp_path / "src", ".more")
     assert "4 hidden (src/._a.txt, src/.ipynb_checkpoints, src/.more, ...)" in left_out_line(
@@ -107,14 +108,14 @@ def test_this_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_paths_that_mean_no_corpus_are_refused(tmp_path: Path) -> None:
-    make(tmp_path, "a.md", "a.txt", "b.parquet", "left/c.parquet", "left/.d.txt")
+    make(tmp_path, "a.md", "a.txt", "b.parquet.gz", "left/c.csv", "left/.d.txt")
     (tmp_path / "empty").mkdir()
     for path, message, hint in (
         ("a.md", "unknown kind", ""),
-        ("b.parquet", "unknown kind", "write it as .jsonl"),
+        ("b.parquet.gz", "unknown kind", ""),
         ("none.txt", "no such", ""),
         ("empty", "no file", ""),
-        ("left", "no file", r"left out: 1 hidden \(left/\.d\.txt\); 1 in \.parquet"),
+        ("left", "no file", r"left out: 1 hidden \(left/\.d\.txt\); 1 in \.csv"),
     ):
         with pytest.raises(UsageError, match=message) as refusal:
             find_sources([tmp_path / path])
