@@ -176,8 +176,9 @@ def told_in_prose(text: str) -> Iterator[str]:
 
 
 def test_errors_are_named_in_sections() -> None:
+    """But for what exports carry: its text is part of what is written, and stays as it is."""
     found = {name: list(told_in_prose(path.read_text(encoding="utf-8")))
-             for name, path in find_modules().items()}  # fmt: skip
+             for name, path in find_modules().items() if ".shipped." not in name}  # fmt: skip
     assert not {name: sentences for name, sentences in found.items() if sentences}
 
 

@@ -181,8 +181,7 @@ class FLMModel(FLMPreTrainedModel):
     ):
         """Return the normalised last residual stream; arguments are those usual in transformers.
 
-        Raises:
-            ValueError: For ``output_attentions``: the kernel keeps no attention weights.
+        Raises ValueError for ``output_attentions``: the kernel keeps no attention weights.
         """
         if output_attentions:
             raise ValueError("FLM keeps no attention weights: leave out output_attentions")
