@@ -44,7 +44,7 @@ def compared(one: list[Outcome], other: list[Outcome]) -> Pair:
 def test_models_that_differ_by_their_seed_alone_do_not_differ(data: Path, tmp_path: Path) -> None:
     """Twenty null studies of two arms and three seeds, as one table at one level."""
     many = 2 * SEEDS * REPETITIONS
-    content = study_data(data, seeds=list(range(1, many + 1)), sizes={"small": TINY})
+    content = study_data(data, seeds=list(range(1, many + 1)), sizes={"small": TINY}, decay=1.0)
     content["arms"] = {SCRATCH: {"size": "small", "tokens": 2560}}
     outcomes = trained_study(tmp_path, content).by_arm[SCRATCH]
     assert len({each.final.loss for each in outcomes}) == many  # seeds do differ
