@@ -7,6 +7,7 @@ the same for any layout of the source and any cut of the output into blocks.
 
 import threading
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 
@@ -33,19 +34,74 @@ SPAN = 128
 It decides on the rounding of a mean, which is why it depends on nothing.
 """
 
+PIECE = 1 << 17
+"""Elements summed at once: few enough to stay in the cache."""
+
 
 def _with_ranges(box: Box, axes: tuple[int, ...], span: tuple[int, int]) -> Box:
     return Box(tuple(span if i in axes else old for i, old in enumerate(box.ranges)))
 
 
 def _sum(values: Array, axis: int) -> FloatArray:
-    """Sum in float64 over ``axis``, each vector alone: its neighbours do not matter."""
-    last = np.moveaxis(values.astype(np.float64), axis, -1)
-    total = np.zeros((*last.shape[:-1], 1))
-    for start in range(0, last.shape[-1], SPAN):
-        span = np.ascontiguousarray(last[..., start : start + SPAN])
-        total += np.add.reduce(span, -1, keepdims=True)
-    return np.moveaxis(total, -1, axis)
+    """Sum in float64 over ``axis``, each vector alone: its neighbours do not matter.
+
+    Of every ``SPAN`` entries, each eighth is added to the last; the eight sums are added in pairs,
+    and what is left over one by one.
+    """
+    axis %= values.ndim
+    if axis == values.ndim - 1:
+        return _sum_rows(values.reshape(-1, values.shape[-1])).reshape(*values.shape[:-1], 1)
+    table = values.reshape(-1, values.shape[axis], prod(values.shape[axis + 1 :]))
+    return _sum_inside(table).reshape(*values.shape[:axis], 1, *values.shape[axis + 1 :])
+
+
+def _sum_rows(rows: Array) -> FloatArray:
+    """Sum over the last axis of a matrix, a piece of its rows after the other."""
+    total = np.zeros(len(rows))
+    length = rows.shape[1]
+    whole = length // SPAN * SPAN
+    step = max(1, PIECE // max(1, length))
+    for low in range(0, len(rows), step):
+        wide = rows[low : low + step].astype(np.float64)
+        spans = wide[:, :whole].reshape(len(wide), -1, SPAN)
+        for sums in np.add.reduce(spans, -1).T:  # numpy adds up 128 of them as said above
+            total[low : low + step] += sums
+        total[low : low + step] += np.add.reduce(wide[:, whole:], -1)
+    return total
+
+
+def _sum_inside(table: Array) -> FloatArray:
+    """Sum over the middle one of three axes, a piece after the other: as numpy adds up a row, but
+    all vectors at once.
+    """
+    before, length, after = table.shape
+    total = np.zeros((before, after))
+    width = max(1, PIECE // min(SPAN, length))
+    depth = max(1, width // after)
+    for top in range(0, before, depth):
+        for low in range(0, after, width):
+            sums = total[top : top + depth, low : low + width]
+            for start in range(0, length, SPAN):
+                piece = table[top : top + depth, start : start + SPAN, low : low + width]
+                sums += _sum_span(piece.astype(np.float64))
+    return total
+
+
+def _sum_span(table: FloatArray) -> FloatArray:
+    """Sum over the middle axis, which has at most ``SPAN`` entries."""
+    length = table.shape[1]
+    eighths = length // 8 * 8
+    if eighths:
+        lanes = table[:, :8].copy()
+        for start in range(8, eighths, 8):
+            lanes += table[:, start : start + 8]
+        pairs = lanes[:, 0::2] + lanes[:, 1::2]
+        total: FloatArray = (pairs[:, 0] + pairs[:, 1]) + (pairs[:, 2] + pairs[:, 3])
+    else:
+        total = np.zeros((len(table), table.shape[2]))
+    for last in range(eighths, length):
+        total += table[:, last]
+    return total
 
 
 def _bands(box: Box) -> list[Box]:
