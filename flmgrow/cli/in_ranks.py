@@ -15,10 +15,9 @@ from flmgrow.cli.options import RUNNING
 from flmgrow.cli.printing import note
 from flmgrow.errors import FlmgrowError, LostRankError, UsageError
 from flmgrow.hub.names import is_on_hub
-from flmgrow.storage.hidden import hidden_folder
 from flmgrow.storage.launch import Launch, launch_folder
+from flmgrow.storage.meeting_place import meeting_place
 from flmgrow.storage.ranks import Ranks, meeting
-from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.world import PATIENCE, World, find_world
 
 RankTimeout = Annotated[
@@ -34,7 +33,8 @@ Scratch = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Of a command started by torchrun or srun: where its ranks meet, if not beside DST.",
+        help="Of a command started by torchrun or srun: where its ranks meet, if not beside DST;"
+        " for an object store, where several machines see it.",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -43,13 +43,13 @@ HAND_OVER = 30.0
 """Seconds in which rank 0 must have begun to hear of an error that another rank met before."""
 
 
-def this_world(patience: float = PATIENCE) -> World:
-    """Return which rank this process is.
+def this_world(patience: float = PATIENCE, scratch: Path | None = None) -> World:
+    """Return which rank this process is; ranks meet in ``scratch``, if that is given.
 
     Raises:
         UsageError: For variables that contradict.
     """
-    return find_world(os.environ, patience)
+    return replace(find_world(os.environ, patience), scratch=scratch)
 
 
 def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,7 +75,7 @@ def in_ranks(command: Callable[..., None]) -> Callable[..., None]:
             raise  # there is nobody to hand it over to
         except FlmgrowError as error:
             if not error.told:
-                _hand_over(error, world, _place(given))
+                _hand_over(error, world, _place(given, world))
             raise
 
     return called
@@ -91,36 +91,20 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def meeting_place(path: Path, scratch: Path | None = None) -> Path:
-    """Return the hidden folder beside ``path``, or in ``scratch``, in which ranks meet.
-
-    Raises:
-        UsageError: Where there is no folder beside it that they could share.
-    """
-    if scratch is None and is_remote(path):
-        raise UsageError(
-            "is in an object store, where ranks cannot meet",
-            "--scratch FOLDER names a folder that all of them share",
-            where=address_of(path),
-        )
-    parent = path.parent if scratch is None else scratch
-    return hidden_folder(Path(os.path.realpath(parent)) / path.name)
+def meeting_beside(path: Path, world: World) -> contextlib.AbstractContextManager[Ranks]:
+    """Give the ranks of ``world``, which meet beside ``path`` or in a folder they were given."""
+    return meeting(meeting_place(path, world) if world.size > 1 else path, world)
 
 
-def meeting_beside(
-    path: Path, scratch: Path | None, world: World
-) -> contextlib.AbstractContextManager[Ranks]:
-    """Give the ranks of ``world``, which meet beside ``path`` or in ``scratch``."""
-    return meeting(meeting_place(path, scratch) if world.size > 1 else path, world)
-
-
-def _place(given: Mapping[str, object]) -> Path | None:
+def _place(given: Mapping[str, object], world: World) -> Path | None:
     """Return where a command's ranks meet; None if that cannot be told before it has begun."""
     path, scratch = given.get("dst") or given.get("out") or given.get("src"), given.get("scratch")
     if not isinstance(path, Path) or is_on_hub(path):
         return None
     with contextlib.suppress(UsageError):
-        return meeting_place(path, scratch if isinstance(scratch, Path) else None)
+        return meeting_place(
+            path, replace(world, scratch=scratch if isinstance(scratch, Path) else None)
+        )
     return None
 
 

@@ -11,16 +11,14 @@ from flmgrow.cli.reading import SourceOptions
 from flmgrow.storage.world import World
 
 
-def show_integrity(
-    path: Path, reading: SourceOptions, as_json: bool, world: World, scratch: Path | None
-) -> int:
+def show_integrity(path: Path, reading: SourceOptions, as_json: bool, world: World) -> int:
     """Check every sum of the checkpoint at ``path``, print what was found; return the exit code.
 
-    The ranks of ``world`` share the files; they meet beside it, or in ``scratch``.
+    The ranks of ``world`` share the files; they meet beside it, or in its scratch folder.
     """
     with (
         reading.open(path) as source,
-        meeting_beside(source.path if source.hub else path, scratch, world) as ranks,
+        meeting_beside(source.path if source.hub else path, world) as ranks,
     ):
         found = check_source(source, progress_bar, ranks)
         if as_json:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flmgrow.cli import options
-from flmgrow.cli.in_ranks import RankTimeout, this_world
+from flmgrow.cli.in_ranks import RankTimeout, Scratch, this_world
 from flmgrow.cli.parsing import parse_size
 from flmgrow.cli.printing import in_columns, json_text, note
 from flmgrow.cli.progress import progress_bar
@@ -40,13 +40,14 @@ class Running:
     double_check: options.DoubleCheck = True
     only_shards: options.OnlyShards = None
     rank_timeout: RankTimeout = PATIENCE
+    scratch: Scratch = None
     dry_run: options.DryRun = False
     as_json: options.AsJson = False
     init_std: float | None = None
 
     def execution(self, progress: Callable[[int], None]) -> Execution:
         """Return the execution these options mean."""
-        world = this_world(self.rank_timeout)
+        world = this_world(self.rank_timeout, self.scratch)
         return Execution(
             max_memory=parse_size(self.max_memory),
             workers=default_workers(self.workers, world),

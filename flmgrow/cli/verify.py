@@ -108,7 +108,7 @@ def verify(
             raise UsageError(
                 Text("--integrity: checks one checkpoint, found ", Found(dst), ", too")
             )
-        raise typer.Exit(show_integrity(src, reading, as_json, this_world(rank_timeout), scratch))
+        raise typer.Exit(show_integrity(src, reading, as_json, this_world(rank_timeout, scratch)))
     if dst is None:
         raise UsageError(
             "DST: is not given",
@@ -118,11 +118,11 @@ def verify(
     from flmgrow.surgery.replicas import replicated_as
     from flmgrow.verified import compare
 
-    world = this_world(rank_timeout)
+    world = this_world(rank_timeout, scratch)
     with (
         reading.open(dst, only_missing=True) as result,
         reading.open_source_of(src, result) as source,
-        meeting_beside(result.path if result.hub else dst, scratch, world) as ranks,
+        meeting_beside(result.path if result.hub else dst, world) as ranks,
     ):
         old, new = source.checkpoint, result.checkpoint
         verdict = compare(

@@ -50,8 +50,9 @@ from flmgrow.storage.hidden import (
     remove_hidden,
 )
 from flmgrow.storage.lease import Lease
+from flmgrow.storage.meeting_place import meeting_place
 from flmgrow.storage.output_file import BegunOutput, OutputFile
-from flmgrow.storage.ranks import first_of, flattened, ranks_in
+from flmgrow.storage.ranks import Ranks, first_of, flattened, meeting, ranks_in
 from flmgrow.storage.read_back import FlushedFile, ReadBackFile, SeenFiles, changed
 from flmgrow.storage.shares import shared_out
 from flmgrow.storage.world import ALONE, World
@@ -97,7 +98,7 @@ class OutputFolder(BegunOutput):
             raise already_exists(self.path, told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
-            self.ranks = stack.enter_context(ranks_in(self._temp, world))
+            self.ranks = stack.enter_context(self._ranks(world))
             if world.first:
                 lock = stack.enter_context(contextlib.ExitStack())
                 self._lease = lock.enter_context(locked(self.path, self._temp))
@@ -116,6 +117,14 @@ class OutputFolder(BegunOutput):
                 self._begin_journal(stack)
             self._resume()
             self._open = stack.pop_all()
+
+    def _ranks(self, world: World) -> contextlib.AbstractContextManager[Ranks]:
+        """Give the ranks, which meet in the hidden folder unless they have another."""
+        if world.scratch is None:
+            return ranks_in(self._temp, world)
+        if world.first:
+            durable.make_private_folder(self._temp)
+        return meeting(meeting_place(self.path, world), world)
 
     def _meet(self, plan: str) -> None:
         """Wait for the other ranks; if they do not come, all is as it was."""

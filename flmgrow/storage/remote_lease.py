@@ -7,11 +7,13 @@ stays as it is for ``EXPIRY`` seconds is of a run that is dead, and is replaced;
 one succeeds. If the run was on this machine and its process is gone, nobody waits.
 
 A run that could not renew its lease in time stops writing before another may begin: it counts from
-when it last began to renew, and allows for less than ``EXPIRY``.
+when it last began to renew, and allows for less than ``EXPIRY``. Of several ranks the first holds
+the lease; the others look at it, and stop as it does when it is renewed no more.
 """
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import threading
@@ -19,7 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flmgrow.errors import FlmgrowError, OutputExistsError
+from flmgrow.errors import FlmgrowError, OutputExistsError, StorageError
+from flmgrow.storage.durable import RESUME
 from flmgrow.storage.remote import writing
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.marker import LEASE
@@ -104,11 +107,7 @@ class RemoteLease:
         if time.monotonic() - self._begun > _TRUSTED * EXPIRY:
             self.renew()
         if self._lost:
-            raise OutputExistsError(
-                "another run has begun to write it, as this one gave no sign of life",
-                "see which is wanted, and stop the other",
-                where=self.folder,
-            )
+            raise _lost_error(self.folder)
 
     def renew(self) -> None:
         """Put the lease anew.
@@ -133,6 +132,11 @@ class RemoteLease:
         with contextlib.suppress(FlmgrowError), hurried():
             if self._own(self._read()) is not None:
                 writing.delete(self.folder, [self._address.key])
+
+    @property
+    def holder(self) -> str:
+        """The word by which this run is known."""
+        return str(self._content["holder"])
 
     def _keep_up(self) -> None:
         while not self._ended.wait(BEAT) and not self._lost:
@@ -179,14 +183,7 @@ class RemoteLease:
         return self._own(self._read())  # whatever the answer was: it may have been lost
 
     def _read(self) -> _Held | None:
-        answer = writing.read_small(self._address, _MOST_BYTES)
-        if answer is None:
-            return None
-        try:
-            content = json.loads(answer[0])
-        except ValueError:
-            content = {}
-        return _Held(content if isinstance(content, dict) else {}, answer[1])
+        return _read(self._address)
 
     def _own(self, held: _Held | None) -> FoundObject | None:
         mine = held is not None and held.holder == self._content["holder"]
@@ -195,6 +192,62 @@ class RemoteLease:
     @property
     def _encoded(self) -> bytes:
         return json.dumps(self._content).encode()
+
+
+class SeenLease:
+    """The lease that the first rank of this run has as ``holder``, as another rank sees it."""
+
+    def __init__(self, folder: Address, holder: str) -> None:
+        self._folder = folder
+        self._holder = holder
+        self._tag: str | None = None
+        self._looked = -math.inf
+        self._renewed = time.monotonic()
+
+    def check(self) -> None:
+        """See that the folder is still this run's.
+
+        Raises:
+            OutputExistsError: Another run has it.
+            StorageError: It may be: the lease was not renewed in time.
+        """
+        now = time.monotonic()
+        if now - self._looked >= BEAT:
+            self._looked = now
+            with contextlib.suppress(StorageError):  # it may answer at the next look
+                self._look(now)
+        if time.monotonic() - self._renewed > _TRUSTED * EXPIRY:
+            raise StorageError(
+                f"rank 0 has not renewed its lease for {_TRUSTED * EXPIRY:g} seconds",
+                RESUME,
+                where=self._folder,
+            )
+
+    def _look(self, now: float) -> None:
+        held = _read(self._folder.below(LEASE))
+        if held is None or held.holder != self._holder:
+            raise _lost_error(self._folder)
+        if held.found.tag != self._tag:
+            self._tag, self._renewed = held.found.tag, now
+
+
+def _read(address: Address) -> _Held | None:
+    answer = writing.read_small(address, _MOST_BYTES)
+    if answer is None:
+        return None
+    try:
+        content = json.loads(answer[0])
+    except ValueError:
+        content = {}
+    return _Held(content if isinstance(content, dict) else {}, answer[1])
+
+
+def _lost_error(folder: Address) -> OutputExistsError:
+    return OutputExistsError(
+        "another run has begun to write it, as this one gave no sign of life",
+        "see which is wanted, and stop the other",
+        where=folder,
+    )
 
 
 def _this_process() -> Json:

@@ -18,6 +18,10 @@ while it is being written, ``lease``, ``plan.json`` and ``journal/`` below ``NAM
 
 Programs that know nothing of the marker may see files of a half-done run, but no tracker that leads
 to them.
+
+Several ranks may write one output, as on a disk: each uploads its share of the files, and notes
+them in the journal. They meet in a folder (``meeting_place.py``). Rank 0 has the lease, adopts the
+plan and commits; the others look whether its lease is renewed.
 """
 
 import contextlib
@@ -29,20 +33,26 @@ from typing import Any
 
 import xxhash
 
-from flmgrow.errors import FlmgrowError, OutputExistsError, StorageError, UsageError
+from flmgrow.errors import (
+    FlmgrowError,
+    LostRankError,
+    OutputExistsError,
+    StorageError,
+    UsageError,
+)
 from flmgrow.storage import journal
 from flmgrow.storage.adoption import encoded_plan, other_plan_error
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.durable import RESUME
+from flmgrow.storage.meeting_place import meeting_place
 from flmgrow.storage.output_file import BegunOutput, OutputFile
-from flmgrow.storage.ranks import ALONE, Ranks
+from flmgrow.storage.ranks import first_of, flattened, meeting
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
 from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
 from flmgrow.storage.remote.store import FoundObject
-from flmgrow.storage.remote_lease import RemoteLease
-from flmgrow.storage.world import ALONE as ONE
-from flmgrow.storage.world import World
+from flmgrow.storage.remote_lease import RemoteLease, SeenLease
+from flmgrow.storage.world import ALONE, World
 
 _MOST_BYTES = 64 << 20
 
@@ -54,10 +64,10 @@ class RemoteOutput(BegunOutput):
         OutputExistsError: If there is something at ``path``, another run is writing it or another
             plan has begun it.
         StorageError: The store failed, or does not answer.
-        UsageError: For several ranks.
+        LostRankError: Another rank is lost.
+        UsageError: For ranks that cannot meet.
     """
 
-    ranks: Ranks = ALONE
     note = ""
 
     def __init__(
@@ -66,26 +76,47 @@ class RemoteOutput(BegunOutput):
         plan: Mapping[str, object],
         *,
         restart: bool = False,
-        world: World = ONE,
+        world: World = ALONE,
     ) -> None:
-        self.address = _destination(path, world)
+        self.address = _destination(path)
         self._finished = {}
-        self._found: dict[str, FoundObject] = {}
+        self._tags: dict[str, str | None] = {}
         self._writing: set[str] = set()
         self._committed = False
-        self._refuse_existing(store.list_below(self.address))
+        wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
-            self._lease = RemoteLease(self.address)
-            stack.callback(self._lease.release)
-            found = store.list_below(self.address)
-            self._refuse_existing(found)
-            self._adopt(encoded_plan(plan), found, restart)
+            place = meeting_place(path, world) if world.size > 1 else Path()
+            self.ranks = stack.enter_context(meeting(place, world))
+            if world.first:
+                self._refuse_existing(store.list_below(self.address))
+            self.ranks.meet(xxhash.xxh3_128_hexdigest(wanted.encode()))
+            self._lease = self._begun(wanted, restart, stack)
             self._open = stack.pop_all()
+
+    def _begun(
+        self, plan: str, restart: bool, stack: contextlib.ExitStack
+    ) -> "RemoteLease | SeenLease":
+        """Take the lease and adopt the plan, or hear from rank 0 that it has."""
+        if not self.ranks.world.first:
+            holder, notes = self.ranks.exchange(None, first_of)
+            self._take_over(notes)
+            return SeenLease(self.address, holder)
+        lease = RemoteLease(self.address)
+        stack.callback(lease.release)
+        found = store.list_below(self.address)
+        self._refuse_existing(found)
+        self._adopt(plan, found, restart)
+        self.ranks.exchange((lease.holder, self._notes()), first_of)
+        return lease
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is finished."""
-        return not self._finished
+        """Whether no rank has finished anything; one that cannot be asked may have."""
+        if self._finished:
+            return False
+        with contextlib.suppress(FlmgrowError), store.hurried():
+            return not store.list_below(self.address.below(JOURNAL))
+        return False
 
     def free_space_check(self, needed: int) -> None:
         """Do nothing: an object store does not say."""
@@ -109,12 +140,16 @@ class RemoteOutput(BegunOutput):
         try:
             self._lease.check()
             with writing.new_object(self.address.below(relative), size) as raw:
-                output = OutputFile(raw, size, sha256, lambda _: self._lease.check())
+                output = OutputFile(raw, size, sha256, self._report)
                 yield output
                 record = output.record(relative)
             self._note(record, raw.found)
         finally:
             self._writing.discard(relative)
+
+    def _report(self, nbytes: int) -> None:
+        self._lease.check()
+        self.ranks.report(nbytes)
 
     @property
     def beside(self) -> Path | None:
@@ -122,10 +157,12 @@ class RemoteOutput(BegunOutput):
         return None
 
     def unite(self) -> None:
-        """Do nothing: there are no other ranks."""
+        """Let every rank know what all have finished; all call it once they have written."""
+        self._take_over(self.ranks.exchange(self._notes(), flattened))
 
     def commit(self, last: Mapping[str, bytes]) -> str:
-        """Put the small files ``last`` and finish the output.
+        """Put the small files ``last`` and finish the output; all ranks call it, and only rank 0's
+        ``last`` counts.
 
         Returns what could not be tidied up afterwards, as a note; it is empty as a rule.
 
@@ -136,6 +173,9 @@ class RemoteOutput(BegunOutput):
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
         self._lease.check()
+        self.ranks.exchange(None, len)  # nobody writes any more
+        if not isinstance(self._lease, RemoteLease):
+            return self._follow()
         self._check(store.list_below(self.address), last)
         for relative, data in last.items():
             writing.put_small(self.address.below(relative), data)
@@ -144,6 +184,9 @@ class RemoteOutput(BegunOutput):
         content = {"files": len(self._finished) + len(last)}
         writing.put_small(self.address.below(COMPLETE), json.dumps(content).encode())
         self._committed = True
+        with contextlib.suppress(LostRankError):  # it can lose nothing any more
+            self.ranks.exchange(None, len)
+        self.ranks.stop(None)
         try:
             with store.hurried():
                 _tidy(self.address)
@@ -151,8 +194,22 @@ class RemoteOutput(BegunOutput):
             return f"{self.address}/.flmgrow: holds leftovers; {self.address} is complete"
         return ""
 
+    def _follow(self) -> str:
+        """Wait until rank 0 has committed."""
+        try:
+            self.ranks.exchange(None, len)
+        except LostRankError:
+            if store.look(self.address.below(COMPLETE)) is None:  # else it had only to tidy up
+                raise
+        self._committed = True
+        return ""
+
     def discard(self) -> None:
-        """Delete all that was written, if the folder is still this run's."""
+        """Delete all that was written, if the folder is still this run's. Rank 0 does it, once the
+        others have stopped.
+        """
+        if not isinstance(self._lease, RemoteLease):
+            return
         with contextlib.suppress(FlmgrowError), store.hurried():
             self._lease.renew()
             self._lease.check()
@@ -193,21 +250,29 @@ class RemoteOutput(BegunOutput):
             tag, record = content.pop("tag"), FileRecord(**content)
             there = found.get(self._key(record.path))
             if there is not None and (there.size, there.tag) == (record.size, tag):
-                self._finished[record.path] = record
-                self._found[record.path] = there
+                self._finished[record.path], self._tags[record.path] = record, tag
 
     def _note(self, record: FileRecord, found: FoundObject) -> None:
         """Put into the journal that a file is finished."""
         name = xxhash.xxh3_128_hexdigest(record.path.encode())
         line = journal.as_line({**asdict(record), "tag": found.tag})
         writing.put_small(self.address.below(f"{JOURNAL}/{name}"), line)
-        self._finished[record.path], self._found[record.path] = record, found
+        self._finished[record.path], self._tags[record.path] = record, found.tag
+
+    def _notes(self) -> list[dict[str, Any]]:
+        """Return what is finished as plain data."""
+        return [{**asdict(each), "tag": self._tags[each.path]} for each in self._finished.values()]
+
+    def _take_over(self, notes: list[dict[str, Any]]) -> None:
+        for note in notes:
+            tag, record = note.pop("tag"), FileRecord(**note)
+            self._finished[record.path], self._tags[record.path] = record, tag
 
     def _check(self, there: Mapping[str, FoundObject], last: Mapping[str, bytes]) -> None:
         """See that all files are as they were finished, and delete what else there is."""
-        for path, found in self._found.items():
+        for path, record in self._finished.items():
             now = there.get(self._key(path))
-            if now is None or (now.size, now.tag) != (found.size, found.tag):
+            if now is None or (now.size, now.tag) != (record.size, self._tags[path]):
                 what = "vanished" if now is None else "is not what was written there"
                 raise StorageError(what, RESUME, where=self.address.below(path))
         known = {self._key(path) for path in (*self._finished, *last)}
@@ -248,7 +313,7 @@ def _tidy(address: Address) -> None:
     writing.delete(address, [key for key in marks if key not in keep])
 
 
-def _destination(path: Path, world: World) -> Address:
+def _destination(path: Path) -> Address:
     """Return where to write.
 
     Raises:
@@ -259,12 +324,4 @@ def _destination(path: Path, world: World) -> Address:
         raise UsageError(
             "is a bucket", address.service.form, where=address, wanted="a folder in it"
         )
-    if world.size > 1:
-        error = UsageError(
-            f"is in an object store, which one process writes; these are {world.size}",
-            "start the command alone, without torchrun or srun: it has threads of its own",
-            where=address,
-        )
-        error.told = not world.first
-        raise error
     return address

@@ -9,6 +9,7 @@ would wait for ever.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import xxhash
 
@@ -24,8 +25,9 @@ class World:
     """The processes that share the work of one command; this one is ``rank`` of ``size``.
 
     ``local_size`` of them are on this machine. ``launch`` is a word that they have in common, and
-    other launches at the same time have not. ``patience`` is in seconds. ``note`` is what to tell
-    of how all this was found.
+    other launches at the same time have not. ``patience`` is in seconds. ``scratch`` is a folder
+    in which they meet, if it is not beside what they write. ``note`` is what to tell of how all
+    this was found.
     """
 
     rank: int = 0
@@ -34,6 +36,7 @@ class World:
     launch: str = ""
     patience: float = PATIENCE
     note: str = ""
+    scratch: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.size or not 1 <= self.local_size <= self.size:

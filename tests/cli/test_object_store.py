@@ -310,5 +310,5 @@ def test_ranks_that_cannot_meet_beside_a_result_are_told(
 ) -> None:
     monkeypatch.setenv("FLMGROW_RANK", "0")
     monkeypatch.setenv("FLMGROW_WORLD_SIZE", "2")
-    pattern = "is in an object store, where ranks cannot meet.*--scratch"
+    pattern = "where ranks of several machines cannot meet.*--scratch"
     refused(2, pattern, "verify", "--integrity", addresses["legacy"], place=tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import accepted, check_lines, flmgrow, refused, stop_after
+from commands import accepted, check_lines, refused, stop_after
 from object_store import BUCKET, Fault, ObjectStore, one_of_each
 from remote_results import (
     SMALL_PART,
@@ -186,18 +186,6 @@ def test_an_output_inside_its_source_is_refused(
 ) -> None:
     source = remote.put_folder(sources["legacy"], key)
     refused(2, "lies inside", "reshard", source, f"{source}/out", "--tp", "2", place=tmp_path)
-
-
-def test_ranks_are_refused_in_one_line(
-    sources: dict[str, Path], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FLMGROW_WORLD_SIZE", "2")
-    monkeypatch.setenv("FLMGROW_RANK", "0")
-    command = ("reshard", sources["legacy"], f"s3://{BUCKET}/{key}", "--tp", "2")
-    refused(2, "which one process writes; these are 2", *command, place=tmp_path)
-    monkeypatch.setenv("FLMGROW_RANK", "1")
-    silent = flmgrow(*command)
-    assert (silent.code, silent.err) == (2, "")
 
 
 # --- interrupted and resumed

@@ -17,7 +17,7 @@ from flmgrow.errors import OutputExistsError, StorageError
 from flmgrow.storage import remote_lease as leases
 from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import address_of
-from flmgrow.storage.remote_lease import RemoteLease, _this_process
+from flmgrow.storage.remote_lease import RemoteLease, SeenLease, _this_process
 
 FOLDER = address_of(Path("s3://bucket/out"))
 KEY = "out/.flmgrow/lease"
@@ -208,3 +208,32 @@ def test_an_answer_that_was_lost_is_no_loss(
             lease.renew()
     lease.renew()
     lease.check()
+
+
+# --- as another rank sees it
+
+
+def test_another_rank_relies_on_a_lease_that_is_renewed(
+    taken: Callable[[], RemoteLease], memory: MemoryStore
+) -> None:
+    seen = SeenLease(FOLDER, taken().holder)
+    until = time.monotonic() + 1.5 * leases.EXPIRY
+    while time.monotonic() < until:
+        seen.check()
+        time.sleep(0.02)
+
+
+def test_another_rank_stops_when_another_run_has_it(memory: MemoryStore) -> None:
+    put_another(memory)
+    SeenLease(FOLDER, "another").check()
+    with pytest.raises(OutputExistsError, match="another run has begun"):
+        SeenLease(FOLDER, "this").check()
+
+
+def test_another_rank_stops_when_it_is_renewed_no_more(memory: MemoryStore) -> None:
+    put_another(memory)
+    seen = SeenLease(FOLDER, "another")
+    seen.check()
+    time.sleep(0.9 * leases.EXPIRY)
+    with pytest.raises(StorageError, match="has not renewed its lease"):
+        seen.check()
