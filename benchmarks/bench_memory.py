@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from bench_surgery import measure
 from made_checkpoint import make, sum_holes_once
@@ -18,7 +19,13 @@ from made_checkpoint import make, sum_holes_once
 from flmgrow.formats.layout.placements import make_layout
 from flmgrow.model.config import ModelConfig
 
-_LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "linear_bias": False, "qkv_bias": False}
+_LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "linear_bias": False,
+    "qkv_bias": False,
+    "tied": True,
+}
 SHAPES = {
     "0.3": (16, 768, 2048, 4, 3, 64),
     "2.2": (22, 2048, 5632, 4, 8, 64),
@@ -56,8 +63,8 @@ main()
 
 def peaks(size: str, only: list[str], folder: Path) -> dict[str, float]:
     """Return the MiB of each command on a checkpoint of ``size``."""
-    layers, *rest = SHAPES[size]
-    config = ModelConfig(layers, *rest, 32000, max_positions=2048, tied=True, **_LLAMA)  # type: ignore[arg-type]
+    layers, hidden, ffn, groups, queries, width = SHAPES[size]
+    config = ModelConfig(layers, hidden, ffn, groups, queries, width, 32000, 2048, **_LLAMA)
     source, out, written = folder / "source", folder / "out", folder / "written"
     make(source, config, make_layout(layers, 2, 2))
     words = {"SRC": str(source), "DST": str(out), "WRITTEN": str(written)}

@@ -123,7 +123,7 @@ class OutputFolder(BegunOutput):
         if world.scratch is None:
             return ranks_in(self._temp, world)
         if world.first:
-            durable.make_private_folder(self._temp)
+            folders.make_private_folder(self._temp)
         return meeting(meeting_place(self.path, world), world)
 
     def _meet(self, plan: str) -> None:

@@ -43,7 +43,7 @@ def test_a_vector_has_one_sum_whichever_axis_it_lies_on(
     before: int, length: int, after: int, seed: int, piece: int, dtype: type
 ) -> None:
     shape = (before, length, after)
-    values = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    values: NDArray[np.float64] = np.random.default_rng(seed).standard_normal(shape).astype(dtype)
     wanted = np.apply_along_axis(summed, 1, values.astype(np.float64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "PIECE", piece)
