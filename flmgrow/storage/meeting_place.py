@@ -15,6 +15,7 @@ from flmgrow.errors import UsageError
 from flmgrow.storage.hidden import hidden_folder
 from flmgrow.storage.remote.addresses import address_of, is_remote
 from flmgrow.storage.world import World
+from flmgrow.text import Setting, Text
 
 
 def meeting_place(path: Path, world: World) -> Path:
@@ -33,6 +34,6 @@ def meeting_place(path: Path, world: World) -> Path:
         return hidden_folder(Path(tempfile.gettempdir()) / f"flmgrow-{os.geteuid()}-{name}")
     raise UsageError(
         "is in an object store, where ranks of several machines cannot meet",
-        "--scratch FOLDER names a folder that all of them share",
+        Text(Setting("scratch"), " names a folder that all of them share"),
         where=address_of(path),
     )

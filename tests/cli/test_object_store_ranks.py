@@ -173,7 +173,7 @@ def test_ranks_of_several_machines_want_a_place_to_meet(
     monkeypatch.setenv("FLMGROW_RANK", "0")
     address = f"s3://{BUCKET}/machines/out"
     command = ("reshard", sources["legacy"], address, "--tp", "2")
-    pattern = "ranks of several machines cannot meet.*--scratch FOLDER"
+    pattern = "ranks of several machines cannot meet.*--scratch names"
     refused(2, pattern, *command, place=tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("FLMGROW_WORLD_SIZE")
