@@ -74,7 +74,7 @@ class Python(Words):
     ONLY_COMMANDS = frozenset(
         """
         args_from eod evaluation help jsonl_key max_bad_lines max_lost only_shards private push_to
-        rank_timeout sequence_length
+        rank_timeout scratch sequence_length
         """.split()
     )
     """What commands can be told and functions cannot: it is called as there."""
