@@ -16,6 +16,7 @@ from flmgrow.errors import UsageError
 from flmgrow.evaluation.packing import Batch, PackedRow, batch_of, in_batches, rows
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.module import Model
+from flmgrow.text import Setting, Text
 
 TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens that are computed at once on a device, padding included."""
@@ -62,7 +63,15 @@ def read_tokens(question: Question, config: ModelConfig) -> tuple[int, ...]:
             "give it a shorter text",
         )
     check_ids(whole, config)
-    return whole[-(config.max_positions + 1) :][:-1]
+    read = whole[-(config.max_positions + 1) :][:-1]
+    long = config.rotary.longrope
+    if long is not None and len(read) > long.context:
+        raise UsageError(
+            f"a text has {len(read)} tokens: LongRoPE turns those of more than {long.context} in "
+            "another way, and texts of a batch must not change one another",
+            Text("let transformers score it: ", Setting("backend", "hf")),
+        )
+    return read
 
 
 def check_ids(ids: Sequence[int], config: ModelConfig) -> None:

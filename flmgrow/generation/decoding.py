@@ -15,6 +15,7 @@ from torch import Tensor
 from flmgrow.errors import UsageError
 from flmgrow.generation.choosing import LIKELIEST, Choice, choose
 from flmgrow.model.checks import check_whole
+from flmgrow.model.config import ModelConfig
 from flmgrow.model.module import Model
 from flmgrow.model.places import Cache, Places, joined
 
@@ -88,6 +89,16 @@ def check_prompts(model: Model, prompts: Sequence[Sequence[int]]) -> None:
             )
 
 
+def longest(config: ModelConfig, tokens: int) -> int:
+    """Return how long a text can get that begins with so many tokens.
+
+    With LongRoPE what a cache holds of a short text is of no use once it is a long one: there it
+    ends.
+    """
+    long = config.rotary.longrope
+    return config.max_positions if long is None or tokens > long.context else long.context
+
+
 def in_batches(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
     """Yield the numbers of prompts that go together, the longest first, ``most`` at a time."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
@@ -105,7 +116,9 @@ def continued(
         UsageError: As ``check_prompts`` does, and where memory does not suffice for one.
     """
     check_prompts(model, prompts)
-    for numbers in in_batches(prompts, request.batch):
+    # How LongRoPE turns a token depends on the longest text of a batch: each is alone with it.
+    most = request.batch if model.config.rotary.longrope is None else 1
+    for numbers in in_batches(prompts, most):
         yield from _in_memory(model, {number: prompts[number] for number in numbers}, request)
 
 
@@ -138,7 +151,8 @@ class _Batch:
         self._request = request
         self._device = next(model.parameters()).device
         self._rooms = {
-            number: model.config.max_positions - len(prompt) for number, prompt in prompts.items()
+            number: longest(model.config, len(prompt)) - len(prompt)
+            for number, prompt in prompts.items()
         }
         self._texts = {number: self._begun(number) for number in prompts}
         self._rows = [number for number in prompts if self._rooms[number]]
