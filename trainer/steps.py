@@ -95,15 +95,18 @@ def _forward(batches: Iterator[dict[str, Any]], model: Any) -> Any:
 
     def loss_of(losses: Tensor) -> Any:
         counted = losses.float() * counts
-        return counted.sum(), counts.sum().to(torch.int), {"sums": _by_signal(counted, counts)}
+        return (
+            counted.sum(),
+            counts.sum().to(torch.int),
+            {"sums": _by_signal(counted, counts, batch["taught"])},
+        )
 
     given = (batch["tokens"], batch["positions"], batch["mask"])
     return model(*given, labels=batch["labels"]), loss_of
 
 
 @torch.no_grad()
-def _by_signal(losses: Tensor, counts: Tensor) -> Tensor:
-    """Return loss and tokens of each signal; in a teacher's row some tokens do not count."""
-    teacher = (counts == 0).any(dim=1)
+def _by_signal(losses: Tensor, counts: Tensor, teacher: Tensor) -> Tensor:
+    """Return loss and tokens of each signal; ``teacher`` says which rows are the teacher's."""
     rows = torch.stack([losses.double().sum(1), counts.double().sum(1)], dim=1)
     return torch.cat([rows[~teacher].sum(0), rows[teacher].sum(0)])

@@ -22,7 +22,7 @@ from flmgrow.trainer.data.batches import Batches, Batching, stacked
 from flmgrow.trainer.data.blends import Blend
 from flmgrow.trainer.data.course import course_of
 from flmgrow.trainer.data.freelm import Proposition, Teacher
-from flmgrow.trainer.data.samples import attention_mask
+from flmgrow.trainer.data.samples import attention_mask, is_packed
 from flmgrow.trainer.data.tokenizers import ByteTokenizer, open_tokenizer
 from flmgrow.trainer.megatron import cpu
 
@@ -82,6 +82,31 @@ def epochs(folder: Path) -> dict[str, Any]:
         "other seed": rows(corpora[2], range(size)),
         "held": rows(held, range(held.per_epoch)),
     }
+
+
+def parted(folder: Path) -> list[dict[str, Any]]:
+    """Return an epoch and a bit of samples whose documents are apart, beside those that are not."""
+    path = folder / "bytes"
+    plain = Corpus(path, ByteTokenizer(), LENGTH, 5)
+    apart = Corpus(path, ByteTokenizer(), LENGTH, 5, document_attention=True)
+    assert "document_attention" not in plain.identity
+    assert apart.identity == {**plain.identity, "document_attention": True}
+    found = []
+    for index in range(plain.per_epoch + 3):
+        one, other = plain[index], apart[index]
+        found.append(
+            {
+                "same": bool(
+                    (one.tokens == other.tokens).all() & (one.labels == other.labels).all()
+                ),
+                "whole": bool((one.loss_mask == 1).all()),
+                "row": [*other.tokens.tolist(), int(other.labels[-1])],
+                "counts": other.loss_mask.tolist(),
+                "positions": other.positions.tolist(),
+                "taught": other.taught,
+            }
+        )
+    return found
 
 
 def orders_of_megatron(folder: Path) -> list[list[list[int]]]:
@@ -204,6 +229,7 @@ def reading(folder: Path) -> dict[str, Any]:
     others: dict[str, dict[str, Any]] = {
         "share": {"validation_share": 0},
         "seed": {"seed": 5},
+        "documents": {"document_attention": True},
         "weight": {"corpora": [{"path": folder / "bytes"}, {"path": folder / "more"}]},
         "corpora": {"corpora": reordered},
         "one less": {"corpora": reordered[1:]},
@@ -231,8 +257,6 @@ def attention() -> dict[str, float]:
     """Return how far logits in a packed row are from those of a proposition alone, in float64."""
     from flmgrow.trainer.megatron import model
 
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
-    model.start_parallel(tp=1, pp=1)
     config = ModelConfig(
         layers=2,
         hidden=32,
@@ -259,8 +283,75 @@ def attention() -> dict[str, float]:
             logits = gpt(alone, torch.arange(end - begin)[None], None)[0]
             differences.append(float((logits - masked[begin:end]).abs().max()))
             control.append(float((logits - crossing[begin:end]).abs().max()))
-    model.stop_parallel()
     return {"masked": max(differences), "crossing": max(control)}
+
+
+POSITIONS: dict[str, dict[str, Any]] = {
+    "rope": {"positions": "rope"},
+    "xpos": {"positions": "xpos"},
+    "learned": {"positions": "learned"},
+}
+
+
+def losses_of_documents(folder: Path) -> dict[str, dict[str, float]]:
+    """Return, in float64, how far losses of a sample's tokens are from those of documents alone.
+
+    ``restarted`` has the mask and the positions of a sample, ``crossing`` neither. ``gradient`` is
+    how far that of the sum of what counts is from the sum of all documents' own, of its largest.
+    """
+    from flmgrow.trainer.megatron import model
+
+    corpus = Corpus(folder / "more", ByteTokenizer(), 64, 5, document_attention=True)
+    assert sum(is_packed(corpus[n].positions[None]) for n in range(4)) == 4
+    batch = {
+        name: torch.from_numpy(array)
+        for name, array in stacked([corpus[n] for n in range(4)]).items()
+    }
+    report = {}
+    for name, positions in POSITIONS.items():
+        config = ModelConfig(
+            layers=2, hidden=32, ffn=48, kv_groups=2, queries_per_group=2, head_dim=8, vocab=257,
+            max_positions=64, **positions,
+        )  # fmt: skip
+        settings = model.transformer_config(config, tp=1, pp=1, dtype=torch.float64)
+        (gpt,) = model.build_model_chunks(config, settings, 384)
+        gpt = gpt.eval()
+        given = (batch["tokens"], batch["positions"], attention_mask(batch["positions"]))
+        restarted = gpt(*given, labels=batch["labels"]).double()
+        order = torch.arange(64).expand(4, -1)
+        crossing = gpt(batch["tokens"], order, None, labels=batch["labels"]).double()
+        alone, total = torch.zeros_like(restarted), torch.zeros((), dtype=torch.float64)
+        for row in range(4):
+            starts = [*torch.nonzero(batch["positions"][row] == 0).flatten().tolist(), 64]
+            for begin, end in pairwise(starts):
+                part = {key: batch[key][row : row + 1, begin:end] for key in ("tokens", "labels")}
+                place = torch.arange(end - begin)[None]
+                losses = gpt(part["tokens"], place, None, labels=part["labels"])[0].double()
+                alone[row, begin:end] = losses.detach()
+                ends = end < 64 or not batch["loss_mask"][row, -1]
+                total = total + losses[: -1 if ends else None].sum()
+        parameters = [each for each in gpt.parameters() if each.requires_grad]
+        counted = (restarted * batch["loss_mask"]).sum()
+        ours, wanted = (torch.autograd.grad(each, parameters) for each in (counted, total))
+        largest = max(float(each.abs().max()) for each in wanted)
+        pairs = zip(ours, wanted, strict=True)
+        report[name] = {
+            "restarted": float((restarted - alone).abs().max()),
+            "crossing": float((crossing - alone).abs().max()),
+            "gradient": max(float((a - b).abs().max()) for a, b in pairs) / largest,
+        }
+    return report
+
+
+def models(folder: Path) -> dict[str, Any]:
+    """Return what models make of rows of several texts."""
+    from flmgrow.trainer.megatron import model
+
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+    model.start_parallel(tp=1, pp=1)
+    found = {"attention": attention(), "losses of documents": losses_of_documents(folder)}
+    model.stop_parallel()
+    return found
 
 
 def main(folder: Path) -> dict[str, Any]:
@@ -273,7 +364,8 @@ def main(folder: Path) -> dict[str, Any]:
         "orders": orders_of_megatron(folder),
         "stages": stages(folder),
         "refusals": refusals(folder),
-        "attention": attention(),
+        **models(folder),
+        "parted": parted(folder),
         "reading": reading(folder),
         "left": sorted(path.name for path in (folder / "bytes").iterdir()),
     }

@@ -70,8 +70,11 @@ class Batches:
 
 
 def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:
-    """Return a micro-batch: the four arrays of :class:`Sample`, each (samples, sequence length)."""
-    names = ("tokens", "labels", "loss_mask", "positions")
+    """Return a micro-batch: the four arrays of :class:`Sample`, each (samples, sequence length).
+
+    Beside them ``taught``, of (samples).
+    """
+    names = ("tokens", "labels", "loss_mask", "positions", "taught")
     return {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
 
 

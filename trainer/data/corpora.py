@@ -11,6 +11,8 @@ The indices of one epoch lie in the memory of every rank: 4 bytes per document, 
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,7 +34,9 @@ class Corpus:
 
     ``corpus`` is one that ``flmgrow data prepare`` made, however it is named
     (:mod:`flmgrow.trainer.data.corpus_files`), or Megatron's prefix of a .bin and an .idx file.
-    ``documents`` takes only some of its documents, for instance to hold others out. ``per_epoch``
+    ``documents`` takes only some of its documents, for instance to hold others out. With
+    ``document_attention`` each document in a sample is read as if it were alone (:func:`apart`);
+    the samples are the same. ``per_epoch``
     is the number of samples before the corpus begins anew, ``summary`` what the whole of it is, in
     a few words.
 
@@ -48,6 +52,8 @@ class Corpus:
         sequence_length: int,
         seed: int,
         documents: range | None = None,
+        *,
+        document_attention: bool = False,
     ) -> None:
         files = open_corpus_files(corpus, tokenizer) if isinstance(corpus, Path) else corpus
         self._prefix = files.prefix
@@ -58,6 +64,7 @@ class Corpus:
         self.chosen_end = np.array(chosen, dtype=np.int32)
         self._length = sequence_length
         self._seed = seed
+        self._apart = document_attention
         self._tokenizer = tokenizer
         self._stored = IndexedDataset(str(self._prefix))
         used = files.tokens_in(chosen)
@@ -75,6 +82,7 @@ class Corpus:
             "sequence_length": sequence_length,
             "seed": seed,
             "documents": [chosen.start, chosen.stop, chosen.step],
+            **({"document_attention": True} if document_attention else {}),
         }
         self.earlier: Json = {
             **self.identity,
@@ -90,12 +98,18 @@ class Corpus:
         """Return sample ``index``, counted from 0 over all epochs."""
         epoch, place = divmod(index, self.per_epoch)
         found = self._epoch(epoch)[place]
-        return Sample(
+        sample = Sample(
             found["tokens"].numpy(),
             found["labels"].numpy(),
             found["loss_mask"].numpy(),
             found["position_ids"].numpy(),
         )
+        if not self._apart:
+            return sample
+        spans = self.spans(index)
+        document, _, stop = spans[-1]
+        sizes = [end - begin for _, begin, end in spans]
+        return apart(sample, sizes, ends=stop == int(self._lengths[document]))
 
     def spans(self, index: int) -> list[tuple[int, int, int]]:
         """Return of which documents sample ``index`` consists: each one's number, and its tokens
@@ -130,3 +144,18 @@ class Corpus:
         return GPTDataset(
             self._stored, str(self._prefix), self.chosen_end, None, Split.train, config
         )
+
+
+def apart(sample: Sample, sizes: Sequence[int], *, ends: bool) -> Sample:
+    """Return ``sample`` with each of its documents, of so many tokens, to be read as if alone.
+
+    Positions restart where a document begins, so that attention stops there
+    (:func:`flmgrow.trainer.data.samples.attention_mask`). A document's last token has the next
+    one's first token as its label, which nobody can know: it does not count. ``ends`` says whether
+    the last document does, with the label behind the sample another's too.
+    """
+    positions = np.concatenate([np.arange(size) for size in sizes])
+    behind = np.cumsum(sizes) - 1
+    counts = sample.loss_mask.copy()  # megatron-core shares one among its samples
+    counts[behind if ends else behind[:-1]] = 0
+    return replace(sample, loss_mask=counts, positions=positions)

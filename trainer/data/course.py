@@ -23,6 +23,9 @@ from flmgrow.trainer.data.samples import Keys, Samples, changes, digest, digest_
 ORDER = ("sequence_length", "seed", "documents", "packed")
 """What of a source's identity decides on the order of its samples, and not on its texts."""
 
+SIGHT = ("document_attention",)
+"""What of it decides on neither, but on how much of a sample its tokens see."""
+
 ORDER_KEYS = ("data.sequence_length", "data.seed", "data.validation_share", "data.teacher.packed")
 """The keys of a stage file that decide on it."""
 
@@ -77,7 +80,7 @@ class Course:
             {
                 "name": source.name,
                 "texts": texts_of(source.samples)[0],
-                "order": digest_of(source.samples),
+                "order": orders_of(source.samples)[0],
             }
             for source in self.mixture.sources
         ]
@@ -177,7 +180,7 @@ def _start(source: SampleSource, carried: Carried, keys: Keys) -> int:
             f"{source.key}: how much of {source.name} was read is not known",
             f"an earlier flmgrow saved what the stage begins with; {hint}",
         )
-    orders, texts = digests_of(source.samples), texts_of(source.samples)
+    orders, texts = orders_of(source.samples), texts_of(source.samples)
     read = [c for reading in carried.readings for c in reading.corpora]
     for corpus in reversed(read):
         if corpus.order in orders:
@@ -193,10 +196,20 @@ def _start(source: SampleSource, carried: Carried, keys: Keys) -> int:
     return 0
 
 
+def orders_of(samples: Samples) -> tuple[str, str]:
+    """Return a digest of the texts of ``samples`` in their order, and an earlier one."""
+    return _digests_without(SIGHT, samples)
+
+
 def texts_of(samples: Samples) -> tuple[str, str]:
     """Return a digest of the texts of ``samples``, whatever their order, and an earlier one."""
-    versions = (samples.identity, samples.earlier)
+    return _digests_without((*ORDER, *SIGHT), samples)
+
+
+def _digests_without(left_out: Sequence[str], samples: Samples) -> tuple[str, str]:
+    """Return the digests of what identifies ``samples``, without some of it."""
     now, earlier = (
-        digest({key: value for key, value in each.items() if key not in ORDER}) for each in versions
+        digest({key: value for key, value in each.items() if key not in left_out})
+        for each in (samples.identity, samples.earlier)
     )
     return now, earlier

@@ -213,7 +213,8 @@ class Teacher:
         # there, and nothing before it sees it.
         if len(members) > 1 and end < self._room:
             positions[end:] -= positions[end]
-        return Sample(text[:-1], text[1:], counts[1:], positions[:-1].astype(np.int64))
+        row = positions[:-1].astype(np.int64)
+        return Sample(text[:-1], text[1:], counts[1:], row, taught=True)
 
 
 def mixed(language: Samples, teacher: Samples, share: Fraction) -> Blend:

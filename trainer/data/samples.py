@@ -28,12 +28,14 @@ class Sample:
 
     ``labels[i]`` is the token after ``tokens[i]``, and counts in the loss ``loss_mask[i]`` times.
     ``positions`` restart at 0 where attention must not look back further (:func:`attention_mask`).
+    ``taught`` says that its loss is the teacher's signal.
     """
 
     tokens: Integers
     labels: Integers
     loss_mask: npt.NDArray[np.float32]
     positions: Integers
+    taught: bool = False
 
 
 class Samples(Protocol):

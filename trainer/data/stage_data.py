@@ -111,6 +111,7 @@ def _keys(data: DataSection, tokenizer: Tokenizer) -> Keys:
         "data.tokenizer": f"{facts.kind} of {facts.vocab_size:,} ids{digest}",
         "data.eod": facts.eod,
         "data.sequence_length": data.sequence_length,
+        **({"data.document_attention": True} if data.document_attention else {}),
         "data.seed": data.seed,
         "data.validation_share": data.validation_share,
     }
@@ -169,4 +170,11 @@ def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
 def _corpus(
     corpus: CorpusFiles, tokenizer: Tokenizer, data: DataSection, documents: range
 ) -> Corpus:
-    return Corpus(corpus, tokenizer, data.sequence_length, data.seed, documents)
+    return Corpus(
+        corpus,
+        tokenizer,
+        data.sequence_length,
+        data.seed,
+        documents,
+        document_attention=data.document_attention,
+    )

@@ -90,6 +90,8 @@ class TeacherSection(_SourceSection):
 class DataSection(Section):
     """What is read. ``validation_share`` of each corpus' documents, the last, is held out.
 
+    ``document_attention`` lets attention stop, and positions restart, at each document of a sample.
+
     ``checksums`` says whether all tokens are read and summed when a stage begins: ``auto`` does so
     for corpora up to a gigabyte. ``differs`` says that the stage may read other data than its
     checkpoint has: each corpus is taken up where the run has left it.
@@ -98,6 +100,7 @@ class DataSection(Section):
     tokenizer: str = "bytes"
     eod: Annotated[str, BeforeValidator(token_text)] | None = None
     sequence_length: Count
+    document_attention: bool = False
     corpora: list[CorpusSection] = Field(min_length=1)
     teacher: TeacherSection | None = None
     validation_share: Share = 0.0

@@ -188,6 +188,7 @@ def test_how_often_a_stage_reads_its_data_is_told(found: dict[str, Any]) -> None
 CHANGES = {
     "share": r"data\.validation_share is 0\.1, now 0$",
     "seed": r"data\.seed is 1234, now 5$",
+    "documents": r"data\.document_attention is not given, now true$",
     "weight": r"data\.corpora\.0\.weight is 3, now 1$",
     "corpora": (
         r"data\.corpora\.0\.path is bytes \(.* tokens in 50 documents, checksum \w{8}\), now more"
@@ -212,6 +213,32 @@ def test_propositions_in_a_packed_row_do_not_see_each_other(found: dict[str, Any
     """In megatron-core's model, with the mask; without it, as a control, they do."""
     assert found["attention"]["masked"] < 1e-5
     assert found["attention"]["crossing"] > 1e-2
+
+
+def test_documents_apart_are_the_same_samples(found: dict[str, Any]) -> None:
+    """Positions restart behind each end of a document, whose next token's loss does not count."""
+    for sample in found["parted"]:
+        assert sample["same"]
+        assert sample["whole"]
+        assert not sample["taught"]
+        row = sample["row"]
+        assert sample["counts"] == [0 if token == 256 else 1 for token in row[:-1]]
+        positions, place = [], 0
+        for token in row[:-1]:
+            positions.append(place)
+            place = 0 if token == 256 else place + 1
+        assert sample["positions"] == positions
+    lasts = {sample["counts"][-1] for sample in found["parted"]}
+    assert lasts == {0, 1}  # documents that end with a sample, and that go on behind it
+
+
+@pytest.mark.parametrize("positions", ["rope", "xpos", "learned"])
+def test_a_document_in_a_sample_is_one_alone(positions: str, found: dict[str, Any]) -> None:
+    """Losses and gradients in megatron-core's model; without the mask, a control, they differ."""
+    apart = found["losses of documents"][positions]
+    assert apart["restarted"] < 1e-12
+    assert apart["gradient"] < 1e-12
+    assert apart["crossing"] > 1e-2
 
 
 def test_the_guides_example_runs(tmp_path: Path) -> None:

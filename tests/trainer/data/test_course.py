@@ -22,9 +22,10 @@ LENGTH = 3
 class Texts:
     """A corpus whose samples say which it is, and their number in its order."""
 
-    def __init__(self, name: str, seed: int = 0) -> None:
-        self.identity = {"tokens": name, "seed": seed}
-        self.earlier = {"tokens": f"{name}, as it was called before", "seed": seed}
+    def __init__(self, name: str, seed: int = 0, *, apart: bool = False) -> None:
+        order = {"seed": seed, **({"document_attention": True} if apart else {})}
+        self.identity = {"tokens": name, **order}
+        self.earlier = {"tokens": f"{name}, as it was called before", **order}
         self._name = name
 
     def __getitem__(self, index: int) -> Sample:
@@ -33,11 +34,17 @@ class Texts:
 
 
 def mixture(
-    weights: Mapping[str, int], seed: int = 0, share: Fraction | None = None, anew: str = ""
+    weights: Mapping[str, int],
+    seed: int = 0,
+    share: Fraction | None = None,
+    anew: str = "",
+    *,
+    apart: bool = False,
 ) -> Mixture:
-    """Corpora by their names, and with a ``share`` a teacher called T."""
+    """Corpora by their names, and with a ``share`` a teacher called T; documents ``apart``."""
     names = (["T"] if share is not None else []) + list(weights)
-    sources = [SampleSource(f"data.{n}", n, Texts(n, seed), 10, anew=n in anew) for n in names]
+    texts = {n: Texts(n, seed, apart=apart) for n in names}
+    sources = [SampleSource(f"data.{n}", n, texts[n], 10, anew=n in anew) for n in names]
     total = sum(weights.values())
     return Mixture(sources, [Fraction(weight, total) for weight in weights.values()], share)
 
@@ -157,6 +164,19 @@ def test_texts_in_another_order_begin_anew_only_if_asked() -> None:
     assert sorted(read(course, 4)) == [("b", 0), ("b", 1), ("c", 0), ("c", 1)]
     resumed = on(mixture({"c": 1, "b": 1}, seed=5, anew="b"), after(course, 4, 5), 5)
     assert sorted(read(resumed, 2)) == [("b", 2), ("c", 2)]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_attention_that_stops_at_documents_leaves_places_as_they_are(before: bool) -> None:
+    """They are the same samples in the same order, but it has to be asked for."""
+    carried = after(on(mixture({"a": 1, "b": 1}, apart=before), Carried()), 8)
+    later = mixture({"b": 1, "c": 1}, apart=not before)
+    assert sorted(read(on(later, carried, differs=True), 2)) == [("b", 4), ("c", 0)]
+    same = mixture({"a": 1, "b": 1}, apart=not before)
+    with pytest.raises(UsageError, match="consumed 8 samples of other data"):
+        on(same, carried)
+    changed = on(same, carried, changes_here=True)
+    assert sorted(read(changed, 2)) == [("a", 4), ("b", 4)]
 
 
 def test_a_corpus_that_was_left_goes_on_where_it_was() -> None:
