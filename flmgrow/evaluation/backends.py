@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
@@ -26,7 +26,11 @@ from flmgrow.surgery.execute import Executor
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.layout_request import LayoutRequest
 from flmgrow.surgery.requests import Files, plan_layout_of
-from flmgrow.text import Setting, Text
+from flmgrow.text import Pass, Setting, Text
+
+if TYPE_CHECKING:
+    from flmgrow.evaluation.peers import Peers
+    from flmgrow.evaluation.tokens import HarnessTokenizer
 
 Noted = Callable[[str], object]
 """Hears what is to be known of a model, in one line."""
@@ -64,16 +68,25 @@ class Computing:
 
 
 def language_model(
-    source: Checkpoint, how: Computing = Computing(), noted: Noted = lambda _: None
+    source: Checkpoint,
+    how: Computing = Computing(),
+    noted: Noted = lambda _: None,
+    peers: "Peers | None" = None,
 ) -> Any:
     """Return the model of a checkpoint behind the harness's interface (``lm_eval.api.model.LM``).
+
+    All of ``peers`` call this. Where the backend reads an export, one of them writes it.
 
     Raises:
         UsageError: Where the harness, the backend's package or a tokenizer is missing, and for a
             model that the backend cannot compute.
     """
     check_installed("lm_eval", "eval")
-    return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](source, how, noted)
+    from flmgrow.evaluation.peers import ALONE
+
+    return {"native": _native, "hf": _hf, "vllm": _vllm}[how.backend](
+        source, how, noted, peers or ALONE
+    )
 
 
 def identity_of(source: Checkpoint, how: Computing = Computing()) -> dict[str, str]:
@@ -110,28 +123,45 @@ def check_installed(package: str, extra: str) -> None:
         )
 
 
-def _native(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+def _native(source: Checkpoint, how: Computing, noted: Noted, _: "Peers") -> Any:
     from flmgrow.evaluation.native import NativeModel
     from flmgrow.evaluation.peers import local_rank
-    from flmgrow.evaluation.tokens import tokens_of
     from flmgrow.surgery.weights import load_resident
 
-    tokens = tokens_of(source, how.tokenizer)
-    for note in tokens.notes:
-        noted(note)
+    tokens = _tokens(source, how, noted)
     device = device_named(how.device, local_rank())
     model = load_resident(source, dtype_named(how.dtype), device).eval()
     return NativeModel(model, tokens, how.batch_size)
 
 
-def _hf(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+def _tokens(source: Checkpoint, how: Computing, noted: Noted) -> "HarnessTokenizer":
+    from flmgrow.evaluation.tokens import tokens_of
+
+    tokens = tokens_of(source, how.tokenizer)
+    for note in tokens.notes:
+        noted(note)
+    return tokens
+
+
+def _hf(source: Checkpoint, how: Computing, noted: Noted, peers: "Peers") -> Any:
     from lm_eval.models.huggingface import HFLM
 
     from flmgrow.evaluation.peers import local_rank
 
-    folder = exported(source, how, noted)
+    tokenizer = _tokens(source, how, noted).tokenizer
+    if tokenizer.eos_token_id is None:  # the harness decodes it, and pads with it
+        raise UsageError(
+            Text(
+                Setting("backend"), " hf needs an id that ends a text, and the tokenizer names none"
+            ),
+            Text(Pass("backend", "native"), ", or give a tokenizer that names one"),
+            where=source.folder,
+        )
+    folder = peers.in_turn(lambda: exported(source, how, noted))
+    tokenizer.name_or_path = str(folder)
     return HFLM(
         pretrained=str(folder),
+        tokenizer=tokenizer,
         dtype=how.dtype or "auto",
         device=str(device_named(how.device, local_rank())),
         batch_size=how.batch_size or 8,
@@ -149,7 +179,7 @@ def _is_ours(folder: Path) -> bool:
     return bool(code) and all(is_shipped(file) for file in code)
 
 
-def _vllm(source: Checkpoint, how: Computing, noted: Noted) -> Any:
+def _vllm(source: Checkpoint, how: Computing, noted: Noted, peers: "Peers") -> Any:
     """Not tried anywhere yet: the harness's own class, given the exported folder."""
     if find_spec("vllm") is None:
         raise UsageError(
@@ -157,8 +187,9 @@ def _vllm(source: Checkpoint, how: Computing, noted: Noted) -> Any:
         )
     from lm_eval.models.vllm_causallms import VLLM
 
+    folder = peers.in_turn(lambda: exported(source, how, noted))
     return VLLM(
-        pretrained=str(exported(source, how, noted)),
+        pretrained=str(folder),
         dtype=how.dtype or "auto",
         batch_size=how.batch_size or "auto",
         max_model_len=source.config.max_positions,

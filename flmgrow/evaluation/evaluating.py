@@ -145,7 +145,7 @@ class Evaluation:
             output = peers.together(lambda: self._begun(folder, stack))
             answers = peers.together(lambda: self._answers(kept, identity))
             with closing(answers), quiet(facts.name):
-                model = language_model(source, self._how, self._noted)
+                model = language_model(source, self._how, self._noted, peers)
                 found = evaluate(KeptModel(model, answers, peers), tasks)
             peers.gathered(None)  # all have closed their answers
             peers.together(lambda: self._write(output, found, facts, wanted))

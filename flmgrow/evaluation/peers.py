@@ -34,6 +34,16 @@ class Peers:
         """Return what ``do`` returns here; if it fails on one process, all raise its error."""
         return do() if self.size == 1 else agreement.together(do)
 
+    def in_turn(self, do: Callable[[], Result]) -> Result:
+        """Return what ``do`` returns here, run by one process after the other, by rank.
+
+        What the first one writes, the others find. If it fails on one process, all raise its error.
+        """
+        own: list[Result] = []
+        for turn in range(self.size):
+            self.together((lambda: own.append(do())) if turn == self.rank else lambda: None)
+        return own[0]
+
     def gathered(self, own: Result) -> list[Result]:
         """Return what all processes have, by rank, on each of them."""
         return [own] if self.size == 1 else agreement.gathered(own)

@@ -117,6 +117,33 @@ def test_the_harness_own_model_reads_the_export(tmp_path: Path) -> None:
     assert len(notes) == 1
 
 
+def test_the_harness_own_model_takes_the_same_tokenizer(tmp_path: Path) -> None:
+    """Of an export without its settings, transformers alone finds no id that ends a text."""
+    folder = make_speaker(tmp_path / "hf")
+    how = Computing("hf", "float32", "cpu", cache=tmp_path / "cache")
+    with open_checkpoint(folder) as source:
+        model = language_model(source, how)
+    wanted = native(folder)
+    assert answers(model)[0] == pytest.approx(answers(wanted)[0], abs=1e-4)
+    requests = asked("generate_until", GENERATED)
+    assert model.generate_until(requests, disable_tqdm=True) == wanted.generate_until(
+        requests, disable_tqdm=True
+    )
+
+
+def test_the_harness_own_model_needs_an_id_that_ends_a_text(tmp_path: Path) -> None:
+    folder = make_speaker(tmp_path / "hf")
+    make_tokenizer_json(folder / "tokenizer.json", end="<nothing>")
+    how = Computing("hf", cache=tmp_path / "cache")
+    with (
+        open_checkpoint(folder) as source,
+        pytest.raises(UsageError, match="hf needs an id that ends a text") as raised,
+    ):
+        language_model(source, how)
+    assert "backend='native'" in str(raised.value.hint)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = make_named(tmp_path / "hf")
     (folder / "tokenizer.json").unlink()

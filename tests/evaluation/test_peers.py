@@ -10,7 +10,7 @@ from typing import Any
 
 import evaluating_rank
 import pytest
-from speakers import make_named
+from speakers import make_named, make_speaker
 
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.peers import ALONE, meet
@@ -85,6 +85,22 @@ def test_two_processes_score_as_one_does(tmp_path: Path) -> None:
     assert again is not None
     assert likelihoods(again) == likelihoods(found)
     assert sum(path.stat().st_size for path in (tmp_path / "answers").iterdir()) == kept
+
+
+@pytest.mark.slow
+def test_processes_let_one_of_them_export(tmp_path: Path) -> None:
+    folder, data = make_speaker(tmp_path / "hf"), make_data(tmp_path / "data")
+    done = run_ranks(
+        2, folder, data, tmp_path / "answers", BACKEND="hf", XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert len(list((tmp_path / "cache/flmgrow/exported").iterdir())) == 1
+    alone = evaluating_rank.evaluated(folder, data)
+    assert alone is not None
+    found, wanted = likelihoods(json.loads(done[0][1])), likelihoods(alone)
+    assert found.keys() == wanted.keys() == set(range(COUNT))
+    for number, values in found.items():
+        assert values == pytest.approx(wanted[number], abs=1e-4)
 
 
 @pytest.mark.slow

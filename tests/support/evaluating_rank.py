@@ -1,6 +1,7 @@
 """One process of an evaluation: ``python evaluating_rank.py CHECKPOINT DATA ANSWERS``.
 
-Rank 0 prints the results as JSON. With WRONG in the environment, that rank meets an error alone.
+Rank 0 prints the results as JSON. With WRONG in the environment, that rank meets an error alone;
+with BACKEND, that one computes.
 """
 
 import json
@@ -26,10 +27,10 @@ def evaluated(checkpoint: Path, data: Path, answers: Path | None = None) -> dict
     """Return the harness's results; None on all ranks but the first."""
     from lm_eval import simple_evaluate
 
-    how = Computing(dtype="float32", device="cpu")
+    how = Computing(os.environ.get("BACKEND", "native"), "float32", "cpu")
     peers = meet()
     with open_checkpoint(checkpoint) as source:
-        model = language_model(source, how)
+        model = language_model(source, how, peers=peers)
         if os.environ.get("WRONG") == str(peers.rank):
             model.tok_encode = wrong
         if answers is not None:
