@@ -213,6 +213,10 @@ class GrowthDivergedError(DivergenceError):
     """Training was stopped so soon after a model grew in memory that the growth is to blame."""
 
 
+class SpikeError(DivergenceError):
+    """Training has diverged, and was taken back to before the batches that led to it."""
+
+
 class LostRankError(FlmgrowError):
     """Another rank of a run has ended, or cannot be reached; the same command resumes."""
 

@@ -43,7 +43,12 @@ LAYERS = (
     ("flmgrow.trainer.__main__",),
     ("flmgrow.trainer.training",),
     ("flmgrow.trainer.loop",),
-    ("flmgrow.trainer.components", "flmgrow.trainer.live", "flmgrow.trainer.telling"),
+    (
+        "flmgrow.trainer.components",
+        "flmgrow.trainer.going_back",
+        "flmgrow.trainer.live",
+        "flmgrow.trainer.telling",
+    ),
     ("flmgrow.trainer.validating",),
     ("flmgrow.trainer.run_config", "flmgrow.trainer.samples_read"),
     ("flmgrow.trainer.checkpoint", "flmgrow.trainer.metrics", "flmgrow.trainer.steps"),

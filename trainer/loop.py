@@ -27,6 +27,7 @@ from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.going_back import go_back
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
@@ -251,6 +252,7 @@ class TrainingRun:
             data=self._course.digest,
             data_keys=dict(self._data.keys),
             readings=self._course.readings(consumed),
+            passed_over=list(self._course.passed_over),
             tokenizer=self._data.facts,
             tokens=self._carried.tokens + self._run.stage.tokens_per_step,
             flops=self._carried.flops + flops_per_step(self._run),
@@ -268,7 +270,11 @@ class TrainingRun:
         except DivergenceError as error:
             if self._has_just_grown:
                 raise GrowthDivergedError(error.what, wanted=error.wanted) from None
-            raise error.with_hint(way_out(self._run, self._iteration, self._saved)) from None
+            stopped = error.with_hint(way_out(self._run, self._iteration, self._saved))
+            if self._run.stage.guard.action == "rollback":
+                consumed = self._batches.consumed
+                raise go_back(self._run, self._iteration, consumed, stopped) from None
+            raise stopped from None
 
     def _validate(self) -> ValidationRecord:
         models = self._components.models

@@ -5,7 +5,7 @@ says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +17,19 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.storage.folders import check_free_space, make_folders
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.loading import Begin, check_model
+from flmgrow.trainer.checkpoint.rollbacks import place_at, read_rollbacks
 from flmgrow.trainer.data.batches import Batching
 from flmgrow.trainer.data.course import Course, course_of
 from flmgrow.trainer.data.samples import digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.stage.changes import CHANGES, Change, changed_settings, record
+from flmgrow.trainer.stage.changes import (
+    CHANGES,
+    NEXT_SAMPLE,
+    Change,
+    changed_settings,
+    record,
+)
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
 from flmgrow.trainer.stage.keys import in_keys
@@ -125,13 +132,14 @@ def check_space(run: RunConfig) -> None:
 
 
 def course_in(data: StageData, run: RunConfig) -> Course:
-    """Return how the run reads its data.
+    """Return how the run reads its data, past the samples from which it has gone back.
 
     Raises:
         UsageError: As :func:`course_of` does.
+        BadCheckpointError: If what says which these are cannot be read.
     """
     stage, begin = run.stage, run.begin
-    return course_of(
+    course = course_of(
         data.mixture,
         data.keys,
         stage.data.sequence_length,
@@ -140,6 +148,10 @@ def course_in(data: StageData, run: RunConfig) -> Course:
         differs=stage.data.differs and not begin.resumed,
         hint=_other_data(begin),
     )
+    course = replace(course, passed_over=begin.carried.passed_over)
+    rollbacks = read_rollbacks(stage.checkpoint.folder)
+    now = begin.iteration
+    return course.going_on_at(place_at(rollbacks, now, course.consumed, stage.training.batch, now))
 
 
 def _other_data(begin: Begin) -> str:
@@ -167,6 +179,8 @@ def changes_of(run: RunConfig, data: StageData, course: Course) -> list[Change]:
             if before
             else {"data": (begin.carried.data, course.digest)}
         )
+    if course.consumed != begin.carried.consumed_samples:
+        changed |= {NEXT_SAMPLE: (begin.carried.consumed_samples, course.consumed)}
     return [
         Change(stage.name, begin.iteration, key, *values, begin.progress)
         for key, values in changed.items()

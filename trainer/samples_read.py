@@ -15,6 +15,7 @@ from flmgrow.formats.opening import open_checkpoint
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, said_of
+from flmgrow.trainer.checkpoint.rollbacks import place_at, read_rollbacks
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import course_of
 from flmgrow.trainer.data.looking_samples import shown_step
@@ -48,7 +49,9 @@ def samples_of_step(path: Path, step: int) -> Iterator[Json]:
         changes_here=stage.checkpoint.change_at == iteration,
         differs=stage.data.differs and begins,
     )
-    yield from shown_step(course, stage.training.batch, step - 1 - iteration, data.tokenizer)
+    batch, rollbacks = stage.training.batch, read_rollbacks(stage.checkpoint.folder)
+    place = place_at(rollbacks, iteration, course.consumed, batch, step - 1)
+    yield from shown_step(course, place, batch, data.tokenizer)
 
 
 def _before(stage: StageFile, step: int) -> tuple[int, Carried, bool]:

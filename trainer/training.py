@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from flmgrow.errors import FlmgrowError, GrowthDivergedError, UsageError, tell
+from flmgrow.errors import FlmgrowError, GrowthDivergedError, SpikeError, UsageError, tell
 from flmgrow.trainer.checkpoint.aside import set_aside
 from flmgrow.trainer.checkpoint.loading import Begin, find_begin, find_ungrown
 from flmgrow.trainer.data.course import Course, is_read
@@ -90,6 +90,9 @@ class _Chain:
                     code, live = self._trained(number, begin, data, stop)
                 except GrowthDivergedError as error:
                     begin = self._taken_back(number, begin, error)
+                    continue
+                except SpikeError:
+                    number, begin, data = self._found()
                     continue
             number += 1
             if code or number == len(self.stages):

@@ -43,3 +43,14 @@ class Stretch(BaseModel):
     origin: _Number
     sequence_length: Annotated[int, Field(ge=1, le=1 << 62)]
     corpora: list[CorpusReading]
+
+
+class PassedOver(BaseModel):
+    """Samples ``begin`` up to ``end``, by the run's own count, that it consumed and did not train
+    on: they had led to a spike.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, defer_build=True)
+
+    begin: _Number
+    end: _Number

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.manifest_schema import MemberForm
 from flmgrow.formats.history.parts import Member
-from flmgrow.formats.history.readings import Stretch
+from flmgrow.formats.history.readings import PassedOver, Stretch
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.model.axes import Axis, IntArray
 from flmgrow.model.masks import Dimension, Mask, indices_of, mask_from_json, ranges
@@ -67,7 +67,8 @@ class Carried(BaseModel):
     ``data_keys`` are what decides on that data, by a stage file's keys, so that what differs can
     be named. ``flops`` are floating-point operations, as :mod:`flmgrow.model.flops` counts them.
     ``readings`` are the stretches of the run so far in which it read one mixture of corpora, oldest
-    first, the last one up to here; none of what earlier versions saved.
+    first, the last one up to here; none of what earlier versions saved. ``passed_over`` are the
+    samples among those consumed that it did not train on, oldest first; ``tokens`` leaves them out.
     ``base_output`` is the output multiplier of the first model, before growth changed it: muP's
     settings of the head follow from both. None if nothing says it. ``losses`` are what the guard
     against spikes compares the next one with, oldest first, and ``loss_batches`` the samples that
@@ -85,6 +86,7 @@ class Carried(BaseModel):
     data: str = ""
     data_keys: dict[str, str | int | float | bool | None] | None = None
     readings: list[Stretch] = []
+    passed_over: list[PassedOver] = []
     tokenizer: TokenizerFacts | None = None
     tokens: _Number = 0
     flops: Annotated[int, Field(ge=0, le=1 << 120)] = 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.history.readings import CorpusReading, Stretch
+from flmgrow.formats.history.readings import CorpusReading, PassedOver, Stretch
 from flmgrow.formats.history.training_state import Carried
 from flmgrow.trainer.data.mixture import Mixture, SampleSource
 from flmgrow.trainer.data.samples import Keys, Samples, changes, digest, digest_of, digests_of
@@ -35,7 +35,8 @@ class Course:
     """The samples of a stage by the run's own count, of which ``consumed`` are read.
 
     The stretch began when the run had consumed ``begin``; ``origin`` is the sample of the run that
-    is the mixture's first, with each source at its ``start``. ``before`` are earlier stretches.
+    is the mixture's first, with each source at its ``start``. ``before`` are earlier stretches, and
+    ``passed_over`` what of the samples consumed the run did not train on.
     """
 
     mixture: Mixture
@@ -45,6 +46,14 @@ class Course:
     begin: int = 0
     consumed: int = 0
     before: Sequence[Stretch] = ()
+    passed_over: Sequence[PassedOver] = ()
+
+    def going_on_at(self, place: int) -> "Course":
+        """Return it as it goes on with sample ``place``, past those that come before."""
+        if place == self.consumed:
+            return self
+        passed = PassedOver(begin=self.consumed, end=place)
+        return replace(self, consumed=place, passed_over=[*self.passed_over, passed])
 
     @property
     def samples(self) -> Samples:

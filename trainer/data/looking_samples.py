@@ -24,12 +24,11 @@ def shown_sample(corpus: Samples, name: str, index: int, tokenizer: Tokenizer) -
     return ShownTokens(name, index, found, len(tokens), tokenizer.decode(tokens.tolist()))
 
 
-def shown_step(course: Course, batch: int, ahead: int, tokenizer: Tokenizer) -> Iterator[Json]:
-    """Yield the samples of a step, ``ahead`` steps after the next one, of ``batch`` each.
+def shown_step(course: Course, first: int, batch: int, tokenizer: Tokenizer) -> Iterator[Json]:
+    """Yield the samples of a step that reads ``batch`` of them, from the run's ``first`` on.
 
     Each is what :class:`ShownTokens` holds, and ``number``, the run's own of it.
     """
-    first = course.consumed + ahead * batch
     for number in range(first, first + batch):
         before, after = course.places(number), course.places(number + 1)
         pairs = zip(course.mixture.sources, before, after, strict=True)

@@ -32,6 +32,9 @@ from flmgrow.trainer.stage.file import StageFile
 
 CHANGES = "changes.jsonl"
 
+NEXT_SAMPLE = "the next sample"
+"""What is another where a run passes over samples; no key of a stage file."""
+
 WATCHING = "guard."
 """Settings that end a run, and change none of its steps."""
 

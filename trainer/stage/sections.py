@@ -278,11 +278,15 @@ class LogSection(Section):
 class GuardSection(Section):
     """The guard of a run: it stops at a loss ``spike`` nats above the mean of ``window`` steps.
 
-    None lets spikes pass. A loss or gradient that is not finite always stops the run.
+    None lets spikes pass. A loss or gradient that is not finite always stops the run. With
+    ``action: rollback`` the run goes back to a checkpoint before that window and passes over the
+    samples that led to the spike, and stops only after so many ``rollbacks``.
     """
 
     spike: Positive | None = None
     window: Count = 50
+    action: Literal["stop", "rollback"] = "stop"
+    rollbacks: Count = 3
 
     def watches_growth(self, steps: int, *, shut: bool) -> bool:
         """Whether what diverges so many ``steps`` after a growth is taken to do so because of it.

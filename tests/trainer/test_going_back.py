@@ -1,0 +1,273 @@
+"""After a spike a run goes back past the batches that led to it, the same however it is killed.
+
+The batch whose last sample of the run is ``POISON`` has a loss that is not finite. This file, run
+as a script, is a rank of a stage that reads it.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_runs import environment, make_data, metrics, saved, write_stage
+from trained_here import small, trained
+
+from flmgrow.errors import BadCheckpointError, DivergenceError, StorageError
+from flmgrow.formats.history.readings import PassedOver
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import TrainingState, read_training_state
+from flmgrow.trainer import going_back
+from flmgrow.trainer.checkpoint import aside
+from flmgrow.trainer.checkpoint.rollbacks import (
+    ROLLBACKS,
+    Rollback,
+    place_at,
+    read_rollbacks,
+    way_back,
+    write_rollbacks,
+)
+from flmgrow.trainer.data.batches import Batches, MicroBatches
+from flmgrow.trainer.loop import TrainingRun
+from flmgrow.trainer.metrics.records import StepRecord
+from flmgrow.trainer.samples_read import samples_of_step
+from flmgrow.trainer.stage.changes import CHANGES, read_changes
+
+SLOW = pytest.mark.slow
+BATCH, STEPS, EVERY = 8, 12, 3
+POISON = 8 * BATCH
+"""Read by step 8; the checkpoint of step 6 lies in the window before that, that of 3 does not."""
+
+
+def poison(samples: int = POISON) -> None:
+    """Let the loss of the step that reads up to there not be finite, in this process."""
+    honest = TrainingRun._check
+
+    def check(run: TrainingRun, record: StepRecord) -> None:
+        is_bad = record.samples == samples
+        honest(run, replace(record, loss=float("nan")) if is_bad else record)
+
+    TrainingRun._check = check  # type: ignore[assignment, method-assign]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingRun, "_check", TrainingRun._check)  # what poison changes, goes
+    poison()
+
+
+def stage_in(folder: Path, data: Path, /, **changes: Any) -> Path:
+    guard = {"action": "rollback", "window": 3, **changes.pop("guard", {})}
+    training = {"steps": STEPS, "batch": BATCH, "micro_batch": 4}
+    checkpoint = {"every": EVERY, **changes.pop("checkpoint", {})}
+    content = small(data, guard=guard, training=training, checkpoint=checkpoint, **changes)
+    return write_stage(folder, content)
+
+
+def state(stage: Path, iteration: int = STEPS) -> TrainingState:
+    found = read_training_state(stage.parent / "checkpoints" / f"iter_{iteration:07d}")
+    assert found is not None
+    return found
+
+
+def told_of(stage: Path) -> list[dict[str, Any]]:
+    """Its metrics, times aside."""
+    timed = ("seconds", "tokens_per_second", "model_tflops")
+    return [{k: v for k, v in each.items() if k not in timed} for each in metrics(stage)]
+
+
+def weights(stage: Path) -> dict[str, bytes]:
+    """The files of the last checkpoint, but for what it remembers."""
+    return {name: data for name, data in saved(stage, STEPS).items() if name != TRAINING}
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage that met the poison, went back and came to its end undisturbed."""
+    stage = stage_in(tmp_path_factory.mktemp("whole"), data)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(TrainingRun, "_check", TrainingRun._check)
+        poison()
+        told = trained(stage)
+    assert (
+        "step 8: loss nan: goes back to the checkpoint of step 3, and passes over samples 24 to 63 "
+        "(1 of 3 times); later checkpoints are in"
+    ) in told
+    assert "the next sample is 64 after step 3, was 24" in told
+    return stage
+
+
+def test_it_goes_on_past_what_led_to_the_spike(whole: Path) -> None:
+    steps = metrics(whole)
+    assert [each["step"] for each in steps] == list(range(1, STEPS + 1))
+    read = [BATCH * step for step in (1, 2, 3, *range(9, 18))]
+    assert [each["samples"] for each in steps] == read
+    assert steps[-1]["tokens"] == STEPS * BATCH * 32  # what it trained on, and no more
+    carried = state(whole).carried
+    assert (carried.consumed_samples, carried.tokens) == (read[-1], steps[-1]["tokens"])
+    assert carried.passed_over == [PassedOver(begin=24, end=64)]
+    (reading,) = carried.readings
+    assert (reading.corpora[0].begin, reading.corpora[0].end) == (0, read[-1])
+    (rollback,) = read_rollbacks(whole.parent / "checkpoints")
+    assert (rollback.step, rollback.to, rollback.begin, rollback.end) == (8, 3, 24, 64)
+    (change,) = read_changes(whole.parent / CHANGES)
+    assert (change.step, change.before, change.after) == (3, 24, 64)
+    beside = whole.parent / "checkpoints.diverged"
+    assert [each.name for each in beside.iterdir()] == ["iter_0000006"]
+
+
+def test_it_trains_as_one_whose_data_lacks_these_samples(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Batches.__iter__
+
+    def without(batches: Batches) -> Iterator[MicroBatches]:
+        steps = honest(batches)
+        while True:
+            batches.consumed = {24: 64}.get(batches.consumed, batches.consumed)
+            yield next(steps)
+
+    monkeypatch.setattr(Batches, "__iter__", without)
+    plain = stage_in(tmp_path, data, guard={"action": "stop"})
+    trained(plain)
+    assert told_of(plain) == told_of(whole)
+    assert weights(plain) == weights(whole)
+
+
+def test_the_steps_that_are_shown_are_those_that_were_taken(whole: Path) -> None:
+    """From the checkpoint that it went back to, and from behind it."""
+    for record in metrics(whole)[::2]:
+        numbers = [each["number"] for each in samples_of_step(whole, record["step"])]
+        assert numbers == list(range(record["samples"] - BATCH, record["samples"]))
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_run_that_shall_stop_does(data: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path, data, guard={"action": "stop"})
+    assert "step 8: loss nan" in trained(stage, DivergenceError.exit_code)
+    assert state(stage, 6).carried.passed_over == []
+    assert not (tmp_path / "checkpoints" / ROLLBACKS).exists()
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    "place",
+    [
+        "writing",
+        "before a save",
+        *(pytest.param(each, marks=SLOW) for each in ("moving", "first step", "behind it")),
+    ],
+)
+def test_killed_anywhere_it_ends_the_same(
+    place: str, whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, data)
+    error = StorageError("the disk is gone")
+
+    def broken(*_: object) -> None:
+        raise error
+
+    def fails_at(step: int) -> None:
+        honest = TrainingRun._take
+
+        def take(run: TrainingRun, batches: Iterator[MicroBatches]) -> None:
+            if run._iteration == step - 1 and run._batches.consumed >= POISON:
+                broken()
+            honest(run, batches)
+
+        patched.setattr(TrainingRun, "_take", take)
+
+    with monkeypatch.context() as patched:
+        if place == "moving":
+            patched.setattr(aside, "sync_folder", broken)
+        elif place == "writing":
+            patched.setattr(going_back, "write_rollbacks", broken)
+        else:
+            fails_at({"first step": 4, "before a save": 6, "behind it": 8}[place])
+        assert "the disk is gone" in trained(stage, StorageError.exit_code)
+    trained(stage)
+    assert told_of(stage) == told_of(whole)
+    assert weights(stage) == weights(whole)
+    assert state(stage).carried == state(whole).carried
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_without_a_checkpoint_it_goes_back_to_its_begin_and_at_last_stops(
+    data: Path, tmp_path: Path
+) -> None:
+    poison(POISON + 2 * BATCH)
+    stage = stage_in(tmp_path, data, checkpoint={"every": None}, guard={"rollbacks": 1})
+    told = trained(stage, DivergenceError.exit_code)
+    assert "goes back to what the stage begins with, and passes over samples 0 to 63" in told
+    assert "step 2: loss nan" in told
+    assert "hint: it has gone back 1 of 1 times (guard.rollbacks); " in told
+    stage = stage_in(tmp_path, data, checkpoint={"every": None}, guard={"rollbacks": 2})
+    assert "passes over samples 0 to 79 (2 of 2 times)" in trained(stage)
+    assert metrics(stage)[0]["samples"] == POISON + 3 * BATCH
+    assert state(stage).carried.passed_over == [PassedOver(begin=0, end=POISON + 2 * BATCH)]
+
+
+@pytest.mark.slow
+def test_ranks_go_back_together(data: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path, data, layout={"dp": 2})
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    support = str(Path(__file__).parents[1] / "support")
+    done = subprocess.run(
+        [*words, __file__, str(stage)], env={**environment(), "PYTHONPATH": support},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("goes back to the checkpoint of step 3") == 1
+    assert state(stage).carried.passed_over == [PassedOver(begin=24, end=64)]
+    assert [each["samples"] for each in metrics(stage)][3] == 72
+
+
+def of(to: int, begin: int, end: int) -> Rollback:
+    return Rollback(step=to + 9, to=to, begin=begin, end=end, why="")
+
+
+def test_what_lies_behind_a_later_rollback_holds_no_more() -> None:
+    found = [of(6, 48, 80), of(3, 24, 96), of(3, 24, 104), of(7, 136, 152)]
+    assert place_at(found, 0, 0, BATCH, 3) == 104
+    assert place_at(found, 3, 24, BATCH, 5) == 104 + 2 * BATCH
+    assert place_at(found, 0, 0, BATCH, 8) == 152 + BATCH
+    assert place_at(found, 4, 112, BATCH, 6) == 112 + 2 * BATCH
+    assert place_at(found, 3, 25, BATCH, 3) == 25  # another run's
+
+
+def test_the_way_back_leads_before_the_window(tmp_path: Path) -> None:
+    assert way_back(tmp_path, 12, 3, 0) is None
+    for iteration in (3, 6, 9, 12, 15):
+        folder = tmp_path / f"iter_{iteration:07d}"
+        folder.mkdir()
+        (folder / TRAINING).touch()
+    assert way_back(tmp_path, 12, 3, 0) == 9
+    assert way_back(tmp_path, 12, 4, 0) == 6
+    assert way_back(tmp_path, 12, 50, 0) == 3
+    assert way_back(tmp_path, 12, 50, 6) == 6
+    assert way_back(tmp_path, 3, 1, 0) is None
+
+
+def test_a_file_that_was_altered_is_refused(tmp_path: Path) -> None:
+    write_rollbacks(tmp_path, [of(3, 24, 64)])
+    assert read_rollbacks(tmp_path) == [of(3, 24, 64)]
+    content = json.loads((tmp_path / ROLLBACKS).read_text())
+    content["rollbacks"][0]["end"] = 65
+    (tmp_path / ROLLBACKS).write_text(json.dumps(content))
+    with pytest.raises(BadCheckpointError, match="its own sum does not match"):
+        read_rollbacks(tmp_path)
+
+
+if __name__ == "__main__":
+    from flmgrow.trainer import __main__
+
+    poison()
+    sys.exit(__main__.main())
