@@ -33,11 +33,11 @@ SHARDS = LayoutRequest(tp=2, pp=2)
 HOLD = """
 import time
 from flmgrow.storage.remote import writing
-put = writing.NewObject.finish
+put = writing.NewRemoteObject.finish
 def slow(self):
-    time.sleep(30)
+    time.sleep(120)
     put(self)
-writing.NewObject.finish = slow
+writing.NewRemoteObject.finish = slow
 """
 """A rank whose uploads do not come to an end."""
 
@@ -143,7 +143,9 @@ def test_a_killed_rank_leaves_a_run_that_resumes(
     lost: int, remote: ObjectStore, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     key = f"killed/{lost}/out"
-    command = ("reshard", sources["legacy"], f"s3://{BUCKET}/{key}", "--tp", "2", "--pp", "2")
+    sizes = ("--tp", "2", "--pp", "2")
+    out = f"s3://{BUCKET}/{key}"
+    command = ("reshard", sources["legacy"], out, *sizes, "--rank-timeout", "60")
     launch = f"killed {lost}"
     runs = [
         start(rank, 2, command, launch, program=HOLD if rank == lost else "") for rank in range(2)
@@ -158,7 +160,7 @@ def test_a_killed_rank_leaves_a_run_that_resumes(
     check_incomplete(remote, key, tmp_path)
     runs = [start(rank, 3, command, f"{launch} again") for rank in range(3)]
     assert [code for code, _, _ in ended(runs)] == [0, 0, 0]
-    accepted("reshard", sources["legacy"], tmp_path / "out", "--tp", "2", "--pp", "2")
+    accepted("reshard", sources["legacy"], tmp_path / "out", *sizes)
     check_complete(remote, key, files_of(tmp_path / "out"), uploads=True)
 
 
