@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.history.parts import Member
+from flmgrow.formats.history.readings import PassedOver
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.history.training_state import (
     MAX_BYTES,
@@ -58,6 +59,7 @@ STATES = st.builds(
         data=st.text(max_size=20),
         tokens=COUNTS,
         flops=st.integers(0, 1 << 120),
+        passed_over=st.lists(st.builds(PassedOver, begin=COUNTS, end=COUNTS), max_size=3),
         data_keys=st.none() | st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()),
         tokenizer=st.none()
         | st.builds(
@@ -180,7 +182,7 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
         read_training_state(tmp_path)
 
 
-NEWER = {"stage_tokens", "stage_batch", "settings", "files"}
+NEWER = {"stage_tokens", "stage_batch", "settings", "files", "fresh"}
 """What files of earlier trainers lack."""
 
 
