@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from in_place import END, MASK, assert_same, stages, weights
-from stage_runs import make_data, train, write_stage
+from stage_runs import make_data, metrics, train, write_stage
 from trained_here import trained
 
 from flmgrow.errors import DivergenceError
@@ -115,3 +115,16 @@ def test_long_after_a_growth_it_is_not_to_blame(data: Path, tmp_path: Path) -> N
     told = trained(second, DivergenceError.exit_code)
     assert "taken back" not in told
     assert f"the last good checkpoint in {second.parent / 'checkpoints'} is that of step 5" in told
+
+
+@pytest.mark.usefixtures("bad_once")
+def test_a_run_that_goes_back_to_its_growth_grows_again(data: Path, tmp_path: Path) -> None:
+    growth = {**MASK, "ramp_steps": 1}
+    guard: dict[str, Any] = {"guard": {"window": 1, "action": "rollback"}}
+    _, second = stages(data, tmp_path, growth, checkpoint={"every": None}, **guard)
+    told = trained(second)
+    assert "goes back to what the stage begins with, and passes over samples 32 to 47" in told
+    assert told.count("grown in memory") == 2
+    assert [(each["step"], each["samples"]) for each in metrics(second)] == [
+        (5, 56), (6, 64), (7, 72),
+    ]  # fmt: skip
