@@ -73,6 +73,7 @@ class TrainingRun:
         self._carried, self._progress = begin.carried, begin.progress
         self._iteration = begin.iteration
         self._saved = begin.iteration if begin.resumed else None
+        self._sources = data.mixture.names if stage.log.by_corpus else ()
         self._failure = Postponed()
         self._batches = Batches(course.samples, run.batching, course.consumed)
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
@@ -211,8 +212,12 @@ class TrainingRun:
         components, rate = self._components, self._components.learning_rate
         masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
         components.zero_gradients()
-        length = self._run.stage.data.sequence_length
-        sums = run_batch(components.models, self._micro_batches, sequence_length=length)
+        sums = run_batch(
+            components.models,
+            self._micro_batches,
+            sequence_length=self._run.stage.data.sequence_length,
+            sources=len(self._sources),
+        )
         with self._updates.watched(), self._closed.kept():
             _, norm, _ = components.optimizer.step()
         components.schedule.step(increment=self._clock.step)
@@ -232,6 +237,7 @@ class TrainingRun:
             self._iteration,
             self._carried,
             losses_of(totals),
+            sources=self._sources,
             grad_norm=float(norm),
             learning_rate=rate,
             masks=masks,

@@ -3,7 +3,7 @@
 These are values and texts; :mod:`flmgrow.trainer.metrics` brings them to people and files.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flmgrow.formats.history.manifest import methods_text
@@ -33,6 +33,7 @@ def step_record(
     carried: Carried,
     losses: Losses,
     *,
+    sources: Sequence[str] = (),
     grad_norm: float,
     learning_rate: float,
     masks: Mapping[Dimension, float],
@@ -42,7 +43,8 @@ def step_record(
     """Return the record of step ``iteration``, which took so many ``seconds``.
 
     ``carried`` counts what was trained on, this step included; ``masks`` are as they were in it,
-    and ``updates`` how far it moved old and fresh parameters.
+    and ``updates`` how far it moved old and fresh parameters. ``sources`` are the names of what
+    losses were summed apart for.
     """
     stage = run.stage
     tflops = flops_per_step(run) / seconds / stage.layout.world / 1e12
@@ -64,6 +66,7 @@ def step_record(
         utilisation=None if peak is None else tflops / peak,
         masks=masks,
         updates=updates,
+        by_corpus=losses.by(sources),
     )
 
 
@@ -111,8 +114,8 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     yield from ("note: " + note for note in data.notes)
     for again, line in course.epochs(course.consumed + steps * stage.training.batch):
         yield f"{'note:' if again else f'{stage.name} '} {line}"
-    if stage.log.validation_every is not None:
-        for note in read_again(validated(run, data), data.held_out_samples):
+    if stage.log.validates and data.held_out is not None:
+        for note in read_again(validated(run, data.held_out), data.held_out.once):
             yield "note: " + note
 
 

@@ -4,6 +4,7 @@ Each keeps its name and its own numbering, so that how far each was read can be 
 and each can be taken up where it was left.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,7 +12,7 @@ from fractions import Fraction
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.data.blends import Blend, counted
 from flmgrow.trainer.data.freelm import mixed
-from flmgrow.trainer.data.samples import Sample, Samples
+from flmgrow.trainer.data.samples import Numbered, Sample, Samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +65,23 @@ class Mixture:
 
     def samples(self, starts: Sequence[int] | None = None, origin: int = 0) -> Samples:
         """Return the sequence whose sample ``origin`` is the first, and begins in each source at
-        its start.
+        its start. Each sample has the number of its source.
         """
         begins = [0] * len(self.sources) if starts is None else starts
-        parts = [_moved(s.samples, by) for s, by in zip(self.sources, begins, strict=True)]
+        parts = [
+            Numbered(_moved(source.samples, by), number)
+            for number, (source, by) in enumerate(zip(self.sources, begins, strict=True))
+        ]
         teacher, corpora = (parts[:1], parts[1:]) if self.share is not None else ([], parts)
         whole: Samples = corpora[0] if len(corpora) == 1 else Blend(corpora, self.weights)
         if self.share is not None:
             whole = mixed(whole, teacher[0], self.share)
         return _moved(whole, -origin)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people call each source, no two the same."""
+        return distinct([source.name for source in self.sources])
 
     def counts(self, samples: int) -> list[int]:
         """Return how many of the first ``samples`` are of each source."""
@@ -80,6 +89,16 @@ class Mixture:
             return counted(samples, self.weights)
         teacher, rest = counted(samples, [self.share, 1 - self.share])
         return [teacher, *counted(rest, self.weights)]
+
+
+def distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return ``names`` such that none comes twice: the second ``en`` is told as ``en (2)``."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(found)
 
 
 def _moved(samples: Samples, by: int) -> Samples:

@@ -8,7 +8,7 @@ samples; sample n is always the same, whatever the batch size, the replicas, or 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ class Sample:
     ``labels[i]`` is the token after ``tokens[i]``, and counts in the loss ``loss_mask[i]`` times.
     ``positions`` restart at 0 where attention must not look back further (:func:`attention_mask`).
     ``taught`` says that its loss is the teacher's signal.
+    ``source`` is the number of the corpus that it comes from, where several are read.
     """
 
     tokens: Integers
@@ -36,6 +37,7 @@ class Sample:
     loss_mask: npt.NDArray[np.float32]
     positions: Integers
     taught: bool = False
+    source: int = 0
 
 
 class Samples(Protocol):
@@ -51,6 +53,28 @@ class Samples(Protocol):
 
     def __getitem__(self, index: int) -> Sample:
         """Return sample ``index``, counted from 0."""
+
+
+class Numbered:
+    """The same samples, which say that they come from source ``number``."""
+
+    def __init__(self, samples: Samples, number: int) -> None:
+        self._samples = samples
+        self._number = number
+
+    @property
+    def identity(self) -> Json:
+        """That of the samples."""
+        return self._samples.identity
+
+    @property
+    def earlier(self) -> Json:
+        """The same, of what earlier versions said."""
+        return self._samples.earlier
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return sample ``index``."""
+        return replace(self._samples[index], source=self._number)
 
 
 def digest_of(samples: Samples) -> str:

@@ -15,10 +15,11 @@ from flmgrow.trainer.data.blends import Blend, weights_of
 from flmgrow.trainer.data.corpora import Corpus
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.freelm import Teacher, read_propositions
-from flmgrow.trainer.data.mixture import Mixture, SampleSource
-from flmgrow.trainer.data.samples import SHOWN, Keys, Samples
+from flmgrow.trainer.data.mixture import Mixture, SampleSource, distinct
+from flmgrow.trainer.data.samples import SHOWN, Keys, Numbered, Samples
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.data.tokenizers import open_tokenizer
+from flmgrow.trainer.data.validation import HeldOut
 from flmgrow.trainer.stage.keys import in_words
 from flmgrow.trainer.stage.sections import CorpusSection, DataSection, TeacherSection
 
@@ -28,15 +29,13 @@ class StageData:
     """``training`` samples, and those held out for validation, if any.
 
     ``training`` is the ``mixture`` from its first sample on. ``keys`` are what decides on it, by
-    the stage file's keys. ``held_out_samples`` is how many there are before the first comes again.
-    ``notes`` are what somebody may not expect of them.
+    the stage file's keys. ``notes`` are what somebody may not expect of them.
     """
 
     tokenizer: Tokenizer
     mixture: Mixture
-    held_out: Samples | None
+    held_out: HeldOut | None
     keys: Keys
-    held_out_samples: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,13 +87,19 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
         first = SampleSource(name, name, teacher, teacher.rows, data.teacher.anew)
         mixture = Mixture([first, *sources], weights, Fraction(str(data.teacher.share)))
     if not data.validation_share:
-        return StageData(tokenizer, mixture, None, keys, 0, notes)
+        return StageData(tokenizer, mixture, None, keys, notes)
     held = [
         _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
     ]
-    held_out = held[0] if len(held) == 1 else Blend(held, weights)
-    once = min(int(each.per_epoch / weight) for each, weight in zip(held, weights, strict=True))
-    return StageData(tokenizer, mixture, held_out, keys, once, notes)
+    return StageData(tokenizer, mixture, _held_out(held, weights), keys, notes)
+
+
+def _held_out(corpora: Sequence[Corpus], weights: Sequence[Fraction]) -> HeldOut:
+    """Return what is held out of corpora as one, in proportion to ``weights``."""
+    parts = [Numbered(corpus, number) for number, corpus in enumerate(corpora)]
+    samples = parts[0] if len(parts) == 1 else Blend(parts, weights)
+    once = min(int(each.per_epoch / weight) for each, weight in zip(corpora, weights, strict=True))
+    return HeldOut(samples, distinct([corpus.name for corpus in corpora]), once)
 
 
 def _teacher(data: DataSection, section: TeacherSection, tokenizer: Tokenizer) -> Teacher:

@@ -7,7 +7,7 @@ do not count.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,18 @@ USUAL = 128
 """Samples, where nothing else is said; or all that are held out, if they are fewer."""
 
 _AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Samples that are never trained on, of ``corpora``: a sample's ``source`` is a place in these.
+
+    ``once`` is how many there are before the first comes again.
+    """
+
+    samples: Samples
+    corpora: tuple[str, ...]
+    once: int
 
 
 def sample_count(log: LogSection, batch: int, held_out: int) -> int:

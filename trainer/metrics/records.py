@@ -39,7 +39,8 @@ class StepRecord:
     second, ``utilisation`` its share of the device's peak (0 to 1, None without a known peak).
     ``masks`` has the value of each mask that is below 1. ``updates`` has, if parts are logged, the
     norm of the step relative to that of the weights after it, for what the last growth made
-    (``fresh``) and for the rest (``old``).
+    (``fresh``) and for the rest (``old``). ``by_corpus`` has, if that is logged, the loss of each
+    corpus' samples in the batch, and of the teacher's.
     """
 
     step: int
@@ -58,6 +59,7 @@ class StepRecord:
     masks: Mapping[Dimension, float]
     stage: str
     updates: Mapping[str, Number] = field(default_factory=dict)
+    by_corpus: Mapping[str, Number] = field(default_factory=dict)
     kind: Literal["step"] = "step"
 
     def to_json(self) -> Json:
@@ -67,13 +69,17 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """The loss on text that is held out, after ``step`` steps, in nats per token."""
+    """The loss on text that is held out, after ``step`` steps, in nats per token.
+
+    ``by_corpus`` has that of each corpus' samples among it, where several are held out.
+    """
 
     step: int
     tokens: int
     flops: int
     validation_loss: Number
     stage: str
+    by_corpus: Mapping[str, Number] = field(default_factory=dict)
     kind: Literal["validation"] = "validation"
 
     def to_json(self) -> Json:

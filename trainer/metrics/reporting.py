@@ -81,9 +81,7 @@ class Reporter:
         """Tell of a validation."""
         for sink in self._sinks:
             sink.write(record)
-        self.note(
-            f"{record.stage}  step {record.step}  validation loss {record.validation_loss:.4f}"
-        )
+        self.note(validation_line(record))
 
     def sync(self) -> None:
         """Put what was told on the disk."""
@@ -104,6 +102,17 @@ class Reporter:
         trace: TracebackType | None,
     ) -> None:
         self._open.close()
+
+
+def validation_line(record: ValidationRecord) -> str:
+    """Return a validation as one line for a terminal."""
+    parts = [
+        record.stage,
+        f"step {record.step}",
+        f"validation loss {record.validation_loss:.4f}",
+        *(f"{corpus} {loss:.4f}" for corpus, loss in record.by_corpus.items()),
+    ]
+    return "  ".join(parts)
 
 
 def progress_line(record: StepRecord, last_step: int, seconds_left: float) -> str:

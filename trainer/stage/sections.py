@@ -255,7 +255,8 @@ class LogSection(Section):
     A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
     counts batches of the stage. ``validation_first`` adds one before the first step: of a model as
     it was grown. ``peak_tflops`` is that of one device, for the utilisation.
-    ``parts`` measures in every step how far it moves what a growth made, and the rest.
+    ``parts`` measures in every step how far it moves what a growth made, and the rest;
+    ``by_corpus`` the loss of each corpus' samples.
     """
 
     every: Count = 10
@@ -267,6 +268,12 @@ class LogSection(Section):
     validation_batches: Count | None = None
     peak_tflops: Positive | None = None
     parts: bool = False
+    by_corpus: bool = False
+
+    @property
+    def validates(self) -> bool:
+        """Whether any validation is asked for."""
+        return self.validation_every is not None or self.validation_first
 
     @model_validator(mode="after")
     def _one_amount(self) -> Self:

@@ -49,7 +49,7 @@ def test_records_come_back_whole(tmp_path: Path) -> None:
     masked = replace(
         RECORD, masks={Dimension.WIDTH: 0.1, Dimension.FFN: 0.7}, flops=10**25 + 1, stage="große"
     )
-    records: list[Measured] = [masked, ValidationRecord(1, 512, 10**25, 3.25, "große")]
+    records: list[Measured] = [masked, ValidationRecord(1, 512, 10**25, 3.25, "große", {"en": 3.0})]
     path = write_records(tmp_path / "new" / "metrics.jsonl", records)
     assert read_metrics(path) == records
     assert [line["kind"] for line in lines(path)] == ["step", "validation"]
