@@ -13,6 +13,7 @@ import yaml
 from stage_runs import make_data, metrics, saved, stage_data, train, write_stage
 
 from flmgrow.cli.app import run
+from flmgrow.formats.history.training_state import read_training_state
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +84,18 @@ def test_it_is_the_language_signal_that_changes(whole: Path, crossing: Path) -> 
     first, other = metrics(whole)[0], metrics(crossing)[0]
     assert other["teacher_loss"] == pytest.approx(first["teacher_loss"], rel=1e-6)
     assert other["language_loss"] != pytest.approx(first["language_loss"], rel=1e-4)
+
+
+def test_a_later_stage_may_begin_with_it(data: Path, crossing: Path, tmp_path: Path) -> None:
+    """From where the one before left its corpora."""
+    content = stage_data(data, data={"document_attention": True, "differs": True})
+    content["checkpoint"] = {"load": str(crossing.parent / "checkpoints")}
+    content["training"]["steps"] = 1
+    later = write_stage(tmp_path, content)
+    train(later)
+    state = read_training_state(later.parent / "checkpoints" / f"iter_{STEPS + 1:07d}")
+    assert state is not None
+    first, second = state.carried.readings
+    begins = [each.begin for each in second.corpora]
+    assert begins == [each.end for each in first.corpora]
+    assert min(begins) > 0
