@@ -144,8 +144,7 @@ def _tokens(source: Checkpoint, how: Computing, noted: Noted) -> "HarnessTokeniz
 
 
 def _hf(source: Checkpoint, how: Computing, noted: Noted, peers: "Peers") -> Any:
-    from lm_eval.models.huggingface import HFLM
-
+    from flmgrow.evaluation.by_transformers import TransformersModel
     from flmgrow.evaluation.peers import local_rank
 
     tokenizer = _tokens(source, how, noted).tokenizer
@@ -159,7 +158,7 @@ def _hf(source: Checkpoint, how: Computing, noted: Noted, peers: "Peers") -> Any
         )
     folder = peers.in_turn(lambda: exported(source, how, noted))
     tokenizer.name_or_path = str(folder)
-    return HFLM(
+    return TransformersModel(
         pretrained=str(folder),
         tokenizer=tokenizer,
         dtype=how.dtype or "auto",

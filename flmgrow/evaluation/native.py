@@ -18,14 +18,13 @@ from tqdm import tqdm
 from flmgrow.errors import UsageError
 from flmgrow.evaluation.answers import GENERATE, LOG_LIKELIHOOD, ROLLING
 from flmgrow.evaluation.keeping import keys_of
+from flmgrow.evaluation.room import GENERATED, check_room
 from flmgrow.evaluation.scoring import ContinuationScore, Question, check_ids, scores
 from flmgrow.evaluation.tokens import HarnessTokenizer
 from flmgrow.generation.choosing import Choice
 from flmgrow.generation.decoding import GenerationRequest, continued
 from flmgrow.model.module import Model
 
-GENERATED = 256
-"""New tokens of a text, at most, where a task does not say (as the harness's ``hf``)."""
 WINDOWS = 256
 """Windows of long texts that are computed before the texts they end are kept."""
 BATCH = 16
@@ -184,6 +183,7 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what each context goes on with, up to the texts that end it."""
+        check_room(requests, self.max_length)
         by_settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_settings.setdefault(repr(request.args[1]), []).append(number)
@@ -194,24 +194,12 @@ class NativeModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 contexts = [requests[number].args[0] for number in numbers]
                 settings = normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED)
                 own = [draws[number] for number in numbers]
-                self._check_room(settings["max_gen_toks"], [requests[n] for n in numbers])
                 for place, text in self._texts(contexts, settings, own):
                     request = requests[numbers[place]]
                     self.cache_hook.add_partial(GENERATE, request.args, text)
                     texts[numbers[place]] = text
                     bar.update()
         return [texts[number] for number in range(len(requests))]
-
-    def _check_room(self, longest: int, requests: Sequence[Instance]) -> None:
-        """Raise UsageError, naming the tasks that ask, where no token of a prompt would be left."""
-        if self.max_length > longest:
-            return
-        names = dict.fromkeys(str(each.task_name) for each in requests if each.task_name)
-        raise UsageError(
-            f"asks for up to {longest} new tokens, the model reads {self.max_length}",
-            "leave the task out, or evaluate a model with a longer context",
-            where=f"task {', '.join(names)}" if names else (),
-        )
 
     def _texts(
         self, contexts: Sequence[str], settings: dict[str, Any], draws: Sequence[int]

@@ -187,6 +187,16 @@ def test_what_generation_cannot_do_is_refused(tmp_path: Path) -> None:
         model.generate_until([request], disable_tqdm=True)
 
 
+def test_the_hf_backend_tells_of_too_many_new_tokens_in_a_line(tmp_path: Path) -> None:
+    how = Computing("hf", "float32", "cpu", cache=tmp_path / "cache")
+    (request,) = asked("generate_until", [("the", {"max_gen_toks": 64})])
+    request.task_name = "iq_rules"
+    with open_checkpoint(make_named(tmp_path / "hf")) as source:
+        model = language_model(source, how)
+    with pytest.raises(UsageError, match="task iq_rules: asks for up to 64 new tokens, the model"):
+        model.generate_until([request], disable_tqdm=True)
+
+
 def test_texts_are_drawn_alike_whatever_else_is_asked(tmp_path: Path) -> None:
     model = native(make_named(tmp_path / "hf"))
     settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 9, "until": []}

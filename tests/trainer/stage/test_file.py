@@ -323,5 +323,5 @@ def test_xpos_reaches_no_farther_than_numbers_do(length: int, rotary: dict[str, 
     config = laid_out(length)
     reach = (length - 1 - config.rotary.xpos_centre) / config.rotary.xpos_scale_base
     assert 1e34 < (2 / 7) ** -reach < float(np.finfo(np.float32).max)
-    with pytest.raises(UsageError, match=f"sequence_length {length + 1}: xPos scales a position"):
+    with pytest.raises(UsageError, match=f"sequence-length {length + 1}: xPos scales a position"):
         laid_out(length + 1)
