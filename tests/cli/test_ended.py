@@ -16,7 +16,7 @@ def test_a_command_ends_as_the_processes_it_started(
 ) -> None:
     """Also an interrupted one: typer would make an exception of that code, and it be told twice."""
     monkeypatch.setattr(run_, "launch", lambda words: code)
-    monkeypatch.setattr(train_, "launch", lambda stage, world: code)
+    monkeypatch.setattr(train_, "launch", lambda *_, **__: code)
     outcome = flmgrow("run", written(tmp_path), "--out", tmp_path / "out")
     stage = tmp_path / "out" / "01-small" / "stage.yaml"
     assert (outcome.code, outcome.err) == (code, f"$ flmgrow train {stage}\n")
