@@ -87,7 +87,8 @@ class GrowthInPlace:
                 parameter_count(growth.old),
                 _methods(growth),
                 time.perf_counter() - began,
-                growth.preserves,
+                # New ids take a share of every softmax: logits stay, and losses do not.
+                growth.preserves and growth.new.vocab == growth.old.vocab,
                 live.tried,
             ),
             fresh=fresh_in({str(axis): source_runs(each) for axis, each in growth.maps.items()}),

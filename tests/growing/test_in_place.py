@@ -79,7 +79,8 @@ def test_the_bits_are_those_of_expand(data: Path, tmp_path: Path, name: str) -> 
     first, second = stages(data, tmp_path / "here", GROWTHS[name])
     trained(second)
     grown = grown_as(second)
-    assert grown.loss_after == pytest.approx(grown.loss_before, abs=1e-5)
+    adds_ids = "vocab_size" in GROWTHS[name]  # which take a share of every softmax
+    assert (grown.loss_after == pytest.approx(grown.loss_before, abs=1e-5)) != adds_ids
     assert_same(second, between(first, second, tmp_path / "between"))
 
 

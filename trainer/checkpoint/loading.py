@@ -57,7 +57,7 @@ class GrownInMemory:
     ``parameters`` and was trained in this ``precision``, by the method of each dimension, in
     ``seconds``.
 
-    ``preserves`` says that the function should be what it was, as far as ``tried`` can tell.
+    ``preserves`` says that losses should be what they were, as far as ``tried`` can tell.
     """
 
     stage: str
