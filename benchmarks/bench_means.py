@@ -10,6 +10,7 @@ checks the records). Of spreads, which look at a sample, the time for each tenso
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +44,7 @@ def sums(rounds: int) -> None:
     for dtype in (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)):
         block = values.astype(dtype)
         for axis, of in ((1, "columns"), (2, "rows")):
-            seconds = best(10 * rounds, lambda block=block, axis=axis: _sum(block, axis))  # type: ignore[misc]
+            seconds = best(10 * rounds, partial(_sum, block, axis))
             print(f"{dtype.name:9} {of:8} {block.nbytes / seconds / 1e9:6.1f} GB/s")
 
 
