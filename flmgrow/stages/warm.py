@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -27,11 +27,15 @@ class WarmProcess:
     def __init__(
         self, words: Sequence[str], log: Path, environment: Mapping[str, str], cores: Sequence[int]
     ) -> None:
-        """Start ``python -m WORDS`` with its output in ``log``."""
+        """Start ``python -m WORDS`` with its output in ``log``.
+
+        Signals that would stop it wait until it lets them in.
+        """
         context = get_context("forkserver")
         context.set_forkserver_preload([PRELOADED])
         given = (tuple(words), str(log), dict(environment), tuple(cores))
         self._process: ForkServerProcess = context.Process(target=_run, args=given)
+        resource_tracker.ensure_running()  # its own start lets signals in
         before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping_signals())
         try:
             self._process.start()

@@ -16,10 +16,17 @@ import os, sys, time
 from pathlib import Path
 from flmgrow.stages.warm import WarmProcess
 if __name__ == "__main__":
-    WarmProcess(["long"], Path(sys.argv[1]), {**os.environ}, [])
+    WarmProcess(["long", "never"], Path(sys.argv[1]), {**os.environ}, [])
     time.sleep(600)
 """
-LONG = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n"
+LONG = """
+import os, signal, sys, time
+print(os.getpid(), flush=True)
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.05)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+time.sleep(600)
+"""
 
 
 def wait_for(text: Path) -> str:
@@ -41,12 +48,14 @@ def test_its_output_its_exit_code_and_its_signals(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     sys.path.insert(0, str(tmp_path))
     try:
-        process = WarmProcess(["long"], tmp_path / "pid", environment, [0])
+        process = WarmProcess(["long", str(tmp_path / "open")], tmp_path / "pid", environment, [0])
         wait_for(tmp_path / "pid")
     finally:
         sys.path.remove(str(tmp_path))
-    assert process.poll() is None
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None  # it is held until the program lets signals in
+    (tmp_path / "open").touch()
     assert process.wait() == -signal.SIGTERM
 
 

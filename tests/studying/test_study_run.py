@@ -89,8 +89,11 @@ def test_a_study_gives_the_same_numbers_however_it_is_run(data: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_an_arm_is_what_it_would_be_alone(data: Path, tmp_path: Path) -> None:
+def test_an_arm_is_what_it_would_be_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bit for bit what ``flmgrow run`` makes of its schedule, though others share its legs."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the study's: sums have one order
     file = write_study(tmp_path, one_seed(data))
     planned, folder = read(file), StudyFolder(tmp_path / "out")
     study(file, folder.path)
