@@ -13,7 +13,8 @@ from typing import cast
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, ReadOptions
 from flmgrow.formats.fields import shown
-from flmgrow.formats.huggingface.families import FAMILIES, Family
+from flmgrow.formats.huggingface.families import FAMILIES
+from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.names import (
     ARCHITECTURES,
     BEGIN,

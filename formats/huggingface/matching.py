@@ -14,7 +14,7 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError, FlmgrowError
 from flmgrow.formats.huggingface.config import model_of, seen
 from flmgrow.formats.huggingface.contents import CONFIG, HuggingFaceFolder
-from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.model_rows import LAYERS, N_LAYER, TIED
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.layout.placements import Layout, Placement, placements

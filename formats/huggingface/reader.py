@@ -13,7 +13,7 @@ from flmgrow.formats.huggingface.config import (
     vouched_fields,
 )
 from flmgrow.formats.huggingface.contents import CONFIG, HuggingFaceFolder
-from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.model_rows import TIED, VOCAB
 from flmgrow.formats.huggingface.matching import (
     WAYS_OUT,

@@ -24,7 +24,7 @@ from flmgrow.formats.checkpoint import (
 from flmgrow.formats.companions import as_new_file
 from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
 from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
-from flmgrow.formats.huggingface.families import Family
+from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS
 from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.matching import family_placements
