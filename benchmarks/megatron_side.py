@@ -14,7 +14,7 @@ from flmgrow.formats.layout.placements import make_layout
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import AXES, Dimension, Mask
-from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.checkpoint.begin import Begin
 from flmgrow.trainer.components import build
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import start_parallel

@@ -14,7 +14,7 @@ from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import parameter_count
-from flmgrow.trainer.checkpoint.loading import Begin, TriedBatch
+from flmgrow.trainer.checkpoint.begin import Begin, TriedBatch
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.file import StageFile

@@ -15,13 +15,10 @@ import torch
 from flmgrow.errors import DivergenceError, GrowthDivergedError
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer.checkpoint.begin import GrownInMemory, TriedBatch
 from flmgrow.trainer.checkpoint.companions import companions_of_run
-from flmgrow.trainer.checkpoint.loading import (
-    GrownInMemory,
-    TriedBatch,
-    load,
-    restore_random_states,
-)
+from flmgrow.trainer.checkpoint.loading import load
+from flmgrow.trainer.checkpoint.random_states import restore_random_states
 from flmgrow.trainer.checkpoint.saving import Saving
 from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked

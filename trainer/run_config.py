@@ -16,7 +16,7 @@ from flmgrow.formats.layout.placements import Layout, padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.storage.folders import check_free_space, make_folders
 from flmgrow.storage.strict_yaml import dotted
-from flmgrow.trainer.checkpoint.loading import Begin, check_model
+from flmgrow.trainer.checkpoint.begin import Begin, check_model
 from flmgrow.trainer.checkpoint.rollbacks import place_at, read_rollbacks
 from flmgrow.trainer.data.batches import Batching
 from flmgrow.trainer.data.course import Course, course_of

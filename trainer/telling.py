@@ -12,7 +12,7 @@ from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
-from flmgrow.trainer.checkpoint.loading import GrownInMemory
+from flmgrow.trainer.checkpoint.begin import GrownInMemory
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData

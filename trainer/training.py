@@ -19,7 +19,7 @@ import torch
 
 from flmgrow.errors import FlmgrowError, GrowthDivergedError, SpikeError, UsageError, tell
 from flmgrow.trainer.checkpoint.aside import set_aside
-from flmgrow.trainer.checkpoint.loading import Begin, find_begin, find_ungrown
+from flmgrow.trainer.checkpoint.begin import Begin, find_begin, find_ungrown
 from flmgrow.trainer.data.course import Course, is_read
 from flmgrow.trainer.data.stage_data import StageData, open_data
 from flmgrow.trainer.live import Growing, LiveModel

@@ -19,7 +19,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.stages.schedule import PlannedStage
-from flmgrow.trainer.stage.sections import LayoutSection
+from flmgrow.trainer.stage.training import LayoutSection
 
 FULL = 4
 """Bytes of a float32: gradients are summed in it, and the optimizer's states kept."""

@@ -27,7 +27,7 @@ from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan import growth_of
 from flmgrow.surgery.plan_text import source_runs
 from flmgrow.surgery.target_file import GrowthRequest, parse_target
-from flmgrow.trainer.checkpoint.loading import Begin, GrownInMemory
+from flmgrow.trainer.checkpoint.begin import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.ranks.agreement import together
 from flmgrow.trainer.run_config import RunConfig

@@ -10,7 +10,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, size
 from flmgrow.stages.schedule import PlannedStage
 from flmgrow.trainer.stage.file import StageFile, layout_of
-from flmgrow.trainer.stage.sections import LayoutSection
+from flmgrow.trainer.stage.training import LayoutSection
 
 TENSOR, PIPELINE = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 SPARE = 0.1

@@ -9,7 +9,7 @@ from flmgrow.proposing.candidates import Candidate
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.model import SIZES
-from flmgrow.trainer.stage.sections import LayoutSection
+from flmgrow.trainer.stage.training import LayoutSection
 
 COOLDOWN = 0.2
 """Of the last stage's tokens, in which the learning rate falls."""

@@ -16,10 +16,10 @@ from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Found, Setting, Text
+from flmgrow.trainer.stage.beginning import GrowthSection
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import KEYS, FileWords
 from flmgrow.trainer.stage.model import POSITIONS, SIZES, ModelSection
-from flmgrow.trainer.stage.sections import GrowthSection
 
 HINT = "see docs/guides/run.md"
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from flmgrow.errors import UsageError
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.data.samples import changes
-from flmgrow.trainer.stage.sections import DataSection
+from flmgrow.trainer.stage.data import DataSection
 
 ORDER = {"sequence_length", "seed", "validation_share"}
 """What decides, beside the texts, on which samples they make."""

@@ -13,7 +13,7 @@ from trained_here import trained
 
 from flmgrow.errors import DivergenceError
 from flmgrow.growing.in_place import GrowthInPlace
-from flmgrow.trainer.checkpoint.loading import Begin
+from flmgrow.trainer.checkpoint.begin import Begin
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.stage.file import StageFile

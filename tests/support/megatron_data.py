@@ -38,7 +38,7 @@ from megatron.core.datasets.utils import Split  # noqa: E402
 
 from flmgrow.trainer.data.corpora import Corpus  # noqa: E402
 from flmgrow.trainer.data.stage_data import StageData, open_data  # noqa: E402
-from flmgrow.trainer.stage.sections import DataSection  # noqa: E402
+from flmgrow.trainer.stage.data import DataSection  # noqa: E402
 
 LENGTH = 16
 WEIGHTS = (Fraction(107, 200), Fraction(93, 200))

@@ -15,9 +15,9 @@ from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.states import State
+from flmgrow.trainer.stage.beginning import CheckpointSection
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import in_words
-from flmgrow.trainer.stage.sections import CheckpointSection
 
 
 def opened(stage: StageFile, path: Path, iteration: int | None = None) -> Checkpoint:

@@ -7,15 +7,11 @@ So a kill at any moment leaves the checkpoint before, and at worst a hidden fold
 save removes.
 """
 
-import base64
-import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 import xxhash
 
@@ -40,12 +36,12 @@ from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.crc import Bytes
 from flmgrow.storage.durable import new_file, storage_errors, sync_folder, write_small
 from flmgrow.storage.folders import make_folders, remove_tree, sync_tree
+from flmgrow.trainer.checkpoint.random_states import RANDOM, random_states
 from flmgrow.trainer.checkpoint.saved import iterations
-from flmgrow.trainer.megatron.core import parallel_state, tensor_parallel
+from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states
 from flmgrow.trainer.ranks.agreement import gathered, together
 
-RANDOM = "random_states"
 BLOCK = 1 << 22
 _PLAIN = (bool, int, float, str, type(None), tuple)
 
@@ -191,24 +187,6 @@ def point_to(folder: Path, iteration: int) -> None:
     """
     pointer, content = tracker(iteration)
     write_small(folder / pointer, content)
-
-
-def random_states() -> bytes:
-    """Return, as JSON, the state of every source of chance of this rank."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    trackers = tensor_parallel.get_cuda_rng_tracker().get_states()
-    found = {
-        "python": json.loads(json.dumps(random.getstate())),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-        "torch": _text(torch.get_rng_state()),
-        "device": _text(torch.cuda.get_rng_state()),
-        "trackers": {name: _text(state) for name, state in trackers.items()},
-    }
-    return json.dumps(found).encode() + b"\n"
-
-
-def _text(state: torch.Tensor) -> str:
-    return base64.b64encode(bytes(state.cpu().numpy())).decode()
 
 
 def _own_rank() -> tuple[int, int]:

@@ -20,8 +20,8 @@ from flmgrow.trainer.data.samples import SHOWN, Keys, Numbered, Samples
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.data.validation import HeldOut
+from flmgrow.trainer.stage.data import CorpusSection, DataSection, TeacherSection
 from flmgrow.trainer.stage.keys import in_words
-from flmgrow.trainer.stage.sections import CorpusSection, DataSection, TeacherSection
 
 
 @dataclass(frozen=True, eq=False)

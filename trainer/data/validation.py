@@ -13,7 +13,7 @@ import numpy as np
 
 from flmgrow.trainer.data.batches import Batching, MicroBatches, stacked
 from flmgrow.trainer.data.samples import Sample, Samples
-from flmgrow.trainer.stage.sections import LogSection
+from flmgrow.trainer.stage.watching import LogSection
 
 USUAL = 128
 """Samples, where nothing else is said; or all that are held out, if they are fewer."""

@@ -22,20 +22,18 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.storage.validation import problems
 from flmgrow.text import Found, Setting, Text
+from flmgrow.trainer.stage.beginning import CheckpointSection, GrowthSection
+from flmgrow.trainer.stage.data import DataSection
 from flmgrow.trainer.stage.model import ModelSection, with_positions
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
-from flmgrow.trainer.stage.sections import (
-    CheckpointSection,
-    DataSection,
-    GrowthSection,
-    GuardSection,
+from flmgrow.trainer.stage.training import (
     LayoutSection,
     LearningRateSection,
-    LogSection,
     MaskSection,
     OptimizerSection,
     TrainingSection,
 )
+from flmgrow.trainer.stage.watching import GuardSection, LogSection
 
 _LENGTH = Setting("sequence_length")
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}

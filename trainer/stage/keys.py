@@ -12,8 +12,9 @@ from pathlib import Path
 
 from flmgrow.errors import FlmgrowError, UsageError
 from flmgrow.text import COMMAND_LINE, Setting, SizeOf, TextPart, Words, as_words, first_part
+from flmgrow.trainer.stage.beginning import CheckpointSection
 from flmgrow.trainer.stage.model import ModelSection
-from flmgrow.trainer.stage.sections import CheckpointSection, LayoutSection
+from flmgrow.trainer.stage.training import LayoutSection
 
 KEYS: Mapping[str, str] = {
     **{name: f"checkpoint.{name}" for name in CheckpointSection.model_fields},

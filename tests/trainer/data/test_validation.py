@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flmgrow.trainer.data.batches import Batching
 from flmgrow.trainer.data.samples import Sample
 from flmgrow.trainer.data.validation import USUAL, read_again, sample_count, validation_batches
-from flmgrow.trainer.stage.sections import LogSection
+from flmgrow.trainer.stage.watching import LogSection
 
 
 class Numbers:

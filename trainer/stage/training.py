@@ -1,0 +1,147 @@
+"""The parts of a stage file that say how it trains: ranks, length, learning rate, optimizer, masks.
+
+Amounts of text are in tokens, and may be written ``245.37B``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from flmgrow.formats.layout.placements import Layout, make_layout
+from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer.stage.section import (
+    MOST,
+    Amount,
+    Count,
+    NotNegative,
+    Positive,
+    Section,
+    Seed,
+    amount,
+    nearest,
+)
+
+
+class LayoutSection(Section):
+    """Ranks: tensor x pipeline x data-parallel, and how layers lie on the pipeline.
+
+    ``pipeline_layers`` has a count for each pipeline rank, or each of their chunks.
+    ``overlap_grad_reduce`` sums gradients over replicas while others are still computed.
+    """
+
+    tp: Count = 1
+    pp: Count = 1
+    vpp: Count = 1
+    dp: Count = 1
+    pipeline_layers: list[int] | None = None
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = False
+    overlap_grad_reduce: bool = False
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.tp * self.pp * self.dp
+
+    def layout(self, layers: int) -> Layout:
+        """Return the layout of a model.
+
+        Raises:
+            UsageError: Where layers do not fit.
+        """
+        return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
+
+
+class TrainingSection(Section):
+    """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
+
+    ``batch`` and ``micro_batch`` count sequences; ``init_std`` is the spread of fresh weights, at
+    muP's base width if there is one.
+    """
+
+    steps: Amount | None = None
+    tokens: Amount | None = None
+    batch: Count
+    micro_batch: Count = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    recompute: Literal["none", "selective", "full"] = "none"
+    init_std: Positive = 0.02
+    seed: Seed = 1234
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens")
+        return self
+
+    def step_count(self, sequence_length: int) -> int:
+        """Return the number of optimizer steps, at least one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.tokens is not None
+        return max(1, nearest(Fraction(self.tokens, self.batch * sequence_length)))
+
+
+class LearningRateSection(Section):
+    """The stage's own schedule: warm-up to ``peak``, then down to ``floor``.
+
+    ``decay_tokens`` is where the floor is reached, counted from the stage's begin; by default where
+    the stage ends. ``wsd`` (warm-up, stable, decay) stays at the peak until ``cooldown_tokens``
+    before that, and then falls along a straight line or a root (``cooldown``).
+    """
+
+    peak: Positive
+    floor: NotNegative = 0.0
+    warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0, le=MOST)] = 0
+    decay_tokens: Amount | None = None
+    style: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    cooldown_tokens: Amount | None = None
+    cooldown: Literal["linear", "sqrt"] = "linear"
+
+    @model_validator(mode="after")
+    def _cooldown_is_of_wsd(self) -> Self:
+        if (self.style == "wsd") != (self.cooldown_tokens is not None):
+            raise ValueError("style wsd and cooldown_tokens go together: give both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _floor_is_below(self) -> Self:
+        if self.floor > self.peak:
+            raise ValueError(f"the floor {self.floor:g} is above the peak {self.peak:g}")
+        return self
+
+
+class OptimizerSection(Section):
+    """AdamW."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+    clip_grad: NotNegative = 1.0
+
+
+class MaskSection(Section):
+    """How masks rise, from where the checkpoint has them.
+
+    ``ramp_steps`` is the time from 0 to 1, by default what the growth asked for; ``in_turn`` lets
+    one dimension rise after the other instead of all together.
+    """
+
+    ramp_steps: Count | None = None
+    in_turn: bool = False
+
+    def rising(self, masks: Mapping[Dimension, Mask]) -> dict[Dimension, Mask]:
+        """Return the masks that are not open yet, each as steep as the stage wants it."""
+        return {
+            name: mask if self.ramp_steps is None else replace(mask, ramp_steps=self.ramp_steps)
+            for name, mask in masks.items()
+            if mask.value < 1
+        }
+
+    def after(self, masks: Mapping[Dimension, Mask], steps: int) -> dict[Dimension, Mask]:
+        """Return what is not open yet of ``masks`` after so many steps."""
+        return self.rising(ramped(self.rising(masks), steps, in_turn=self.in_turn))
