@@ -8,11 +8,12 @@ from typing import Unpack
 
 from flmgrow.errors import FlmgrowError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.history.fresh import fresh_of
 from flmgrow.formats.history.manifest import family, masks_of
 from flmgrow.formats.history.parts import Member, Receipt
 from flmgrow.formats.stored_listing import ListedArray, stored_arrays
 from flmgrow.given import ReadOptionsGiven
-from flmgrow.model.masks import Dimension, Mask
+from flmgrow.model.masks import Dimension, Fresh, Mask, fresh_to_json
 from flmgrow.model.tensors import parameter_count
 from flmgrow.opened import Source, local_folder, opened, read_options
 from flmgrow.storage.strict_json import Json
@@ -27,6 +28,7 @@ class Inspection:
     checkpoint: Checkpoint
     health: Health
     masks: Mapping[Dimension, Mask]
+    fresh: Fresh
     family: Sequence[Member]
     receipt: Receipt | None
     has_manifest: bool
@@ -49,6 +51,7 @@ class Inspection:
             "bytes": checkpoint.nbytes,
             "also_holds": list(checkpoint.carried),
             "masks": {d: mask.to_json() for d, mask in self.masks.items()},
+            "fresh": fresh_to_json(self.fresh),
             "family": [member.to_json() for member in self.family],
             "receipt": None if self.receipt is None else self.receipt.to_json(),
             "health": asdict(self.health),
@@ -83,6 +86,7 @@ def inspect_source(source: Source, health: bool = False, bar: Bar = no_bar) -> I
         checkpoint,
         found,
         masks_of(checkpoint),
+        fresh_of(checkpoint),
         family(checkpoint),
         None if manifest is None else manifest.receipt,
         manifest is not None,

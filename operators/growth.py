@@ -13,7 +13,18 @@ from itertools import chain, product
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, FloatArray, Role, Run
+from flmgrow.model.axes import (
+    FRESH,
+    PADDING,
+    Axis,
+    AxisMap,
+    Box,
+    Fill,
+    FloatArray,
+    IntArray,
+    Role,
+    Run,
+)
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
@@ -68,6 +79,12 @@ class Growth:
             raise UsageError(
                 Text("values are drawn by version ", Found(self.draw)), wanted=f"one of {known}"
             )
+
+    @property
+    def fresh(self) -> dict[Axis, IntArray]:
+        """The rising indices that it makes, on each axis that grows."""
+        found = {axis: self.maps[axis].fresh for axis in sorted(self.maps)}
+        return {axis: indices for axis, indices in found.items() if len(indices)}
 
     def source_name(self, tensor: LogicalTensor) -> str:
         """Return the name of the old tensor that ``tensor`` grows from."""

@@ -13,6 +13,8 @@ from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import BadCheckpointError, printable
 from flmgrow.formats.history.parts import verdict_text
 from flmgrow.inspection import Inspection, inspect_source, stored_data, stored_in
+from flmgrow.model.axes import Sizes
+from flmgrow.model.masks import Fresh
 from flmgrow.model.wording import amount
 from flmgrow.surgery.health import Health
 
@@ -83,13 +85,11 @@ def _with_arrays(
 def _history(found: Inspection) -> list[tuple[str, str]]:
     rows = []
     sizes = found.checkpoint.config.sizes
+    if found.fresh:
+        rows.append(("fresh", f"{_shares(found.fresh, sizes)}, made by the last growth"))
     for dimension, mask in found.masks.items():
-        fresh = ", ".join(
-            f"{len(indices)} of {sizes[axis]} {axis}"
-            for axis, indices in mask.fresh.items()
-            if len(indices)
-        )
-        text = f"{fresh} fresh, at {mask.value:g}, ramp of {mask.ramp_steps} steps"
+        ramp = f"at {mask.value:g}, ramp of {mask.ramp_steps} steps"
+        text = f"{_shares(mask.fresh, sizes)} fresh, {ramp}"
         rows.append((f"{dimension} mask", text))
     line = [f"{member.name} ({amount(member.parameters)})" for member in found.family]
     rows.append(("family", " -> ".join(line) or "unknown: no flmgrow.json"))
@@ -98,6 +98,13 @@ def _history(found: Inspection) -> list[tuple[str, str]]:
         verdict = "not verified yet" if receipt is None else verdict_text(receipt)
         rows.append(("verified", verdict))
     return rows
+
+
+def _shares(fresh: Fresh, sizes: Sizes) -> str:
+    """Return how many indices of each axis are fresh."""
+    return ", ".join(
+        f"{len(indices)} of {sizes[axis]} {axis}" for axis, indices in fresh.items() if len(indices)
+    )
 
 
 def _health(found: Health) -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.fresh import fresh_in
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.growing.grown import grown_model
@@ -22,10 +21,9 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.strict_yaml import read_yaml
-from flmgrow.surgery.manifest import carried_through
+from flmgrow.surgery.manifest import carried_through, fresh_after
 from flmgrow.surgery.padding import stored_vocab
 from flmgrow.surgery.plan import growth_of
-from flmgrow.surgery.plan_text import source_runs
 from flmgrow.surgery.target_file import GrowthRequest, parse_target
 from flmgrow.trainer.checkpoint.begin import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
@@ -91,7 +89,7 @@ class GrowthInPlace:
                 growth.preserves and growth.new.vocab == growth.old.vocab,
                 live.tried,
             ),
-            fresh=fresh_in({str(axis): source_runs(each) for axis, each in growth.maps.items()}),
+            fresh=fresh_after(growth, live.run.begin.fresh),
         )
 
 

@@ -204,6 +204,14 @@ class AxisMap:
         return self.source if self.donor is None else self.donor
 
     @property
+    def fresh(self) -> IntArray:
+        """The rising new indices that growth made: without a source, or copies beyond the first;
+        padding is none.
+        """
+        copies = (self.source >= 0) & (self.copy_number > 0)
+        return np.flatnonzero((self.source == FRESH) | copies).astype(np.int64)
+
+    @property
     def is_identity(self) -> bool:
         """Whether the axis, and every tensor on it, stays bit for bit what it was."""
         return (

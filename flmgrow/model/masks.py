@@ -24,6 +24,9 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.model.axes import Axis, IntArray, Sizes
 from flmgrow.text import Found, Text
 
+Fresh = Mapping[Axis, IntArray]
+"""The rising indices, on each axis that grew, which a growth made."""
+
 MAX_INDEX = 1 << 26
 DEFAULT_RAMP_STEPS = 5000
 """Optimizer steps from 0 to 1 (the published implementation's default)."""
@@ -88,8 +91,22 @@ class Mask:
         return {
             "value": self.value,
             "ramp_steps": self.ramp_steps,
-            "fresh": {str(axis): ranges(indices) for axis, indices in self.fresh.items()},
+            "fresh": fresh_to_json(self.fresh),
         }
+
+
+def fresh_to_json(fresh: Fresh) -> dict[str, list[list[int]]]:
+    """Return which indices are fresh as plain data: half-open ranges by axis."""
+    return {str(axis): ranges(indices) for axis, indices in fresh.items()}
+
+
+def fresh_from_json(data: Mapping[str, list[tuple[int, int]]]) -> dict[Axis, IntArray]:
+    """Return the indices that :func:`fresh_to_json` described.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    return {Axis(axis): indices_of(spans) for axis, spans in data.items()}
 
 
 def ranges(indices: IntArray) -> list[list[int]]:
@@ -128,8 +145,7 @@ def mask_from_json(dimension: str, data: Mapping[str, object]) -> Mask:
             raise TypeError
         if not isinstance(value, int | float):
             raise TypeError
-        indices = {Axis(axis): indices_of(spans) for axis, spans in fresh.items()}
-        return Mask(Dimension(dimension), indices, float(value), steps)
+        return Mask(Dimension(dimension), fresh_from_json(fresh), float(value), steps)
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpointError(f"{dimension} mask: not in the form flmgrow writes") from error
 

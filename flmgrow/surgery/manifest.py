@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.history.fresh import fresh_of
 from flmgrow.formats.history.manifest import (
     base_output,
     encode,
@@ -32,6 +33,7 @@ from flmgrow.formats.history.training_state import Carried
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.objects import namespace
+from flmgrow.model.masks import Fresh, fresh_to_json
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
@@ -98,6 +100,7 @@ def describe(
             draw=growth.draw,
         ),
         masks=growth.masks,
+        fresh=fresh_to_json(fresh_after(growth, fresh_of(plan.source))),
         options=options,
         dropped=tuple(item.name for item in plan.dropped),
         dropped_why={item.name: item.why for item in plan.dropped if item.why} or None,
@@ -139,6 +142,14 @@ def carried_through(growth: Growth, known: Carried | None) -> Carried | None:
         return None
     lost = set() if growth.preserves else {"losses", "loss_batches"}
     return Carried(**known.model_dump(exclude=lost))
+
+
+def fresh_after(growth: Growth, known: Fresh) -> Fresh:
+    """Return what the last growth made: this one, or, as is ``known``, the one before.
+
+    A growth that grows nothing (another layout or format, masks baked) leaves indices as they are.
+    """
+    return growth.fresh or known
 
 
 def _base_output(source: Checkpoint) -> float:

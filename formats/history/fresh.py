@@ -1,8 +1,9 @@
 """Which indices of which axes a checkpoint's last growth made.
 
 A mask says so, too, but is forgotten when it has opened. What was fresh stays of interest: whoever
-watches a training asks whether the new part learns as the old one does. A copy counts as fresh, and
-what it was copied from does not.
+watches a training asks whether the new part learns as the old one does, and whoever trains only
+what is new must know what that is. A copy counts as fresh, and what it was copied from does not.
+What changes no unit (another layout or format) leaves it as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,8 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import manifest_of
 from flmgrow.formats.history.training_file import training_state_in
 from flmgrow.model.axes import Axis, IntArray
+from flmgrow.model.masks import Fresh, fresh_from_json
 from flmgrow.storage.strict_json import Json
-
-Fresh = Mapping[Axis, IntArray]
-"""The rising indices on each axis that grew."""
 
 
 def fresh_of(checkpoint: Checkpoint) -> Fresh:
@@ -24,11 +23,17 @@ def fresh_of(checkpoint: Checkpoint) -> Fresh:
     if (training := training_state_in(checkpoint.folder)) is not None:
         return training.fresh
     manifest = manifest_of(checkpoint)
-    return {} if manifest is None else fresh_in(manifest.growth.axes)
+    if manifest is None:
+        return {}
+    if manifest.fresh is None:
+        return fresh_in(manifest.growth.axes)
+    return fresh_from_json(manifest.fresh)
 
 
 def fresh_in(axes: Mapping[str, Sequence[Json]]) -> Fresh:
-    """Return what a growth made whose axes have these runs, as a manifest has them."""
+    """Return what a growth made whose axes have these runs, as manifests of earlier versions say
+    it; padding, which these do not tell from what is fresh, is among it.
+    """
     return {Axis(axis): found for axis, runs in sorted(axes.items())
             if len(found := fresh_indices(runs))}  # fmt: skip
 

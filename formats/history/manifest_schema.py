@@ -14,6 +14,7 @@ from flmgrow.storage.validation import problems
 
 _Count = Annotated[int, Field(ge=0, le=1 << 50)]
 _Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
+_Span = Annotated[list[_Count], Field(min_length=2, max_length=2)]
 _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
@@ -117,6 +118,7 @@ class _Manifest(_Checked):
     source: _Source
     growth: _Growth
     masks: dict[str, dict[str, Any]]
+    fresh: dict[str, list[_Span]] | None = None
     optimizer: str
     training: dict[str, Any] | None = None
     options: _Options

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.history.parts import ManifestPart, Member, Receipt, hub_origin
-from flmgrow.model.masks import Dimension, Mask, mask_from_json
+from flmgrow.model.masks import Dimension, Mask, fresh_from_json, mask_from_json
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
 from flmgrow.storage.strict_json import Json
@@ -117,7 +117,8 @@ class Manifest(ManifestPart):
     """What ``flmgrow.json`` says. ``xxh3_128`` is the sum that it was read with.
 
     ``model`` and ``layout`` are plain data, as the version that wrote it knew them. ``training``
-    is what goes on through growth of a run of flmgrow's trainer.
+    is what goes on through growth of a run of flmgrow's trainer. ``fresh`` are the indices that the
+    last growth made, be it this one or one of the source's; None where an earlier version wrote it.
     """
 
     manifest_version: int
@@ -132,6 +133,7 @@ class Manifest(ManifestPart):
     source: Origin
     growth: GrowthRecord
     masks: Mapping[Dimension, Mask]
+    fresh: Json | None = None
     options: Options
     dropped: tuple[str, ...]
     dropped_why: Mapping[str, str] | None = None
@@ -166,6 +168,7 @@ class Manifest(ManifestPart):
             source=Origin.parse(data["source"]),
             growth=GrowthRecord.parse(data["growth"]),
             masks={Dimension(name): mask_from_json(name, found) for name, found in masks},
+            fresh=_fresh(data.get("fresh")),
             options=Options.parse(data["options"]),
             dropped=tuple(data.get("dropped", [])),
             dropped_why=data.get("dropped_why"),
@@ -201,6 +204,17 @@ class Manifest(ManifestPart):
     def has_sum(self) -> bool:
         """Whether it was read with a sum over its content."""
         return self.xxh3_128 is not None
+
+
+def _fresh(data: Json | None) -> Json | None:
+    """Return what plain data says of fresh indices, which are indices.
+
+    Raises:
+        ValueError: For what are none.
+    """
+    if data is not None:
+        fresh_from_json(data)
+    return data
 
 
 def _receipt(data: Json | None) -> Receipt | None:

@@ -20,8 +20,14 @@ from flmgrow.formats.history.manifest_schema import MemberForm
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.readings import PassedOver, Stretch
 from flmgrow.formats.history.training_file import TRAINING
-from flmgrow.model.axes import Axis, IntArray
-from flmgrow.model.masks import Dimension, Mask, indices_of, mask_from_json, ranges
+from flmgrow.model.masks import (
+    Dimension,
+    Fresh,
+    Mask,
+    fresh_from_json,
+    fresh_to_json,
+    mask_from_json,
+)
 from flmgrow.storage.checksums import FileRecord, is_safe
 from flmgrow.storage.content_sum import SUM, is_intact, with_sum
 from flmgrow.storage.files import read_if_there
@@ -142,7 +148,7 @@ class TrainingState:
     settings: Json = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
     has_sum: bool = True
-    fresh: Mapping[Axis, IntArray] = field(default_factory=dict)
+    fresh: Fresh = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the bytes of its file."""
@@ -156,7 +162,7 @@ class TrainingState:
             "settings": self.settings,
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
-            "fresh": {str(axis): ranges(indices) for axis, indices in self.fresh.items()},
+            "fresh": fresh_to_json(self.fresh),
             "family": [member.to_json() for member in self.family],
             "files": [record.to_json() for record in self.files],
         }
@@ -218,7 +224,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
                 f"the stage begins at {found.stage_begin}, after iteration {found.iteration}"
             )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
-        fresh = {Axis(axis): indices_of(spans) for axis, spans in data.get("fresh", {}).items()}
+        fresh = fresh_from_json(data.get("fresh", {}))
     except ValidationError as error:
         raise BadCheckpointError(problems(error.errors()), where=path) from None
     except BadCheckpointError as error:

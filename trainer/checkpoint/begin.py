@@ -14,14 +14,14 @@ import torch
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.history.fresh import Fresh, fresh_of
+from flmgrow.formats.history.fresh import fresh_of
 from flmgrow.formats.history.manifest import family, masks_of, training_of
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.history.training_state import Carried, TrainingState, read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.masks import Dimension, Mask
+from flmgrow.model.masks import Dimension, Fresh, Mask
 from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import point_to

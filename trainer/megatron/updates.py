@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flmgrow.formats.history.fresh import Fresh
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Fresh
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer.megatron.closed import Booleans, closed_entries
 from flmgrow.trainer.megatron.core import parallel_state
