@@ -7,14 +7,12 @@ are a function of their number, masks of their value, and everything else lies i
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 
-from flmgrow.errors import DivergenceError, GrowthDivergedError
-from flmgrow.formats.history.training_state import Carried, TrainingState
-from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.formats.history.training_state import TrainingState
 from flmgrow.trainer.checkpoint.begin import GrownInMemory, TriedBatch
 from flmgrow.trainer.checkpoint.companions import companions_of_run
 from flmgrow.trainer.checkpoint.loading import load
@@ -24,15 +22,15 @@ from flmgrow.trainer.components import arguments_of, build
 from flmgrow.trainer.data.batches import Batches, MicroBatches, blank, checked
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
-from flmgrow.trainer.going_back import go_back
+from flmgrow.trainer.guarding import RunGuard
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.updates import Updates, update_ratios
-from flmgrow.trainer.metrics.guard import LossGuard, check_growth
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
+from flmgrow.trainer.progress import RunProgress
 from flmgrow.trainer.ranks.agreement import Postponed, summed, together
 from flmgrow.trainer.ranks.stopping import Stop
 from flmgrow.trainer.run_config import (
@@ -41,10 +39,9 @@ from flmgrow.trainer.run_config import (
     check_space,
     record_changes,
 )
-from flmgrow.trainer.stage.changes import Change, settings_of
+from flmgrow.trainer.stage.changes import Change
 from flmgrow.trainer.steps import loss_of, losses_of, run_batch
 from flmgrow.trainer.telling import (
-    flops_per_step,
     growth_record,
     growth_text,
     notes,
@@ -52,7 +49,6 @@ from flmgrow.trainer.telling import (
     step_record,
     summary,
     taken,
-    way_out,
 )
 from flmgrow.trainer.validating import validate
 
@@ -63,31 +59,22 @@ class TrainingRun:
     def __init__(self, run: RunConfig, data: StageData, course: Course) -> None:
         stage, begin, config = run.stage, run.begin, run.config
         self._run, self._data, self._course = run, data, course
-        self._masks: Mapping[Dimension, Mask] = begin.masks
+        self._progress = RunProgress(run, data, course)
         dtype = getattr(torch, stage.training.precision)
         self._live = LiveMasks(begin.masks, config, dtype)
         self._components = build(run, self._live)
-        self._carried, self._progress = begin.carried, begin.progress
-        self._iteration = begin.iteration
-        self._saved = begin.iteration if begin.resumed else None
         self._sources = data.mixture.names if stage.log.by_corpus else ()
         self._failure = Postponed()
         self._batches = Batches(course.samples, run.batching, course.consumed)
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
-        self._guard = LossGuard(
-            stage.guard.spike,
-            stage.guard.window,
-            stage.training.batch,
-            begin.carried.losses,
-            begin.carried.loss_batches,
-        )
+        self._guard = RunGuard(run, self._progress)
         self._chance = together(self._load)
         self._clock = run.clock
         self._components.schedule.num_steps = self._clock.position
         self._components.schedule.step(0)
         components = self._components
         self._closed = ClosedUnits(components.parameters, components.view, config)
-        self._closed.move_to(self._masks)
+        self._closed.move_to(begin.masks)
         self._updates = Updates(
             components.parameters if stage.log.parts else (),
             components.view,
@@ -122,7 +109,7 @@ class TrainingRun:
     def until_done(self, stop: Stop) -> int:
         """Take all steps that are left; return 0, or 128 and the number of the signal."""
         run, stage = self._run, self._run.stage
-        if self._iteration >= run.last:
+        if self._progress.iteration >= run.last:
             say(f"{stage.name}  {taken(run)}: there is nothing to do")
             return 0
         together(lambda: check_space(run))
@@ -140,8 +127,8 @@ class TrainingRun:
                 self._take(batches)
                 record, asked = self._step(moment, stop)
                 self._failure.attempt(partial(reporter.step, record), None)
-                self._check(record)
-                ends = self._iteration == run.last
+                self._guard.check_step(record)
+                ends = self._progress.iteration == run.last
                 if self._due(stage.log.validation_every, ends):
                     self._tell_validation(reporter)
                 if asked or self._due(stage.checkpoint.every, ends) or ends:
@@ -151,7 +138,9 @@ class TrainingRun:
                 if ends:
                     return 0
                 if asked:
-                    reporter.note(f"stopped at step {self._iteration}; the same command resumes")
+                    reporter.note(
+                        f"stopped at step {self._progress.iteration}; the same command resumes"
+                    )
                     return 128 + asked
 
     def _announce(self, reporter: Reporter, changes: Sequence[Change]) -> None:
@@ -186,10 +175,10 @@ class TrainingRun:
         reporter.note(f"note: {growth_text(record)}")
         if tried is not None and loss is not None and self._run.is_function_kept:
             dtypes = (self._run.stage.training.precision, grown.precision)
-            self._guarded(lambda: check_growth(self._iteration, tried.loss, loss, *dtypes))
+            self._guard.check_growth(tried.loss, loss, *dtypes)
 
     def _due(self, every: int | None, ends: bool) -> bool:
-        return every is not None and (ends or self._iteration % every == 0)
+        return every is not None and (ends or self._progress.iteration % every == 0)
 
     def _take(self, batches: Iterator[MicroBatches]) -> None:
         """Take the next batch; if there is none to be had, keep the last one and the error."""
@@ -207,7 +196,7 @@ class TrainingRun:
             FlmgrowError: What a rank has met since the last step.
         """
         components, rate = self._components, self._components.learning_rate
-        masks = {name: mask.value for name, mask in self._masks.items() if mask.value < 1}
+        masks = {name: mask.value for name, mask in self._progress.closed_masks.items()}
         components.zero_gradients()
         sums = run_batch(
             components.models,
@@ -218,7 +207,6 @@ class TrainingRun:
         with self._updates.watched(), self._closed.kept():
             _, norm, _ = components.optimizer.step()
         components.schedule.step(increment=self._clock.step)
-        self._iteration += 1
         self._raise_masks()
         failed = self._failure.error is not None
         failures, signals, *numbers = summed(
@@ -227,12 +215,12 @@ class TrainingRun:
         updates, totals = numbers[: Updates.NUMBERS], numbers[Updates.NUMBERS :]
         if failures:
             self._failure.raise_together()
-        self._advance()
+        self._progress.advance(self._batches.consumed)
         seconds = time.perf_counter() - begin
         record = step_record(
             self._run,
-            self._iteration,
-            self._carried,
+            self._progress.iteration,
+            self._progress.carried,
             losses_of(totals),
             sources=self._sources,
             grad_norm=float(norm),
@@ -244,58 +232,20 @@ class TrainingRun:
         return record, stop.signal_of(signals)
 
     def _raise_masks(self) -> None:
-        self._masks = ramped(self._masks, 1, in_turn=self._run.stage.masks.in_turn)
-        self._live.move_to(self._masks)
-        self._closed.move_to(self._masks)
-
-    def _advance(self) -> None:
-        consumed = self._batches.consumed
-        self._carried = Carried(
-            consumed_samples=consumed,
-            data=self._course.digest,
-            data_keys=dict(self._data.keys),
-            readings=self._course.readings(consumed),
-            passed_over=list(self._course.passed_over),
-            tokenizer=self._data.facts,
-            tokens=self._carried.tokens + self._run.stage.tokens_per_step,
-            flops=self._carried.flops + flops_per_step(self._run),
-            base_output=self._run.base_output,
-        )
-        self._progress = self._progress.after_step(self._run.stage)
-
-    def _check(self, record: StepRecord) -> None:
-        self._guarded(lambda: self._guard.check(record.step, record.loss, record.grad_norm))
-
-    def _guarded(self, check: Callable[[], None]) -> None:
-        """Let a check that finds the run to have diverged say what to do."""
-        try:
-            check()
-        except DivergenceError as error:
-            if self._has_just_grown:
-                raise GrowthDivergedError(error.what, wanted=error.wanted) from None
-            stopped = error.with_hint(way_out(self._run, self._iteration, self._saved))
-            if self._run.stage.guard.action == "rollback":
-                consumed = self._batches.consumed
-                raise go_back(self._run, self._iteration, consumed, stopped) from None
-            raise stopped from None
+        self._progress.raise_masks()
+        self._live.move_to(self._progress.masks)
+        self._closed.move_to(self._progress.masks)
 
     def _validate(self) -> ValidationRecord:
         models = self._components.models
-        return validate(models, self._run, self._data, self._iteration, self._carried)
-
-    @property
-    def _has_just_grown(self) -> bool:
-        """Whether its model has grown in memory, and the guard watches that."""
-        begin, stage = self._run.begin, self._run.stage
-        if stage.growth is None or begin.ungrown:
-            return False
-        shut = any(mask.value < 1 for mask in self._masks.values())
-        return stage.guard.watches_growth(self._iteration - begin.stage_begin, shut=shut)
+        return validate(
+            models, self._run, self._data, self._progress.iteration, self._progress.carried
+        )
 
     def live(self) -> LiveModel:
         """Return what the run holds now, for another stage to go on with. On all ranks at once."""
         components, tried = self._components, None
-        if self._iteration > self._run.begin.iteration:
+        if self._progress.iteration > self._run.begin.iteration:
             loss = loss_of(components.models, self._micro_batches)
             tried = TriedBatch(self._micro_batches, loss)
         parameters, view = components.parameters, components.view
@@ -303,22 +253,7 @@ class TrainingRun:
         return LiveModel.of(self._run, parameters, view, self._state(), companions, tried)
 
     def _state(self) -> TrainingState:
-        """Return what a checkpoint remembers of the run as it is now."""
-        begin = self._run.begin
-        return TrainingState(
-            iteration=self._iteration,
-            stage=self._run.stage.name,
-            stage_begin=begin.stage_begin,
-            carried=self._carried.model_copy(
-                update={"losses": self._guard.losses, "loss_batches": self._guard.batches}
-            ),
-            masks={name: mask for name, mask in self._masks.items() if mask.value < 1},
-            family=begin.family,
-            fresh=begin.fresh,
-            stage_tokens=self._progress.tokens,
-            stage_batch=self._progress.batch,
-            settings=settings_of(self._run.stage),
-        )
+        return self._progress.state(self._guard.losses)
 
     def _save(self) -> None:
         self._failure.raise_together()
@@ -326,4 +261,4 @@ class TrainingRun:
         components = self._components
         schedule = components.schedule.state_dict()
         self._saving.save(state, components.parameters, components.view, schedule)
-        self._saved = self._iteration
+        self._progress.saved = self._progress.iteration

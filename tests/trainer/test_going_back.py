@@ -31,6 +31,7 @@ from flmgrow.trainer.checkpoint.rollbacks import (
     write_rollbacks,
 )
 from flmgrow.trainer.data.batches import Batches, MicroBatches
+from flmgrow.trainer.guarding import RunGuard
 from flmgrow.trainer.loop import TrainingRun
 from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.samples_read import samples_of_step
@@ -44,13 +45,13 @@ POISON = 8 * BATCH
 
 def poison(samples: int = POISON) -> None:
     """Let the loss of the step that reads up to there not be finite, in this process."""
-    honest = TrainingRun._check
+    honest = RunGuard.check_step
 
-    def check(run: TrainingRun, record: StepRecord) -> None:
+    def check(guard: RunGuard, record: StepRecord) -> None:
         is_bad = record.samples == samples
-        honest(run, replace(record, loss=float("nan")) if is_bad else record)
+        honest(guard, replace(record, loss=float("nan")) if is_bad else record)
 
-    TrainingRun._check = check  # type: ignore[assignment, method-assign]
+    RunGuard.check_step = check  # type: ignore[assignment, method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrainingRun, "_check", TrainingRun._check)  # what poison changes, goes
+    monkeypatch.setattr(RunGuard, "check_step", RunGuard.check_step)  # what poison changes, goes
     poison()
 
 
@@ -94,7 +95,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stage that met the poison, went back and came to its end undisturbed."""
     stage = stage_in(tmp_path_factory.mktemp("whole"), data)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TrainingRun, "_check", TrainingRun._check)
+        patched.setattr(RunGuard, "check_step", RunGuard.check_step)
         poison()
         told = trained(stage)
     assert (
@@ -179,7 +180,7 @@ def test_killed_anywhere_it_ends_the_same(
         honest = TrainingRun._take
 
         def take(run: TrainingRun, batches: Iterator[MicroBatches]) -> None:
-            if run._iteration == step - 1 and run._batches.consumed >= POISON:
+            if run._progress.iteration == step - 1 and run._batches.consumed >= POISON:
                 broken()
             honest(run, batches)
 
