@@ -16,10 +16,11 @@ from flmgrow.costing.wording import bill_text, device_text, fullest_text, stage_
 from flmgrow.errors import UsageError
 from flmgrow.stages import overview
 from flmgrow.stages.past import CHECKPOINTS, STAGE
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.preparing import checked, prepare
 from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.runner import launch, run_steps
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.schedule import read_schedule
 from flmgrow.stages.steps import Step, steps_of, submitted
 
 SchedulePath = Annotated[Path, typer.Argument(metavar="SCHEDULE", help="A schedule file (YAML).")]

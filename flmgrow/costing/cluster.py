@@ -11,7 +11,7 @@ from flmgrow.costing.calibration import utilisations_of
 from flmgrow.costing.rates import Rates
 from flmgrow.errors import UsageError
 from flmgrow.given import ClusterGiven
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.text import Setting, Text
 
 USUAL = "A100"

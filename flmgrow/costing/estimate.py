@@ -15,7 +15,7 @@ from flmgrow.costing.operations import Operations, executed, operations
 from flmgrow.costing.rates import Bill, Rates
 from flmgrow.errors import UsageError
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text
 from flmgrow.trainer.stage.file import checkpoint_bytes

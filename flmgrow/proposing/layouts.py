@@ -8,7 +8,7 @@ from flmgrow.formats.layout.placements import padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, size
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.trainer.stage.file import StageFile, layout_of
 from flmgrow.trainer.stage.training import LayoutSection
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout.placements import padded_size
 from flmgrow.stages.growth_section import WORDS
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.stages.schedule import read_schedule
 from flmgrow.storage.strict_yaml import read_yaml
 from flmgrow.trainer.stage.file import layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of

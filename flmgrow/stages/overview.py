@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, decimal_size, kind_text, model_text
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes

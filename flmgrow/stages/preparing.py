@@ -17,8 +17,8 @@ from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
 from flmgrow.stages.places import TENSORBOARD
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.run_folder import SOURCE, START, RunFolder
-from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import StartFile
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders

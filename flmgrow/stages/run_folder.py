@@ -32,7 +32,7 @@ from flmgrow.formats.history.parts import FUNCTION, Member
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.megatron.folders import folder_name
 from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_to
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.storage.strict_json import Json
 
 SOURCE, START = "start.yaml", "start"

@@ -8,12 +8,11 @@ epsilon and output multiplier may have to change, so that the function does not.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout.placements import Layout, padded_size
+from flmgrow.formats.layout.placements import padded_size
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
@@ -31,70 +30,23 @@ from flmgrow.stages.growth_section import (
     target_of,
 )
 from flmgrow.stages.later_data import check_orders, data_after
-from flmgrow.stages.past import steps_of
 from flmgrow.stages.places import (
     check_later,
     check_of_one_stage,
     check_places,
     names_of,
 )
+from flmgrow.stages.planned_stage import PlannedStage, Smaller, StagePlace
 from flmgrow.stages.start import HINT as HINT_TO_START
-from flmgrow.stages.start import Start, check_agrees, start_of, with_start
+from flmgrow.stages.start import check_agrees, start_of, with_start
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import read_yaml
-from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.trainer.stage.chain import check_ranks
 from flmgrow.trainer.stage.file import StageFile, layout_of, stage_of
 from flmgrow.trainer.stage.keys import in_keys, told_of
 from flmgrow.trainer.stage.model import ModelSection, with_positions
 
 _LENGTHS = ("steps", "tokens")
-
-
-@dataclass(frozen=True, eq=False)
-class PlannedStage:
-    """One stage of a run: its file, its model, and how it grows (None if it does not).
-
-    A first stage may have a ``start``. Of one that grows ``accepts`` says that it may do so into
-    another function.
-
-    ``first`` is the iteration at which it begins, ``folder`` its folder in the run's, ``masks`` are
-    those with which it begins. It takes ``steps`` of them, of which some may have had another
-    batch.
-    """
-
-    stage: StageFile
-    config: ModelConfig
-    layout: Layout
-    padded_vocab: int
-    first: int
-    steps: int
-    folder: str
-    target: GrowthRequest | None = None
-    growth: Growth | None = None
-    start: Start | None = None
-    accepts: bool = False
-    masks: Mapping[Dimension, Mask] = field(default_factory=dict)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether it grows in the memory of the stage before."""
-        return self.stage.growth is not None
-
-    @property
-    def is_given(self) -> bool:
-        """Whether it begins with a checkpoint of its own, which is made for it."""
-        return (self.target is not None and not self.in_place) or self.start is not None
-
-    @property
-    def unfinished(self) -> dict[Dimension, Mask]:
-        """The masks that are not open when it ends."""
-        return self.stage.masks.after(self.masks, self.steps)
-
-    @property
-    def last(self) -> int:
-        """The iteration at which it ends."""
-        return self.first + self.steps
 
 
 def read_schedule(path: Path, run: Path | None = None) -> list[PlannedStage]:
@@ -135,51 +87,6 @@ def planned_stages(data: object, path: Path, run: Path | None = None) -> list[Pl
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
     return planned
-
-
-@dataclass(frozen=True)
-class StagePlace:
-    """Where a stage stands: the schedule's file, its number there, and the run's folder."""
-
-    schedule: Path
-    number: int
-    run: Path | None
-
-    def steps_of(self, stage: StageFile, first: int) -> int:
-        """Return the steps that a stage takes, of which some may be done."""
-        if self.run is None:
-            return stage.steps
-        return steps_of(self.run / self.folder_of(stage), stage, first)
-
-    def folder_of(self, stage: StageFile) -> str:
-        """Return the name of the stage's folder."""
-        return f"{self.number:02d}-{stage.name}"
-
-
-@dataclass(frozen=True)
-class Smaller:
-    """What a stage grows: the model of the stage before, or the one that the run starts with.
-
-    ``masks`` are those that it has not opened, ``last`` is its iteration.
-    """
-
-    config: ModelConfig
-    padded_vocab: int
-    masks: Mapping[Dimension, Mask]
-    last: int
-    stage: PlannedStage | None = None
-    start: Start | None = None
-
-    @classmethod
-    def after(cls, stage: PlannedStage) -> "Smaller":
-        """Return what a stage leaves behind."""
-        return cls(stage.config, stage.padded_vocab, stage.unfinished, stage.last, stage=stage)
-
-    @classmethod
-    def at(cls, start: Start) -> "Smaller":
-        """Return what a run starts with."""
-        config, padded = start.config, start.padded_vocab
-        return cls(config, padded, start.masks, start.iteration, start=start)
 
 
 def _planned(

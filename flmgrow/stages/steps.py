@@ -12,8 +12,8 @@ from functools import partial
 from math import ceil
 
 from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.run_folder import START, RunFolder
-from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.text import COMMAND_LINE
 from flmgrow.trainer.stage.chain import TRAINER, module_of

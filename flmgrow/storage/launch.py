@@ -23,17 +23,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flmgrow.errors import FlmgrowError, LostRankError, StorageError
-from flmgrow.storage import durable, folders
 from flmgrow.storage.ending import BEAT, first_speaks, lower_speaks, wait_for_all
 from flmgrow.storage.failure import AGAIN, another_plan, described, raised
-from flmgrow.storage.sign import Other, Sign, read_sign, this_machine, this_process
+from flmgrow.storage.own_signs import KINDS, WAIT_LONGER, OwnSigns, sign_path
+from flmgrow.storage.sign import Other, read_sign, this_machine, this_process
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
-from flmgrow.text import Found, Setting, Text
+from flmgrow.text import Found, Text
 
 T = TypeVar("T")
-
-_WAIT_LONGER = Text(Setting("rank_timeout"), " waits longer")
 
 
 def launch_folder(folder: Path, world: World) -> Path:
@@ -57,7 +55,6 @@ class Launch:
         self._pace = max(0.05, world.size / 200)
         self._mutex = threading.Lock()
         self._ending = threading.Event()
-        self._begun = time.monotonic()
         self._shown = 0.0
         self._trouble: FlmgrowError | None = None
         self._progress: Callable[[int], None] | None = None
@@ -72,13 +69,10 @@ class Launch:
             "beat": 0, "seen": {}, "failed": None, "heard": False, "stopped": False, "ended": False,
         }  # fmt: skip
         if world.first:
-            with durable.storage_errors(folder, "creating"):
-                folder.mkdir(mode=0o700, exist_ok=True)
             self._state["launch"] = self._word
-        self._await_folder()
-        self._sign, self._said = self._taken("rank"), self._taken("said")
+        self._own = OwnSigns(folder, world, self._pace)
         watched = range(1, world.size) if world.first else (0,)
-        self._others = {rank: Other(folder / f"rank.{rank}") for rank in watched}
+        self._others = {rank: Other(sign_path(folder, "rank", rank)) for rank in watched}
         self._show()
         self._thread = threading.Thread(target=self._watch, name="flmgrow ranks", daemon=True)
         self._thread.start()
@@ -86,10 +80,8 @@ class Launch:
     @property
     def paths(self) -> set[Path]:
         """The files in which its ranks meet."""
-        kinds = ("rank", "said")
-        return {
-            self._folder / f"{kind}.{rank}" for kind in kinds for rank in range(self.world.size)
-        }
+        ranks = range(self.world.size)
+        return {sign_path(self._folder, kind, rank) for kind in KINDS for rank in ranks}
 
     def meet(self, plan: str) -> None:
         """Wait until all ranks are there.
@@ -101,14 +93,14 @@ class Launch:
         self._update(plan=plan)
         while missing := self._missing():
             self.check()
-            if time.monotonic() - self._begun > self.world.patience:
+            if self._own.is_late:
                 raise LostRankError(
                     Text(
                         f"rank {', '.join(map(str, missing))}: not there within ",
                         Found(f"{self.world.patience:g}"),
                         " seconds",
                     ),
-                    f"all of them need to see {self._folder.parent}; " + _WAIT_LONGER,
+                    f"all of them need to see {self._folder.parent}; " + WAIT_LONGER,
                     wanted=f"{self.world.size} ranks",
                 )
             self._reopen()
@@ -164,8 +156,7 @@ class Launch:
         self._update(ended=True)
         self._ending.set()
         self._thread.join()
-        self._sign.close()
-        self._said.close()
+        self._own.close()
         writing = [
             rank
             for rank, each in self._others.items()
@@ -182,41 +173,17 @@ class Launch:
         elif error is not None:
             told = first_speaks(self._others[0], self._pace)
             if isinstance(error, FlmgrowError):
-                lower = (Other(self._folder / f"rank.{rank}") for rank in range(1, self.world.rank))
-                error.told = told or lower_speaks(list(lower), self._state["launch"])
-
-    def _await_folder(self) -> None:
-        """Wait until rank 0 has made the folder."""
-        while not folders.is_there(self._folder):
-            if time.monotonic() - self._begun > self.world.patience:
-                raise LostRankError(
-                    f"rank 0: has made no {self._folder} within {self.world.patience:g} seconds",
-                    "all ranks need to see the same folders; " + _WAIT_LONGER,
-                )
-            time.sleep(self._pace)
-        folders.make_private_folder(self._folder.parent)  # which it is already, if it is no trap
-
-    def _taken(self, kind: str) -> Sign:
-        """Take a file of this rank's own; one of an earlier launch may not have ended yet."""
-        while True:
-            try:
-                return Sign(self._folder / f"{kind}.{self.world.rank}")
-            except BlockingIOError:
-                if time.monotonic() - self._begun > self.world.patience:
-                    raise LostRankError(
-                        f"rank {self.world.rank}: another process has its place",
-                        "end what is left of an earlier launch",
-                    ) from None
-            time.sleep(self._pace)
+                paths = [
+                    sign_path(self._folder, "rank", rank) for rank in range(1, self.world.rank)
+                ]
+                lower = list(map(Other, paths))
+                error.told = told or lower_speaks(lower, self._state["launch"])
 
     def _reopen(self) -> None:
         """Take the place again in a folder that was cleared meanwhile."""
-        if self._sign.lost or self._said.lost:
+        if self._own.lost:
             with self._mutex:
-                self._sign.close()
-                self._said.close()
-                self._await_folder()
-                self._sign, self._said = self._taken("rank"), self._taken("said")
+                self._own.take_again()
             self._show()
 
     def _missing(self) -> list[int]:
@@ -230,13 +197,13 @@ class Launch:
         return [] if self._state["launch"] else [0]
 
     def _say(self, value: Any) -> None:
-        self._said.show({"launch": self._state["launch"], "count": self._count, "value": value})
+        self._own.say({"launch": self._state["launch"], "count": self._count, "value": value})
 
     def _heard(self, rank: int) -> Any:
         """Wait for what another rank says next, and return it."""
         key = (self._state["launch"], self._count)
         while True:
-            found = read_sign(self._folder / f"said.{rank}")
+            found = read_sign(sign_path(self._folder, "said", rank))
             if found is not None and (found["launch"], found["count"]) == key:
                 return found["value"]
             self.check()
@@ -252,7 +219,7 @@ class Launch:
         with self._mutex:
             self._state["beat"] += 1
             self._shown = time.monotonic()
-            self._sign.show(self._state)
+            self._own.show(self._state)
 
     def _watch(self) -> None:
         """Until the end: show that this rank lives, and look whether the others do."""

@@ -31,16 +31,14 @@ lock, adopts the plan and commits; checking files, on resuming and before the co
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
-from flmgrow.errors import LostRankError, OutputExistsError
+from flmgrow.errors import LostRankError
 from flmgrow.storage import durable, folders, journal, marker
 from flmgrow.storage.adoption import PLAN, adopt, encoded_plan, refuse_living
-from flmgrow.storage.checksums import FileRecord, is_safe
+from flmgrow.storage.finished import FinishedFiles
 from flmgrow.storage.hidden import (
     absolute,
     already_exists,
@@ -52,9 +50,9 @@ from flmgrow.storage.hidden import (
 from flmgrow.storage.lease import Lease
 from flmgrow.storage.meeting_place import meeting_place
 from flmgrow.storage.output_file import BegunOutput, OutputFile
-from flmgrow.storage.ranks import Ranks, first_of, flattened, meeting, ranks_in
+from flmgrow.storage.ranks import Ranks, first_of, meeting, ranks_in
 from flmgrow.storage.read_back import FlushedFile, ReadBackFile, SeenFiles, changed
-from flmgrow.storage.shares import shared_out
+from flmgrow.storage.staging import Staging
 from flmgrow.storage.world import ALONE, World
 
 
@@ -84,7 +82,7 @@ class OutputFolder(BegunOutput):
     ) -> None:
         self.path = absolute(path)
         self._temp = hidden_folder(self.path)
-        self._in_place = False
+        self._staging = Staging(self.path, self._temp)
         self._finished = {}
         self._seen = SeenFiles(lambda _: self.ranks.report(0))
         self._double_check = double_check
@@ -94,7 +92,7 @@ class OutputFolder(BegunOutput):
         self._mutex = threading.Lock()
         self._committed = False
         self._lease: Lease | None = None
-        if self._appeared():
+        if self._staging.has_appeared:
             raise already_exists(self.path, told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:
@@ -102,20 +100,22 @@ class OutputFolder(BegunOutput):
             if world.first:
                 lock = stack.enter_context(contextlib.ExitStack())
                 self._lease = lock.enter_context(locked(self.path, self._temp))
-                if self._appeared():  # finished by another run while we came here
+                if self._staging.has_appeared:  # finished by another run while we came here
                     lock.close()
                     raise already_exists(self.path)
                 refuse_living(self.path, self._temp, self.ranks.paths)
             self._meet(wanted)
             if world.first:
                 adopt(self._temp, wanted, restart)
-                self._begin_data(wanted)
+                self._staging.begin(wanted)
                 self._begin_journal(stack)
-            known = (self._in_place, self._journal.records) if world.first else ()
-            self._in_place, self._listed = self.ranks.exchange(known, first_of)
+            known = (self._staging.in_place, self._journal.records) if world.first else ()
+            self._staging.in_place, listed = self.ranks.exchange(known, first_of)
             if not world.first:
                 self._begin_journal(stack)
-            self._resume()
+            self._files = FinishedFiles(self._journal, self.ranks, self._staging, self._seen)
+            self._finished = self._files.records
+            self._files.resume(listed)
             self._open = stack.pop_all()
 
     def _ranks(self, world: World) -> contextlib.AbstractContextManager[Ranks]:
@@ -139,27 +139,14 @@ class OutputFolder(BegunOutput):
     @property
     def _data(self) -> Path:
         """Where files are written."""
-        return self.path if self._in_place else self._temp / "data"
-
-    def _appeared(self) -> bool:
-        return folders.is_there(self.path) and not marker.is_marked(self.path)
-
-    def _begin_data(self, plan: str) -> None:
-        """Make the folder that files are written into, as an earlier run did."""
-        begun = (self._temp / "data").exists()
-        marked = marker.is_marked(self.path)
-        self._in_place = marked or not (begun or folders.can_rename(self._temp))
-        if self._in_place:
-            marker.put(self.path, plan)
-        else:
-            folders.make_folders(self._temp, self._data)
+        return self._staging.folder
 
     @property
     def note(self) -> str:
         """What to tell of a file system that lacks something; it is empty as a rule."""
         locks = "locks (do not start two runs in the same seconds)" if self._lease else ""
         place = f"renaming (it is marked until it is whole, by {marker.MARK})"
-        lacks = [locks, place if self._in_place else ""]
+        lacks = [locks, place if self._staging.in_place else ""]
         what = " and no ".join(filter(None, lacks))
         return f"{self.path}: its file system has no {what}" if what else ""
 
@@ -197,7 +184,7 @@ class OutputFolder(BegunOutput):
         target = self._claim(relative)
         try:
             folders.make_folders(self._data, target.parent)
-            with durable.new_file(target, size, self._in_place, self._kind) as raw:
+            with durable.new_file(target, size, self._staging.in_place, self._kind) as raw:
                 output = OutputFile(raw, size, sha256, self.ranks.report)
                 yield output
                 record = output.record(relative)
@@ -206,8 +193,7 @@ class OutputFolder(BegunOutput):
                     raise changed(target)
                 self._seen.note(target)
             self._check_lease()
-            self._journal.append(asdict(record))
-            self._finished[relative] = record
+            self._files.add(record)
         finally:
             with self._mutex:
                 self._writing.discard(relative)
@@ -225,7 +211,7 @@ class OutputFolder(BegunOutput):
         """Return where a finished file lies until the commit, to be read again."""
         if relative not in self._finished:
             raise ValueError(f"{relative}: not finished")
-        return self._target(relative)
+        return self._staging.target(relative)
 
     def drop(self, relative: str) -> None:
         """Remove a finished file, if there is one, which the output shall not have.
@@ -233,14 +219,14 @@ class OutputFolder(BegunOutput):
         Raises:
             StorageError: The file system failed.
         """
-        target = self._target(relative)
+        target = self._staging.target(relative)
         if self._finished.pop(relative, None) is not None:
             with durable.storage_errors(target, "removing"):
                 target.unlink()
 
     def unite(self) -> None:
         """Let every rank know what all have finished; all call it once they have written."""
-        self._take_over(self.ranks.exchange(self._records(), flattened))
+        self._files.unite()
 
     def commit(self, last: Mapping[str, bytes]) -> str:
         """Write the small files ``last`` and make the output folder appear; all ranks call it, and
@@ -253,14 +239,15 @@ class OutputFolder(BegunOutput):
             StorageError: The file system failed.
             OutputExistsError: If the output's name was taken meanwhile.
         """
-        targets = {self._target(relative): data for relative, data in last.items()}
+        targets = {self._staging.target(relative): data for relative, data in last.items()}
         if self._committed or self._writing or last.keys() & self._finished.keys():
             raise ValueError("commit while files are being written, or of files already written")
-        self._check_share()
+        self._files.check_share(read=self._double_check)
         self._check_lease()
         if not self.ranks.world.first:
             return self._follow()
-        self._appear(targets)
+        self._staging.prune(self._finished)
+        self._staging.appear(targets)
         self._committed = True
         durable.sync_folder(self.path.parent)
         with contextlib.suppress(LostRankError):  # it can lose nothing any more
@@ -270,40 +257,15 @@ class OutputFolder(BegunOutput):
             return ""
         return f"{self._temp}: could not be removed, and may be; {self.path} is complete"
 
-    def _check_share(self) -> None:
-        """Read this rank's share of all files once more; another rank wrote them, as a rule. What
-        this process has read back stays unread, unless it was changed since.
-        """
-        world = self.ranks.world
-        records = [FileRecord(**each) for each in self.ranks.exchange(self._records(), first_of)]
-        shares = shared_out(records, lambda record: record.size, world.size)
-        for record in shares[(world.rank + 1) % world.size] if self._double_check else []:
-            if not self._seen.is_intact(self._data, record):
-                raise changed(self._data / record.path)
-        self.ranks.exchange(None, len)
-
     def _follow(self) -> str:
         """Wait until rank 0 has committed."""
         try:
             self.ranks.exchange(None, len)
         except LostRankError:
-            if not self._appeared():  # else it had only the tidying up to do
+            if not self._staging.has_appeared:  # else it had only the tidying up to do
                 raise
         self._committed = True
         return ""
-
-    def _appear(self, targets: Mapping[Path, bytes]) -> None:
-        self._drop_strays()
-        for target, data in targets.items():
-            folders.make_folders(self._data, target.parent)
-            durable.write_small(target, data)
-        folders.sync_tree(self._data)
-        if self._in_place:
-            marker.remove(self.path)
-        elif not durable.rename_to_new(self._data, self.path):
-            found = f"appeared while this run was writing; the result is in {self._data}"
-            hint = f"move it away, then {durable.RESUME}"
-            raise OutputExistsError(found, hint, where=self.path)
 
     @property
     def empty(self) -> bool:
@@ -315,46 +277,14 @@ class OutputFolder(BegunOutput):
         resume. Rank 0 does it, once the others have stopped.
         """
         if self.ranks.world.first:
-            if self._in_place:
-                marker.discard(self.path)
+            self._staging.discard()
             remove_hidden(self._temp)
-
-    def _target(self, relative: str) -> Path:
-        if not is_safe(relative) or relative.endswith(durable.PART):
-            raise ValueError(f"{relative!r} is not a relative path below the output folder")
-        return self._data / relative
 
     def _claim(self, relative: str) -> Path:
         """Return the path of a file that may be begun now, and note that it was."""
-        target = self._target(relative)
+        target = self._staging.target(relative)
         with self._mutex:
             if self._committed or relative in self._finished or relative in self._writing:
                 raise ValueError(f"{relative}: already written or being written")
             self._writing.add(relative)
         return target
-
-    def _resume(self) -> None:
-        """Take over what journals say is finished, each rank checking its share, and remove all
-        the rest.
-        """
-        world = self.ranks.world
-        records = [FileRecord(**entry) for entry in self._listed]
-        own = shared_out(records, lambda record: record.size, world.size)[world.rank]
-        intact = [asdict(record) for record in own if self._seen.is_intact(self._data, record)]
-
-        def settled(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-            self._take_over(flattened(parts))
-            self._drop_strays()
-            return self._records()
-
-        self._take_over(self.ranks.exchange(intact, settled))
-
-    def _records(self) -> list[dict[str, Any]]:
-        return [asdict(record) for record in self._finished.values()]
-
-    def _take_over(self, records: list[dict[str, Any]]) -> None:
-        self._finished = {each["path"]: FileRecord(**each) for each in records}
-
-    def _drop_strays(self) -> None:
-        kept = {self._data / path for path in self._finished}
-        folders.prune(self._data, keep=kept | {self.path / marker.MARK})

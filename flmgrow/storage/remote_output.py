@@ -27,9 +27,7 @@ plan and commits; the others look whether its lease is renewed.
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -37,13 +35,10 @@ from flmgrow.errors import (
     FlmgrowError,
     LostRankError,
     OutputExistsError,
-    StorageError,
     UsageError,
 )
-from flmgrow.storage import journal
 from flmgrow.storage.adoption import encoded_plan, other_plan_error
-from flmgrow.storage.checksums import FileRecord, is_safe
-from flmgrow.storage.durable import RESUME
+from flmgrow.storage.checksums import is_safe
 from flmgrow.storage.meeting_place import meeting_place
 from flmgrow.storage.output_file import BegunOutput, OutputFile
 from flmgrow.storage.ranks import first_of, flattened, meeting
@@ -51,10 +46,9 @@ from flmgrow.storage.remote import store, writing
 from flmgrow.storage.remote.addresses import Address, address_of
 from flmgrow.storage.remote.marker import COMPLETE, JOURNAL, LEASE, PLAN, is_mark
 from flmgrow.storage.remote.store import FoundObject
+from flmgrow.storage.remote_journal import MOST_BYTES, RemoteJournal
 from flmgrow.storage.remote_lease import RemoteLease, SeenLease
 from flmgrow.storage.world import ALONE, World
-
-_MOST_BYTES = 64 << 20
 
 
 class RemoteOutput(BegunOutput):
@@ -79,8 +73,8 @@ class RemoteOutput(BegunOutput):
         world: World = ALONE,
     ) -> None:
         self.address = _destination(path)
-        self._finished = {}
-        self._tags: dict[str, str | None] = {}
+        self._journal = RemoteJournal(self.address)
+        self._finished = self._journal.records
         self._writing: set[str] = set()
         self._committed = False
         wanted = encoded_plan(plan)
@@ -99,14 +93,14 @@ class RemoteOutput(BegunOutput):
         """Take the lease and adopt the plan, or hear from rank 0 that it has."""
         if not self.ranks.world.first:
             holder, notes = self.ranks.exchange(None, first_of)
-            self._take_over(notes)
+            self._journal.take_over(notes)
             return SeenLease(self.address, holder)
         lease = RemoteLease(self.address)
         stack.callback(lease.release)
         found = store.list_below(self.address)
         self._refuse_existing(found)
         self._adopt(plan, found, restart)
-        self.ranks.exchange((lease.holder, self._notes()), first_of)
+        self.ranks.exchange((lease.holder, self._journal.notes()), first_of)
         return lease
 
     @property
@@ -143,7 +137,7 @@ class RemoteOutput(BegunOutput):
                 output = OutputFile(raw, size, sha256, self._report)
                 yield output
                 record = output.record(relative)
-            self._note(record, raw.found)
+            self._journal.add(record, raw.found)
         finally:
             self._writing.discard(relative)
 
@@ -158,7 +152,7 @@ class RemoteOutput(BegunOutput):
 
     def unite(self) -> None:
         """Let every rank know what all have finished; all call it once they have written."""
-        self._take_over(self.ranks.exchange(self._notes(), flattened))
+        self._journal.take_over(self.ranks.exchange(self._journal.notes(), flattened))
 
     def commit(self, last: Mapping[str, bytes]) -> str:
         """Put the small files ``last`` and finish the output; all ranks call it, and only rank 0's
@@ -229,52 +223,20 @@ class RemoteOutput(BegunOutput):
         """Go on with a run of this plan, refuse another's, or begin anew."""
         there = None
         if self._key(PLAN) in found:
-            there = writing.read_small(self.address.below(PLAN), _MOST_BYTES)
+            there = writing.read_small(self.address.below(PLAN), MOST_BYTES)
         same = there is not None and there[0] == wanted.encode()
         noted = [key for key in found if key.startswith(f"{self._key(JOURNAL)}/")]
         if there is not None and not same and noted and not restart:
             raise other_plan_error(there[0], wanted, self.address)
         if same and not restart:
-            self._resume(noted, found)
+            self._journal.resume(noted, found)
             return
         self._drop(found)
         writing.put_small(self.address.below(PLAN), wanted.encode())
 
-    def _resume(self, noted: list[str], found: Mapping[str, FoundObject]) -> None:
-        """Take over what the journal says is finished, and the store still has."""
-        for key in noted:
-            line = writing.read_small(replace(self.address, key=key), _MOST_BYTES)
-            content: dict[str, Any] | None = None if line is None else journal.record_in(line[0])
-            if content is None:
-                continue
-            tag, record = content.pop("tag"), FileRecord(**content)
-            there = found.get(self._key(record.path))
-            if there is not None and (there.size, there.tag) == (record.size, tag):
-                self._finished[record.path], self._tags[record.path] = record, tag
-
-    def _note(self, record: FileRecord, found: FoundObject) -> None:
-        """Put into the journal that a file is finished."""
-        name = xxhash.xxh3_128_hexdigest(record.path.encode())
-        line = journal.as_line({**asdict(record), "tag": found.tag})
-        writing.put_small(self.address.below(f"{JOURNAL}/{name}"), line)
-        self._finished[record.path], self._tags[record.path] = record, found.tag
-
-    def _notes(self) -> list[dict[str, Any]]:
-        """Return what is finished as plain data."""
-        return [{**asdict(each), "tag": self._tags[each.path]} for each in self._finished.values()]
-
-    def _take_over(self, notes: list[dict[str, Any]]) -> None:
-        for note in notes:
-            tag, record = note.pop("tag"), FileRecord(**note)
-            self._finished[record.path], self._tags[record.path] = record, tag
-
     def _check(self, there: Mapping[str, FoundObject], last: Mapping[str, bytes]) -> None:
         """See that all files are as they were finished, and delete what else there is."""
-        for path, record in self._finished.items():
-            now = there.get(self._key(path))
-            if now is None or (now.size, now.tag) != (record.size, self._tags[path]):
-                what = "vanished" if now is None else "is not what was written there"
-                raise StorageError(what, RESUME, where=self.address.below(path))
+        self._journal.check(there)
         known = {self._key(path) for path in (*self._finished, *last)}
         strays = [key for key in there if key not in known and not is_mark(self.address, key)]
         writing.delete(self.address, strays)

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from flmgrow.errors import UsageError
 from flmgrow.model.flops import training_flops
 from flmgrow.model.wording import amount
-from flmgrow.stages.schedule import PlannedStage, merge, planned_stages
+from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.stages.schedule import merge, planned_stages
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.validation import problems
 from flmgrow.studying.request import HINT, ArmSection, StudyFile

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from flmgrow.errors import UsageError
 from flmgrow.stages.past import GROWTH
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.pool import Job
 from flmgrow.stages.run_folder import RunFolder
-from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import DIFFERS, Step, steps_of
 from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.storage.durable import write_small

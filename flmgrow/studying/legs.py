@@ -16,8 +16,8 @@ from itertools import groupby
 from pathlib import Path
 
 from flmgrow.stages.past import CHECKPOINTS
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.run_folder import START
-from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.trial_folder import in_its_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.arms import PlannedArm, flops_of

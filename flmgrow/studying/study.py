@@ -8,8 +8,8 @@ from pathlib import Path
 from flmgrow.costing.cluster import rates_of
 from flmgrow.costing.estimate import cost_of
 from flmgrow.stages.past import STAGE
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.pool import Pool
-from flmgrow.stages.schedule import PlannedStage
 from flmgrow.stages.steps import launched, submitted
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.arms import PeakRates, PlannedArm, planned_arms

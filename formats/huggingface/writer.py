@@ -22,7 +22,8 @@ from flmgrow.formats.checkpoint import (
     TargetModel,
 )
 from flmgrow.formats.companions import as_new_file
-from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
+from flmgrow.formats.huggingface.config import family_of, read_fields
+from flmgrow.formats.huggingface.config_writing import written_fields
 from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingFaceFolder
 from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS

@@ -23,7 +23,8 @@ from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.stages.schedule import read_schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER, TINY = ROOT / "configs" / "flm-101b.yaml", ROOT / "configs" / "tiny.yaml"

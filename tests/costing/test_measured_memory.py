@@ -17,7 +17,7 @@ from stage_runs import MODEL, environment, make_data, stage_data, write_stage
 
 from flmgrow.costing.memory import memory_of
 from flmgrow.formats.layout.placements import padded_size
-from flmgrow.stages.schedule import PlannedStage
+from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.trainer.stage.file import layout_of, read_stage
 
 

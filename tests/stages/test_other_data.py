@@ -15,7 +15,8 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import training_of
 from flmgrow.formats.history.readings import Stretch
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.stages.schedule import read_schedule
 
 
 @pytest.fixture(scope="module")

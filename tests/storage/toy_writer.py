@@ -27,6 +27,7 @@ from flmgrow.errors import FlmgrowError
 from flmgrow.storage import durable, read_back
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.durable import NewFile
+from flmgrow.storage.finished import FinishedFiles
 from flmgrow.storage.output import OutputFolder
 
 CHUNK = 10_000
@@ -106,14 +107,14 @@ def trust_any_size(request: Request) -> None:
         yield file
         file.finish()
 
-    def resume(folder: OutputFolder) -> None:
+    def resume(finished: FinishedFiles, _: object) -> None:
         for name in [*RANKS, TRACKER]:
-            if (path := folder._data / name).exists():
+            if (path := finished._staging.folder / name).exists():
                 checksum = xxhash.xxh3_128_hexdigest(path.read_bytes())
-                folder._finished[name] = FileRecord(name, path.stat().st_size, checksum)
+                finished.records[name] = FileRecord(name, path.stat().st_size, checksum)
 
     durable.new_file = new_file
-    OutputFolder._resume = resume  # type: ignore[method-assign, assignment]
+    FinishedFiles.resume = resume  # type: ignore[method-assign, assignment]
     make_output(request)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from flmgrow.stages.schedule import PlannedStage, read_schedule
+from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.stages.schedule import read_schedule
 
 BASE: dict[str, Any] = {
     "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257},

@@ -6,20 +6,13 @@ and empty files, and a :class:`RemotePath` leads the operating system there; but
 address, its size and time are the object's, and its bytes come from the store alone. Code that
 opened a file of the likeness by itself would find it empty, and say so; it could not take anything
 else for what is in the store.
-
-A root may have hundreds of iterations. So what lies right in a folder is listed when it is opened,
-and each folder in it, with all below, when somebody first looks inside.
 """
 
-import atexit
 import contextlib
 import errno
 import io
 import os
 import posixpath
-import shutil
-import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path, PosixPath
 from typing import Any, Self
@@ -27,115 +20,18 @@ from typing import Any, Self
 from flmgrow.errors import BadCheckpointError, StorageError
 from flmgrow.storage.remote import marker, store, writing
 from flmgrow.storage.remote.addresses import Address, address_of, is_remote
+from flmgrow.storage.remote.likeness import Likeness, address_text
 from flmgrow.storage.remote.ranges import ObjectRanges
 from flmgrow.storage.remote.store import FoundObject
 
-
-class _Likeness:
-    """What stores were found to hold: objects by address, laid out as empty files in a folder that
-    goes with this process.
-    """
-
-    def __init__(self) -> None:
-        self.objects: dict[str, FoundObject] = {}
-        self._unlisted: set[str] = set()
-        self._lock = threading.RLock()
-        self._root: Path | None = None
-
-    @property
-    def root(self) -> Path:
-        if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="flmgrow-"))
-            atexit.register(shutil.rmtree, self._root, ignore_errors=True)
-        return self._root
-
-    def place(self, path: "RemotePath") -> Path:
-        """Return where a path lies in the likeness, nowhere for one that leads out of its store."""
-        inside = posixpath.normpath("/".join(path.parts))
-        return self.root / (inside if inside.startswith(path.parts[0]) else "nowhere")
-
-    def forget(self, address: Address) -> None:
-        """Know nothing of what is below ``address``."""
-        at = self.place(RemotePath(str(address)))
-        if at.is_dir():
-            shutil.rmtree(at)
-        below = f"{address}/"
-        for known in [each for each in self.objects if each.startswith(below)]:
-            del self.objects[known]
-        self._unlisted -= {each for each in self._unlisted if each.startswith(below)}
-
-    def list_what_leads_to(self, path: "RemotePath") -> None:
-        """List a folder that was not listed so far, if it is ``path`` or the path lies in it."""
-        if self._unlisted:
-            texts = {str(each) for each in (path, *path.parents)}
-            self._list(texts & self._unlisted)
-
-    def list_all_in(self, path: "RemotePath") -> None:
-        """List all folders in ``path`` that were not listed so far."""
-        self.list_what_leads_to(path)
-        self._list({each for each in self._unlisted if each.startswith(f"{path}/")})
-
-    def _list(self, folders: Iterable[str]) -> None:
-        for folder in folders:
-            address = address_of(RemotePath(folder))
-            with self._lock:
-                if folder in self._unlisted:
-                    self.add(address, store.list_below(address))
-                    self._unlisted.discard(folder)
-
-    def add(
-        self, address: Address, found: dict[str, FoundObject], folders: Iterable[str] = ()
-    ) -> None:
-        """Let what was ``found``, by keys in the bucket of ``address``, be there as well; what is
-        in ``folders`` is not listed so far.
-        """
-        whole = Address(address.service, address.bucket)
-        above = {*folders, *(parent for key in found for parent in _above(key))}
-        try:
-            for folder in folders:
-                place = RemotePath(str(whole.below(folder)))
-                if not self.place(place).is_dir():
-                    self.place(place).mkdir(parents=True)
-                    self._unlisted.add(str(place))
-            for key, each in found.items():
-                path = RemotePath(str(whole.below(key)))
-                if key in above and not each.size:  # what some programs put for a folder
-                    continue
-                if key in above:
-                    raise FileExistsError(errno.EEXIST, "", str(self.place(path)))
-                at = self.place(path)
-                at.parent.mkdir(parents=True, exist_ok=True)
-                at.touch()
-                self.objects[str(path)] = each
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            name = Path(error.filename).relative_to(self.root)
-            raise BadCheckpointError(
-                "is an object, and others lie below it as in a folder",
-                "rename the object",
-                where=RemotePath(name),
-            ) from None
-        except OSError as error:
-            raise StorageError(
-                f"listing failed: its names cannot be laid out in {self.root}: {error.strerror}",
-                "free some space there, or set TMPDIR to another folder",
-                where=address,
-            ) from None
-
-
-def _above(key: str) -> list[str]:
-    """Return the folders that an object lies in."""
-    parts = key.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts))]
-
-
-_likeness = _Likeness()
+_likeness = Likeness()
 
 
 class RemotePath(PosixPath):
     """A path to an object, or to a folder of objects, in an object store; it can only be read."""
 
     def __str__(self) -> str:
-        return f"{self.parts[0]}//{'/'.join(self.parts[1:])}" if is_remote(self) else self._name
+        return address_text(self) if is_remote(self) else self._name
 
     def __fspath__(self) -> str:
         if not is_remote(self):

@@ -7,19 +7,16 @@ shape that the arguments imply, and an array that no row of the table explains s
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
-from flmgrow.formats.fields import shown
 from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.layout.placements import Layout, Placement
 from flmgrow.formats.megatron.arguments.given import made_arguments
 from flmgrow.formats.megatron.arguments.layout_rows import PP, TP
-from flmgrow.formats.megatron.arguments.names import FEATURES, UNCLEAR, UNDERSTOOD
-from flmgrow.formats.megatron.arguments.run_rows import DTYPE
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
 from flmgrow.formats.megatron.folders import (
     DISTRIBUTED,
@@ -29,6 +26,11 @@ from flmgrow.formats.megatron.folders import (
     iteration_folder,
     names_in,
     root_folder,
+)
+from flmgrow.formats.megatron.legacy.agreement import (
+    arguments_of,
+    check_agreement,
+    check_ranks,
 )
 from flmgrow.formats.megatron.legacy.contents import RankFiles, content_of
 from flmgrow.formats.megatron.legacy.shapes import rank_shapes
@@ -40,15 +42,13 @@ from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
-from flmgrow.formats.torch_file.objects import enum_value
-from flmgrow.formats.torch_file.values import Opaque, TensorRecord
+from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.text import Found, Text
 
 _EXTRA_STATE = re.compile(
     r"(?:decoder\.layers\.([0-9]{1,6})\.|(?!decoder\.layers\.)).*_extra_state", re.DOTALL
 )
 _OPTIMIZER_FILES = (DISTRIBUTED, "optim.pt")
-_MUST_AGREE = UNDERSTOOD | FEATURES.keys() | UNCLEAR | {DTYPE.name}
 
 
 def _rank_files(folder: Path) -> dict[RankKey, Path]:
@@ -72,59 +72,6 @@ def _rank_files(folder: Path) -> dict[RankKey, Path]:
     if not files:
         raise BadCheckpointError("no mp_rank folders", "is this a legacy checkpoint?", where=folder)
     return files
-
-
-def _arguments_of(file: TorchFile) -> dict[str, object]:
-    return arguments_in(content_of(file), str(file.file.path))
-
-
-def _agree(a: object, b: object) -> bool:
-    """Whether two values of an argument are the same; that none of them is NaN is seen to later."""
-    if isinstance(a, Opaque) and isinstance(b, Opaque):
-        return (a.function, enum_value(a)) == (b.function, enum_value(b))
-    return a == b or a != a
-
-
-def _check_agreement(files: Mapping[RankKey, TorchFile], given: Collection[str]) -> None:
-    """All ranks must come from one run and one iteration, whatever their ``given`` arguments."""
-    first = next(iter(files.values()))
-    without = not any("args" in content_of(file) for file in files.values())
-    reference = {} if without else _arguments_of(first)
-    iterations: dict[str, list[str]] = {}
-    for file in files.values():
-        arguments = {} if without else _arguments_of(file)
-        odd = [
-            f"args.{name} is {shown(arguments.get(name))}, not {shown(reference.get(name))}"
-            for name in sorted(_MUST_AGREE - set(given))
-            if not _agree(reference.get(name), arguments.get(name))
-        ]
-        if odd:
-            raise BadCheckpointError(
-                f"unlike {first.file.path.parent.name}: {', '.join(odd)}",
-                "ranks of one checkpoint must agree; this looks like two runs mixed up",
-                where=file.file.path,
-            )
-        number = shown(content_of(file).get("iteration"))
-        iterations.setdefault(number, []).append(file.file.path.parent.name)
-    if len(iterations) > 1:
-        table = "; ".join(f"{number}: {', '.join(ranks)}" for number, ranks in iterations.items())
-        raise BadCheckpointError(
-            f"ranks are from different iterations: {table}",
-            "copy the rank folders again, all from one iteration",
-            where=first.file.path.parents[1],
-        )
-
-
-def _check_ranks(folder: Path, ranks: Collection[RankKey], layout: Layout) -> None:
-    wanted = set(layout.ranks)
-    for problem, odd in (("missing", wanted - set(ranks)), ("unexpected", set(ranks) - wanted)):
-        if odd:
-            names = ", ".join(f"(TP {t}, PP {p})" for t, p in sorted(odd))
-            raise BadCheckpointError(
-                f"{problem} ranks {names}; args say TP{layout.tp} x PP{layout.pp}",
-                "copy all rank folders of the iteration" if problem == "missing" else "",
-                where=folder,
-            )
 
 
 def _chunk(file: TorchFile, key: str) -> Mapping[object, object]:
@@ -255,7 +202,7 @@ def _ranks_of(arguments: Mapping[str, object]) -> tuple[object, object]:
 def first_arguments(folder: Path) -> tuple[dict[str, object], str]:
     """Return the arguments in an iteration's folder of rank files, and the file they are in."""
     with TorchFile(next(iter(_rank_files(folder).values()))) as file:
-        return _arguments_of(file), str(file.file.path)
+        return arguments_of(file), str(file.file.path)
 
 
 def _assemble(
@@ -267,7 +214,7 @@ def _assemble(
     first = next(iter(files.values()))
     where = str(first.file.path)
     contents = RankFiles(files)
-    _check_agreement(files, options.corrections)
+    check_agreement(files, options.corrections)
     shapes, layout = rank_shapes(files)
     contents.given = said = options.corrections
     if "args" not in content_of(first):
@@ -279,7 +226,7 @@ def _assemble(
     arguments = arguments_in(contents.content(next(iter(files))), where)
     whole = layout is not None and _ranks_of(arguments) == (layout.tp, layout.pp)
     stored = stored_model(arguments, where, options, shapes if whole else None)
-    _check_ranks(folder, files.keys(), stored.layout)
+    check_ranks(folder, files.keys(), stored.layout)
     for file in files.values():
         for number in range(stored.layout.vpp):
             refuse_parts(_chunk(file, chunk_key(number, stored.layout)), str(file.file.path))

@@ -35,8 +35,9 @@ from flmgrow.formats.megatron.gradient_buffers import (
     BucketRule,
     prove_masters,
 )
-from flmgrow.formats.megatron.torch_dist.contents import DistFolder, ItemPiece
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece, Line
+from flmgrow.formats.megatron.torch_dist.item_pieces import ItemPiece
 from flmgrow.formats.megatron.torch_dist.objects import is_of_optimizer, unread_state
 from flmgrow.formats.megatron.torch_dist.ranks import (
     IN_MEMORY,

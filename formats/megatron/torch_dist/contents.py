@@ -8,10 +8,7 @@ the file, and a later save into the same folder has left it behind.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import prod
-from operator import mul
 from pathlib import Path
 
 import xxhash
@@ -20,7 +17,6 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.dcp.items import DcpItems
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
-from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.arguments.given import with_arguments
 from flmgrow.formats.megatron.arguments.run_rows import FORMAT
 from flmgrow.formats.megatron.torch_dist.integrity import check_sum, read_integrity
@@ -31,7 +27,6 @@ from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.torch_file.objects import namespace
-from flmgrow.formats.torch_file.strided import read_tensor
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.values import OrderedMap
 from flmgrow.storage.files import ReadOnlyFile, known_state, state_of
@@ -50,52 +45,6 @@ COMMON_STATE = "common_state/shard_0_1"
 BACKEND_FILE = "metadata.json"
 _BACKEND = "torch_dist"
 _MAX_BACKEND_BYTES = 1 << 16
-
-
-@dataclass(frozen=True)
-class ChunkPart:
-    """A box inside a chunk: its offsets there, and its sizes, in elements."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ItemPiece:
-    """A piece that is one chunk of a distributed tensor, or a part of it.
-
-    Its item is opened when it is read.
-    """
-
-    placement: Placement
-    dtype: str
-    name: str
-    chunk: DcpChunk
-    items: DcpItems
-    part: ChunkPart | None = None
-
-    def __str__(self) -> str:
-        return f"{self.items.folder / self.chunk.file}: {self.name}: chunk {self.chunk.offsets}"
-
-    @property
-    def count(self) -> int:
-        """The number of its elements."""
-        return prod(self.chunk.sizes if self.part is None else self.part.sizes)
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the piece's bytes from byte ``offset`` on."""
-        file, record = self.items.open_item(self.name, self.dtype, self.chunk)
-        if self.part is not None:
-            start = sum(map(mul, self.part.offsets, record.stride))
-            record = replace(record, shape=self.part.sizes, start=record.start + start)
-        try:
-            read_tensor(file, record, offset, target)
-        except BadCheckpointError as error:
-            raise error.with_more(f" (it holds {self.name})") from None
-
-    def checksum(self) -> int | None:
-        """Chunks tile their array, so there is nothing to compare one with."""
-        return None
 
 
 class DistFolder:

@@ -13,7 +13,7 @@ from functools import cached_property
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.megatron.torch_dist.contents import ItemPiece
+from flmgrow.formats.megatron.torch_dist.item_pieces import ItemPiece
 from flmgrow.formats.pieces import DTYPES
 from flmgrow.text import Found, Text
 

@@ -25,8 +25,9 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpTensor
 from flmgrow.formats.layout.chunks import Span, chunk_placement, whole_placement
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.megatron.torch_dist.contents import ChunkPart, DistFolder, ItemPiece
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
+from flmgrow.formats.megatron.torch_dist.item_pieces import ChunkPart, ItemPiece
 from flmgrow.formats.pieces import Piece
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home

@@ -20,8 +20,9 @@ from flmgrow.formats.megatron.arguments.run_rows import IMPLEMENTATION
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
 from flmgrow.formats.megatron.module_order import module_keys
 from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
-from flmgrow.formats.megatron.torch_dist.contents import COMMON_STATE, DistFolder, ItemPiece
+from flmgrow.formats.megatron.torch_dist.contents import COMMON_STATE, DistFolder
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
+from flmgrow.formats.megatron.torch_dist.item_pieces import ItemPiece
 from flmgrow.formats.megatron.torch_dist.objects import (
     LAYERS,
     PER_RANK,

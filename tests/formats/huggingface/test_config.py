@@ -15,7 +15,8 @@ from hypothesis.strategies import DataObject
 from strategies import configs, decoders, examples
 
 from flmgrow.errors import BadCheckpointError, UsageError
-from flmgrow.formats.huggingface.config import family_of, read_fields, written_fields
+from flmgrow.formats.huggingface.config import family_of, read_fields
+from flmgrow.formats.huggingface.config_writing import written_fields
 from flmgrow.formats.megatron.arguments.model import read_config
 from flmgrow.formats.megatron.arguments.new import new_arguments
 from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, RotarySettings

@@ -11,7 +11,7 @@ from quoted_words import quoted
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.huggingface import config as config_module
-from flmgrow.formats.huggingface.config import written_fields
+from flmgrow.formats.huggingface.config_writing import written_fields
 from flmgrow.formats.huggingface.families import FAMILIES
 from flmgrow.formats.huggingface.fields.flm_rows import FLM_ROWS
 from flmgrow.formats.huggingface.fields.granite_rows import GRANITE_ROWS

@@ -20,12 +20,8 @@ from pico_model import DictWeights
 from transformers_models import VOCAB, exact_logits, save_model
 
 from flmgrow.formats.checkpoint import ReadOptions
-from flmgrow.formats.huggingface.config import (
-    family_of,
-    notes_on_fields,
-    read_fields,
-    written_fields,
-)
+from flmgrow.formats.huggingface.config import family_of, notes_on_fields, read_fields
+from flmgrow.formats.huggingface.config_writing import written_fields
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits
