@@ -28,7 +28,7 @@ from flmgrow.trainer.megatron.closed import ClosedUnits
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.updates import Updates, update_ratios
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
-from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
 from flmgrow.trainer.progress import RunProgress
 from flmgrow.trainer.ranks.agreement import Postponed, summed, together
@@ -50,7 +50,7 @@ from flmgrow.trainer.telling import (
     summary,
     taken,
 )
-from flmgrow.trainer.validating import validate
+from flmgrow.trainer.validating import Validation
 
 
 class TrainingRun:
@@ -64,6 +64,7 @@ class TrainingRun:
         self._live = LiveMasks(begin.masks, config, dtype)
         self._components = build(run, self._live)
         self._sources = data.mixture.names if stage.log.by_corpus else ()
+        self._validation = Validation(run, data)
         self._failure = Postponed()
         self._batches = Batches(course.samples, run.batching, course.consumed)
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
@@ -159,7 +160,8 @@ class TrainingRun:
 
     def _tell_validation(self, reporter: Reporter) -> None:
         with reporter.pace.timed(VALIDATION):
-            found = self._validate()
+            now = self._progress
+            found = self._validation.losses(self._components.models, now.iteration, now.carried)
         self._failure.attempt(partial(reporter.validation, found), None)
 
     def _tell_growth(self, reporter: Reporter, grown: GrownInMemory) -> None:
@@ -235,12 +237,6 @@ class TrainingRun:
         self._progress.raise_masks()
         self._live.move_to(self._progress.masks)
         self._closed.move_to(self._progress.masks)
-
-    def _validate(self) -> ValidationRecord:
-        models = self._components.models
-        return validate(
-            models, self._run, self._data, self._progress.iteration, self._progress.carried
-        )
 
     def live(self) -> LiveModel:
         """Return what the run holds now, for another stage to go on with. On all ranks at once."""

@@ -16,12 +16,11 @@ from flmgrow.trainer.checkpoint.begin import GrownInMemory
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
-from flmgrow.trainer.data.validation import read_again
 from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.model import differences
 from flmgrow.trainer.steps import Losses
-from flmgrow.trainer.validating import validated
+from flmgrow.trainer.validating import notes_on
 
 LONG = 1000
 """Steps that nobody wants to take again."""
@@ -114,9 +113,8 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     yield from ("note: " + note for note in data.notes)
     for again, line in course.epochs(course.consumed + steps * stage.training.batch):
         yield f"{'note:' if again else f'{stage.name} '} {line}"
-    if stage.log.validates and data.held_out is not None:
-        for note in read_again(validated(run, data.held_out), data.held_out.once):
-            yield "note: " + note
+    if stage.log.validates:
+        yield from ("note: " + note for note in notes_on(run, data))
 
 
 def way_out(run: RunConfig, iteration: int, saved: int | None) -> str:

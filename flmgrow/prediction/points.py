@@ -30,8 +30,8 @@ LAST_SHARE = 50
 
 _COLUMNS = ("parameters", "tokens", "loss", "seed")
 
-_OTHER = ("data.seed", "data.checksums")
-"""What of the data may differ between runs."""
+_OTHER = ("data.seed", "data.checksums", "data.validation_sets")
+"""What of the data may differ between runs; sets do not, where one of them has *the* loss."""
 
 
 _MOST = {"parameters": 1e18, "tokens": 1e18, "loss": 1e3}
@@ -148,6 +148,8 @@ def end_of(path: Path, step: int | None) -> RunPoint:
     window = max(1, last // LAST_SHARE)
     recent = [each.loss for each in steps if last - window < each.step <= last]
     loss = checks[-1] if checks else fmean(recent)
+    main = next((e for e in stage.data.validation_sets if e.name == stage.validation_set), None)
+    on = "" if main is None else f" on {main.model_dump(mode='json')}"
     fixed = {
         key: value
         for key, value in dotted(stage.data.model_dump(mode="json"), "data.").items()
@@ -155,7 +157,7 @@ def end_of(path: Path, step: int | None) -> RunPoint:
     }
     return RunPoint(
         _parameters(stage), at.tokens, loss, stage.training.seed, str(path),
-        {**fixed, "loss": "of validation" if checks else "of training"},
+        {**fixed, "loss": f"of validation{on}" if checks else "of training"},
     )  # fmt: skip
 
 

@@ -5,11 +5,11 @@ apart, because a curve that is smoothed across a growth would hide whether the l
 Nothing here draws: what a picture shows can be computed, and tested, without one.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import (
     Measured,
     MemoryGrowthRecord,
+    SetLoss,
     StepRecord,
     ValidationRecord,
 )
@@ -35,6 +36,7 @@ LARGEST_COUNT = 10**40
 """Tokens or FLOPs that no run comes near."""
 
 FloatArray = NDArray[np.float64]
+AnyRecord = TypeVar("AnyRecord", StepRecord, ValidationRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,11 @@ class Trace:
     values: FloatArray
 
 
-PartKind = Literal["masks", "updates"]
+PartKind = Literal["sets", "masks", "updates"]
 Parts = Mapping[PartKind, Mapping[str, Trace]]
-"""What steps tell of parts: by dimension how far a mask is open, and how far old and fresh move."""
+"""What is told of parts: the loss of each validation set, by dimension how far a mask is open, and
+how far old and fresh move.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class StageCurve:
     smoothed: FloatArray
     validation: Points
     ramps: tuple[tuple[Spent, Spent], ...]
-    parts: Parts = field(default_factory=lambda: {"masks": {}, "updates": {}})
+    parts: Parts = field(default_factory=lambda: {"sets": {}, "masks": {}, "updates": {}})
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,11 @@ def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve,
                 smooth(points.loss, half),
                 _points(checks, [record.validation_loss for record in checks]),
                 tuple(_ramps(training)),
-                {"masks": _traces(training, "masks"), "updates": _traces(training, "updates")},
+                {
+                    "sets": _traces(checks, lambda record: _set_losses(record.sets)),
+                    "masks": _traces(training, lambda record: record.masks),
+                    "updates": _traces(training, lambda record: record.updates),
+                },
             )
         )
     if not found:
@@ -262,15 +270,22 @@ def _ramps(records: Sequence[StepRecord]) -> Iterator[tuple[Spent, Spent]]:
             yield _spent(steps[0]), _spent(steps[-1])
 
 
-def _traces(records: Sequence[StepRecord], kind: PartKind) -> dict[str, Trace]:
-    """Return what steps tell of the parts of a kind, finite values only."""
+def _traces(
+    records: Sequence[AnyRecord], told: Callable[[AnyRecord], Mapping[Any, float]]
+) -> dict[str, Trace]:
+    """Return what records tell of parts, as ``told`` finds it in one, finite values only."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for record in records:
-        for part, value in getattr(record, kind).items():
+        for part, value in told(record).items():
             if np.isfinite(value):
                 spent = _spent(record)
                 found.setdefault(str(part), []).append((spent.tokens, spent.flops, value))
     return {part: Trace(*np.array(rows, np.float64).T) for part, rows in found.items()}
+
+
+def _set_losses(sets: Mapping[str, SetLoss]) -> dict[str, float]:
+    """Return the loss of each set, as far as it can be drawn."""
+    return {name: each.loss for name, each in sets.items() if abs(each.loss) <= LARGEST_LOSS}
 
 
 def _spent(record: Measured) -> Spent:

@@ -22,7 +22,8 @@ def data_after(before: DataSection, data: DataSection) -> DataSection:
     A schedule that says other data for a stage asks for it.
     """
     was, now = (
-        dotted(each.model_dump(mode="json", exclude={"differs"})) for each in (before, data)
+        dotted(each.model_dump(mode="json", exclude={"differs", "validation_sets"}))
+        for each in (before, data)
     )
     return data.model_copy(update={"differs": True}) if changes(was, now) else data
 

@@ -1,10 +1,10 @@
-"""Drawing parts below the loss: how far masks are open, and how far steps move old and fresh.
+"""Drawing parts below the loss: validation sets, masks, and how far steps move old and fresh.
 
-They are there where a stage was trained with ``log.parts``.
+Sets are there where a stage names any, the others where it was trained with ``log.parts``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flmgrow.stages.curves import PartKind, RunCurves, Trace
 from flmgrow.stages.drawing import COLOURS
@@ -15,21 +15,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS: Mapping[PartKind, str] = {
+    "sets": "Validation loss",
     "masks": "Mask",
     "updates": "Update relative to weight",
 }
 _STYLES = ("-", "--", ":", "-.")
 """Of parts, where a colour is a run's."""
 
+_CHECKS: Mapping[str, Any] = {"marker": "o", "markersize": 2.6}
+"""Of what is measured now and then, beside what every step is."""
+
 
 def kinds_of(runs: Sequence[RunCurves]) -> list[PartKind]:
-    """Return the kinds of parts that are drawn, each in a row of its own; none unless a stage logs
-    parts.
+    """Return the kinds of parts that are drawn, each in a row of its own; masks only where a stage
+    logs parts.
     """
-    if not any(stage.parts["updates"] for run in runs for stage in run.stages):
-        return []
-    return [kind for kind in LABELS
-            if any(stage.parts[kind] for run in runs for stage in run.stages)]  # fmt: skip
+    there = {kind for run in runs for stage in run.stages for kind in LABELS if stage.parts[kind]}
+    if "updates" not in there:
+        there -= {"masks"}
+    return [kind for kind in LABELS if kind in there]
 
 
 def draw_parts(
@@ -47,6 +51,7 @@ def draw_parts(
             color=COLOURS[(number if several else place) % len(COLOURS)],
             linestyle=_STYLES[place % len(_STYLES)] if several else "-",
             linewidth=0.9,
+            **(_CHECKS if kind == "sets" else {}),
         )
         drawn.setdefault(f"{runs[number].name}: {part}" if several else part, line)
     if kind == "updates":

@@ -16,9 +16,16 @@ from flmgrow.studying.arms import PlannedArm
 from flmgrow.studying.measuring import is_decayed
 from flmgrow.studying.outcomes import Finding
 from flmgrow.studying.rates import ChosenRate
+from flmgrow.trainer.stage.data import HELD_OUT
 from flmgrow.trainer.stage.file import StageFile
 
-_VALIDATION = ("data.validation_share", "log.validation_samples", "log.validation_batches")
+_VALIDATION = (
+    "data.validation_share",
+    "data.validation_sets",
+    "log.validation_samples",
+    "log.validation_batches",
+    "log.validation_set",
+)
 _KINDS: Mapping[str, str] = {
     "data.": "data",
     "training.seed": "",  # the study's own
@@ -52,7 +59,9 @@ def held_and_findings(
 
 def _held(arms: Sequence[PlannedArm], rates: Sequence[ChosenRate]) -> dict[str, str]:
     seeds = sorted({arm.seed for arm in arms})
-    log = arms[0].stages[0].stage.log
+    stage = arms[0].stages[0].stage
+    log, main = stage.log, stage.validation_set
+    text = "which none is trained on" if main == HELD_OUT else f"of the set {main}"
     count = "the same samples" if log.validation_samples is None else (
         f"the same {log.validation_samples:,} samples")  # fmt: skip
     chosen = ", ".join(f"{each.size} {value_text(each.peak)}" for each in rates)
@@ -60,7 +69,7 @@ def _held(arms: Sequence[PlannedArm], rates: Sequence[ChosenRate]) -> dict[str, 
     return {
         "data": "All arms of a seed read the same samples in the same order, each once, from the "
         "first one on.",
-        "validation": f"All arms of a seed are validated on {count}, which none is trained on.",
+        "validation": f"All arms of a seed are validated on {count}, {text}.",
         "training": "All arms have the same batch, precision and initialisation.",
         "optimizer": "All arms have the same optimizer settings.",
         "learning rate": f"Each size has its own peak of the learning rate ({chosen}): {how}.",

@@ -31,7 +31,8 @@ def _letters() -> Mapping[int, str]:
     return own | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
 
 
-_LETTERS = _letters()
+LETTERS = _letters()
+"""The letter that stands for each byte in the vocabularies of byte-level tokenizers."""
 
 
 def read_ranks(data: bytes, where: str) -> dict[bytes, int]:
@@ -65,7 +66,7 @@ def read_ranks(data: bytes, where: str) -> dict[bytes, int]:
 
 
 def _text(token: bytes) -> str:
-    return "".join(_LETTERS[byte] for byte in token)
+    return "".join(LETTERS[byte] for byte in token)
 
 
 def _merges(ranks: TokenRanks) -> Iterator[str]:

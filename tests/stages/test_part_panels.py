@@ -11,7 +11,7 @@ from flmgrow.model.masks import Dimension
 from flmgrow.stages.curves import RunCurves, curves, read_runs
 from flmgrow.stages.part_panels import kinds_of
 from flmgrow.stages.plots import Look, picture
-from flmgrow.trainer.metrics.records import StepRecord
+from flmgrow.trainer.metrics.records import SetLoss, StepRecord, ValidationRecord
 
 pytest.importorskip("matplotlib")
 
@@ -43,6 +43,17 @@ def test_rows_are_those_that_there_is_something_for() -> None:
     assert kinds_of([run_of(told(1), told(2))]) == []
     assert kinds_of([run_of(told(1, old=1e-3), told(2, old=1e-3))]) == ["masks", "updates"]
     assert kinds_of([run_of(told(1, masked=False, old=1e-3))]) == ["updates"]
+
+
+def test_validation_sets_have_a_row_of_their_own() -> None:
+    sets = {"held-out": SetLoss(3.0, 1.5), "code": SetLoss(float("inf"))}
+    record = ValidationRecord(1, 256, 1000, 3.0, "large", {}, 1.5, sets)
+    run = RunCurves("run", curves([[told(1), record]], "run"))
+    assert kinds_of([run]) == ["sets"]
+    (trace,) = run.stages[0].parts["sets"].values()  # what is not finite cannot be drawn
+    assert (trace.tokens.tolist(), trace.values.tolist()) == ([256], [3.0])
+    assert "Validation loss" in text_of(run)
+    assert "held-out" in text_of(run)
 
 
 def text_of(*runs: RunCurves) -> str:

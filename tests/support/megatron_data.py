@@ -248,7 +248,7 @@ def reading(folder: Path) -> dict[str, Any]:
     return {
         "epochs": list(course.epochs(400)),
         "per epoch": count,
-        "held out": data.held_out.once if data.held_out else 0,
+        "held out": data.validation[0].once if data.validation else 0,
         "changes": said,
     }
 

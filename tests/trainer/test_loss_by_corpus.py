@@ -10,16 +10,16 @@ from stage_runs import stage_data, train, write_stage
 from tiny_tokenizers import make_jsonl
 
 from flmgrow.trainer.metrics.records import ValidationRecord
-from flmgrow.trainer.metrics.reporting import validation_line
+from flmgrow.trainer.metrics.reporting import validation_lines
 
 MODEL = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
 
 
 def test_corpora_stand_beside_the_mean() -> None:
     record = ValidationRecord(50, 1, 1, 2.73089, "small", {"en": 2.40181, "code": 3.11036})
-    assert validation_line(record) == (
+    assert list(validation_lines(record)) == [
         "small  step 50  validation loss 2.7309  en 2.4018  code 3.1104"
-    )
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ import numpy as np
 
 from flmgrow.errors import BadDataError
 from flmgrow.formats.tokenizer.identity import digest_of_tokenizer
+from flmgrow.trainer.data.byte_lengths import lengths_of
 from flmgrow.trainer.data.tokenizer import (
+    ByteLengths,
     Described,
     Tokens,
     chosen_end,
@@ -36,9 +38,11 @@ class HuggingFaceTokenizer(Described):
         library = import_library("tokenizers")
         try:
             digest, parsed = digest_of_tokenizer(content), json.loads(content)
-            self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(with_way_back(parsed)))
+            both_ways = with_way_back(parsed)
+            self._tokenizer: Any = library.Tokenizer.from_str(json.dumps(both_ways))
         except Exception as error:  # the library raises Exception itself
             raise BadDataError(f"not a tokenizer.json: {error}", where=path) from None
+        self._content = both_ways
         self._unknown = unknown_id(parsed)
         _settle(self._tokenizer)
         names = self._tokenizer.get_vocab()
@@ -52,6 +56,15 @@ class HuggingFaceTokenizer(Described):
         """Become a copy in another process, where the library has forgotten its settings."""
         self.__dict__.update(state)
         _settle(self._tokenizer)
+
+    @property
+    def byte_lengths(self) -> ByteLengths | None:
+        """The bytes of each token's text, where its vocabulary says them."""
+        lengths = lengths_of(self._content, self._tokenizer.get_vocab(), self.vocab_size)
+        for token in (self.eod, self._unknown):
+            if lengths is not None and token is not None:
+                lengths[token] = 0
+        return lengths
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, without those its template would add."""

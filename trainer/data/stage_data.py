@@ -1,4 +1,4 @@
-"""The data section of a stage as samples: what is trained on, and what is held out of it.
+"""The data section of a stage as samples: what is trained on, and what is validated on.
 
 All ranks build the same samples. Of every corpus the last documents are held out, as many as the
 validation share says; they are validated on one after the other, always the same.
@@ -11,22 +11,23 @@ from math import ceil
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.training_state import TokenizerFacts
-from flmgrow.trainer.data.blends import Blend, weights_of
+from flmgrow.trainer.data.blends import weights_of
 from flmgrow.trainer.data.corpora import Corpus
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.freelm import Teacher, read_propositions
-from flmgrow.trainer.data.mixture import Mixture, SampleSource, distinct
-from flmgrow.trainer.data.samples import SHOWN, Keys, Numbered, Samples
+from flmgrow.trainer.data.mixture import Mixture, SampleSource
+from flmgrow.trainer.data.samples import SHOWN, Keys, Samples, digest_of
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.data.tokenizers import open_tokenizer
-from flmgrow.trainer.data.validation import HeldOut
-from flmgrow.trainer.stage.data import CorpusSection, DataSection, TeacherSection
+from flmgrow.trainer.data.validation import ValidationSet
+from flmgrow.trainer.data.validation_sets import open_sets, set_of
+from flmgrow.trainer.stage.data import HELD_OUT, CorpusSection, DataSection, TeacherSection
 from flmgrow.trainer.stage.keys import in_words
 
 
 @dataclass(frozen=True, eq=False)
 class StageData:
-    """``training`` samples, and those held out for validation, if any.
+    """``training`` samples, and the sets that are validated on, what is held out before others.
 
     ``training`` is the ``mixture`` from its first sample on. ``keys`` are what decides on it, by
     the stage file's keys. ``notes`` are what somebody may not expect of them.
@@ -34,7 +35,7 @@ class StageData:
 
     tokenizer: Tokenizer
     mixture: Mixture
-    held_out: HeldOut | None
+    validation: tuple[ValidationSet, ...]
     keys: Keys
     notes: tuple[str, ...] = ()
 
@@ -42,6 +43,13 @@ class StageData:
     def training(self) -> Samples:
         """The mixture from its first sample on."""
         return self.mixture.samples()
+
+    @property
+    def validated(self) -> dict[str, str]:
+        """What decides on each set that is validated on, in a digest."""
+        return {
+            f"the validation set {each.name}": digest_of(each.samples) for each in self.validation
+        }
 
     @property
     def facts(self) -> TokenizerFacts:
@@ -86,20 +94,16 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
         name = "data.teacher"
         first = SampleSource(name, name, teacher, teacher.rows, data.teacher.anew)
         mixture = Mixture([first, *sources], weights, Fraction(str(data.teacher.share)))
-    if not data.validation_share:
-        return StageData(tokenizer, mixture, None, keys, notes)
-    held = [
-        _corpus(each, tokenizer, data, span) for each, (_, span) in zip(files, spans, strict=True)
-    ]
-    return StageData(tokenizer, mixture, _held_out(held, weights), keys, notes)
-
-
-def _held_out(corpora: Sequence[Corpus], weights: Sequence[Fraction]) -> HeldOut:
-    """Return what is held out of corpora as one, in proportion to ``weights``."""
-    parts = [Numbered(corpus, number) for number, corpus in enumerate(corpora)]
-    samples = parts[0] if len(parts) == 1 else Blend(parts, weights)
-    once = min(int(each.per_epoch / weight) for each, weight in zip(corpora, weights, strict=True))
-    return HeldOut(samples, distinct([corpus.name for corpus in corpora]), once)
+    sets = []
+    if data.validation_share:
+        held = [
+            _corpus(each, tokenizer, data, span)
+            for each, (_, span) in zip(files, spans, strict=True)
+        ]
+        sets.append(set_of(HELD_OUT, held, weights))
+    trained = [(each, span) for each, (span, _) in zip(files, spans, strict=True)]
+    sets += open_sets(data, tokenizer, checksums, trained)
+    return StageData(tokenizer, mixture, tuple(sets), keys, notes)
 
 
 def _teacher(data: DataSection, section: TeacherSection, tokenizer: Tokenizer) -> Teacher:

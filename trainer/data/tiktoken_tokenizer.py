@@ -19,6 +19,7 @@ from flmgrow.formats.tokenizer.identity import digest_of_ranks
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.data.tokenizer import (
     SETTING,
+    ByteLengths,
     Described,
     Tokens,
     chosen_end,
@@ -51,6 +52,15 @@ class TiktokenTokenizer(Described):
         super().__init__(f"tiktoken:{pattern}", max(size, end + 1), end, digest)
         self._encoding = encoding
         self._size = size
+
+    @property
+    def byte_lengths(self) -> ByteLengths:
+        """The bytes of each rank; what ends documents, and ids without a rank, are no text."""
+        lengths = np.zeros(self.vocab_size, np.int64)
+        for token in _token_bytes(self._encoding):
+            lengths[self._encoding.encode_single_token(token)] = len(token)
+        lengths[self.eod] = 0
+        return lengths
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``; the names of special tokens are text like any other."""

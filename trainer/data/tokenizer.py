@@ -17,6 +17,7 @@ from flmgrow.errors import UsageError
 from flmgrow.text import Setting, Text
 
 Tokens = npt.NDArray[np.int32]
+ByteLengths = npt.NDArray[np.int64]
 Identity = dict[str, object]
 SETTING = Setting("tokenizer")
 KINDS = "bytes, tiktoken:cl100k_base, FILE.tiktoken or a tokenizer.json"
@@ -56,6 +57,13 @@ class Tokenizer(Protocol):
     @property
     def exact(self) -> bool:
         """Whether every text comes back from its tokens, whatever it is."""
+
+    @property
+    def byte_lengths(self) -> ByteLengths | None:
+        """The bytes of text that each id is (vocabulary), of one that is no text 0.
+
+        None where that depends on what is beside it.
+        """
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of ``tokens``, of those for unknown characters nothing.

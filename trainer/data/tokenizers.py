@@ -24,6 +24,7 @@ from flmgrow.trainer.data.tiktoken_tokenizer import (
 from flmgrow.trainer.data.tokenizer import (
     KINDS,
     SETTING,
+    ByteLengths,
     Described,
     Tokenizer,
     Tokens,
@@ -36,6 +37,11 @@ class ByteTokenizer(Described):
 
     def __init__(self, eod: str | None = None) -> None:
         super().__init__("bytes", 257, chosen_end(eod, {}, 256, 257))
+
+    @property
+    def byte_lengths(self) -> ByteLengths:
+        """One for each byte; the end of a document is no text."""
+        return np.array([1] * 256 + [0], np.int64)
 
     def encode(self, text: str) -> Tokens:
         """Return the bytes of ``text`` in UTF-8."""

@@ -1,8 +1,9 @@
 """The records of a run as event files for TensorBoard."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flmgrow.errors import UsageError
 from flmgrow.storage.durable import storage_errors
@@ -46,7 +47,7 @@ class TensorBoard:
         """
         with storage_errors(self._folder, "writing"):
             for axis, now in (("steps", record.step), ("tokens", record.tokens)):
-                for name, value in _scalars(record).items():
+                for name, value in scalars(record).items():
                     self._writer(axis, now).add_scalar(f"{axis}/{name}", value, now)
 
     def sync(self) -> None:
@@ -85,15 +86,14 @@ class TensorBoard:
         self.close()
 
 
-def _scalars(record: Measured) -> dict[str, float]:
+def scalars(record: Measured) -> dict[str, float]:
     """Return what a record measured, by name; what is measured of parts as ``masks/DIMENSION``."""
-    fields = asdict(record)
-    parts = {name: value for name, value in fields.items() if isinstance(value, dict)}
-    found = {
-        name: value
-        for name, value in fields.items()
-        if isinstance(value, int | float) and name not in _COUNTS
-    }
-    return found | {
-        f"{name}/{part}": value for name, inner in parts.items() for part, value in inner.items()
-    }
+    return dict(_numbers({k: v for k, v in asdict(record).items() if k not in _COUNTS}))
+
+
+def _numbers(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value

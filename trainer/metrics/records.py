@@ -68,10 +68,25 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class ValidationRecord:
-    """The loss on text that is held out, after ``step`` steps, in nats per token.
+class SetLoss:
+    """The ``loss`` on one set that is validated on, in nats per token.
 
-    ``by_corpus`` has that of each corpus' samples among it, where several are held out.
+    ``bits_per_byte`` is the same in bits per byte of its text, None where tokens do not say which
+    bytes they are. ``by_corpus`` has the loss of each corpus' samples, where there are several.
+    """
+
+    loss: Number
+    bits_per_byte: Number | None = None
+    by_corpus: Mapping[str, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """The losses on text that is not trained on, after ``step`` steps.
+
+    ``validation_loss`` is in nats per token, that of the stage's main set; ``bits_per_byte`` and
+    ``by_corpus`` are that set's (:class:`SetLoss`). ``sets`` has all sets by their names, the main
+    one first, where a stage names any.
     """
 
     step: int
@@ -80,6 +95,8 @@ class ValidationRecord:
     validation_loss: Number
     stage: str
     by_corpus: Mapping[str, Number] = field(default_factory=dict)
+    bits_per_byte: Number | None = None
+    sets: Mapping[str, SetLoss] = field(default_factory=dict)
     kind: Literal["validation"] = "validation"
 
     def to_json(self) -> Json:

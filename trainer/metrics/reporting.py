@@ -6,6 +6,7 @@ to stdout.
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,12 @@ from flmgrow.text import render
 from flmgrow.trainer.metrics.event_files import TensorBoard
 from flmgrow.trainer.metrics.log import OLD, MetricsLog
 from flmgrow.trainer.metrics.pace import Pace
-from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord, ValidationRecord
+from flmgrow.trainer.metrics.records import (
+    MemoryGrowthRecord,
+    SetLoss,
+    StepRecord,
+    ValidationRecord,
+)
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
@@ -81,7 +87,8 @@ class Reporter:
         """Tell of a validation."""
         for sink in self._sinks:
             sink.write(record)
-        self.note(validation_line(record))
+        for line in validation_lines(record):
+            self.note(line)
 
     def sync(self) -> None:
         """Put what was told on the disk."""
@@ -104,15 +111,18 @@ class Reporter:
         self._open.close()
 
 
-def validation_line(record: ValidationRecord) -> str:
-    """Return a validation as one line for a terminal."""
-    parts = [
-        record.stage,
-        f"step {record.step}",
-        f"validation loss {record.validation_loss:.4f}",
-        *(f"{corpus} {loss:.4f}" for corpus, loss in record.by_corpus.items()),
-    ]
-    return "  ".join(parts)
+def validation_lines(record: ValidationRecord) -> Iterator[str]:
+    """Yield a validation as lines for a terminal: one for each set, the main one's first."""
+    main = SetLoss(record.validation_loss, record.bits_per_byte, record.by_corpus)
+    for name, found in (record.sets or {"": main}).items():
+        parts = [
+            record.stage,
+            f"step {record.step}",
+            f"validation loss {found.loss:.4f}" + (f" on {name}" if name else ""),
+            *(() if found.bits_per_byte is None else (f"{found.bits_per_byte:.4f} bits/byte",)),
+            *(f"{corpus} {loss:.4f}" for corpus, loss in found.by_corpus.items()),
+        ]
+        yield "  ".join(parts)
 
 
 def progress_line(record: StepRecord, last_step: int, seconds_left: float) -> str:

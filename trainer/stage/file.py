@@ -73,9 +73,18 @@ class StageFile(Section):
     @model_validator(mode="after")
     def _validation_has_data(self) -> Self:
         asked = {"every": self.log.validation_every, "first": self.log.validation_first}
+        known, main = self.data.validation_names, self.log.validation_set
         for name in (name for name, value in asked.items() if value):
-            if not self.data.validation_share:
-                raise ValueError(f"log.validation_{name} needs a data.validation_share above 0")
+            if not known:
+                raise ValueError(
+                    f"log.validation_{name} needs a data.validation_share above 0, or "
+                    "data.validation_sets"
+                )
+        if main is not None and main not in known:
+            raise ValueError(
+                f"log.validation_set: {main} is no set of this stage, which has "
+                + (", ".join(known) or "none")
+            )
         return self
 
     @model_validator(mode="after")
@@ -95,6 +104,11 @@ class StageFile(Section):
                     f"give either growth or checkpoint.{name}: what grew in memory is not loaded"
                 )
         return self
+
+    @property
+    def validation_set(self) -> str | None:
+        """The name of the set whose loss is the stage's validation loss, if it has any set."""
+        return self.log.validation_set or next(iter(self.data.validation_names), None)
 
     @property
     def steps(self) -> int:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from flmgrow.trainer.stage.section import Count, FilePath, Positive, Section
+from flmgrow.trainer.stage.section import Count, FilePath, Name, Positive, Section
 
 
 class LogSection(Section):
@@ -13,7 +13,8 @@ class LogSection(Section):
 
     A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
     counts batches of the stage. ``validation_first`` adds one before the first step: of a model as
-    it was grown. ``peak_tflops`` is that of one device, for the utilisation.
+    it was grown. ``validation_set`` names the set whose loss is *the* validation loss, if it is not
+    the first. ``peak_tflops`` is that of one device, for the utilisation.
     ``parts`` measures in every step how far it moves what a growth made, and the rest;
     ``by_corpus`` the loss of each corpus' samples.
     """
@@ -25,6 +26,7 @@ class LogSection(Section):
     validation_first: bool = False
     validation_samples: Count | None = None
     validation_batches: Count | None = None
+    validation_set: Name | None = None
     peak_tflops: Positive | None = None
     parts: bool = False
     by_corpus: bool = False
