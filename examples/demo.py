@@ -4,8 +4,8 @@ One schedule, ``configs/tiny.yaml``, trains three stages on one, two and four pr
 them the model grows along width, heads, FFN and depth, Adam's state with it, and is laid out for
 the next stage's ranks; a growth that changed the function would stop the run. Then two checkpoints
 that must be, and are, refused. Last, what the stages can do, beside each other: in a table, in a
-picture, and in their own words. Everything happens on the CPU, in ``demo-run/``, which is made anew
-each time. ``make demo`` runs this.
+picture, and in their own words; and what FreeLM's teacher signal teaches. Everything happens on the
+CPU, in ``demo-run/``, which is made anew each time. ``make demo`` runs this.
 """
 
 import json
@@ -19,10 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = Path("demo-run")
-DATA, TINY = RUN / "data", RUN / "tiny"
+DATA, TINY, TAUGHT = RUN / "data", RUN / "tiny", RUN / "taught"
 SMALL, LARGE = TINY / "01-small" / "checkpoints", TINY / "03-large" / "checkpoints"
 GROWN, STACKED, DAMAGED = TINY / "03-large" / "start", RUN / "stacked", RUN / "damaged"
-SCHEDULE = "configs/tiny.yaml"
+SCHEDULE, TEACHER = "configs/tiny.yaml", "configs/tiny-teacher.yaml"
 STAGES = ("01-small", "02-middle", "03-large")
 
 
@@ -41,6 +41,7 @@ def main() -> None:
         look()
         refuse_what_is_wrong()
         compare()
+        teach()
         losses = [validation(stage) for stage in STAGES]
     except DemoError as error:
         sys.exit(f"\nThe demo failed: {error}")
@@ -104,6 +105,17 @@ def compare() -> None:
         command(f"flmgrow generate {checkpoints} --prompt 'Return the ' {drawn}")
 
 
+def teach() -> None:
+    """Let the first stage learn from a teacher, and ask it what it was never told."""
+    say("Teach the first stage which of two numbers is larger, and ask about others.")
+    command(f"flmgrow run {TEACHER} --out {TAUGHT}")
+    asked = DATA / "new-comparisons.jsonl"
+    command(
+        f"flmgrow eval {SMALL} {TAUGHT / '01-taught' / 'checkpoints'} --tasks teacher "
+        f"--data {asked} --out {TAUGHT / 'scores'}"
+    )
+
+
 def validation(stage: str) -> float:
     """Return the last validation loss of a stage."""
     lines = (TINY / stage / "metrics.jsonl").read_text().splitlines()
@@ -137,7 +149,8 @@ What was shown, in {seconds:.0f} s:
     Adam's state, for other ranks, and verify found the same function each time.
   - Masks opened while the larger models trained. The last checkpoint is an ordinary one.
   - The proof can fail: stacked layers and a flipped bit were both found, with exit code 1.
-  - Each stage needs fewer bits for texts that it has not read. For questions all are too small.
+  - Each stage needs fewer bits for texts that it has not read. For questions all are too small;
+    what a teacher shows, comparisons of numbers, the smallest learns as a rule.
 The run is in demo-run/tiny/, its picture is demo-run/tiny/loss.png."""
 
 
