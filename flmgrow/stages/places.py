@@ -97,6 +97,8 @@ def check_places(data: Json) -> None:
 
 def check_of_one_stage(data: Json) -> None:
     """Raise UsageError if the common part says what can hold for one stage only."""
+    if data.get("start") is not None:
+        raise UsageError("start: holds for one stage only", "say it in the first stage")
     for key in _OF_ONE_STAGE:
         section, name = key.split(".")
         inside = data.get(section)

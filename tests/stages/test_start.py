@@ -321,6 +321,10 @@ def test_only_the_first_stage_says_how_a_run_begins(data: Path, tmp_path: Path) 
     content["checkpoint"] = {"args_from": "x.yaml"}
     told = flmgrow("run", write_schedule(tmp_path, content), "--out", tmp_path / "r", "--dry-run")
     assert "checkpoint.args_from: holds for one stage only" in told.err
+    del content["checkpoint"]
+    content["start"] = str(tmp_path)
+    told = flmgrow("run", write_schedule(tmp_path, content), "--out", tmp_path / "r", "--dry-run")
+    assert "start: holds for one stage only" in told.err
 
 
 def test_a_head_beside_a_shared_table_is_kept_as_the_hint_says(
