@@ -13,10 +13,10 @@ from flmgrow.formats.history.manifest import manifest_of, masks_of
 from flmgrow.formats.history.manifest_value import Manifest
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
-from flmgrow.formats.pieces import Array
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.given import ReadOptionsGiven
 from flmgrow.hub.names import hub_name, is_on_hub
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Box, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask

@@ -10,15 +10,14 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.torch_file.file import TorchFile
 from flmgrow.formats.torch_file.strided import read_tensor
 from flmgrow.formats.torch_file.values import TensorRecord
+from flmgrow.model.arrays import Array
 
-Array = NDArray[Any]
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "float64": np.dtype(np.float64),
     "float32": np.dtype(np.float32),
@@ -37,7 +36,9 @@ def widest(dtypes: Collection[str]) -> str:
 
 
 def as_bytes(array: Array) -> memoryview:
-    """Return the bytes of a contiguous array; extension dtypes have no buffer of their own."""
+    """Return the bytes of a contiguous array of any shape; extension dtypes have no buffer of their
+    own.
+    """
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -97,7 +98,9 @@ def read_whole(piece: Piece) -> Array:
 
 
 def pieces_of(piece: Piece, limit: int) -> Iterator[Array]:
-    """Yield the values of a piece from front to back, at most ``limit`` bytes of them at once."""
+    """Yield the values of a piece from front to back, flat (elements,), at most ``limit`` bytes of
+    them at once.
+    """
     dtype = DTYPES[piece.dtype]
     total, step = prod(piece.placement.shape), max(1, limit // dtype.itemsize)
     for start in range(0, total, step):

@@ -16,7 +16,8 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.layout.segments import Segment
-from flmgrow.formats.pieces import DTYPES, Array, Piece, as_bytes, widest
+from flmgrow.formats.pieces import DTYPES, Piece, as_bytes, widest
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Box, Sizes, intersect
 from flmgrow.model.tensors import LogicalTensor
 from flmgrow.text import Found, Text
@@ -197,7 +198,7 @@ class LogicalReader:
         return totals
 
     def read(self, name: str, box: Box) -> Array:
-        """Return the values of ``box`` of tensor ``name``, in their stored dtype.
+        """Return the values of ``box`` of tensor ``name``, in its shape and their stored dtype.
 
         Raises:
             BadCheckpointError: If the checkpoint does not hold all of it.
@@ -207,7 +208,8 @@ class LogicalReader:
         return result
 
     def read_into(self, target: Array, name: str, box: Box) -> None:
-        """Fill ``target`` with the values of ``box`` of tensor ``name``, cast to its dtype.
+        """Fill ``target``, of the shape of ``box``, with its values of tensor ``name``, cast to its
+        dtype.
 
         Raises:
             BadCheckpointError: If the checkpoint does not hold all of it.

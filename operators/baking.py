@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from flmgrow.model.axes import Axis, AxisMap, FloatArray, Role
+from flmgrow.model.arrays import FloatArray
+from flmgrow.model.axes import Axis, AxisMap, Role
 from flmgrow.model.masks import Dimension
 from flmgrow.operators.growth import MASKED, Growth
 from flmgrow.operators.masks import baking_maps

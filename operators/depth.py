@@ -18,7 +18,8 @@ from enum import StrEnum
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.model.axes import FRESH, Axis, AxisMap, FloatArray, IntArray, Role
+from flmgrow.model.arrays import FloatArray, IntArray
+from flmgrow.model.axes import FRESH, Axis, AxisMap, Role
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.choices import Method, NewLayers, chosen, chosen_method

@@ -22,6 +22,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from flmgrow.model.arrays import FloatArray, IntArray
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLY_2 = np.uint64(0x94D049BB133111EB)
@@ -40,7 +42,7 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state
 
 
-def _hashes(seed: int, name: str, indices: Sequence[NDArray[np.int64]]) -> NDArray[np.uint64]:
+def _hashes(seed: int, name: str, indices: Sequence[IntArray]) -> NDArray[np.uint64]:
     """Return one 64-bit hash for each entry of the outer product of ``indices``."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     state = np.frombuffer(digest, np.uint64).copy()
@@ -102,11 +104,9 @@ DRAWS = frozenset(_DRAWS)
 """All versions that can be derived again."""
 
 
-def normal(
-    seed: int, name: str, indices: Sequence[NDArray[np.int64]], draw: int = DRAW
-) -> NDArray[np.float64]:
-    """Return standard normal values for the outer product of ``indices``, one array of indices per
-    axis.
+def normal(seed: int, name: str, indices: Sequence[IntArray], draw: int = DRAW) -> FloatArray:
+    """Return standard normal values (n1, n2, ...) for the outer product of ``indices``, one array
+    (n1,), (n2,) ... per axis.
 
     The values are those of float32. Their magnitude is at most 6.4 (6.8 in version 1).
     """
@@ -114,8 +114,9 @@ def normal(
     return values.astype(np.float64).reshape([len(axis) for axis in indices])
 
 
-def split_weights(seed: int, name: str, source: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return unequal weights, one per entry of ``source``, that sum to one over equal entries.
+def split_weights(seed: int, name: str, source: IntArray) -> FloatArray:
+    """Return unequal weights (n,), one per entry of ``source`` (n,), that sum to one over equal
+    entries.
 
     Weights lie within a factor of three of each other, so that no copy starts out negligible; an
     entry with a source of its own gets exactly one. Negative sources get one, too.

@@ -13,18 +13,8 @@ from itertools import chain, product
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.model.axes import (
-    FRESH,
-    PADDING,
-    Axis,
-    AxisMap,
-    Box,
-    Fill,
-    FloatArray,
-    IntArray,
-    Role,
-    Run,
-)
+from flmgrow.model.arrays import FloatArray, IntArray
+from flmgrow.model.axes import FRESH, PADDING, Axis, AxisMap, Box, Fill, Role, Run
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor
@@ -82,7 +72,7 @@ class Growth:
 
     @property
     def fresh(self) -> dict[Axis, IntArray]:
-        """The rising indices that it makes, on each axis that grows."""
+        """The rising indices (fresh,) that it makes, on each axis that grows."""
         found = {axis: self.maps[axis].fresh for axis in sorted(self.maps)}
         return {axis: indices for axis, indices in found.items() if len(indices)}
 
@@ -172,8 +162,8 @@ def moves(growth: Growth, tensor: LogicalTensor, box: Box) -> Iterator[Move]:
 def factors(
     growth: Growth, tensor: LogicalTensor, box: Box, fresh: bool = False
 ) -> list[FloatArray]:
-    """Return the factors of old (or of fresh) entries in ``box``, shaped to broadcast against
-    it.
+    """Return the factors of old (or of fresh) entries in ``box``, in shapes that broadcast against
+    its own.
     """
     result = []
     for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True)):

@@ -47,7 +47,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, FloatArray, Role
+from flmgrow.model.arrays import FloatArray
+from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 

@@ -51,7 +51,8 @@ def run_batch(
     """Run a replica's ``micro_batches``, and add up gradients unless ``forward_only``.
 
     Returns this rank's share of what :func:`losses_of` makes losses of: for each signal the sum of
-    losses and the number of tokens that count (float64), and then for each of so many ``sources``.
+    losses and the number of tokens that count (float64), and then for each of so many ``sources``:
+    (signals + sources, 2), flat.
     """
     device = torch.cuda.current_device()
     results = get_forward_backward_func()(

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.costing.estimate import RunCost
+from flmgrow.model.arrays import FloatArray
 from flmgrow.model.tensors import parameter_count
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Layout, Placement, placements
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.megatron.new_model import NoFiles
-from flmgrow.formats.pieces import DTYPES, Array, as_bytes
+from flmgrow.formats.pieces import DTYPES, as_bytes
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.growing.source import LiveSource, Slice, model_rank_of, own_model_rank, slices_of
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors

@@ -19,9 +19,10 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.new_model import new_model
-from flmgrow.formats.pieces import Array, as_bytes
+from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
+from flmgrow.model.arrays import Array
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer.checkpoint.saving import optimizer_state

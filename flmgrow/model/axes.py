@@ -15,8 +15,8 @@ from itertools import chain, pairwise
 from math import inf, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flmgrow.model.arrays import FloatArray, IntArray
 from flmgrow.text import Found, Text, Wanted
 
 
@@ -135,10 +135,6 @@ class Fill(StrEnum):
     """
 
 
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """A range of new indices with one kind of source.
@@ -190,7 +186,7 @@ class AxisMap:
 
     @property
     def factors(self) -> tuple[Mapping[Role, FloatArray], Mapping[Role, FloatArray]]:
-        """The factors of old entries: scale, then gate."""
+        """The factors (new,) of old entries by role: scale, then gate."""
         return self.scale, self.gate
 
     @property
@@ -200,13 +196,13 @@ class AxisMap:
 
     @property
     def donors(self) -> IntArray:
-        """For each new index, the old index it comes from or borrows from."""
+        """The old index (new,) that each new index comes from or borrows from."""
         return self.source if self.donor is None else self.donor
 
     @property
     def fresh(self) -> IntArray:
-        """The rising new indices that growth made: without a source, or copies beyond the first;
-        padding is none.
+        """The rising new indices (fresh,) that growth made: without a source, or copies beyond the
+        first; padding is none.
         """
         copies = (self.source >= 0) & (self.copy_number > 0)
         return np.flatnonzero((self.source == FRESH) | copies).astype(np.int64)
@@ -231,7 +227,7 @@ class AxisMap:
 
     @cached_property
     def copy_number(self) -> IntArray:
-        """For each new index, how many earlier new indices have the same source."""
+        """How many earlier new indices have the same source, for each new index (new,)."""
         seen: dict[int, int] = {}
         number = np.zeros_like(self.source)
         for index, source in enumerate(self.source.tolist()):
@@ -241,7 +237,7 @@ class AxisMap:
 
     @cached_property
     def copies(self) -> IntArray:
-        """For each new index, how many new indices share its source."""
+        """How many new indices share its source, for each new index (new,)."""
         _, inverse, counts = np.unique(self.source, return_inverse=True, return_counts=True)
         return counts[inverse].astype(np.int64)
 
@@ -252,6 +248,6 @@ def identity(size: int) -> AxisMap:
 
 
 def appended(old_size: int, new_size: int, tail: int = FRESH) -> IntArray:
-    """Return sources that keep the old indices in front and put ``tail`` behind them."""
+    """Return sources (new,) that keep the old indices in front and put ``tail`` behind them."""
     kept = min(old_size, new_size)
     return np.concatenate([np.arange(kept), np.full(new_size - kept, tail)]).astype(np.int64)

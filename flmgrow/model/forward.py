@@ -25,7 +25,9 @@ class Weights(Protocol):
     """Where the forward gets its weights from, in the dtype it shall compute in."""
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a logical tensor (of one layer, without the layer axis): a gain, or a bias."""
+        """Return a logical tensor (of one layer, without the layer axis), a gain or a bias, in its
+        own shape.
+        """
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
         """Return rows of a table, with the shape of ``ids`` and the table's columns behind."""
@@ -33,7 +35,7 @@ class Weights(Protocol):
     def parts(
         self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield a logical tensor (of one layer) as a matrix, in consecutive parts of its rows.
+        """Yield a logical tensor (of one layer) as a matrix, in consecutive parts (rows, columns).
 
         The last ``inputs`` axes are its columns, the others its rows; all of them, or the first
         ``stop`` along the first axis.
@@ -56,7 +58,10 @@ NO_MASKS = UnitMasks()
 def normalise(
     x: Tensor, gain: Tensor, bias: Tensor | None, config: ModelConfig, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the norm of ``x`` over its last axis, its statistics weighted by ``mask``."""
+    """Return the norm of ``x`` (..., n) over its last axis, its statistics weighted by ``mask``.
+
+    That, ``gain`` and ``bias`` are (n,).
+    """
     z = x.to(wide(x.dtype))
     if config.norm == "layernorm":
         z = z - _mean(z, mask)
@@ -107,7 +112,7 @@ class Attend(Protocol):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tensor | None) -> Tensor:
-    """Attend, step by step."""
+    """Attend, step by step; the shapes are those of :class:`Attend`."""
     scores = einsum(query, key, "b g q s d, b g t d -> b g q s t") * factor
     if sees is None:
         known = scores.shape[-1] - scores.shape[-2]

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 def fused_attend(
     query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tensor | None
 ) -> Tensor:
-    """Attend as ``flmgrow.model.forward.attend`` does."""
+    """Attend as ``flmgrow.model.forward.attend`` does, with the shapes of its ``Attend``."""
     queries, tokens = query.shape[2], query.shape[3]
     causal = sees is None and tokens > 1
     if causal and tokens < key.shape[-2]:

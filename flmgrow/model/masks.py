@@ -18,10 +18,10 @@ from enum import StrEnum
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.model.axes import Axis, IntArray, Sizes
+from flmgrow.model.arrays import FloatArray, IntArray
+from flmgrow.model.axes import Axis, Sizes
 from flmgrow.text import Found, Text
 
 Fresh = Mapping[Axis, IntArray]
@@ -71,8 +71,12 @@ class Mask:
         if set(self.fresh) != set(AXES[self.dimension]):
             raise BadCheckpointError(f"{self.dimension} mask: axes {', '.join(self.fresh)}")
 
-    def values(self, sizes: Sizes) -> NDArray[np.float64]:
-        """Return the multiplier of every unit, with one dimension per axis of the mask."""
+    def values(self, sizes: Sizes) -> FloatArray:
+        """Return the multiplier of every unit: (h,), (g, q), (f,) or (layers,), by the dimension.
+
+        Raises:
+            BadCheckpointError: It names a unit that a model of these sizes does not have.
+        """
         result = np.ones([sizes[axis] for axis in self.fresh])
         for place, indices in enumerate(self.fresh.values()):
             if len(indices) and indices.max() >= result.shape[place]:
@@ -101,7 +105,7 @@ def fresh_to_json(fresh: Fresh) -> dict[str, list[list[int]]]:
 
 
 def fresh_from_json(data: Mapping[str, list[tuple[int, int]]]) -> dict[Axis, IntArray]:
-    """Return the indices that :func:`fresh_to_json` described.
+    """Return the indices (fresh,), by axis, that :func:`fresh_to_json` described.
 
     Raises:
         ValueError: For anything else.
@@ -110,7 +114,7 @@ def fresh_from_json(data: Mapping[str, list[tuple[int, int]]]) -> dict[Axis, Int
 
 
 def ranges(indices: IntArray) -> list[list[int]]:
-    """Return sorted ``indices`` as half-open ranges."""
+    """Return sorted ``indices`` (n,) as half-open ranges."""
     if not len(indices):
         return []
     breaks = np.flatnonzero(np.diff(indices) != 1) + 1
@@ -118,7 +122,7 @@ def ranges(indices: IntArray) -> list[list[int]]:
 
 
 def indices_of(spans: list[tuple[int, int]]) -> IntArray:
-    """Return the indices in rising half-open ranges.
+    """Return the indices (n,) in rising half-open ranges.
 
     Raises:
         ValueError: For anything else.

@@ -90,7 +90,7 @@ class Model(nn.Module):
         return head_logits(self.config, self, x, self.masks)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a logical tensor (of one layer, without the layer axis)."""
+        """Return a logical tensor (of one layer, without the layer axis), in its own shape."""
         value: Tensor = getattr(self, _attribute(name))
         return value if layer is None else value[layer]
 
@@ -101,7 +101,9 @@ class Model(nn.Module):
     def parts(
         self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield a tensor (of one layer) as one matrix; its columns are the last ``inputs`` axes."""
+        """Yield a tensor (of one layer) as one matrix (rows, columns); its columns are the last
+        ``inputs`` axes.
+        """
         value = self.tensor(name, layer)[:stop]
         yield value.reshape(-1, prod(value.shape[value.dim() - inputs :]))
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flmgrow.errors import UsageError
-from flmgrow.prediction.law import SIZES, FloatArray, Form, Law, check_enough, fit, refit
+from flmgrow.model.arrays import FloatArray
+from flmgrow.prediction.law import SIZES, Form, Law, check_enough, fit, refit
 from flmgrow.prediction.points import RunPoint
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text

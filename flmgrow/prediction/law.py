@@ -16,14 +16,12 @@ from math import exp, inf
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.errors import UsageError
+from flmgrow.model.arrays import FloatArray
 from flmgrow.prediction.packages import scipy
 from flmgrow.prediction.points import RunPoint
 from flmgrow.text import Found, Text
-
-FloatArray = NDArray[np.float64]
 
 HUBER = 1e-3
 """In units of log loss: residuals above it count linearly (Hoffmann et al., 2022, appendix D.3)."""
@@ -244,8 +242,9 @@ def minimised(
     start: FloatArray,
     slopes: Callable[[FloatArray], FloatArray],
 ) -> Any:
-    """Return scipy's result (``x`` and ``cost``) of the least sum of Huber's loss of residuals in
-    log loss, from a start, with their derivatives.
+    """Return scipy's result (``x`` and ``cost``) of the least sum of Huber's loss of ``residuals``
+    (points,) in log loss, from ``start`` (values,), with their derivatives ``slopes`` (points,
+    values).
 
     Raises:
         UsageError: Without scipy.

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from flmgrow.prediction.law import FloatArray, Law
+from flmgrow.model.arrays import FloatArray
+from flmgrow.prediction.law import Law
 from flmgrow.proposing.carrying import ReadStage, loss_of
 from flmgrow.proposing.two_stage import TwoStageLaw
 

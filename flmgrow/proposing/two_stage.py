@@ -14,8 +14,9 @@ from math import exp, log
 import numpy as np
 
 from flmgrow.errors import UsageError
+from flmgrow.model.arrays import FloatArray
 from flmgrow.prediction.forecast import LEVEL
-from flmgrow.prediction.law import LARGEST_POWER, TOGETHER, FloatArray, Law, minimised
+from flmgrow.prediction.law import LARGEST_POWER, TOGETHER, Law, minimised
 from flmgrow.prediction.points import RunPoint
 from flmgrow.proposing.carrying import ReadStage
 from flmgrow.text import Found, Text

@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flmgrow.model.arrays import FloatArray
 from flmgrow.prediction.forecast import LEVEL
 from flmgrow.prediction.law import Law
 from flmgrow.proposing.candidates import Candidate, ScheduleKind
 from flmgrow.proposing.growth_laws import GrowthLaw
 from flmgrow.storage.strict_json import Json
 
-FloatArray = NDArray[np.float64]
 SURE = 0.95
 """Of the draws, for a verdict."""
 
@@ -40,7 +39,9 @@ class Expected:
     flops: float
 
     def beats(self, other: "Expected") -> FloatArray:
-        """Return in which draws this is better: a lower loss, or the same for less."""
+        """Return in which draws this is better, 1.0 or 0.0 (draws,): a lower loss, or the same for
+        less.
+        """
         if self.flops < other.flops:
             return (self.losses < other.losses + SAME).astype(float)
         return (self.losses < other.losses - SAME).astype(float)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.model.arrays import FloatArray
 from flmgrow.stages.last_checkpoints import STAGE_FOLDER
 from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
 from flmgrow.text import Found, Setting, Text
@@ -35,7 +36,6 @@ LARGEST_LOSS = 1e9
 LARGEST_COUNT = 10**40
 """Tokens or FLOPs that no run comes near."""
 
-FloatArray = NDArray[np.float64]
 AnyRecord = TypeVar("AnyRecord", StepRecord, ValidationRecord)
 
 
@@ -202,7 +202,8 @@ def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve,
 
 
 def smooth(values: FloatArray, half: int) -> FloatArray:
-    """Return the value of a straight line fitted to each value and ``half`` neighbours each way.
+    """Return the value (n,) of a straight line fitted to each of ``values`` (n,) and ``half``
+    neighbours each way.
 
     Where there are fewer on one side the line still passes through the middle of the trend, which
     a mean would not: the ends of a falling curve are neither lifted nor flattened.

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from flmgrow.stages.curves import FloatArray, Points, RunCurves
+from flmgrow.model.arrays import FloatArray
+from flmgrow.stages.curves import Points, RunCurves
 
 AxisName = Literal["tokens", "flops"]
 
@@ -22,12 +23,12 @@ ALIKE = 1e-6
 
 
 def along(points: Points, axis: AxisName) -> FloatArray:
-    """Return where ``points`` lie on an axis."""
+    """Return where ``points`` lie on an axis (points,)."""
     return points.tokens if axis == "tokens" else points.flops
 
 
 def x_range(x: FloatArray, *, log: bool) -> tuple[float, float]:
-    """Return where an axis for ``x``, not negative, begins and ends.
+    """Return where an axis for ``x`` (points,), not negative, begins and ends.
 
     A single value is in its middle; 0 has no place on one that is logarithmic.
     """
@@ -61,7 +62,8 @@ def loss_range(runs: Sequence[RunCurves], *, whole: bool) -> tuple[float, float]
 
 
 def thinned(x: FloatArray, y: FloatArray, *, log: bool) -> tuple[FloatArray, FloatArray]:
-    """Return at most ``MOST_POINTS`` points that look the same: lowest and highest of each stretch.
+    """Return at most ``MOST_POINTS`` points that look like ``x`` and ``y`` (points,): lowest and
+    highest of each stretch.
 
     Stretches are equally long on the axis, which is logarithmic if ``log``. Where ``x`` does not
     rise, as it does in every run, there are no stretches, and all points are returned.

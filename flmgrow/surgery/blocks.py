@@ -14,8 +14,9 @@ import numpy as np
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout.segments import Strip
-from flmgrow.formats.pieces import DTYPES, Array
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.targets import Buffer, TargetArray
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Box
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.finite import non_finite
@@ -52,7 +53,7 @@ class Blocks:
     def of(
         self, pool: ThreadPoolExecutor, buffer: Buffer, arrays: Sequence[TargetArray]
     ) -> Iterator[Array]:
-        """Yield the values of a buffer from front to back, computed ahead by the pool.
+        """Yield the values of a buffer from front to back (elements,), computed ahead by the pool.
 
         ``arrays`` fill it, in this order; what lies between them is zero.
         """

@@ -57,12 +57,14 @@ class Side:
         return unit_masks(self.masks, self.checkpoint, self.dtype, self.device)
 
     def residuals(self, tokens: Tensor) -> Iterator[Tensor]:
-        """Yield its residual streams for ``tokens``, as float64."""
+        """Yield its residual streams (b, s, h) for ``tokens`` (b, s), as float64."""
         for x in residuals(self.checkpoint.config, self.weights, tokens, self.unit_masks):
             yield x.double()
 
     def logits(self, x: Tensor, vocab: int) -> Iterator[Tensor]:
-        """Yield logits from the last residual, as float64, in blocks of VOCAB_BLOCK ids."""
+        """Yield logits (b, s, ids) from the last residual ``x`` (b, s, h), as float64, in blocks of
+        VOCAB_BLOCK ids.
+        """
         rest = x.new_zeros((*x.shape[:-1], 0), dtype=torch.float64)
         config, masks = self.checkpoint.config, self.unit_masks
         for block in logit_blocks(config, self.weights, x.to(self.dtype), vocab, masks):

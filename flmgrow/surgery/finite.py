@@ -6,11 +6,11 @@ float is infinite or not a number if its bits are at least those of infinity.
 
 import numpy as np
 
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 
 
 def non_finite(values: Array) -> int:
-    """Return how many entries are not finite."""
+    """Return how many entries are not finite of ``values``, of any shape."""
     unsigned, signed = f"u{values.itemsize}", f"i{values.itemsize}"
     bits = values.view(unsigned)
     infinities = np.array([np.inf, -np.inf], values.dtype).view(unsigned)

@@ -36,17 +36,17 @@ class LeafWeights:
                 self.leaves[name, layer] = lazy.tensor(name, layer).clone().requires_grad_()
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a logical tensor (of one layer)."""
+        """Return a logical tensor (of one layer), in its own shape."""
         return self.leaves[name, layer]
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
-        """Return rows of a table."""
+        """Return rows of a table, with the shape of ``ids`` and the table's columns behind."""
         return self.leaves[name, None][ids]
 
     def parts(
         self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield a tensor as a matrix, in one part."""
+        """Yield a tensor as a matrix (rows, columns), in one part."""
         leaf = self.leaves[name, layer][:stop]
         yield leaf.reshape(-1, math.prod(leaf.shape[leaf.ndim - inputs :]))
 
@@ -128,7 +128,9 @@ def compare_gradients(
     masks: Mapping[Dimension, Mask],
     tokens: Tensor,
 ) -> GradientReport:
-    """Return how the gradients of ``result`` relate to those of ``source`` on the same tokens."""
+    """Return how the gradients of ``result`` relate to those of ``source`` on the same ``tokens``
+    (b, s).
+    """
     _, before = gradients(source, {}, tokens)
     _, after = gradients(result, masks, tokens)
     fresh = alive = 0

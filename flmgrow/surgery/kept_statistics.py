@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from flmgrow.model.axes import FloatArray
+from flmgrow.model.arrays import FloatArray
 from flmgrow.storage.journal import as_line, record_in
 
 NAME = "statistics"
@@ -51,11 +51,11 @@ class KeptStatistics:
                 self._found[str(record["key"])] = values.reshape(record["shape"])  # type: ignore[call-overload]
 
     def get(self, key: str) -> FloatArray | None:
-        """Return what was found under ``key``, if an earlier run kept it."""
+        """Return what was found under ``key``, in its shape, if an earlier run kept it."""
         return self._found.get(key)
 
     def add(self, key: str, values: FloatArray) -> None:
-        """Keep what was found, if the file system lets it."""
+        """Keep what was found, of any shape, if the file system lets it."""
         if values.nbytes > MOST_BYTES:
             return
         data = base64.b64encode(np.ascontiguousarray(values, np.float64).tobytes()).decode()

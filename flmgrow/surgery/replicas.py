@@ -14,7 +14,7 @@ import numpy as np
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.pieces import Piece, as_bytes, pieces_of
 from flmgrow.formats.reading import LogicalReader
-from flmgrow.model.axes import FloatArray
+from flmgrow.model.arrays import FloatArray
 from flmgrow.operators.choices import chosen
 from flmgrow.text import Setting, Text
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.pieces import Array
 from flmgrow.formats.reading import LogicalReader
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Box
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
@@ -61,7 +61,7 @@ class ModelValues:
             values.keep(kept, state)
 
     def box(self, state: State, name: str, box: Box, dtype: np.dtype[Any]) -> Array:
-        """Return the values of ``box`` of a state of tensor ``name``, in ``dtype``."""
+        """Return the values of ``box`` of a state of tensor ``name``, in the box's shape."""
         if self._reset and state.gradient_power:
             return np.zeros(box.shape, dtype)
         values, tensor = self._values[state], self._tensors[state][name]

@@ -11,9 +11,9 @@ from math import prod
 
 import numpy as np
 
-from flmgrow.formats.pieces import Array
 from flmgrow.formats.reading import LogicalReader
-from flmgrow.model.axes import Box, FloatArray, split
+from flmgrow.model.arrays import Array, FloatArray
+from flmgrow.model.axes import Box, split
 from flmgrow.operators.draws import DRAW
 from flmgrow.surgery.kept_statistics import KeptStatistics
 
@@ -184,7 +184,7 @@ class Statistics:
         return float(np.float32(np.sqrt(variance)))
 
     def mean(self, name: str, box: Box, *axes: int) -> FloatArray:
-        """Return the mean over ``axes`` of the values in ``box``, the axes kept with size 1.
+        """Return the mean over ``axes`` of the values in ``box``, whose shape has 1 for these axes.
 
         ``box`` must lie in one layer. At the other indices of the layer it is computed as well.
         """

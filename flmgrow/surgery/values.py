@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flmgrow.formats.pieces import Array
 from flmgrow.formats.reading import LogicalReader
-from flmgrow.model.axes import Axis, AxisMap, Box, Fill, FloatArray, Role, Sizes, full_box, split
+from flmgrow.model.arrays import Array, FloatArray, IntArray
+from flmgrow.model.axes import Axis, AxisMap, Box, Fill, Role, Sizes, full_box, split
 from flmgrow.model.tensors import Init, LogicalTensor
 from flmgrow.operators.draws import normal
 from flmgrow.operators.growth import Growth, Move, count, factors, moves
@@ -53,7 +52,7 @@ class GrownValues:
         self._statistics.keep(kept, state)
 
     def box(self, tensor: LogicalTensor, box: Box, dtype: np.dtype[Any]) -> Array:
-        """Return the values of ``box`` of the grown ``tensor``, in ``dtype``."""
+        """Return the values of ``box`` of the grown ``tensor``, in its shape and ``dtype``."""
         result = np.empty(box.shape, dtype)
         for move in moves(self._growth, tensor, box):
             self._fill(result[move.box.relative_to(box)], tensor, move)
@@ -88,7 +87,7 @@ class GrownValues:
             for _, axis_map, roles in self._mapped(tensor)
         ) or any((factor != 1.0).any() for factor in factors(self._growth, tensor, move.box))
 
-    def _normal(self, name: str, indices: Sequence[NDArray[np.int64]]) -> FloatArray:
+    def _normal(self, name: str, indices: Sequence[IntArray]) -> FloatArray:
         return normal(self._growth.seed, name, indices, self._growth.draw)
 
     def _old(self, tensor: LogicalTensor, name: str, move: Move, old: Box) -> Make:
@@ -282,5 +281,5 @@ def _part(factor: FloatArray, piece: Box, box: Box) -> FloatArray:
     return part
 
 
-def _indices(box: Box) -> list[NDArray[np.int64]]:
+def _indices(box: Box) -> list[IntArray]:
     return [np.arange(start, stop, dtype=np.int64) for start, stop in box.ranges]

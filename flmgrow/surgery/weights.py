@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.forward import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
@@ -51,7 +51,7 @@ class CheckpointWeights:
         return (wide + shift if shift else wide).to(self._device, self._dtype)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a logical tensor (of one layer, without the layer axis)."""
+        """Return a logical tensor (of one layer, without the layer axis), in its own shape."""
         box = full_box(self._reader.shape(name))
         if layer is None:
             return self._tensor(name, self._reader.read(name, box))
@@ -59,7 +59,9 @@ class CheckpointWeights:
         return self._tensor(name, self._reader.read(name, box)[0])
 
     def rows(self, name: str, ids: Tensor) -> Tensor:
-        """Return rows of a table; each distinct row is read once."""
+        """Return rows of a table, with the shape of ``ids`` and the table's columns behind; each
+        distinct row is read once.
+        """
         distinct, inverse = torch.unique(ids, return_inverse=True)
         columns = self._reader.shape(name)[1]
         read = [
@@ -72,7 +74,7 @@ class CheckpointWeights:
         self, name: str, layer: int | None = None, inputs: int = 1, stop: int | None = None
     ) -> Iterator[Tensor]:
         """Yield a tensor (of one layer) as a matrix whose columns are the last ``inputs`` axes, in
-        consecutive parts of its rows; the first ``stop`` of a table.
+        consecutive parts (rows, columns); the first ``stop`` rows of a table.
         """
         shape = self._reader.shape(name)
         first = () if layer is None else ((layer, layer + 1),)

@@ -13,7 +13,8 @@ import numpy as np
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import manifest_of
 from flmgrow.formats.history.training_file import training_state_in
-from flmgrow.model.axes import Axis, IntArray
+from flmgrow.model.arrays import IntArray
+from flmgrow.model.axes import Axis
 from flmgrow.model.masks import Fresh, fresh_from_json
 from flmgrow.storage.strict_json import Json
 
@@ -39,7 +40,9 @@ def fresh_in(axes: Mapping[str, Sequence[Json]]) -> Fresh:
 
 
 def fresh_indices(runs: Sequence[Json]) -> IntArray:
-    """Return the new indices in the runs of a manifest that are fresh, or copied once more."""
+    """Return the new indices (fresh,) in the runs of a manifest that have no source, or one that an
+    earlier index has, too.
+    """
     seen = np.zeros(0, np.int64)
     found = [seen]
     for run in runs:

@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis, Box, split
 from flmgrow.model.tensors import LogicalTensor
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,10 @@ class Strip:
     boxes: tuple[Box, ...]
 
     def arrange(self, values: Sequence[Array]) -> Array:
-        """Return the elements as they are stored, from the values of the boxes."""
+        """Return the elements as they are stored, from the values of the boxes, each in its shape.
+
+        Of one segment in its stored shape, of several as (runs, elements).
+        """
         stored = [v.transpose(s.order) for s, v in zip(self.segments, values, strict=True)]
         if len(stored) == 1:
             return np.ascontiguousarray(stored[0])

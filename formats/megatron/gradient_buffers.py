@@ -29,7 +29,8 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Placed
 from flmgrow.formats.megatron.content import chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
-from flmgrow.formats.pieces import DTYPES, Array, Piece, as_bytes
+from flmgrow.formats.pieces import DTYPES, Piece, as_bytes
+from flmgrow.model.arrays import Array
 from flmgrow.model.states import State
 
 BUFFERS = {State.MASTER: "param", State.EXP_AVG: "exp_avg", State.EXP_AVG_SQ: "exp_avg_sq"}

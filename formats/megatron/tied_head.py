@@ -8,11 +8,11 @@ arguments whose ``untie_embeddings_and_output_weights`` was flipped would be bel
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.model_rows import UNTIED
 from flmgrow.formats.pieces import DTYPES, Piece
+from flmgrow.model.arrays import FloatArray
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Pass, Setting, Text
 
@@ -65,7 +65,7 @@ def _equal(pair: tuple[Piece, Piece]) -> bool:
     return bool(np.array_equal(_values(first), _values(second)))
 
 
-def _values(piece: Piece) -> NDArray[np.float64]:
+def _values(piece: Piece) -> FloatArray:
     """Return the first values of a piece, as float64."""
     dtype = DTYPES[piece.dtype]
     count = min(_SAMPLE, int(np.prod(piece.placement.shape)))

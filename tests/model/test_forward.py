@@ -2,22 +2,19 @@
 
 from dataclasses import replace
 from math import erf
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from growing import tokens_for
 from hypothesis import given
-from numpy.typing import NDArray
 from pico import CONFIGS, DictWeights, logical_weights
 from strategies import any_config, decoders, examples
 
+from flmgrow.model.arrays import Array
 from flmgrow.model.config import ModelConfig, Norm, Positions, RotarySettings
 from flmgrow.model.forward import UnitMasks, logits, normalise
 from flmgrow.model.turning import rotate, turning
-
-Array = NDArray[Any]
 
 
 def naive_norm(

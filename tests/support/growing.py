@@ -14,7 +14,8 @@ from torch import Tensor
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
-from flmgrow.formats.pieces import Array, read_whole
+from flmgrow.formats.pieces import read_whole
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import full_box
 from flmgrow.model.forward import logits
 from flmgrow.operators.growth import Growth

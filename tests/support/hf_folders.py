@@ -11,11 +11,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from flmgrow.model.arrays import Array
 from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
 
-Array = NDArray[Any]
 Header = dict[str, Any]
 
 CONFIG: dict[str, Any] = {

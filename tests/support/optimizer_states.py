@@ -7,7 +7,7 @@ import torch
 from damage import rank_files
 
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import full_box
 
 Content = dict[str, Any]

@@ -23,7 +23,8 @@ from sampling import first
 from torch import Tensor
 from torch.nn import functional
 
-from flmgrow.model.axes import Axis, IntArray
+from flmgrow.model.arrays import IntArray
+from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.forward import NO_MASKS, UnitMasks, logits
 from flmgrow.model.masks import Dimension

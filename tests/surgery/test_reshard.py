@@ -19,7 +19,7 @@ from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.formats.megatron.rank_contents import rank_content
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.execution import Execution
 from flmgrow.surgery.layout_request import LayoutRequest

@@ -15,7 +15,7 @@ from pico import CONFIGS, even, logical_weights, make_checkpoint, stored_weights
 from strategies import examples
 
 from flmgrow.formats.megatron.legacy.reader import open_megatron
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.draws import DRAWS

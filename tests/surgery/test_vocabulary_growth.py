@@ -23,7 +23,7 @@ from pico_model import skewed_weights
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from flmgrow.formats.pieces import Array
+from flmgrow.model.arrays import Array
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.model.forward import logits
 from flmgrow.operators.choices import FreshRows

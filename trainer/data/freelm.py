@@ -26,12 +26,13 @@ import numpy as np
 import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
+from flmgrow.model.arrays import IntArray
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 from flmgrow.trainer.data.blends import Blend
 from flmgrow.trainer.data.documents import SourceReading, field_of, read_documents, text_of
 from flmgrow.trainer.data.round_trip import missing, named
-from flmgrow.trainer.data.samples import SHOWN, Integers, Sample, Samples, seed_of
+from flmgrow.trainer.data.samples import SHOWN, Sample, Samples, seed_of
 from flmgrow.trainer.data.sources import find_sources
 from flmgrow.trainer.data.tally import Tally
 from flmgrow.trainer.data.tokenizer import Tokenizer, Tokens
@@ -194,7 +195,7 @@ class Teacher:
             room -= size
         yield row
 
-    def _shuffled(self, epoch: int) -> Integers:
+    def _shuffled(self, epoch: int) -> IntArray:
         order = np.random.RandomState(seed_of(self._seed, epoch)).permutation(len(self._rows))
         return order.astype(np.int64)
 

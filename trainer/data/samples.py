@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flmgrow.model.arrays import IntArray
 from flmgrow.storage.strict_json import Json
 
 Keys = Mapping[str, str | int | float | bool | None]
-Integers = npt.NDArray[np.int64]
 SHOWN = 8
 """Digits of a checksum that people are shown."""
 
@@ -32,10 +32,10 @@ class Sample:
     ``source`` is the number of the corpus that it comes from, where several are read.
     """
 
-    tokens: Integers
-    labels: Integers
+    tokens: IntArray
+    labels: IntArray
     loss_mask: npt.NDArray[np.float32]
-    positions: Integers
+    positions: IntArray
     taught: bool = False
     source: int = 0
 
@@ -108,7 +108,7 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def is_packed(positions: Integers) -> bool:
+def is_packed(positions: IntArray) -> bool:
     """Whether a row of ``positions`` (samples, length) holds several texts."""
     return bool((positions[:, 1:] == 0).any())
 

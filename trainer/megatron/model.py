@@ -225,9 +225,9 @@ def build_model_chunks(
 
 @torch.no_grad()
 def full_logits(models: list[GPTModel], tokens: torch.Tensor) -> torch.Tensor | None:
-    """Run the pipeline forward on ``tokens`` (batch x length).
+    """Run the pipeline forward on ``tokens`` (b, s).
 
-    The last stage's ranks return all logits (batch x length x padded vocabulary), the others None.
+    The last stage's ranks return all logits (b, s, v), padding among them, the others None.
     """
     batch, length = tokens.shape
     positions = torch.arange(length).expand(batch, length)

@@ -90,7 +90,7 @@ class OptimizerView:
         return not isinstance(self._members[0].optimizer, torch.optim.AdamW | torch.optim.Adam)
 
     def kept(self, parameter: Tensor) -> Kept | None:
-        """Return what is kept of a parameter; None if another replica keeps all of it."""
+        """Return what is kept of a parameter of any shape; None if another replica keeps it all."""
         for member in self._members:
             if self.distributed:
                 place = member.model_param_group_index_map.get(parameter)
@@ -192,7 +192,8 @@ def state_of(
 def fill(
     parameter: Parameter, optimizer: OptimizerView, values: Mapping[State, Tensor], step: int
 ) -> None:
-    """Give a parameter, and what is kept of it, new ``values``, flat in the dtype they are stored.
+    """Give a parameter, and what is kept of it, new ``values``, flat (elements,) in the dtype they
+    are stored.
 
     A master is taken where there is one, otherwise the weight; without moments, Adam begins anew.
     """
@@ -214,6 +215,6 @@ def fill(
 
 
 def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:
-    """Return a flat tensor on the CPU and its bytes, to be filled."""
+    """Return a flat tensor (count,) on the CPU and its bytes, to be filled."""
     tensor = torch.empty(count, dtype=getattr(torch, dtype))
     return tensor, as_bytes(tensor.view(torch.uint8).numpy())

@@ -15,8 +15,9 @@ import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.segments import Strip
-from flmgrow.formats.pieces import DTYPES, Array, Piece, as_bytes
+from flmgrow.formats.pieces import DTYPES, Piece, as_bytes
 from flmgrow.formats.reading import LogicalReader
+from flmgrow.model.arrays import Array
 from flmgrow.model.states import State
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.ranks import ALONE, Ranks

@@ -114,7 +114,7 @@ def check_function(
     tokens: Tensor,
     how: Forward,
 ) -> Check:
-    """Compare the logits, and judge them by what the dtypes in play allow."""
+    """Compare the logits on ``tokens`` (b, s), and judge them by what the dtypes in play allow."""
     compute = how.dtype
     first, second = (
         Side(x, masks_of(x), compute, how.block, device=how.device) for x in (source, result)

@@ -14,7 +14,7 @@ from flmgrow.surgery.gradients import compare_gradients
 def report_gradients(
     source: Checkpoint, result: Checkpoint, growth: Growth | None, tokens: Tensor
 ) -> Check:
-    """Compare gradients.
+    """Compare gradients on ``tokens`` (b, s).
 
     Masks at 0 are opened by one step of their ramp, so that fresh entries show.
     """

@@ -14,11 +14,12 @@ from strategies import examples
 
 from flmgrow.formats import reading
 from flmgrow.formats.layout.placements import Placement
-from flmgrow.formats.pieces import Array, as_bytes
+from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.huggingface import GPT2, GPT_NEOX, LLAMA
 from flmgrow.formats.tables.row import Home, Row
+from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis, Box, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
