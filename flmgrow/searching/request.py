@@ -199,6 +199,12 @@ def _trials(
                     stage = stage_of({**at_width(data, point.width), "name": name}, base)
             except UsageError as error:
                 raise error.relative_to(base).at(path, point.text) from None
+            if len(file.seeds) > 1 and stage.checkpoint.load is not None:
+                raise UsageError(
+                    Text("are ", Found(len(file.seeds)), ", but draw fresh weights alone"),
+                    "give one: each trial begins with checkpoint.load, and is the same for any",
+                    where=(path, "seeds"),
+                )
             yield Trial(name, point, seed, in_its_folder(stage))
 
 

@@ -94,6 +94,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "the same number": ({"grid": {PEAK: [1.0, 1]}}, "grid.learning_rate.peak: has a value twice"),
     "a word for a number": ({"grid": {PEAK: [1, True]}}, "has a value twice"),
     "seeds twice": ({"grid": GRID, "seeds": [3, 3]}, "seeds: has a seed twice"),
+    "seeds of a model that is there": (
+        {"grid": {"checkpoint.load": ["before"]}, "seeds": [1, 2]},
+        "seeds: are 2, but draw fresh weights alone",
+    ),
     "its own folder": ({"grid": {"checkpoint.folder": ["a", "b"]}}, "checkpoint.folder: is no ax"),
     "its own name": ({"grid": {"name": ["a", "b"]}}, "grid.name: is no axis"),
     "no grid": ({"grid": {}}, "grid"),
