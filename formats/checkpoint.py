@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flmgrow.errors import UsageError
+from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import Companions, Ids
+from flmgrow.formats.layout.lags import Lags
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.torch_file.file import scalar
+from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
-from flmgrow.text import Setting, Text
+from flmgrow.text import Found, Setting, Text
 
 WITHOUT_OPTIMIZER = Text(Setting("no_optimizer", True), " goes on without")
 """The way out where an optimizer's state is what cannot be read."""
@@ -28,6 +31,8 @@ class OptimizerState:
     and have float32 masters; ``dtypes`` are those of the states; ``other`` is carried.
     ``gradient_dtype`` is that of the buffers a distributed optimizer works on, None for one that is
     not distributed. ``digest`` is of the files that hold the states apart from the weights.
+    ``lags`` say of which parameters less was counted, or which have no state. Of those
+    ``state_readers`` read what training would begin with: moments of zero, and the weight.
     """
 
     groups: tuple[Mapping[object, object], ...]
@@ -37,6 +42,25 @@ class OptimizerState:
     other: Mapping[object, object] = field(default_factory=dict)
     gradient_dtype: str | None = None
     digest: str = ""
+    lags: Lags = field(default_factory=dict)
+
+    @property
+    def step_count(self) -> int:
+        """How many steps Adam has counted, where nothing lags.
+
+        Raises:
+            BadCheckpointError: If it does not say.
+        """
+        found = self.step
+        if found is None:
+            found = next((group["step"] for group in self.groups if "step" in group), None)
+        if isinstance(found, TensorRecord):
+            found = scalar(found)
+        if not isinstance(found, int | float):
+            raise BadCheckpointError(
+                Text("optimizer: counts ", Found(f"{found!r:.40}")), wanted="a number of steps"
+            )
+        return int(found)
 
 
 @dataclass(frozen=True)

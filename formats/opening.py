@@ -12,6 +12,7 @@ from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
 from flmgrow.formats.companions import companions_in
 from flmgrow.formats.elsewhere import not_a_checkpoint
+from flmgrow.formats.history.lags import lags_of
 from flmgrow.formats.huggingface.contents import is_huggingface
 from flmgrow.formats.huggingface.reader import open_huggingface
 from flmgrow.formats.megatron.folders import (
@@ -130,6 +131,6 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     files = checkpoint.contents
     if isinstance(files, DistFolder):
-        return with_distributed_states(checkpoint, files)
+        return with_distributed_states(checkpoint, files, lags_of(checkpoint))
     assert isinstance(files, RankFiles)
-    return with_rank_states(checkpoint, files)
+    return with_rank_states(checkpoint, files, lags_of(checkpoint))

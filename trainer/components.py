@@ -79,6 +79,8 @@ def build(run: RunConfig, masks: LiveMasks) -> Components:
     settings.calculate_per_token_loss = True
     _recompute(settings, stage.training.recompute)
     plain = build_model_chunks(config, settings, run.padded_vocab, masks)
+    parameters = parameters_of(plain, config, layout, run.padded_vocab)
+    _freeze(run, plain, parameters)
     for model in plain:
         _leave_padding_out(model, config.vocab)
     reduction = DistributedDataParallelConfig(
@@ -95,7 +97,6 @@ def build(run: RunConfig, masks: LiveMasks) -> Components:
         settings.no_sync_func = held if len(held) > 1 else held[0]
     optimizer = _optimizer(run, models)
     settings.grad_scale_func = optimizer.scale_loss
-    parameters = parameters_of(plain, config, layout, run.padded_vocab)
     view = OptimizerView(optimizer)
     schedule = _schedule(stage, run.clock, optimizer)
     return Components(models, optimizer, view, schedule, parameters)
@@ -120,6 +121,23 @@ def _leave_padding_out(model: Any, vocab: int) -> None:
         return logits, output[1]
 
     model.output_layer.register_forward_hook(behind)
+
+
+def _freeze(run: RunConfig, models: list[Any], parameters: list[Parameter]) -> None:
+    """Let frozen parameters have no gradient, and so no place in buffers and optimizers."""
+    for parameter in parameters:
+        if parameter.placement.slices[0] in run.still:
+            parameter.tensor.requires_grad_(False)
+    embedding = getattr(models[0], "embedding", None)
+    if embedding is None or any(each.requires_grad for each in embedding.parameters()):
+        return
+
+    def with_gradient(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.requires_grad_()
+
+    if run.stage.training.recompute == "full":
+        # What is computed again gives its own parameters a gradient only if its input needs one.
+        embedding.register_forward_hook(with_gradient)
 
 
 def _recompute(settings: Any, kind: str) -> None:

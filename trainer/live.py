@@ -15,7 +15,7 @@ from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import parameter_count
 from flmgrow.trainer.checkpoint.begin import Begin, TriedBatch
-from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
+from flmgrow.trainer.megatron.parameters import Counted, OptimizerView, Parameter
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.file import StageFile
 
@@ -24,13 +24,15 @@ from flmgrow.trainer.stage.file import StageFile
 class LiveModel:
     """What ``run`` holds at an iteration, on this rank.
 
-    ``masks`` are those that are not open yet. ``family`` is its ancestry, itself last;
-    ``companions`` say how it is spoken to. ``tried`` is a batch with its loss, if there is one.
+    ``counted`` is what its optimizer has. ``masks`` are those that are not open yet. ``family`` is
+    its ancestry, itself last; ``companions`` say how it is spoken to. ``tried`` is a batch with its
+    loss, if there is one.
     """
 
     run: RunConfig
     parameters: Sequence[Parameter]
     optimizer: OptimizerView
+    counted: Counted
     iteration: int
     masks: Mapping[Dimension, Mask]
     carried: Carried
@@ -44,6 +46,7 @@ class LiveModel:
         run: RunConfig,
         parameters: Sequence[Parameter],
         optimizer: OptimizerView,
+        counted: Counted,
         state: TrainingState,
         companions: Companions,
         tried: TriedBatch | None,
@@ -59,6 +62,7 @@ class LiveModel:
             run,
             parameters,
             optimizer,
+            counted,
             state.iteration,
             state.masks,
             state.carried,

@@ -24,7 +24,7 @@ from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.guarding import RunGuard
 from flmgrow.trainer.live import LiveModel
-from flmgrow.trainer.megatron.closed import ClosedUnits
+from flmgrow.trainer.megatron.held import HeldEntries
 from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.updates import Updates, update_ratios
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
@@ -52,6 +52,9 @@ from flmgrow.trainer.telling import (
 )
 from flmgrow.trainer.validating import Validation
 
+AGAIN = -1
+"""What a run returns in the place of an exit code if its stage goes on with another."""
+
 
 class TrainingRun:
     """One rank's part of a run of a stage."""
@@ -74,8 +77,8 @@ class TrainingRun:
         self._components.schedule.num_steps = self._clock.position
         self._components.schedule.step(0)
         components = self._components
-        self._closed = ClosedUnits(components.parameters, components.view, config)
-        self._closed.move_to(begin.masks)
+        self._held = HeldEntries(components.parameters, components.view, config, run.frozen)
+        self._held.move_to(begin.masks)
         self._updates = Updates(
             components.parameters if stage.log.parts else (),
             components.view,
@@ -101,14 +104,19 @@ class TrainingRun:
         """Fill model and optimizer; return why sources of chance begin anew where they do."""
         begin, lost = self._run.begin, None
         if begin.checkpoint is not None:
-            load(begin.checkpoint, self._components.parameters, self._components.view)
+            components = self._components
+            self._progress.counted = load(
+                begin.checkpoint, components.parameters, components.view, self._run.still
+            )
             if begin.resumed:
                 lost = restore_random_states(begin.checkpoint.folder)
             begin.checkpoint.close()  # what is removed later must not be held open
         return lost
 
     def until_done(self, stop: Stop) -> int:
-        """Take all steps that are left; return 0, or 128 and the number of the signal."""
+        """Take all steps that are left; return 0, or 128 and the number of the signal, or AGAIN if
+        the stage goes on, with more that trains, from the checkpoint that it has saved.
+        """
         run, stage = self._run, self._run.stage
         if self._progress.iteration >= run.last:
             say(f"{stage.name}  {taken(run)}: there is nothing to do")
@@ -132,7 +140,8 @@ class TrainingRun:
                 ends = self._progress.iteration == run.last
                 if self._due(stage.log.validation_every, ends):
                     self._tell_validation(reporter)
-                if asked or self._due(stage.checkpoint.every, ends) or ends:
+                unfreezes = self._progress.iteration == run.unfreezes_at and not ends
+                if asked or unfreezes or self._due(stage.checkpoint.every, ends) or ends:
                     self._failure.attempt(reporter.sync, None)
                     with reporter.pace.timed(SAVING):
                         self._save()
@@ -143,6 +152,8 @@ class TrainingRun:
                         f"stopped at step {self._progress.iteration}; the same command resumes"
                     )
                     return 128 + asked
+                if unfreezes:
+                    return AGAIN
 
     def _announce(self, reporter: Reporter, changes: Sequence[Change]) -> None:
         """Tell what begins here, and what somebody may not expect of it."""
@@ -206,7 +217,7 @@ class TrainingRun:
             sequence_length=self._run.stage.data.sequence_length,
             sources=len(self._sources),
         )
-        with self._updates.watched(), self._closed.kept():
+        with self._updates.watched(), self._held.kept():
             _, norm, _ = components.optimizer.step()
         components.schedule.step(increment=self._clock.step)
         self._raise_masks()
@@ -236,7 +247,7 @@ class TrainingRun:
     def _raise_masks(self) -> None:
         self._progress.raise_masks()
         self._live.move_to(self._progress.masks)
-        self._closed.move_to(self._progress.masks)
+        self._held.move_to(self._progress.masks)
 
     def live(self) -> LiveModel:
         """Return what the run holds now, for another stage to go on with. On all ranks at once."""
@@ -246,7 +257,8 @@ class TrainingRun:
             tried = TriedBatch(self._micro_batches, loss)
         parameters, view = components.parameters, components.view
         companions = self._saving.companions
-        return LiveModel.of(self._run, parameters, view, self._state(), companions, tried)
+        counted = self._progress.counted
+        return LiveModel.of(self._run, parameters, view, counted, self._state(), companions, tried)
 
     def _state(self) -> TrainingState:
         return self._progress.state(self._guard.losses)
@@ -256,5 +268,7 @@ class TrainingRun:
         state = self._state()
         components = self._components
         schedule = components.schedule.state_dict()
-        self._saving.save(state, components.parameters, components.view, schedule)
+        self._saving.save(
+            state, components.parameters, components.view, self._progress.counted, schedule
+        )
         self._progress.saved = self._progress.iteration

@@ -1,11 +1,13 @@
 """How far a run is: what it has read and trained on, and what a checkpoint remembers of that."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from flmgrow.formats.history.training_state import Carried, TrainingState
 from flmgrow.model.masks import Dimension, Mask, ramped
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.megatron.parameters import Counted
 from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.changes import settings_of
@@ -17,7 +19,7 @@ class RunProgress:
 
     ``iteration`` counts optimizer steps, those of the stages before included; ``saved`` is the last
     one whose checkpoint is there, None if there is none of this stage. ``carried`` goes on through
-    stages, and ``masks`` are as the next step takes them.
+    stages, and ``masks`` are as the next step takes them; ``counted`` is what Adam has counted.
     """
 
     def __init__(self, run: RunConfig, data: StageData, course: Course) -> None:
@@ -27,6 +29,7 @@ class RunProgress:
         self.saved = begin.iteration if begin.resumed else None
         self.carried = begin.carried
         self.masks: Mapping[Dimension, Mask] = begin.masks
+        self.counted = Counted(0, dict.fromkeys(sorted(run.still, key=str)))
         self._of_stage = begin.progress
 
     @property
@@ -42,6 +45,7 @@ class RunProgress:
         """Count a step; so many samples were ``consumed`` by the end of it, since the first."""
         run = self._run
         self.iteration += 1
+        self.counted = replace(self.counted, steps=self.counted.steps + 1)
         self.carried = Carried(
             consumed_samples=consumed,
             data=self._course.digest,
@@ -67,6 +71,7 @@ class RunProgress:
             masks=self.closed_masks,
             family=begin.family,
             fresh=begin.fresh,
+            lags=self.counted.lags,
             stage_tokens=self._of_stage.tokens,
             stage_batch=self._of_stage.batch,
             settings=settings_of(stage),

@@ -5,15 +5,16 @@ says some of it, the checkpoint the rest, and the corpora must fit both.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import base_output
-from flmgrow.formats.layout.placements import Layout, padded_size
+from flmgrow.formats.layout.placements import Layout, Slice, padded_size
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.frozen import Frozen
 from flmgrow.storage.folders import check_free_space, make_folders
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.begin import Begin, check_model
@@ -32,13 +33,15 @@ from flmgrow.trainer.stage.changes import (
 )
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
+from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices
 from flmgrow.trainer.stage.keys import in_keys
 
 
 @dataclass(frozen=True, eq=False)
 class RunConfig:
     """All that does not change while a stage runs. ``until`` is an iteration at which it is left,
-    if it has not come to its end.
+    if it has not come to its end. ``frozen`` is what does not train from where it goes on;
+    ``still`` what lies in parameters that are frozen as a whole.
     """
 
     stage: StageFile
@@ -48,6 +51,8 @@ class RunConfig:
     begin: Begin
     base_output: float
     until: int | None = None
+    frozen: Frozen = field(default_factory=Frozen)
+    still: frozenset[Slice] = frozenset()
 
     @property
     def vocab_multiple(self) -> int:
@@ -60,6 +65,12 @@ class RunConfig:
         """The iteration at which the stage ends, or is left."""
         end = self.begin.iteration + steps_left(self.stage, self.begin.progress)
         return end if self.until is None else min(end, self.until)
+
+    @property
+    def unfreezes_at(self) -> int | None:
+        """The iteration at which what is frozen begins to train; None if none is, or never does."""
+        step = self.stage.unfreeze_step
+        return None if step is None or not self.frozen else self.begin.stage_begin + step
 
     @property
     def is_function_kept(self) -> bool:
@@ -111,7 +122,20 @@ def make_run_config(
     with in_keys("layout"):
         layout = layout_of(stage, config, padded)
     known = base_output_of(stage, begin, config)
-    return RunConfig(stage, config, layout, padded, begin, known, until)
+    frozen = frozen_at(stage, begin, config, padded)
+    still = frozen_slices(frozen, config, padded)
+    return RunConfig(stage, config, layout, padded, begin, known, until, frozen, still)
+
+
+def frozen_at(stage: StageFile, begin: Begin, config: ModelConfig, padded_vocab: int) -> Frozen:
+    """Return what a stage freezes where it goes on.
+
+    Raises:
+        UsageError: For what the model does not have.
+    """
+    frozen = frozen_of(stage.training.freeze, config, padded_vocab, begin.fresh)
+    step = stage.unfreeze_step
+    return Frozen() if step is not None and begin.iteration >= begin.stage_begin + step else frozen
 
 
 def decisive(run: RunConfig) -> dict[str, object]:

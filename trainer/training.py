@@ -23,7 +23,7 @@ from flmgrow.trainer.checkpoint.begin import Begin, find_begin, find_ungrown
 from flmgrow.trainer.data.course import Course, is_read
 from flmgrow.trainer.data.stage_data import StageData, open_data
 from flmgrow.trainer.live import Growing, LiveModel
-from flmgrow.trainer.loop import TrainingRun
+from flmgrow.trainer.loop import AGAIN, TrainingRun
 from flmgrow.trainer.megatron.model import start_chance, start_parallel, stop_parallel
 from flmgrow.trainer.metrics.reporting import say
 from flmgrow.trainer.ranks.agreement import check_alike, gathered, together
@@ -94,6 +94,9 @@ class _Chain:
                 except SpikeError:
                     number, begin, data = self._found()
                     continue
+            if code == AGAIN:
+                number, begin, data = self._found()
+                continue
             number += 1
             if code or number == len(self.stages):
                 return code
@@ -102,7 +105,7 @@ class _Chain:
     def _trained(
         self, number: int, begin: Begin, data: StageData, stop: Stop
     ) -> tuple[int, LiveModel | None]:
-        """Train a stage; return its exit code, and what the next one goes on with, if any."""
+        """Train a stage; return its exit code (or AGAIN), and what the next one goes on with."""
         _let_go()
         with ExitStack() as opened:
             if begin.checkpoint is not None:

@@ -17,13 +17,13 @@ import torch
 
 from flmgrow.errors import DivergenceError
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.formats.layout.placements import Layout, Placement, placements
+from flmgrow.formats.layout.placements import Layout, Placement, Slice, placements
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.megatron.new_model import NoFiles
 from flmgrow.formats.pieces import DTYPES, as_bytes
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.growing.source import LiveSource, Slice, model_rank_of, own_model_rank, slices_of
+from flmgrow.growing.source import LiveSource, model_rank_of, own_model_rank
 from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis
 from flmgrow.model.states import State
@@ -88,7 +88,7 @@ def stops(growth: Growth, layout: Layout, padded_vocab: int) -> Iterator[GrownSl
     sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}
     together: dict[Slice, list[Placement]] = {}
     for placement in placements(ROWS, logical_tensors(growth.new), sizes, layout):
-        together.setdefault(slices_of(placement)[0], []).append(placement)
+        together.setdefault(placement.slices[0], []).append(placement)
     for found in together.values():
         needed = (each for placement in found for each in _behind(growth, placement))
         yield GrownSlice(tuple(found), frozenset(needed))
@@ -97,7 +97,7 @@ def stops(growth: Growth, layout: Layout, padded_vocab: int) -> Iterator[GrownSl
 def _behind(growth: Growth, placement: Placement) -> Iterator[Slice]:
     """Yield the old slices whose values, spread or mean an array is made from."""
     layers = growth.maps.get(Axis.LAYER)
-    for part, (_, layer) in zip(placement.parts, slices_of(placement), strict=True):
+    for part, (_, layer) in zip(placement.parts, placement.slices, strict=True):
         name = growth.source_name(part)
         if layer is None or layers is None:
             yield name, layer

@@ -17,7 +17,7 @@ import torch
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.companions import NO_COMPANIONS, Companions
-from flmgrow.formats.layout.placements import Placement, placements
+from flmgrow.formats.layout.placements import Placement, Slice, placements
 from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.reading import LogicalReader
@@ -32,9 +32,6 @@ from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.megatron.parameters import Parameter, state_of
 from flmgrow.trainer.ranks.agreement import gathered
 from flmgrow.trainer.run_config import RunConfig
-
-Slice = tuple[str, int | None]
-"""A logical tensor in one layer, or (None) one that has no layers."""
 
 ModelRank = tuple[int, int]
 """Which tensor and which pipeline rank."""
@@ -51,14 +48,6 @@ def own_model_rank() -> ModelRank:
 def model_rank_of(placement: Placement) -> ModelRank:
     """Return the tensor and the pipeline rank that hold an array."""
     return placement.tensor_rank, placement.pipeline_rank
-
-
-def slices_of(placement: Placement) -> list[Slice]:
-    """Return what an array holds parts of."""
-    return [
-        (part.name, segment.box.ranges[0][0] if part.layered else None)
-        for part, segment in zip(placement.parts, placement.segments, strict=True)
-    ]
 
 
 @dataclass(eq=False)
@@ -109,7 +98,7 @@ class LiveSource:
         self._own = {(p.placement.chunk, p.placement.key): p for p in live.parameters}
         self._ranks = _ranks_of_replica()
         named = described(live.run, live.iteration, live.companions)
-        state = optimizer_state(live.optimizer, named.dtype)
+        state = optimizer_state(live.optimizer, named.dtype, live.counted)
         dtypes = {State.WEIGHT: named.dtype, **state.dtypes}
         tensors, sizes = logical_tensors(named.config), named.stored_sizes
         placed = _without_copies(placements(ROWS, tensors, sizes, named.layout))
@@ -118,7 +107,7 @@ class LiveSource:
         }
         self._numbers: dict[Slice, list[int]] = defaultdict(list)
         for number, place in enumerate(placed):
-            for each in slices_of(place):
+            for each in place.slices:
                 self._numbers[each].append(number)
         readers = {
             kind: LogicalReader(tensors, sizes, pieces) for kind, pieces in self._pieces.items()

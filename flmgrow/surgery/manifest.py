@@ -25,11 +25,13 @@ from flmgrow.formats.history.manifest_value import (
     NO_OPTIMIZER,
     VERSION,
     GrowthRecord,
+    LagsSaid,
     Manifest,
     Options,
     Origin,
 )
 from flmgrow.formats.history.training_state import Carried
+from flmgrow.formats.layout.lags import NO_LAGS
 from flmgrow.formats.megatron.arguments.model import tokens_seen
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.torch_file.objects import namespace
@@ -101,6 +103,7 @@ def describe(
         ),
         masks=growth.masks,
         fresh=fresh_to_json(fresh_after(growth, fresh_of(plan.source))),
+        lags=LagsSaid(NO_LAGS if target.optimizer is None else target.optimizer.lags),
         options=options,
         dropped=tuple(item.name for item in plan.dropped),
         dropped_why={item.name: item.why for item in plan.dropped if item.why} or None,

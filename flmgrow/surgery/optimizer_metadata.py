@@ -10,19 +10,24 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from flmgrow.formats.checkpoint import OptimizerState
+from flmgrow.formats.layout.lags import Lags
+from flmgrow.formats.layout.placements import Slice
 from flmgrow.formats.same_values import text_of
+from flmgrow.model.axes import Axis
 from flmgrow.model.mup import KIND, grown_group, grown_native_groups, plain_group
+from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 from flmgrow.text import Found, Text, Wanted, unlike
 
 _SHOWN = 3
 _STEP = "step"
+_LAG = "the lag of"
 
 
 def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | None:
     """Return what a grown model's optimizer holds: the source's, with muP's settings for the new
-    width, and not having counted if moments are reset.
+    width, and not having counted if moments are reset; then what had no state is like all others.
     """
     if state is None:
         return None
@@ -32,9 +37,26 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
         widths = growth.old.width_multiplier, growth.new.width_multiplier
         groups = grown_native_groups(groups, *widths) if ratio != 1 else groups
     if growth.moments is not Moments.RESET:
-        return replace(state, groups=groups)
+        return replace(state, groups=groups, lags=grown_lags(state.lags, growth))
     groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
-    return replace(state, groups=groups, step=None if state.step is None else 0.0)
+    step = None if state.step is None else 0.0
+    return replace(state, groups=groups, step=step, lags={})
+
+
+def grown_lags(lags: Lags, growth: Growth) -> dict[Slice, int | None]:
+    """Return the lags in a grown model: each parameter has that of what it comes from, a new layer
+    that of the one that it borrows from.
+    """
+    if not lags:
+        return {}
+    layers = growth.maps.get(Axis.LAYER)
+    donors = range(growth.new.layers) if layers is None else layers.donors.tolist()
+    found: dict[Slice, int | None] = {}
+    for name, tensor in logical_tensors(growth.new).items():
+        old = growth.source_name(tensor)
+        places = dict(enumerate(donors)) if tensor.layered else {None: None}
+        found |= {(name, new): lags[old, at] for new, at in places.items() if (old, at) in lags}
+    return found
 
 
 def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
@@ -76,6 +98,7 @@ def _settings(state: OptimizerState) -> dict[_Setting, str]:
     for number, group in enumerate(state.groups):
         for key, value in group.items():
             settings[_Setting(str(key), number)] = text_of(value, known)
+    settings |= {_Setting(f"{_LAG} {each}"): f"{lag}" for each, lag in state.lags.items()}
     return settings | {
         _Setting(str(key)): text_of(value, known) for key, value in state.other.items()
     }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Box
@@ -15,6 +16,7 @@ from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.moments import moment_growth
 from flmgrow.surgery.kept_statistics import KeptStatistics
+from flmgrow.surgery.optimizer_metadata import carried
 from flmgrow.surgery.values import GrownValues
 
 MASTER = np.dtype(np.float32)
@@ -54,6 +56,9 @@ class ModelValues:
         # A trainer casts its masters. Version 1 of what is drawn cast the same values on its own,
         # and rounded some of them to the other side.
         self._cast = growth.draw > 1 and _of_masters(source, growth)
+        known = None if source.optimizer is None else carried(source.optimizer, growth)
+        self._lags = {} if known is None else known.lags
+        self._weight_dtype = DTYPES[source.dtype]
 
     def keep(self, kept: KeptStatistics) -> None:
         """Take the spreads and means that an earlier run has kept, and keep those to come."""
@@ -65,6 +70,15 @@ class ModelValues:
         if self._reset and state.gradient_power:
             return np.zeros(box.shape, dtype)
         values, tensor = self._values[state], self._tensors[state][name]
+        if state is State.MASTER and self._has_none(name, box):
+            return self.box(State.WEIGHT, name, box, self._weight_dtype).astype(dtype)
         if state is State.WEIGHT and self._cast:
             return values.box(tensor, box, MASTER).astype(dtype)
         return values.box(tensor, box, dtype)
+
+    def _has_none(self, name: str, box: Box) -> bool:
+        """Whether what a box, of one layer, is in has no state: its weight is its master."""
+        if not self._lags:
+            return False
+        layer = box.ranges[0][0] if self._tensors[State.WEIGHT][name].layered else None
+        return self._lags.get((name, layer), 0) is None

@@ -48,6 +48,14 @@ class _Hub(_Checked):
     commit: str
 
 
+class LagForm(_Checked):
+    """Parameters of which Adam has counted less."""
+
+    tensor: str
+    layers: list[_Span] | None
+    steps: _Count | None
+
+
 class MemberForm(_Checked):
     """One checkpoint of an ancestry."""
 
@@ -119,6 +127,7 @@ class _Manifest(_Checked):
     growth: _Growth
     masks: dict[str, dict[str, Any]]
     fresh: dict[str, list[_Span]] | None = None
+    lags: list[LagForm] | None = None
     optimizer: str
     training: dict[str, Any] | None = None
     options: _Options

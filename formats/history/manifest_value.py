@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from flmgrow.formats.checkpoint import HubOrigin
 from flmgrow.formats.history.parts import ManifestPart, Member, Receipt, hub_origin
+from flmgrow.formats.layout.lags import Lags, lags_from_json, lags_to_json
 from flmgrow.model.masks import Dimension, Mask, fresh_from_json, mask_from_json
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.content_sum import SUM
@@ -112,6 +113,17 @@ class Options(ManifestPart):
         return cls(replicated=data.get("replicated", ""), init_std=data.get("init_std"), read=data)
 
 
+@dataclass(frozen=True, eq=True)
+class LagsSaid:
+    """Which parameters Adam has counted less for, as a manifest says it."""
+
+    lags: Lags
+
+    def to_json(self) -> list[Json]:
+        """Return them as plain data."""
+        return lags_to_json(self.lags)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest(ManifestPart):
     """What ``flmgrow.json`` says. ``xxh3_128`` is the sum that it was read with.
@@ -119,6 +131,7 @@ class Manifest(ManifestPart):
     ``model`` and ``layout`` are plain data, as the version that wrote it knew them. ``training``
     is what goes on through growth of a run of flmgrow's trainer. ``fresh`` are the indices that the
     last growth made, be it this one or one of the source's; None where an earlier version wrote it.
+    ``lags`` say of which parameters Adam has counted less, or has no state; None likewise.
     """
 
     manifest_version: int
@@ -134,6 +147,7 @@ class Manifest(ManifestPart):
     growth: GrowthRecord
     masks: Mapping[Dimension, Mask]
     fresh: Json | None = None
+    lags: "LagsSaid | None" = None
     options: Options
     dropped: tuple[str, ...]
     dropped_why: Mapping[str, str] | None = None
@@ -169,6 +183,7 @@ class Manifest(ManifestPart):
             growth=GrowthRecord.parse(data["growth"]),
             masks={Dimension(name): mask_from_json(name, found) for name, found in masks},
             fresh=_fresh(data.get("fresh")),
+            lags=None if data.get("lags") is None else LagsSaid(lags_from_json(data["lags"])),
             options=Options.parse(data["options"]),
             dropped=tuple(data.get("dropped", [])),
             dropped_why=data.get("dropped_why"),

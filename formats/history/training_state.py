@@ -16,10 +16,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.history.manifest_schema import MemberForm
+from flmgrow.formats.history.manifest_schema import LagForm, MemberForm
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.readings import PassedOver, Stretch
 from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.layout.lags import Lags, lags_from_json, lags_to_json
 from flmgrow.model.masks import (
     Dimension,
     Fresh,
@@ -133,7 +134,8 @@ class TrainingState:
     ``files`` are the others in its folder, by their paths in it (none, where an older flmgrow saved
     it).
     ``fresh`` are the indices that the last growth made, on each axis that grew (none, where an
-    older flmgrow saved it).
+    older flmgrow saved it). ``lags`` say of which parameters Adam has counted less, or has no
+    state.
     ``has_sum``: its file has a sum over its content, as all have but those of older versions.
     """
 
@@ -149,6 +151,7 @@ class TrainingState:
     files: tuple[FileRecord, ...] = ()
     has_sum: bool = True
     fresh: Fresh = field(default_factory=dict)
+    lags: Lags = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the bytes of its file."""
@@ -163,6 +166,7 @@ class TrainingState:
             "carried": self.carried.model_dump(),
             "masks": {str(dimension): mask.to_json() for dimension, mask in self.masks.items()},
             "fresh": fresh_to_json(self.fresh),
+            "lags": lags_to_json(self.lags),
             "family": [member.to_json() for member in self.family],
             "files": [record.to_json() for record in self.files],
         }
@@ -193,6 +197,7 @@ class _Form(BaseModel):
     carried: Carried
     masks: dict[str, dict[str, Any]]
     fresh: dict[str, list[_Span]] = {}
+    lags: list[LagForm] = []
     losses: list[_Loss] = []
     family: list[MemberForm]
     files: list[_File] = []
@@ -225,6 +230,7 @@ def read_training_state(folder: Path) -> TrainingState | None:
             )
         masks = {Dimension(name): mask_from_json(name, data) for name, data in found.masks.items()}
         fresh = fresh_from_json(data.get("fresh", {}))
+        lags = lags_from_json(data.get("lags", []))
     except ValidationError as error:
         raise BadCheckpointError(problems(error.errors()), where=path) from None
     except BadCheckpointError as error:
@@ -250,4 +256,5 @@ def read_training_state(folder: Path) -> TrainingState | None:
         files=tuple(FileRecord(each.path, each.size, each.xxh3_128) for each in found.files),
         has_sum=SUM in data,
         fresh=fresh,
+        lags=lags,
     )

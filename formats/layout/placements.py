@@ -20,6 +20,10 @@ from flmgrow.model.tensors import LogicalTensor
 from flmgrow.text import Found, Setting, Text
 
 Ranges = Mapping[Axis, tuple[int, int]]
+
+Slice = tuple[str, int | None]
+"""A logical tensor in one layer, or (None) one that has no layers."""
+
 _MANY_RANKS = 1024
 _MOST_RANKS = 1 << 16
 
@@ -171,6 +175,12 @@ class Placement:
         boxes = [part.box(self.ranges) for part in self.parts]
         outer = self.row.outer if len(self.parts) > 1 else ()
         return tuple(segments_of(self.parts, boxes, (*self.row.inputs, *outer)))
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """What the array holds parts of, in the order of its parts."""
+        layer = self.ranges[Axis.LAYER][0]
+        return tuple((part.name, layer if part.layered else None) for part in self.parts)
 
     def strips(self, limit: int) -> Iterator[Strip]:
         """Cut the array, from front to back, into strips of at most ``limit`` elements."""

@@ -84,6 +84,14 @@ def test_the_bits_are_those_of_expand(data: Path, tmp_path: Path, name: str) -> 
     assert_same(second, between(first, second, tmp_path / "between"))
 
 
+def test_what_is_frozen_grows_as_over_the_disk(data: Path, tmp_path: Path) -> None:
+    rules = [{"layers": 0}, {"tensors": "embedding"}, {"layers": 1, "axes": {"ffn": "0-63"}}]
+    training: dict[str, Any] = {"freeze": rules}
+    first, second = stages(data, tmp_path / "here", GROWTHS["zero"], training=training)
+    assert "training.freeze: " in trained(second)
+    assert_same(second, between(first, second, tmp_path / "between"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_ranks_give_one_another_what_they_grow_from(data: Path, tmp_path: Path, name: str) -> None:

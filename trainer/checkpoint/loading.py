@@ -4,33 +4,67 @@ Ranks read the boxes of logical tensors that they hold, so a checkpoint need not
 the format or the precision of the run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 import torch
 
-from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.formats.layout.placements import Slice
 from flmgrow.formats.reading import AssembledArray, LogicalReader
-from flmgrow.formats.torch_file.file import scalar
-from flmgrow.formats.torch_file.values import TensorRecord
-from flmgrow.text import Found, Text
-from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, empty, fill
+from flmgrow.model.states import State
+from flmgrow.trainer.megatron.parameters import (
+    Counted,
+    OptimizerView,
+    Parameter,
+    empty,
+    fill,
+)
 
 
-def load(checkpoint: Checkpoint, parameters: Sequence[Parameter], optimizer: OptimizerView) -> None:
+def load(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Parameter],
+    optimizer: OptimizerView,
+    still: Collection[Slice],
+) -> Counted:
     """Fill parameters and optimizer with what ``checkpoint`` holds of them.
+
+    ``still`` is what lies in frozen parameters. Returns what Adam has counted then.
 
     Raises:
         BadCheckpointError: For damaged bytes, as far as the format has sums.
     """
-    step = 0 if checkpoint.optimizer is None else step_count(checkpoint.optimizer)
+    counted = counted_of(checkpoint, still)
     for parameter in parameters:
-        values = {state: _values(parameter, reader) for state, reader in checkpoint.readers.items()}
-        fill(parameter, optimizer, values, step)
-    if optimizer.counts_by_group and step:
+        values = {
+            state: _values(parameter, reader)
+            for state, reader in checkpoint.readers.items()
+            if parameter.trains or state in (State.WEIGHT, State.MASTER)
+        }
+        fill(parameter, optimizer, values, counted.of(parameter))
+    if optimizer.counts_by_group and counted.steps:
         for group in optimizer.groups:
-            group["step"] = step
+            group["step"] = counted.steps
+    return counted
+
+
+def counted_of(checkpoint: Checkpoint, still: Collection[Slice]) -> Counted:
+    """Return what Adam has counted where a stage begins with ``checkpoint``.
+
+    What is ``still`` has no state. What had none before begins here, behind by all that was
+    counted.
+
+    Raises:
+        BadCheckpointError: If its optimizer state does not say.
+    """
+    frozen: dict[Slice, int | None] = dict.fromkeys(sorted(still, key=str))
+    state = checkpoint.optimizer
+    if state is None:
+        return Counted(0, frozen)
+    steps = state.step_count
+    known = {each: steps if lag is None else lag for each, lag in state.lags.items()}
+    return Counted(steps, {**{each: lag for each, lag in known.items() if lag}, **frozen})
 
 
 def _values(parameter: Parameter, reader: LogicalReader) -> torch.Tensor:
@@ -38,21 +72,3 @@ def _values(parameter: Parameter, reader: LogicalReader) -> torch.Tensor:
     values, data = empty(stored.dtype, prod(parameter.placement.shape))
     stored.read_into(0, data)
     return values
-
-
-def step_count(optimizer: OptimizerState) -> int:
-    """Return how many steps Adam has counted.
-
-    Raises:
-        BadCheckpointError: If it does not say.
-    """
-    found = optimizer.step
-    if found is None:
-        found = next((g["step"] for g in optimizer.groups if "step" in g), None)
-    if isinstance(found, TensorRecord):
-        found = scalar(found)
-    if not isinstance(found, int | float):
-        raise BadCheckpointError(
-            Text("optimizer: counts ", Found(f"{found!r:.40}")), wanted="a number of steps"
-        )
-    return int(found)

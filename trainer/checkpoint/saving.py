@@ -39,7 +39,12 @@ from flmgrow.storage.folders import make_folders, remove_tree, sync_tree
 from flmgrow.trainer.checkpoint.random_states import RANDOM, random_states
 from flmgrow.trainer.checkpoint.saved import iterations
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter, live_states
+from flmgrow.trainer.megatron.parameters import (
+    Counted,
+    OptimizerView,
+    Parameter,
+    live_states,
+)
 from flmgrow.trainer.ranks.agreement import gathered, together
 
 BLOCK = 1 << 22
@@ -68,6 +73,7 @@ class Saving:
         state: TrainingState,
         parameters: Sequence[Parameter],
         optimizer: OptimizerView,
+        counted: Counted,
         schedule: Mapping[str, object],
     ) -> Path:
         """Save the run as it is now, on all ranks at once, and return the iteration's folder.
@@ -80,7 +86,7 @@ class Saving:
         name = folder_name(state.iteration)
         hidden = self.folder / f".{name}.flmgrow"
         together(lambda: self._begin(hidden, name))
-        own = together(lambda: self._write(hidden, state, parameters, optimizer, schedule))
+        own = together(lambda: self._write(hidden, state, parameters, optimizer, counted, schedule))
         files = sorted(chain.from_iterable(gathered(own)), key=lambda record: record.path)
         together(lambda: self._appear(hidden, name, replace(state, files=tuple(files))))
         return self.folder / name
@@ -101,10 +107,11 @@ class Saving:
         state: TrainingState,
         parameters: Sequence[Parameter],
         optimizer: OptimizerView,
+        counted: Counted,
         schedule: Mapping[str, object],
     ) -> list[FileRecord]:
         """Write this rank's files, and return them by their paths in the iteration's folder."""
-        described = optimizer_state(optimizer, self.dtype)
+        described = optimizer_state(optimizer, self.dtype, counted)
         states = [State.WEIGHT, *described.dtypes]
         writes = parallel_state.get_data_parallel_rank() == 0
         live = list(live_states(parameters, optimizer, states, writes=writes))
@@ -204,13 +211,12 @@ def _owner(file: PlannedFile) -> tuple[int, int]:
     return (placement.tensor_rank, placement.pipeline_rank)
 
 
-def optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
-    """Describe the optimizer as a checkpoint keeps it."""
-    mixed = dtype != "float32"
-    count = optimizer.step_count()
+def optimizer_state(optimizer: OptimizerView, dtype: str, counted: Counted) -> OptimizerState:
+    """Describe the optimizer, which has ``counted`` so many steps, as a checkpoint keeps it."""
+    mixed, count = dtype != "float32", counted.steps
     in_groups = optimizer.distributed or optimizer.counts_by_group
-    counted: dict[object, object] = {"step": count} if in_groups else {}
-    groups = tuple({**_settings(group), **counted} for group in optimizer.groups)
+    in_group: dict[object, object] = {"step": count} if in_groups else {}
+    groups = tuple({**_settings(group), **in_group} for group in optimizer.groups)
     kinds = State.beside_weights(dtype, distributed=optimizer.distributed)
     return OptimizerState(
         groups=groups,
@@ -218,6 +224,7 @@ def optimizer_state(optimizer: OptimizerView, dtype: str) -> OptimizerState:
         mixed_precision=mixed,
         dtypes=dict.fromkeys(kinds, "float32"),
         gradient_dtype="float32" if optimizer.distributed else None,
+        lags=counted.lags,
     )
 
 

@@ -9,12 +9,13 @@ any layout.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flmgrow.formats.layout.lags import Lags, lag_of
 from flmgrow.formats.layout.placements import Layout, Placement, placements
 from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.tables.gpt import ROWS
@@ -33,6 +34,17 @@ class Parameter:
 
     placement: Placement
     tensor: Tensor
+
+    @property
+    def trains(self) -> bool:
+        """Whether an optimizer has it: one that is frozen as a whole is none's."""
+        return self.tensor.requires_grad
+
+    @property
+    def gradient(self) -> Tensor:
+        """The sum of its gradients, flat, in megatron-core's buffer, if it trains."""
+        main: Tensor = self.tensor.main_grad  # type: ignore[attr-defined]
+        return main.view(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +84,21 @@ def parameters_of(
     return found
 
 
+@dataclass(frozen=True)
+class Counted:
+    """How many steps Adam has counted, and what it has counted less of, or has no state of: on all
+    ranks the same.
+    """
+
+    steps: int = 0
+    lags: Lags = field(default_factory=dict)
+
+    def of(self, parameter: Parameter) -> int:
+        """Return the steps that are counted for a parameter."""
+        lag = lag_of(parameter.placement, self.lags)
+        return 0 if lag is None else self.steps - lag
+
+
 class OptimizerView:
     """megatron-core's optimizer of any kind, seen from the parameters."""
 
@@ -90,7 +117,11 @@ class OptimizerView:
         return not isinstance(self._members[0].optimizer, torch.optim.AdamW | torch.optim.Adam)
 
     def kept(self, parameter: Tensor) -> Kept | None:
-        """Return what is kept of a parameter of any shape; None if another replica keeps it all."""
+        """Return what is kept of a parameter of any shape; None if another replica keeps all of it,
+        or nobody any, since it is frozen.
+        """
+        if not parameter.requires_grad:
+            return None
         for member in self._members:
             if self.distributed:
                 place = member.model_param_group_index_map.get(parameter)
@@ -102,17 +133,6 @@ class OptimizerView:
             master = getattr(parameter, "main_param", parameter)
             return Kept(0, parameter.numel(), master, member.optimizer.state[master])
         return None
-
-    def step_count(self) -> int:
-        """Return how many steps Adam has counted."""
-        for member in self._members:
-            for entry in member.optimizer.state.values():
-                if "step" in entry:
-                    return int(entry["step"])
-            for group in member.optimizer.param_groups:
-                if "step" in group:
-                    return int(group["step"])
-        return 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +171,15 @@ def live_states(
     *,
     writes: bool,
 ) -> Iterator[tuple[State, LivePiece]]:
-    """Yield every state of every parameter as a whole, on the replica that ``writes``.
+    """Yield every state of every parameter that has it as a whole, on the replica that ``writes``.
 
     On all replicas at once: what they keep of a parameter is put together, one state at a time.
     Until it is written that lies on the writer's host.
     """
     for state in states:
         for parameter in parameters:
+            if state is not State.WEIGHT and not parameter.trains:
+                continue
             values = state_of(parameter, optimizer, state, to_host=writes)
             if writes:
                 yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
@@ -168,10 +190,14 @@ def state_of(
 ) -> Tensor:
     """Return a state of a parameter as a whole, in its shape or flat; not to be changed.
 
-    On all replicas at once. What they put together is on the host if it shall be.
+    On all replicas at once. What they put together is on the host if it shall be. Of a frozen
+    parameter it is what training would begin with.
     """
     if state is State.WEIGHT:
         return parameter.tensor
+    if not parameter.trains:
+        master = parameter.tensor.detach().float()
+        return master if state is State.MASTER else torch.zeros_like(master)
     kept = optimizer.kept(parameter.tensor)
     own = None
     if kept is not None:

@@ -24,10 +24,11 @@ from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.tables.row import Home
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.frozen import Booleans
 from flmgrow.model.masks import Fresh
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.trainer.megatron.closed import Booleans, closed_entries
 from flmgrow.trainer.megatron.core import parallel_state
+from flmgrow.trainer.megatron.held import closed_entries
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
 
 PARTS = ("old", "fresh")
@@ -37,11 +38,12 @@ PARTS = ("old", "fresh")
 class _Watched:
     """What the optimizer changes of a parameter, flat, and which of it each part is.
 
-    None is all of it; a part that has none of it is left out.
+    None is all of it; a part that has none of it is left out. One that is frozen stands ``still``.
     """
 
     values: Tensor
     parts: Mapping[str, Tensor | None]
+    still: bool
 
 
 class Updates:
@@ -64,27 +66,26 @@ class Updates:
         tensors = logical_tensors(config)
         self._watched: list[_Watched] = []
         for parameter in parameters:
-            kept = optimizer.kept(parameter.tensor)
-            first = optimizer.distributed or parallel_state.get_data_parallel_rank() == 0
-            if kept is None or not first or _is_copy(parameter.placement):
+            own = _own_part(parameter, optimizer)
+            if own is None or _is_copy(parameter.placement):
                 continue
+            values, inside = own
             real = ~closed_entries(parameter.placement, tensors, padding)
             new = closed_entries(parameter.placement, tensors, grown)
             entries = dict(zip(PARTS, (real & ~new, real & new), strict=True))
-            values = kept.master.detach().view(-1)
             parts = {
-                name: _chosen(found[kept.start : kept.stop], values.device)
+                name: _chosen(found[inside], values.device)
                 for name, found in entries.items()
-                if found[kept.start : kept.stop].any()
+                if found[inside].any()
             }
-            self._watched.append(_Watched(values, parts))
+            self._watched.append(_Watched(values, parts, still=not parameter.trains))
         device = self._watched[0].values.device if self._watched else None
         self._sums = torch.zeros(self.NUMBERS, dtype=torch.float64, device=device)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Measure what the optimizer changes in between."""
-        before = [each.values.clone() for each in self._watched]
+        before = [each.values if each.still else each.values.clone() for each in self._watched]
         yield
         self._sums.zero_()
         for each, old in zip(self._watched, before, strict=True):
@@ -112,6 +113,19 @@ def update_ratios(sums: Sequence[float]) -> dict[str, float]:
         for name, moved, size in zip(PARTS, sums[::2], sums[1::2], strict=True)
         if size
     }
+
+
+def _own_part(parameter: Parameter, optimizer: OptimizerView) -> tuple[Tensor, slice] | None:
+    """Return which values of a parameter this rank counts, flat, and where they lie in it; None if
+    another replica does.
+    """
+    first = parallel_state.get_data_parallel_rank() == 0
+    if not parameter.trains:
+        return (parameter.tensor.detach().view(-1), slice(None)) if first else None
+    kept = optimizer.kept(parameter.tensor)
+    if kept is None or not (optimizer.distributed or first):
+        return None
+    return kept.master.detach().view(-1), slice(kept.start, kept.stop)
 
 
 def _is_copy(placement: Placement) -> bool:

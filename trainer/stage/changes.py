@@ -42,6 +42,8 @@ _DATA = "data."
 _DECIDES = (
     "training.batch",
     "training.precision",
+    "training.freeze",
+    "training.unfreeze_at",
     "learning_rate.",
     "optimizer.",
     "masks.",

@@ -116,6 +116,15 @@ class StageFile(Section):
         return self.training.step_count(self.data.sequence_length)
 
     @property
+    def unfreeze_step(self) -> int | None:
+        """The steps that it has taken when what is frozen begins to train; None if it never does.
+
+        A share of its steps is rounded, to one at least.
+        """
+        at = self.training.unfreeze_at
+        return max(1, nearest(Fraction(at) * self.steps)) if isinstance(at, float) else at
+
+    @property
     def tokens_per_step(self) -> int:
         """The tokens in a batch."""
         return self.training.batch * self.data.sequence_length

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer.stage.freezing import Freeze
 from flmgrow.trainer.stage.section import (
     MOST,
     Amount,
@@ -23,6 +24,9 @@ from flmgrow.trainer.stage.section import (
     amount,
     nearest,
 )
+
+Within = Annotated[float, Field(gt=0, lt=1)]
+"""A share that is neither nothing nor all."""
 
 
 class LayoutSection(Section):
@@ -59,7 +63,8 @@ class TrainingSection(Section):
     """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
 
     ``batch`` and ``micro_batch`` count sequences; ``init_std`` is the spread of fresh weights, at
-    muP's base width if there is one.
+    muP's base width if there is one. ``freeze`` are rules of what does not train, until the stage
+    has taken ``unfreeze_at`` steps, or that share of its steps.
     """
 
     steps: Amount | None = None
@@ -70,6 +75,14 @@ class TrainingSection(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     init_std: Positive = 0.02
     seed: Seed = 1234
+    freeze: Freeze | None = None
+    unfreeze_at: Annotated[int, Field(ge=1, le=MOST)] | Within | None = None
+
+    @model_validator(mode="after")
+    def _unfreezes_what_is_frozen(self) -> Self:
+        if self.unfreeze_at is not None and self.freeze is None:
+            raise ValueError("unfreeze_at without freeze: nothing is frozen")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

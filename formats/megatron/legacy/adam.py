@@ -14,10 +14,12 @@ from typing import TypeVar
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, OptimizerState
+from flmgrow.formats.layout.lags import Lags, lag_of
 from flmgrow.formats.layout.placements import Placed, Placement
 from flmgrow.formats.megatron.folders import DISTRIBUTED
 from flmgrow.formats.pieces import Piece, StoredArray
-from flmgrow.formats.torch_file.file import TorchFile
+from flmgrow.formats.torch_file.file import TorchFile, scalar
+from flmgrow.formats.torch_file.file_writer import new_scalar
 from flmgrow.formats.torch_file.values import TensorRecord
 from flmgrow.model.mup import KIND, Kind, kind_of
 from flmgrow.model.states import MOMENTS, State
@@ -94,11 +96,24 @@ def _keys(groups: Sequence[Sequence[Placed]]) -> set[tuple[str, ...]]:
     return {tuple(sorted(item.placement.key for item in group)) for group in groups if group}
 
 
+def _without(lag: int, step: object) -> object:
+    """Return a count of steps without a lag: as it is stored, where it has none."""
+    if not lag:
+        return step
+    number = scalar(step) if isinstance(step, TensorRecord) else step
+    if not isinstance(number, int | float):
+        return step
+    counted = number + lag
+    return new_scalar(counted) if isinstance(step, TensorRecord) else counted
+
+
 class AdamRank:
     """Reads one rank's non-distributed optimizer state."""
 
-    def __init__(self, file: TorchFile, arrays: Sequence[Piece]) -> None:
+    def __init__(self, file: TorchFile, arrays: Sequence[Piece], lags: Lags) -> None:
+        """``arrays`` are the rank's parameters with a state; of some less is counted (``lags``)."""
         self.file = file
+        self._lags = lags
         self.where = f"{file.file.path}: optimizer"
         self.gradients: str | None = None
         assert isinstance(file.root, dict)
@@ -227,8 +242,11 @@ class AdamRank:
         ]
 
     def steps(self) -> list[object]:
-        """Return what Adam counted for every parameter."""
-        return [entry.get("step") for _, entry in self.entries]
+        """Return what Adam counted for every parameter, and would have without its lag."""
+        return [
+            _without(lag_of(array.placement, self._lags) or 0, entry.get("step"))
+            for array, entry in self.entries
+        ]
 
     def state(self) -> OptimizerState:
         """Return what is not per parameter."""

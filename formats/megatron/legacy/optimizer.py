@@ -11,12 +11,14 @@ from functools import cache
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint
+from flmgrow.formats.layout.lags import Lags, with_state
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.megatron.gradient_buffers import BucketRule, module_order
 from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
 from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files, is_stateless
+from flmgrow.formats.megatron.stand_ins import stand_ins
 from flmgrow.formats.pieces import Piece
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_file.values import TensorRecord
@@ -26,9 +28,12 @@ from flmgrow.text import Found, Text, Wanted
 RankOptimizer = AdamRank | DistributedRank
 
 
-def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> RankOptimizer:
+def _rank_optimizer(
+    checkpoint: Checkpoint, files: RankFiles, rank: RankKey, lags: Lags
+) -> RankOptimizer:
     """Return the reader of a rank's optimizer state, of whichever kind it is."""
-    file, pieces = files.files[rank], module_order(checkpoint, rank, checkpoint.reader.arrays)
+    file = files.files[rank]
+    pieces = with_state(module_order(checkpoint, rank, checkpoint.reader.arrays), lags)
     content = files.content(rank).get("optimizer")
     beside = is_stateless(files.content(rank)) and file.file.path.with_name(DISTRIBUTED).exists()
     if isinstance(content, dict) and beside:
@@ -37,11 +42,13 @@ def _rank_optimizer(checkpoint: Checkpoint, files: RankFiles, rank: RankKey) -> 
         return DistributedRank(
             file, content, files.open_beside(rank, DISTRIBUTED), pieces, checkpoint.dtype, cut
         )
-    return AdamRank(file, pieces)
+    return AdamRank(file, pieces, lags)
 
 
 def _value(optimizer: RankOptimizer, value: object) -> object:
     """Return a setting as something that can be compared: the bytes of one kept as a tensor."""
+    if isinstance(value, TensorRecord) and value.storage.data is not None:
+        return value.storage.data
     if isinstance(value, TensorRecord):
         return bytes(optimizer.file.read(value.storage, value.offset, value.nbytes))
     return value
@@ -138,8 +145,10 @@ def _dtype(kind: State, pieces: Sequence[Piece]) -> str:
     return first.dtype
 
 
-def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
+def with_rank_states(checkpoint: Checkpoint, files: RankFiles, lags: Lags) -> Checkpoint:
     """Return ``checkpoint`` with the optimizer state in its rank files found.
+
+    ``lags`` say which parameters have less of it, or none.
 
     Raises:
         BadCheckpointError: If the state does not fit the weights, is of a kind that is not
@@ -147,17 +156,21 @@ def with_rank_states(checkpoint: Checkpoint, files: RankFiles) -> Checkpoint:
     """
     if (lost := files.lost_states()) is not None:
         raise lost
-    ranks = {rank: _rank_optimizer(checkpoint, files, rank) for rank in files.files}
-    first = max(ranks.values(), key=lambda optimizer: len(optimizer.groups))
+    ranks = {rank: _rank_optimizer(checkpoint, files, rank, lags) for rank in files.files}
+    first = max(ranks.values(), key=lambda found: (len(found.groups), bool(found.steps())))
     step_of = cache(_step_value)  # each is read once
     for optimizer in ranks.values():
         _check_alike(optimizer, first, step_of)
     plain = {name: replace(t, shift=0.0) for name, t in checkpoint.reader.tensors.items()}
-    readers = {}
+    readers: dict[State, LogicalReader] = {}
+    dtypes: dict[State, str] = {}
     for kind in first.kinds:
-        arrays = [piece for optimizer in ranks.values() for piece in optimizer.pieces(kind)]
+        arrays: list[Piece] = [
+            piece for optimizer in ranks.values() for piece in optimizer.pieces(kind)
+        ]
         tensors = checkpoint.reader.tensors if kind is State.MASTER else plain
-        readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, arrays)
-    dtypes = {kind: _dtype(kind, reader.arrays) for kind, reader in readers.items()}
-    state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside))
+        dtypes[kind] = _dtype(kind, arrays)
+        missing = stand_ins(kind, dtypes[kind], checkpoint.reader.arrays, lags)
+        readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, [*arrays, *missing])
+    state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside), lags=lags)
     return replace(checkpoint, optimizer=state, state_readers=readers)

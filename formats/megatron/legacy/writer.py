@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState, TargetModel
+from flmgrow.formats.layout.lags import lag_of, with_state
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.carried import (
     chunk_extra_states,
@@ -30,7 +31,7 @@ from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import TargetArray, TargetFile
-from flmgrow.formats.torch_file.file_writer import new_tensor
+from flmgrow.formats.torch_file.file_writer import new_scalar, new_tensor
 from flmgrow.formats.torch_file.values import (
     OrderedMap,
     TensorRecord,
@@ -47,7 +48,7 @@ class _OptimizerBuilder:
 
     def __init__(self, state: OptimizerState, weights: Sequence[TargetArray]) -> None:
         self.state = state
-        self.grouped = by_group(state.groups, weights)
+        self.grouped = by_group(state.groups, with_state(weights, state.lags))
         self.arrays: list[TargetArray] = []
 
     def _record(self, weight: TargetArray, state: State) -> TensorRecord:
@@ -56,9 +57,11 @@ class _OptimizerBuilder:
         self.arrays.append(TargetArray(weight.placement, dtype, record.storage, state))
         return record
 
-    def _step(self) -> object:
+    def _step(self, weight: TargetArray) -> object:
         """Return a step count of its own: shared, it would be counted up once per parameter."""
         step = self.state.step
+        if lag := lag_of(weight.placement, self.state.lags):
+            return new_scalar(self.state.step_count - lag)
         if isinstance(step, TensorRecord):
             return replace(step, storage=replace(step.storage))
         return step
@@ -72,7 +75,7 @@ class _OptimizerBuilder:
             groups.append({**group, "params": list(numbers)})
             for number, weight in zip(numbers, members, strict=True):
                 moments = {str(kind): self._record(weight, kind) for kind in MOMENTS}
-                step = {} if self.state.step is None else {"step": self._step()}
+                step = {} if self.state.step is None else {"step": self._step(weight)}
                 entries[number] = {**step, **moments}
         inner: dict[object, object] = {"state": entries, "param_groups": groups}
         if not self.state.mixed_precision:
@@ -143,7 +146,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
             rebuilt["optimizer"] = distributed_entry(optimizer)
             split = target.config.tied and target.layout.pp > 1
             cut = BucketRule(arguments_in(template, "the source"), split)
-            flat, inside_it = flat_content(optimizer, arrays, cut)
+            flat, inside_it = flat_content(optimizer, with_state(arrays, optimizer.lags), cut)
             path = rank_path(target.layout, folder, tensor, pipeline, DISTRIBUTED)
             files.append(TargetFile(path, flat, tuple(inside_it)))
         elif optimizer is not None:

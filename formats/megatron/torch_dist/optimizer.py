@@ -14,8 +14,10 @@ from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
+from flmgrow.formats.layout.lags import Lags
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.gradient_buffers import BELONG
+from flmgrow.formats.megatron.stand_ins import stand_ins
 from flmgrow.formats.megatron.torch_dist.buckets import has_buckets, read_buckets
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder, param_groups
 from flmgrow.formats.megatron.torch_dist.gathered import is_gathered, read_gathered
@@ -92,9 +94,11 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
 
 
 def _read_arrays(
-    checkpoint: Checkpoint, contents: DistFolder
+    checkpoint: Checkpoint, contents: DistFolder, lags: Lags
 ) -> tuple[dict[State, list[Piece]], OptimizerState]:
-    """Return every parameter's pieces of each state, and what is not per parameter."""
+    """Return the pieces of each state, of every parameter that has one by ``lags``, and what is
+    not per parameter.
+    """
     _check_names(contents)
     names = contents.metadata.tensors
     masters = [
@@ -111,31 +115,38 @@ def _read_arrays(
     prefixes = {State.MASTER: f"{_STATE}{masters[0]}."} if masters else {}
     prefixes |= {moment: f"{_STATE}{moment}." for moment in MOMENTS}
     pieces = {
-        state: find_pieces(contents, tensors, sizes, prefix) for state, prefix in prefixes.items()
+        state: find_pieces(contents, tensors, sizes, prefix, lags)
+        for state, prefix in prefixes.items()
     }
     return pieces, _state(contents, checkpoint.dtype)
 
 
-def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder) -> Checkpoint:
+def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder, lags: Lags) -> Checkpoint:
     """Return ``checkpoint`` with the optimizer state in ``contents`` found.
+
+    ``lags`` say which parameters have less of it, or none.
 
     Raises:
         BadCheckpointError: If it does not fit the weights.
         UsageError: If it is of another kind.
     """
-    read = _read_arrays
     if has_buckets(contents):
-        read = read_buckets
+        pieces, found = read_buckets(checkpoint, contents)
     elif is_gathered(contents):
-        read = read_gathered
-    pieces, found = read(checkpoint, contents)
+        pieces, found = read_gathered(checkpoint, contents)
+    else:
+        pieces, found = _read_arrays(checkpoint, contents, lags)
+        found = replace(found, lags=lags)
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}
+    dtypes = {state: own[0].dtype for state, own in pieces.items()}
+    weights = checkpoint.reader.arrays
     readers = {
         state: LogicalReader(
-            tensors if state is State.MASTER else plain, checkpoint.stored_sizes, own
+            tensors if state is State.MASTER else plain,
+            checkpoint.stored_sizes,
+            [*own, *stand_ins(state, dtypes[state], weights, found.lags)],
         )
         for state, own in pieces.items()
     }
-    dtypes = {state: own[0].dtype for state, own in pieces.items()}
     return replace(checkpoint, optimizer=replace(found, dtypes=dtypes), state_readers=readers)

@@ -3,7 +3,8 @@
 megatron-core has had several, for weights and for an optimizer's states alike:
 
 * One array of the parameter's own shape, all layers stacked in front; or one for each layer, its
-  number in the name, where layers are not alike (``non_homogeneous_layers``).
+  number in the name, where layers are not alike (``non_homogeneous_layers``): as the states of a
+  model are of which some layers are frozen.
 * A fused pair (gate and up) as two arrays, ``NAME_w`` and ``NAME_v``, where every rank's part is a
   tensor of its own (``singleton_local_shards``).
 * Up to megatron-core 0.14, what a data-parallel rank holds only a range of (the distributed
@@ -24,6 +25,7 @@ from operator import add
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpTensor
 from flmgrow.formats.layout.chunks import Span, chunk_placement, whole_placement
+from flmgrow.formats.layout.lags import NO_LAGS, Lags, has_state
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
@@ -40,18 +42,30 @@ _DISAGREE = "the args and the weights do not agree"
 
 
 def find_pieces(
-    contents: DistFolder, tensors: Mapping[str, LogicalTensor], sizes: Sizes, prefix: str = ""
+    contents: DistFolder,
+    tensors: Mapping[str, LogicalTensor],
+    sizes: Sizes,
+    prefix: str = "",
+    lags: Lags = NO_LAGS,
 ) -> list[Piece]:
-    """Return a piece for every chunk of every parameter, its key behind ``prefix``.
+    """Return a piece for every chunk of every parameter, its key behind ``prefix``; but for those
+    that have no state by ``lags``.
 
     Raises:
         BadCheckpointError: For one that is missing or has another shape than the model says.
     """
     pieces: list[Piece] = []
     for whole in _expected(tensors, sizes):
-        for name, part, layer in _arrays(contents, whole, sizes, prefix):
+        for name, part, layer in _arrays(contents, whole, sizes, prefix, lags):
             pieces += _cut(contents, contents.metadata.tensors[name], part, sizes, layer)
     return pieces
+
+
+def layers_with_state(whole: Placement, sizes: Sizes, lags: Lags) -> list[int]:
+    """Return the layers in which a parameter has a state; [0] for one of no layer that has one."""
+    layers = range(sizes[Axis.LAYER]) if whole.row.home is Home.LAYER else (0,)
+    in_layer = {n: replace(whole, ranges={**whole.ranges, Axis.LAYER: (n, n + 1)}) for n in layers}
+    return [layer for layer, placement in in_layer.items() if has_state(placement, lags)]
 
 
 def _expected(tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> Iterator[Placement]:
@@ -63,20 +77,23 @@ def _expected(tensors: Mapping[str, LogicalTensor], sizes: Sizes) -> Iterator[Pl
 
 
 def _arrays(
-    contents: DistFolder, whole: Placement, sizes: Sizes, prefix: str
+    contents: DistFolder, whole: Placement, sizes: Sizes, prefix: str, lags: Lags
 ) -> Iterator[tuple[str, Placement, int | None]]:
     """Yield the arrays that ``whole`` lies in: name, placement, and the layer unless stacked."""
     key = prefix + whole.key.replace("{layer}.", "")
+    layers = layers_with_state(whole, sizes, lags)
+    if not layers:
+        return
     if found := _stored(contents, key, whole):
         yield from ((name, part, None) for name, part in found)
         return
-    layers = range(sizes[Axis.LAYER]) if whole.row.home is Home.LAYER else ()
-    numbered = [_stored(contents, prefix + whole.key.format(layer=n), whole) for n in layers]
-    if not numbered or not any(numbered):
+    layered = whole.row.home is Home.LAYER
+    names = [prefix + whole.key.format(layer=n) for n in layers] if layered else []
+    numbered = [_stored(contents, name, whole) for name in names]
+    if not any(numbered):
         raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, key))
-    for layer, arrays in enumerate(numbered):
+    for layer, name, arrays in zip(layers, names, numbered, strict=True):
         if not arrays:
-            name = prefix + whole.key.format(layer=layer)
             raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, name))
         yield from ((name, part, layer) for name, part in arrays)
 

@@ -9,15 +9,16 @@ is 0.19's in either, as older ones pass over it.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
 from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject, DcpTensor
 from flmgrow.formats.dcp.writer import DcpFilePlan, NewChunk, NewObject, metadata_bytes
 from flmgrow.formats.layout.chunks import chunks_of, whole_placement
+from flmgrow.formats.layout.lags import Lags, has_state
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.carried import carried_content, extra_states
 from flmgrow.formats.megatron.folders import folder_name
@@ -29,6 +30,7 @@ from flmgrow.formats.megatron.torch_dist.optimizer import (
     content_entry,
     state_prefixes,
 )
+from flmgrow.formats.megatron.torch_dist.pieces import layers_with_state
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import (
@@ -134,13 +136,38 @@ def _objects(source: Checkpoint, target: TargetModel) -> Iterator[NewObject]:
                 yield NewObject(f"{LAYERS}{rest}/shard_{layer}_{len(target.donors)}", [value])
 
 
+class _Array(NamedTuple):
+    """A tensor of the checkpoint: its name, and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _Kept:
-    """What is kept of every parameter: the name's beginning, and the dtype."""
+    """What is kept of every parameter, but for those without a state by ``lags``: the name's
+    beginning, and the dtype.
+    """
 
     state: State
     prefix: str
     dtype: str
+    lags: Lags = field(default_factory=dict)
+
+    def holds(self, placement: Placement) -> bool:
+        """Whether anything is kept of a parameter."""
+        return has_state(placement, self.lags)
+
+    def array_of(self, placement: Placement, sizes: Sizes) -> _Array:
+        """Return what a parameter is in: all layers together; each alone if some have no state."""
+        stacked = _global_shape(placement, sizes)
+        if placement.row.home is Home.LAYER and self.lags:
+            whole = whole_placement(placement.row, placement.parts, sizes)
+            if len(layers_with_state(whole, sizes, self.lags)) < sizes[Axis.LAYER]:
+                (layer,) = {layer for _, layer in placement.slices}
+                name = placement.row.name(fused=True).format(layer=layer)
+                return _Array(self.prefix + name, stacked[1:])
+        return _Array(self.prefix + _name(placement), stacked)
 
 
 def _kept(source: Checkpoint, target: TargetModel) -> list[_Kept]:
@@ -150,7 +177,10 @@ def _kept(source: Checkpoint, target: TargetModel) -> list[_Kept]:
     if optimizer is None:
         return [weights]
     prefixes = state_prefixes(optimizer)
-    return [weights, *(_Kept(s, prefixes[s], dtype) for s, dtype in optimizer.dtypes.items())]
+    return [
+        weights,
+        *(_Kept(s, prefixes[s], dtype, optimizer.lags) for s, dtype in optimizer.dtypes.items()),
+    ]
 
 
 def _backend(target: TargetModel) -> Mapping[str, object]:
@@ -181,10 +211,13 @@ def _shards(
     items: dict[tuple[int, int], list[NewItem]] = {rank: [] for rank in target.layout.ranks}
     behind: dict[tuple[int, int], list[TargetArray | None]] = {rank: [] for rank in items}
     for own, placement in product(kept, wanted):
+        if not own.holds(placement):
+            continue
         rank = (placement.tensor_rank, placement.pipeline_rank)
-        name = own.prefix + _name(placement)
+        array = own.array_of(placement, sizes)
         for chunk, offsets, extents in chunks_of(placement, sizes):
-            items[rank].append(NewChunk(name, own.dtype, offsets, extents))
+            start = len(offsets) - len(array.shape)  # of a layer alone, behind its number
+            items[rank].append(NewChunk(array.name, own.dtype, offsets[start:], extents[start:]))
             behind[rank].append(TargetArray.alone(chunk, own.dtype, own.state))
     for item in (*_objects(source, target), *common):
         items[0, 0].append(item)
@@ -224,7 +257,8 @@ def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFil
     kept = _kept(source, target)
     objects, beside = _common(source, target)
     shards = _shards(source, target, kept, wanted, sizes, objects)
-    shapes = {k.prefix + _name(p): _global_shape(p, sizes) for k, p in product(kept, wanted)}
+    arrays = (k.array_of(p, sizes) for k, p in product(kept, wanted) if k.holds(p))
+    shapes = {array.name: array.shape for array in arrays}
     folder = folder_name(source.iteration)
     files: list[PlannedFile] = [
         *shards,

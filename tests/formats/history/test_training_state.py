@@ -182,7 +182,7 @@ def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
         read_training_state(tmp_path)
 
 
-NEWER = {"stage_tokens", "stage_batch", "settings", "files", "fresh"}
+NEWER = {"stage_tokens", "stage_batch", "settings", "files", "fresh", "lags"}
 """What files of earlier trainers lack."""
 
 
