@@ -212,6 +212,7 @@ def arguments_of(run: RunConfig) -> dict[str, object]:
         SEQUENCE_LENGTH.name: stage.data.sequence_length,
         "micro_batch_size": stage.training.micro_batch,
         "global_batch_size": stage.training.batch,
+        **({"rampup_batch_size": ramp} if (ramp := stage.training.batch_ramp) else {}),
         "data_parallel_size": stage.layout.dp,
         "sequence_parallel": stage.layout.sequence_parallel,
         "train_iters": stage.steps,

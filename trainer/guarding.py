@@ -28,15 +28,15 @@ class RunGuard:
             carried.loss_batches,
         )
 
-    def check_step(self, record: StepRecord) -> None:
-        """Take the loss of a step.
+    def check_step(self, record: StepRecord, batch: int) -> None:
+        """Take the loss of a step, the mean over ``batch`` samples.
 
         Raises:
             GrowthDivergedError: The run has diverged, soon after its model grew.
             SpikeError: It has, and has gone back: the stage is to be taken up again.
             DivergenceError: It has, and stops.
         """
-        self._guarded(lambda: self.losses.check(record.step, record.loss, record.grad_norm))
+        self._guarded(lambda: self.losses.check(record.step, record.loss, record.grad_norm, batch))
 
     def check_growth(self, before: float, after: float, *dtypes: str) -> None:
         """Take the losses of one batch before a growth in memory and after it.

@@ -69,7 +69,7 @@ class TrainingRun:
         self._sources = data.mixture.names if stage.log.by_corpus else ()
         self._validation = Validation(run, data)
         self._failure = Postponed()
-        self._batches = Batches(course.samples, run.batching, course.consumed)
+        self._batches = Batches(course.samples, run.batching, course.consumed, run.batch_after)
         self._micro_batches: MicroBatches = blank(run.batching, stage.data.sequence_length)
         self._guard = RunGuard(run, self._progress)
         self._chance = together(self._load)
@@ -125,7 +125,7 @@ class TrainingRun:
         begin, resumed = run.begin.iteration, run.begin.resumed
         changes = changes_of(run, self._data, self._course)
         together(partial(record_changes, stage, changes))
-        make = partial(Reporter, stage, run.last, begin, resumed=resumed)
+        make = partial(Reporter, stage, run.last, begin, run.begin.progress, resumed=resumed)
         with together(make) as reporter:
             self._announce(reporter, changes)
             if stage.log.validation_first and not resumed:
@@ -134,9 +134,10 @@ class TrainingRun:
             while True:
                 moment = time.perf_counter()
                 self._take(batches)
+                batch = self._progress.batch
                 record, asked = self._step(moment, stop)
                 self._failure.attempt(partial(reporter.step, record), None)
-                self._guard.check_step(record)
+                self._guard.check_step(record, batch)
                 ends = self._progress.iteration == run.last
                 if self._due(stage.log.validation_every, ends):
                     self._tell_validation(reporter)
@@ -194,11 +195,14 @@ class TrainingRun:
         return every is not None and (ends or self._progress.iteration % every == 0)
 
     def _take(self, batches: Iterator[MicroBatches]) -> None:
-        """Take the next batch; if there is none to be had, keep the last one and the error."""
-        vocab = self._run.config.vocab
-        self._micro_batches = self._failure.attempt(
-            lambda: checked(next(batches), vocab), self._micro_batches
-        )
+        """Take the next batch; if there is none to be had, keep the error, and something to compute
+        on as the other ranks do.
+        """
+        vocab, length = self._run.config.vocab, self._run.stage.data.sequence_length
+        instead = self._micro_batches
+        if len(instead) != len(list((batching := self._batches.next_batching()).micro_batches(0))):
+            instead = blank(batching, length)
+        self._micro_batches = self._failure.attempt(lambda: checked(next(batches), vocab), instead)
 
     def _step(self, begin: float, stop: Stop) -> tuple[StepRecord, int]:
         """Take one optimizer step; return what is told of it, and the signal to stop, if any.
@@ -219,7 +223,8 @@ class TrainingRun:
         )
         with self._updates.watched(), self._held.kept():
             _, norm, _ = components.optimizer.step()
-        components.schedule.step(increment=self._clock.step)
+        batch = self._progress.batch
+        components.schedule.step(increment=self._clock.step or batch)
         self._raise_masks()
         failed = self._failure.error is not None
         failures, signals, *numbers = summed(
@@ -236,6 +241,7 @@ class TrainingRun:
             self._progress.carried,
             losses_of(totals),
             sources=self._sources,
+            batch=batch,
             grad_norm=float(norm),
             learning_rate=rate,
             masks=masks,

@@ -33,6 +33,11 @@ class RunProgress:
         self._of_stage = begin.progress
 
     @property
+    def batch(self) -> int:
+        """How many samples the next step reads."""
+        return self._of_stage.next_batch(self._run.stage)
+
+    @property
     def closed_masks(self) -> dict[Dimension, Mask]:
         """Those that are not open yet."""
         return {name: mask for name, mask in self.masks.items() if mask.value < 1}
@@ -43,7 +48,7 @@ class RunProgress:
 
     def advance(self, consumed: int) -> None:
         """Count a step; so many samples were ``consumed`` by the end of it, since the first."""
-        run = self._run
+        run, batch = self._run, self.batch
         self.iteration += 1
         self.counted = replace(self.counted, steps=self.counted.steps + 1)
         self.carried = Carried(
@@ -53,8 +58,8 @@ class RunProgress:
             readings=self._course.readings(consumed),
             passed_over=list(self._course.passed_over),
             tokenizer=self._data.facts,
-            tokens=self.carried.tokens + run.stage.tokens_per_step,
-            flops=self.carried.flops + flops_per_step(run),
+            tokens=self.carried.tokens + batch * run.stage.data.sequence_length,
+            flops=self.carried.flops + flops_per_step(run, batch),
             base_output=run.base_output,
         )
         self._of_stage = self._of_stage.after_step(run.stage)

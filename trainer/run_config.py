@@ -31,7 +31,7 @@ from flmgrow.trainer.stage.changes import (
     changed_settings,
     record,
 )
-from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left
+from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left, trained_by
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
 from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices
 from flmgrow.trainer.stage.keys import in_keys
@@ -84,6 +84,11 @@ class RunConfig:
     def clock(self) -> Clock:
         """What the learning rate follows, where the run goes on."""
         return clock_of(self.stage, self.begin.progress)
+
+    def batch_after(self, samples: int) -> int:
+        """Return how many samples a step reads, ``samples`` behind where the run goes on."""
+        stage = self.stage
+        return stage.training.sizes.at(self.begin.progress.samples(stage) + samples)
 
     @property
     def batching(self) -> Batching:
@@ -175,7 +180,8 @@ def course_in(data: StageData, run: RunConfig) -> Course:
     course = replace(course, passed_over=begin.carried.passed_over)
     rollbacks = read_rollbacks(stage.checkpoint.folder)
     now = begin.iteration
-    return course.going_on_at(place_at(rollbacks, now, course.consumed, stage.training.batch, now))
+    place = place_at(rollbacks, now, course.consumed, trained_by(stage, begin.progress, now), now)
+    return course.going_on_at(place)
 
 
 def _other_data(begin: Begin) -> str:

@@ -20,6 +20,7 @@ from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import course_of
 from flmgrow.trainer.data.looking_samples import shown_step
 from flmgrow.trainer.data.stage_data import open_data
+from flmgrow.trainer.stage.clock import StageProgress, progress_of, trained_by
 from flmgrow.trainer.stage.file import StageFile, read_stage
 
 
@@ -33,7 +34,7 @@ def samples_of_step(path: Path, step: int) -> Iterator[Json]:
         BadCheckpointError: If what the stage begins with cannot be read.
     """
     stage = read_stage(path)
-    iteration, carried, begins = _before(stage, step)
+    iteration, carried, progress = _before(stage, step)
     if step <= iteration:
         raise UsageError(
             Text("step ", Found(f"{step:,}")),
@@ -47,24 +48,26 @@ def samples_of_step(path: Path, step: int) -> Iterator[Json]:
         stage.data.sequence_length,
         carried,
         changes_here=stage.checkpoint.change_at == iteration,
-        differs=stage.data.differs and begins,
+        differs=stage.data.differs and not progress.steps,
     )
-    batch, rollbacks = stage.training.batch, read_rollbacks(stage.checkpoint.folder)
-    place = place_at(rollbacks, iteration, course.consumed, batch, step - 1)
+    rollbacks = read_rollbacks(stage.checkpoint.folder)
+    trained = trained_by(stage, progress, iteration)
+    place = place_at(rollbacks, iteration, course.consumed, trained, step - 1)
+    batch = stage.training.sizes.at(trained(step - 1))
     yield from shown_step(course, place, batch, data.tokenizer)
 
 
-def _before(stage: StageFile, step: int) -> tuple[int, Carried, bool]:
+def _before(stage: StageFile, step: int) -> tuple[int, Carried, StageProgress]:
     """Return the last iteration before a step of which the place in the data is known, that place,
-    and whether the stage begins there.
+    and how far the stage is there.
     """
     folder = stage.checkpoint.folder
     for iteration in reversed(saved_iterations(folder)):
         state = read_training_state(folder / folder_name(iteration))
         if iteration < step and state is not None:
-            return iteration, state.carried, False
+            return iteration, state.carried, progress_of(stage, state)
     load = stage.checkpoint.load
     if load is None or begins_anew(stage.checkpoint, load):
-        return 0, Carried(), True
+        return 0, Carried(), StageProgress()
     with open_checkpoint(load, None, said_of(stage)) as checkpoint:
-        return checkpoint.iteration or 0, training_of(checkpoint) or Carried(), True
+        return checkpoint.iteration or 0, training_of(checkpoint) or Carried(), StageProgress()

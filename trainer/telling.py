@@ -34,6 +34,7 @@ def step_record(
     losses: Losses,
     *,
     sources: Sequence[str] = (),
+    batch: int,
     grad_norm: float,
     learning_rate: float,
     masks: Mapping[Dimension, float],
@@ -42,12 +43,12 @@ def step_record(
 ) -> StepRecord:
     """Return the record of step ``iteration``, which took so many ``seconds``.
 
-    ``carried`` counts what was trained on, this step included; ``masks`` are as they were in it,
-    and ``updates`` how far it moved old and fresh parameters. ``sources`` are the names of what
-    losses were summed apart for.
+    ``batch`` is how many samples it read; ``carried`` counts what was trained on, this step
+    included; ``masks`` are as they were in it, and ``updates`` how far it moved old and fresh
+    parameters. ``sources`` are the names of what losses were summed apart for.
     """
     stage = run.stage
-    tflops = flops_per_step(run) / seconds / stage.layout.world / 1e12
+    tflops = flops_per_step(run, batch) / seconds / stage.layout.world / 1e12
     peak = stage.log.peak_tflops
     return StepRecord(
         step=iteration,
@@ -61,7 +62,7 @@ def step_record(
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         seconds=seconds,
-        tokens_per_second=stage.tokens_per_step / seconds,
+        tokens_per_second=batch * stage.data.sequence_length / seconds,
         model_tflops=tflops,
         utilisation=None if peak is None else tflops / peak,
         masks=masks,
@@ -101,10 +102,12 @@ def growth_text(record: MemoryGrowthRecord) -> str:
     )
 
 
-def flops_per_step(run: RunConfig) -> int:
-    """Return the floating-point operations of a step, forward and backward, over all ranks."""
-    stage = run.stage
-    return training_flops(run.config, stage.data.sequence_length) * stage.tokens_per_step
+def flops_per_step(run: RunConfig, batch: int) -> int:
+    """Return the floating-point operations of a step on ``batch`` samples, forward and backward,
+    over all ranks.
+    """
+    length = run.stage.data.sequence_length
+    return training_flops(run.config, length) * batch * length
 
 
 def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
@@ -112,7 +115,9 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     stage = run.stage
     steps = run.last - run.begin.iteration
     yield from ("note: " + note for note in data.notes)
-    for again, line in course.epochs(course.consumed + steps * stage.training.batch):
+    for again, line in course.epochs(
+        course.consumed + run.begin.progress.samples_left(stage, steps)
+    ):
         yield f"{'note:' if again else f'{stage.name} '} {line}"
     if stage.log.validates:
         yield from ("note: " + note for note in notes_on(run, data))
@@ -207,8 +212,9 @@ def notes(run: RunConfig) -> Iterator[str]:
     if run.frozen:
         yield _frozen_text(run)
     if stage.warmup_steps >= stage.steps:
+        key = "warmup_share takes" if stage.learning_rate.warmup_share else "warmup_samples take"
         yield (
-            f"learning_rate.warmup_samples take {stage.warmup_steps:,} steps, the stage has "
+            f"learning_rate.{key} {stage.warmup_steps:,} steps, the stage has "
             f"{stage.steps:,}: its peak is not reached"
         )
     elif stage.warmup_steps >= stage.decay_steps:

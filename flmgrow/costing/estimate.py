@@ -152,7 +152,7 @@ def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
 
 def _stage_cost(number: int, planned: PlannedStage, rates: Rates) -> StageCost:
     stage = planned.stage
-    tokens = planned.steps * stage.tokens_per_step
+    tokens = stage.tokens_after(planned.steps)
     counted = _operations(planned, tokens)
     gpus, utilisation = rates.gpus or stage.layout.world, rates.utilisation(number)
     per_token = executed(planned.config, stage.data.sequence_length, stage.training.recompute)

@@ -81,6 +81,12 @@ def propose(path: Path) -> Proposal:
     """
     file = read_budget(path)
     stage = read_stage(file.stage)
+    if stage.training.batch_ramp is not None:
+        raise UsageError(
+            "training.batch_ramp: a proposal counts in steps of one batch",
+            "leave it out, and put it into the schedule that is proposed",
+            where=file.stage,
+        )
     smallest = _model(stage, file.stage)
     device = device_of(file.cluster.model_dump(exclude_none=True))
     limits = ScheduleLimits(

@@ -57,7 +57,8 @@ def _rate(stage: StageFile, steps: int, *, first: bool, last: bool) -> Json:
     rate = stage.learning_rate
     found: Json = {"peak": rate.peak}
     if first:
-        found["warmup_samples"] = rate.warmup_samples
+        key = "warmup_share" if rate.warmup_share else "warmup_samples"
+        found[key] = getattr(rate, key)
     if not last:
         return {**found, "style": "constant"}
     cooldown = max(1, round(COOLDOWN * steps)) * stage.tokens_per_step

@@ -17,7 +17,7 @@ def stage_data(planned: PlannedStage) -> Json:
     """Return the numbers of a stage."""
     stage, layout = planned.stage, planned.stage.layout
     parameters = parameter_count(planned.config)
-    tokens = planned.steps * stage.tokens_per_step
+    tokens = stage.tokens_after(planned.steps)
     return {
         "name": stage.name,
         "parameters": parameters,
@@ -52,7 +52,9 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         rows.append(("start", _start_text(planned.start)))
     if planned.growth is not None:
         rows += _growth_rows(planned, before)
-    batch = f"{data['batch']:,} sequences of {stage.data.sequence_length:,}"
+    ramp = stage.training.batch_ramp
+    smallest = "" if ramp is None else f"{ramp[0]:,} to "
+    batch = f"{smallest}{data['batch']:,} sequences of {stage.data.sequence_length:,}"
     rate = stage.learning_rate
     return [
         *rows,

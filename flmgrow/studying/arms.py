@@ -160,6 +160,8 @@ def tokens_per_step(stage: Json) -> int:
     found = stage["training"].get("batch"), stage["data"].get("sequence_length")
     if not all(type(each) is int and each > 0 for each in found):
         raise UsageError("base has no training.batch and data.sequence_length", HINT)
+    if stage["training"].get("batch_ramp") is not None:
+        raise UsageError("training.batch_ramp: a study counts arms in steps of one batch", HINT)
     return int(found[0] * found[1])
 
 

@@ -199,8 +199,8 @@ def _stage_of(part: Part, before: Leg | None, name: str, steps: int) -> StageFil
         rate = rate.model_copy(update={"style": "constant", "cooldown_tokens": None})
     elif part.shape == FALLING:
         rate = rate.model_copy(update={"cooldown_tokens": steps * stage.tokens_per_step})
-    if part.begin:
-        rate = rate.model_copy(update={"warmup_samples": 0})
+    warmup = 0 if part.begin else stage.warmup_samples
+    rate = rate.model_copy(update={"warmup_samples": warmup, "warmup_share": 0.0})
     training = stage.training.model_copy(update={"steps": steps, "tokens": None})
     load = None
     if part.grows:

@@ -47,9 +47,9 @@ def poison(samples: int = POISON) -> None:
     """Let the loss of the step that reads up to there not be finite, in this process."""
     honest = RunGuard.check_step
 
-    def check(guard: RunGuard, record: StepRecord) -> None:
+    def check(guard: RunGuard, record: StepRecord, batch: int) -> None:
         is_bad = record.samples == samples
-        honest(guard, replace(record, loss=float("nan")) if is_bad else record)
+        honest(guard, replace(record, loss=float("nan")) if is_bad else record, batch)
 
     RunGuard.check_step = check  # type: ignore[assignment, method-assign]
 
@@ -236,12 +236,15 @@ def of(to: int, begin: int, end: int) -> Rollback:
 
 
 def test_what_lies_behind_a_later_rollback_holds_no_more() -> None:
+    def by_batch(iteration: int) -> int:
+        return iteration * BATCH
+
     found = [of(6, 48, 80), of(3, 24, 96), of(3, 24, 104), of(7, 136, 152)]
-    assert place_at(found, 0, 0, BATCH, 3) == 104
-    assert place_at(found, 3, 24, BATCH, 5) == 104 + 2 * BATCH
-    assert place_at(found, 0, 0, BATCH, 8) == 152 + BATCH
-    assert place_at(found, 4, 112, BATCH, 6) == 112 + 2 * BATCH
-    assert place_at(found, 3, 25, BATCH, 3) == 25  # another run's
+    assert place_at(found, 0, 0, by_batch, 3) == 104
+    assert place_at(found, 3, 24, by_batch, 5) == 104 + 2 * BATCH
+    assert place_at(found, 0, 0, by_batch, 8) == 152 + BATCH
+    assert place_at(found, 4, 112, by_batch, 6) == 112 + 2 * BATCH
+    assert place_at(found, 3, 25, by_batch, 3) == 25  # another run's
 
 
 def test_the_way_back_leads_before_the_window(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ later checkpoints have counted those samples themselves.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -90,17 +90,23 @@ def standing(rollbacks: Iterable[Rollback]) -> list[Rollback]:
 
 
 def place_at(
-    rollbacks: Iterable[Rollback], iteration: int, consumed: int, batch: int, later: int
+    rollbacks: Iterable[Rollback],
+    iteration: int,
+    consumed: int,
+    trained: Callable[[int], int],
+    later: int,
 ) -> int:
     """Return the sample with which a run goes on at iteration ``later``.
 
-    At ``iteration`` it had ``consumed`` so many, and has taken ``batch`` in each step since.
+    At ``iteration`` it had ``consumed`` so many; ``trained`` says how many of its stage it has
+    trained on at any iteration.
     """
     for each in standing(rollbacks):
-        before = consumed + (each.to - iteration) * batch
-        if iteration <= each.to <= later and before == each.begin:
-            iteration, consumed = each.to, each.end
-    return consumed + (later - iteration) * batch
+        if iteration <= each.to <= later:
+            before = consumed + trained(each.to) - trained(iteration)
+            if before == each.begin:
+                iteration, consumed = each.to, each.end
+    return consumed + trained(later) - trained(iteration)
 
 
 def way_back(folder: Path, step: int, window: int, first: int) -> int | None:

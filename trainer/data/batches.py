@@ -5,8 +5,8 @@ that a checkpoint must remember is how many samples were consumed, and of which 
 (:mod:`flmgrow.trainer.data.course`), and a stage with another batch goes on at the very next one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,19 +53,38 @@ class Batching:
 
 
 class Batches:
-    """The batches of a stage after ``consumed`` samples, as micro-batches of one replica."""
+    """The batches of a stage after ``consumed`` samples, as micro-batches of one replica.
 
-    def __init__(self, samples: Samples, batching: Batching, consumed: int = 0) -> None:
+    ``size`` says how many samples a step reads by how many were read here before it; by default
+    ``batching`` does.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batching: Batching,
+        consumed: int = 0,
+        size: Callable[[int], int] | None = None,
+    ) -> None:
         self._samples = samples
         self._batching = batching
+        self._begin = consumed
+        self._size = size
         self.consumed = consumed
+
+    def next_batching(self) -> Batching:
+        """Return how the next step is taken."""
+        if self._size is None:
+            return self._batching
+        return replace(self._batching, batch=self._size(self.consumed - self._begin))
 
     def __iter__(self) -> Iterator[MicroBatches]:
         """Yield the micro-batches of one step after the other, for ever."""
         while True:
-            ranges = self._batching.micro_batches(self.consumed)
+            batching = self.next_batching()
+            ranges = batching.micro_batches(self.consumed)
             step = [stacked([self._samples[index] for index in indices]) for indices in ranges]
-            self.consumed += self._batching.batch  # before the step is seen: a save comes after it
+            self.consumed += batching.batch  # before the step is seen: a save comes after it
             yield step
 
 

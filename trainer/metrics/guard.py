@@ -77,8 +77,8 @@ class LossGuard:
         """The samples that each of them is a mean of."""
         return [batch for _, batch in self._known]
 
-    def check(self, step: int, loss: float, grad_norm: float) -> None:
-        """Take the loss of a step.
+    def check(self, step: int, loss: float, grad_norm: float, batch: int | None = None) -> None:
+        """Take the loss of a step, of ``batch`` samples where that is not the guard's own.
 
         Raises:
             DivergenceError: To stop the run; the message lacks a hint.
@@ -90,7 +90,7 @@ class LossGuard:
                 )
         if self._spike is not None and len(self._known) >= self._needed:
             mean = math.fsum(self.losses) / len(self._known)
-            most = mean + self._spike * self._noise()
+            most = mean + self._spike * self._noise(batch or self._batch)
             if loss > most:
                 raise DivergenceError(
                     Text(
@@ -100,8 +100,8 @@ class LossGuard:
                     ),
                     wanted=f"at most {most:.6g}",
                 )
-        self._known.append((loss, self._batch))
+        self._known.append((loss, batch or self._batch))
 
-    def _noise(self) -> float:
+    def _noise(self, batch: int) -> float:
         """Return how much further a batch's loss strays than those remembered did, at least 1."""
-        return math.sqrt(max(1.0, sum(self.batches) / len(self._known) / self._batch))
+        return math.sqrt(max(1.0, sum(self.batches) / len(self._known) / batch))

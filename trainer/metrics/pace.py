@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from flmgrow.trainer.stage.clock import BEGIN, StageProgress, trained_by
 from flmgrow.trainer.stage.file import StageFile
 
 VALIDATION, SAVING = "validation", "saving"
@@ -12,11 +13,19 @@ VALIDATION, SAVING = "validation", "saving"
 class Pace:
     """How long the rest of ``stage``, which ends with step ``last``, takes.
 
-    What comes now and then takes as long as it did last time, and nothing before its first time.
+    At step ``first`` it is so far as ``progress`` says. A step takes as long as its samples; what
+    comes now and then takes as long as it did last time, and nothing before its first time.
     """
 
-    def __init__(self, stage: StageFile, last: int) -> None:
+    def __init__(
+        self,
+        stage: StageFile,
+        last: int,
+        first: int = 0,
+        progress: StageProgress = BEGIN,
+    ) -> None:
         self._last = last
+        self._trained = trained_by(stage, progress, first)
         validates = stage.log.validation_every
         self._every: Mapping[str, int | None] = {
             VALIDATION: validates,
@@ -39,7 +48,9 @@ class Pace:
         rest = sum(
             self._seconds[kind] * self._due(step, every) for kind, every in self._every.items()
         )
-        return (self._last - step) * seconds + rest
+        read = self._trained(step)
+        batch = read - self._trained(step - 1)
+        return (self._trained(self._last) - read) / batch * seconds + rest
 
     def _due(self, step: int, every: int | None) -> int:
         """Return how many times something comes from ``step`` on: each so many, and at the end."""

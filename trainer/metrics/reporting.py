@@ -24,6 +24,7 @@ from flmgrow.trainer.metrics.records import (
     StepRecord,
     ValidationRecord,
 )
+from flmgrow.trainer.stage.clock import StageProgress
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE
 
@@ -43,13 +44,15 @@ def say(text: str) -> None:
 class Reporter:
     """Tells of the steps of ``stage`` up to step ``last``.
 
-    ``begin`` is the step that it goes on from, ``resumed`` says that it was there before. A context
-    manager.
+    ``begin`` is the step that it goes on from, where the stage is so far as ``progress`` says;
+    ``resumed`` says that it was there before. A context manager.
     """
 
-    def __init__(self, stage: StageFile, last: int, begin: int, *, resumed: bool) -> None:
+    def __init__(
+        self, stage: StageFile, last: int, begin: int, progress: StageProgress, *, resumed: bool
+    ) -> None:
         self._stage, self._last = stage, last
-        self.pace = Pace(stage, last)
+        self.pace = Pace(stage, last, begin, progress)
         self._open = ExitStack()
         self._sinks: list[MetricsLog | TensorBoard] = []
         self._told: int | None = None

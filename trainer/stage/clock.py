@@ -1,11 +1,13 @@
 """Where a stage ends, and where its learning rate stands, whatever its text is cut into.
 
-A batch may change in the middle of a stage. So a stage of so many tokens counts tokens, and its
-learning rate follows the samples that it has read. Only where everything is said in steps (a stage
-of so many steps whose rate falls until its end) steps are the clock, and are worth the samples that
-they had when the stage began. As long as the batch stays, both clocks show the same.
+A batch may change in the middle of a stage, or grow at its beginning. So a stage of so many tokens
+counts tokens, and its learning rate follows the samples that it has read. Only where everything is
+said in steps (a stage of so many steps, whose rate falls until its end and whose batch does not
+grow by itself) steps are the clock, and are worth the samples that they had when the stage began.
+As long as the batch stays, both clocks show the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -25,23 +27,41 @@ class StageProgress:
     tokens: int = 0
     batch: int | None = None
 
+    def samples(self, stage: StageFile) -> int:
+        """Return the samples of ``stage`` that these tokens are."""
+        return self.tokens // stage.data.sequence_length
+
+    def next_batch(self, stage: StageFile) -> int:
+        """Return how many samples its next step reads."""
+        return stage.training.sizes.at(self.samples(stage))
+
     def after_step(self, stage: StageFile) -> "StageProgress":
         """Return it one step of ``stage`` later."""
-        batch = self.batch or stage.training.batch
-        return StageProgress(self.steps + 1, self.tokens + stage.tokens_per_step, batch)
+        batch = self.next_batch(stage)
+        tokens = self.tokens + batch * stage.data.sequence_length
+        return StageProgress(self.steps + 1, tokens, self.batch or batch)
+
+    def samples_left(self, stage: StageFile, steps: int) -> int:
+        """Return how many samples its next ``steps`` read."""
+        now = self.samples(stage)
+        return stage.training.sizes.after(steps, now) - now
+
+
+BEGIN = StageProgress()
+"""Before the first step."""
 
 
 @dataclass(frozen=True)
 class Clock:
     """What the learning rate follows, in samples.
 
-    ``position`` is where it stands, and ``step`` by how much a step moves it; the warm-up ends at
-    ``warmup``, and the floor is reached at ``decay``, after a ``cooldown`` of so many if there is
-    one.
+    ``position`` is where it stands, and ``step`` by how much a step moves it, None by what it
+    reads. The warm-up ends at ``warmup``, and the floor is reached at ``decay``, after a
+    ``cooldown`` of so many if there is one.
     """
 
     position: int
-    step: int
+    step: int | None
     warmup: int
     decay: int
     cooldown: int = 0
@@ -54,7 +74,7 @@ def progress_of(stage: StageFile, state: TrainingState) -> StageProgress:
     steps = state.iteration - state.stage_begin
     tokens = state.stage_tokens
     return StageProgress(
-        steps, steps * stage.tokens_per_step if tokens is None else tokens, state.stage_batch
+        steps, stage.tokens_after(steps) if tokens is None else tokens, state.stage_batch
     )
 
 
@@ -65,8 +85,10 @@ def steps_in_all(stage: StageFile, progress: StageProgress) -> int:
     if stage.training.steps is not None:
         return stage.training.steps
     assert stage.training.tokens is not None
-    left = Fraction(stage.training.tokens - progress.tokens, stage.tokens_per_step)
-    return progress.steps + nearest(left)
+    whole = Fraction(stage.training.tokens, stage.data.sequence_length)
+    begin = Fraction(progress.tokens, stage.data.sequence_length)
+    now = progress.samples(stage)
+    return progress.steps + stage.training.sizes.steps_until(whole - begin + now, now)
 
 
 def steps_left(stage: StageFile, progress: StageProgress) -> int:
@@ -76,14 +98,24 @@ def steps_left(stage: StageFile, progress: StageProgress) -> int:
 
 def clock_of(stage: StageFile, progress: StageProgress) -> Clock:
     """Return the clock of a stage that is so far."""
-    length, rate = stage.data.sequence_length, stage.learning_rate
-    batch = progress.batch or stage.training.batch
-    steps, tokens = stage.training.steps, rate.decay_tokens or stage.training.tokens
-    if tokens is None:
-        assert steps is not None
-        position, step, decay = progress.steps * batch, batch, steps * batch
-    else:
-        position, step = progress.tokens // length, stage.training.batch
+    length, rate, sizes = stage.data.sequence_length, stage.learning_rate, stage.training.sizes
+    tokens = rate.decay_tokens or stage.training.tokens
+    ramps = stage.training.batch_ramp is not None
+    position, step = progress.samples(stage), None if ramps else stage.training.batch
+    if tokens is not None:
         decay = max(1, nearest(Fraction(tokens, length)))
+    elif ramps:
+        decay = sizes.after(steps_left(stage, progress), position)
+    else:
+        step = progress.batch or stage.training.batch
+        position, decay = progress.steps * step, stage.steps * step
     cooldown = nearest(Fraction(rate.cooldown_tokens or 0, length))
-    return Clock(position, step, rate.warmup_samples, decay, cooldown)
+    return Clock(position, step, rate.warmup(decay), decay, cooldown)
+
+
+def trained_by(stage: StageFile, progress: StageProgress, iteration: int) -> Callable[[int], int]:
+    """Return what tells how many samples ``stage`` has trained on at an iteration from
+    ``iteration`` on, at which it is so far.
+    """
+    sizes, now = stage.training.sizes, progress.samples(stage)
+    return lambda later: sizes.after(later - iteration, now)

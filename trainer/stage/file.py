@@ -63,11 +63,12 @@ class StageFile(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         training, replicas = self.training, self.layout.dp
-        if training.batch % (training.micro_batch * replicas):
-            raise ValueError(
-                f"a batch of {training.batch} does not divide into micro-batches of "
-                f"{training.micro_batch} on {replicas} replicas"
-            )
+        for batch in training.sizes.all():
+            if batch % (training.micro_batch * replicas):
+                raise ValueError(
+                    f"a batch of {batch} does not divide into micro-batches of "
+                    f"{training.micro_batch} on {replicas} replicas"
+                )
         return self
 
     @model_validator(mode="after")
@@ -90,7 +91,7 @@ class StageFile(Section):
     @model_validator(mode="after")
     def _cooldown_fits(self) -> Self:
         cooldown = self.learning_rate.cooldown_tokens
-        whole = self.decay_steps * self.tokens_per_step
+        whole = self.tokens_after(self.decay_steps)
         if cooldown is not None and cooldown > whole:
             found = f"learning_rate.cooldown_tokens is {cooldown:,}"
             raise ValueError(f"{found}, of {whole:,} tokens until the floor")
@@ -126,20 +127,30 @@ class StageFile(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """The tokens in a batch."""
+        """The tokens in a batch, in that behind a ramp if there is one."""
         return self.training.batch * self.data.sequence_length
+
+    def tokens_after(self, steps: int) -> int:
+        """Return the tokens that so many steps read from the stage's begin on."""
+        return self.training.sizes.after(steps) * self.data.sequence_length
+
+    @property
+    def warmup_samples(self) -> int:
+        """The samples until the learning rate has its peak."""
+        return self.learning_rate.warmup(self.training.sizes.after(self.decay_steps))
 
     @property
     def warmup_steps(self) -> int:
-        """The steps until the learning rate has its peak, rounded."""
-        return nearest(Fraction(self.learning_rate.warmup_samples, self.training.batch))
+        """The steps until then, rounded."""
+        return self.training.sizes.steps_until(Fraction(self.warmup_samples))
 
     @property
     def decay_steps(self) -> int:
         """The steps, counted from the stage's begin, until it has its floor."""
         if self.learning_rate.decay_tokens is None:
             return self.steps
-        return max(1, nearest(Fraction(self.learning_rate.decay_tokens, self.tokens_per_step)))
+        samples = Fraction(self.learning_rate.decay_tokens, self.data.sequence_length)
+        return max(1, self.training.sizes.steps_until(samples))
 
 
 def positioned(stage: StageFile, config: ModelConfig) -> ModelConfig:
@@ -202,12 +213,13 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
             )
         )
     training = stage.training
-    micro_batches = training.batch // (training.micro_batch * stage.layout.dp)
-    if layout.vpp > 1 and micro_batches % layout.pp:
-        raise UsageError(
-            f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual pipeline "
-            "needs it"
-        )
+    for batch in training.sizes.all() if layout.vpp > 1 else ():
+        micro_batches = batch // (training.micro_batch * stage.layout.dp)
+        if micro_batches % layout.pp:
+            raise UsageError(
+                f"{micro_batches} micro-batches do not divide by PP{layout.pp}, as a virtual "
+                "pipeline needs it"
+            )
     return layout
 
 

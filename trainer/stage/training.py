@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.trainer.stage.batch_sizes import BatchSizes
 from flmgrow.trainer.stage.freezing import Freeze
 from flmgrow.trainer.stage.section import (
     MOST,
@@ -21,6 +22,7 @@ from flmgrow.trainer.stage.section import (
     Positive,
     Section,
     Seed,
+    Share,
     amount,
     nearest,
 )
@@ -62,14 +64,16 @@ class LayoutSection(Section):
 class TrainingSection(Section):
     """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
 
-    ``batch`` and ``micro_batch`` count sequences; ``init_std`` is the spread of fresh weights, at
-    muP's base width if there is one. ``freeze`` are rules of what does not train, until the stage
-    has taken ``unfreeze_at`` steps, or that share of its steps.
+    ``batch`` and ``micro_batch`` count sequences. ``batch_ramp`` is a smaller batch to begin with,
+    by how much it grows at a time, and over how many samples of the stage. ``init_std`` is the
+    spread of fresh weights, at muP's base width if there is one. ``freeze`` are rules of what does
+    not train, until the stage has taken ``unfreeze_at`` steps, or that share of its steps.
     """
 
     steps: Amount | None = None
     tokens: Amount | None = None
     batch: Count
+    batch_ramp: Annotated[list[Amount], Field(min_length=3, max_length=3)] | None = None
     micro_batch: Count = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "selective", "full"] = "none"
@@ -90,17 +94,34 @@ class TrainingSection(Section):
             raise ValueError("give either steps or tokens")
         return self
 
+    @model_validator(mode="after")
+    def _ramp_ends_at_the_batch(self) -> Self:
+        if self.batch_ramp is not None:
+            start, increment, _ = self.batch_ramp
+            if start >= self.batch or (self.batch - start) % increment:
+                raise ValueError(
+                    f"batch_ramp: from {start} by {increment} does not lead to a batch of "
+                    f"{self.batch}"
+                )
+        return self
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """How many samples each step reads."""
+        return BatchSizes(self.batch, *(self.batch_ramp or ()))
+
     def step_count(self, sequence_length: int) -> int:
         """Return the number of optimizer steps, at least one."""
         if self.steps is not None:
             return self.steps
         assert self.tokens is not None
-        return max(1, nearest(Fraction(self.tokens, self.batch * sequence_length)))
+        return max(1, self.sizes.steps_until(Fraction(self.tokens, sequence_length)))
 
 
 class LearningRateSection(Section):
     """The stage's own schedule: warm-up to ``peak``, then down to ``floor``.
 
+    The warm-up takes ``warmup_samples``, or ``warmup_share`` of the samples until the floor.
     ``decay_tokens`` is where the floor is reached, counted from the stage's begin; by default where
     the stage ends. ``wsd`` (warm-up, stable, decay) stays at the peak until ``cooldown_tokens``
     before that, and then falls along a straight line or a root (``cooldown``).
@@ -109,6 +130,7 @@ class LearningRateSection(Section):
     peak: Positive
     floor: NotNegative = 0.0
     warmup_samples: Annotated[int, BeforeValidator(amount), Field(ge=0, le=MOST)] = 0
+    warmup_share: Share = 0.0
     decay_tokens: Amount | None = None
     style: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     cooldown_tokens: Amount | None = None
@@ -119,6 +141,16 @@ class LearningRateSection(Section):
         if (self.style == "wsd") != (self.cooldown_tokens is not None):
             raise ValueError("style wsd and cooldown_tokens go together: give both, or neither")
         return self
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_samples and self.warmup_share:
+            raise ValueError("give either warmup_samples or warmup_share")
+        return self
+
+    def warmup(self, until_floor: int) -> int:
+        """Return the samples of the warm-up, where the floor is reached after so many."""
+        return self.warmup_samples or nearest(Fraction(str(self.warmup_share)) * until_floor)
 
     @model_validator(mode="after")
     def _floor_is_below(self) -> Self:
