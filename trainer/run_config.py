@@ -157,7 +157,8 @@ def check_space(run: RunConfig) -> None:
     """Raise StorageError, on the first rank, if not even one checkpoint would find room."""
     if torch.distributed.get_rank() == 0:
         stage = run.stage
-        check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, run.config))
+        still = run.still if run.unfreezes_at is None else frozenset()
+        check_free_space(stage.checkpoint.folder, checkpoint_bytes(stage, run.config, still))
 
 
 def course_in(data: StageData, run: RunConfig) -> Course:

@@ -18,7 +18,7 @@ from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
-from flmgrow.trainer.stage.freezing import frozen_count
+from flmgrow.trainer.stage.freezing import frozen_text
 from flmgrow.trainer.stage.model import differences
 from flmgrow.trainer.steps import Losses
 from flmgrow.trainer.validating import notes_on
@@ -168,17 +168,6 @@ def _near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def _frozen_text(run: RunConfig) -> str:
-    """Return how much of a model does not train, and until when."""
-    found = frozen_count(run.frozen, run.still, run.config)
-    until = "" if run.unfreezes_at is None else f", until step {run.unfreezes_at:,}"
-    whole = amount(parameter_count(run.config))
-    return (
-        f"training.freeze: {amount(found.entries)} of {whole} parameters do not train{until}; "
-        f"{amount(found.stateless)} of them have no optimizer state"
-    )
-
-
 def taken(run: RunConfig) -> str:
     """Return what a stage has done that has come to its end."""
     progress, training = run.begin.progress, run.stage.training
@@ -210,7 +199,8 @@ def notes(run: RunConfig) -> Iterator[str]:
         for difference in differences(checkpoint.config, run.config):
             yield f"{difference}: another function from here on"
     if run.frozen:
-        yield _frozen_text(run)
+        told = frozen_text(run.frozen, run.still, run.config, run.unfreezes_at)
+        yield f"training.freeze: {told}"
     if stage.warmup_steps >= stage.steps:
         key = "warmup_share takes" if stage.learning_rate.warmup_share else "warmup_samples take"
         yield (

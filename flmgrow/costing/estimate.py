@@ -140,7 +140,7 @@ def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
             "give one for all, or one for each",
         )
     costs = [_stage_cost(number, planned, rates) for number, planned in enumerate(stages)]
-    sizes = [checkpoint_bytes(each.stage, each.config) for each in stages]
+    sizes = [checkpoint_bytes(each.stage, each.config, each.still) for each in stages]
     moved = [2 * (before + after) for before, after in pairwise(sizes)]
     last, tokens = costs[-1], sum(each.tokens for each in costs)
     scratch = _operations(last.planned, tokens)

@@ -9,10 +9,11 @@ Not counted: the allocator's waste, kernels' workspaces, and the communicators' 
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from math import prod
 
-from flmgrow.formats.layout.placements import Layout, placements
+from flmgrow.formats.layout.placements import Layout, Slice, placements
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -73,7 +74,8 @@ def memory_of(planned: PlannedStage) -> list[Memory]:
     width = WIDTHS[training.precision]
     states = State.beside_weights(training.precision, distributed=False)  # masters are views else
     sharers = section.dp if section.distributed_optimizer else 1
-    counts = parameters_by_rank(planned.config, planned.layout, planned.padded_vocab)
+    held = planned.config, planned.layout, planned.padded_vocab
+    counts, trained = parameters_by_rank(*held), parameters_by_rank(*held, planned.still)
     batch = Microbatch(
         training.micro_batch,
         stage.data.sequence_length,
@@ -86,20 +88,22 @@ def memory_of(planned: PlannedStage) -> list[Memory]:
     return [
         Memory(
             count * width,
-            count * FULL,
-            -(-count * FULL * len(states) // sharers),
+            trains * FULL,
+            -(-trains * FULL * len(states) // sharers),
             _activations(planned, batch, rank),
         )
-        for rank, count in enumerate(counts)
+        for rank, (count, trains) in enumerate(zip(counts, trained, strict=True))
     ]
 
 
-def parameters_by_rank(config: ModelConfig, layout: Layout, padded_vocab: int) -> list[int]:
-    """Return how many parameters a device of each pipeline rank holds."""
+def parameters_by_rank(
+    config: ModelConfig, layout: Layout, padded_vocab: int, without: Collection[Slice] = ()
+) -> list[int]:
+    """Return how many parameters a device of each pipeline rank holds, but for some slices."""
     sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
     held: Counter[int] = Counter()
     for each in placements(ROWS, logical_tensors(config), sizes, layout):
-        if each.tensor_rank == 0:
+        if each.tensor_rank == 0 and each.slices[0] not in without:
             held[each.pipeline_rank] += prod(each.shape)
     return [held[rank] for rank in range(layout.pp)]
 

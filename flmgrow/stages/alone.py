@@ -35,4 +35,6 @@ def read_stages(path: Path) -> list[PlannedStage]:
         padded = padded_size(vocabulary, stage.model.make_vocab_size_divisible_by, stage.layout.tp)
         with in_keys("layout", WORDS):
             layout = layout_of(stage, config, padded)
-    return [PlannedStage(stage, config, layout, padded, 0, stage.steps, "")]
+        planned = PlannedStage(stage, config, layout, padded, 0, stage.steps, "", fresh=None)
+        _ = planned.frozen  # what it names must be there
+    return [planned]

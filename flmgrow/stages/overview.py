@@ -9,6 +9,7 @@ from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes
+from flmgrow.trainer.stage.freezing import frozen_slices, frozen_text
 
 Rows = list[tuple[str, str]]
 
@@ -33,7 +34,7 @@ def stage_data(planned: PlannedStage) -> Json:
         "peak": stage.learning_rate.peak,
         "floor": stage.learning_rate.floor,
         "flops": tokens * training_flops(planned.config, stage.data.sequence_length),
-        "checkpoint_bytes": checkpoint_bytes(stage, planned.config),
+        "checkpoint_bytes": checkpoint_bytes(stage, planned.config, planned.still),
         "precision": stage.training.precision,
         "growth": {} if planned.growth is None else _methods(planned),
     }
@@ -60,6 +61,7 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         *rows,
         ("model", f"{amount(data['parameters'])} parameters: {model_text(planned.config)}"),
         ("kind", kind_text(planned.config)),
+        *_frozen_rows(planned),
         ("layout", f"{data['layout']} x DP{data['replicas']}: {_processes(data)}"),
         ("steps", f"{data['steps']:,}, iterations {planned.first:,} to {planned.last:,}"),
         ("tokens", f"{amount(data['tokens'])} in batches of {batch}"),
@@ -82,6 +84,16 @@ def _growth_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
     place = "; in memory" if planned.in_place else ""
     other = "; changes the function, which is accepted" if planned.accepts else ""
     return [("growth", f"{methods or 'none'}{ramp}; {moved}{place}{other}")]
+
+
+def _frozen_rows(planned: PlannedStage) -> Rows:
+    if not planned.frozen:
+        rules = planned.stage.training.freeze
+        return [] if rules is None else [("frozen", "what is old; how much is not known here")]
+    at = planned.stage.unfreeze_step
+    until = None if at is None else planned.first + at
+    still = frozen_slices(planned.frozen, planned.config, planned.padded_vocab)
+    return [("frozen", frozen_text(planned.frozen, still, planned.config, until))]
 
 
 def _start_text(start: Start) -> str:

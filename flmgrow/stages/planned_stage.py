@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.layout.placements import Layout, Slice
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.masks import Dimension, Mask
+from flmgrow.model.frozen import Frozen
+from flmgrow.model.masks import Dimension, Fresh, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.stages.past import steps_of
 from flmgrow.stages.start import Start
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class PlannedStage:
 
     ``first`` is the iteration at which it begins, ``folder`` its folder in the run's, ``masks`` are
     those with which it begins. It takes ``steps`` of them, of which some may have had another
-    batch.
+    batch. ``fresh`` is what the last growth before it made; None where that is not known.
     """
 
     stage: StageFile
@@ -38,6 +41,27 @@ class PlannedStage:
     start: Start | None = None
     accepts: bool = False
     masks: Mapping[Dimension, Mask] = field(default_factory=dict)
+    fresh: Fresh | None = field(default_factory=dict)
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """What does not train when it begins; nothing where what is old is not known.
+
+        Raises:
+            UsageError: For what the model does not have.
+        """
+        rules = self.stage.training.freeze or ()
+        if self.fresh is None and any(rule.old for rule in rules):
+            return Frozen()
+        return frozen_of(rules, self.config, self.padded_vocab, self.fresh or {})
+
+    @cached_property
+    def still(self) -> frozenset[Slice]:
+        """What lies in parameters of which none ever trains in it, so that they have no state."""
+        at = self.stage.unfreeze_step
+        if at is not None and at < self.stage.steps:
+            return frozenset()
+        return frozen_slices(self.frozen, self.config, self.padded_vocab)
 
     @property
     def in_place(self) -> bool:
@@ -83,23 +107,26 @@ class StagePlace:
 class Smaller:
     """What a stage grows: the model of the stage before, or the one that the run starts with.
 
-    ``masks`` are those that it has not opened, ``last`` is its iteration.
+    ``masks`` are those that it has not opened, ``last`` is its iteration, ``fresh`` what its own
+    last growth made.
     """
 
     config: ModelConfig
     padded_vocab: int
     masks: Mapping[Dimension, Mask]
     last: int
+    fresh: Fresh
     stage: PlannedStage | None = None
     start: Start | None = None
 
     @classmethod
     def after(cls, stage: PlannedStage) -> "Smaller":
         """Return what a stage leaves behind."""
-        return cls(stage.config, stage.padded_vocab, stage.unfinished, stage.last, stage=stage)
+        last, fresh = stage.last, stage.fresh or {}
+        return cls(stage.config, stage.padded_vocab, stage.unfinished, last, fresh, stage=stage)
 
     @classmethod
     def at(cls, start: Start) -> "Smaller":
         """Return what a run starts with."""
         config, padded = start.config, start.padded_vocab
-        return cls(config, padded, start.masks, start.iteration, start=start)
+        return cls(config, padded, start.masks, start.iteration, start.fresh, start=start)

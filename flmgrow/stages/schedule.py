@@ -83,6 +83,7 @@ def planned_stages(data: object, path: Path, run: Path | None = None) -> list[Pl
         with told_of(path, f"stage {name}"):
             stage = _planned(StagePlace(path, number, run), common, own, before)
             check_orders([each.stage.data for each in planned], stage.stage.data)
+            _ = stage.frozen  # what it names must be there
         planned.append(stage)
         if planned[-1].start is not None:  # what is said of the model is said once, by its start
             common = {**common, "model": planned[-1].start.section.model_dump(exclude_none=True)}
@@ -137,6 +138,7 @@ def _grown(place: StagePlace, common: Json, own: Json, before: Smaller) -> Plann
         start=before.start,
         accepts=not grown.preserves,
         masks=masks,
+        fresh=grown.fresh or before.fresh,
     )
 
 
@@ -169,8 +171,9 @@ def _first(place: StagePlace, common: Json, own: Json) -> PlannedStage:
     first = 0 if start is None else start.iteration
     steps, folder = place.steps_of(stage, first), place.folder_of(stage)
     masks = {} if start is None else start.masks
+    fresh = {} if start is None else start.fresh
     return PlannedStage(
-        stage, config, layout, padded, first, steps, folder, start=start, masks=masks
+        stage, config, layout, padded, first, steps, folder, start=start, masks=masks, fresh=fresh
     )
 
 

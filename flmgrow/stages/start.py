@@ -6,18 +6,19 @@ computes the same is verified: from there on it is treated as what grows between
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.history.fresh import fresh_of
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.hub.names import hub_name, is_on_hub
 from flmgrow.hub.reading import fetch
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.masks import Dimension, Mask
+from flmgrow.model.masks import Dimension, Fresh, Mask
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Found, Text
 from flmgrow.trainer.checkpoint.opening import begins_anew, said_of
@@ -36,7 +37,7 @@ class Start:
     ``place`` is where it is, as a command takes it. Counting begins at ``iteration``, which is 0
     where only weights are taken (``anew``). ``imported``: it is a Hugging Face folder.
     ``max_positions`` is the length of texts that it is wanted for, where that was said. ``masks``
-    are those that it has not opened.
+    are those that it has not opened, and ``fresh`` is what its last growth made.
     """
 
     place: str
@@ -49,6 +50,7 @@ class Start:
     anew: bool
     imported: bool
     max_positions: int | None
+    fresh: Fresh = field(default_factory=dict)
 
     @property
     def section(self) -> ModelSection:
@@ -132,6 +134,7 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
                 anew,
                 checkpoint.format == "huggingface",
                 stage.model.max_position_embeddings,
+                fresh_of(checkpoint),
             )
 
 

@@ -7,6 +7,7 @@ learning rate costs weeks. Relative paths are relative to the file's own folder.
 Importing this module loads neither torch nor megatron-core: ``flmgrow run`` plans with it.
 """
 
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
-from flmgrow.formats.layout.placements import Layout, check_divisible
+from flmgrow.formats.layout.placements import Layout, Slice, check_divisible
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
@@ -24,6 +25,7 @@ from flmgrow.storage.validation import problems
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.beginning import CheckpointSection, GrowthSection
 from flmgrow.trainer.stage.data import DataSection
+from flmgrow.trainer.stage.freezing import stateless_count
 from flmgrow.trainer.stage.model import ModelSection, with_positions
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.training import (
@@ -160,11 +162,14 @@ def positioned(stage: StageFile, config: ModelConfig) -> ModelConfig:
     return with_positions(stage.model, config, stage.data.sequence_length)
 
 
-def checkpoint_bytes(stage: StageFile, config: ModelConfig) -> int:
-    """Return about how many bytes a checkpoint of a stage has, optimizer state included."""
+def checkpoint_bytes(stage: StageFile, config: ModelConfig, still: Collection[Slice] = ()) -> int:
+    """Return about how many bytes a checkpoint of a stage has, optimizer state included; there is
+    none of what is ``still``.
+    """
     precision, distributed = stage.training.precision, stage.layout.distributed_optimizer
     states = State.beside_weights(precision, distributed=distributed)
-    return parameter_count(config) * (_WEIGHT_BYTES[precision] + _STATE_BYTES * len(states))
+    weights, kept = parameter_count(config), len(states) * _STATE_BYTES
+    return weights * (_WEIGHT_BYTES[precision] + kept) - stateless_count(still, config) * kept
 
 
 def read_stage(path: Path) -> StageFile:

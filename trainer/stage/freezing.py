@@ -8,7 +8,7 @@ Importing this module loads neither torch nor megatron-core: ``flmgrow run`` pla
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Self
 
 import numpy as np
@@ -17,11 +17,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout.placements import Slice, make_layout, placements
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.model.axes import Axis, Box, Sizes, full_box
+from flmgrow.model.axes import Axis, Sizes, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.frozen import Booleans, Frozen, FrozenPart, old_axes
 from flmgrow.model.masks import Fresh
-from flmgrow.model.tensors import logical_tensors
+from flmgrow.model.tensors import logical_tensors, parameter_count
+from flmgrow.model.wording import amount
 from flmgrow.trainer.stage.section import Section
 
 OLD = "old"
@@ -132,28 +133,29 @@ def frozen_slices(frozen: Frozen, config: ModelConfig, padded_vocab: int) -> fro
     )
 
 
-@dataclass(frozen=True)
-class FrozenCount:
-    """How many parameters of a model do not train, and of how many there is no state."""
-
-    entries: int
-    stateless: int
-
-
-def frozen_count(frozen: Frozen, still: Collection[Slice], config: ModelConfig) -> FrozenCount:
-    """Return how much is frozen; ``still`` is what lies in parameters that are as a whole.
-
-    Vocabulary padding is not counted.
+def frozen_text(
+    frozen: Frozen, still: Collection[Slice], config: ModelConfig, until: int | None
+) -> str:
+    """Return in words how much does not train, and ``until`` which step; ``still`` is what lies in
+    parameters that are frozen as a whole.
     """
-    entries = stateless = 0
-    for tensor in logical_tensors(config).values():
-        whole = full_box(tensor.shape(config.sizes))
-        layers = range(config.layers) if tensor.layered else (None,)
-        for layer in layers:
-            box = whole if layer is None else Box(((layer, layer + 1), *whole.ranges[1:]))
-            entries += frozen.count(tensor, box)
-            stateless += box.count if (tensor.name, layer) in still else 0
-    return FrozenCount(entries, stateless)
+    tensors = logical_tensors(config).values()
+    entries = sum(frozen.count(each, full_box(each.shape(config.sizes))) for each in tensors)
+    whole, when = (
+        amount(parameter_count(config)),
+        "" if until is None else f", until step {until:,}",
+    )
+    return (
+        f"{amount(entries)} of {whole} parameters do not train{when}; "
+        f"{amount(stateless_count(still, config))} of them have no optimizer state"
+    )
+
+
+def stateless_count(still: Collection[Slice], config: ModelConfig) -> int:
+    """Return how many parameters lie in slices; vocabulary padding is not counted."""
+    tensors = logical_tensors(config)
+    sizes = {name: prod(tensor.shape(config.sizes)) for name, tensor in tensors.items()}
+    return sum(sizes[name] // (1 if layer is None else config.layers) for name, layer in still)
 
 
 def _part(rule: FreezeRule, config: ModelConfig, sizes: Sizes, fresh: Fresh) -> FrozenPart:
