@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
-    from flmgrow.foresight import cost, predict, propose, search
+    from flmgrow.foresight import cost, predict, propose, search, study
     from flmgrow.models import generate, load_model
     from flmgrow.opened import LogicalArray, Source
     from flmgrow.scores import evaluate
@@ -41,7 +41,7 @@ __all__ = [
     "BadCheckpointError", "FlmgrowError", "LogicalArray", "OutputExistsError", "Plan", "Source",
     "StorageError", "UsageError", "Written", "__version__", "bake", "cost", "evaluate", "expand",
     "export", "generate", "import_", "inspect", "integrity", "load_model", "open", "plan",
-    "predict", "propose", "reshard", "search",
+    "predict", "propose", "reshard", "search", "study",
     "verify",
 ]  # fmt: skip
 
@@ -53,6 +53,7 @@ _HOMES = {
     "predict": "flmgrow.foresight",
     "propose": "flmgrow.foresight",
     "search": "flmgrow.foresight",
+    "study": "flmgrow.foresight",
     "LogicalArray": "flmgrow.opened",
     "Source": "flmgrow.opened",
     "BadCheckpointError": "flmgrow.errors",

@@ -111,8 +111,8 @@ def study(
 
     Raises:
         UsageError: For what cannot be carried out.
-        LegFailedError: A trial failed.
-        TrialFailedError: A trial failed.
+        LegFailedError: A leg failed.
+        TrialFailedError: A trial of a search for learning rates failed.
         OutputExistsError: If another study is at ``out``.
     """
     folder = StudyFolder(Path(out))
