@@ -102,7 +102,7 @@ LONGEST, LONGEST_TEST = 320, 400
 """Lines of a file: what is read at one sitting, and what a table of cases may take."""
 HEAVY = {
     "torch", "megatron", "transformers", "safetensors", "huggingface_hub", "matplotlib",
-    "obstore", "tensorboard", "lm_eval", "datasets",
+    "obstore", "tensorboard", "lm_eval", "datasets", "wandb", "trackio",
 }  # fmt: skip
 
 # Runs code that a file names, or a shell: what a checkpoint from elsewhere must never reach.

@@ -1,4 +1,4 @@
-"""What is told of a run while it runs: on the terminal, as JSON lines, and for TensorBoard.
+"""What is told of a run while it runs: on the terminal, as JSON lines, and for what draws them.
 
 Every rank has a reporter, and the first one's speaks. Lines for people go to stderr; nothing goes
 to stdout.
@@ -24,6 +24,7 @@ from flmgrow.trainer.metrics.records import (
     StepRecord,
     ValidationRecord,
 )
+from flmgrow.trainer.metrics.services import SERVICES, TrackingService
 from flmgrow.trainer.stage.clock import StageProgress
 from flmgrow.trainer.stage.file import StageFile
 from flmgrow.trainer.stage.keys import STAGE_FILE
@@ -54,7 +55,7 @@ class Reporter:
         self._stage, self._last = stage, last
         self.pace = Pace(stage, last, begin, progress)
         self._open = ExitStack()
-        self._sinks: list[MetricsLog | TensorBoard] = []
+        self._sinks: list[MetricsLog | TensorBoard | TrackingService] = []
         self._told: int | None = None
         self.notes: list[str] = []
         """What somebody may not expect of the files that it writes to."""
@@ -69,6 +70,10 @@ class Reporter:
             if stage.log.tensorboard is not None:
                 board = TensorBoard(stage.log.tensorboard)
                 self._sinks.append(self._open.enter_context(board))
+            for name in SERVICES:
+                if getattr(stage.log, name) is not None:
+                    service = TrackingService(name, stage, self._warn, resumed=resumed)
+                    self._sinks.append(self._open.enter_context(service))
 
     def step(self, record: StepRecord) -> None:
         """Tell of a step: always as a metric, and now and then on the terminal."""
@@ -97,6 +102,9 @@ class Reporter:
         """Put what was told on the disk."""
         for sink in self._sinks:
             sink.sync()
+
+    def _warn(self, text: str) -> None:
+        self.note(f"note: {text}")
 
     def note(self, text: str) -> None:
         """Tell people something."""

@@ -1,15 +1,23 @@
 """The parts of a stage file that say what is told of it, and when it stops."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from flmgrow.trainer.stage.section import Count, FilePath, Name, Positive, Section
 
 
+class ServiceSection(Section):
+    """A service that is told the numbers of a run: under which project, and by which name."""
+
+    project: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] | None = None
+
+
 class LogSection(Section):
     """What is told, and where. ``metrics`` gets a line of JSON per step, whatever ``every`` is.
+    ``tensorboard``, ``wandb`` and ``trackio`` get the same numbers.
 
     A validation reads ``validation_samples``; ``validation_batches``, the older way to say it,
     counts batches of the stage. ``validation_first`` adds one before the first step: of a model as
@@ -22,6 +30,8 @@ class LogSection(Section):
     every: Count = 10
     metrics: FilePath = Path("metrics.jsonl")
     tensorboard: FilePath | None = None
+    wandb: ServiceSection | None = None
+    trackio: ServiceSection | None = None
     validation_every: Count | None = None
     validation_first: bool = False
     validation_samples: Count | None = None
