@@ -26,7 +26,7 @@ from flmgrow.trainer.guarding import RunGuard
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.held import HeldEntries
 from flmgrow.trainer.megatron.live_masks import LiveMasks
-from flmgrow.trainer.megatron.updates import Updates, update_ratios
+from flmgrow.trainer.megatron.updates import Updates
 from flmgrow.trainer.metrics.pace import SAVING, VALIDATION
 from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.metrics.reporting import Reporter, say
@@ -230,7 +230,7 @@ class TrainingRun:
         failures, signals, *numbers = summed(
             [float(failed), float(stop.number), *self._updates.sums, *sums.tolist()]
         )
-        updates, totals = numbers[: Updates.NUMBERS], numbers[Updates.NUMBERS :]
+        updates, totals = numbers[: self._updates.count], numbers[self._updates.count :]
         if failures:
             self._failure.raise_together()
         self._progress.advance(self._batches.consumed)
@@ -245,7 +245,7 @@ class TrainingRun:
             grad_norm=float(norm),
             learning_rate=rate,
             masks=masks,
-            updates=update_ratios(updates),
+            updates=self._updates.ratios(updates),
             seconds=seconds,
         )
         return record, stop.signal_of(signals)

@@ -16,6 +16,7 @@ from flmgrow.trainer.checkpoint.begin import GrownInMemory
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.data.course import Course
 from flmgrow.trainer.data.stage_data import StageData
+from flmgrow.trainer.megatron.updates import UpdateRatios
 from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.freezing import frozen_text
@@ -38,7 +39,7 @@ def step_record(
     grad_norm: float,
     learning_rate: float,
     masks: Mapping[Dimension, float],
-    updates: Mapping[str, float],
+    updates: UpdateRatios,
     seconds: float,
 ) -> StepRecord:
     """Return the record of step ``iteration``, which took so many ``seconds``.
@@ -66,7 +67,8 @@ def step_record(
         model_tflops=tflops,
         utilisation=None if peak is None else tflops / peak,
         masks=masks,
-        updates=updates,
+        updates=updates.whole,
+        updates_by_dimension=updates.by_dimension,
         by_corpus=losses.by(sources),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,10 +57,10 @@ class Trace:
     values: FloatArray
 
 
-PartKind = Literal["sets", "masks", "updates"]
+PartKind = Literal["sets", "masks", "updates", "dimensions"]
 Parts = Mapping[PartKind, Mapping[str, Trace]]
 """What is told of parts: the loss of each validation set, by dimension how far a mask is open, and
-how far old and fresh move.
+how far old and fresh move, of all parameters and by the dimension that grew.
 """
 
 
@@ -86,7 +86,7 @@ class StageCurve:
     smoothed: FloatArray
     validation: Points
     ramps: tuple[tuple[Spent, Spent], ...]
-    parts: Parts = field(default_factory=lambda: {"sets": {}, "masks": {}, "updates": {}})
+    parts: Parts = field(default_factory=lambda: {kind: {} for kind in get_args(PartKind)})
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve,
                     "sets": _traces(checks, lambda record: _set_losses(record.sets)),
                     "masks": _traces(training, lambda record: record.masks),
                     "updates": _traces(training, lambda record: record.updates),
+                    "dimensions": _traces(training, _by_dimension),
                 },
             )
         )
@@ -282,6 +283,15 @@ def _traces(
                 spent = _spent(record)
                 found.setdefault(str(part), []).append((spent.tokens, spent.flops, value))
     return {part: Trace(*np.array(rows, np.float64).T) for part, rows in found.items()}
+
+
+def _by_dimension(record: StepRecord) -> dict[str, float]:
+    """Return how far a step moved what is old and fresh along each dimension."""
+    return {
+        f"{dimension} {part}": value
+        for dimension, parts in record.updates_by_dimension.items()
+        for part, value in parts.items()
+    }
 
 
 def _set_losses(sets: Mapping[str, SetLoss]) -> dict[str, float]:

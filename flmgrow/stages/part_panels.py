@@ -18,6 +18,7 @@ LABELS: Mapping[PartKind, str] = {
     "sets": "Validation loss",
     "masks": "Mask",
     "updates": "Update relative to weight",
+    "dimensions": "The same by dimension",
 }
 _STYLES = ("-", "--", ":", "-.")
 """Of parts, where a colour is a run's."""
@@ -54,7 +55,7 @@ def draw_parts(
             **(_CHECKS if kind == "sets" else {}),
         )
         drawn.setdefault(f"{runs[number].name}: {part}" if several else part, line)
-    if kind == "updates":
+    if kind in ("updates", "dimensions"):
         panel.set_yscale("log")
     return {line: name for name, line in drawn.items()}
 

@@ -76,6 +76,17 @@ def test_of_several_runs_each_part_has_its_name() -> None:
     assert ">two: old<" in drawn
 
 
+def test_dimensions_have_a_row_of_their_own() -> None:
+    ratios = {"width": {"old": 1e-3, "fresh": 2e-3}, "depth": {"old": 0.0, "fresh": 4e-3}}
+    steps = [replace(told(n, old=1e-3), updates_by_dimension=ratios) for n in (1, 2)]
+    run = run_of(*steps)
+    assert kinds_of([run]) == ["masks", "updates", "dimensions"]
+    assert run.stages[0].parts["dimensions"]["depth fresh"].values.tolist() == [4e-3, 4e-3]
+    drawn = text_of(run)
+    for words in ("The same by dimension", ">width old<", ">depth fresh<"):
+        assert words in drawn
+
+
 def test_a_file_of_metrics_brings_them_back(tmp_path: Path) -> None:
     (found,) = read_runs([write_run(tmp_path / "run", [[told(1, old=1e-3, fresh=2e-3)]])])
     assert found.stages[0].parts["updates"]["fresh"].values.tolist() == [2e-3]

@@ -6,6 +6,9 @@ norm of what the optimizer changed over the norm of the weights afterwards. (Aft
 fresh weights may begin with zeros.) Some 1e-3 is usual; a part that moves by much more is torn, one
 that moves by much less does not learn.
 
+Growth has several dimensions, and each is told alone, too: of the tensors that have its axes, what
+is fresh along them, and what is not. Of depth that is the new layers and the old ones.
+
 Every element counts once, in the precision that the optimizer changes, whatever ranks hold it:
 neither a replica nor padding counts. So the layout makes no difference. It takes the memory of one
 more copy of this rank's masters.
@@ -13,7 +16,7 @@ more copy of this rank's masters.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
@@ -22,35 +25,42 @@ from torch import Tensor
 
 from flmgrow.formats.layout.placements import Placement
 from flmgrow.formats.tables.row import Home
-from flmgrow.model.axes import Axis
+from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.frozen import Booleans
-from flmgrow.model.masks import Fresh
-from flmgrow.model.tensors import logical_tensors
+from flmgrow.model.frozen import Booleans, Frozen, FrozenPart, old_axes
+from flmgrow.model.masks import AXES, Fresh
+from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.megatron.held import closed_entries
+from flmgrow.trainer.megatron.held import closed_entries, frozen_entries
 from flmgrow.trainer.megatron.parameters import OptimizerView, Parameter
 
-PARTS = ("old", "fresh")
+OLD, FRESH = "old", "fresh"
+
+
+@dataclass(frozen=True)
+class UpdateRatios:
+    """The norm of a step relative to that of the weights after it, of what is old and fresh: of all
+    parameters, and by the dimension that grew.
+    """
+
+    whole: Mapping[str, float] = field(default_factory=dict)
+    by_dimension: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class _Watched:
-    """What the optimizer changes of a parameter, flat, and which of it each part is.
+    """What the optimizer changes of a parameter, flat, and which of it each part is, by its number.
 
     None is all of it; a part that has none of it is left out. One that is frozen stands ``still``.
     """
 
     values: Tensor
-    parts: Mapping[str, Tensor | None]
+    parts: Mapping[int, Tensor | None]
     still: bool
 
 
 class Updates:
     """Measures the steps of the parameters of this rank; of no parameters, it measures nothing."""
-
-    NUMBERS = 2 * len(PARTS)
-    """How many numbers ``sums`` has."""
 
     def __init__(
         self,
@@ -61,26 +71,32 @@ class Updates:
         fresh: Fresh,
     ) -> None:
         sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
-        grown = {axis: np.isin(np.arange(sizes[axis]), indices) for axis, indices in fresh.items()}
         padding = {Axis.VOCAB: np.arange(padded_vocab) >= config.vocab}
         tensors = logical_tensors(config)
+        old = {"": FrozenPart(old_axes(fresh, sizes)), **_old_by_dimension(fresh, sizes, tensors)}
+        self._names = [(dimension, part) for dimension in old for part in (OLD, FRESH)]
         self._watched: list[_Watched] = []
         for parameter in parameters:
             own = _own_part(parameter, optimizer)
             if own is None or _is_copy(parameter.placement):
                 continue
             values, inside = own
-            real = ~closed_entries(parameter.placement, tensors, padding)
-            new = closed_entries(parameter.placement, tensors, grown)
-            entries = dict(zip(PARTS, (real & ~new, real & new), strict=True))
-            parts = {
-                name: _chosen(found[inside], values.device)
-                for name, found in entries.items()
-                if found[inside].any()
-            }
-            self._watched.append(_Watched(values, parts, still=not parameter.trains))
+            place = parameter.placement
+            real = ~closed_entries(place, tensors, padding)
+            entries: list[Booleans] = []
+            for part in old.values():
+                had = frozen_entries(place, tensors, Frozen([part]))
+                meant = frozen_entries(place, tensors, Frozen([FrozenPart(tensors=part.tensors)]))
+                entries += [real & had, real & meant & ~had]
+            chosen = _chosen([found[inside] for found in entries], values.device)
+            self._watched.append(_Watched(values, chosen, still=not parameter.trains))
         device = self._watched[0].values.device if self._watched else None
-        self._sums = torch.zeros(self.NUMBERS, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(2 * len(self._names), dtype=torch.float64, device=device)
+
+    @property
+    def count(self) -> int:
+        """How many numbers ``sums`` has, on every rank."""
+        return 2 * len(self._names)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -89,30 +105,46 @@ class Updates:
         yield
         self._sums.zero_()
         for each, old in zip(self._watched, before, strict=True):
-            moved = each.values - old
-            for place, name in enumerate(PARTS):
-                if name in each.parts:
-                    where = each.parts[name]
-                    self._sums[2 * place] += _square(moved, where)
-                    self._sums[2 * place + 1] += _square(each.values, where)
+            moved, size = (_squares(found) for found in (each.values - old, each.values))
+            for number, where in each.parts.items():
+                self._sums[2 * number] += _sum(moved, where)
+                self._sums[2 * number + 1] += _sum(size, where)
 
     @property
     def sums(self) -> list[float]:
-        """This rank's share of the squares that :func:`update_ratios` makes ratios of."""
+        """This rank's share of the squares that :meth:`ratios` makes ratios of."""
         found: list[float] = self._sums.tolist()
         return found
 
+    def ratios(self, sums: Sequence[float]) -> UpdateRatios:
+        """Return how far each part has moved, from the sums over all ranks."""
+        return update_ratios(self._names, sums)
 
-def update_ratios(sums: Sequence[float]) -> dict[str, float]:
-    """Return by part how far it has moved, relative to its size, from the sums over all ranks.
 
-    A part that nothing is of is left out.
+def update_ratios(names: Sequence[tuple[str, str]], sums: Sequence[float]) -> UpdateRatios:
+    """Return how far each part has moved, relative to its size, from sums of squares.
+
+    ``names`` are those of the parts: a dimension, or nothing for all, and old or fresh. A part that
+    nothing is of is left out.
     """
-    return {
-        name: sqrt(moved / size)
-        for name, moved, size in zip(PARTS, sums[::2], sums[1::2], strict=True)
-        if size
-    }
+    found: dict[str, dict[str, float]] = {}
+    for (dimension, part), moved, size in zip(names, sums[::2], sums[1::2], strict=True):
+        if size:
+            found.setdefault(dimension, {})[part] = sqrt(moved / size)
+    return UpdateRatios(found.pop("", {}), found)
+
+
+def _old_by_dimension(
+    fresh: Fresh, sizes: Sizes, tensors: Mapping[str, LogicalTensor]
+) -> dict[str, FrozenPart]:
+    """Return what is old along each dimension that grew, of the tensors that have its axes."""
+    dimensions = {**{str(name): axes for name, axes in AXES.items()}, "vocab": (Axis.VOCAB,)}
+    found = {}
+    for name, axes in dimensions.items():
+        if own := {axis: fresh[axis] for axis in axes if axis in fresh}:
+            having = {each.name for each in tensors.values() if own.keys() & set(each.axes)}
+            found[name] = FrozenPart(old_axes(own, sizes), frozenset(having))
+    return found
 
 
 def _own_part(parameter: Parameter, optimizer: OptimizerView) -> tuple[Tensor, slice] | None:
@@ -134,10 +166,22 @@ def _is_copy(placement: Placement) -> bool:
     return replicated or placement.row.home is Home.LAST_COPY
 
 
-def _chosen(entries: Booleans, device: torch.device) -> Tensor | None:
-    return None if entries.all() else torch.from_numpy(entries.copy()).to(device)
+def _chosen(entries: Sequence[Booleans], device: torch.device) -> dict[int, Tensor | None]:
+    """Return which entries each part has, by its number, None for all; those that have none are
+    left out, and what parts have alike is kept once.
+    """
+    found: dict[int, Tensor | None] = {}
+    for number, own in enumerate(entries):
+        if own.any():
+            same = next((n for n in found if np.array_equal(entries[n], own)), None)
+            new = None if own.all() else torch.from_numpy(own.copy()).to(device)
+            found[number] = new if same is None else found[same]
+    return found
 
 
-def _square(values: Tensor, where: Tensor | None) -> Tensor:
-    chosen = values if where is None else values[where]
-    return chosen.double().square().sum()
+def _squares(values: Tensor) -> Tensor:
+    return values.double().square()
+
+
+def _sum(squares: Tensor, where: Tensor | None) -> Tensor:
+    return (squares if where is None else squares[where]).sum()

@@ -39,8 +39,9 @@ class StepRecord:
     second, ``utilisation`` its share of the device's peak (0 to 1, None without a known peak).
     ``masks`` has the value of each mask that is below 1. ``updates`` has, if parts are logged, the
     norm of the step relative to that of the weights after it, for what the last growth made
-    (``fresh``) and for the rest (``old``). ``by_corpus`` has, if that is logged, the loss of each
-    corpus' samples in the batch, and of the teacher's.
+    (``fresh``) and for the rest (``old``), and ``updates_by_dimension`` the same of each dimension
+    that it grew, among the tensors that have its axes. ``by_corpus`` has, if that is logged, the
+    loss of each corpus' samples in the batch, and of the teacher's.
     """
 
     step: int
@@ -59,6 +60,7 @@ class StepRecord:
     masks: Mapping[Dimension, float]
     stage: str
     updates: Mapping[str, Number] = field(default_factory=dict)
+    updates_by_dimension: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
     by_corpus: Mapping[str, Number] = field(default_factory=dict)
     kind: Literal["step"] = "step"
 

@@ -169,8 +169,8 @@ def with_rank_states(checkpoint: Checkpoint, files: RankFiles, lags: Lags) -> Ch
             piece for optimizer in ranks.values() for piece in optimizer.pieces(kind)
         ]
         tensors = checkpoint.reader.tensors if kind is State.MASTER else plain
-        dtypes[kind] = _dtype(kind, arrays)
-        missing = stand_ins(kind, dtypes[kind], checkpoint.reader.arrays, lags)
+        missing = stand_ins(kind, arrays[0].dtype, checkpoint.reader.arrays, lags)
         readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, [*arrays, *missing])
+        dtypes[kind] = _dtype(kind, arrays)
     state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside), lags=lags)
     return replace(checkpoint, optimizer=state, state_readers=readers)

@@ -19,7 +19,7 @@ from flmgrow.formats.history.fresh import fresh_indices, fresh_of
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import Axis
-from flmgrow.trainer.megatron.updates import update_ratios
+from flmgrow.trainer.megatron.updates import UpdateRatios, update_ratios
 
 BIG = {
     **MODEL,
@@ -79,15 +79,28 @@ def values(source: flmgrow.Source, name: str) -> np.ndarray[Any, np.dtype[np.flo
     return np.asarray(found.values, np.float64)
 
 
-def squares(one: Path, other: Path, fresh: dict[str, list[int]]) -> dict[str, float]:
-    """The ratios between two checkpoints, from logical tensors, one index after the other."""
+DIMENSIONS = {
+    "width": ["hidden"], "heads": ["kv_group", "query_per_group"], "ffn": ["ffn"],
+    "depth": ["layer"],
+}  # fmt: skip
+
+
+def squares(
+    one: Path, other: Path, fresh: dict[str, list[int]], among: Sequence[str] | None = None
+) -> dict[str, float]:
+    """The ratios between two checkpoints, from logical tensors, one index after the other; of those
+    ``among`` whose axes is one of these.
+    """
     moved, size = {"old": 0.0, "fresh": 0.0}, {"old": 0.0, "fresh": 0.0}
     with flmgrow.open(one) as a, flmgrow.open(other) as b:
         for name in b.tensors:
             new, old = (values(each, name) for each in (b, a))
             is_new = np.zeros(new.shape, bool)
-            for place, axis in enumerate(b.tensor(name).axes):
-                for index in fresh.get(str(axis), []):
+            axes = [str(axis) for axis in b.tensor(name).axes]
+            if among is not None and not set(among) & set(axes):
+                continue
+            for place, axis in enumerate(axes):
+                for index in fresh.get(axis, []) if among is None or axis in among else []:
                     is_new[(slice(None),) * place + (index,)] = True
             for part, where in (("old", ~is_new), ("fresh", is_new)):
                 moved[part] += float(((new - old) ** 2)[where].sum())
@@ -112,6 +125,11 @@ def test_ratios_are_those_of_the_logical_tensors(
         wanted = squares(one, other, fresh)
         assert record["updates"] == pytest.approx(wanted, rel=1e-5)
         assert wanted["fresh"] != pytest.approx(wanted["old"], rel=1e-3)
+        assert list(record["updates_by_dimension"]) == list(DIMENSIONS)
+        for dimension, axes in DIMENSIONS.items():
+            grown = [axis for axis in axes if axis in fresh]
+            ratios = squares(one, other, fresh, grown)
+            assert record["updates_by_dimension"][dimension] == pytest.approx(ratios, rel=1e-5)
 
 
 def test_what_was_fresh_is_known_after_a_resume(data: Path, start: Path, tmp_path: Path) -> None:
@@ -155,6 +173,8 @@ def test_the_layout_makes_no_difference(
     train(stage)
     for one, two in zip(metrics(tmp_path / "one" / "stage.yaml"), metrics(stage), strict=True):
         assert two["updates"] == pytest.approx(one["updates"], rel=1e-4)
+        for dimension, ratios in one["updates_by_dimension"].items():
+            assert two["updates_by_dimension"][dimension] == pytest.approx(ratios, rel=1e-4)
 
 
 def runs_of(sources: Sequence[int]) -> list[dict[str, Any]]:
@@ -177,4 +197,6 @@ def test_a_run_that_repeats_itself_is_a_copy_from_there_on() -> None:
 
 
 def test_a_part_without_weights_has_no_ratio() -> None:
-    assert update_ratios([1.0, 4.0, 0.0, 0.0]) == {"old": 0.5}
+    names = [("", "old"), ("", "fresh"), ("ffn", "old"), ("ffn", "fresh")]
+    found = update_ratios(names, [1.0, 4.0, 0.0, 0.0, 0.0, 1.0, 9.0, 1.0])
+    assert found == UpdateRatios({"old": 0.5}, {"ffn": {"old": 0.0, "fresh": 3.0}})
