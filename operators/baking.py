@@ -36,7 +36,7 @@ def baked(growth: Growth, values: Mapping[Dimension, float]) -> Growth:
         for dimension, mask in growth.masks.items()
     }
     maps: dict[Axis, AxisMap] = dict(growth.maps)
-    for axis, baking in baking_maps(masks, growth.new.sizes).items():
+    for axis, baking in baking_maps(masks, growth.new).items():
         maps[axis] = _gated(maps[axis], baking) if axis in maps else baking
     return replace(
         growth,

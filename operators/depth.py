@@ -1,8 +1,9 @@
 """Growing depth: whole layers, each a pair of branches added to the residual stream.
 
 A fresh layer changes nothing if both of its branches add zero: the branch writers (attention output
-and FFN down projection, with their biases) are zero (**zero**; **copy** is the same here), or the
-branch is masked (**mask**). Everything else in the layer starts as a copy of the old layer before
+and FFN down projection, with their biases; or, where what a branch adds is normed, the gains and
+biases of that norm) are zero (**zero**; **copy** is the same here), or the branch is masked
+(**mask**). Everything else in the layer starts as a copy of the old layer before
 it, or is drawn. The writer wakes first, as the branch's inside is alive; then the rest.
 
 **stack** (G_stack, Du et al. 2024) and **interleave** repeat old layers whole. They change the

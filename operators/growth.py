@@ -164,17 +164,32 @@ def factors(
 ) -> list[FloatArray]:
     """Return the factors of old (or of fresh) entries in ``box``, in shapes that broadcast against
     its own.
+
+    A gain that multiplies zeros is left open where its branch is closed: both would wait for each
+    other for ever.
     """
     result = []
+    open_branch = fresh and _multiplies_zeros(growth, tensor, box)
     for place, (axis, roles) in enumerate(zip(tensor.axes, tensor.roles, strict=True)):
         axis_map = growth.maps.get(axis)
         tables = () if axis_map is None else (axis_map.gate,) if fresh else axis_map.factors
         shape = [1] * len(tensor.axes)
         shape[place] = -1
         for role, table in product(Role, tables):
-            if role in roles and role in table:
+            if role in roles and role in table and not (role is Role.BRANCH and open_branch):
                 result.append(table[role][slice(*box.ranges[place])].reshape(shape))
     return result
+
+
+def _multiplies_zeros(growth: Growth, tensor: LogicalTensor, box: Box) -> bool:
+    """Whether ``tensor`` has gains for fresh indices in ``box`` whose writers are zero."""
+    return any(
+        Role.GAINS in roles
+        and axis in growth.maps
+        and growth.maps[axis].fill.get(Role.WRITES) is Fill.ZERO
+        and growth.maps[axis].source[span[0]] == FRESH
+        for axis, roles, span in zip(tensor.axes, tensor.roles, box.ranges, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ scores multiplied by s. In one table:
     g on gains                    1/g on gains
     s on scores                   1/s on scores
     s on what is normed           1/s on the same: the norm does not see s
+    s on embeddings               1/s on the same: their multiplier took 1/s
     c baked onto a masked unit    1/c on the same
     (anything) on fresh entries   nothing
     ============================  =========================================================
@@ -71,7 +72,7 @@ def _gradient_factors(scale: Mapping[Role, FloatArray]) -> dict[Role, FloatArray
         factors[Role.CARRIES] = 1.0 / scale[Role.CARRIES]
     if Role.GAINS in scale:
         factors[Role.GAINS] = factors.get(Role.GAINS, 1.0) / scale[Role.GAINS]
-    for role in (Role.SCORES, Role.NORMED):
+    for role in (Role.SCORES, Role.NORMED, Role.EMBEDS):
         if role in scale:
             factors[role] = 1.0 / scale[role]
     return factors

@@ -23,6 +23,14 @@ equally, as a norm's gradient mixes channels otherwise.
 **Query and key norms** do not grow, but a model has one epsilon for all its norms. Where that takes
 a factor f, what these norms are given (projections and their biases) takes sqrt(f), and
 ``q sqrt(f) / sqrt(mean(q^2) f + eps f)`` is the old ``q / sqrt(mean(q^2) + eps)``.
+
+**Norms after branches** measure what a branch writes as those in front of it measure the residual
+stream, and what they give is that stream's next part: all of the above holds for them, under
+RMSNorm. A LayerNorm there adds a bias and so a mean, which no fresh channel can follow. Where
+there is no norm in front of a branch, the mask is on what it reads.
+
+**Embeddings multiplied by sqrt(width)** would grow with it: the table takes sqrt(d/D) instead.
+Where it is the head, too, the final norm carries sqrt(D/d).
 """
 
 from dataclasses import replace
@@ -30,6 +38,7 @@ from dataclasses import replace
 import numpy as np
 
 from flmgrow.errors import UsageError
+from flmgrow.model.arrays import FloatArray
 from flmgrow.model.axes import FRESH, Axis, AxisMap, Fill, Role, appended, identity
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
@@ -39,6 +48,8 @@ from flmgrow.text import Setting, Text
 
 NOISE = 0.1
 """Noise on the readers of copied channels, relative to a tensor's own standard deviation."""
+
+_WRITERS = (Role.WRITES, Role.EMBEDS)
 
 
 def grow_width(
@@ -58,14 +69,31 @@ def grow_width(
     if method is Method.ZERO:
         return _zero(config, old, new)
     if method is Method.MASK:
-        return _mask(old, new)
+        return _mask(config, old, new)
     raise no_method(Dimension.WIDTH, method)
 
 
-def _mask(old: int, new: int) -> DimensionGrowth:
+def _embedding_scale(config: ModelConfig, new: int) -> dict[Role, FloatArray]:
+    """Return what undoes that the multiplier of embeddings grows with the width."""
+    if not config.multipliers.embedding_by_width:
+        return {}
+    ratio = np.sqrt(config.hidden / new)
+    return {Role.EMBEDS: np.full(new, ratio), Role.CARRIES: np.full(new, 1 / ratio)}
+
+
+def _refuse_a_mean_after_branches(config: ModelConfig, method: Method, ways: str) -> None:
+    if config.norm == "layernorm" and config.norms_after:
+        raise UsageError(
+            f"width={method} with LayerNorm behind branches: its bias gives the residual stream a "
+            "mean, which moves with the width",
+            Text("use ", Setting("method"), f" {ways}"),
+        )
+
+
+def _mask(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
     fresh = np.arange(old, new, dtype=np.int64)
     return DimensionGrowth(
-        {Axis.HIDDEN: AxisMap(old, appended(old, new))},
+        {Axis.HIDDEN: AxisMap(old, appended(old, new), _embedding_scale(config, new))},
         Mask(Dimension.WIDTH, {Axis.HIDDEN: fresh}),
     )
 
@@ -82,8 +110,9 @@ def _zero(config: ModelConfig, old: int, new: int) -> DimensionGrowth:
                 Setting("untie", True),
             ),
         )
-    scale = {Role.GAINS: np.full(new, np.sqrt(old / new))}
-    fill = {Role.WRITES: Fill.ZERO}
+    _refuse_a_mean_after_branches(config, Method.ZERO, "width=mask or width=copy")
+    scale = {Role.GAINS: np.full(new, np.sqrt(old / new)), **_embedding_scale(config, new)}
+    fill = dict.fromkeys(_WRITERS, Fill.ZERO)
     centre = config.norm == "layernorm"
     axis_map = AxisMap(old, appended(old, new), scale, fill, centre=centre)
     return _with_epsilon(config, axis_map, old / new)
@@ -94,13 +123,16 @@ def _copy(config: ModelConfig, old: int, new: int, noise: float) -> DimensionGro
     source = np.arange(new, dtype=np.int64) % old
     source[times * old :] = FRESH
     share = np.full(new, 1.0 / times)
-    scale = {Role.READS: share, Role.CARRIES: share}
+    scale = {Role.CARRIES: share, **_embedding_scale(config, new), Role.READS: share}
+    if config.multipliers.embedding_by_width:
+        scale[Role.CARRIES] = scale[Role.CARRIES] * share
     noise = noise if times > 1 else 0.0
     if not rest:
         return DimensionGrowth({Axis.HIDDEN: AxisMap(old, source, scale, noise=noise)})
+    _refuse_a_mean_after_branches(config, Method.COPY, f"width=mask, or a multiple of {old}")
     ratio = times * old / new
     scale[Role.GAINS] = np.full(new, np.sqrt(ratio))
-    fill = {Role.WRITES: Fill.MEAN if config.norm == "layernorm" else Fill.ZERO}
+    fill = dict.fromkeys(_WRITERS, Fill.MEAN if config.norm == "layernorm" else Fill.ZERO)
     axis_map = AxisMap(old, source, scale, fill, noise=noise)
     return _with_epsilon(config, axis_map, ratio)
 

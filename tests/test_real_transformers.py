@@ -16,6 +16,7 @@ from growing import checkpoint_logits, tokens_for
 from megatron_runs import torchrun_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers_growths import GROWTHS, UNITS
 from transformers_models import (
     CONFIGS,
     MEGATRON_LACKS,
@@ -37,117 +38,6 @@ LAYOUT = ("--tp", 2, "--pp", 2)
 ONE_GROUP = {"gpt_bigcode": ("--tp", 1, "--pp", 2)}
 """Layouts of models whose heads all have one key: tensor ranks cannot share it."""
 
-UNITS = ("--num-layers", 6)
-GROWTHS: dict[str, tuple[tuple[object, ...], ...]] = {
-    "llama": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, "--num-attention-heads", 8,
-         "--num-query-groups", 4, "--vocab-size", 90, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, "--method", "copy"),
-    ),
-    "llama tied with biases": ((*UNITS, "--hidden-size", 64, "--method", "copy"),),
-    "mistral": ((*UNITS, "--hidden-size", 40, "--num-attention-heads", 6, "--method", "zero"),),
-    "qwen2": (
-        (*UNITS, "--hidden-size", 40, "--ffn-hidden-size", 50, "--method", "zero"),
-        ("--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "qwen3": (
-        (*UNITS, "--hidden-size", 40, "--method", "zero"),
-        ("--hidden-size", 72, "--method", "copy"),
-        (*UNITS, "--ffn-hidden-size", 80, "--num-attention-heads", 8, "--num-query-groups", 4,
-         "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--method", "copy"),
-    ),
-    "granite": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, "--num-attention-heads", 8,
-         "--num-query-groups", 4, "--vocab-size", 90, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, "--method", "copy"),
-    ),
-    "granite tied": (
-        (*UNITS, "--hidden-size", 40, "--num-attention-heads", 6, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--method", "copy"),
-    ),
-    "gpt2": (
-        (*UNITS, "--ffn-hidden-size", 150, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "gpt_neox": (
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--ffn-hidden-size", 60,
-         "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-}  # fmt: skip
-_HEADS = ("--num-attention-heads", 8, "--num-query-groups", 4)
-GROWTHS |= {
-    "llama with attention's biases": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, "--method", "copy"),
-    ),
-    "gpt_neox without attention's biases": (
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "zero"),
-    ),
-    "arcee": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
-    ),
-    "nemotron": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
-        (*UNITS, "--hidden-size", 72, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
-    ),
-    "nemotron with biases": (
-        (*UNITS, "--hidden-size", 40, "--num-attention-heads", 6, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "stablelm": (
-        (*UNITS, "--hidden-size", 48, "--num-attention-heads", 6, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
-    ),
-    "phi3": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
-    ),
-    "phi3 tied": (
-        (*UNITS, "--hidden-size", 40, "--num-attention-heads", 6, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--method", "copy"),
-    ),
-    "gpt_bigcode": (
-        (*UNITS, "--ffn-hidden-size", 150, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "gpt_bigcode of heads": (
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "gpt_neox in parallel": (
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--ffn-hidden-size", 60,
-         "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "stablelm in parallel": (
-        (*UNITS, "--ffn-hidden-size", 60, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--num-attention-heads", 8, "--method", "copy"),
-    ),
-    "llama with yarn": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
-    "qwen3 with yarn": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
-    "mistral in windows": (
-        (*UNITS, "--hidden-size", 48, "--ffn-hidden-size", 80, *_HEADS, "--method", "zero"),
-        (*UNITS, "--hidden-size", 64, "--ffn-hidden-size", 96, *_HEADS, "--method", "copy"),
-    ),
-    "smollm3": (
-        ("--num-layers", 7, "--depth-placement", "interleave", "--hidden-size", 48, "--method",
-         "zero"),
-        (*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),
-    ),
-    "smollm3 untied": (
-        ("--num-layers", 6, "--depth-placement", "0,0,1,2,3,3", *_HEADS, "--method", "zero"),
-    ),
-    "starcoder2": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
-    "starcoder2 in windows": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
-    "phi3 in windows": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
-    "phi3 with short factors": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "zero"),),
-    "phi3 with long factors": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
-    "seed_oss": ((*UNITS, "--hidden-size", 48, *_HEADS, "--method", "zero"),),
-    "seed_oss with an output bias": ((*UNITS, "--hidden-size", 64, *_HEADS, "--method", "copy"),),
-}  # fmt: skip
 CASES = [(name, growth) for name, growths in GROWTHS.items() for growth in growths]
 
 
@@ -263,6 +153,52 @@ def test_a_grown_model_computes_the_same(
     assert large.shape[-1] >= VOCAB
     assert worst(large[..., :VOCAB], small) <= EXACT
     assert flmgrow("verify", tmp_path / "small", tmp_path / "large").code == 0
+
+
+NOT_GROWN = {
+    "heads of one norm": (
+        "olmo2", ("--num-attention-heads", 8, "--method", "zero"),
+        "heads=zero with one norm over the queries, and keys, of all heads.*hint: use --method",
+    ),
+    "masked heads of one norm": (
+        "olmo2", ("--num-attention-heads", 8, "--method", "mask", "--bake"),
+        "a head mask at 0.* cannot be baked: its norms weigh heads.*--method heads=copy",
+    ),
+    "a masked width": (
+        "gemma2", ("--hidden-size", 48, "--method", "mask"),
+        "the format huggingface cannot hold masks .width at 0",
+    ),
+    "a width that heads do not divide": (
+        "gemma2", ("--hidden-size", 50, "--method", "zero"),
+        "gemma2 cannot say hidden_size: found 50, wanted a multiple of num_attention_heads 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_GROWN)
+def test_what_does_not_grow_is_refused_in_a_line(case: str, tmp_path: Path) -> None:
+    name, growth, says = NOT_GROWN[case]
+    save_model(name, tmp_path / "small", torch.float64)
+    refused(2, says, "expand", tmp_path / "small", tmp_path / "x", *growth, place=tmp_path)
+
+
+def test_masks_of_units_and_layers_are_baked(tmp_path: Path) -> None:
+    """At 0, and so behind the norm after a branch."""
+    save_model("gemma2", tmp_path / "small", torch.float64)
+    growth = (*UNITS, "--ffn-hidden-size", 80, "--num-attention-heads", 8, "--method", "mask")
+    accepted("expand", tmp_path / "small", tmp_path / "large", *growth, "--bake")
+    small, large = (exact_logits(tmp_path / folder, TOKENS) for folder in ("small", "large"))
+    assert worst(large, small) <= EXACT
+    assert flmgrow("verify", tmp_path / "small", tmp_path / "large").code == 0
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gemma", "gemma2", "gemma3"])
+def test_tensors_of_16_bits_stay_bit_for_bit(name: str, tmp_path: Path) -> None:
+    save_model(name, tmp_path / "hf", torch.bfloat16)
+    accepted("export", tmp_path / "hf", tmp_path / "back")
+    before, after = all_tensors(tmp_path / "hf"), all_tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

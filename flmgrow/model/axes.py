@@ -43,8 +43,9 @@ class Role(StrEnum):
     (a norm's gain); ``NORM_BIAS`` is added after that; ``CARRIES`` stands in for a reader that
     cannot be scaled (the final norm, when the head is the shared embedding table). On the layer
     axis, ``BRANCH`` writes what a layer adds to the residual stream and ``SCORES`` is proportional
-    to its attention scores. On the axis of a head's entries, ``NORMED`` makes what a norm over them
-    divides by its own size. ``PLAIN`` is none of these.
+    to its attention scores. On an axis that a norm of queries or keys measures, ``NORMED`` makes
+    what that norm divides by its own size. ``EMBEDS`` writes it from the embedding table.
+    ``PLAIN`` is none of these.
     """
 
     READS = "reads"
@@ -55,6 +56,7 @@ class Role(StrEnum):
     BRANCH = "branch"
     SCORES = "scores"
     NORMED = "normed"
+    EMBEDS = "embeds"
     PLAIN = "plain"
 
 

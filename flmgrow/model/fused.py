@@ -8,11 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from flmgrow.model.branches import attend
+
 
 def fused_attend(
-    query: Tensor, key: Tensor, value: Tensor, factor: float, sees: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factor: float,
+    sees: Tensor | None,
+    cap: float | None = None,
 ) -> Tensor:
-    """Attend as ``flmgrow.model.forward.attend`` does, with the shapes of its ``Attend``."""
+    """Attend as ``flmgrow.model.branches.attend`` does, with the shapes of its ``Attend``; where
+    scores are capped, which no kernel does, step by step.
+    """
+    if cap is not None:
+        return attend(query, key, value, factor, sees, cap)
     queries, tokens = query.shape[2], query.shape[3]
     causal = sees is None and tokens > 1
     if causal and tokens < key.shape[-2]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from flmgrow.errors import UsageError
+from flmgrow.model.branches import NO_MASKS, UnitMasks
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import NO_MASKS, UnitMasks, head_logits, residuals
+from flmgrow.model.forward import head_logits, residuals
 from flmgrow.model.fused import fused_attend
 from flmgrow.model.places import Cache, Places
 

@@ -3,8 +3,9 @@ start.
 
 Everything growth does follows from these few lines, and no growth rule names a tensor. Roles that
 depend on the model are decided here, once: with tied embeddings the final norm *carries* what the
-head would take, and where queries are normalised after their projection it is the query norm, not
-the projection, that the attention scores are proportional to: what is projected is *normed*.
+head would take; where queries are normalised after their projection it is the query norm, not
+the projection, that the attention scores are proportional to: what is projected is *normed*; and
+where what a branch adds is normalised, it is that norm that can make it zero.
 """
 
 from collections.abc import Mapping
@@ -85,13 +86,47 @@ def _norm(name: str, config: ModelConfig, roles: str = "", **axes: str) -> list[
     return tensors
 
 
+def _pre_norm(config: ModelConfig, branch: str) -> list[LogicalTensor]:
+    """Declare the norm that a branch reads through, if there is one."""
+    if not config.norms_before:
+        return []
+    return _norm(f"{branch}_norm", config, layer="plain", hidden="gains")
+
+
+def _post_norm(config: ModelConfig, branch: str) -> list[LogicalTensor]:
+    """Declare the norm of what a branch adds, if there is one: it is the branch's last word."""
+    if not config.norms_after:
+        return []
+    return _norm(f"{branch}_post_norm", config, layer="branch", hidden="gains")
+
+
+def _last_word(config: ModelConfig) -> str:
+    """Return the role on the layer axis of the projection that a branch ends with."""
+    return "plain" if config.norms_after else "branch"
+
+
+def _qk_norms(config: ModelConfig) -> list[LogicalTensor]:
+    if not config.qk_norm:
+        return []
+    heads = {"kv_group": "gains", "query_per_group": "gains"}
+    keys = {"kv_group": "gains"}
+    if not config.qk_norm_of_all:
+        heads = keys = {}
+    return [
+        *_norm("query_norm", config, layer="scores", **heads, head_dim="plain"),
+        *_norm("key_norm", config, layer="plain", **keys, head_dim="plain"),
+    ]
+
+
 def _attention(config: ModelConfig) -> list[LogicalTensor]:
     score, entry = ("plain", "normed") if config.qk_norm else ("scores", "plain")
-    heads = {"kv_group": "writes", "query_per_group": "writes", "head_dim": entry}
-    keys = {"kv_group": "writes", "head_dim": entry}
+    head = "writes+normed" if config.qk_norm_of_all else "writes"
+    heads = {"kv_group": head, "query_per_group": head, "head_dim": entry}
+    keys = {"kv_group": head, "head_dim": entry}
     values = {"kv_group": "writes", "head_dim": "plain"}
+    last = _last_word(config)
     tensors = [
-        *_norm("attention_norm", config, layer="plain", hidden="gains"),
+        *_pre_norm(config, "attention"),
         _tensor("query", layer=score, **heads, hidden="reads"),
         _tensor("key", layer="plain", **keys, hidden="reads"),
         _tensor("value", layer="plain", **values, hidden="reads"),
@@ -102,13 +137,11 @@ def _attention(config: ModelConfig) -> list[LogicalTensor]:
             _tensor("key.bias", Init.ZEROS, layer="plain", **keys),
             _tensor("value.bias", Init.ZEROS, layer="plain", **values),
         ]
-    if config.qk_norm:
-        tensors += _norm("query_norm", config, layer="scores", head_dim="plain")
-        tensors += _norm("key_norm", config, layer="plain", head_dim="plain")
+    tensors += _qk_norms(config)
     tensors.append(
         _tensor(
             "attention_out",
-            layer="branch",
+            layer=last,
             hidden="writes",
             kv_group="reads",
             query_per_group="reads",
@@ -116,32 +149,28 @@ def _attention(config: ModelConfig) -> list[LogicalTensor]:
         )
     )
     if config.attention_out_bias:
-        tensors.append(_tensor("attention_out.bias", Init.ZEROS, layer="branch", hidden="writes"))
-    return tensors
-
-
-def _ffn_norm(config: ModelConfig) -> list[LogicalTensor]:
-    return _norm("ffn_norm", config, layer="plain", hidden="gains")
+        tensors.append(_tensor("attention_out.bias", Init.ZEROS, layer=last, hidden="writes"))
+    return tensors + _post_norm(config, "attention")
 
 
 def _ffn(config: ModelConfig) -> list[LogicalTensor]:
-    inward = ["gate", "up"] if config.gated else ["up"]
+    inward, last = ["gate", "up"] if config.gated else ["up"], _last_word(config)
     tensors = [
-        *([] if config.residual == "parallel_one_norm" else _ffn_norm(config)),
+        *([] if config.residual == "parallel_one_norm" else _pre_norm(config, "ffn")),
         *(_tensor(name, layer="plain", ffn="writes", hidden="reads") for name in inward),
-        _tensor("down", layer="branch", hidden="writes", ffn="reads"),
+        _tensor("down", layer=last, hidden="writes", ffn="reads"),
     ]
     if config.linear_bias:
         tensors += [
             *(_tensor(f"{name}.bias", Init.ZEROS, layer="plain", ffn="writes") for name in inward),
-            _tensor("down.bias", Init.ZEROS, layer="branch", hidden="writes"),
+            _tensor("down.bias", Init.ZEROS, layer=last, hidden="writes"),
         ]
-    return tensors
+    return tensors + _post_norm(config, "ffn")
 
 
 def logical_tensors(config: ModelConfig) -> dict[str, LogicalTensor]:
     """Return every logical tensor of the model by name, in the order of the forward pass."""
-    tensors = [_tensor("embedding", vocab="plain", hidden="writes")]
+    tensors = [_tensor("embedding", vocab="plain", hidden="writes+embeds")]
     if config.positions == "learned":
         tensors.append(_tensor("position_embedding", position="plain", hidden="writes"))
     tensors += _attention(config) + _ffn(config)

@@ -29,12 +29,19 @@ class Turn:
     interleaved: bool
 
 
-def turning(config: ModelConfig, positions: Tensor, sign: int, dtype: torch.dtype) -> Turn | None:
+def turning(
+    config: ModelConfig,
+    positions: Tensor,
+    sign: int,
+    dtype: torch.dtype,
+    rotary: RotarySettings | None = None,
+) -> Turn | None:
     """Return the rotation that stands for ``positions`` (s,) or (b, s), None if none does.
 
-    With xPos, ``sign`` is +1 for queries and -1 for keys.
+    By the model's settings, unless a layer has a ``rotary`` of its own. With xPos, ``sign`` is +1
+    for queries and -1 for keys.
     """
-    rotary = config.rotary
+    rotary = rotary or config.rotary
     size = rotary.size(config.head_dim)
     if config.positions not in ("rope", "xpos") or not size:
         return None

@@ -33,8 +33,14 @@ def kind_text(config: ModelConfig) -> str:
     parts.append("tied embeddings" if config.tied else "separate head")
     if biases := _biases(config):
         parts.append(biases)
+    if config.norms_after:
+        parts.append("norms around branches" if config.norms_before else "norms after branches")
     if config.qk_norm:
-        parts.append("query and key norms")
+        over = " over all heads" if config.qk_norm_of_all else ""
+        parts.append(f"query and key norms{over}")
+    for name, cap in (("scores", config.score_cap), ("logits", config.logit_cap)):
+        if cap is not None:
+            parts.append(f"{name} capped at {cap:g}")
     if config.layer_kinds:
         parts.append(f"layers of {_kinds(config)}")
     if config.residual != "sequential":

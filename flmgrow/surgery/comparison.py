@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flmgrow.formats.checkpoint import Checkpoint
-from flmgrow.model.forward import UnitMasks, head_input, head_name, logit_blocks, residuals
+from flmgrow.model.branches import UnitMasks
+from flmgrow.model.forward import head_input, head_name, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
 from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, Progress, unit_masks

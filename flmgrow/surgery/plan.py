@@ -26,7 +26,8 @@ from flmgrow.formats.writing import (
     written_iteration,
 )
 from flmgrow.garbage import no_garbage_collection
-from flmgrow.model.axes import Axis, Sizes, full_box
+from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.tensors import LogicalTensor, logical_tensors, parameter_count
 from flmgrow.operators.baking import baked
@@ -146,14 +147,14 @@ def _check_open(growth: Growth, file_format: str) -> None:
         )
         raise UsageError(
             f"the format {file_format} cannot hold masks ({', '.join(closed)})",
-            grown if growth.methods else _way_out(growth.masks, growth.new.sizes),
+            grown if growth.methods else _way_out(growth.masks, growth.new),
         )
 
 
-def _way_out(masks: Mapping[Dimension, Mask], sizes: Sizes) -> str:
+def _way_out(masks: Mapping[Dimension, Mask], config: ModelConfig) -> str:
     """Return what to do about masks that are still opening; not all of them can be baked."""
     try:
-        baking_maps(masks, sizes)
+        baking_maps(masks, config)
     except UsageError:
         return "finish the ramp: train on until these masks are 1; as they are, they have no baking"
     return "finish the ramp, or put the masks into the weights with flmgrow bake"
@@ -173,7 +174,7 @@ def _with_pending(growth: Growth, pending: Mapping[Dimension, Mask]) -> Growth:
         unfinished = ", ".join(f"{name} at {mask.value:g}" for name, mask in pending.items())
         raise UsageError(
             f"the source is still opening its last growth ({unfinished})",
-            _way_out(pending, growth.old.sizes),
+            _way_out(pending, growth.old),
         )
     return replace(growth, masks=pending) if pending else growth
 

@@ -11,7 +11,7 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis, Box, full_box, split
-from flmgrow.model.forward import UnitMasks
+from flmgrow.model.branches import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.module import Model
 

@@ -21,6 +21,7 @@ from flmgrow.formats.huggingface.fields.rotary_rows import (
     ROTARY_ROWS,
 )
 from flmgrow.formats.huggingface.fields.row import Fields
+from flmgrow.formats.huggingface.fields.window_rows import FULL_ATTENTION
 from flmgrow.formats.huggingface.rotary import NAMES
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import differences
@@ -74,10 +75,16 @@ def _other_spelling(own: Fields, written: Fields) -> Fields:
     scaling = said.get(ROPE_PARAMETERS.name, said.get(ROPE_SCALING.name))
     for name in (ROPE_PARAMETERS.name, ROPE_SCALING.name):
         spelt = others.get(name)
-        if isinstance(spelt, dict) and isinstance(scaling, dict):  # what is said, no defaults
+        if isinstance(spelt, dict) and isinstance(scaling, dict) and _are_of_all(spelt, scaling):
+            # What is said, no defaults.
             kept = {n: value for n, value in spelt.items() if n in NAMES}
             others[name] = kept | {n: value for n, value in scaling.items() if n not in NAMES}
     return others
+
+
+def _are_of_all(*parameters: Fields) -> bool:
+    """Whether rotary parameters are those of all layers, not of each type of them."""
+    return all(FULL_ATTENTION not in each for each in parameters)
 
 
 def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:

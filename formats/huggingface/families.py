@@ -8,6 +8,7 @@ from flmgrow.formats.huggingface.fields import model_rows as rows
 from flmgrow.formats.huggingface.fields import row as types
 from flmgrow.formats.huggingface.fields.row import FieldReader
 from flmgrow.formats.huggingface.flm import CODE, read_flm
+from flmgrow.formats.huggingface.gemma import read_gemma, read_gemma2, read_gemma3
 from flmgrow.formats.huggingface.gpt import read_gpt2, read_gpt_bigcode, read_neox
 from flmgrow.formats.huggingface.llama import (
     read_arcee,
@@ -15,6 +16,7 @@ from flmgrow.formats.huggingface.llama import (
     read_llama,
     read_mistral,
     read_nemotron,
+    read_olmo2,
     read_phi3,
     read_qwen2,
     read_qwen3,
@@ -91,6 +93,10 @@ _FAMILIES = (
         types.STARCODER2, "Starcoder2ForCausalLM", read_starcoder2, (50256, 50256),
         tables.STARCODER2,
     ),
+    _of_llama(types.OLMO2, "Olmo2ForCausalLM", read_olmo2, (None, 50279), tables.NORMED_AFTER),
+    _of_llama(types.GEMMA, "GemmaForCausalLM", read_gemma, (2, 1)),
+    _of_llama(types.GEMMA2, "Gemma2ForCausalLM", read_gemma2, (2, 1), tables.NORMED_AFTER),
+    _of_llama(types.GEMMA3, "Gemma3ForCausalLM", read_gemma3, (2, 1), tables.NORMED_AFTER),
 )  # fmt: skip
 FAMILIES: Mapping[str, Family] = {
     name: family for name in types.MODEL_TYPES for family in _FAMILIES if family.name == name

@@ -8,9 +8,9 @@ from flmgrow.formats.huggingface.parts import (
     exact_heads,
     read_activation,
     read_residual,
-    read_window,
 )
 from flmgrow.formats.huggingface.rotary import read_rotary
+from flmgrow.formats.huggingface.windows import read_window
 from flmgrow.model.config import ModelConfig, Multipliers
 
 

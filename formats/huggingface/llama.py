@@ -5,21 +5,22 @@ from typing import Any
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.huggingface.fields import model_rows as rows
+from flmgrow.formats.huggingface.fields.rotary_rows import TYPED
 from flmgrow.formats.huggingface.fields.row import FieldReader
 from flmgrow.formats.huggingface.granite import read_multipliers
 from flmgrow.formats.huggingface.parts import (
     exact_heads,
     grouped_heads,
     read_activation,
-    read_kinds,
     read_residual,
 )
-from flmgrow.formats.huggingface.rotary import read_rotary
+from flmgrow.formats.huggingface.rotary import read_rotary, read_sliding_rotary
+from flmgrow.formats.huggingface.windows import read_kinds
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Text
 
 
-def _decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
+def decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
     """Return a decoder with rotary positions whose sizes have Llama's names.
 
     ``parts`` say what else it has.
@@ -29,7 +30,9 @@ def _decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
     if rows.HEAD_DIM.use_in(reader.family) is None:
         head_dim = exact_heads(reader, rows.HIDDEN, rows.HEADS)
     else:
-        head_dim = rows.HEAD_DIM.read(reader, max(1, hidden // (groups * queries)))
+        usual = rows.HEAD_DIM.absent(reader.family) or max(1, hidden // (groups * queries))
+        head_dim = rows.HEAD_DIM.read(reader, usual)
+    sliding = read_sliding_rotary(reader) if reader.family in TYPED else None
     return ModelConfig(
         layers=rows.LAYERS.read(reader),
         hidden=hidden,
@@ -42,7 +45,7 @@ def _decoder(reader: FieldReader, **parts: Any) -> ModelConfig:
         tied=rows.TIED.read(reader),
         positions="rope",
         rotary=read_rotary(reader),
-        layer_kinds=read_kinds(reader),
+        layer_kinds=read_kinds(reader, sliding),
         **parts,
     )
 
@@ -54,7 +57,7 @@ def _llama(reader: FieldReader, **parts: Any) -> ModelConfig:
     usual: dict[str, object] = {
         "norm": "rmsnorm", "activation": "swiglu", "linear_bias": False, "qkv_bias": False,
     }  # fmt: skip
-    return _decoder(reader, norm_eps=rows.RMS_NORM_EPS.read(reader), **{**usual, **parts})
+    return decoder(reader, norm_eps=rows.RMS_NORM_EPS.read(reader), **{**usual, **parts})
 
 
 def _biases(reader: FieldReader) -> dict[str, bool]:
@@ -103,9 +106,22 @@ def read_qwen3(reader: FieldReader) -> ModelConfig:
     return _llama(reader, qk_norm=True)
 
 
+def read_olmo2(reader: FieldReader) -> ModelConfig:
+    """OLMo 2: a Llama with norms after its branches, and one over the queries of all heads."""
+    biased = rows.ATTENTION_BIAS.read(reader)
+    return _llama(
+        reader,
+        norm_places="after",
+        qk_norm=True,
+        qk_norm_of_all=True,
+        qkv_bias=biased,
+        out_bias=biased,
+    )
+
+
 def read_nemotron(reader: FieldReader) -> ModelConfig:
     """Nemotron: layer norms with gains around zero, and an FFN without a gate."""
-    return _decoder(
+    return decoder(
         reader,
         norm_eps=rows.NORM_EPS.read(reader),
         zero_centred_gain=True,
@@ -122,7 +138,7 @@ def read_smollm3(reader: FieldReader) -> ModelConfig:
 def read_starcoder2(reader: FieldReader) -> ModelConfig:
     """StarCoder2: layer norms, biases everywhere or nowhere, an FFN without a gate."""
     biased = rows.USE_BIAS.read(reader)
-    return _decoder(
+    return decoder(
         reader,
         norm_eps=rows.NORM_EPSILON.read(reader),
         activation=read_activation(reader, rows.HIDDEN_ACT),
@@ -151,7 +167,7 @@ def read_phi3(reader: FieldReader) -> ModelConfig:
 def read_stablelm(reader: FieldReader) -> ModelConfig:
     """StableLM: layer norms around a gated FFN."""
     rows.HIDDEN_ACT.read(reader)
-    return _decoder(
+    return decoder(
         reader,
         norm_eps=rows.LAYER_NORM_EPS.read(reader),
         activation="swiglu",

@@ -29,12 +29,15 @@ from flmgrow.formats.huggingface.fields.rotary_rows import (
     ROPE_THETA,
     SHARES,
     SHORT,
+    SLIDING_THETA,
     SLOW,
     TRAINED_LENGTH,
     TRUNCATE,
+    TYPED,
 )
 from flmgrow.formats.huggingface.fields.row import Field, FieldReader
 from flmgrow.formats.huggingface.fields.switch_rows import PART_ROTATED
+from flmgrow.formats.huggingface.fields.window_rows import FULL_ATTENTION, SLIDING_ATTENTION
 from flmgrow.model.rotary import LongRope, RotarySettings, Yarn
 from flmgrow.text import Found, Text
 
@@ -66,7 +69,10 @@ _OTHER_SCALING = (
 
 def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
     """Return the field that holds the parameters, and them; nothing if there is none."""
-    told = {row.name: row.read(reader) for row in (ROPE_PARAMETERS, ROPE_SCALING)}
+    told = {
+        ROPE_PARAMETERS.name: _of_type(reader, FULL_ATTENTION),
+        ROPE_SCALING.name: ROPE_SCALING.read(reader),
+    }
     given = {name: value for name, value in told.items() if value is not None}
     if len({_plain(value) for value in given.values()}) > 1:
         raise BadCheckpointError(f"{' and '.join(given)} differ", where=reader.where)
@@ -77,6 +83,20 @@ def _parameters(reader: FieldReader) -> tuple[str, Mapping[str, object]]:
             )
         return name, value
     return ROPE_SCALING.name, {}
+
+
+def _of_type(reader: FieldReader, layer_type: str) -> object:
+    """Return what ``ROPE_PARAMETERS`` hold, of one type of layers where a family has several."""
+    told = ROPE_PARAMETERS.read(reader)
+    if told is None or reader.family not in TYPED:
+        return told
+    if not isinstance(told, dict) or not told.keys() <= {FULL_ATTENTION, SLIDING_ATTENTION}:
+        raise BadCheckpointError(
+            Text("found ", Found(shown(told))),
+            where=(reader.where, ROPE_PARAMETERS.name),
+            wanted=f"an object with {FULL_ATTENTION} and {SLIDING_ATTENTION}",
+        )
+    return told.get(layer_type)
 
 
 def _plain(value: object) -> str:
@@ -117,6 +137,30 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
         BadCheckpointError: For scaling that the model description has no words for.
     """
     name, parameters = _parameters(reader)
+    return _settings(reader, name, parameters, BASES)
+
+
+def read_sliding_rotary(reader: FieldReader) -> RotarySettings:
+    """Return the settings of layers that slide, in a family where they have their own.
+
+    Raises:
+        BadCheckpointError: As ``read_rotary`` does.
+    """
+    name, told = f"{ROPE_PARAMETERS.name}.{SLIDING_ATTENTION}", _of_type(reader, SLIDING_ATTENTION)
+    if told is not None and not isinstance(told, dict):
+        raise BadCheckpointError(
+            Text("found ", Found(shown(told))), where=(reader.where, name), wanted="an object"
+        )
+    return _settings(reader, name, told or {}, [SLIDING_THETA])
+
+
+def _settings(
+    reader: FieldReader,
+    name: str,
+    parameters: Mapping[str, object],
+    bases: Sequence[Field[float]],
+) -> RotarySettings:
+    """Return the settings that ``parameters`` say, which lie at ``name``, with one of ``bases``."""
     field = ArgumentReader(parameters, reader.where, prefix=f"{name}.")
     kind = _kind(field, reader.family)
     if odd := sorted(parameters.keys() - _ENTRIES[kind]):
@@ -137,15 +181,16 @@ def read_rotary(reader: FieldReader) -> RotarySettings:
             where=reader.where,
             wanted="1",
         )
-    angle = _agreed(reader, field, _used(reader, BASES), ROPE_THETA.name, BASE)
+    angle = _agreed(reader, field, _used(reader, bases), ROPE_THETA.name, BASE)
     for label, value in ((ROPE_THETA.name, angle), ("rotated share", rotated)):
         if value <= 0:
-            raise _not_positive(reader, label, value)
+            raise not_positive(reader, label, value)
     scaling = _SCALINGS[kind](_Scaling(reader, field))
     return RotarySettings(base=angle, percent=rotated, **scaling)
 
 
-def _not_positive(reader: FieldReader, label: str, value: float) -> BadCheckpointError:
+def not_positive(reader: FieldReader, label: str, value: float) -> BadCheckpointError:
+    """Return the refusal of a ``value`` that the field called ``label`` must not have."""
     return BadCheckpointError(
         Text("found ", Found(f"{value:g}")),
         where=(reader.where, label),
@@ -166,7 +211,7 @@ class _Scaling:
         value = given if given or default is None else default
         value = self.field.number(name) if value is None else value
         if value <= 0:
-            raise _not_positive(self.reader, name, value)
+            raise not_positive(self.reader, name, value)
         return value
 
     @property
@@ -182,7 +227,7 @@ class _Scaling:
         told = outside if outside is not None else inside
         length = MAX_POSITIONS.read(self.reader) if told is None else told
         if length <= 0:
-            raise _not_positive(self.reader, ORIGINAL, length)
+            raise not_positive(self.reader, ORIGINAL, length)
         return length
 
     def factors(self, name: str) -> tuple[float, ...]:

@@ -108,6 +108,26 @@ STARCODER2: tuple[Row, ...] = (
     *_HEAD,
 )
 
+NORMED_AFTER: tuple[Row, ...] = (
+    *_EMBEDDING,
+    *_norm(_LAYER + "input_layernorm", "attention_norm"),
+    *_linear(_LAYER + "self_attn.q_proj", "query", columns=_HIDDEN),
+    *_linear(_LAYER + "self_attn.k_proj", "key", columns=_HIDDEN),
+    *_linear(_LAYER + "self_attn.v_proj", "value", columns=_HIDDEN),
+    *_norm(_LAYER + "self_attn.q_norm", "query_norm"),
+    *_norm(_LAYER + "self_attn.k_norm", "key_norm"),
+    *_linear(_LAYER + "self_attn.o_proj", "attention_out", columns=_HEADS),
+    *_norm(_LAYER + "post_attention_layernorm", "attention_post_norm"),
+    *_norm(_LAYER + "pre_feedforward_layernorm", "ffn_norm"),
+    _matrix(_LAYER + "mlp.gate_proj", "gate", columns=_HIDDEN),
+    _matrix(_LAYER + "mlp.up_proj", "up", columns=_HIDDEN),
+    _matrix(_LAYER + "mlp.down_proj", "down", columns=_FFN),
+    *_norm(_LAYER + "post_feedforward_layernorm", "ffn_post_norm"),
+    *_norm("model.norm", "final_norm", Home.LAST),
+    *_HEAD,
+)
+"""OLMo 2, Gemma 2 and Gemma 3: the norm that Llama has in front of its FFN is attention's last."""
+
 _EMBEDDING, _HEAD = _tables("transformer.wte.weight", "lm_head.weight")
 _LAYER = "transformer.h.{layer}."
 

@@ -1,5 +1,6 @@
 """The reference forward against another one, written with loops and complex numbers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import erf
 
@@ -12,8 +13,9 @@ from pico import CONFIGS, DictWeights, logical_weights
 from strategies import any_config, decoders, examples
 
 from flmgrow.model.arrays import Array
+from flmgrow.model.branches import UnitMasks, normalise
 from flmgrow.model.config import ModelConfig, Norm, Positions, RotarySettings
-from flmgrow.model.forward import UnitMasks, logits, normalise
+from flmgrow.model.forward import logits
 from flmgrow.model.turning import rotate, turning
 
 
@@ -31,16 +33,17 @@ def naive_turn(vector: Array, position: int, sign: int, c: ModelConfig) -> Array
     """Pairs are complex numbers; a position turns and (for xPos) stretches them."""
     if c.positions not in ("rope", "xpos"):
         return vector
-    size = int(len(vector) * c.rotary.percent)
+    rotary = c.rotary
+    size = int(len(vector) * rotary.percent)
     half = (size + 1) // 2
     result = vector.copy()
     for i in range(half):
-        a, b = (2 * i, 2 * i + 1) if c.rotary.interleaved else (i, i + half)
-        angle = position / (c.rotary.interpolation or 1) * c.rotary.base ** (-2 * i / size)
+        a, b = (2 * i, 2 * i + 1) if rotary.interleaved else (i, i + half)
+        angle = position / (rotary.interpolation or 1) * rotary.base ** (-2 * i / size)
         value = complex(vector[a], vector[b]) * np.exp(1j * angle)
         if c.positions == "xpos":
             zeta = (2 * i / size + 0.4) / 1.4
-            value *= zeta ** (sign * (position - c.rotary.xpos_centre) / c.rotary.xpos_scale_base)
+            value *= zeta ** (sign * (position - rotary.xpos_centre) / rotary.xpos_scale_base)
         result[a], result[b] = value.real, value.imag
     return result
 
@@ -53,8 +56,26 @@ def naive_attention(
         return np.asarray(out + w[f"{name}.bias"][(layer, *head)] if c.qkv_bias else out)
 
     def turned(vector: Array, position: int, sign: int) -> Array:
-        return naive_turn(vector, position, sign, c) if kind.rotates else vector
+        own = replace(c, rotary=kind.rotary or c.rotary, layer_kinds=())
+        return naive_turn(vector, position, sign, own) if kind.rotates else vector
 
+    def normed(vectors: list[Array], name: str) -> list[Array]:
+        """The vectors of all heads, at one position, in a row."""
+        if not c.qk_norm:
+            return vectors
+        gain = w[f"{name}.gain"][layer].reshape(-1, c.head_dim)
+        bias = w.get(f"{name}.bias", np.zeros_like(w[f"{name}.gain"]))[layer].reshape(gain.shape)
+        if c.qk_norm_of_all:
+            parts = {"x.gain": gain.ravel(), "x.bias": bias.ravel()}
+            return list(
+                naive_norm(np.concatenate(vectors), parts, "x", None, c).reshape(gain.shape)
+            )
+        parts = {"x.gain": gain[0], "x.bias": bias[0]}
+        return [naive_norm(vector, parts, "x", None, c) for vector in vectors]
+
+    heads = [(g, q) for g in range(c.kv_groups) for q in range(c.queries_per_group)]
+    queries = [normed([project("query", y, *head) for head in heads], "query_norm") for y in ys]
+    keys_of = [normed([project("key", y, g) for g in range(c.kv_groups)], "key_norm") for y in ys]
     kind = c.kind(layer)
     outs = [np.zeros(c.hidden) for _ in ys]
     factor = c.multipliers.attention or 1 / np.sqrt(c.head_dim)
@@ -63,20 +84,17 @@ def naive_attention(
     for group in range(c.kv_groups):
         keys, values = [], []
         for position, y in enumerate(ys):
-            key = project("key", y, group)
-            if c.qk_norm:
-                key = naive_norm(key, w, "key_norm", layer, c)
-            keys.append(turned(key, position, -1))
+            keys.append(turned(keys_of[position][group], position, -1))
             values.append(project("value", y, group))
         for head in range(c.queries_per_group):
-            for position, y in enumerate(ys):
-                query = project("query", y, group, head)
-                if c.qk_norm:
-                    query = naive_norm(query, w, "query_norm", layer, c)
+            for position in range(len(ys)):
+                query = queries[position][group * c.queries_per_group + head]
                 query = turned(query, position, +1)
                 first = max(0, position + 1 - (kind.window or len(ys)))
                 seen = range(first, position + 1)
                 scores = np.array([query @ keys[at] * factor for at in seen])
+                if c.score_cap:
+                    scores = c.score_cap * np.tanh(scores / c.score_cap)
                 shares = np.exp(scores - scores.max())
                 shares /= shares.sum()
                 context = sum(s * values[at] for s, at in zip(shares, seen, strict=True))
@@ -89,37 +107,53 @@ def naive_ffn(y: Array, layer: int, w: dict[str, Array], c: ModelConfig) -> Arra
         out: Array = w[name][layer] @ x
         return out + w[f"{name}.bias"][layer] if c.linear_bias else out
 
+    def gelu(x: Array) -> Array:
+        return np.array([u * (1 + erf(u / 2**0.5)) / 2 for u in x])
+
+    def gelu_tanh(x: Array) -> Array:
+        return np.asarray(x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))))
+
     up = project("up", y)
-    if c.activation == "swiglu":
-        gate = project("gate", y)
-        unit = gate / (1 + np.exp(-gate)) * up
-    elif c.activation == "squared_relu":
-        unit = np.maximum(up, 0) ** 2
-    elif c.activation == "gelu":
-        unit = np.array([u * (1 + erf(u / 2**0.5)) / 2 for u in up])
-    else:
-        unit = up / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (up + 0.044715 * up**3)))
-    return project("down", unit)
+    gate = project("gate", y) if c.gated else up
+    units: dict[str, Callable[[], Array]] = {
+        "swiglu": lambda: gate / (1 + np.exp(-gate)) * up,
+        "geglu": lambda: gelu(gate) * up,
+        "geglu_tanh": lambda: gelu_tanh(gate) * up,
+        "squared_relu": lambda: np.maximum(up, 0) ** 2,
+        "gelu": lambda: gelu(up),
+        "gelu_tanh": lambda: gelu_tanh(up),
+    }
+    return project("down", units[c.activation]())
 
 
 def naive_logits(c: ModelConfig, w: dict[str, Array], tokens: list[int]) -> Array:
-    xs = [w["embedding"][token] * c.multipliers.embedding for token in tokens]
+    def read(x: Array, name: str) -> Array:
+        return x if c.norm_places == "after" else naive_norm(x, w, name, layer, c)
+
+    def added(y: Array, name: str) -> Array:
+        y = y if c.norm_places == "before" else naive_norm(y, w, name, layer, c)
+        return y * c.multipliers.residual
+
+    scale = np.sqrt(c.hidden) if c.multipliers.embedding_by_width else 1.0
+    xs = [w["embedding"][token] * c.multipliers.embedding * scale for token in tokens]
     if c.positions == "learned":
         xs = [x + w["position_embedding"][position] for position, x in enumerate(xs)]
     for layer in range(c.layers):
-        ys = [naive_norm(x, w, "attention_norm", layer, c) for x in xs]
+        ys = [read(x, "attention_norm") for x in xs]
         outs = naive_attention(ys, layer, w, c)
-        share = c.multipliers.residual
         before = xs
-        xs = [x + share * out for x, out in zip(xs, outs, strict=True)]
+        xs = [x + added(out, "attention_post_norm") for x, out in zip(xs, outs, strict=True)]
         if c.residual == "sequential":
-            ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in xs]
+            ys = [read(x, "ffn_norm") for x in xs]
         elif c.residual == "parallel":
-            ys = [naive_norm(x, w, "ffn_norm", layer, c) for x in before]
-        xs = [x + share * naive_ffn(y, layer, w, c) for x, y in zip(xs, ys, strict=True)]
+            ys = [read(x, "ffn_norm") for x in before]
+        outs = [naive_ffn(y, layer, w, c) for y in ys]
+        xs = [x + added(out, "ffn_post_norm") for x, out in zip(xs, outs, strict=True)]
     factor = c.multipliers.output / (c.hidden / (c.multipliers.mup_base_width or c.hidden))
     table = w["embedding" if c.tied else "head"]
-    return np.array([table @ naive_norm(x, w, "final_norm", None, c) * factor for x in xs])
+    ys = [table @ naive_norm(x, w, "final_norm", None, c) * factor for x in xs]
+    cap = c.logit_cap
+    return np.array([y if cap is None else cap * np.tanh(y / cap) for y in ys])
 
 
 @examples(60)

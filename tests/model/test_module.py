@@ -11,8 +11,9 @@ from pico import CONFIGS, DictWeights, logical_weights
 from strategies import any_config, decoders, examples
 
 from flmgrow.errors import UsageError
+from flmgrow.model.branches import UnitMasks
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.model.forward import logits
 from flmgrow.model.module import Model
 
 

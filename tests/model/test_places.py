@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pico import CONFIGS, logical_weights
 from strategies import any_config, decoders, examples
 
+from flmgrow.model.branches import attend
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import attend
 from flmgrow.model.fused import fused_attend
 from flmgrow.model.module import Model
 from flmgrow.model.places import Places

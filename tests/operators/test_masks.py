@@ -13,8 +13,9 @@ from torch import Tensor
 from flmgrow.errors import UsageError
 from flmgrow.formats.megatron.legacy.reader import open_megatron
 from flmgrow.model.axes import Axis
+from flmgrow.model.branches import UnitMasks
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.model.forward import logits
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.operators.masks import baking_maps
@@ -55,7 +56,7 @@ def masked(growth: Growth, weights: dict[str, Tensor], value: float) -> Tensor:
 def baked(growth: Growth, folder: Path, value: float) -> Tensor:
     model: ModelConfig = growth.new
     masks = {dimension: mask.at(value) for dimension, mask in growth.masks.items()}
-    baking = Growth(model, model, baking_maps(masks, model.sizes))
+    baking = Growth(model, model, baking_maps(masks, model))
     out = carry_out(folder / "b", folder / "baked", baking)
     return checkpoint_logits(out, tokens_for(model.vocab))
 
@@ -89,10 +90,10 @@ def test_groups_and_queries_together_bake_at_the_ends(value: float, tmp_path: Pa
 def test_baking_refuses_what_no_ordinary_weights_can_say() -> None:
     width = Mask(Dimension.WIDTH, fresh(Axis.HIDDEN, 11), 0.5)
     with pytest.raises(UsageError, match="norms weigh channels"):
-        baking_maps({Dimension.WIDTH: width}, CONFIG.sizes)
-    assert baking_maps({Dimension.WIDTH: width.at(1.0)}, CONFIG.sizes) == {}
+        baking_maps({Dimension.WIDTH: width}, CONFIG)
+    assert baking_maps({Dimension.WIDTH: width.at(1.0)}, CONFIG) == {}
     with pytest.raises(UsageError, match="groups and queries"):
-        baking_maps({Dimension.HEADS: heads([1], [0], 0.5)}, CONFIG.sizes)
+        baking_maps({Dimension.HEADS: heads([1], [0], 0.5)}, CONFIG)
 
 
 def test_a_mask_at_one_is_no_mask(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from hf_folders import ALIKE, MODELS
+from hf_folders import ALIKE, EVERY
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from flmgrow.formats.huggingface.families import FAMILIES
-from flmgrow.formats.huggingface.fields.model_rows import ACTIVATIONS
+from flmgrow.formats.huggingface.fields.model_rows import ACTIVATIONS, GATED_ACTIVATIONS
 from flmgrow.formats.huggingface.fields.rotary_rows import KINDS
 from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, Residual, RotarySettings
 from flmgrow.model.rotary import LongRope, Yarn
@@ -101,6 +101,51 @@ def windowed(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 
 @st.composite
+def layered(draw: DrawFn, config: ModelConfig, by_base: bool = False) -> ModelConfig:
+    """A model of which any layers have the one window there is; and a rotary base, ``by_base``."""
+    window = draw(st.none() | st.integers(1, config.max_positions))
+    window = None if window == config.max_positions else window
+    rotary = RotarySettings(base=draw(st.floats(1.1, 1e7))) if by_base else None
+    count, kinds = config.layers, [config.kind(layer) for layer in range(config.layers)]
+    slides = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    return replace(
+        config,
+        layer_kinds=tuple(
+            replace(kind, window=window, rotary=rotary) if slide else kind
+            for kind, slide in zip(kinds, slides, strict=True)
+        ),
+    )
+
+
+@st.composite
+def attention_biases(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    biased = draw(st.booleans())
+    return replace(config, qkv_bias=biased, out_bias=biased)
+
+
+@st.composite
+def gemma2(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model with any caps, and any number under the root of what scores are multiplied by."""
+    scalar = draw(st.none() | st.integers(1, 10**6))
+    multipliers = replace(config.multipliers, attention=scalar and scalar**-0.5)
+    return replace(
+        config,
+        score_cap=draw(st.none() | st.floats(0.1, 99)),
+        logit_cap=draw(st.none() | st.floats(0.1, 99)),
+        activation=draw(st.sampled_from([*GATED_ACTIVATIONS.values()])),
+        multipliers=multipliers,
+    )
+
+
+@st.composite
+def gemma3(draw: DrawFn, config: ModelConfig) -> ModelConfig:
+    """A model whose layers that attend to all may be interpolated."""
+    interpolation = draw(st.sampled_from([None, 8.0]))
+    rotary = replace(config.rotary, interpolation=interpolation)
+    return draw(layered(replace(config, rotary=rotary), by_base=True))
+
+
+@st.composite
 def all_biases(draw: DrawFn, config: ModelConfig) -> ModelConfig:
     biased = draw(st.booleans())
     return replace(config, linear_bias=biased, qkv_bias=biased)
@@ -128,7 +173,10 @@ PARTS: dict[str, tuple[Callable[..., SearchStrategy[ModelConfig]], ...]] = {
     "llama": (biases,), "granite": (biases, granite), "arcee": (biases, ungated),
     "nemotron": (biases, ungated), "seed_oss": (seed_oss,), "stablelm": (stablelm,),
     "gpt2": (ungated, scaled, by_layer), "gpt_bigcode": (ungated, scaled),
-    "gpt_neox": (neox, ungated), "flm": (ungated, flm), "smollm3": (biases, smollm3),
+    "gpt_neox": (neox, ungated), "flm": (ungated, flm), "smollm3": (biases, smollm3, layered),
+    "qwen2": (layered,), "qwen3": (layered,), "olmo2": (attention_biases,),
+    "gemma": (attention_biases,), "gemma2": (attention_biases, gemma2, layered),
+    "gemma3_text": (attention_biases, gemma2, gemma3),
     "starcoder2": (ungated, windowed, all_biases), "mistral": (windowed,), "phi3": (windowed,),
 }  # fmt: skip
 """What models of a family may differ in, beside sizes."""
@@ -173,7 +221,7 @@ def expressible(draw: DrawFn) -> tuple[str, ModelConfig]:
     wide = name in AS_WIDE_AS_HEADS or rotary.longrope is not None
     hidden = heads * (size if wide else draw(st.integers(1, 9)))
     config = replace(
-        MODELS[ALIKE.get(name, name)],
+        EVERY[ALIKE.get(name, name)],
         layers=layers, layer_kinds=(), hidden=hidden, ffn=draw(st.integers(1, 50)),
         kv_groups=groups, queries_per_group=queries, head_dim=size,
         vocab=draw(st.integers(1, 99)), max_positions=draw(st.integers(1, 99)),

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from flmgrow.model.arrays import Array
-from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, RotarySettings
 
 Header = dict[str, Any]
 
@@ -94,6 +94,26 @@ MODELS |= {
         **{**_BASE, "kv_groups": 2, "queries_per_group": 2}, activation="gelu_tanh",
     ),
 }  # fmt: skip
+_GEMMA: dict[str, Any] = {
+    **_LLAMA, "kv_groups": 2, "queries_per_group": 2, "zero_centred_gain": True,
+    "activation": "geglu_tanh", "multipliers": Multipliers(embedding_by_width=True),
+}  # fmt: skip
+_LOCAL = LayerKind(5, rotary=RotarySettings(base=100.0))
+BEYOND: dict[str, ModelConfig] = {
+    "olmo2": ModelConfig(**_LLAMA, norm_places="after", qk_norm=True, qk_norm_of_all=True),
+    "gemma": ModelConfig(**_GEMMA),
+    "gemma2": ModelConfig(
+        **_GEMMA, norm_places="around", score_cap=50.0, logit_cap=30.0,
+        layer_kinds=(LayerKind(5), LayerKind()),
+    ),
+    "gemma3_text": ModelConfig(
+        **_GEMMA, norm_places="around", qk_norm=True, layer_kinds=(_LOCAL, LayerKind()),
+        rotary=RotarySettings(base=1e6, interpolation=8.0),
+    ),
+}  # fmt: skip
+"""Those that megatron-core has no block for."""
+
+EVERY = {**MODELS, **BEYOND}
 ALIKE = {"mistral": "llama", "smollm3": "llama", "seed_oss": "qwen2"}
 """Families that say nothing of these that an earlier one could not: that one is taken."""
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, RotarySettings
 
 Array = NDArray[np.float64]
 
@@ -51,6 +51,33 @@ CONFIGS: Mapping[str, ModelConfig] = MappingProxyType(
 )
 """The architectures people have, tiny; the last is multi-query and fits no tensor parallelism."""
 
+_GEMMA = {
+    **_SIZES, "norm": "rmsnorm", "zero_centred_gain": True, "activation": "geglu_tanh",
+    "linear_bias": False, "qkv_bias": False, "queries_per_group": 2,
+    "multipliers": Multipliers(embedding_by_width=True, attention=0.3),
+}  # fmt: skip
+_LOCAL = LayerKind(5, rotary=RotarySettings(base=100.0))
+BEYOND: Mapping[str, ModelConfig] = MappingProxyType(
+    {
+        "olmo2": ModelConfig(
+            **{**_SIZES, **_LLAMA, "queries_per_group": 2, "tied": False},
+            norm_places="after", qk_norm=True, qk_norm_of_all=True,
+        ),
+        "gemma": ModelConfig(**_GEMMA),
+        "gemma2": ModelConfig(
+            **_GEMMA, norm_places="around", score_cap=2.0, logit_cap=1.5,
+            layer_kinds=(LayerKind(5), LayerKind()) * 2,
+        ),
+        "gemma3": ModelConfig(
+            **_GEMMA, norm_places="around", qk_norm=True,
+            rotary=RotarySettings(base=1000.0, interpolation=8.0),
+            layer_kinds=(_LOCAL, _LOCAL, _LOCAL, LayerKind()),
+        ),
+        "untied gemma": ModelConfig(**_GEMMA, tied=False),
+    }
+)  # fmt: skip
+"""Those that megatron-core has no block for."""
+
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Every logical tensor: its name, what kind of values it has, its shape."""
@@ -66,16 +93,21 @@ def _shapes(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield "embedding", "table", (config.vocab, hidden)
     if config.positions == "learned":
         yield "position_embedding", "table", (config.max_positions, hidden)
-    yield from norm("attention_norm", layers, hidden)
+    if config.norms_before:
+        yield from norm("attention_norm", layers, hidden)
     for name, shape in (("query", heads), ("key", groups), ("value", groups)):
         yield name, "weight", (layers, *shape, hidden)
         if config.qkv_bias:
             yield f"{name}.bias", "bias", (layers, *shape)
     if config.qk_norm:
-        yield from norm("query_norm", layers, config.head_dim)
-        yield from norm("key_norm", layers, config.head_dim)
+        all_heads = config.qk_norm_of_all
+        yield from norm("query_norm", layers, *(heads if all_heads else heads[-1:]))
+        yield from norm("key_norm", layers, *(groups if all_heads else groups[-1:]))
     yield "attention_out", "weight", (layers, hidden, *heads)
-    if config.residual != "parallel_one_norm":
+    if config.norms_after:
+        yield from norm("attention_post_norm", layers, hidden)
+        yield from norm("ffn_post_norm", layers, hidden)
+    if config.norms_before and config.residual != "parallel_one_norm":
         yield from norm("ffn_norm", layers, hidden)
     for name in ("gate", "up") if config.gated else ("up",):
         yield name, "weight", (layers, ffn, hidden)

@@ -83,7 +83,8 @@ def configs(draw: DrawFn) -> ModelConfig:
 def decoders(draw: DrawFn) -> ModelConfig:
     """Any model that the reference forward computes, whether or not megatron-core has its parts."""
     config = draw(configs())
-    kind = st.builds(LayerKind, st.none() | st.integers(1, 9), st.booleans())
+    local = st.sampled_from([None, None, RotarySettings(base=30.0, interpolation=2.0)])
+    kind = st.builds(LayerKind, st.none() | st.integers(1, 9), st.booleans(), local)
     kinds = st.lists(kind, min_size=config.layers, max_size=config.layers)
     return replace(
         config,
@@ -91,6 +92,12 @@ def decoders(draw: DrawFn) -> ModelConfig:
         qkv_bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
         residual=draw(st.sampled_from(["sequential", "parallel", "parallel_one_norm"])),
+        norm_places=draw(st.sampled_from(["before", "after", "around"])),
+        qk_norm_of_all=draw(st.booleans()),
+        activation=draw(st.sampled_from([config.activation, "geglu", "geglu_tanh"])),
+        score_cap=draw(st.sampled_from([None, 0.7])),
+        logit_cap=draw(st.sampled_from([None, 0.3])),
+        multipliers=replace(config.multipliers, embedding_by_width=draw(st.booleans())),
     )
 
 

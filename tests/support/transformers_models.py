@@ -37,6 +37,7 @@ _YARN = {
 _FACTORS = {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.0, 2.0, 3.0, 8.0]}
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 1000.0, **_FACTORS}
 _PHI3 = {**_GROUPED, "pad_token_id": None}
+_GEMMA = {**_GROUPED, "pad_token_id": None, "head_dim": 16}
 _MULTIPLIERS = {
     "embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22,
     "logits_scaling": 6.0,
@@ -93,6 +94,53 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = MappingProxyType(
         "phi3 with long factors": (
             "Phi3Config",
             {**_PHI3, "original_max_position_embeddings": 16, "rope_parameters": _LONGROPE},
+        ),
+        "olmo2": ("Olmo2Config", {**_GROUPED, "pad_token_id": None, "rms_norm_eps": 1e-3}),
+        "olmo2 tied with biases": (
+            "Olmo2Config",
+            {**_SIZES, "pad_token_id": None, "attention_bias": True, "tie_word_embeddings": True},
+        ),
+        "gemma": ("GemmaConfig", {**_GEMMA, "rms_norm_eps": 1e-3}),
+        "gemma untied": (
+            "GemmaConfig", {**_GEMMA, "attention_bias": True, "tie_word_embeddings": False},
+        ),
+        "gemma2": (
+            "Gemma2Config",
+            {**_GEMMA, "sliding_window": 5, "query_pre_attn_scalar": 24,
+             "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        ),
+        "gemma2 uncapped": (
+            "Gemma2Config",
+            {**_GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+             "layer_types": ["full_attention"] * 3 + ["sliding_attention"], "sliding_window": 7,
+             "hidden_activation": "gelu"},
+        ),
+        "gemma3": (
+            "Gemma3TextConfig",
+            {**_GEMMA, "num_hidden_layers": 7, "sliding_window": 5, "query_pre_attn_scalar": 24,
+             "rms_norm_eps": 1e-3},
+        ),
+        "gemma3 interpolated": (
+            "Gemma3TextConfig",
+            {**_GEMMA, "sliding_window": 6, "sliding_window_pattern": 2,
+             "final_logit_softcapping": 3.0,
+             "rope_parameters": {
+                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+             }},
+        ),
+        "qwen2 in windows": (
+            "Qwen2Config",
+            {**_GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+        ),
+        "qwen3 in windows": (
+            "Qwen3Config",
+            {**_GROUPED, "head_dim": 16, "use_sliding_window": True, "sliding_window": 6,
+             "layer_types": ["sliding_attention", "full_attention"] * 2},
+        ),
+        "smollm3 in windows": (
+            "SmolLM3Config",
+            {**_GROUPED, "pad_token_id": None, "use_sliding_window": True, "sliding_window": 5},
         ),
         "qwen2": ("Qwen2Config", {**_GROUPED, "tie_word_embeddings": True}),
         "qwen3": ("Qwen3Config", {**_GROUPED, "head_dim": 16}),
@@ -172,6 +220,17 @@ MEGATRON_LACKS: Mapping[str, str] = MappingProxyType(
         "phi3 with short factors": "rotary.longrope",
         "phi3 with long factors": "rotary.longrope",
         "stablelm in parallel": "residual parallel_one_norm",
+        "olmo2": "norm_places after, qk_norm_of_all True",
+        "olmo2 tied with biases": "norm_places after, out_bias True, qk_norm_of_all True",
+        "gemma": "activation geglu_tanh",
+        "gemma untied": "activation geglu_tanh, out_bias True",
+        "gemma2": "norm_places around",
+        "gemma2 uncapped": "norm_places around",
+        "gemma3": "norm_places around",
+        "gemma3 interpolated": "norm_places around",
+        "qwen2 in windows": "layer_kinds 2 x all before, 2 x a window of 5",
+        "qwen3 in windows": "layer_kinds 1 x a window of 6, 1 x all before",
+        "smollm3 in windows": "layer_kinds 3 x all before, 1 x a window of 5 without rotation",
     }
 )
 """The models that megatron-core has no block for, and what it lacks."""

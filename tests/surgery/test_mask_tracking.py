@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from flmgrow.model.arrays import IntArray
 from flmgrow.model.axes import Axis
+from flmgrow.model.branches import NO_MASKS, UnitMasks
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import NO_MASKS, UnitMasks, logits
+from flmgrow.model.forward import logits
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.operators.growth import Growth

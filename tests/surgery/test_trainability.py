@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from flmgrow.model.axes import Axis, full_box
+from flmgrow.model.branches import UnitMasks
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.forward import UnitMasks, logits
+from flmgrow.model.forward import logits
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.operators.choices import NewLayers

@@ -172,7 +172,13 @@ class ModelSection(Section):
             rotary=RotarySection(
                 **{name: getattr(config.rotary, name) for name in RotarySection.model_fields}
             ),
-            multipliers=MultiplierSection(**vars(config.multipliers)),
+            multipliers=MultiplierSection(
+                **{
+                    name: value
+                    for name, value in vars(config.multipliers).items()
+                    if name in MultiplierSection.model_fields
+                }
+            ),
         )
 
 

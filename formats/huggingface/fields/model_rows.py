@@ -11,6 +11,9 @@ from flmgrow.formats.fields import MAX_LAYERS
 from flmgrow.formats.huggingface.fields.row import (
     ARCEE,
     FLM,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
     GPT2,
     GPT_BIGCODE,
     GPT_NEOX,
@@ -18,6 +21,7 @@ from flmgrow.formats.huggingface.fields.row import (
     LLAMA,
     MISTRAL,
     NEMOTRON,
+    OLMO2,
     PHI3,
     QWEN2,
     QWEN3,
@@ -33,10 +37,13 @@ from flmgrow.formats.huggingface.fields.row import (
     integer,
     number,
 )
-from flmgrow.formats.huggingface.fields.switch_rows import BIASES, OFF, ON, SCALED_SCORES, WINDOWS
+from flmgrow.formats.huggingface.fields.switch_rows import BIASES, OFF, ON, SCALED_SCORES
 from flmgrow.model.config import Activation, ModelConfig
 
-_RMS_NORMED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, ARCEE, PHI3, SMOLLM3)
+GEMMAS = (GEMMA, GEMMA2, GEMMA3)
+_RMS_NORMED = (
+    LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, ARCEE, PHI3, SMOLLM3, OLMO2, *GEMMAS,
+)  # fmt: skip
 KIN = (*_RMS_NORMED, NEMOTRON, STABLELM, STARCODER2)
 """Families with Llama's names for sizes, groups of heads among them."""
 
@@ -44,11 +51,13 @@ PARTLY_ROTATED = (NEMOTRON, STABLELM, PHI3)
 """Those of them that say which share of a head they rotate."""
 
 GPTS = (GPT2, FLM, GPT_BIGCODE)
-_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, STABLELM, PHI3, SMOLLM3)
+_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, STABLELM, PHI3, SMOLLM3, OLMO2)
 _BIASED = (LLAMA, GRANITE, ARCEE, NEMOTRON, SMOLLM3)
 """Those with a switch for attention's biases, and one for the FFN's."""
 
-_QWENS = (QWEN2, QWEN3)
+BIASED_IN_ATTENTION = (OLMO2, *GEMMAS)
+"""Those with the first of these alone."""
+
 MAX_WIDTH = 1 << 30
 """More is taken for damage, before it is divided by."""
 
@@ -61,8 +70,16 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 """By transformers' name; of several, a family's usual one is written, or the first."""
 
-FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
-"""The kinds of layers there may be among ``LAYER_TYPES``."""
+_GELU = "gelu_pytorch_tanh"
+GATED_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "swiglu", _GELU: "geglu_tanh", "gelu": "geglu",
+}  # fmt: skip
+"""Those of FFNs with a gate, by what transformers calls the gate's."""
+
+
+def _gate(config: ModelConfig) -> str:
+    names = [name for name, each in GATED_ACTIVATIONS.items() if each == config.activation]
+    return names[0] if names else "silu"
 
 
 def _activation(usual: str, *families: str) -> Use[str]:
@@ -92,13 +109,40 @@ LAYERS = _size(
     "num_hidden_layers", *KIN, GPT_NEOX, value=lambda config: config.layers, most=MAX_LAYERS
 )
 HEADS = _size("num_attention_heads", *KIN, GPT_NEOX, value=lambda config: config.heads)
-GROUPS = _size("num_key_value_heads", *KIN, GPT_BIGCODE, value=lambda config: config.kv_groups)
-"""Without it, there is one group per head. GPT-BigCode writes it, and goes by ``MULTI_QUERY``."""
 
-HEAD_DIM = _size(
-    "head_dim", *_RMS_NORMED, NEMOTRON, STARCODER2, FLM, value=lambda config: config.head_dim
+
+def _groups(config: ModelConfig) -> int:
+    return config.kv_groups
+
+
+def _head_dim(config: ModelConfig) -> int:
+    return config.head_dim
+
+
+_UNSAID_GROUPS = tuple(name for name in KIN if name not in GEMMAS)
+GROUPS = Field(
+    "num_key_value_heads",
+    (
+        Use((*_UNSAID_GROUPS, GPT_BIGCODE), integer(), value=_groups),
+        Use((GEMMA,), integer(), 16, _groups),
+        Use((GEMMA2, GEMMA3), integer(), 4, _groups),
+    ),
 )
-"""Without it, the heads together are as wide as the model. In FLM, a field of our own."""
+"""Without it, there is one group per head, but in Gemma. GPT-BigCode writes it, and goes by
+``MULTI_QUERY``.
+"""
+
+_UNSAID_HEAD_DIM = tuple(name for name in _RMS_NORMED if name not in (QWEN3, *GEMMAS))
+HEAD_DIM = Field(
+    "head_dim",
+    (
+        Use((*_UNSAID_HEAD_DIM, NEMOTRON, STARCODER2, FLM), integer(), value=_head_dim),
+        Use((QWEN3,), integer(), 128, _head_dim),
+        Use(GEMMAS, integer(), 256, _head_dim),
+    ),
+)
+"""Without it, the heads together are as wide as the model, but in some. In FLM, a field of our own.
+"""
 
 MAX_POSITIONS = _size(
     "max_position_embeddings", *KIN, GPT_NEOX, value=lambda config: config.max_positions
@@ -132,21 +176,37 @@ def _norm_eps(config: ModelConfig) -> float:
 RMS_NORM_EPS = Field(
     "rms_norm_eps",
     (
-        Use((LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, SMOLLM3), number, 1e-6, _norm_eps),
-        Use((ARCEE, PHI3), number, 1e-5, _norm_eps),
+        Use(
+            (LLAMA, QWEN2, QWEN3, MISTRAL, GRANITE, SEED_OSS, SMOLLM3, *GEMMAS),
+            number,
+            1e-6,
+            _norm_eps,
+        ),
+        Use((ARCEE, PHI3, OLMO2), number, 1e-5, _norm_eps),
     ),
 )
 LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),))
 NORM_EPSILON = Field("norm_epsilon", (Use((STARCODER2,), number, 1e-5, _norm_eps),))
 NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),))
 LAYER_NORM_EPSILON = Field("layer_norm_epsilon", (Use(GPTS, number, 1e-5, _norm_eps),))
-HIDDEN_ACT = Field(
+HIDDEN_ACT = Field[Any](
     "hidden_act",
     (
         Use(_GATED, choice("silu", "swish"), "silu", lambda _: "silu"),
         _activation("relu2", ARCEE, NEMOTRON),
         _activation("gelu", GPT_NEOX),
         _activation("gelu_pytorch_tanh", STARCODER2),
+        Use((GEMMA,), choice(_GELU, "gelu"), _GELU, lambda _: _GELU),
+        Use[object]((GEMMA2, GEMMA3), as_it_is, value=_gate),
+    ),
+)
+"""Gemma 1 calls the tanh approximation gelu, too; later ones go by ``HIDDEN_ACTIVATION``."""
+
+HIDDEN_ACTIVATION = Field(
+    "hidden_activation",
+    (
+        Use((GEMMA,), choice(_GELU), _GELU, lambda _: _GELU),
+        Use((GEMMA2, GEMMA3), choice(*GATED_ACTIVATIONS), _GELU, _gate),
     ),
 )
 ACTIVATION_FUNCTION = Field(
@@ -160,7 +220,7 @@ ACTIVATION_FUNCTION = Field(
 ATTENTION_BIAS = Field(
     "attention_bias",
     (
-        Use(_BIASED, flag, False, lambda config: config.qkv_bias),
+        Use((*_BIASED, *BIASED_IN_ATTENTION), flag, False, lambda config: config.qkv_bias),
         Use((GPT_NEOX, SEED_OSS), flag, True, lambda config: config.qkv_bias),
     ),
     neutral=OFF,
@@ -202,7 +262,7 @@ PARALLEL = Field(
 )
 """Whether attention and FFN read the same residual; in StableLM, through one norm."""
 
-_TIED = (SMOLLM3, STARCODER2)
+_TIED = (SMOLLM3, STARCODER2, *GEMMAS)
 _UNTIED = (*(name for name in KIN if name not in _TIED), GPT_NEOX)
 TIED = Field(
     "tie_word_embeddings",
@@ -233,62 +293,11 @@ MULTI_QUERY = Field(
 )
 """Whether all heads share one key and one value; else each has its own."""
 
-_UNWINDOWED = (LLAMA, GPT_NEOX, GRANITE, SEED_OSS, ARCEE, NEMOTRON, STABLELM)
-WINDOWED = (MISTRAL, PHI3, STARCODER2)
-
-
-def _window(config: ModelConfig) -> int | None:
-    """Return the window of all layers, None if they have not one in common."""
-    windows = {config.kind(layer).window for layer in range(config.layers)}
-    return windows.pop() if len(windows) == 1 else None
-
-
-WINDOW = Field(
-    "sliding_window",
-    (
-        Use[object]((MISTRAL,), as_it_is, 4096, _window),
-        Use[object]((PHI3, STARCODER2), as_it_is, None, _window),
-        Use[object]((*_UNWINDOWED, *_QWENS, SMOLLM3), as_it_is),
-    ),
-    neutral=(None,),
-    changes=WINDOWS,
-)
-"""In ``WINDOWED`` families, that of all layers. Most have none; the caches of transformers go by it
-all the same.
-"""
-
-USE_WINDOW = Field(
-    "use_sliding_window",
-    (Use((*_UNWINDOWED, *WINDOWED), flag, True), Use((*_QWENS, SMOLLM3), flag, False)),
-    neutral=OFF,
-    changes=WINDOWS,
-)
-
-
-def _more_layers(stored: object, old: ModelConfig, new: ModelConfig) -> object:
-    if not isinstance(stored, list) or new.layers == old.layers:
-        return stored
-    windows = [new.kind(layer).window for layer in range(new.layers)]
-    return [FULL_ATTENTION if window is None else SLIDING_ATTENTION for window in windows]
-
-
-def _rotating(config: ModelConfig) -> list[int]:
-    return [int(config.kind(layer).rotates) for layer in range(config.layers)]
-
-
-ROTATING = Field("no_rope_layers", (Use[object]((SMOLLM3,), as_it_is, value=_rotating),))
-"""1 for each layer that rotates, 0 for others, whatever its name says."""
-
-ROTATING_INTERVAL = Field("no_rope_layer_interval", (Use((SMOLLM3,), integer(), 4),))
-"""Without ``ROTATING``, every such layer does not rotate."""
-
-
-LAYER_TYPES = Field("layer_types", (Use[object]((*KIN, GPT_NEOX), as_it_is),), grown=_more_layers)
 
 MODEL_ROWS: tuple[Field[Any], ...] = (
     VOCAB, HIDDEN, FFN, LAYERS, HEADS, GROUPS, HEAD_DIM, MAX_POSITIONS, N_EMBD, N_INNER, N_LAYER,
     N_HEAD, N_POSITIONS, N_CTX, RMS_NORM_EPS, LAYER_NORM_EPS, NORM_EPS, LAYER_NORM_EPSILON,
     HIDDEN_ACT, ACTIVATION_FUNCTION, ATTENTION_BIAS, ATTENTION_OUT_BIAS, QKV_BIAS, MLP_BIAS,
-    PARALLEL, USE_BIAS, NORM_EPSILON, TIED, SCALED, BY_INVERSE_LAYER, MULTI_QUERY, WINDOW,
-    USE_WINDOW, LAYER_TYPES, ROTATING, ROTATING_INTERVAL,
+    PARALLEL, USE_BIAS, NORM_EPSILON, TIED, SCALED, BY_INVERSE_LAYER, MULTI_QUERY,
+    HIDDEN_ACTIVATION,
 )  # fmt: skip

@@ -11,11 +11,13 @@ from typing import Any
 
 from flmgrow.formats.companions import IDS
 from flmgrow.formats.huggingface.fields.flm_rows import FLM_ROWS
+from flmgrow.formats.huggingface.fields.gemma_rows import GEMMA_ROWS
 from flmgrow.formats.huggingface.fields.granite_rows import GRANITE_ROWS
 from flmgrow.formats.huggingface.fields.model_rows import MODEL_ROWS
 from flmgrow.formats.huggingface.fields.rotary_rows import ROTARY_ROWS
 from flmgrow.formats.huggingface.fields.row import Field
 from flmgrow.formats.huggingface.fields.switch_rows import SWITCH_ROWS
+from flmgrow.formats.huggingface.fields.window_rows import WINDOW_ROWS
 
 
 def _harmless(name: str, private: bool = False) -> Field[object]:
@@ -39,7 +41,10 @@ repository a file was made on.
 
 ROWS: Mapping[str, Field[Any]] = {
     row.name: row
-    for row in (*MODEL_ROWS, *ROTARY_ROWS, *FLM_ROWS, *GRANITE_ROWS, *SWITCH_ROWS, *LABEL_ROWS)
+    for row in (
+        *MODEL_ROWS, *WINDOW_ROWS, *ROTARY_ROWS, *FLM_ROWS, *GRANITE_ROWS, *GEMMA_ROWS,
+        *SWITCH_ROWS, *LABEL_ROWS,
+    )
 }  # fmt: skip
 """Every row, by its name."""
 
@@ -51,7 +56,7 @@ HARMLESS = frozenset(
     initializer_range pretraining_tp attention_dropout hidden_dropout classifier_dropout
     resid_pdrop embd_pdrop attn_pdrop summary_activation summary_first_dropout
     summary_proj_to_labels summary_type summary_use_proj reorder_and_upcast_attn
-    max_window_layers is_decoder gradient_checkpointing use_bfloat16 tokenizer_class
+    is_decoder gradient_checkpointing use_bfloat16 tokenizer_class
     problem_type id2label label2id num_labels finetuning_task task_specific_params output_past
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     kv_channels inference_runner max_batch_size pad_key_length pre_allocate_kv_cache

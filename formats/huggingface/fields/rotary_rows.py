@@ -10,6 +10,7 @@ from typing import Any
 
 from flmgrow.formats.huggingface.fields.model_rows import KIN, PARTLY_ROTATED
 from flmgrow.formats.huggingface.fields.row import (
+    GEMMA3,
     GPT_NEOX,
     NEMOTRON,
     PHI3,
@@ -21,7 +22,13 @@ from flmgrow.formats.huggingface.fields.row import (
     number,
 )
 from flmgrow.formats.huggingface.fields.switch_rows import ONE, PART_ROTATED
+from flmgrow.formats.huggingface.fields.window_rows import (
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    slides,
+)
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.rotary import RotarySettings
 
 KIND, OLDER_KIND, FACTOR = "rope_type", "type", "factor"
 """Entries of the parameters; what is scaled and how, which transformers before 4.43 calls
@@ -40,13 +47,19 @@ SHORT, LONG = "short_factor", "long_factor"
 """Of LongRoPE."""
 
 ATTENTION = "attention_factor"
-KINDS: Mapping[str, tuple[str, ...]] = {PHI3: ("default", "longrope")}
+KINDS: Mapping[str, tuple[str, ...]] = {
+    PHI3: ("default", "longrope"),
+    GEMMA3: ("default", "linear"),
+}
 """The kinds that a family knows, if it does not know all."""
 
+TYPED = (GEMMA3,)
+"""Families whose layers rotate by their type: those that slide have settings of their own."""
+
 BASE = 10000.0
-_TEN_THOUSAND = tuple(name for name in KIN if name != SMOLLM3)
+_TEN_THOUSAND = tuple(name for name in KIN if name not in (SMOLLM3, *TYPED))
 _ALL = (*KIN, GPT_NEOX)
-_WHOLE = tuple(name for name in KIN if name not in PARTLY_ROTATED)
+_WHOLE = tuple(name for name in KIN if name not in (*PARTLY_ROTATED, *TYPED))
 
 
 def _base(config: ModelConfig) -> float:
@@ -58,7 +71,10 @@ def _percent(config: ModelConfig) -> float:
 
 
 def _scaling(config: ModelConfig) -> dict[str, object] | None:
-    rotary = config.rotary
+    return _scaling_of(config.rotary)
+
+
+def _scaling_of(rotary: RotarySettings) -> dict[str, object] | None:
     if rotary.scaling_factor is not None:
         bands = {SLOW: rotary.scaling_slow, FAST: rotary.scaling_fast}
         context = {ORIGINAL: rotary.scaling_context}
@@ -79,7 +95,25 @@ def _scaling(config: ModelConfig) -> dict[str, object] | None:
 
 
 def _parameters(config: ModelConfig) -> dict[str, object]:
-    return {KIND: "default", **(_scaling(config) or {}), ROPE_THETA.name: _base(config)}
+    return _parameters_of(config.rotary)
+
+
+def _parameters_of(rotary: RotarySettings) -> dict[str, object]:
+    return {KIND: "default", **(_scaling_of(rotary) or {}), ROPE_THETA.name: rotary.base}
+
+
+def _sliding(config: ModelConfig) -> RotarySettings:
+    """Return the settings of the layers that slide; the usual ones if none does."""
+    sliding = [config.kind(layer) for layer, slide in enumerate(slides(config)) if slide]
+    own = [kind.rotary for kind in sliding if kind.rotary is not None]
+    return own[0] if own else config.rotary if sliding else RotarySettings()
+
+
+def _by_type(config: ModelConfig) -> dict[str, object]:
+    return {
+        FULL_ATTENTION: _parameters(config),
+        SLIDING_ATTENTION: _parameters_of(_sliding(config)),
+    }
 
 
 def _partial_parameters(config: ModelConfig) -> dict[str, object]:
@@ -92,6 +126,7 @@ ROPE_THETA = Field(
     (
         Use(_TEN_THOUSAND, number, BASE, _base),
         Use((SMOLLM3,), number, 2e6, _base),
+        Use(TYPED, number, 1e6, _base),
         Use((GPT_NEOX,), number, BASE),
     ),
 )
@@ -113,8 +148,15 @@ ROPE_PARAMETERS = Field(
     (
         Use[object](_WHOLE, as_it_is, value=_parameters),
         Use[object]((GPT_NEOX, *PARTLY_ROTATED), as_it_is, value=_partial_parameters),
+        Use[object](TYPED, as_it_is, value=_by_type),
     ),
 )
+"""In Gemma 3, parameters for each type of layers, by its name."""
+
+SLIDING_THETA = Field(
+    "rope_local_base_freq", (Use(TYPED, number, BASE, lambda c: _sliding(c).base),)
+)
+"""The base of layers that slide."""
 
 TRAINED_LENGTH = Field[object](ORIGINAL, harmless=True)
 """At the top level, where only scaling goes by it, before what its own parameters say."""
@@ -123,6 +165,6 @@ BASES, SHARES = (ROTARY_EMB_BASE, ROPE_THETA), (ROTARY_PCT, PARTIAL)
 """The names of one number, and of the share of a head that is rotated; a model may have several."""
 
 ROTARY_ROWS: tuple[Field[Any], ...] = (
-    *BASES, *SHARES, ROPE_SCALING, ROPE_PARAMETERS, TRAINED_LENGTH,
+    *BASES, *SHARES, ROPE_SCALING, ROPE_PARAMETERS, TRAINED_LENGTH, SLIDING_THETA,
 )  # fmt: skip
 """Growth leaves them alone."""

@@ -15,9 +15,10 @@ LLAMA, QWEN2, QWEN3, MISTRAL = "llama", "qwen2", "qwen3", "mistral"
 GRANITE, GPT2, GPT_NEOX, FLM = "granite", "gpt2", "gpt_neox", "flm"
 SEED_OSS, ARCEE, NEMOTRON, STABLELM = "seed_oss", "arcee", "nemotron", "stablelm"
 PHI3, GPT_BIGCODE, SMOLLM3, STARCODER2 = "phi3", "gpt_bigcode", "smollm3", "starcoder2"
+OLMO2, GEMMA, GEMMA2, GEMMA3 = "olmo2", "gemma", "gemma2", "gemma3_text"
 MODEL_TYPES = (
     LLAMA, QWEN2, QWEN3, GPT2, GPT_NEOX, MISTRAL, FLM, GRANITE, ARCEE, NEMOTRON, STABLELM, PHI3,
-    GPT_BIGCODE, SEED_OSS, SMOLLM3, STARCODER2,
+    GPT_BIGCODE, SEED_OSS, SMOLLM3, STARCODER2, OLMO2, GEMMA, GEMMA2, GEMMA3,
 )  # fmt: skip
 """Every ``model_type``, in the order in which they are tried for a model from elsewhere."""
 
@@ -59,6 +60,12 @@ def optional_positive(most: int) -> ReadField[int | None]:
     return read
 
 
+def whole_number(reader: ArgumentReader, name: str, default: int | None) -> int:
+    """Read a whole number, which may be 0."""
+    value = reader.optional_integer(name)
+    return (default or 0) if value is None else value
+
+
 def number(reader: ArgumentReader, name: str, default: float | None) -> float:
     """Read a finite number."""
     return reader.number(name, default)
@@ -68,6 +75,11 @@ def optional_number(reader: ArgumentReader, name: str, default: float | None) ->
     """Read a finite number or None."""
     value = reader.optional_number(name)
     return default if value is None else value
+
+
+def number_or_null(reader: ArgumentReader, name: str, default: float | None) -> float | None:
+    """Read a finite number or None, which an absent one need not mean."""
+    return reader.optional_number(name) if name in reader.arguments else default
 
 
 def flag(reader: ArgumentReader, name: str, default: bool | None) -> bool:

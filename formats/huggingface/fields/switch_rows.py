@@ -64,8 +64,6 @@ _CONSTANTS = (
     _switch("logit_scale", ONE, MULTIPLIER),
     _switch("scale_embedding", OFF, MULTIPLIER),
     _switch("scale_attn", ON, SCALED_SCORES),
-    _switch("final_logit_softcapping", (None,), CAPPED),
-    _switch("attn_logit_softcapping", (None,), CAPPED),
 )
 _BLOCKS = (
     _switch("use_mrope", OFF, OTHER_POSITIONS),
@@ -77,6 +75,7 @@ _BLOCKS = (
     _switch("is_causal", ON, LATER_TOKENS),
     _switch("causal", ON, LATER_TOKENS),
     _switch("use_causal_mask", ON, LATER_TOKENS),
+    _switch("use_bidirectional_attention", OFF, LATER_TOKENS),
     _switch("qk_layernorm", OFF, OTHER_NORMS),
     _switch("norm_type", (None, "layer_norm"), OTHER_NORMS),
     _switch("mlp_type", (None, "default")),

@@ -23,6 +23,12 @@ REASONS: Mapping[str, str] = {
     "rotary.yarn": "its dense models have no such scaling",
     "rotary.longrope": "its dense models have no such scaling",
     "residual": "its block adds attention before the FFN reads",
+    "norm_places": "its block has norms in front of its branches",
+    "qk_norm_of_all": "its norms of queries and keys measure one head each",
+    "score_cap": "its attention caps no scores",
+    "logit_cap": "it caps no logits",
+    "activation": "Megatron-LM has no argument for an FFN gated by GELU",
+    "multipliers.embedding_by_width": "no argument multiplies embeddings by the width",
     "out_bias": f"{_ONE_SWITCH}and value alone",
 }
 """Why megatron-core has no place for what a field says."""

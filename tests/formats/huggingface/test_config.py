@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from commands import accepted, flmgrow, refused
 from expressible import expressible
-from hf_folders import CONFIG, FLM, GPT2, MODELS, NEOX, fields, make_folder
+from hf_folders import CONFIG, EVERY, FLM, GPT2, MODELS, NEOX, fields, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
@@ -43,9 +43,9 @@ def test_a_model_is_said_rightly_or_refused(config: ModelConfig) -> None:
     assert read_fields(family, json.loads(json.dumps(fields)), "config.json") == config
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_family_is_chosen_by_what_the_model_is(name: str) -> None:
-    assert written_fields(MODELS[name])[0].name == name
+    assert written_fields(EVERY[name])[0].name == name
 
 
 def test_what_layers_differ_in_chooses_the_family() -> None:
@@ -55,8 +55,10 @@ def test_what_layers_differ_in_chooses_the_family() -> None:
     window = replace(config, layer_kinds=(LayerKind(7),) * 2)
     assert written_fields(window)[0].name == "mistral"
     mixed = replace(config, layer_kinds=(LayerKind(7), LayerKind()))
-    with pytest.raises(UsageError, match="cannot say layer_kinds 1 x a window of 7, 1 x all bef"):
-        written_fields(mixed)
+    assert written_fields(mixed)[0].name == "smollm3"
+    several = replace(config, layer_kinds=(LayerKind(7), LayerKind(6)))
+    with pytest.raises(UsageError, match="cannot say layer_kinds 1 x a window of 7, 1 x a window"):
+        written_fields(several)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_what_layers_differ_in_chooses_the_family() -> None:
         ),
         (
             {"multipliers": Multipliers(output=2.0, attention_by_inverse_layer=True)},
-            "granite cannot say multipliers.attention_by_inverse_layer True; nor can 15 others",
+            "granite cannot say multipliers.attention_by_inverse_layer True; nor can 19 others",
         ),
         (
             {"multipliers": Multipliers(output=0.0)},
@@ -145,7 +147,10 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     (fields(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor: found 0.5"),
     (fields(rope_parameters={"rope_type": "default"}, rope_scaling={"factor": 2.0}), "differ"),
     (fields(model_type="mistral", sliding_window=0), "sliding_window: found 0"),
-    (fields(model_type="qwen2", use_sliding_window=True, sliding_window=8), "sliding_window: f"),
+    (fields(model_type="qwen3", use_sliding_window=True, sliding_window=0, max_window_layers=0),
+     "sliding_window: found 0, wanted a positive whole number"),
+    (fields(model_type="qwen3", use_sliding_window=True, sliding_window=8,
+            layer_types=["sliding_attention"]), "layer_types: found .*for each of 2 layers"),
     (fields(model_type="qwen3", layer_types=["full_attention", "sliding_attention"]),
      "layer_types: found"),
     (fields(model_type="qwen3", layer_types=[{}]), "layer_types: found"),
@@ -221,6 +226,28 @@ ACCEPTED: list[tuple[dict[str, object], dict[str, object]]] = [
     (fields(model_type="mistral"), {"qkv_bias": False}),  # 4096 by default, which is enough for 32
     (fields(model_type="qwen2", sliding_window=8, max_window_layers=9), {"qkv_bias": True}),
     (fields(model_type="qwen3", layer_types=["full_attention"] * 2), {"qk_norm": True}),
+    (
+        fields(model_type="qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
+        {"layer_kinds": (LayerKind(), LayerKind(8))},
+    ),
+    (
+        fields(
+            model_type="qwen3",
+            use_sliding_window=True,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+        {"layer_kinds": (LayerKind(8), LayerKind()), "head_dim": 128},
+    ),
+    (
+        fields(
+            model_type="smollm3",
+            use_sliding_window=True,
+            sliding_window=8,
+            no_rope_layer_interval=2,
+        ),
+        {"layer_kinds": (LayerKind(), LayerKind(8, rotates=False))},
+    ),
     (GPT2, {"ffn": 32, "activation": "gelu_tanh", "positions": "learned", "tied": True}),
     ({**GPT2, "n_inner": 12}, {"ffn": 12}),
     ({**GPT2, "scale_attn_weights": False}, {"multipliers": Multipliers(attention=1.0)}),

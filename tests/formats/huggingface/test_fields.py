@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_folders import MODELS
+from hf_folders import EVERY
 from quoted_words import quoted
 
 from flmgrow.errors import BadCheckpointError
@@ -14,16 +14,24 @@ from flmgrow.formats.huggingface import config as config_module
 from flmgrow.formats.huggingface.config_writing import written_fields
 from flmgrow.formats.huggingface.families import FAMILIES
 from flmgrow.formats.huggingface.fields.flm_rows import FLM_ROWS
+from flmgrow.formats.huggingface.fields.gemma_rows import GEMMA_ROWS
 from flmgrow.formats.huggingface.fields.granite_rows import GRANITE_ROWS
 from flmgrow.formats.huggingface.fields.model_rows import MODEL_ROWS
 from flmgrow.formats.huggingface.fields.names import HARMLESS, LABEL_ROWS, ROWS, is_harmless
 from flmgrow.formats.huggingface.fields.rotary_rows import ROTARY_ROWS
 from flmgrow.formats.huggingface.fields.row import MODEL_TYPES, Field, FieldReader, Use, flag
 from flmgrow.formats.huggingface.fields.switch_rows import SWITCH_ROWS
+from flmgrow.formats.huggingface.fields.window_rows import WINDOW_ROWS
 
 HOME = Path(config_module.__file__).parent
-HOMES = ("model_rows", "rotary_rows", "flm_rows", "granite_rows", "switch_rows", "names")
-ALL = (*MODEL_ROWS, *ROTARY_ROWS, *FLM_ROWS, *GRANITE_ROWS, *SWITCH_ROWS, *LABEL_ROWS)
+HOMES = (
+    "model_rows", "window_rows", "rotary_rows", "flm_rows", "granite_rows", "gemma_rows",
+    "switch_rows", "names",
+)  # fmt: skip
+ALL = (
+    *MODEL_ROWS, *WINDOW_ROWS, *ROTARY_ROWS, *FLM_ROWS, *GRANITE_ROWS, *GEMMA_ROWS, *SWITCH_ROWS,
+    *LABEL_ROWS,
+)  # fmt: skip
 NAMES = ROWS.keys() | HARMLESS
 
 # Words that are names of fields, too, but stand for something else: where, and what.
@@ -104,12 +112,12 @@ def test_what_is_absent_means_what_is_written_of_a_usual_model(name: str) -> Non
             assert row.read(FieldReader({row.name: given}, "x", name)) == given
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_what_is_written_is_what_the_rows_say(name: str) -> None:
-    family, fields = written_fields(MODELS[name], name)
+    family, fields = written_fields(EVERY[name], name)
     own = {n: value for n, value in fields.items() if n in family.understood}
     uses = {row.name: use for row in ALL if (use := row.use_in(name)) is not None}
-    wanted = {n: use.value(MODELS[name]) for n, use in uses.items() if use.value is not None}
+    wanted = {n: use.value(EVERY[name]) for n, use in uses.items() if use.value is not None}
     assert own == {
         n: value for n, value in wanted.items() if value is not None or not uses[n].optional
     }

@@ -13,7 +13,7 @@ import pytest
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.huggingface.config import family_of, notes_on_fields, read_fields
-from flmgrow.model.config import LayerKind, ModelConfig, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, RotarySettings
 from flmgrow.model.rotary import LongRope
 
 _USUAL: dict[str, object] = {
@@ -123,7 +123,68 @@ ARCEE = {  # from before its texts were made longer, which takes a scaling of it
     "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "vocab_size": 128004, "bos_token_id": 128000, "eos_token_id": 128001,
 }  # fmt: skip
+OLMO2 = {  # of 7B, from memory
+    **_USUAL, "architectures": ["Olmo2ForCausalLM"], "attention_bias": False,
+    "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+    "max_position_embeddings": 4096, "model_type": "olmo2", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277,
+    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000,
+    "tie_word_embeddings": False, "vocab_size": 100352,
+}  # fmt: skip
+GEMMA = {  # of 2B, from memory
+    **_USUAL, "architectures": ["GemmaForCausalLM"], "attention_bias": False, "bos_token_id": 2,
+    "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None,
+    "hidden_size": 2048, "intermediate_size": 16384, "max_position_embeddings": 8192,
+    "model_type": "gemma", "num_attention_heads": 8, "num_hidden_layers": 18,
+    "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 10000.0, "vocab_size": 256000,
+}  # fmt: skip
+GEMMA2 = {  # of 2B, from memory
+    **GEMMA, "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0,
+    "cache_implementation": "hybrid", "final_logit_softcapping": 30.0,
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304, "intermediate_size": 9216, "model_type": "gemma2",
+    "num_hidden_layers": 26, "num_key_value_heads": 4, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}  # fmt: skip
+GEMMA3 = {  # of 1B, from memory
+    **_USUAL, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+    "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+    "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0,
+    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
+    "sliding_window_pattern": 6, "vocab_size": 262144,
+}  # fmt: skip
+GEMMA3_12B = {  # what its text_config says, from memory; half as many layers
+    **{name: value for name, value in GEMMA3.items() if name != "sliding_window_pattern"},
+    "hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16,
+    "num_hidden_layers": 24, "num_key_value_heads": 8, "sliding_window": 1024,
+    "max_position_embeddings": 131072, "use_bidirectional_attention": False,
+    "_sliding_window_pattern": 6,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "vocab_size": 262208,
+}  # fmt: skip
+QWEN2 = {  # of 7B, from memory; with its windows turned on
+    **_USUAL, "architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643,
+    "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584,
+    "intermediate_size": 18944, "max_position_embeddings": 131072, "max_window_layers": 26,
+    "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 4096, "tie_word_embeddings": False, "use_sliding_window": True,
+    "use_mrope": False, "vocab_size": 152064,
+}  # fmt: skip
 
+_GEMMA = ModelConfig(
+    layers=18, hidden=2048, ffn=16384, kv_groups=1, queries_per_group=8, head_dim=256,
+    vocab=256000, max_positions=8192, norm="rmsnorm", norm_eps=1e-6, zero_centred_gain=True,
+    activation="geglu_tanh", linear_bias=False, qkv_bias=False,
+    multipliers=Multipliers(embedding_by_width=True),
+)  # fmt: skip
+_LOCAL = LayerKind(512, rotary=RotarySettings())
+_LOCAL_12B = LayerKind(1024, rotary=RotarySettings())
 _PHI = ModelConfig(
     layers=40, hidden=5120, ffn=17920, kv_groups=10, queries_per_group=4, head_dim=128,
     vocab=100352, max_positions=16384, norm="rmsnorm", activation="swiglu", linear_bias=False,
@@ -206,6 +267,50 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
             max_positions=524288, norm_eps=1e-6, qkv_bias=True, rotary=RotarySettings(base=1e7),
         ),
     ),
+    "OLMo 2 7B": (
+        OLMO2,
+        replace(
+            _PHI, layers=32, hidden=4096, ffn=11008, kv_groups=32, queries_per_group=1,
+            max_positions=4096, norm_eps=1e-6, norm_places="after", qk_norm=True,
+            qk_norm_of_all=True, rotary=RotarySettings(base=500000.0),
+        ),
+    ),
+    "Gemma 2B": (GEMMA, _GEMMA),
+    "Gemma 2 2B": (
+        GEMMA2,
+        replace(
+            _GEMMA, layers=26, hidden=2304, ffn=9216, kv_groups=4, queries_per_group=2,
+            norm_places="around", score_cap=50.0, logit_cap=30.0,
+            layer_kinds=(LayerKind(4096), LayerKind()) * 13,
+        ),
+    ),
+    "Gemma 3 1B": (
+        GEMMA3,
+        replace(
+            _GEMMA, layers=26, hidden=1152, ffn=6912, kv_groups=1, queries_per_group=4,
+            vocab=262144, max_positions=32768, norm_places="around", qk_norm=True,
+            rotary=RotarySettings(base=1e6),
+            layer_kinds=((*(_LOCAL,) * 5, LayerKind()) * 5)[:26],
+        ),
+    ),
+    "Gemma 3 12B": (
+        GEMMA3_12B,
+        replace(
+            _GEMMA, layers=24, hidden=3840, ffn=15360, kv_groups=8, queries_per_group=2,
+            vocab=262208, max_positions=131072, norm_places="around", qk_norm=True,
+            rotary=RotarySettings(base=1e6, interpolation=8.0),
+            layer_kinds=(*(_LOCAL_12B,) * 5, LayerKind()) * 4,
+        ),
+    ),
+    "Qwen2 7B in windows": (
+        QWEN2,
+        replace(
+            _PHI, layers=28, hidden=3584, ffn=18944, kv_groups=4, queries_per_group=7,
+            vocab=152064, max_positions=131072, norm_eps=1e-6, qkv_bias=True,
+            rotary=RotarySettings(base=1e6),
+            layer_kinds=(*(LayerKind(),) * 26, *(LayerKind(4096),) * 2),
+        ),
+    ),
     "AFM": (
         ARCEE,
         replace(
@@ -234,6 +339,22 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({**STABLELM, "qk_layernorm": True}, "qk_layernorm: found True"),
     ({**STARCODER, "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ({**PHI4, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "found 'yarn'"),
+    ({**GEMMA, "hidden_act": "silu"}, "hidden_act: found 'silu'"),
+    ({**GEMMA, "hidden_activation": "gelu"}, "hidden_activation: found 'gelu'"),
+    ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention: found True"),
+    ({**GEMMA, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0"),
+    ({**GEMMA2, "attn_logit_softcapping": 0.0}, "the cap of scores"),
+    ({**GEMMA2, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar: found 0, wanted a positive"),
+    ({**GEMMA2, "sliding_window": None}, "sliding_window: found None, wanted a positive whole"),
+    ({**GEMMA2, "hidden_size": 2305}, "hidden_size: found 2305, wanted a multiple"),
+    ({**GEMMA3, "rope_parameters": {"rope_type": "default"}}, "rope_parameters: found .*full_att"),
+    ({**GEMMA3, "rope_parameters": {"sliding_attention": 3}}, "sliding_attention: found 3"),
+    (
+        {**GEMMA3, "rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}},
+        "rope_local_base_freq is 10000, rope_parameters.sliding_attention.rope_theta is 5",
+    ),
+    ({**GEMMA3, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "found 'yarn'"),
+    ({**OLMO2, "clip_qkv": 8.0}, "clip_qkv: found 8.0"),
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import accepted
 from growing import SmallBlocks, all_files, grow_checkpoint, same_bits, stored_arrays, tokens_for
-from hf_folders import MODELS, OWN_HEADS
+from hf_folders import EVERY, MODELS, OWN_HEADS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
@@ -158,10 +158,12 @@ def test_blocks_and_workers_do_not_change_a_byte(name: str, elements: int, tmp_p
 
 def test_every_row_is_used_by_some_model() -> None:
     used: dict[object, set[object]] = {family.rows: set() for family in FAMILIES.values()}
-    for name, config in MODELS.items():
+    for name, config in EVERY.items():
         variants = [config, replace(config, tied=not config.tied)]
         if name == "llama":
             variants.append(replace(config, linear_bias=True, qkv_bias=True))
+        if name == "olmo2":
+            variants.append(replace(config, qkv_bias=True, out_bias=True))
         for variant in variants:
             sizes = variant.sizes
             for placement in family_placements(FAMILIES[name], variant, sizes, variant.tied):
