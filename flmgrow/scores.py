@@ -18,12 +18,12 @@ from flmgrow.given import EvaluatingGiven
 from flmgrow.opened import opened, read_options
 from flmgrow.stages.last_checkpoints import is_run, last_checkpoints
 from flmgrow.stages.past import CHECKPOINTS
-from flmgrow.stages.run_folder import START
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.outputs import check_results_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import find_world
 from flmgrow.text import Setting, Text
+from flmgrow.trainer.stage.chain import START
 
 PathLike = str | os.PathLike[str]
 Opener = Callable[[Path], Checkpoint]

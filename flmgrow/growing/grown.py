@@ -20,10 +20,10 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Layout, Placement, Slice, placements
 from flmgrow.formats.layout.segments import Strip
 from flmgrow.formats.megatron.new_model import NoFiles
-from flmgrow.formats.pieces import DTYPES, as_bytes
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
-from flmgrow.growing.source import LiveSource, model_rank_of, own_model_rank
+from flmgrow.growing.source import LiveSource, MemoryPiece
 from flmgrow.model.arrays import Array
 from flmgrow.model.axes import Axis
 from flmgrow.model.states import State
@@ -32,43 +32,18 @@ from flmgrow.operators.growth import Growth
 from flmgrow.surgery.finite import non_finite
 from flmgrow.surgery.optimizer_metadata import carried
 from flmgrow.surgery.states import ModelValues
+from flmgrow.trainer.megatron.parameters import own_model_rank
 from flmgrow.trainer.ranks.agreement import Postponed
 
 STRIP = 1 << 20
 """Elements computed at once by a thread."""
 
 
-@dataclass(eq=False)
-class GrownPiece:
-    """An array of this rank, of the grown model."""
-
-    placement: Placement
-    values: Array | None
-
-    def __str__(self) -> str:
-        return self.placement.key
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the array, by torch's name."""
-        assert self.values is not None, f"{self} was let go"
-        return str(self.values.dtype)
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the array's bytes from byte ``offset`` on."""
-        assert self.values is not None, f"{self} was let go"
-        target[:] = as_bytes(self.values)[offset : offset + len(target)]
-
-    def checksum(self) -> int | None:
-        """Return None: the array lies in no file."""
-        return None
-
-
 @dataclass(frozen=True, eq=False)
 class _InMemory(NoFiles):
     """The arrays of a grown model, let go when it is closed."""
 
-    pieces: list[GrownPiece] = field(default_factory=list)
+    pieces: list[MemoryPiece] = field(default_factory=list)
 
     def close(self) -> None:
         for piece in self.pieces:
@@ -120,15 +95,16 @@ def grown_model(
     """
     old = source.checkpoint
     values, own = ModelValues(growth, old), own_model_rank()
-    pieces: dict[State, list[GrownPiece]] = {state: [] for state in old.readers}
+    pieces: dict[State, list[MemoryPiece]] = {state: [] for state in old.readers}
     failure = Postponed()  # the others need what this rank holds, whatever it has met
     with ThreadPoolExecutor(torch.get_num_threads(), "flmgrow-growing") as pool:
         for stop in stops(growth, layout, padded_vocab):
-            mine = [p for p in stop.placements if model_rank_of(p) == own]
+            mine = [p for p in stop.placements if p.rank == own]
             with source.at_hand(stop.needed, wanted=bool(mine)):
                 for placement, (state, found) in product(mine, pieces.items()):
-                    compute = partial(_computed, pool, values, state, placement, _dtype(old, state))
-                    found.append(GrownPiece(placement, failure.attempt(compute, None)))
+                    dtype = _dtype(old, state)
+                    compute = partial(_computed, pool, values, state, placement, dtype)
+                    found.append(MemoryPiece(placement, dtype, failure.attempt(compute, None)))
     failure.raise_together()
     return _checkpoint(old, growth, layout, padded_vocab, pieces)
 
@@ -167,7 +143,7 @@ def _checkpoint(
     growth: Growth,
     layout: Layout,
     padded_vocab: int,
-    pieces: Mapping[State, list[GrownPiece]],
+    pieces: Mapping[State, list[MemoryPiece]],
 ) -> Checkpoint:
     tensors = logical_tensors(growth.new)
     sizes = {**growth.new.sizes, Axis.VOCAB: padded_vocab}

@@ -29,12 +29,10 @@ from flmgrow.trainer.checkpoint.begin import Begin, GrownInMemory
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.ranks.agreement import together
 from flmgrow.trainer.run_config import RunConfig
+from flmgrow.trainer.stage.chain import START
 from flmgrow.trainer.stage.file import StageFile, layout_of, positioned
 from flmgrow.trainer.stage.keys import in_keys
 from flmgrow.trainer.stage.model import contradictions
-
-START = "start"
-"""What a run calls the checkpoint that ``expand`` writes between two stages."""
 
 
 @dataclass(frozen=True, eq=False)

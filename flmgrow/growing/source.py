@@ -29,30 +29,17 @@ from flmgrow.trainer.checkpoint.saving import optimizer_state
 from flmgrow.trainer.components import arguments_of
 from flmgrow.trainer.live import LiveModel
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.megatron.parameters import Parameter, state_of
+from flmgrow.trainer.megatron.parameters import ModelRank, Parameter, own_model_rank, state_of
 from flmgrow.trainer.ranks.agreement import gathered
 from flmgrow.trainer.run_config import RunConfig
 
-ModelRank = tuple[int, int]
-"""Which tensor and which pipeline rank."""
-
-
-def own_model_rank() -> ModelRank:
-    """Return the tensor and the pipeline rank of this process."""
-    return (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
-
-
-def model_rank_of(placement: Placement) -> ModelRank:
-    """Return the tensor and the pipeline rank that hold an array."""
-    return placement.tensor_rank, placement.pipeline_rank
-
 
 @dataclass(eq=False)
-class SharedPiece:
-    """An array of some rank; its values are there only where they are at hand."""
+class MemoryPiece:
+    """An array that lies in no file; its ``values``, flat, are there only where they are at hand.
+
+    ``dtype`` is torch's name of theirs.
+    """
 
     placement: Placement
     dtype: str
@@ -103,7 +90,7 @@ class LiveSource:
         tensors, sizes = logical_tensors(named.config), named.stored_sizes
         placed = _without_copies(placements(ROWS, tensors, sizes, named.layout))
         self._pieces = {
-            kind: [SharedPiece(place, dtype) for place in placed] for kind, dtype in dtypes.items()
+            kind: [MemoryPiece(place, dtype) for place in placed] for kind, dtype in dtypes.items()
         }
         self._numbers: dict[Slice, list[int]] = defaultdict(list)
         for number, place in enumerate(placed):
@@ -135,9 +122,9 @@ class LiveSource:
                     pieces[number].values = None
 
     @torch.no_grad()
-    def _shared(self, kind: State, piece: SharedPiece) -> torch.Tensor:
+    def _shared(self, kind: State, piece: MemoryPiece) -> torch.Tensor:
         """Return the bytes of a piece on every rank of its replica; replicas do the same."""
-        owner, place = model_rank_of(piece.placement), piece.placement
+        owner, place = piece.placement.rank, piece.placement
         if owner == own_model_rank():
             parameter: Parameter = self._own[place.chunk, place.key]
             values = state_of(parameter, self._live.optimizer, kind, to_host=False)

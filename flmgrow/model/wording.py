@@ -1,6 +1,6 @@
-"""A model in words: one line of its sizes, one of its choices, and numbers as people read them."""
+"""A model in words: its sizes and its choices, on a line each; numbers as people read them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from math import isfinite
@@ -119,6 +119,12 @@ def clock_text(seconds: float) -> str:
 def value_text(value: object) -> str:
     """Return a setting's value, a float in as few digits as tell it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def aligned(rows: Iterable[tuple[str, str]], words: Words = PYTHON) -> list[str]:

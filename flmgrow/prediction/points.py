@@ -16,7 +16,6 @@ from statistics import fmean
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.curves import METRICS
 from flmgrow.storage.encodings import encoding_hint
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
@@ -24,6 +23,7 @@ from flmgrow.text import Found, Setting, Text, unlike
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile, read_stage
+from flmgrow.trainer.stage.watching import METRICS
 
 LAST_SHARE = 50
 """Where there is no validation: the mean loss of the last step in so many."""

@@ -1,9 +1,9 @@
 """The report of a search in Markdown."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import isfinite
 
-from flmgrow.model.wording import value_text
+from flmgrow.model.wording import table, value_text
 from flmgrow.searching.report import FLAT, Best, PointResult, Report, moves
 from flmgrow.stages.trial_folder import TrialState
 
@@ -13,13 +13,13 @@ SHOWN = 20
 
 def markdown(report: Report) -> str:
     """Return the whole report."""
-    parts = ["# Search", "", *_summary(report), "", *table(report, len(report.results))]
+    parts = ["# Search", "", *_summary(report), "", *points_table(report, len(report.results))]
     return "\n".join(parts) + "\n"
 
 
 def told(report: Report) -> str:
     """Return what a terminal shows: the best points, and what is to be said of them."""
-    return "\n".join([*table(report, SHOWN), "", *_summary(report)])
+    return "\n".join([*points_table(report, SHOWN), "", *_summary(report)])
 
 
 def _summary(report: Report) -> Iterator[str]:
@@ -61,7 +61,7 @@ def _flat(best: Best) -> str:
     return f"{', '.join(intervals)} ({noise})"
 
 
-def table(report: Report, most: int) -> list[str]:
+def points_table(report: Report, most: int) -> list[str]:
     """Return the points as a table in Markdown, at most so many."""
     keys = list(report.grid)
     widths = any(each.point.width for each in report.results)
@@ -77,11 +77,7 @@ def table(report: Report, most: int) -> list[str]:
     ]
     rest = len(report.results) - most
     more = [f"| {rest} more |" + " |" * (len(head) - 1)] if rest > 0 else []
-    return [_row(head), _row(["---"] * len(head)), *map(_row, rows), *more]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [*table(head, rows), *more]
 
 
 def _loss(result: PointResult) -> str:

@@ -27,8 +27,8 @@ from flmgrow.trainer.metrics.records import (
     StepRecord,
     ValidationRecord,
 )
+from flmgrow.trainer.stage.watching import METRICS
 
-METRICS = "metrics.jsonl"
 SMOOTHED_OVER = 50
 """A smoothed value comes from this part of a run's steps: one in fifty."""
 LARGEST_LOSS = 1e9

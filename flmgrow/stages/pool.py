@@ -22,6 +22,7 @@ from flmgrow.stages.warm import WarmProcess
 from flmgrow.storage.cores import bound_cores, usable_cores
 from flmgrow.storage.folders import make_folders
 from flmgrow.trainer.ranks.processes import begin_as_child, stopping_signals
+from flmgrow.trainer.stage.watching import METRICS
 
 _POLL = 0.1
 
@@ -69,7 +70,7 @@ class Job:
         if not self.steps:
             return 0
         try:
-            return (self.folder / "metrics.jsonl").read_bytes().count(b'"kind": "step"')
+            return (self.folder / METRICS).read_bytes().count(b'"kind": "step"')
         except OSError:
             return 0
 

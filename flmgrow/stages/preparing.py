@@ -18,7 +18,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
 from flmgrow.stages.places import TENSORBOARD
 from flmgrow.stages.planned_stage import PlannedStage
-from flmgrow.stages.run_folder import SOURCE, START, RunFolder
+from flmgrow.stages.run_folder import SOURCE, RunFolder
 from flmgrow.stages.start import StartFile
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
@@ -29,7 +29,9 @@ from flmgrow.storage.validation import problems
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.text import Setting, Text
 from flmgrow.trainer.checkpoint.saved import saved_iterations
+from flmgrow.trainer.stage.chain import START
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.watching import METRICS
 
 SCHEDULE = "schedule.yaml"
 _LENGTHS = ("training.steps", "training.tokens")
@@ -107,7 +109,7 @@ def _contents(planned: PlannedStage) -> dict[str, Json]:
         begins["begin"] = "anew" if planned.start.anew else "continue"
         begins["args_from"] = None  # what is laid out there has them
     checkpoint = stage.checkpoint.model_copy(update=begins)
-    log: Json = {"metrics": Path("metrics.jsonl")}
+    log: Json = {"metrics": Path(METRICS)}
     if stage.log.tensorboard is not None:
         log["tensorboard"] = Path(TENSORBOARD)
     changed = {"checkpoint": checkpoint, "log": stage.log.model_copy(update=log)}

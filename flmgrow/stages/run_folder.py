@@ -34,8 +34,9 @@ from flmgrow.formats.megatron.folders import folder_name
 from flmgrow.stages.past import CHECKPOINTS, is_pending, newest_state, trained_to
 from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.storage.strict_json import Json
+from flmgrow.trainer.stage.chain import START
 
-SOURCE, START = "start.yaml", "start"
+SOURCE = "start.yaml"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from math import ceil
 
 from flmgrow.stages.past import CHECKPOINTS, GROWTH, STAGE
 from flmgrow.stages.planned_stage import PlannedStage
-from flmgrow.stages.run_folder import START, RunFolder
+from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.start import Start
 from flmgrow.text import COMMAND_LINE
-from flmgrow.trainer.stage.chain import TRAINER, module_of
+from flmgrow.trainer.stage.chain import START, TRAINER, module_of
 
 PORT = 29500
 DIFFERS = 1

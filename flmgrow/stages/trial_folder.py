@@ -24,8 +24,9 @@ from flmgrow.text import Text
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.file import StageFile, stage_of
+from flmgrow.trainer.stage.watching import METRICS
 
-METRICS, OUTCOME = "metrics.jsonl", "outcome.json"
+OUTCOME = "outcome.json"
 
 
 class TrialState(StrEnum):

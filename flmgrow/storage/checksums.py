@@ -131,8 +131,12 @@ def _damaged_part(path: Path, parts: Sequence[FilePart]) -> str:
     return " (none of its tensors differs)"
 
 
-def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+def checksum_of(
+    path: Path, progress: Callable[[int], None] | None = None, *, cached: bool = False
+) -> str:
     """Return the XXH3 sum (128 bits, in hex) of a file as the disk has it.
+
+    Or, if it may be ``cached``, as memory remembers it: that of a file that is read anyway.
 
     Raises:
         StorageError: The file system failed.
@@ -142,7 +146,8 @@ def checksum_of(path: Path, progress: Callable[[int], None] | None = None) -> st
     with storage_errors(path, "reading"), path.open("rb", buffering=0) as file:
         # What the disk holds is to be checked, not what memory remembers of writing it.
         with contextlib.suppress(io.UnsupportedOperation):  # of an object, it remembers nothing
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if not cached:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
             if progress is not None:

@@ -127,8 +127,11 @@ def _rates(arms: Sequence[PlannedArm], rates: Sequence[ChosenRate]) -> Iterator[
         names = tuple(arm.name for arm in _one_of_each(arms)
                       if each.size in [stage.size for stage in arm.section.stages])  # fmt: skip
         if not each.grid:
-            detail = f"the peak of {each.size}, {value_text(each.peak)}, was not searched by this "
-            yield Finding("learning rate", names, f"{detail}study: {each.source}")
+            detail = (
+                f"the peak of {each.size}, {value_text(each.peak)}, was not searched by this "
+                f"study: {each.source}"
+            )
+            yield Finding("learning rate", names, detail)
         elif each.edge:
             detail = (
                 f"the best peak of {each.size}, {value_text(each.peak)}, is the {each.edge} that "

@@ -4,7 +4,7 @@
 
     OUT/study.yaml                   the study, as it was given
     OUT/lock                         who is at it: two at once would spoil each other's legs
-    OUT/report.md, results.json, results.csv, pictures
+    OUT/report.md, results.json, runs.csv, readings.csv, study.png, study.svg
     OUT/rates/SIZE/                  the search of a size's learning rate, as flmgrow search has it
     OUT/legs/seed1-small-000385-3fa2c01b/
         stage.yaml, metrics.jsonl, train.log, checkpoints/

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.planned_stage import PlannedStage
-from flmgrow.stages.run_folder import START
 from flmgrow.stages.trial_folder import in_its_folder
 from flmgrow.storage.strict_json import Json
 from flmgrow.studying.arms import PlannedArm, flops_of
+from flmgrow.trainer.stage.chain import START
 from flmgrow.trainer.stage.file import StageFile
 
 STABLE, FALLING, WHOLE = "stable", "falling", "whole"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flmgrow.errors import BadDataError
 from flmgrow.model.tensors import parameter_count
-from flmgrow.stages.trial_folder import METRICS, TrialState
+from flmgrow.stages.trial_folder import TrialState
 from flmgrow.studying.arms import PlannedArm, method_of, words_of
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Leg, Legs
@@ -18,6 +18,7 @@ from flmgrow.studying.outcomes import Arm, GrowthInArm, Outcome, Reading, StepLo
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import Record, StepRecord, ValidationRecord
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.watching import METRICS
 
 AROUND = 50
 """Steps before and after a growth whose losses are kept."""

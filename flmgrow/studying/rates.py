@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flmgrow.searching.report import report_of
 from flmgrow.searching.request import read_search
-from flmgrow.searching.running import run_search
+from flmgrow.searching.running import Told, run_search
 from flmgrow.searching.trials import SearchFolder, check_all_ended
 from flmgrow.searching.writing import write_report
 from flmgrow.stages.pool import Pool
@@ -25,7 +25,6 @@ from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.request import StudyFile, used_sizes
 from flmgrow.trainer.stage.file import stage_of
 
-Told = Callable[[str], object]
 PEAK = "learning_rate.peak"
 PROXY, SEARCH = "proxy.yaml", "search.yaml"
 

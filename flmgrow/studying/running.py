@@ -3,16 +3,13 @@
 A leg that diverged ends nothing but what would begin with it: its arms count as diverged.
 """
 
-from collections.abc import Callable
-
 from flmgrow.errors import DivergenceError, FlmgrowError, LostRankError
 from flmgrow.model.wording import clock_text
+from flmgrow.searching.running import Told
 from flmgrow.stages.pool import JobEnd, Pool
 from flmgrow.stages.trial_folder import TrialState
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.legs import Legs
-
-Told = Callable[[str], object]
 
 
 class LegFailedError(FlmgrowError):

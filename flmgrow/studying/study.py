@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flmgrow.costing.cluster import rates_of
 from flmgrow.costing.estimate import cost_of
+from flmgrow.searching.running import Told
 from flmgrow.stages.past import STAGE
 from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.pool import Pool
@@ -28,7 +29,7 @@ from flmgrow.studying.rates import (
     search_rates,
 )
 from flmgrow.studying.request import StudyFile, read_study
-from flmgrow.studying.running import Told, run_legs
+from flmgrow.studying.running import run_legs
 from flmgrow.text import COMMAND_LINE
 
 

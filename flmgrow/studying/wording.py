@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from flmgrow.model.wording import amount
+from flmgrow.model.wording import amount, table
 from flmgrow.studying.comparison import AgainstScratch, ComparedQuantity
 from flmgrow.studying.outcomes import Expense
 from flmgrow.studying.report import Final, ReportedGrowth, StudyReport
@@ -141,5 +141,4 @@ def _estimate(found: Estimate, places: int) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return table(head, ([cell.replace("|", "/") for cell in row] for row in rows))

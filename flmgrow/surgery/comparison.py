@@ -17,8 +17,9 @@ from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.model.branches import UnitMasks
 from flmgrow.model.forward import head_input, head_name, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
+from flmgrow.surgery.execution import Progress
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
-from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, Progress, unit_masks
+from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, unit_masks
 
 VOCAB_BLOCK = 4096
 """Ids compared at once."""

@@ -1,6 +1,6 @@
 """Feeding the reference forward from a checkpoint, a part of one tensor at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 import numpy as np
@@ -14,12 +14,11 @@ from flmgrow.model.axes import Axis, Box, full_box, split
 from flmgrow.model.branches import UnitMasks
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.model.module import Model
+from flmgrow.surgery.execution import Progress
 
 CPU = torch.device("cpu")
 BLOCK = 1 << 20
 """Elements of a matrix read at once."""
-
-Progress = Callable[[int], None]
 
 
 class CheckpointWeights:

@@ -156,6 +156,11 @@ class Placement:
     parts: tuple[LogicalTensor, ...]
     ranges: Ranges
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The tensor and the pipeline rank that hold it."""
+        return self.tensor_rank, self.pipeline_rank
+
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The stored shape: (rows,) or (rows, columns)."""

@@ -120,7 +120,7 @@ def module_order(
     own = {
         (item.placement.chunk, item.placement.key): item
         for item in items
-        if (item.placement.tensor_rank, item.placement.pipeline_rank) == rank
+        if item.placement.rank == rank
     }
     order: list[Item] = []
     for chunk in range(checkpoint.layout.vpp):

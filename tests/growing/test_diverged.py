@@ -32,10 +32,12 @@ def bad_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first loss of the bad step not be finite."""
     check, met = LossGuard.check, list[int]()
 
-    def once(guard: LossGuard, step: int, loss: float, grad_norm: float) -> None:
+    def once(
+        guard: LossGuard, step: int, loss: float, grad_norm: float, batch: int | None = None
+    ) -> None:
         is_first = step == BAD and not met
         met.extend([step] * is_first)
-        check(guard, step, float("nan") if is_first else loss, grad_norm)
+        check(guard, step, float("nan") if is_first else loss, grad_norm, batch)
 
     monkeypatch.setattr(LossGuard, "check", once)
 

@@ -41,9 +41,11 @@ from flmgrow.trainer.checkpoint.saved import iterations
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.megatron.parameters import (
     Counted,
+    ModelRank,
     OptimizerView,
     Parameter,
     live_states,
+    own_model_rank,
 )
 from flmgrow.trainer.ranks.agreement import gathered, together
 
@@ -139,7 +141,7 @@ class Saving:
         if not writes:
             return written
         for file in described_files(source, target):
-            if _owner(file) == _own_rank() and not file.sums_of:
+            if _owner(file) == own_model_rank() and not file.sums_of:
                 path, sum_ = hidden / file.path, _write_file(file, hidden, readers)
                 written.append(FileRecord(str(path.relative_to(folder)), file.total_size, sum_))
         return written
@@ -196,19 +198,9 @@ def point_to(folder: Path, iteration: int) -> None:
     write_small(folder / pointer, content)
 
 
-def _own_rank() -> tuple[int, int]:
-    return (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
-
-
-def _owner(file: PlannedFile) -> tuple[int, int]:
+def _owner(file: PlannedFile) -> ModelRank:
     """Return the rank whose values are in a file; the first writes what has none."""
-    if not file.arrays:
-        return (0, 0)
-    placement = file.arrays[0].placement
-    return (placement.tensor_rank, placement.pipeline_rank)
+    return file.arrays[0].placement.rank if file.arrays else (0, 0)
 
 
 def optimizer_state(optimizer: OptimizerView, dtype: str, counted: Counted) -> OptimizerState:

@@ -91,7 +91,7 @@ class Batches:
 def stacked(samples: Sequence[Sample]) -> dict[str, npt.NDArray[Any]]:
     """Return a micro-batch: the four arrays of :class:`Sample`, each (samples, sequence length).
 
-    Beside them ``taught`` and ``source``, of (samples).
+    Beside them ``taught`` and ``source``, each (samples,).
     """
     names = ("tokens", "labels", "loss_mask", "positions", "taught", "source")
     return {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}

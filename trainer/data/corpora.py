@@ -1,6 +1,5 @@
 """A prepared corpus as training samples, by megatron-core's GPTDataset.
 
-A prepared corpus becomes training samples, epoch after epoch, by megatron-core's GPTDataset.
 GPTDataset shuffles documents, cuts their tokens into samples and shuffles those. Asked for several
 epochs it mixes them in a way that depends on how many samples are wanted in all, so here each epoch
 is a dataset of its own with its own seed: sample n is the same for a run of any length
@@ -25,6 +24,7 @@ from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, sa
 from flmgrow.trainer.data.samples import SHOWN, Sample, seed_of
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.megatron.core import GPTDataset, GPTDatasetConfig, IndexedDataset, Split
+from flmgrow.trainer.stage.data import DataSection
 
 logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)  # it warns of each epoch
 
@@ -144,6 +144,24 @@ class Corpus:
         return GPTDataset(
             self._stored, str(self._prefix), self.chosen_end, None, Split.train, config
         )
+
+
+def corpus_of(
+    files: CorpusFiles, tokenizer: Tokenizer, data: DataSection, documents: range
+) -> Corpus:
+    """Return some documents of a corpus as samples, as a data section wants them.
+
+    Raises:
+        BadDataError: For less than a sample.
+    """
+    return Corpus(
+        files,
+        tokenizer,
+        data.sequence_length,
+        data.seed,
+        documents,
+        document_attention=data.document_attention,
+    )
 
 
 def apart(sample: Sample, sizes: Sequence[int], *, ends: bool) -> Sample:

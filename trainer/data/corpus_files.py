@@ -1,7 +1,6 @@
 """Finding the files of a prepared corpus and comparing them with its manifest.
 
-The files of a prepared corpus are found however it is named, and compared with its manifest. A
-corpus is named by its folder, by Megatron's prefix of a ``.bin`` and an ``.idx`` file, by one of
+A corpus is named by its folder, by Megatron's prefix of a ``.bin`` and an ``.idx`` file, by one of
 these files, or by a link to any of them. What its ``flmgrow-data.json`` says is compared each time:
 the tokenizer, both sizes, and the checksum of the index, which is read whole anyway. The checksum
 of the tokens is another matter, as there may be terabytes of them: it is compared where it takes a
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import xxhash
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.storage.checksums import checksum_of
@@ -30,7 +28,6 @@ SUMMED_AT_ONCE = 1 << 30
 Checksums = Literal["auto", "always", "never"]
 
 _ENDINGS = (".bin", ".idx")
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +43,11 @@ class CorpusFiles:
     index: TokenIndex
     index_sum: str
     files: tuple[Json, ...] = ()
+
+    @property
+    def tokens_file(self) -> Path:
+        """Where its tokens lie, one document behind the other."""
+        return _file(self.prefix, ".bin")
 
     @property
     def tokens(self) -> int:
@@ -80,7 +82,7 @@ def open_corpus_files(
     index = read_index(index_file)
     index_sum = checksum_of(index_file)
     found = CorpusFiles(path, prefix, index, index_sum)
-    _check_size(_file(prefix, ".bin"), found.tokens * index.dtype.itemsize)
+    _check_size(found.tokens_file, found.tokens * index.dtype.itemsize)
     manifest = _manifest_of(prefix)
     if manifest is None:
         return found
@@ -160,7 +162,7 @@ def _compared(
         if ending == ".idx":
             checksum = found.index_sum
         elif summed:
-            checksum = _sum_of(file)
+            checksum = checksum_of(file, cached=True)
         else:
             continue
         if checksum != wanted:
@@ -178,11 +180,3 @@ def _differing(made_with: object, now: Json) -> dict[str, tuple[object, object]]
     before = made_with if isinstance(made_with, dict) else {}
     pairs = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
     return {name: (was, is_now) for name, (was, is_now) in pairs.items() if was != is_now}
-
-
-def _sum_of(file: Path) -> str:
-    checksum = xxhash.xxh3_128()
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            checksum.update(block)
-    return checksum.hexdigest()

@@ -1,15 +1,14 @@
 """Reading the documents of text and JSON lines files, plain or compressed.
 
-A corpus comes as text or JSON lines, plain or compressed, and is larger than memory.
-:func:`read_documents` gives the documents of a file one after the other, as bytes that are not yet
-looked into, with the place where each begins. :func:`text_of` looks into one, so that many
-processes can do so. What is wrong with one is a :class:`BadDocumentError`: it has a place, and a
-kind, by which such documents can be counted.
+A corpus is larger than memory. :func:`read_documents` gives the documents of a file one after the
+other, as bytes that are not yet looked into, with the place where each begins. :func:`text_of`
+looks into one, so that many processes can do so. What is wrong with one is a
+:class:`BadDocumentError`: it has a place, and a kind, by which such documents can be counted.
 
 A ``.txt`` file is one document: a blank line ends a paragraph, and nothing in plain text tells a
 document's end. A file of JSON lines has one object per line, and the text under a key of it; so has
-a table in each of its rows. A byte
-order mark (U+FEFF) at the start of either is no text, and left out.
+a table in each of its rows. A byte order mark (U+FEFF) at the start of either is no text, and left
+out.
 """
 
 import io
@@ -22,11 +21,12 @@ from typing import Any, NamedTuple
 import xxhash
 
 from flmgrow.errors import BadDataError
+from flmgrow.storage.checksums import checksum_of
 from flmgrow.storage.encodings import encoding_hint
 from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.data.compressed import decompressed
 from flmgrow.trainer.data.sources import TextSource
-from flmgrow.trainer.data.table_rows import read_rows, sum_of
+from flmgrow.trainer.data.table_rows import read_rows
 
 MAX_DOCUMENT = 256 << 20
 _MISSING = object()
@@ -85,11 +85,13 @@ def read_documents(
     Raises:
         BadDataError: For a file that is damaged or cut short.
         OSError: If the file cannot be read.
+        StorageError: If a table cannot be read once more, for its checksum.
     """
     if source.is_table:
         for number, row in enumerate(read_rows(source.path, key, progress), 1):
             yield Document(source, number, row, len(row) <= MAX_DOCUMENT)
-        reading.size, reading.xxh3_128 = source.path.stat().st_size, sum_of(source.path)
+        reading.size = source.path.stat().st_size
+        reading.xxh3_128 = checksum_of(source.path, cached=True)
         return
     with source.path.open("rb", buffering=0) as file:
         raw = _Watched(file, progress)

@@ -1,10 +1,10 @@
 """FreeLM's two signals as one sequence of samples: text, and propositions with their truth.
 
-FreeLM trains one model on two signals: text as it is, and propositions with their truth. The
-language signal is next-token prediction. The teacher signal is a proposition followed, without a
-space, by one of two emojis as its label, and the loss counts on the label alone; so both are next
-tokens, and both may lie in one batch. Propositions come as JSON lines with ``text`` and ``label``
-(true or false). U+1F621 says true here and U+1F608 false; the paper does not say which is which.
+FreeLM trains one model on both. The language signal is next-token prediction. The teacher signal is
+a proposition followed, without a space, by one of two emojis as its label, and the loss counts on
+the label alone; so both are next tokens, and both may lie in one batch. Propositions come as JSON
+lines with ``text`` and ``label`` (true or false). U+1F621 says true here and U+1F608 false; the
+paper does not say which is which.
 
 A label is several tokens in most vocabularies: both emojis begin with the same ones, and one
 decides (in cl100k_base 76460, then 94 or 230). The label is made into tokens apart from the

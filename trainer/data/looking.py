@@ -74,7 +74,7 @@ def shown_document(files: CorpusFiles, tokenizer: Tokenizer, number: int) -> Sho
         )
     begin = int(lengths[:number].sum(dtype=np.int64))
     length = int(lengths[number])
-    stored = np.memmap(files.prefix.with_name(files.prefix.name + ".bin"), files.index.dtype, "r")
+    stored = np.memmap(files.tokens_file, files.index.dtype, "r")
     text = tokenizer.decode(stored[begin : begin + length].tolist()) if length else ""
     return ShownTokens(files.name, None, (DocumentSpan(number, 0, length),), length, text)
 

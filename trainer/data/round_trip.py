@@ -1,9 +1,8 @@
 """Checking that a tokenizer gives back the text it was given.
 
-A tokenizer may lose text without a word, and a model never sees what it lost.
-
-Characters without a token become the unknown one or nothing; rules of normalization take some out.
-So text is encoded, decoded, and compared. What does not come back is told apart:
+A tokenizer may lose text without a word, and a model never sees what it lost. Characters without a
+token become the unknown one or nothing; rules of normalization take some out. So text is encoded,
+decoded, and compared. What does not come back is told apart:
 
 * *lost* are characters that are in the text and in no form in what comes back;
 * *changed* are those that come back as others that say the same, because the tokenizer normalizes

@@ -11,8 +11,9 @@ from math import ceil
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.history.training_state import TokenizerFacts
+from flmgrow.text import Found, Text
 from flmgrow.trainer.data.blends import weights_of
-from flmgrow.trainer.data.corpora import Corpus
+from flmgrow.trainer.data.corpora import Corpus, corpus_of
 from flmgrow.trainer.data.corpus_files import CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.freelm import Teacher, read_propositions
 from flmgrow.trainer.data.mixture import Mixture, SampleSource
@@ -72,7 +73,7 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     files = [open_corpus_files(each.path, tokenizer, checksums) for each in data.corpora]
     spans = [_split(each, data) for each in files]
     used = [
-        _corpus(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
+        corpus_of(each, tokenizer, data, span) for each, (span, _) in zip(files, spans, strict=True)
     ]
     sources = [
         SampleSource(f"data.corpora.{number}", each.name, corpus, corpus.per_epoch, section.anew)
@@ -97,7 +98,7 @@ def open_data(data: DataSection, *, sums: bool = True) -> StageData:
     sets = []
     if data.validation_share:
         held = [
-            _corpus(each, tokenizer, data, span)
+            corpus_of(each, tokenizer, data, span)
             for each, (_, span) in zip(files, spans, strict=True)
         ]
         sets.append(set_of(HELD_OUT, held, weights))
@@ -159,7 +160,6 @@ def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
         )
     used, rest = range(count - held), range(count - held, count)
     if held:
-        wanted = f"wanted more than {data.sequence_length:,} for one sample"
         for documents, purpose, change in (
             (rest, "validation", "larger"),
             (used, "training", "smaller"),
@@ -167,23 +167,14 @@ def _split(corpus: CorpusFiles, data: DataSection) -> tuple[range, range]:
             tokens = corpus.tokens_in(documents)
             if samples_in(tokens, data.sequence_length) < 1:
                 raise UsageError(
-                    f"data.validation_share {data.validation_share:g} leaves "
-                    f"{tokens:,} of {corpus.tokens:,} tokens for {purpose} ({len(documents):,} of "
-                    f"{count:,} documents), {wanted}",
+                    Text(
+                        f"data.validation_share {data.validation_share:g} leaves ",
+                        Found(f"{tokens:,}"),
+                        f" of {corpus.tokens:,} tokens for {purpose} ({len(documents):,} of "
+                        f"{count:,} documents)",
+                    ),
                     f"make data.validation_share {change}, or prepare more documents",
                     where=corpus.path,
+                    wanted=f"more than {data.sequence_length:,} for one sample",
                 )
     return used, rest
-
-
-def _corpus(
-    corpus: CorpusFiles, tokenizer: Tokenizer, data: DataSection, documents: range
-) -> Corpus:
-    return Corpus(
-        corpus,
-        tokenizer,
-        data.sequence_length,
-        data.seed,
-        documents,
-        document_attention=data.document_attention,
-    )

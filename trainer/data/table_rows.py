@@ -9,15 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.text import Found, Setting, Text
 
 ROWS = 256
 """Rows that are held at once."""
-
-_BLOCK = 1 << 22
 
 
 def read_rows(path: Path, key: str, progress: Callable[[int], None]) -> Iterator[bytes]:
@@ -60,19 +56,6 @@ def read_rows(path: Path, key: str, progress: Callable[[int], None]) -> Iterator
             raise  # the file system's, and not pyarrow's for what it cannot decode
         reason = " ".join(str(error).split())
         raise BadDataError(f"cannot be read on as parquet: {reason:.200}", where=path) from None
-
-
-def sum_of(path: Path) -> str:
-    """Return the checksum of a file (XXH3, 128 bits).
-
-    Raises:
-        OSError: If the file cannot be read.
-    """
-    checksum = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            checksum.update(block)
-    return checksum.hexdigest()
 
 
 def _pyarrow() -> tuple[Any, tuple[type[Exception], ...]]:

@@ -9,9 +9,9 @@ from fractions import Fraction
 from math import ceil
 
 from flmgrow.errors import UsageError
-from flmgrow.text import Text
+from flmgrow.text import Found, Text
 from flmgrow.trainer.data.blends import Blend, weights_of
-from flmgrow.trainer.data.corpora import Corpus
+from flmgrow.trainer.data.corpora import Corpus, corpus_of
 from flmgrow.trainer.data.corpus_files import Checksums, CorpusFiles, open_corpus_files, samples_in
 from flmgrow.trainer.data.mixture import distinct
 from flmgrow.trainer.data.samples import Numbered, Samples
@@ -67,14 +67,7 @@ def _opened(
         for number, (file, each) in enumerate(zip(files, section.corpora, strict=True))
     ]
     corpora = [
-        Corpus(
-            file,
-            tokenizer,
-            data.sequence_length,
-            data.seed,
-            documents,
-            document_attention=data.document_attention,
-        )
+        corpus_of(file, tokenizer, data, documents)
         for file, documents in zip(files, chosen, strict=True)
     ]
     weights = weights_of([str(each.weight) for each in section.corpora])
@@ -93,7 +86,11 @@ def _documents(file: CorpusFiles, section: ValidationCorpusSection, key: str, le
     tokens = file.tokens_in(chosen)
     if samples_in(tokens, length) < 1:
         raise UsageError(
-            Text(f"{key}.share {section.share:g} leaves {tokens:,} of {file.tokens:,} tokens"),
+            Text(
+                f"{key}.share {section.share:g} leaves ",
+                Found(f"{tokens:,}"),
+                f" of {file.tokens:,} tokens",
+            ),
             f"make {key}.share larger, or prepare more documents",
             where=file.path,
             wanted=f"more than {length:,} for one sample",

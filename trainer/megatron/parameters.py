@@ -27,6 +27,9 @@ from flmgrow.trainer.megatron.core import parallel_state
 
 MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)
 
+ModelRank = tuple[int, int]
+"""Which tensor and which pipeline rank."""
+
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
@@ -42,7 +45,7 @@ class Parameter:
 
     @property
     def gradient(self) -> Tensor:
-        """The sum of its gradients, flat, in megatron-core's buffer, if it trains."""
+        """The sum of its gradients, flat (elements,), in megatron-core's buffer, if it trains."""
         main: Tensor = self.tensor.main_grad  # type: ignore[attr-defined]
         return main.view(-1)
 
@@ -61,19 +64,24 @@ class Kept:
     entry: dict[str, Any]
 
 
+def own_model_rank() -> ModelRank:
+    """Return the tensor and the pipeline rank of this process."""
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )
+
+
 def parameters_of(
     models: Sequence[Any], config: ModelConfig, layout: Layout, padded_vocab: int
 ) -> list[Parameter]:
     """Return this rank's parameters in the order of its modules, chunk by chunk."""
     sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
-    own = (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
+    own = own_model_rank()
     placed = {
         (p.chunk, p.key): p
         for p in placements(ROWS, logical_tensors(config), sizes, layout)
-        if (p.tensor_rank, p.pipeline_rank) == own
+        if p.rank == own
     }
     found = [
         Parameter(placed.pop((chunk, name)), tensor)

@@ -17,6 +17,9 @@ TRAINER = "flmgrow.trainer"
 GROWING = "flmgrow.growing"
 """The module that runs a rank of a stage that grows after another; the trainer knows no growth."""
 
+START = "start"
+"""What a run calls the checkpoint that a stage begins with: grown, or laid out, for it."""
+
 BETWEEN = (
     "let it grow between the stages: flmgrow expand, and checkpoint.load in the place of growth"
 )

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from flmgrow.trainer.stage.section import Count, FilePath, Name, Positive, Section
 
+METRICS = "metrics.jsonl"
+"""The file of what was measured, where nobody names another."""
+
 
 class ServiceSection(Section):
     """A service that is told the numbers of a run: under which project, and by which name."""
@@ -28,7 +31,7 @@ class LogSection(Section):
     """
 
     every: Count = 10
-    metrics: FilePath = Path("metrics.jsonl")
+    metrics: FilePath = Path(METRICS)
     tensorboard: FilePath | None = None
     wandb: ServiceSection | None = None
     trackio: ServiceSection | None = None

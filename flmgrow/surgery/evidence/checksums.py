@@ -17,8 +17,8 @@ from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.storage.checksums import FileRecord, check_sizes, verify_files
 from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.evidence.sharing import done_in_shares
+from flmgrow.surgery.execution import Progress
 
 LISTED = "xxh3"
 """The sum that lists of files have."""

@@ -24,7 +24,7 @@ from flmgrow.storage.ranks import ALONE, Ranks
 from flmgrow.storage.shares import shared_out
 from flmgrow.surgery.blocks import in_order
 from flmgrow.surgery.evidence.check import Check
-from flmgrow.surgery.evidence.progress import Progress
+from flmgrow.surgery.execution import Progress
 from flmgrow.surgery.heap import keep_freed_memory
 from flmgrow.surgery.states import ModelValues
 from flmgrow.text import Found, Text, Wanted

@@ -28,8 +28,8 @@ from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import ListedFiles, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
 from flmgrow.surgery.evidence.manifests import check_manifest
-from flmgrow.surgery.evidence.progress import Progress
 from flmgrow.surgery.evidence.sharing import described, done_in_shares, told_by
+from flmgrow.surgery.execution import Progress
 
 _PIECE = 1 << 20
 _ARCHIVE = b"PK\x03\x04"

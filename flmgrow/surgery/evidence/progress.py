@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-Progress = Callable[[int], None]
+from flmgrow.surgery.execution import Progress
+
 Bar = Callable[[int, str], AbstractContextManager[Progress]]
 """Shows a bar for so many bytes under a label, and gives what is told of each that is done."""
 

@@ -104,7 +104,7 @@ def _match(
     """Find every placement, and refuse every key that is none and no ``_extra_state``."""
     seen: dict[tuple[int, int, int], set[str]] = {}
     for placement in expected:
-        rank = (placement.tensor_rank, placement.pipeline_rank)
+        rank = placement.rank
         chunk = _chunk(files[rank], chunk_key(placement.chunk, layout))
         seen.setdefault((*rank, placement.chunk), set()).add(placement.key)
         yield _stored(placement, files[rank], chunk)

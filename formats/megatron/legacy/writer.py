@@ -122,7 +122,7 @@ def target_files(source: Checkpoint, target: TargetModel) -> list[TargetFile]:
     left_out = dropped(source, target)
     by_rank: dict[tuple[int, int], list[Placement]] = {rank: [] for rank in target.layout.ranks}
     for placement in wanted:
-        by_rank[placement.tensor_rank, placement.pipeline_rank].append(placement)
+        by_rank[placement.rank].append(placement)
     files = []
     for (tensor, pipeline), owned in by_rank.items():
         same = tensor < source.layout.tp and pipeline < source.layout.pp

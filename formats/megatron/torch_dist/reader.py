@@ -83,9 +83,7 @@ def _rank_keys(
         homes.setdefault((pipeline, chunk), {})[own] = key
     models: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
     for rank, chunk in product(layout.ranks, range(layout.vpp)):
-        own_keys = [
-            p.key for p in expected if (p.tensor_rank, p.pipeline_rank, p.chunk) == (*rank, chunk)
-        ]
+        own_keys = [p.key for p in expected if (p.rank, p.chunk) == (rank, chunk)]
         first, _ = layout.chunk_range(rank[1], chunk)
         origin = {key: _global(key, first) for key in module_keys(own_keys)}
         origin |= homes.get((rank[1], chunk), {})

@@ -213,7 +213,7 @@ def _shards(
     for own, placement in product(kept, wanted):
         if not own.holds(placement):
             continue
-        rank = (placement.tensor_rank, placement.pipeline_rank)
+        rank = placement.rank
         array = own.array_of(placement, sizes)
         for chunk, offsets, extents in chunks_of(placement, sizes):
             start = len(offsets) - len(array.shape)  # of a layer alone, behind its number
