@@ -1,6 +1,7 @@
 """What things are called: a setting as its place calls it, a type by a name of its own.
 
-Each place calls settings by its own names, and only the command line knows options.
+Each place calls settings by its own names, and only the command line knows options. Docstrings name
+errors in a section of theirs, and say of arrays what signatures cannot: shapes, by names of axes.
 """
 
 import ast
@@ -23,8 +24,6 @@ from flmgrow.trainer.stage.keys import STAGE_FILE
 PARTS = ("what", "wanted", "hint", "message")
 
 SEVERAL_TIMES = {
-    "Array",
-    "FloatArray",
     "Group",
     "Numbers",
     "PathLike",
@@ -34,6 +33,12 @@ SEVERAL_TIMES = {
     "Told",
 }
 """Types that are written out in several modules, and are the same sort of thing in all."""
+
+ARRAY = re.compile(r"\b(NDArray|ndarray|Tensor|Array|IntArray|FloatArray)\b")
+_WORDS = r"(?:\.\.\.|[\w'/*+]+(?: [\w'/*+]+){0,2})"
+SHAPE = re.compile(rf"\({_WORDS},(?:\s{_WORDS}(?:,\s{_WORDS})*)?\)|\bshapes?\b")
+"""``(b, s, h)``, ``(n,)`` or ``(samples, sequence length)``; or a word on the shape, as "of any".
+"""
 
 
 def modules() -> dict[str, str]:
@@ -159,7 +164,7 @@ def test_a_type_has_a_name_of_its_own() -> None:
 
 
 def test_a_name_for_two_types_is_found() -> None:
-    text = "class Plan: pass\nclass _File: pass\nArray = int\nRow = list[int]\nLONG = 3\nT = X()\n"
+    text = "class Plan: pass\nclass _File: pass\nTold = int\nRow = list[int]\nLONG = 3\nT = X()\n"
     found = {"a": named_types(text), "b": named_types(text), "c": ["Column"]}
     assert in_two_places(found) == {"Plan": ["a", "b"], "Row": ["a", "b"]}
 
@@ -196,3 +201,58 @@ def test_errors_are_named_in_sections() -> None:
 def test_an_error_in_a_sentence_is_found(docstring: str, count: int) -> None:
     text = f'def f() -> None:\n    """{docstring}"""\n'
     assert len(list(told_in_prose(text))) == count
+
+
+def public_functions(
+    tree: ast.Module | ast.ClassDef, at: str
+) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield the functions and methods of a module that others may call, by their names."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_":
+            name = f"{at}.{node.name}"
+            if isinstance(node, ast.ClassDef):
+                yield from public_functions(node, name)
+            else:
+                yield name, node
+
+
+def without_shapes(text: str, module: str) -> list[str]:
+    """The public functions that take or return arrays and do not say of which shape."""
+    found = []
+    for name, function in public_functions(ast.parse(text), module):
+        given = ast.walk(function.args)
+        notes = [each.annotation for each in given if isinstance(each, ast.arg)]
+        signature = " ".join(ast.unparse(note) for note in (*notes, function.returns) if note)
+        if ARRAY.search(signature) and not SHAPE.search(ast.get_docstring(function) or ""):
+            found.append(name)
+    return found
+
+
+def test_public_functions_say_the_shapes_of_arrays() -> None:
+    texts = {name: path.read_text(encoding="utf-8") for name, path in find_modules().items()}
+    assert not [each for name, text in texts.items() for each in without_shapes(text, name)]
+
+
+@pytest.mark.parametrize(
+    ("signature", "docstring", "says"),
+    [
+        ("x: Tensor", "Return the norm of ``x`` (..., n).", True),
+        ("x: Tensor", "Return the norm of ``x`` (samples, sequence length).", True),
+        ("x: Tensor", "Return the mean of ``x`` (n,).", True),
+        ("x: Tensor", "Return the bytes of ``x``, of any shape.", True),
+        ("x: Tensor", "Return the norm of ``x``.", False),
+        ("x: Tensor", "Return the norm of ``x`` (of one layer, without the layer axis).", False),
+        ("*x: Tensor", "Return the norm.", False),
+        ("x: Sequence[Array]", "Return the norm.", False),
+        ("x: LogicalTensor", "Return its name.", True),
+    ],
+)
+def test_a_shape_that_is_missing_is_found(signature: str, docstring: str, says: bool) -> None:
+    lines = (f"def norm({signature}) -> None:", f'    """{docstring}"""')
+    text = "\n".join(("class Model:", *(f"    {line}" for line in lines)))
+    assert without_shapes(text, "m") == ([] if says else ["m.Model.norm"])
+
+
+def test_what_is_private_need_not_say_it() -> None:
+    assert without_shapes("def _norm(x: Tensor) -> Tensor:\n    return x", "m") == []
+    assert without_shapes("def norm() -> Tensor:\n    return x", "m") == ["m.norm"]

@@ -98,7 +98,9 @@ def norm(
     weights: Weights,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the norm of ``x`` over its last axis, which may be several of the gain's in a row."""
+    """Return the norm of ``x`` (..., n) over its last axis, which may be several of the gain's in a
+    row.
+    """
     bias = weights.tensor(f"{name}.bias", layer).flatten() if config.norm == "layernorm" else None
     return normalise(x, weights.tensor(f"{name}.gain", layer).flatten(), bias, config, mask)
 
