@@ -51,6 +51,15 @@ class Components:
             model.zero_grad_buffer()
         self.optimizer.zero_grad()
 
+    def gather(self) -> None:
+        """Have this rank's weights whole, where replicas bring them together only as they compute.
+
+        On all ranks at once.
+        """
+        for model in self.models:
+            if model.ddp_config.overlap_param_gather:
+                model.start_param_sync(force_sync=True)
+
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, for parameters without a rate of their own."""
@@ -74,6 +83,7 @@ def build(run: RunConfig, masks: LiveMasks) -> Components:
         sequence_parallel=stage.layout.sequence_parallel,
         dtype=dtype,
         init_std=stage.training.init_std if run.begin.checkpoint is None else None,
+        switches=run.switches,
     )
     settings.finalize_model_grads_func = finalize_model_grads
     settings.calculate_per_token_loss = True
@@ -87,6 +97,7 @@ def build(run: RunConfig, masks: LiveMasks) -> Components:
         grad_reduce_in_fp32=dtype != torch.float32,
         use_distributed_optimizer=stage.layout.distributed_optimizer,
         overlap_grad_reduce=stage.layout.overlap_grad_reduce,
+        overlap_param_gather=stage.layout.overlap_param_gather,
     )
     models = [
         DistributedDataParallel(settings, reduction, model, disable_bucketing=chunk > 0)
@@ -165,6 +176,7 @@ def _optimizer(run: RunConfig, models: list[Any]) -> Any:
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=stage.layout.distributed_optimizer,
+        overlap_param_gather=stage.layout.overlap_param_gather,
     )
     overrides = None
     if config.multipliers.mup_base_width is not None:

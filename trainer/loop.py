@@ -261,6 +261,7 @@ class TrainingRun:
         if self._progress.iteration > self._run.begin.iteration:
             loss = loss_of(components.models, self._micro_batches)
             tried = TriedBatch(self._micro_batches, loss)
+        components.gather()
         parameters, view = components.parameters, components.view
         companions = self._saving.companions
         counted = self._progress.counted
@@ -273,6 +274,7 @@ class TrainingRun:
         self._failure.raise_together()
         state = self._state()
         components = self._components
+        components.gather()
         schedule = components.schedule.state_dict()
         self._saving.save(
             state, components.parameters, components.view, self._progress.counted, schedule

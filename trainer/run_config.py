@@ -24,6 +24,7 @@ from flmgrow.trainer.data.course import Course, course_of
 from flmgrow.trainer.data.samples import digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
+from flmgrow.trainer.megatron.switches import Switches, switches_of
 from flmgrow.trainer.stage.changes import (
     CHANGES,
     NEXT_SAMPLE,
@@ -79,6 +80,11 @@ class RunConfig:
         if begin.grown is None or begin.checkpoint is None:
             return False
         return begin.grown.preserves and self.config == begin.checkpoint.config
+
+    @property
+    def switches(self) -> Switches:
+        """megatron-core's own faster ways of computing that it takes."""
+        return switches_of(self.stage.training.switches, self.config)
 
     @property
     def clock(self) -> Clock:

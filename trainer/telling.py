@@ -160,8 +160,19 @@ def summary(run: RunConfig) -> str:
             f"{run.layout} x DP{layout.dp}",
             run.stage.training.precision,
             f"goes on from {source}" if begin.resumed else f"begins with {source}",
+            *_ways(run),
         )
     )
+
+
+def _ways(run: RunConfig) -> Iterator[str]:
+    """Yield what a run does otherwise than plainly, for speed."""
+    layout = run.stage.layout
+    found = [name for name in ("overlap_grad_reduce", "overlap_param_gather")
+             if getattr(layout, name)]  # fmt: skip
+    found += run.switches.taken
+    if found:
+        yield f"with {', '.join(found)}"
 
 
 def _near(path: Path) -> str:
@@ -197,6 +208,8 @@ def notes(run: RunConfig) -> Iterator[str]:
         yield f"of {checkpoint.folder} only weights are taken: Adam, data and iterations begin anew"
     elif checkpoint is not None and checkpoint.optimizer is None:
         yield f"{checkpoint.folder} has no optimizer state: Adam begins anew"
+    for name, reason in run.switches.left_out.items():
+        yield f"training.switches: {name} is left out: {reason}"
     if checkpoint is not None:
         for difference in differences(checkpoint.config, run.config):
             yield f"{difference}: another function from here on"

@@ -1,4 +1,5 @@
-"""Gradients that are summed over replicas while others are still computed are the same gradients.
+"""Gradients that are summed over replicas while others are still computed are the same gradients,
+and weights that are brought together while layers compute the same weights.
 
 A tiny model fits into one bucket of gradients, and nothing overlaps there. So this file, run as a
 script, is a rank of a stage whose buckets are small.
@@ -65,6 +66,7 @@ def stage_of(folder: Path, layout: dict[str, Any], overlaps: bool) -> Path:
     # Unclipped: the norm is a sum over shards, in another order where there are more of them.
     changes = {"optimizer": {"clip_grad": 0}, "model": {**MODEL, "num_layers": 4}}
     layout = {**layout, "overlap_grad_reduce": overlaps}
+    layout["overlap_param_gather"] = overlaps and bool(layout.get("distributed_optimizer"))
     return write_stage(folder / str(overlaps), stage_data(data, layout=layout, **changes))
 
 

@@ -33,6 +33,7 @@ from flmgrow.trainer.megatron.core import (
 )
 from flmgrow.trainer.megatron.layer_spec import block_spec
 from flmgrow.trainer.megatron.live_masks import LiveMasks
+from flmgrow.trainer.megatron.switches import Switches
 from flmgrow.trainer.ranks.agreement import close_channel, open_channel
 from flmgrow.trainer.ranks.meeting import meeting
 
@@ -108,6 +109,7 @@ def transformer_config(
     sequence_parallel: bool = False,
     dtype: torch.dtype = torch.float32,
     init_std: float | None = 0.02,
+    switches: Switches | None = None,
 ) -> Any:
     """Return megatron-core's TransformerConfig for ``config`` in a layout.
 
@@ -115,7 +117,8 @@ def transformer_config(
     stage (None: an equal share), or a layout such as ``"Et|tt|ttL"`` with an entry per pipeline
     chunk, chunk v of stage p at v * pp + p. Dropout is off: growth is proved on the function, not
     on its noise. ``init_std`` is the spread of fresh weights at muP's base width, if there is one;
-    None leaves weights as they are found in memory, to be filled.
+    None leaves weights as they are found in memory, to be filled. ``switches`` are its own faster
+    ways of computing.
     """
     refuse_unsaid(config)
     first, last, layout = None, None, None
@@ -126,6 +129,11 @@ def transformer_config(
     std = init_std or 0.0
     # Not perform_initialization=False: with it, parameters lack the marks of tensor parallelism.
     fill = None if init_std is not None else _leave
+    fused = {
+        "bias_activation_fusion": False,
+        "gradient_accumulation_fusion": False,
+        **(switches or Switches()).settings,
+    }
     return TransformerConfig(
         num_layers=config.layers,
         hidden_size=config.hidden,
@@ -150,10 +158,8 @@ def transformer_config(
         embedding_init_method=fill,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        bias_activation_fusion=False,
         bias_dropout_fusion=True,
         masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
         use_cpu_initialization=True,
         tensor_model_parallel_size=tp,
         pipeline_model_parallel_size=pp,
@@ -169,6 +175,7 @@ def transformer_config(
         # Batched sends give interleaved stages on two ranks wrong activations, without an error.
         batch_p2p_comm=False,
         overlap_p2p_comm=vpp is not None,
+        **fused,
     )
 
 

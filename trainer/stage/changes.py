@@ -42,6 +42,7 @@ _DATA = "data."
 _DECIDES = (
     "training.batch",
     "training.precision",
+    "training.switches",
     "training.freeze",
     "training.unfreeze_at",
     "learning_rate.",

@@ -35,7 +35,8 @@ class LayoutSection(Section):
     """Ranks: tensor x pipeline x data-parallel, and how layers lie on the pipeline.
 
     ``pipeline_layers`` has a count for each pipeline rank, or each of their chunks.
-    ``overlap_grad_reduce`` sums gradients over replicas while others are still computed.
+    ``overlap_grad_reduce`` sums gradients over replicas while others are still computed, and
+    ``overlap_param_gather`` brings weights together while the first layers compute already.
     """
 
     tp: Count = 1
@@ -46,6 +47,17 @@ class LayoutSection(Section):
     sequence_parallel: bool = False
     distributed_optimizer: bool = False
     overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+    @model_validator(mode="after")
+    def _gathers_what_is_cut(self) -> Self:
+        if self.overlap_param_gather and not (
+            self.distributed_optimizer and self.overlap_grad_reduce
+        ):
+            raise ValueError(
+                "overlap_param_gather needs distributed_optimizer and overlap_grad_reduce"
+            )
+        return self
 
     @property
     def world(self) -> int:
@@ -61,12 +73,23 @@ class LayoutSection(Section):
         return make_layout(layers, self.tp, self.pp, self.vpp, self.pipeline_layers)
 
 
+SwitchName = Literal[
+    "cross_entropy_fusion",
+    "activation_fusion",
+    "rope_fusion",
+    "gradient_accumulation_fusion",
+    "fp8",
+]
+"""What :mod:`flmgrow.trainer.megatron.switches` knows, by name."""
+
+
 class TrainingSection(Section):
     """How long, and in which numbers. Exactly one of ``steps`` and ``tokens`` is given.
 
     ``batch`` and ``micro_batch`` count sequences. ``batch_ramp`` is a smaller batch to begin with,
     by how much it grows at a time, and over how many samples of the stage. ``init_std`` is the
-    spread of fresh weights, at muP's base width if there is one. ``freeze`` are rules of what does
+    spread of fresh weights, at muP's base width if there is one. ``switches`` are megatron-core's
+    own faster ways of computing, taken where they are here. ``freeze`` are rules of what does
     not train, until the stage has taken ``unfreeze_at`` steps, or that share of its steps.
     """
 
@@ -77,6 +100,7 @@ class TrainingSection(Section):
     micro_batch: Count = 1
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: Literal["none", "selective", "full"] = "none"
+    switches: list[SwitchName] = Field(default_factory=list)
     init_std: Positive = 0.02
     seed: Seed = 1234
     freeze: Freeze | None = None
