@@ -13,9 +13,11 @@ from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.megatron.folders import folder_name
 from flmgrow.trainer.checkpoint.aside import set_aside
 from flmgrow.trainer.checkpoint.rollbacks import Rollback, read_rollbacks, way_back, write_rollbacks
+from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.metrics.reporting import say
 from flmgrow.trainer.ranks.agreement import gathered, together
 from flmgrow.trainer.run_config import RunConfig
+from flmgrow.trainer.stage.changes import goes_back
 
 
 def go_back(run: RunConfig, step: int, consumed: int, error: DivergenceError) -> SpikeError:
@@ -46,8 +48,8 @@ def _decide(
     """Move later checkpoints away, write down what is passed over, and return it in a line."""
     stage, begin = run.stage, run.begin
     folder = stage.checkpoint.folder
-    earliest = max(begin.stage_begin, stage.checkpoint.change_at or 0)
-    back = way_back(folder, step, stage.guard.window, earliest)
+    saved = [each for each in saved_iterations(folder) if _is_own(run, each)]
+    back = way_back(saved, step, stage.guard.window)
     to, start = begin.iteration, begin.carried.consumed_samples
     where = "what the stage begins with"
     if back is not None:
@@ -63,3 +65,18 @@ def _decide(
         f" ({len(done) + 1} of {stage.guard.rollbacks} times)"
         + ("" if aside is None else f"; later checkpoints are in {aside}")
     )
+
+
+def _is_own(run: RunConfig, iteration: int) -> bool:
+    """Whether the checkpoint of an iteration is on the run's own way.
+
+    Where ``checkpoint.change_at`` has it go on from further back, later ones of the attempt before
+    stay until it comes to them; they were trained with other settings.
+    """
+    stage, at = run.stage, run.stage.checkpoint.change_at
+    if at is None:
+        return iteration >= run.begin.stage_begin
+    if iteration <= at:
+        return iteration == at
+    state = read_training_state(stage.checkpoint.folder / folder_name(iteration))
+    return state is not None and not goes_back(stage, state.settings)

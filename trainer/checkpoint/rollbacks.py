@@ -20,7 +20,6 @@ from flmgrow.storage.durable import write_small
 from flmgrow.storage.files import read_if_there
 from flmgrow.storage.folders import make_folders
 from flmgrow.storage.validation import problems
-from flmgrow.trainer.checkpoint.saved import saved_iterations
 
 ROLLBACKS = "rollbacks.json"
 MAX_BYTES = 16 << 20
@@ -109,12 +108,12 @@ def place_at(
     return consumed + trained(later) - trained(iteration)
 
 
-def way_back(folder: Path, step: int, window: int, first: int) -> int | None:
-    """Return the iteration to go back to from a spike at ``step``: the newest checkpoint before the
-    ``window`` of steps that led to it, else the oldest there is, from iteration ``first`` on.
+def way_back(saved: Iterable[int], step: int, window: int) -> int | None:
+    """Return the iteration to go back to from a spike at ``step``, of those that are ``saved``: the
+    newest one before the ``window`` of steps that led to it, else the oldest.
 
     None without any.
     """
-    saved = [each for each in saved_iterations(folder) if first <= each < step]
-    before = [each for each in saved if each <= step - window]
-    return max(before) if before else min(saved, default=None)
+    earlier = [each for each in saved if each < step]
+    before = [each for each in earlier if each <= step - window]
+    return max(before) if before else min(earlier, default=None)
