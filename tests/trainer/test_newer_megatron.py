@@ -36,6 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"recompute": "selective"},
     },
     "virtual pipeline": {"layout": {"pp": 2, "vpp": 2}, "training": {"recompute": "full"}},
+    "frozen on the first stage, then not": {
+        "layout": {"pp": 2},
+        "training": {"freeze": [{"layers": "0-1"}, {"tensors": "embedding"}], "unfreeze_at": 2},
+    },
     "replicas, half precision": {
         "layout": {"dp": 2, "distributed_optimizer": True, "overlap_grad_reduce": True},
         "training": {"precision": "bfloat16"},

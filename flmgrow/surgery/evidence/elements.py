@@ -15,6 +15,7 @@ import numpy as np
 
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.segments import Strip
+from flmgrow.formats.megatron.stand_ins import CastPiece, ZeroPiece
 from flmgrow.formats.pieces import DTYPES, Piece, as_bytes
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.model.arrays import Array
@@ -49,9 +50,12 @@ class _Derived:
 
     @property
     def arrays(self) -> list[tuple[State, Piece]]:
-        """All arrays of the result."""
+        """All arrays of the result that are stored."""
         return [
-            (state, array) for state, reader in self._readers.items() for array in reader.arrays
+            (state, array)
+            for state, reader in self._readers.items()
+            for array in reader.arrays
+            if not isinstance(array, ZeroPiece | CastPiece)
         ]
 
     def tasks(self, numbers: Iterable[int], limit: int) -> Iterator[Callable[[], Compared]]:

@@ -1,0 +1,98 @@
+"""Missing states on the disk: megatron-core reads them as its own, and what is altered is found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import accepted, flmgrow
+from stage_runs import edit, make_data
+from trained_here import small, trained_in
+
+from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.trainer.loop import TrainingRun
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def stage(data: Path, load: Path | None = None, **changes: Any) -> dict[str, Any]:
+    """Return a stage of three layers of which the first is frozen, from ``load`` if given."""
+    content = small(data, model={"num_layers": 3, "hidden_size": 32, "num_attention_heads": 4})
+    content["training"] |= {"steps": 2, "freeze": {"layers": 0}}
+    content["checkpoint"] |= {"every": 2, "format": changes.pop("form", "megatron")}
+    if load is not None:
+        content["checkpoint"]["load"] = str(load)
+    return {**content, **changes}
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_megatron_core_reads_what_it_would_have_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distributed: bool
+) -> None:
+    """By its own functions, into an optimizer that has the same parameters: the same states."""
+    compared = []
+    save = TrainingRun._save
+
+    def save_and_read(run: TrainingRun) -> None:
+        save(run)
+        optimizer = run._components.optimizer
+        (member,) = getattr(optimizer, "chained_optimizers", [optimizer])
+        states = member.optimizer.state
+        known = {id(key): {n: v.clone() for n, v in entry.items()} for key, entry in states.items()}
+        for entry in states.values():
+            for value in entry.values():
+                value.fill_(7)
+        (file,) = (tmp_path / "checkpoints").rglob("model_optim_rng.pt")
+        member.load_state_dict(torch.load(file, weights_only=False)["optimizer"])  # our own file
+        if distributed:
+            member.load_parameter_state(str(file.with_name("distrib_optim.pt")))
+        for key, entry in member.optimizer.state.items():
+            for name, value in entry.items():
+                compared.append(torch.equal(known[id(key)][name], value))
+
+    monkeypatch.setattr(TrainingRun, "_save", save_and_read)
+    trained_in(tmp_path, stage(data, layout={"distributed_optimizer": distributed}))
+    assert all(compared)
+    assert len(compared) == 3 * (2 * 12 + 3)  # of two layers, an embedding and the last norm
+
+
+@pytest.fixture(scope="module", params=["megatron", "torch_dist"])
+def saved(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    trained_in(folder, stage(data, form=request.param))
+    return folder / "checkpoints"
+
+
+def test_a_state_is_not_missed_unless_it_is_said_to_be_missing(saved: Path, tmp_path: Path) -> None:
+    """Without its training state a checkpoint lacks parts: nothing is made up in their place."""
+    accepted("reshard", saved, tmp_path / "copy")
+    for manifest in (tmp_path / "copy").rglob(MANIFEST):
+        edit(manifest, lags=[])
+    outcome = flmgrow("reshard", tmp_path / "copy", tmp_path / "other")
+    assert outcome.code == 3
+    assert outcome.err.count("error: ") == 1
+    accepted("reshard", tmp_path / "copy", tmp_path / "bare", "--no-optimizer")
+
+
+@pytest.mark.parametrize("form", ["megatron", "torch_dist"])
+def test_verify_compares_lags(data: Path, tmp_path: Path, form: str) -> None:
+    """Of late parameters: legacy files say their steps themselves, the others by the manifest."""
+    content = stage(data, form=form)
+    content["training"]["unfreeze_at"] = 1
+    trained_in(tmp_path / "run", content)
+    source = tmp_path / "run" / "checkpoints"
+    accepted("reshard", source, tmp_path / "a")
+    accepted("verify", source, tmp_path / "a")
+    for manifest in (tmp_path / "a").rglob(MANIFEST):
+        lags = json.loads(manifest.read_text())["lags"]
+        assert {lag["steps"] for lag in lags} == {1}
+        edit(manifest, lags=[{**lag, "steps": 2} for lag in lags])
+    outcome = flmgrow("verify", source, tmp_path / "a")
+    assert outcome.code != 0
+    assert ("step counts" if form == "megatron" else "the lag of") in outcome.out + outcome.err
