@@ -9,8 +9,10 @@ from typing import Unpack
 from flmgrow.errors import FlmgrowError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.fresh import fresh_of
+from flmgrow.formats.history.lags import lags_of
 from flmgrow.formats.history.manifest import family, masks_of
 from flmgrow.formats.history.parts import Member, Receipt
+from flmgrow.formats.layout.lags import Lags, lags_to_json
 from flmgrow.formats.stored_listing import ListedArray, stored_arrays
 from flmgrow.given import ReadOptionsGiven
 from flmgrow.model.masks import Dimension, Fresh, Mask, fresh_to_json
@@ -29,6 +31,7 @@ class Inspection:
     health: Health
     masks: Mapping[Dimension, Mask]
     fresh: Fresh
+    lags: Lags
     family: Sequence[Member]
     receipt: Receipt | None
     has_manifest: bool
@@ -52,6 +55,7 @@ class Inspection:
             "also_holds": list(checkpoint.carried),
             "masks": {d: mask.to_json() for d, mask in self.masks.items()},
             "fresh": fresh_to_json(self.fresh),
+            "lags": lags_to_json(self.lags),
             "family": [member.to_json() for member in self.family],
             "receipt": None if self.receipt is None else self.receipt.to_json(),
             "health": asdict(self.health),
@@ -87,6 +91,7 @@ def inspect_source(source: Source, health: bool = False, bar: Bar = no_bar) -> I
         found,
         masks_of(checkpoint),
         fresh_of(checkpoint),
+        lags_of(checkpoint),
         family(checkpoint),
         None if manifest is None else manifest.receipt,
         manifest is not None,

@@ -12,6 +12,7 @@ from flmgrow.cli.progress import progress_bar
 from flmgrow.cli.reading import SourceOptions
 from flmgrow.errors import BadCheckpointError, printable
 from flmgrow.formats.history.parts import verdict_text
+from flmgrow.formats.layout.lags import parameters_in
 from flmgrow.inspection import Inspection, inspect_source, stored_data, stored_in
 from flmgrow.model.axes import Sizes
 from flmgrow.model.masks import Fresh
@@ -87,6 +88,7 @@ def _history(found: Inspection) -> list[tuple[str, str]]:
     sizes = found.checkpoint.config.sizes
     if found.fresh:
         rows.append(("fresh", f"{_shares(found.fresh, sizes)}, made by the last growth"))
+    rows += _late(found)
     for dimension, mask in found.masks.items():
         ramp = f"at {mask.value:g}, ramp of {mask.ramp_steps} steps"
         text = f"{_shares(mask.fresh, sizes)} fresh, {ramp}"
@@ -97,6 +99,19 @@ def _history(found: Inspection) -> list[tuple[str, str]]:
         receipt = found.receipt
         verdict = "not verified yet" if receipt is None else verdict_text(receipt)
         rows.append(("verified", verdict))
+    return rows
+
+
+def _late(found: Inspection) -> list[tuple[str, str]]:
+    """Return how many parameters have no optimizer state, and how many a later one."""
+    config, lags = found.checkpoint.config, found.lags.items()
+    absent = parameters_in((each for each, lag in lags if lag is None), config)
+    late = parameters_in((each for each, lag in lags if lag), config)
+    rows = []
+    if absent:
+        rows.append(("frozen", f"{amount(absent)} parameters have no optimizer state"))
+    if late:
+        rows.append(("unfrozen", f"{amount(late)} parameters count fewer steps than the others"))
     return rows
 
 

@@ -10,12 +10,15 @@ are the same in every layout.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import TypeVar
 
 import numpy as np
 
 from flmgrow.formats.layout.placements import Placed, Placement, Slice
+from flmgrow.model.config import ModelConfig
 from flmgrow.model.masks import indices_of, ranges
+from flmgrow.model.tensors import logical_tensors
 from flmgrow.storage.strict_json import Json
 
 Lags = Mapping[Slice, int | None]
@@ -41,6 +44,15 @@ Item = TypeVar("Item", bound=Placed)
 def with_state(items: Iterable[Item], lags: Lags) -> list[Item]:
     """Return those of stored parameters that the optimizer keeps anything of."""
     return [item for item in items if has_state(item.placement, lags)]
+
+
+def parameters_in(slices: Iterable[Slice], config: ModelConfig) -> int:
+    """Return how many parameters of a model lie in slices; vocabulary padding is not counted."""
+    tensors = logical_tensors(config)
+    sizes = {name: prod(tensor.shape(config.sizes)) for name, tensor in tensors.items()}
+    return sum(
+        sizes.get(name, 0) // (1 if layer is None else config.layers) for name, layer in slices
+    )
 
 
 def lags_to_json(lags: Lags) -> list[Json]:

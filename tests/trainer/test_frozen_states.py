@@ -69,6 +69,13 @@ def saved(
     return folder / "checkpoints"
 
 
+def test_inspect_tells_what_has_no_state(saved: Path) -> None:
+    assert "12,704 parameters have no optimizer state" in accepted("inspect", saved).out
+    (iteration,) = saved.glob("iter_*")
+    lags = json.loads(accepted("inspect", saved, "--json").out)["lags"]
+    assert lags == json.loads((iteration / "flmgrow_training.json").read_text())["lags"]
+
+
 def test_a_state_is_not_missed_unless_it_is_said_to_be_missing(saved: Path, tmp_path: Path) -> None:
     """Without its training state a checkpoint lacks parts: nothing is made up in their place."""
     accepted("reshard", saved, tmp_path / "copy")

@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.layout.lags import parameters_in
 from flmgrow.formats.layout.placements import Layout, Slice, check_divisible
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -25,7 +26,6 @@ from flmgrow.storage.validation import problems
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.beginning import CheckpointSection, GrowthSection
 from flmgrow.trainer.stage.data import DataSection
-from flmgrow.trainer.stage.freezing import stateless_count
 from flmgrow.trainer.stage.model import ModelSection, with_positions
 from flmgrow.trainer.stage.section import Name, Section, located, nearest
 from flmgrow.trainer.stage.training import (
@@ -169,7 +169,7 @@ def checkpoint_bytes(stage: StageFile, config: ModelConfig, still: Collection[Sl
     precision, distributed = stage.training.precision, stage.layout.distributed_optimizer
     states = State.beside_weights(precision, distributed=distributed)
     weights, kept = parameter_count(config), len(states) * _STATE_BYTES
-    return weights * (_WEIGHT_BYTES[precision] + kept) - stateless_count(still, config) * kept
+    return weights * (_WEIGHT_BYTES[precision] + kept) - parameters_in(still, config) * kept
 
 
 def read_stage(path: Path) -> StageFile:

@@ -8,13 +8,13 @@ Importing this module loads neither torch nor megatron-core: ``flmgrow run`` pla
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from math import prod
 from typing import Annotated, Self
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.layout.lags import parameters_in
 from flmgrow.formats.layout.placements import Slice, make_layout, placements
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis, Sizes, full_box
@@ -147,15 +147,8 @@ def frozen_text(
     )
     return (
         f"{amount(entries)} of {whole} parameters do not train{when}; "
-        f"{amount(stateless_count(still, config))} of them have no optimizer state"
+        f"{amount(parameters_in(still, config))} of them have no optimizer state"
     )
-
-
-def stateless_count(still: Collection[Slice], config: ModelConfig) -> int:
-    """Return how many parameters lie in slices; vocabulary padding is not counted."""
-    tensors = logical_tensors(config)
-    sizes = {name: prod(tensor.shape(config.sizes)) for name, tensor in tensors.items()}
-    return sum(sizes[name] // (1 if layer is None else config.layers) for name, layer in still)
 
 
 def _part(rule: FreezeRule, config: ModelConfig, sizes: Sizes, fresh: Fresh) -> FrozenPart:

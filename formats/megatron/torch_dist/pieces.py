@@ -91,11 +91,17 @@ def _arrays(
     names = [prefix + whole.key.format(layer=n) for n in layers] if layered else []
     numbered = [_stored(contents, name, whole) for name in names]
     if not any(numbered):
-        raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, key))
+        raise BadCheckpointError("not there", _hint(prefix), where=(contents.folder, key))
     for layer, name, arrays in zip(layers, names, numbered, strict=True):
         if not arrays:
-            raise BadCheckpointError("not there", _DISAGREE, where=(contents.folder, name))
+            raise BadCheckpointError("not there", _hint(prefix), where=(contents.folder, name))
         yield from ((name, part, layer) for name, part in arrays)
+
+
+def _hint(prefix: str) -> str:
+    """Return why an array may be missing whose name begins with ``prefix``, a state's if any."""
+    frozen = "; or it was frozen, and the file of flmgrow's that says so is not beside it"
+    return _DISAGREE + (frozen if prefix else "")
 
 
 def _stored(contents: DistFolder, key: str, whole: Placement) -> list[tuple[str, Placement]]:
