@@ -27,7 +27,7 @@ _LAG = "the lag of"
 
 def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | None:
     """Return what a grown model's optimizer holds: the source's, with muP's settings for the new
-    width, and not having counted if moments are reset; then what had no state is like all others.
+    width, and not having counted if moments are reset. What has no state has none.
     """
     if state is None:
         return None
@@ -36,11 +36,13 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
     if growth.old.multipliers.mup_base_width is not None:
         widths = growth.old.width_multiplier, growth.new.width_multiplier
         groups = grown_native_groups(groups, *widths) if ratio != 1 else groups
+    lags = grown_lags(state.lags, growth)
     if growth.moments is not Moments.RESET:
-        return replace(state, groups=groups, lags=grown_lags(state.lags, growth))
+        return replace(state, groups=groups, lags=lags)
+    lags = {each: None for each, lag in lags.items() if lag is None}
     groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
     step = None if state.step is None else 0.0
-    return replace(state, groups=groups, step=step, lags={})
+    return replace(state, groups=groups, step=step, lags=lags)
 
 
 def grown_lags(lags: Lags, growth: Growth) -> dict[Slice, int | None]:
