@@ -6,6 +6,9 @@ write and every line that they print. What differs must be explained by a rule i
 ``explained_changes.py``, which names the change; what no rule explains is listed, and the exit code
 is 1. The files are kept in FOLDER, if it is given; an interrupted comparison goes on there.
 
+Among them is the demo's schedule with fewer steps: three stages on one, two and four processes, the
+model grown twice between them. So what trainings save is compared as well, and every loss.
+
 Fresh values are drawn by the first version in both trees, which the newer one is told to do, so
 that weights are compared, too. What the newer tree draws by itself has no counterpart.
 """
@@ -13,6 +16,7 @@ that weights are compared, too. What the newer tree draws by itself has no count
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,9 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from explained_changes import explanation_of
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 GROWN = "--hidden-size 24 --ffn-hidden-size 40 --num-layers 6"
 COMMANDS = {
@@ -65,19 +71,27 @@ COMMANDS = {
     "prepare": "data prepare {text} corpus --tokenizer bytes",
     "prepare-workers": "data prepare {text} corpus-2 --tokenizer bytes --workers 2",
     "refused": "expand {flm} never --hidden-size 10",
+    "stages": "run schedule.yaml --out stages",
+    "inspect-stages": "inspect stages/03-large/checkpoints --json",
+    "verify-stages": "verify stages/02-middle/checkpoints stages/03-large/start",
+    "export-stages": "export stages/03-large/checkpoints exported-stages",
 }  # fmt: skip
 """Commands by a name. Sources stand in braces, and results lie in the folder of the version."""
 
-PRELUDE = """
-import runpy, sys
+STEPS = {"small": 40, "middle": 20, "large": 16}
+"""Of the demo's stages, whose masks open within half of them; each saves twice."""
+
+TIMES = re.compile(r" +[^ ]+ tok/s +[^ ]+ TFLOP/s +ETA +[^ \n]+")
+"""What a step's line says of wall time."""
+
+OLDER_DRAWS = """
 try:
     from flmgrow.operators import draws
     draws.DRAW = 1
 except ImportError:
     pass
-sys.argv[0] = "flmgrow"
-runpy.run_module("flmgrow", run_name="__main__")
 """
+"""What every Python runs first, those that a command starts as well."""
 
 
 def make_sources(folder: Path) -> dict[str, Path]:
@@ -91,6 +105,8 @@ def make_sources(folder: Path) -> dict[str, Path]:
     text = folder / "text.jsonl"
     lines = (f"Line {number} of a corpus, {number * number}." for number in range(200))
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    schedule = folder / "schedule.yaml"
+    schedule.write_text(yaml.safe_dump(demo(folder / "propositions.jsonl")))
     half: dict[str, Any] = {"dtype": "bfloat16", "optimizer": True}
     return {
         "flm": make_checkpoint(folder / "flm", "flm", dtype="float32", optimizer=True),
@@ -99,7 +115,27 @@ def make_sources(folder: Path) -> dict[str, Path]:
         "dist": make_dist_checkpoint(folder / "made", "nemotron", dtype="float32"),
         "huggingface": make_folder(folder / "huggingface"),
         "text": text,
+        "schedule": schedule,
     }
+
+
+def demo(propositions: Path) -> dict[str, Any]:
+    """Return the schedule of ``make demo`` with fewer steps, on the corpora of "prepare"."""
+    sums = [
+        {"text": f"{a} + {a + 7} = {2 * a + 7 + a % 2}", "label": a % 2 == 0} for a in range(60)
+    ]
+    propositions.write_text("".join(json.dumps(each) + "\n" for each in sums))
+    found: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "tiny.yaml").read_text())
+    for corpus, name in zip(found["data"]["corpora"], ("corpus", "corpus-2"), strict=True):
+        corpus["path"] = name
+    found["data"]["teacher"]["files"] = [f"../sources/{propositions.name}"]
+    for stage in found["stages"]:
+        steps = STEPS[stage["name"]]
+        stage["training"]["steps"] = steps
+        stage["checkpoint"] = {"every": steps // 2}
+        if "growth" in stage:
+            stage["growth"]["ramp_steps"] = steps // 2
+    return found
 
 
 def run_all(python: str, place: Path, sources: dict[str, Path]) -> None:
@@ -107,11 +143,19 @@ def run_all(python: str, place: Path, sources: dict[str, Path]) -> None:
     told = place / "printed"
     told.mkdir(parents=True, exist_ok=True)
     paths = {name: os.path.relpath(path, place) for name, path in sources.items()}
-    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    (place / "schedule.yaml").write_bytes(sources["schedule"].read_bytes())
+    (place.parent / "first").mkdir(exist_ok=True)
+    (place.parent / "first" / "sitecustomize.py").write_text(OLDER_DRAWS)
+    environment = {
+        **os.environ,
+        "COLUMNS": "100",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(place.parent / "first"),
+    }
     for name, line in COMMANDS.items():
         if (told / f"{name}.txt").exists():
             continue
-        words = [python, "-c", PRELUDE, *line.format(**paths).split()]
+        words = [python, "-m", "flmgrow", *line.format(**paths).split()]
         done = subprocess.run(
             words, cwd=place, env=environment, capture_output=True, text=True, check=False
         )
@@ -133,27 +177,49 @@ def differences(old: object, new: object, path: str = "") -> Iterator[tuple[str,
         yield path, old, new
 
 
-def compared(old: Path, new: Path) -> Iterator[str]:
-    """Yield what differs between two files: paths of JSON, lines of text, or the file."""
-    if not (old.is_file() and new.is_file()):
-        yield "only in the old version" if old.is_file() else "only in the new version"
-        return
-    before, after = old.read_bytes(), new.read_bytes()
-    if before == after:
-        return
+def content_of(file: Path, place: Path) -> str:
+    """Return the text of a file, without wall times and the folder of the version.
+
+    Raises:
+        UnicodeDecodeError: It is no text.
+    """
+    text = file.read_bytes().decode().replace(str(place), "PLACE")
+    return TIMES.sub("", text)
+
+
+def data_in(text: str) -> object:
+    """Return JSON, lines of it, or what a command printed as such.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    told, printed, _ = text.partition("\n--- ")
     try:
-        for path, was, now in differences(json.loads(before), json.loads(after)):
-            yield f"{path}: {was!r:.60} -> {now!r:.60}"
-        return
+        return json.loads(told if printed else text)
     except ValueError:
-        pass
-    try:
-        lines = before.decode().splitlines(), after.decode().splitlines()
-    except UnicodeDecodeError:
-        yield f"bytes: {len(before)} -> {len(after)}"
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def compared(file: Path, old: Path, new: Path) -> Iterator[str]:
+    """Yield what differs in a file of two places: paths of JSON, lines of text, or the whole."""
+    before, after = old / file, new / file
+    if not (before.is_file() and after.is_file()):
+        yield "only in the old version" if before.is_file() else "only in the new version"
         return
-    told = difflib.unified_diff(*lines, lineterm="", n=0)
-    yield from (line for line in told if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+    if before.read_bytes() == after.read_bytes():
+        return
+    try:
+        was, now = content_of(before, old), content_of(after, new)
+    except UnicodeDecodeError:
+        yield f"bytes: {before.stat().st_size} -> {after.stat().st_size}"
+        return
+    try:
+        found = list(differences(data_in(was), data_in(now)))
+    except ValueError:
+        told = difflib.unified_diff(was.splitlines(), now.splitlines(), lineterm="", n=0)
+        yield from (line for line in told if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+        return
+    yield from (f"{path}: {one!r:.60} -> {other!r:.60}" for path, one, other in found)
 
 
 def main() -> int:
@@ -178,7 +244,7 @@ def report(old: Path, new: Path) -> int:
                     if p.is_file()})  # fmt: skip
     equal, reasons, unexplained = 0, Counter[str](), list[str]()
     for file in files:
-        found = list(compared(old / file, new / file))
+        found = list(compared(file, old, new))
         equal += not found
         for difference in found:
             reason = explanation_of(file.as_posix(), difference)
