@@ -11,6 +11,7 @@ from flmgrow.formats.huggingface.writer import (
     huggingface_files,
     huggingface_notes,
 )
+from flmgrow.formats.megatron.arguments.kind_rows import layer_options
 from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
 from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.folders import folder_name, tracker
@@ -34,6 +35,12 @@ def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
             f"Llama 3's rotary scaling has the factor {factor:g} here: Megatron-LM's "
             f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
             "flmgrow train takes it as it is"
+        )
+    kinds = target.config.layer_kinds
+    if kinds and (kinds != source.config.layer_kinds or not written_format(source.format).ranks):
+        told.append(
+            "what layers differ in, Megatron-LM does not take from a checkpoint: pass "
+            f"{layer_options(target.config)}"
         )
     return told
 

@@ -249,7 +249,8 @@ def test_a_bare_model_is_read_as_well(name: str, tmp_path: Path) -> None:
 MEGATRON = (
     "llama", "llama 3", "llama tied with biases", "qwen2", "qwen3", "gpt2", "gpt_neox", "arcee",
     "nemotron", "nemotron with biases", "stablelm", "phi3 tied",
-    "gpt_bigcode of heads", "seed_oss",
+    "gpt_bigcode of heads", "seed_oss", "mistral in windows", "smollm3", "qwen3 in windows",
+    "smollm3 in windows",
 )  # fmt: skip
 
 

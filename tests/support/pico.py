@@ -188,6 +188,12 @@ def arguments(
         chunks = ["t" * count for count in layout.chunk_layers]
         args.pipeline_model_parallel_layout = f"E{'|'.join(chunks)}L"
         args.num_layers_per_virtual_pipeline_stage = None
+    kinds = [config.kind(layer) for layer in range(config.layers)]
+    if windows := [kind.window for kind in kinds if kind.window is not None]:
+        args.window_size = (windows[0] - 1, 0)
+        args.window_attn_skip_freq = [int(kind.window is not None) for kind in kinds]
+    if not all(kind.rotates for kind in kinds):
+        args.no_rope_freq = [int(not kind.rotates) for kind in kinds]
     own = {
         "flmgrow_xpos_scale_base": rotary.xpos_scale_base if config.positions == "xpos" else None,
         "flmgrow_xpos_centre": rotary.xpos_centre if config.positions == "xpos" else None,

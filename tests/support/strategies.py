@@ -32,14 +32,25 @@ def examples(number: int) -> settings:
 
 
 @st.composite
+def kinds(draw: DrawFn, layers: int) -> tuple[LayerKind, ...]:
+    """Layers of which any have one window, and any rotate; mostly all are alike."""
+    if draw(st.sampled_from([True, True, False])):
+        return ()
+    window = draw(st.integers(1, 9))
+    one = st.builds(LayerKind, st.sampled_from([None, window]), st.booleans())
+    return tuple(draw(st.lists(one, min_size=layers, max_size=layers)))
+
+
+@st.composite
 def configs(draw: DrawFn) -> ModelConfig:
     """Models of odd sizes, down to one layer, one head and one channel group."""
     flag = st.booleans()
     norms: list[Norm] = ["rmsnorm", "layernorm"]
     norm = draw(st.sampled_from(norms))
     linear_bias = draw(flag)
+    layers = draw(st.integers(1, 4))
     return ModelConfig(
-        layers=draw(st.integers(1, 4)),
+        layers=layers,
         hidden=draw(st.sampled_from([5, 8, 12])),
         ffn=draw(st.sampled_from([3, 6, 8, 20])),
         kv_groups=draw(st.sampled_from([1, 2, 3, 4])),
@@ -67,6 +78,7 @@ def configs(draw: DrawFn) -> ModelConfig:
                 ]
             )
         ),
+        layer_kinds=draw(kinds(layers)),
         multipliers=draw(
             st.sampled_from(
                 [
@@ -85,10 +97,10 @@ def decoders(draw: DrawFn) -> ModelConfig:
     config = draw(configs())
     local = st.sampled_from([None, None, RotarySettings(base=30.0, interpolation=2.0)])
     kind = st.builds(LayerKind, st.none() | st.integers(1, 9), st.booleans(), local)
-    kinds = st.lists(kind, min_size=config.layers, max_size=config.layers)
+    several = st.lists(kind, min_size=config.layers, max_size=config.layers)
     return replace(
         config,
-        layer_kinds=tuple(draw(st.just([]) | kinds)),
+        layer_kinds=tuple(draw(st.just([]) | several)),
         qkv_bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
         residual=draw(st.sampled_from(["sequential", "parallel", "parallel_one_norm"])),

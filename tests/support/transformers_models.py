@@ -212,11 +212,6 @@ MEGATRON_LACKS: Mapping[str, str] = MappingProxyType(
         "llama with other bands": "rotary.scaling_slow",
         "llama with yarn": "rotary.yarn",
         "qwen3 with yarn": "rotary.yarn",
-        "mistral in windows": "layer_kinds 4 x a window of 5",
-        "smollm3": "layer_kinds 3 x all before, 1 x all before without rotation",
-        "smollm3 untied": "layer_kinds 1 x all before without rotation",
-        "starcoder2 in windows": "layer_kinds 4 x a window of 7",
-        "phi3 in windows": "layer_kinds 4 x a window of 6",
         "phi3 with short factors": "rotary.longrope",
         "phi3 with long factors": "rotary.longrope",
         "stablelm in parallel": "residual parallel_one_norm",
@@ -228,9 +223,6 @@ MEGATRON_LACKS: Mapping[str, str] = MappingProxyType(
         "gemma2 uncapped": "norm_places around",
         "gemma3": "norm_places around",
         "gemma3 interpolated": "norm_places around",
-        "qwen2 in windows": "layer_kinds 2 x all before, 2 x a window of 5",
-        "qwen3 in windows": "layer_kinds 1 x a window of 6, 1 x all before",
-        "smollm3 in windows": "layer_kinds 3 x all before, 1 x a window of 5 without rotation",
     }
 )
 """The models that megatron-core has no block for, and what it lacks."""

@@ -27,15 +27,18 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 class XposSelfAttention(SelfAttention):  # type: ignore[misc]
-    """Self-attention whose queries and keys are scaled before they are rotated."""
+    """Self-attention whose queries and keys are scaled before they are rotated, if they are."""
 
     def __init__(self, *arguments: Any, model: ModelConfig, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self._rotates = model.kind(self.layer_number - 1).rotates
         self._scale = partial(xpos_scale, rotary=model.rotary)
 
     def get_query_key_value_tensors(self, *arguments: Any, **settings: Any) -> Any:
         """Return query, key and value (positions, batch, heads, head_dim), the first two scaled."""
         query, key, *rest = super().get_query_key_value_tensors(*arguments, **settings)
+        if not self._rotates:
+            return query, key, *rest
         length, _, _, head_dim = query.shape
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = self._scale(length, head_dim, dtype=wide, device=query.device)[:, None, None]
@@ -43,7 +46,15 @@ class XposSelfAttention(SelfAttention):  # type: ignore[misc]
 
 
 class FusedAttention(DotProductAttention):  # type: ignore[misc]
-    """Causal attention by torch's fused kernels, wherever they can say what is asked."""
+    """Causal attention by torch's fused kernels, wherever they can say what is asked.
+
+    A window becomes a part of the mask: megatron-core's own would pass over any mask beside it.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        softmax = self.scale_mask_softmax
+        self._window, softmax.window_size = softmax.window_size, None
 
     def forward(
         self,
@@ -58,6 +69,9 @@ class FusedAttention(DotProductAttention):  # type: ignore[misc]
         ``query``, ``key`` and ``value`` are (positions, batch, heads or groups, head_dim);
         ``attention_mask`` is true where a key is hidden, None for causality alone.
         """
+        if self._window is not None:
+            far = beyond(len(query), self._window[0], query.device)
+            attention_mask = far if attention_mask is None else attention_mask | far
         if self._asks_for_more(query, key, others):
             output: Tensor = super().forward(query, key, value, attention_mask, **others)
             return output
@@ -80,7 +94,6 @@ class FusedAttention(DotProductAttention):  # type: ignore[misc]
         return (
             self.attention_dropout.p > 0.0
             or self.softmax_offset is not None
-            or softmax.window_size is not None
             or softmax.scale is not None
             or softmax.attn_mask_type is not AttnMaskType.causal
             or len(query) != len(key)
@@ -96,6 +109,17 @@ class DepthScaledAttention(FusedAttention):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.softmax_scale /= self.layer_number
+
+
+@lru_cache(maxsize=8)
+def beyond(length: int, before: int, device: torch.device) -> Tensor:
+    """Return (length, length): True where a token (row) must not see another (column).
+
+    It sees itself and ``before`` tokens before it.
+    """
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places
+    return (distance < 0) | (distance > before)
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS
 from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
 from flmgrow.model.config import ModelConfig
 from flmgrow.text import Found, Text
@@ -151,6 +152,7 @@ def transformer_config(
         qk_layernorm=config.qk_norm,
         rotary_interleaved=config.rotary.interleaved,
         softmax_scale=config.multipliers.attention,
+        **{row.name: row.value(config) for row in KIND_ROWS},
         init_method_std=std / config.width_multiplier**0.5,
         embedding_init_method_std=std,
         init_method=fill,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.defaults import defaults
-from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, OFF, UNCLEAR, UNDERSTOOD
+from flmgrow.formats.megatron.arguments.names import FEATURES, HARMLESS, UNCLEAR, UNDERSTOOD
 from flmgrow.formats.megatron.arguments.row import Arguments
 from flmgrow.formats.torch_file.foreign_objects import is_left_out
 from flmgrow.formats.vouched import Vouched
@@ -57,7 +57,7 @@ def _is_default(name: str, value: object) -> bool:
     if not isinstance(value, _PLAIN):
         return False
     plain = tuple(value) if isinstance(value, list) else value
-    known = (*defaults().get(name, ()), *OFF.get(name, ()))
+    known = defaults().get(name, ())
     return not value or plain in known or value in known
 
 
@@ -105,7 +105,7 @@ def refuse_unknown(arguments: Arguments, where: str, ignored: Collection[str] = 
         short = len(listed) + len(kinds) <= 1.5 * _SHOWN_LENGTH
         raise BadCheckpointError(
             Text(listed, f"; flmgrow does not support {kinds if short else 'these features'}"),
-            "no option helps: flmgrow works on dense GPT models, every layer of one kind",
+            "no option helps: flmgrow works on dense GPT models",
             where=where,
         )
     hint = vouched_arguments(ignored).hint(patterns_for(names))

@@ -13,6 +13,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import MAX_TOKENS, ArgumentReader
 from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments.classes import OWN_PREFIX, refuse_unknown
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS, read_kinds
 from flmgrow.formats.megatron.arguments.mup import read_multipliers
 from flmgrow.formats.megatron.arguments.mup_rows import MUP_ROWS
 from flmgrow.formats.megatron.arguments.row import Arguments, ModelArgument
@@ -29,7 +30,7 @@ from flmgrow.model.config import (
 _WRITTEN: tuple[ModelArgument[Any], ...] = (
     rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.HEAD_DIM, rows.GROUPED, rows.UNTIED,
     rows.NORM_EPS, TRUE_VOCAB, rows.GROUPS, rows.ENCODER_LAYERS, rows.MOE_FFN, rows.COMM_TYPE,
-    VOCAB, *MUP_ROWS, *rows.OWN_ROWS,
+    *KIND_ROWS, VOCAB, *MUP_ROWS, *rows.OWN_ROWS,
 )  # fmt: skip
 """The arguments that growth brings up to date, in the order in which absent ones are written."""
 
@@ -96,16 +97,17 @@ def read_config(
     linear_bias = rows.LINEAR_BIAS.read(reader)
     norm = rows.NORM.read(reader)
     head_dim = rows.HEAD_DIM.read(reader, max(1, hidden // heads))
-    positions = _positions(reader)
+    positions, layers = _positions(reader), rows.LAYERS.read(reader)
+    longest = rows.MAX_POSITIONS.read(reader)
     return ModelConfig(
-        layers=rows.LAYERS.read(reader),
+        layers=layers,
         hidden=hidden,
         ffn=rows.FFN.read(reader, 4 * hidden),
         kv_groups=groups,
         queries_per_group=heads // groups,
         head_dim=head_dim,
         vocab=true_vocabulary(reader, padded_vocab),
-        max_positions=rows.MAX_POSITIONS.read(reader),
+        max_positions=longest,
         norm=cast(Norm, norm.lower()),
         norm_eps=rows.NORM_EPS.read(reader),
         zero_centred_gain=rows.ZERO_CENTRED.read(reader),
@@ -116,6 +118,7 @@ def read_config(
         tied=not rows.UNTIED.read(reader),
         positions=positions,
         rotary=_rotary(reader),
+        layer_kinds=read_kinds(reader, layers, longest),
         multipliers=read_multipliers(reader, hidden, head_dim, positions),
     )
 

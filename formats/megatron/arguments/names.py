@@ -8,6 +8,7 @@ training, inference, another kind of model, or a feature whose switch is listed.
 
 from collections.abc import Mapping
 
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS
 from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS
 from flmgrow.formats.megatron.arguments.model_rows import MODEL_ROWS
 from flmgrow.formats.megatron.arguments.mup_rows import MUP_ROWS
@@ -24,7 +25,7 @@ from flmgrow.formats.megatron.arguments.run_rows import (
 )
 from flmgrow.formats.megatron.arguments.vocabulary_rows import TOKENIZER_TYPE, VOCABULARY_ROWS
 
-UNDERSTOOD = understood_names((*MODEL_ROWS, *MUP_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS))
+UNDERSTOOD = understood_names((*MODEL_ROWS, *KIND_ROWS, *MUP_ROWS, *VOCABULARY_ROWS, *LAYOUT_ROWS))
 """Translated to the model or the layout and back."""
 
 _EXPERTS = "mixture of experts"
@@ -39,7 +40,6 @@ FEATURES: Mapping[str, str] = {
     EXPERT_RANKS.name: _EXPERTS,
     LATENT_ATTENTION.name: "multi-latent attention (MLA)",
     "mtp_num_layers": "multi-token prediction (MTP)",
-    "window_size": "sliding-window attention",
     "experimental_attention_variant": _LINEAR,
     "linear_attention_type": _LINEAR,
     "attention_output_gate": "gated attention",
@@ -48,7 +48,6 @@ FEATURES: Mapping[str, str] = {
     "quick_geglu": _GATED,
     "glu_linear_offset": _GATED,
     "activation_func_clamp_value": _GATED,
-    "no_rope_freq": "layers without rotary positions",
     "mrope_section": "multimodal rotary positions",
     RESIDUAL_AFTER_NORM.name: "residuals after the norm",
     "heterogeneous_layers_config_path": _MIXED,
@@ -69,9 +68,6 @@ FEATURES: Mapping[str, str] = {
 
 They are off at a default of any version, and at None, False, 0 or an empty value.
 """
-
-OFF: Mapping[str, tuple[object, ...]] = {"window_size": ((-1, -1), (-1, 0))}
-"""More values at which a feature is off: Transformer Engine's windows that reach all the way."""
 
 UNCLEAR = frozenset({"spec"})
 """Whether these change the function, only who set them can say; at a default they do not."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments import layout_rows, model_rows, run_rows, vocabulary_rows
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS
 from flmgrow.formats.megatron.arguments.row import LayoutArgument, ModelArgument
 from flmgrow.model.config import ModelConfig
 
@@ -24,7 +25,7 @@ _ROWS: tuple[ModelArgument[Any] | LayoutArgument[Any], ...] = (
     model_rows.SCALING_FACTOR, model_rows.NORM, model_rows.NORM_EPS, model_rows.ZERO_CENTRED,
     run_rows.RESIDUAL_AFTER_NORM, model_rows.SWIGLU, model_rows.SQUARED_RELU,
     model_rows.TANH_GELU, model_rows.FUSED_GELU, model_rows.LINEAR_BIAS, model_rows.QKV_BIAS,
-    model_rows.QK_NORM, model_rows.SOFTMAX_SCALE, model_rows.UNTIED, run_rows.EXPERTS,
+    model_rows.QK_NORM, model_rows.SOFTMAX_SCALE, *KIND_ROWS, model_rows.UNTIED, run_rows.EXPERTS,
     run_rows.LATENT_ATTENTION, vocabulary_rows.VOCAB, vocabulary_rows.PADDED_VOCAB,
     vocabulary_rows.MULTIPLE, vocabulary_rows.TOKENIZER_TYPE, vocabulary_rows.TOKENIZER_MODEL,
     layout_rows.TP, layout_rows.PP, layout_rows.VPP, layout_rows.LAYERS_PER_CHUNK,

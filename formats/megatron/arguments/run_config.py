@@ -13,6 +13,7 @@ from typing import Any
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments.classes import refuse_unknown
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS
 from flmgrow.formats.megatron.arguments.mup_rows import NATIVE_ROWS
 from flmgrow.formats.megatron.arguments.names import FEATURES
 from flmgrow.formats.megatron.arguments.row import ModelArgument
@@ -24,7 +25,7 @@ _SAME: tuple[ModelArgument[Any], ...] = (
     rows.LAYERS, rows.HIDDEN, rows.FFN, rows.HEADS, rows.GROUPS, rows.HEAD_DIM, rows.NORM,
     rows.LINEAR_BIAS, rows.QKV_BIAS, rows.QK_NORM, rows.POSITIONS, rows.ROTARY_BASE,
     rows.ROTARY_PERCENT, rows.INTERLEAVED, rows.SOFTMAX_SCALE, VOCAB, MULTIPLE,
-    rows.SCALING_FACTOR, SEQUENCE_LENGTH, rows.MAX_POSITIONS, *NATIVE_ROWS,
+    rows.SCALING_FACTOR, SEQUENCE_LENGTH, rows.MAX_POSITIONS, *KIND_ROWS, *NATIVE_ROWS,
 )  # fmt: skip
 _RENAMED = {
     "layernorm_epsilon": rows.NORM_EPS.name,

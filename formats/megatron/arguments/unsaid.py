@@ -16,7 +16,7 @@ from flmgrow.text import Setting, Text
 _ONE_SWITCH = "its block has one switch for the biases of all projections, and one for query, key "
 REASONS: Mapping[str, str] = {
     "qkv_bias": f"{_ONE_SWITCH}and value alone",
-    "layer_kinds": "flmgrow writes no arguments for windows, nor for layers that do not rotate",
+    "layer_kinds": "its layers that have a window have one, and all rotate by one base",
     "rotary.scaling_slow": "its Llama 3 scaling has Llama 3's own bands",
     "rotary.scaling_fast": "its Llama 3 scaling has Llama 3's own bands",
     "rotary.scaling_context": "its Llama 3 scaling has Llama 3's own bands",

@@ -37,10 +37,11 @@ PLAIN: dict[str, Case] = {
     "damped": (HEADS, None, None, True, {}),
     "damped and multiplied": (2, "packed", 1.0, True, {}),
     **{rows: (HEADS, rows, None, False, {}) for rows in RESTARTS},
+    "window": (2, None, None, False, {"window_size": (4, 0)}),
+    "window packed": (HEADS, "packed", None, True, {"window_size": (2, 0)}),
 }
 LEFT: dict[str, Case] = {
     "dropout": (HEADS, None, None, False, {"attention_dropout": 0.5}),
-    "window": (HEADS, None, None, False, {"window_size": (4, 0)}),
     "layer scaling": (HEADS, None, None, False, {"apply_query_key_layer_scaling": True}),
     "sink": (HEADS, None, None, False, {"softmax_type": "off-by-one"}),
 }
@@ -56,6 +57,7 @@ def run_as_script() -> None:
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     stock = DotProductAttention.forward
+    from flmgrow.trainer.megatron.attention import beyond
     from flmgrow.trainer.megatron.model import start_parallel, stop_parallel
 
     start_parallel(tp=1, pp=1)
@@ -67,6 +69,11 @@ def run_as_script() -> None:
             used = torch.nn.functional.scaled_dot_product_attention
             with mock.patch("torch.nn.functional.scaled_dot_product_attention", wraps=used) as spy:
                 found = computed(attention, type(attention).forward, case[0], mask, dtype)
+            window = case[-1].get("window_size")
+            if window is not None and mask is not None:  # megatron-core's would pass over the mask
+                mask = mask | beyond(LENGTH, window[0], mask.device)
+            else:
+                attention.scale_mask_softmax.window_size = window
             wanted = computed(attention, stock, case[0], mask, dtype)
             apart = max(
                 ((a - b).abs().max() / b.abs().max()).item()

@@ -17,7 +17,7 @@ from megatron_runs import megatron_logits, told_by, torchrun
 
 from flmgrow.errors import UsageError
 from flmgrow.model import forward
-from flmgrow.model.config import ModelConfig, Multipliers, RotarySettings
+from flmgrow.model.config import LayerKind, ModelConfig, Multipliers, RotarySettings
 
 BASE = ModelConfig(
     layers=2,
@@ -91,6 +91,13 @@ BUILDS: dict[str, tuple[dict[str, Any], str]] = {
         {"multipliers": Multipliers(attention=1.0, attention_by_inverse_layer=True)},
         "",
     ),
+    "window": ({"layer_kinds": (LayerKind(5),) * 2}, ""),
+    "a window in one layer": ({"layer_kinds": (LayerKind(), LayerKind(3))}, ""),
+    "a layer without rotation": ({"layer_kinds": (LayerKind(4, rotates=False), LayerKind())}, ""),
+    "xpos in one layer": (
+        {"positions": "xpos", "rotary": XPOS, "layer_kinds": (LayerKind(), LayerKind(6, False))},
+        "",
+    ),
     "the paper's": (PAPER, "layers.0.self_attention.linear_qkv.bias"),
 }
 
@@ -98,6 +105,11 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "qkv_bias False": {"qkv_bias": False},
     "out_bias False": {"out_bias": False},
     "residual parallel": {"residual": "parallel"},
+    "norm_places after": {"norm_places": "after"},
+    "score_cap 50.0": {"score_cap": 50.0},
+    "layer_kinds 1 x a window of 5, 1 x a window of 3": {
+        "layer_kinds": (LayerKind(5), LayerKind(3))
+    },
 }
 
 

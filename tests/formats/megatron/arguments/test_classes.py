@@ -34,7 +34,7 @@ OF_PICO = ("params_dtype", "make_vocab_size_divisible_by")
 ON = {
     "num_experts": 8,
     "multi_latent_attention": True,
-    "window_size": (128, 0),
+    "attention_output_gate": True,
     "qk_l2_norm": True,
     "mtp_num_layers": 1,
     "softmax_type": "off-by-one",

@@ -16,6 +16,7 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import ArgumentReader
 from flmgrow.formats.layout.placements import padded_size
 from flmgrow.formats.megatron.arguments import row as row_module
+from flmgrow.formats.megatron.arguments.kind_rows import KIND_ROWS
 from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS, OLDER_FIRST, OLDER_LAST, VPP
 from flmgrow.formats.megatron.arguments.model import read_config, written_arguments
 from flmgrow.formats.megatron.arguments.model_rows import (
@@ -37,6 +38,7 @@ from flmgrow.model.config import ModelConfig, RotarySettings
 ROOT = Path(row_module.__file__).parents[3]
 ROWS: tuple[Argument[Any], ...] = (
     *MODEL_ROWS,
+    *KIND_ROWS,
     *MUP_ROWS,
     *VOCABULARY_ROWS,
     *LAYOUT_ROWS,
@@ -44,7 +46,9 @@ ROWS: tuple[Argument[Any], ...] = (
 )
 NAMES = {name for row in ROWS for name in row.names}
 HOME = "formats/megatron/arguments/"
-HOMES = tuple(f"{HOME}{part}_rows.py" for part in ("model", "mup", "vocabulary", "layout", "run"))
+HOMES = tuple(
+    f"{HOME}{part}_rows.py" for part in ("model", "kind", "mup", "vocabulary", "layout", "run")
+)
 
 # Words that are names of arguments, too, but stand for something else: where, and what.
 OTHER_WORDS = {
