@@ -260,3 +260,13 @@ def test_what_cannot_be_proposed_is_refused(
     changes, told = REFUSED[name]
     assert run(["propose", str(write_budget(tmp_path, **changes))]) == UsageError.exit_code
     assert re.search(told, capsys.readouterr().err.splitlines()[0])
+
+
+def test_a_batch_that_grows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_budget(tmp_path)
+    stage = tmp_path / "stage.yaml"
+    ramp = "micro_batch: 4\n  batch_ramp: [4, 4, 64]"
+    stage.write_text(stage.read_text().replace("micro_batch: 4", ramp))
+    assert run(["propose", str(file)]) == UsageError.exit_code
+    found = f"error: {stage}: training.batch_ramp: a proposal counts in steps of one batch"
+    assert capsys.readouterr().err.splitlines()[0] == found

@@ -11,12 +11,20 @@ import pytest
 from commands import accepted, flmgrow
 from stage_runs import metrics, saved, stage_data, train, write_stage
 from tiny_tokenizers import make_jsonl
+from trained_here import trained
 
+from flmgrow.stages.later_data import data_after
 from flmgrow.trainer.data.samples import Sample
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 from flmgrow.trainer.data.validation import TextSize, text_size
 from flmgrow.trainer.metrics.records import SetLoss, ValidationRecord
 from flmgrow.trainer.metrics.reporting import validation_lines
+from flmgrow.trainer.stage.data import (
+    CorpusSection,
+    DataSection,
+    ValidationCorpusSection,
+    ValidationSetSection,
+)
 
 MODEL = {"num_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
 TEXTS = {"en": "the thing that grows ", "code": "x[0] += y(1); ", "zh": "汉字在生长。"}
@@ -129,7 +137,7 @@ def test_sets_are_told_by_name_and_a_resumed_run_tells_the_same(
     folder: Path, tmp_path: Path
 ) -> None:
     whole = _stage(tmp_path / "whole", folder)
-    told = train(whole)
+    told = trained(whole)
     note = "note: validation set all: 16 of its 20 documents of en are trained on, too"
     assert note in told.splitlines()
     assert "validation set same" not in told  # these are held out
@@ -157,7 +165,7 @@ def test_sets_are_told_by_name_and_a_resumed_run_tells_the_same(
     (resumed.parent / "metrics.jsonl").write_text(
         "".join((whole.parent / "metrics.jsonl").read_text().splitlines(keepends=True)[:4])
     )
-    train(resumed)
+    trained(resumed)
     assert _validations(resumed) == [first, middle, last]
     assert saved(resumed, 4) == saved(whole, 4)
     assert [r["loss"] for r in metrics(resumed)] == [r["loss"] for r in metrics(whole)]
@@ -172,7 +180,7 @@ def test_the_main_set_may_be_a_named_one(folder: Path, tmp_path: Path) -> None:
         "log": {"validation_every": 1, "validation_first": False, "validation_set": "other"},
     }
     plain = _stage(tmp_path / "plain", folder, **step)
-    train(plain)
+    trained(plain)
     (record,) = _validations(plain)
     assert list(record["sets"]) == ["other", "held-out", "same", "all"]
     assert record["validation_loss"] == record["sets"]["other"]["loss"]
@@ -188,7 +196,7 @@ def test_the_main_set_may_be_a_named_one(folder: Path, tmp_path: Path) -> None:
 def test_a_growth_that_changes_no_function_is_seen_in_no_loss(folder: Path, tmp_path: Path) -> None:
     """The last validation of a stage, and the first of the stage that has grown out of it."""
     small = _stage(tmp_path / "small", folder)
-    train(small)
+    trained(small)
     grown = tmp_path / "grown"
     wanted = ("--hidden-size", 32, "--num-attention-heads", 4, "--ffn-hidden-size", 128)
     accepted("expand", small.parent / "checkpoints", grown, *wanted, "--num-layers", 3)
@@ -198,7 +206,7 @@ def test_a_growth_that_changes_no_function_is_seen_in_no_loss(folder: Path, tmp_
         model={**MODEL, "num_layers": 3, "hidden_size": 32, "num_attention_heads": 4},
         checkpoint={"load": str(grown)},
     )
-    train(large)
+    trained(large)
     before, begin, later = _validations(small)[-1], *_validations(large)[:2]
     assert (before["step"], begin["step"], later["step"]) == (4, 4, 6)
     assert begin["tokens"] == before["tokens"]
@@ -208,3 +216,11 @@ def test_a_growth_that_changes_no_function_is_seen_in_no_loss(folder: Path, tmp_
         assert found["loss"] == pytest.approx(was["loss"], abs=2e-6)
         assert found["bits_per_byte"] == pytest.approx(was["bits_per_byte"], abs=4e-6)
         assert abs(later["sets"][name]["loss"] - was["loss"]) > 1e-3  # a step is seen
+
+
+def test_other_sets_are_no_other_data() -> None:
+    """A later stage of a schedule that names others goes on with the same samples."""
+    before = DataSection(sequence_length=32, corpora=[CorpusSection(path=Path("x"))])
+    sets = [ValidationSetSection(name="a", corpora=[ValidationCorpusSection(path=Path("y"))])]
+    assert not data_after(before, before.model_copy(update={"validation_sets": sets})).differs
+    assert data_after(before, before.model_copy(update={"seed": 1})).differs
