@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 
 from flmgrow.errors import UsageError
+from flmgrow.storage.checksums import checksum_of
 from flmgrow.storage.strict_json import Json
 from flmgrow.text import Setting, Text
 from flmgrow.trainer.data.sources import is_lines
@@ -44,7 +45,7 @@ class Asked:
     def digest(self) -> str:
         """Return the sum of its file (XXH3, 128 bits); empty if it has none."""
         file = Path(self.name) if self.file is None else self.file
-        return _digest(file) if file.is_file() else ""
+        return checksum_of(file, cached=True) if file.is_file() else ""
 
 
 def asked_in(texts: Iterable[str]) -> tuple[Asked, ...]:
@@ -113,16 +114,8 @@ def _data_name(data: Path) -> str:
     has of files that a task may read, and their names.
     """
     if data.is_file():
-        return f"xxh3_128:{_digest(data)}"
+        return f"xxh3_128:{checksum_of(data, cached=True)}"
     digest = xxhash.xxh3_128()
     for file in sorted(each for each in data.rglob("*") if is_lines(each) and each.is_file()):
-        digest.update(f"{file.relative_to(data)} {_digest(file)}\n".encode())
+        digest.update(f"{file.relative_to(data)} {checksum_of(file, cached=True)}\n".encode())
     return f"xxh3_128:{digest.hexdigest()}"
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
