@@ -7,7 +7,8 @@ import typer
 
 from flmgrow.cli.pictures import picture_kind
 from flmgrow.cli.printing import note
-from flmgrow.stages.curves import LARGEST_LOSS, RunCurves, folder_of, read_runs
+from flmgrow.stages.curves import LARGEST_LOSS, RunCurves, read_runs
+from flmgrow.stages.metrics_files import folder_of
 from flmgrow.stages.plots import Look, picture
 from flmgrow.stages.score_panels import left_out
 from flmgrow.storage.durable import write_small

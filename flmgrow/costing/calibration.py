@@ -6,7 +6,7 @@ from statistics import median
 
 from flmgrow.costing.accelerators import Accelerator
 from flmgrow.errors import BadDataError
-from flmgrow.stages.curves import find_metrics
+from flmgrow.stages.metrics_files import find_metrics
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.file import read_stage

@@ -13,7 +13,7 @@ from pathlib import Path
 from flmgrow.errors import UsageError
 from flmgrow.prediction.forecast import Forecast, Forecaster
 from flmgrow.prediction.points import RunPoint, end_of
-from flmgrow.stages.curves import find_metrics
+from flmgrow.stages.metrics_files import find_metrics
 from flmgrow.storage.strict_json import Json
 
 

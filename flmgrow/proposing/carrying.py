@@ -17,7 +17,7 @@ from pathlib import Path
 from flmgrow.errors import UsageError
 from flmgrow.prediction.law import Law
 from flmgrow.prediction.points import RunPoint, end_of
-from flmgrow.stages.curves import find_metrics
+from flmgrow.stages.metrics_files import find_metrics
 
 
 @dataclass(frozen=True)

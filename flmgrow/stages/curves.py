@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flmgrow.errors import BadDataError, UsageError
 from flmgrow.model.arrays import FloatArray
-from flmgrow.stages.last_checkpoints import STAGE_FOLDER
+from flmgrow.stages.metrics_files import find_metrics, folder_of
 from flmgrow.stages.run_scores import ScoreCurve, evaluations_in, score_curves
+from flmgrow.stages.smoothing import smooth
 from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.metrics.log import read_metrics
 from flmgrow.trainer.metrics.records import (
@@ -27,7 +27,6 @@ from flmgrow.trainer.metrics.records import (
     StepRecord,
     ValidationRecord,
 )
-from flmgrow.trainer.stage.watching import METRICS
 
 SMOOTHED_OVER = 50
 """A smoothed value comes from this part of a run's steps: one in fifty."""
@@ -123,36 +122,6 @@ def read_runs(paths: Sequence[Path], evaluations: Sequence[Path] = ()) -> list[R
     ]
 
 
-def folder_of(path: Path) -> Path:
-    """Return the folder that a run's pictures lie in."""
-    return path if path.is_dir() else path.parent
-
-
-def find_metrics(path: Path) -> list[Path]:
-    """Return the files of metrics of a run, a stage, or the file itself, in order.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    if path.is_file():
-        return [path]
-    if (path / METRICS).is_file():
-        return [path / METRICS]
-    numbered = [
-        (int(match[1]), file)
-        for file in path.glob(f"*/{METRICS}")
-        if (match := STAGE_FOLDER.fullmatch(file.parent.name))
-    ]
-    if not numbered:
-        raise UsageError(
-            "no metrics in it",
-            "give the folder of a run, of one of its stages, or the file",
-            where=path,
-            wanted=f"{METRICS} or folders NN-NAME with one each",
-        )
-    return [file for _, file in sorted(numbered)]
-
-
 def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve, ...]:
     """Return the curve of each stage in the records of ``files``.
 
@@ -200,31 +169,6 @@ def curves(files: Iterable[Sequence[Measured]], where: str) -> tuple[StageCurve,
             )
         raise BadDataError("holds no loss of any step", "has the run begun?", where=where)
     return tuple(found)
-
-
-def smooth(values: FloatArray, half: int) -> FloatArray:
-    """Return the value (n,) of a straight line fitted to each of ``values`` (n,) and ``half``
-    neighbours each way.
-
-    Where there are fewer on one side the line still passes through the middle of the trend, which
-    a mean would not: the ends of a falling curve are neither lifted nor flattened.
-    """
-    places = np.arange(len(values))
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    count = (high - low).astype(np.float64)
-    middle = (low + high - 1) / 2
-    mean = _window_sums(values, low, high) / count
-    cross = _window_sums(values * places, low, high) - middle * mean * count
-    spread = count * (count * count - 1) / 12
-    slope = np.divide(cross, spread, out=np.zeros(len(values)), where=count > 1)
-    result: FloatArray = mean + slope * (places - middle)
-    return result
-
-
-def _window_sums(values: FloatArray, low: NDArray[np.int_], high: NDArray[np.int_]) -> FloatArray:
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    result: FloatArray = sums[high] - sums[low]
-    return result
 
 
 def _read_run(name: str, path: Path, evaluations: Sequence[Path]) -> RunCurves:

@@ -18,12 +18,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError
+from flmgrow.storage.file_states import Fingerprint, fingerprint_of, state_of
 from flmgrow.storage.open_files import OpenFiles
 from flmgrow.storage.remote.path import RemotePath
-from flmgrow.storage.remote.store import FoundObject
 from flmgrow.text import Found, Text
 
 MAX_OPEN_FILES = 64
@@ -42,19 +42,6 @@ _MISSING_OR_UNFIT = {
 }
 
 _LOOK = "check that the path is right and the checkpoint complete"
-
-
-class Fingerprint(NamedTuple):
-    """What tells one state of a file from another without reading it."""
-
-    size: int
-    mtime_ns: int
-    ino: int
-    dev: int
-
-
-FileState = Fingerprint | FoundObject
-"""The same of a file or an object."""
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -115,7 +102,7 @@ class ReadOnlyFile:
             raise self._not_a_file(
                 "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             )
-        found = _fingerprint(status)
+        found = fingerprint_of(status)
         if not self._opened_before:
             self.fingerprint = found
             self.size = found.size
@@ -194,7 +181,7 @@ class ReadOnlyFile:
     def check_unchanged(self) -> None:
         """Raise BadCheckpointError when the file at this path is not as it was when opened."""
         with self._refusals():
-            found = _fingerprint(self.path.stat())
+            found = fingerprint_of(self.path.stat())
         if found != self.fingerprint:
             raise self._changed_error()
 
@@ -288,26 +275,3 @@ class MemoryFile(ReadOnlyFile):
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def known_state(path: Path) -> FileState:
-    """Return the state that a file is in, or that an object was listed in.
-
-    Raises:
-        OSError: The file system failed.
-    """
-    return path.ranges.found if isinstance(path, RemotePath) else _fingerprint(path.stat())
-
-
-def state_of(path: Path) -> FileState | None:
-    """Return the state that a file or an object is in now, None for an object that is gone.
-
-    Raises:
-        OSError: The file system failed.
-        StorageError: The file system failed.
-    """
-    return path.look() if isinstance(path, RemotePath) else _fingerprint(path.stat())
-
-
-def _fingerprint(status: os.stat_result) -> Fingerprint:
-    return Fingerprint(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)

@@ -17,10 +17,11 @@ from sampling import first, sample
 from training_runs import write_records
 
 from flmgrow.model.masks import Dimension
-from flmgrow.stages.curves import RunCurves, Spent, curves, read_runs, smooth
+from flmgrow.stages.curves import RunCurves, Spent, curves, read_runs
 from flmgrow.stages.drawing import COLOURS, KINDS
 from flmgrow.stages.frames import MOST_POINTS, loss_range, thinned, x_range
 from flmgrow.stages.plots import Look, picture, shortened, tokens_text
+from flmgrow.stages.smoothing import smooth
 from flmgrow.trainer.metrics.records import Measured, ValidationRecord
 
 pytest.importorskip("matplotlib")

@@ -29,7 +29,8 @@ from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
 from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.values import OrderedMap
-from flmgrow.storage.files import ReadOnlyFile, known_state, state_of
+from flmgrow.storage.file_states import known_state, state_of
+from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
 from flmgrow.text import Found, Text
 
