@@ -50,6 +50,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "large_layout": {"pipeline_layers": [1, 2]},
         "growth": MASK,
     },
+    "pipeline ranks, frozen": {
+        "layout": {"pp": 2},
+        "large_layout": {"pipeline_layers": [1, 2]},
+        "training": {"precision": "bfloat16", "freeze": [{"layers": 0}, {"tensors": "embedding"}]},
+        "growth": {"num_layers": 3, "ffn_hidden_size": 192, "method": "zero", "seed": 3},
+    },
     "replicas": {
         "layout": {"dp": 2},
         "growth": GROWTHS["zero"],

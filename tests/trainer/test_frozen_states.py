@@ -1,16 +1,20 @@
 """Missing states on the disk: megatron-core reads them as its own, and what is altered is found."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commands import accepted, flmgrow
-from stage_runs import edit, make_data
+from stage_runs import edit, make_data, train, write_stage
+from stage_runs import saved as files_of
 from trained_here import small, trained_in
 
 from flmgrow.formats.history.manifest import MANIFEST
+from flmgrow.formats.layout.lags import lags_from_json
+from flmgrow.formats.layout.placements import Slice
 from flmgrow.trainer.loop import TrainingRun
 
 
@@ -103,3 +107,56 @@ def test_verify_compares_lags(data: Path, tmp_path: Path, form: str) -> None:
     outcome = flmgrow("verify", source, tmp_path / "a")
     assert outcome.code != 0
     assert ("step counts" if form == "megatron" else "the lag of") in outcome.out + outcome.err
+
+
+def test_what_is_frozen_may_be_another_from_a_checkpoint_on(data: Path, tmp_path: Path) -> None:
+    """Told as any change; what trains from there on has counted so many steps less."""
+    trained_in(tmp_path, stage(data))
+    content = stage(data)
+    content["training"] |= {"steps": 4, "freeze": {"layers": 1}}
+    told = trained_in(tmp_path, content)
+    assert "note: training.freeze is [" in told
+    lags = read_lags(tmp_path / "checkpoints" / "iter_0000004")
+    assert {lags["query", 0], lags["query", 1]} == {2, None}
+    assert ("query", 2) not in lags
+    assert ("embedding", None) not in lags
+
+
+def read_lags(iteration: Path) -> dict[Slice, int | None]:
+    content = json.loads((iteration / "flmgrow_training.json").read_text())
+    return lags_from_json(content["lags"])
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "pipeline": {"layout": {"pp": 2}},
+    "replicas, half precision": {
+        "layout": {"dp": 2, "distributed_optimizer": True},
+        "form": "torch_dist",
+        "precision": "bfloat16",
+    },
+    "tensor": {"layout": {"tp": 2, "distributed_optimizer": True}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ranks_that_are_killed_before_or_after_unfreezing_change_no_bit(
+    data: Path, tmp_path: Path, name: str
+) -> None:
+    changes = {**LAYOUTS[name]}
+    precision = changes.pop("precision", "float32")
+    content = stage(data, **changes)
+    content["model"] |= {"num_layers": 4}
+    content["training"] |= {"steps": 4, "unfreeze_at": 2, "precision": precision}
+    content["training"]["freeze"] = [{"layers": "0-1"}, {"tensors": "embedding"}]
+    content["checkpoint"]["every"] = 1
+    whole = write_stage(tmp_path / "whole", content)
+    train(whole)
+    for kept in (1, 2, 3):
+        broken = tmp_path / f"broken{kept}"
+        shutil.copytree(whole.parent, broken)
+        for number in range(kept + 1, 5):
+            shutil.rmtree(broken / "checkpoints" / f"iter_{number:07d}")
+        (broken / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(kept))
+        train(broken / "stage.yaml")
+        assert files_of(broken / "stage.yaml", 4) == files_of(whole, 4), kept

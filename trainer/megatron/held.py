@@ -48,9 +48,10 @@ class HeldEntries:
         self._shut: frozenset[Dimension] = frozenset()
         self._still: list[tuple[Parameter, Tensor]] = []
         self._closed: list[tuple[Tensor, Tensor]] = []
-        for parameter in self._parameters if frozen else ():
-            entries = frozen_entries(parameter.placement, self._tensors, frozen)
-            if entries.any():
+        for parameter in self._parameters:
+            place = parameter.placement
+            if any(frozen.count(part, part.box(place.ranges)) for part in place.parts):
+                entries = frozen_entries(place, self._tensors, frozen)
                 where = torch.from_numpy(entries).to(parameter.tensor.device)
                 self._still.append((parameter, where))
         self._frozen = [held for each in self._still for held in self._changed(*each)]
