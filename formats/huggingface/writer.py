@@ -28,6 +28,7 @@ from flmgrow.formats.huggingface.contents import CONFIG, INDEX, SINGLE, HuggingF
 from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.names import DTYPE_ROWS
 from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
+from flmgrow.formats.huggingface.fields.window_rows import LAYER_TYPES, slides
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
 from flmgrow.formats.targets import FillBuffer, PlannedFile, Sums, TargetArray, TargetBytes
@@ -149,6 +150,11 @@ def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
         notes.append(
             f"{config.heads} heads of {config.head_dim} are not as wide as the model "
             f"({config.hidden}): transformers before 4.48 may not read head_dim"
+        )
+    if config.layers != source.config.layers and len({*slides(config)}) > 1:
+        notes.append(
+            f"which layers have a window, {LAYER_TYPES.name} says: versions of transformers from "
+            "before there was such a field go by a rule of their own"
         )
     return notes
 

@@ -17,7 +17,10 @@ from flmgrow.evaluation.backends import Computing, _is_ours, language_model
 from flmgrow.formats.opening import open_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = ["llama", "llama tied with biases", "qwen3", "gpt2", "gpt_neox"]
+FAMILIES = [
+    "llama", "llama tied with biases", "qwen3", "gpt2", "gpt_neox", "olmo2", "gemma2",
+    "gemma3 interpolated",
+]  # fmt: skip
 PAIRS = [
     ("the other", " thing"),
     ("the other", " then the thinking"),
