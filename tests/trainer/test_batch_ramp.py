@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from trained_here import small, trained_in
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.flops import training_flops
 from flmgrow.trainer.checkpoint.rollbacks import Rollback, place_at
+from flmgrow.trainer.guarding import RunGuard
+from flmgrow.trainer.metrics.records import StepRecord
 from flmgrow.trainer.stage.clock import StageProgress, trained_by
 from flmgrow.trainer.stage.file import read_stage
 
@@ -112,3 +115,28 @@ def test_a_run_that_went_back_goes_on_with_the_right_sample(data: Path, tmp_path
     assert place_at(back, 100, 0, trained, 103) == 12
     assert place_at(back, 100, 0, trained, 104) == 40
     assert place_at(back, 100, 0, trained, 107) == 40 + 8 + 8 + 12
+
+
+@pytest.mark.slow
+def test_it_goes_back_from_a_spike_in_the_ramp(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples 16 to 31 are passed over; batches are those that the stage would have had."""
+    honest = RunGuard.check_step
+
+    def check(guard: RunGuard, record: StepRecord, batch: int) -> None:
+        spoilt = replace(record, loss=float("nan")) if record.samples == 32 else record
+        honest(guard, spoilt, batch)
+
+    monkeypatch.setattr(RunGuard, "check_step", check)
+    content = ramped(data, guard={"action": "rollback", "window": 1})
+    content["checkpoint"] = {"every": 2}
+    told = trained_in(tmp_path, content)
+    assert "goes back to the checkpoint of step 4, and passes over samples 16 to 31" in told
+    records = metrics(tmp_path / "stage.yaml")
+    samples = [sum(BATCHES[: step + 1]) + 16 * (step >= 4) for step in range(len(BATCHES))]
+    assert [record["samples"] for record in records] == samples
+    assert records[-1]["tokens"] == sum(BATCHES) * LENGTH
+    outcome = accepted("data", "show", tmp_path / "stage.yaml", "--step", 8, "--json")
+    found = [json.loads(line)["number"] for line in outcome.out.splitlines()]
+    assert found == list(range(samples[6], samples[7]))
