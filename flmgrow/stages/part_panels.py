@@ -20,6 +20,9 @@ LABELS: Mapping[PartKind, str] = {
     "updates": "Update relative to weight",
     "dimensions": "The same by dimension",
 }
+_LOGARITHMIC = ("updates", "dimensions")
+"""Kinds whose values are drawn on a logarithmic scale: those that never move are in no picture."""
+
 _STYLES = ("-", "--", ":", "-.")
 """Of parts, where a colour is a run's."""
 
@@ -55,7 +58,7 @@ def draw_parts(
             **(_CHECKS if kind == "sets" else {}),
         )
         drawn.setdefault(f"{runs[number].name}: {part}" if several else part, line)
-    if kind in ("updates", "dimensions"):
+    if kind in _LOGARITHMIC:
         panel.set_yscale("log")
     return {line: name for name, line in drawn.items()}
 
@@ -66,4 +69,5 @@ def _traces(runs: Sequence[RunCurves], kind: PartKind) -> Iterator[tuple[int, st
         for number, run in enumerate(runs)
         for stage in run.stages
         for part, trace in stage.parts[kind].items()
+        if kind not in _LOGARITHMIC or (trace.values > 0).any()
     )

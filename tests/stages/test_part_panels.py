@@ -85,6 +85,7 @@ def test_dimensions_have_a_row_of_their_own() -> None:
     drawn = text_of(run)
     for words in ("The same by dimension", ">width old<", ">depth fresh<"):
         assert words in drawn
+    assert ">depth old<" not in drawn  # frozen: it has no place on a logarithmic scale
 
 
 def test_a_file_of_metrics_brings_them_back(tmp_path: Path) -> None:
