@@ -10,11 +10,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.fields import MAX_LAYERS
 from flmgrow.storage.validation import problems
 
 _Count = Annotated[int, Field(ge=0, le=1 << 50)]
 _Tokens = Annotated[int, Field(ge=0, le=1 << 60)]
 _Span = Annotated[list[_Count], Field(min_length=2, max_length=2)]
+_Layers = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_LAYERS)]], Field(min_length=2, max_length=2)
+]
 _Rows = Annotated[int, Field(ge=1, le=1 << 26)]
 
 
@@ -52,8 +56,12 @@ class LagForm(_Checked):
     """Parameters of which Adam has counted less."""
 
     tensor: str
-    layers: list[_Span] | None
+    layers: list[_Layers] | None
     steps: _Count | None
+
+
+LagForms = Annotated[list[LagForm], Field(max_length=256)]
+"""Of some tensors with some counts: few, so that no file asks for more memory than it is worth."""
 
 
 class MemberForm(_Checked):
@@ -127,7 +135,7 @@ class _Manifest(_Checked):
     growth: _Growth
     masks: dict[str, dict[str, Any]]
     fresh: dict[str, list[_Span]] | None = None
-    lags: list[LagForm] | None = None
+    lags: LagForms | None = None
     optimizer: str
     training: dict[str, Any] | None = None
     options: _Options

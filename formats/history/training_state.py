@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flmgrow.errors import BadCheckpointError
-from flmgrow.formats.history.manifest_schema import LagForm, MemberForm
+from flmgrow.formats.history.manifest_schema import LagForms, MemberForm
 from flmgrow.formats.history.parts import Member
 from flmgrow.formats.history.readings import PassedOver, Stretch
 from flmgrow.formats.history.training_file import TRAINING
@@ -197,7 +197,7 @@ class _Form(BaseModel):
     carried: Carried
     masks: dict[str, dict[str, Any]]
     fresh: dict[str, list[_Span]] = {}
-    lags: list[LagForm] = []
+    lags: LagForms = []
     losses: list[_Loss] = []
     family: list[MemberForm]
     files: list[_File] = []

@@ -109,6 +109,19 @@ def test_verify_compares_lags(data: Path, tmp_path: Path, form: str) -> None:
     assert ("step counts" if form == "megatron" else "the lag of") in outcome.out + outcome.err
 
 
+def test_a_count_below_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+    content = stage(data, form="torch_dist")
+    content["training"]["unfreeze_at"] = 1
+    trained_in(tmp_path / "run", content)
+    accepted("reshard", tmp_path / "run" / "checkpoints", tmp_path / "a")
+    for manifest in (tmp_path / "a").rglob(MANIFEST):
+        lags = json.loads(manifest.read_text())["lags"]
+        edit(manifest, lags=[{**lag, "steps": 3} for lag in lags])
+    later = {**stage(data, tmp_path / "a"), "name": "later"}
+    told = trained_in(tmp_path / "later", later, expect=3)
+    assert "optimizer: lags behind by 3 steps, wanted at most 2" in told
+
+
 def test_what_is_frozen_may_be_another_from_a_checkpoint_on(data: Path, tmp_path: Path) -> None:
     """Told as any change; what trains from there on has counted so many steps less."""
     trained_in(tmp_path, stage(data))

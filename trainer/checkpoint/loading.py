@@ -9,10 +9,12 @@ from math import prod
 
 import torch
 
+from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import Slice
 from flmgrow.formats.reading import AssembledArray, LogicalReader
 from flmgrow.model.states import State
+from flmgrow.text import Found, Text
 from flmgrow.trainer.megatron.parameters import (
     Counted,
     OptimizerView,
@@ -56,13 +58,17 @@ def counted_of(checkpoint: Checkpoint, still: Collection[Slice]) -> Counted:
     counted.
 
     Raises:
-        BadCheckpointError: If its optimizer state does not say.
+        BadCheckpointError: If its optimizer state does not say, or says less than nothing.
     """
     frozen: dict[Slice, int | None] = dict.fromkeys(sorted(still, key=str))
     state = checkpoint.optimizer
     if state is None:
         return Counted(0, frozen)
     steps = state.step_count
+    most = max((lag or 0 for lag in state.lags.values()), default=0)
+    if most > steps:
+        what = Text("optimizer: lags behind by ", Found(most), " steps")
+        raise BadCheckpointError(what, where=checkpoint.folder, wanted=f"at most {steps}")
     known = {each: steps if lag is None else lag for each, lag in state.lags.items()}
     return Counted(steps, {**{each: lag for each, lag in known.items() if lag}, **frozen})
 

@@ -13,6 +13,7 @@ from stage_runs import edit
 
 import flmgrow
 from flmgrow.formats.history.fresh import fresh_of
+from flmgrow.formats.history.lags import lags_of
 from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import PADDING, AxisMap
@@ -84,3 +85,24 @@ def test_fresh_is_what_no_old_index_stands_behind_for_the_first_time(sources: li
         if old == -1 or (old >= 0 and old in sources[:place])
     ]
     assert AxisMap(6, np.array(sources)).fresh.tolist() == wanted
+
+
+LAG = {"tensor": "up", "layers": [[0, 2]], "steps": None}
+
+
+@pytest.mark.parametrize(
+    "lags",
+    [
+        [{**LAG, "layers": [[2, 0]]}],
+        [{**LAG, "layers": [[0, 1 << 40]]}],
+        [{**LAG, "steps": -1}],
+        [{"tensor": "up"}],
+        [LAG] * 1000,
+    ],
+)
+def test_what_is_no_lag_is_refused(place: Path, tmp_path: Path, lags: list[Any]) -> None:
+    accepted("expand", place / "a", tmp_path / "b", *FFN)
+    for manifest in (tmp_path / "b").rglob(MANIFEST):
+        edit(manifest, lags=lags)
+    with pytest.raises(flmgrow.BadCheckpointError), open_checkpoint(tmp_path / "b") as opened:
+        lags_of(opened)
