@@ -150,8 +150,8 @@ def test_what_flmgrow_does_not_understand_is_named(source: Path, name: str, valu
 
 
 def test_features_that_flmgrow_does_not_have_are_named(source: Path) -> None:
-    edit_all(source, with_arguments(num_experts=8, window_size=(4, 0)))
-    says = r"found 8; args.window_size: found \(4, 0\); .* mixture of experts and sliding-window"
+    edit_all(source, with_arguments(num_experts=8, softmax_type="learnable"))
+    says = r"found 8; args.softmax_type: found 'learnable'; .* mixture of experts and a softmax"
     assert "--ignore-arg" not in expand_refused(source, 3, says).err
 
 

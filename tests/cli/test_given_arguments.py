@@ -195,6 +195,17 @@ def test_a_short_run_config_is_taken_as_megatron_core_has_it(tmp_path: Path, bar
     assert "norm_epsilon=1e-05, rotary_base=10000, rotary_percent=1.0, max_position" in seen.err
 
 
+def test_a_run_config_says_what_layers_differ_in(tmp_path: Path, bare: Path) -> None:
+    other, field = tmp_path / "run_config.yaml", "  num_layers: 4\n"
+    assert field in RUN_CONFIG
+    more = "  window_size: [2, 0]\n  window_attn_skip_freq: 2\n  no_rope_freq: [0, 0, 0, 1]\n"
+    other.write_text(RUN_CONFIG.replace(field, field + more, 1))
+    seen = accepted("inspect", bare, "--args-from", other)
+    assert (
+        "1 x a window of 3, 1 x all before, 1 x a window of 3, 1 x all before without" in seen.out
+    )
+
+
 def test_a_wrong_argument_is_corrected_in_what_is_written(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "a", "llama", even(CONFIGS["llama"], pp=2))
     edit_all(source, with_arguments(num_layers=6))
