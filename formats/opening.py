@@ -14,7 +14,6 @@ from flmgrow.formats.companions import companions_in
 from flmgrow.formats.elsewhere import not_a_checkpoint
 from flmgrow.formats.history.lags import lags_of
 from flmgrow.formats.huggingface.contents import is_huggingface
-from flmgrow.formats.huggingface.reader import open_huggingface
 from flmgrow.formats.megatron.folders import (
     ITERATION,
     RELEASE,
@@ -69,6 +68,8 @@ def open_checkpoint(
                     "; what is wrong in config.json, correct in a copy of the folder",
                 ),
             )
+        from flmgrow.formats.huggingface.reader import open_huggingface  # most are Megatron's
+
         return open_huggingface(path, options)
     folder = path if ITERATION.fullmatch(path.name) else None
     try:
