@@ -6,6 +6,7 @@ list of abilities, and it cannot be wrong.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -21,7 +22,7 @@ from flmgrow.formats.huggingface.fields.rotary_rows import (
     ROTARY_ROWS,
 )
 from flmgrow.formats.huggingface.fields.row import Fields
-from flmgrow.formats.huggingface.fields.window_rows import FULL_ATTENTION
+from flmgrow.formats.huggingface.fields.window_rows import FULL_ATTENTION, LAYERED, slides
 from flmgrow.formats.huggingface.rotary import NAMES
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.wording import differences
@@ -106,6 +107,38 @@ def _nearest(reasons: Mapping[str, list[str]]) -> str:
     return "; ".join([*listed, f"nor can {others} others"] if others else listed)
 
 
+def _check_hidden_windows(
+    family: Family, own: tuple[Fields, ModelConfig], written: Fields, options: ReadOptions
+) -> None:
+    """Raise UsageError where a source read for short texts would lose windows of some layers.
+
+    The folder is for texts of any length, and which of its layers slide nobody knows who reads the
+    source as a model without windows.
+    """
+    fields, read = own
+    if options.max_positions is None or family.name not in LAYERED:
+        return
+    whole = replace(options, max_positions=None)
+
+    def sliding(fields: Fields) -> list[bool]:
+        """Return which layers slide for texts of any length."""
+        return slides(model_of(family, seen(family, fields, whole), CONFIG_FILE))
+
+    stored = sliding(fields)
+    if stored == slides(read):
+        return
+    said = sliding(written)
+    if said != stored and ({*said} != {*stored} or len({*said}) > 1):
+        raise UsageError(
+            Text(
+                Setting("max_position_embeddings"),
+                f" {options.max_positions}: layers have a window, which the folder that is written "
+                "would lose",
+            ),
+            "leave it out: shorter texts need nothing else",
+        )
+
+
 def written_fields(
     config: ModelConfig,
     name: str | None = None,
@@ -119,7 +152,8 @@ def written_fields(
     says, and the model it means when it is read with ``options``.
 
     Raises:
-        UsageError: If no family (or not that one) can say the model; the message has the reasons.
+        UsageError: If no family (or not that one) can say the model, with the reasons; and where
+            windows of some layers would get lost that ``options`` hide.
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(
@@ -129,7 +163,9 @@ def written_fields(
     options = options if kept else AS_STORED
     if own is not None and kept:
         family = FAMILIES[cast(str, own[0][MODEL_TYPE.name])]
-        candidates = {family.name: _merged(family, config, ids, *own)}
+        merged = _merged(family, config, ids, *own)
+        _check_hidden_windows(family, own, merged, options)
+        candidates = {family.name: merged}
     else:
         names = FAMILIES if name is None else [name]
         candidates = {each: _new(FAMILIES[each], config, ids) for each in names}

@@ -41,8 +41,8 @@ def read_gemma(reader: FieldReader) -> ModelConfig:
     return _gemma(reader)
 
 
-def read_gemma2(reader: FieldReader) -> ModelConfig:
-    """Gemma 2, and what Gemma 3 has of it."""
+def _normed_around(reader: FieldReader) -> ModelConfig:
+    """What Gemma 2 and 3 have in common."""
     exact_heads(reader, rows.HIDDEN, rows.HEADS)  # transformers 5 insists on it
     scalar = QUERY_SCALAR.read(reader)
     if scalar <= 0:
@@ -50,12 +50,16 @@ def read_gemma2(reader: FieldReader) -> ModelConfig:
     return _gemma(
         reader,
         norm_places="around",
-        score_cap=SCORE_CAP.read(reader),
         logit_cap=LOGIT_CAP.read(reader),
         multipliers=Multipliers(embedding_by_width=True, attention=scalar**-0.5),
     )
 
 
+def read_gemma2(reader: FieldReader) -> ModelConfig:
+    """Gemma 2, which caps its scores."""
+    return replace(_normed_around(reader), score_cap=SCORE_CAP.read(reader))
+
+
 def read_gemma3(reader: FieldReader) -> ModelConfig:
-    """Gemma 3, of text: a Gemma 2 whose queries and keys have norms."""
-    return replace(read_gemma2(reader), qk_norm=True)
+    """Gemma 3, of text: norms of queries and keys in place of the cap."""
+    return replace(_normed_around(reader), qk_norm=True)

@@ -16,6 +16,7 @@ from flmgrow.formats.huggingface.config import model_of, seen
 from flmgrow.formats.huggingface.contents import CONFIG, HuggingFaceFolder
 from flmgrow.formats.huggingface.family import Family
 from flmgrow.formats.huggingface.fields.model_rows import LAYERS, N_LAYER, TIED
+from flmgrow.formats.huggingface.fields.switch_rows import PICTURES
 from flmgrow.formats.huggingface.safetensors_file import SafetensorsFile, StoredTensor
 from flmgrow.formats.layout.placements import Layout, Placement, placements
 from flmgrow.formats.pieces import DTYPES, Piece
@@ -35,6 +36,9 @@ WAYS_OUT = Text(
 )
 _DISAGREE = "config.json and the weights do not agree: copy both again, from one save"
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h)\.([0-9]{1,6})\..*")
+_OF_PICTURES = re.compile(r"(?:model\.)?language_model\.")
+"""What names of the text model begin with in models that read pictures, too."""
+
 _LAYERS = (LAYERS.name, N_LAYER.name)
 _SAMPLE = 1 << 12
 
@@ -107,9 +111,7 @@ def find_pieces(
     for placement in family_placements(family, config, sizes, shared):
         key = placement.key.removeprefix(family.prefix) if bare else placement.key
         if key not in stored:
-            raise _blamed(contents, family, config) or BadCheckpointError(
-                "not there", _DISAGREE, where=(contents.folder, key)
-            )
+            raise _blamed(contents, family, config) or _missing(contents, key)
         file, tensor = stored.pop(key)
         piece = TensorPiece(replace(placement, key=key), file, tensor)
         if tensor.shape != placement.shape:
@@ -125,6 +127,15 @@ def find_pieces(
                 where=(file.file.path, name),
             )
     return found
+
+
+def _missing(contents: HuggingFaceFolder, key: str) -> BadCheckpointError:
+    """Return the error of an array that is not stored."""
+    where = (contents.folder, key)
+    other = next((name for name in contents.tensors if _OF_PICTURES.match(name)), None)
+    if other is None:
+        return BadCheckpointError("not there", _DISAGREE, where=where)
+    return BadCheckpointError(Text("not there, but ", Found(other)), PICTURES, where=where)
 
 
 def check_tied_head(pieces: list[TensorPiece]) -> None:

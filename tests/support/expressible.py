@@ -139,10 +139,10 @@ def gemma2(draw: DrawFn, config: ModelConfig) -> ModelConfig:
 
 @st.composite
 def gemma3(draw: DrawFn, config: ModelConfig) -> ModelConfig:
-    """A model whose layers that attend to all may be interpolated."""
+    """A model without a cap of scores, whose layers that attend to all may be interpolated."""
     interpolation = draw(st.sampled_from([None, 8.0]))
     rotary = replace(config.rotary, interpolation=interpolation)
-    return draw(layered(replace(config, rotary=rotary), by_base=True))
+    return draw(layered(replace(config, rotary=rotary, score_cap=None), by_base=True))
 
 
 @st.composite

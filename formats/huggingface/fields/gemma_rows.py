@@ -32,13 +32,14 @@ QUERY_SCALAR = Field(
 
 SCORE_CAP = Field(
     "attn_logit_softcapping",
-    (
-        Use[float | None]((GEMMA2,), number_or_null, 50.0, lambda config: config.score_cap),
-        Use[float | None]((GEMMA3,), number_or_null, None, lambda config: config.score_cap),
-    ),
+    (Use[float | None]((GEMMA2,), number_or_null, 50.0, lambda config: config.score_cap),),
     neutral=(None,),
     changes=CAPPED,
 )
+"""Gemma 3 has the field, too: transformers passes over it there, other programs cap. So it must be
+null.
+"""
+
 LOGIT_CAP = Field(
     "final_logit_softcapping",
     (

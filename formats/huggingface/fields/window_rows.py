@@ -89,6 +89,9 @@ WINDOW = Field(
 )
 """Most have none; the caches of transformers go by it all the same."""
 
+OTHER_WINDOW = Field[Any]("sliding_window_size", (Use[object]((GEMMA2,), as_it_is),))
+"""Gemma 2 was published with both names; nobody reads this one."""
+
 USE_WINDOW = Field(
     "use_sliding_window",
     (
@@ -171,5 +174,6 @@ ROTATING_INTERVAL = Field("no_rope_layer_interval", (Use((SMOLLM3,), integer(), 
 """Without ``ROTATING``, every such layer does not rotate."""
 
 WINDOW_ROWS: tuple[Field[Any], ...] = (
-    WINDOW, USE_WINDOW, LAYER_TYPES, FIRST_SLIDING, PERIOD, ROTATING, ROTATING_INTERVAL,
+    WINDOW, OTHER_WINDOW, USE_WINDOW, LAYER_TYPES, FIRST_SLIDING, PERIOD, ROTATING,
+    ROTATING_INTERVAL,
 )  # fmt: skip

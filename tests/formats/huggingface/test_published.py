@@ -145,7 +145,7 @@ GEMMA2 = {  # of 2B, from memory
     "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
     "hidden_size": 2304, "intermediate_size": 9216, "model_type": "gemma2",
     "num_hidden_layers": 26, "num_key_value_heads": 4, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
+    "sliding_window": 4096, "sliding_window_size": 4096,
 }  # fmt: skip
 GEMMA3 = {  # of 1B, from memory
     **_USUAL, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
@@ -166,6 +166,14 @@ GEMMA3_12B = {  # what its text_config says, from memory; half as many layers
     "_sliding_window_pattern": 6,
     "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4,
     "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "vocab_size": 262208,
+}  # fmt: skip
+MISTRAL = {  # of 7B v0.1, from memory
+    **_USUAL, "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+    "vocab_size": 32000,
 }  # fmt: skip
 QWEN2 = {  # of 7B, from memory; with its windows turned on
     **_USUAL, "architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643,
@@ -311,6 +319,14 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
             layer_kinds=(*(LayerKind(),) * 26, *(LayerKind(4096),) * 2),
         ),
     ),
+    "Mistral 7B v0.1": (
+        MISTRAL,
+        replace(
+            _PHI, layers=32, hidden=4096, ffn=14336, kv_groups=8, queries_per_group=4,
+            vocab=32000, max_positions=32768, rotary=RotarySettings(),
+            layer_kinds=(LayerKind(4096),) * 32,
+        ),
+    ),
     "AFM": (
         ARCEE,
         replace(
@@ -353,6 +369,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         {**GEMMA3, "rope_parameters": {"sliding_attention": {"rope_theta": 5.0}}},
         "rope_local_base_freq is 10000, rope_parameters.sliding_attention.rope_theta is 5",
     ),
+    ({**GEMMA3, "attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0"),
+    ({**OLMO2, "sliding_window_size": 4096}, "sliding_window_size: found 4096"),
     ({**GEMMA3, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "found 'yarn'"),
     ({**OLMO2, "clip_qkv": 8.0}, "clip_qkv: found 8.0"),
 ]

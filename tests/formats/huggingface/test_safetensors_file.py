@@ -345,6 +345,10 @@ KEY = "model.layers.1.self_attn.k_proj.weight"
 TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "D32 shape": (swap(KEY, np.zeros((8, 8), np.float32)), f"{KEY}: shape .8, 8., wanted .4, 8."),
     "missing": ({k: v for k, v in llama_arrays().items() if k != KEY}, f"{KEY}: not there"),
+    "those of a model of pictures": (
+        {f"language_model.{name}": array for name, array in llama_arrays().items()},
+        "not there, but language_model.model.*of pictures or sound are not supported",
+    ),
     "one too many": (swap("model.layers.2.x", A), "model.layers.2.x: no such parameter"),
     "no dtype of weights": (swap(KEY, np.zeros((4, 8), np.uint8)), f"{KEY}: dtype U8"),
     "not finite": (swap(KEY, np.full((4, 8), np.inf, np.float32)), "key.1, 0, 0, 0.: inf"),
