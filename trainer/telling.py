@@ -214,7 +214,7 @@ def notes(run: RunConfig) -> Iterator[str]:
         for difference in differences(checkpoint.config, run.config):
             yield f"{difference}: another function from here on"
     if run.frozen:
-        told = frozen_text(run.frozen, run.still, run.config, run.unfreezes_at)
+        told = frozen_text(run.frozen, run.still, run.config, run.unfreezes_at, run.last)
         yield f"training.freeze: {told}"
     if stage.warmup_steps >= stage.steps:
         key = "warmup_share takes" if stage.learning_rate.warmup_share else "warmup_samples take"

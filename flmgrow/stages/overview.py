@@ -93,7 +93,7 @@ def _frozen_rows(planned: PlannedStage) -> Rows:
     at = planned.stage.unfreeze_step
     until = None if at is None else planned.first + at
     still = frozen_slices(planned.frozen, planned.config, planned.padded_vocab)
-    return [("frozen", frozen_text(planned.frozen, still, planned.config, until))]
+    return [("frozen", frozen_text(planned.frozen, still, planned.config, until, planned.last))]
 
 
 def _start_text(start: Start) -> str:

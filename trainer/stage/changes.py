@@ -39,12 +39,13 @@ WATCHING = "guard."
 """Settings that end a run, and change none of its steps."""
 
 _DATA = "data."
+_UNFREEZES = "training.unfreeze_at"
 _DECIDES = (
     "training.batch",
     "training.precision",
     "training.switches",
     "training.freeze",
-    "training.unfreeze_at",
+    _UNFREEZES,
     "learning_rate.",
     "optimizer.",
     "masks.",
@@ -87,6 +88,7 @@ def settings_of(stage: StageFile) -> Json:
     if settings[_UNTIL] is None:
         tokens, steps = stage.training.tokens, stage.training.steps
         settings[_UNTIL] = f"the stage's {steps:,} steps" if tokens is None else tokens
+    settings[_UNFREEZES] = stage.unfreeze_step  # a share is of a length, which may change
     return settings | {_AT: stage.checkpoint.change_at}
 
 

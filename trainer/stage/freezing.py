@@ -7,7 +7,7 @@ Importing this module loads neither torch nor megatron-core: ``flmgrow run`` pla
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from flmgrow.model.frozen import Booleans, Frozen, FrozenPart, old_axes
 from flmgrow.model.masks import Fresh
 from flmgrow.model.tensors import logical_tensors, parameter_count
 from flmgrow.model.wording import amount
+from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.stage.section import Section
 
 OLD = "old"
@@ -52,7 +53,17 @@ def _span(value: object) -> object:
 
 
 def _rule(value: object) -> object:
-    return {OLD: True} if value == OLD else value
+    """Return a rule as its parts.
+
+    Raises:
+        ValueError: For what is none.
+    """
+    if value == OLD:
+        return {OLD: True}
+    if not isinstance(value, Mapping | FreezeRule):
+        wanted = Wanted("old, or a mapping of layers, tensors or axes")
+        raise ValueError(Text("found ", Found(f"{value!r:.40}"), wanted))
+    return value
 
 
 Spans = Annotated[
@@ -134,17 +145,18 @@ def frozen_slices(frozen: Frozen, config: ModelConfig, padded_vocab: int) -> fro
 
 
 def frozen_text(
-    frozen: Frozen, still: Collection[Slice], config: ModelConfig, until: int | None
+    frozen: Frozen, still: Collection[Slice], config: ModelConfig, until: int | None, last: int
 ) -> str:
-    """Return in words how much does not train, and ``until`` which step; ``still`` is what lies in
-    parameters that are frozen as a whole.
+    """Return in words how much does not train, and ``until`` which step of a stage that ends at
+    step ``last``; ``still`` is what lies in parameters that are frozen as a whole.
     """
     tensors = logical_tensors(config).values()
     entries = sum(frozen.count(each, full_box(each.shape(config.sizes))) for each in tensors)
-    whole, when = (
-        amount(parameter_count(config)),
-        "" if until is None else f", until step {until:,}",
-    )
+    whole, when = amount(parameter_count(config)), ""
+    if until is not None and until < last:
+        when = f", until step {until:,}"
+    elif until is not None:
+        when = f", as the stage ends at step {last:,}, and unfreeze_at is step {until:,}"
     return (
         f"{amount(entries)} of {whole} parameters do not train{when}; "
         f"{amount(parameters_in(still, config))} of them have no optimizer state"

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flmgrow.formats.layout.placements import Layout, make_layout
 from flmgrow.model.masks import Dimension, Mask, ramped
+from flmgrow.text import Found, Text, Wanted
 from flmgrow.trainer.stage.batch_sizes import BatchSizes
 from flmgrow.trainer.stage.freezing import Freeze
 from flmgrow.trainer.stage.section import (
@@ -27,8 +28,18 @@ from flmgrow.trainer.stage.section import (
     nearest,
 )
 
-Within = Annotated[float, Field(gt=0, lt=1)]
-"""A share that is neither nothing nor all."""
+
+def _steps_or_share(value: object) -> object:
+    """Return steps, or a share that is neither nothing nor all.
+
+    Raises:
+        ValueError: For what is neither.
+    """
+    counts = type(value) is int and 1 <= value <= MOST
+    if value is None or counts or (isinstance(value, float) and 0 < value < 1):
+        return value
+    wanted = Wanted("steps, from 1 on, or a share between 0 and 1")
+    raise ValueError(Text("found ", Found(f"{value!r:.40}"), wanted))
 
 
 class LayoutSection(Section):
@@ -104,7 +115,7 @@ class TrainingSection(Section):
     init_std: Positive = 0.02
     seed: Seed = 1234
     freeze: Freeze | None = None
-    unfreeze_at: Annotated[int, Field(ge=1, le=MOST)] | Within | None = None
+    unfreeze_at: Annotated[int | float | None, BeforeValidator(_steps_or_share)] = None
 
     @model_validator(mode="after")
     def _unfreezes_what_is_frozen(self) -> Self:

@@ -1,5 +1,6 @@
 """What rules freeze, held against a look at every entry; and what they name that is not there."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,15 @@ from flmgrow.model.axes import Axis, full_box
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.frozen import Frozen
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.trainer.stage.file import StageFile
-from flmgrow.trainer.stage.freezing import Freeze, FreezeRule, frozen_of, frozen_slices
+from flmgrow.trainer.stage.changes import changed_settings, settings_of
+from flmgrow.trainer.stage.file import StageFile, stage_of
+from flmgrow.trainer.stage.freezing import (
+    Freeze,
+    FreezeRule,
+    frozen_of,
+    frozen_slices,
+    frozen_text,
+)
 from flmgrow.trainer.stage.model import ModelSection
 
 PADDED = 24
@@ -142,13 +150,56 @@ def test_rows_that_pad_the_vocabulary_are_no_reason_to_train_a_table() -> None:
     assert not frozen_slices(less, config(), PADDED)
 
 
-@pytest.mark.parametrize(("at", "step"), [(3, 3), (0.5, 4), (0.01, 1), (0.55, 5)])
-def test_a_share_is_of_the_stages_steps(at: float, step: int) -> None:
-    stage = StageFile.model_validate({
+def stage_data(freeze: object, at: object, steps: int = 8) -> dict[str, Any]:
+    return {
         "name": "one",
         "data": {"sequence_length": 32, "corpora": [{"path": "none"}]},
-        "training": {"steps": 8 if at != 0.55 else 9, "batch": 8, "freeze": {"layers": 0},
-                     "unfreeze_at": at},
-        "learning_rate": {"peak": 1e-3},
-    })  # fmt: skip
+        "training": {"steps": steps, "batch": 8, "freeze": freeze, "unfreeze_at": at},
+        "learning_rate": {"peak": 1e-3, "decay_tokens": 2048},
+    }
+
+
+@pytest.mark.parametrize(("at", "step"), [(3, 3), (0.5, 4), (0.01, 1), (0.55, 5)])
+def test_a_share_is_of_the_stages_steps(at: float, step: int) -> None:
+    steps = 8 if at != 0.55 else 9
+    stage = StageFile.model_validate(stage_data({"layers": 0}, at, steps))
     assert stage.unfreeze_step == step
+
+
+@pytest.mark.parametrize("at", [0, -1, 1.0, 0.0, 1e3, True, "0.5", float("nan"), 10**19])
+def test_one_line_says_what_unfreezes(at: object) -> None:
+    with pytest.raises(UsageError) as raised:
+        stage_of(stage_data("old", at), Path("one.yaml"))
+    wanted = "steps, from 1 on, or a share between 0 and 1"
+    assert raised.value.message == f"one.yaml: training.unfreeze_at: found {at!r}, wanted {wanted}"
+
+
+@pytest.mark.parametrize("rules", ["new", True, ["old", 3]])
+def test_one_line_says_what_a_rule_is(rules: object) -> None:
+    with pytest.raises(UsageError, match="wanted old, or a mapping of layers, tensors or axes"):
+        stage_of(stage_data(rules, 1), Path("one.yaml"))
+
+
+def test_a_longer_stage_tells_that_its_share_is_another_step() -> None:
+    short, longer = (
+        StageFile.model_validate(stage_data({"layers": 0}, 0.5, steps)) for steps in (8, 16)
+    )
+    changed = changed_settings(longer, settings_of(short))
+    assert changed == {"training.unfreeze_at": (4, 8)}
+    fixed, later = (
+        StageFile.model_validate(stage_data({"layers": 0}, 4, steps)) for steps in (8, 16)
+    )
+    assert not changed_settings(later, settings_of(fixed))
+
+
+@pytest.mark.parametrize(
+    ("until", "told"),
+    [
+        (None, "do not train; "),
+        (5, "do not train, until step 5; "),
+        (6, "do not train, as the stage ends at step 6, and unfreeze_at is step 6; "),
+        (9, "do not train, as the stage ends at step 6, and unfreeze_at is step 9; "),
+    ],
+)
+def test_what_never_unfreezes_is_not_said_to(until: int | None, told: str) -> None:
+    assert told in frozen_text(frozen({"layers": 0}), (), config(), until, 6)
