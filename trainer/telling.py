@@ -227,6 +227,8 @@ def notes(run: RunConfig) -> Iterator[str]:
             f"learning_rate.decay_tokens take {stage.decay_steps:,} steps, the warm-up "
             f"{stage.warmup_steps:,}: the rate falls to its floor right behind that"
         )
+    if (batch := stage.last_batch) < stage.training.batch:
+        yield f"the stage ends before its batch has grown to {stage.training.batch:,}: at {batch:,}"
     left = stage.masks.after(run.begin.masks, run.last - run.begin.iteration)
     if left:
         values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())

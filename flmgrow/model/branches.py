@@ -227,7 +227,6 @@ def ffn(
     x: Tensor, layer: int, config: ModelConfig, weights: Weights, mask: Tensor | None
 ) -> Tensor:
     """Return what the FFN's down projection gives; ``x`` is what it reads, (b, s, h)."""
-
     up = _project(x, "up", layer, weights, config.linear_bias)
     activate = _ACTIVATIONS[config.activation]
     if config.gated:

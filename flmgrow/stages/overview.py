@@ -53,9 +53,7 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         rows.append(("start", _start_text(planned.start)))
     if planned.growth is not None:
         rows += _growth_rows(planned, before)
-    ramp = stage.training.batch_ramp
-    smallest = "" if ramp is None else f"{ramp[0]:,} to "
-    batch = f"{smallest}{data['batch']:,} sequences of {stage.data.sequence_length:,}"
+    batch = f"{_batches(stage)} sequences of {stage.data.sequence_length:,}"
     rate = stage.learning_rate
     return [
         *rows,
@@ -69,6 +67,13 @@ def stage_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:
         ("cost", f"{data['flops']:.3e} FLOPs in {data['precision']}"),
         ("checkpoint", f"{decimal_size(data['checkpoint_bytes'])} each, optimizer state included"),
     ]
+
+
+def _batches(stage: StageFile) -> str:
+    """Return the sizes of a stage's batches, and of that which its ramp does not come to."""
+    whole, last, ramp = stage.training.batch, stage.last_batch, stage.training.batch_ramp
+    smallest = "" if ramp is None or ramp[0] == last else f"{ramp[0]:,} to "
+    return f"{smallest}{last:,}" + (f" (of {whole:,})" if last < whole else "")
 
 
 def _growth_rows(planned: PlannedStage, before: PlannedStage | None) -> Rows:

@@ -118,7 +118,9 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
             wanted="a folder, or a model on the Hub",
         )
     on_hub = is_on_hub(Path(said))
-    place = str(hub_name(Path(said))) if on_hub else str(folder / Path(said).expanduser())
+    place = (
+        str(hub_name(Path(said))) if on_hub else str(_seen_from(folder, Path(said).expanduser()))
+    )
     path = fetch(hub_name(Path(said)))[0] if on_hub else Path(place)
     with in_words():
         anew = begins_anew(stage.checkpoint, path)
@@ -136,6 +138,16 @@ def start_of(own: Mapping[str, Any], stage: StageFile, folder: Path) -> Start | 
                 stage.model.max_position_embeddings,
                 fresh_of(checkpoint),
             )
+
+
+def _seen_from(folder: Path, path: Path) -> Path:
+    """Return ``path`` below an absolute ``folder``, without going down and up again.
+
+    A link is kept: what is above it is not what is above the folder that it leads to.
+    """
+    while path.parts[:1] == ("..",) and not folder.is_symlink():
+        folder, path = folder.parent, Path(*path.parts[1:])
+    return folder / path
 
 
 def check_agrees(section: ModelSection, start: Start) -> None:

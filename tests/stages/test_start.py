@@ -312,6 +312,20 @@ def test_a_start_without_arguments_gets_them_from_a_file(
         assert after.config == before.config
 
 
+def test_a_start_is_told_without_going_down_and_up_again(
+    data: Path, models: Path, tmp_path: Path
+) -> None:
+    """But where that leads elsewhere: above a link lies what is above the folder it leads to."""
+    folder, link = tmp_path / "real" / "deep", tmp_path / "link"
+    folder.mkdir(parents=True)
+    link.symlink_to(folder)
+    (folder.parent / "model").symlink_to(models / "legacy")
+    content = schedule_of(data, "../model")
+    for place, told in ((folder, folder.parent / "model"), (link, link / ".." / "model")):
+        done = flmgrow("run", write_schedule(place, content), "--out", tmp_path / "r", "--dry-run")
+        assert (done.code, f"start       {told}: all that it has" in done.out) == (0, True)
+
+
 def test_only_the_first_stage_says_how_a_run_begins(data: Path, tmp_path: Path) -> None:
     for section in ({"args_from": "x.yaml"}, {"begin": "anew"}):
         content = schedule_of(data, "bare", {**LARGER, "checkpoint": section})

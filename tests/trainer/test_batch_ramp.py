@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import accepted
-from stage_runs import make_data, metrics, saved, write_stage
-from trained_here import small, trained_in
+from commands import accepted, flmgrow
+from stage_runs import make_data, metrics, saved, write_schedule, write_stage
+from trained_here import small, trained, trained_in
 
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.flops import training_flops
@@ -48,6 +48,19 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     trained_in(folder, ramped(data))
     return folder / "stage.yaml"
+
+
+def test_a_stage_that_ends_in_its_ramp_says_so(data: Path, tmp_path: Path) -> None:
+    """At its beginning, and before: in what a schedule of it would do."""
+    content = ramped(data)
+    content["training"]["tokens"] = sum(BATCHES[:5]) * LENGTH
+    told = trained(write_stage(tmp_path, content))
+    assert "note: the stage ends before its batch has grown to 16: at 8\n" in told
+    del content["name"], content["checkpoint"]
+    content["model"]["vocab_size"] = 257
+    content["stages"] = [{"name": "only"}]
+    rows = flmgrow("run", write_schedule(tmp_path, content), "--out", tmp_path / "r", "--dry-run")
+    assert "in batches of 4 to 8 (of 16) sequences of 32\n" in rows.out
 
 
 @pytest.mark.slow

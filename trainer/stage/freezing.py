@@ -200,7 +200,7 @@ def _part(rule: FreezeRule, config: ModelConfig, sizes: Sizes, fresh: Fresh) -> 
 
 def _axis(name: str) -> Axis:
     if name != Axis.LAYER and name not in _AXES:
-        hint = "layers are named by layers" if name == "layers" else ""
+        hint = "name layers beside axes, not in them" if name == "layers" else ""
         raise UsageError(
             f"{_KEY}: axes: there is no axis {name!r:.40}",
             hint or f"axes are {', '.join(sorted(_AXES))}",

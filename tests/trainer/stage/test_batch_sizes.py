@@ -79,7 +79,7 @@ def test_a_length_ends_with_the_nearest_step(sizes: BatchSizes, samples: int) ->
 @given(batch=st.integers(1, 300), steps=st.integers(0, 500), samples=st.integers(0, 10**6))
 def test_without_a_ramp_it_is_a_product(batch: int, steps: int, samples: int) -> None:
     sizes = BatchSizes(batch)
-    assert (sizes.at(samples), sizes.all()) == (batch, [batch])
+    assert (sizes.at(samples), [*sizes.all()]) == (batch, [batch])
     assert sizes.after(steps, samples) == samples + steps * batch
     assert sizes.steps_until(Fraction(samples)) == (2 * samples + batch) // (2 * batch)
 
@@ -100,6 +100,18 @@ def test_a_stage_of_tokens_has_more_steps() -> None:
     # Settings that were changed after 5 steps: what is left is counted from there.
     assert steps_in_all(found, StageProgress(5, 24 * LENGTH)) == 10
     assert steps_left(found, StageProgress(20, 88 * LENGTH)) == 0
+
+
+@pytest.mark.parametrize(("steps", "last"), [(4, 4), (5, 8), (8, 12), (9, 16)])
+def test_the_last_batch_may_be_smaller_than_the_ramps_end(steps: int, last: int) -> None:
+    assert stage(training={**RAMPED, "steps": steps}).last_batch == last
+
+
+def test_a_long_ramp_is_not_listed_to_be_checked() -> None:
+    ramp = {"batch": 10**9, "batch_ramp": [2, 2, 10**9], "micro_batch": 2, "steps": 1}
+    assert stage(training=ramp).last_batch == 2
+    with pytest.raises(ValidationError, match="a batch of 3 does not divide"):
+        stage(training={**ramp, "batch_ramp": [2, 1, 10**9]})
 
 
 def test_the_rate_follows_samples() -> None:
