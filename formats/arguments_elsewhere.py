@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flmgrow.errors import UsageError
+from flmgrow.formats.huggingface.config import family_of, read_fields
 from flmgrow.formats.huggingface.contents import CONFIG, MAX_CONFIG_BYTES, is_huggingface
 from flmgrow.formats.megatron.arguments.classes import refuse_unknown
 from flmgrow.formats.megatron.arguments.layout_rows import LAYOUT_ROWS
@@ -67,8 +68,6 @@ def _model_only(arguments: Arguments, where: str) -> dict[str, object]:
 
 
 def _of_fields(path: Path) -> dict[str, object]:
-    from flmgrow.formats.huggingface.config import family_of, read_fields  # most are given none
-
     with ReadOnlyFile(path) as file:
         fields = read_object(file, MAX_CONFIG_BYTES)
     config = read_fields(family_of(fields, str(path)), fields, str(path))

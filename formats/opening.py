@@ -1,6 +1,7 @@
 """Recognising a checkpoint's format and opening it.
 
-Where that fails for one iteration, and another beside it can be opened, the hint says which.
+What reads a format is imported when a checkpoint has it, so that a command begins sooner. Where one
+iteration cannot be opened, and another beside it can, the hint says which.
 """
 
 import os
@@ -24,12 +25,6 @@ from flmgrow.formats.megatron.folders import (
     others,
     root_folder,
 )
-from flmgrow.formats.megatron.legacy.contents import RankFiles
-from flmgrow.formats.megatron.legacy.optimizer import with_rank_states
-from flmgrow.formats.megatron.legacy.reader import open_ranks
-from flmgrow.formats.megatron.torch_dist.contents import DistFolder
-from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
-from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.storage.marker import refuse_marked
 from flmgrow.text import Setting, Text
@@ -68,7 +63,7 @@ def open_checkpoint(
                     "; what is wrong in config.json, correct in a copy of the folder",
                 ),
             )
-        from flmgrow.formats.huggingface.reader import open_huggingface  # most are Megatron's
+        from flmgrow.formats.huggingface.reader import open_huggingface
 
         return open_huggingface(path, options)
     folder = path if ITERATION.fullmatch(path.name) else None
@@ -89,8 +84,15 @@ def open_checkpoint(
 @no_garbage_collection()
 def _open(root: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     companions = companions_in(folder)
-    open_it = open_torch_dist if is_distributed(folder) else open_ranks
-    return replace(open_it(root, folder, options), companions=companions)
+    if is_distributed(folder):
+        from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
+
+        opened = open_torch_dist(root, folder, options)
+    else:
+        from flmgrow.formats.megatron.legacy.reader import open_ranks
+
+        opened = open_ranks(root, folder, options)
+    return replace(opened, companions=companions)
 
 
 def _newest(path: Path, folder: Path | None, options: ReadOptions) -> Path | None:
@@ -130,8 +132,15 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """
     if "optimizer" not in checkpoint.carried:
         return checkpoint
-    files = checkpoint.contents
-    if isinstance(files, DistFolder):
-        return with_distributed_states(checkpoint, files, lags_of(checkpoint))
+    files, lags = checkpoint.contents, lags_of(checkpoint)
+    if checkpoint.format == "torch_dist":
+        from flmgrow.formats.megatron.torch_dist.contents import DistFolder
+        from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
+
+        assert isinstance(files, DistFolder)
+        return with_distributed_states(checkpoint, files, lags)
+    from flmgrow.formats.megatron.legacy.contents import RankFiles
+    from flmgrow.formats.megatron.legacy.optimizer import with_rank_states
+
     assert isinstance(files, RankFiles)
-    return with_rank_states(checkpoint, files, lags_of(checkpoint))
+    return with_rank_states(checkpoint, files, lags)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flmgrow.cli import options
 from flmgrow.cli.printing import note
-from flmgrow.formats.arguments_elsewhere import arguments_from
 from flmgrow.formats.checkpoint import Checkpoint, ReadOptions
 from flmgrow.formats.megatron.arguments.given import parse_given
 from flmgrow.opened import Source, opened, opened_source
@@ -29,6 +28,8 @@ class SourceOptions:
         """The arguments given in the place of the source's; notes on them go to stderr, once."""
         elsewhere: dict[str, object] = {}
         if self.args_from is not None:
+            from flmgrow.formats.arguments_elsewhere import arguments_from  # most give none
+
             elsewhere, notes = arguments_from(self.args_from)
             for text in notes:
                 note(text)
