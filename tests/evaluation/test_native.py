@@ -67,16 +67,21 @@ def test_answers_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert found[2] == pytest.approx(wanted[2], abs=1e-4)
 
 
-def test_answers_in_float64_are_those_of_transformers(tmp_path: Path) -> None:
-    """In GPT-2 transformers computes nothing in float32 by itself, as it does RMS norms."""
-    folder = make_named(tmp_path / "hf", "gpt2")
+@pytest.mark.parametrize(("name", "apart"), [("gpt2", 1e-8), ("gemma3", 1e-4)])
+def test_answers_in_float64_are_those_of_transformers(
+    name: str, apart: float, tmp_path: Path
+) -> None:
+    """In GPT-2 transformers computes nothing in float32 by itself, as it does RMS norms and
+    rotations. Of seven such layers, what it answers in float32 is further off than that.
+    """
+    folder = make_named(tmp_path / "hf", name)
     with open_checkpoint(folder) as source:
         found = answers(language_model(source, Computing(dtype="float64", device="cpu")))
     theirs = HFLM(pretrained=str(folder), dtype="float64", device="cpu", batch_size=3)
     wanted = answers(theirs)
-    assert found[0] == pytest.approx(wanted[0], rel=0, abs=1e-8)
-    assert found[2] == pytest.approx(wanted[2], rel=0, abs=1e-8)
-    assert answers(native(folder))[0] != pytest.approx(wanted[0], rel=0, abs=1e-8)
+    for place in (0, 2):
+        assert found[place] == pytest.approx(wanted[place], rel=0, abs=apart)
+    assert answers(native(folder))[0] != pytest.approx(found[0], rel=0, abs=1e-8)
 
 
 GENERATED = [

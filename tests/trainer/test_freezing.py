@@ -347,10 +347,14 @@ def test_layouts_freeze_the_same(data: Path, deep: Path, wide: Path, tmp_path: P
         if precision == "float32":  # rounded gradients differ, and Adam's first steps with them
             assert np.abs(one[each] - two[each]).max() < 1e-5
     assert any((two[each] != at_first[each]).any() for each in two)
-    first, second = (metrics(tmp_path / which / "stage.yaml") for which in ("one", "two"))
-    assert [m["grad_norm"] for m in second] == pytest.approx(
-        [m["grad_norm"] for m in first], rel=1e-5 if precision == "float32" else 1e-2
+    ours, theirs = (
+        [m["grad_norm"] for m in metrics(tmp_path / which / "stage.yaml")]
+        for which in ("one", "two")
     )
+    if precision == "float32":
+        assert theirs == pytest.approx(ours, rel=1e-5)
+    else:  # after Adam's first step the weights are no longer the same
+        assert theirs[0] == pytest.approx(ours[0], rel=1e-2)
 
 
 @pytest.mark.slow
