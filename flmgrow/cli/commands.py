@@ -4,6 +4,7 @@ A command is imported when it is called, or its own help is asked for: what ``fl
 tells of all of them is said here, so that it need not import any.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,6 +19,9 @@ from flmgrow.garbage import no_garbage_collection
 ARGUMENTS = "Arguments"
 OPTIONS = "Options"
 """The panel of options that name none."""
+
+THREADS = "OPENBLAS_NUM_THREADS"
+"""What the linear algebra in numpy's wheels reads when it is loaded, and never again."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,26 @@ class CommandGroup(PlainGroup):
         return [(name, entry.summary) for name, entry in COMMANDS.items()]
 
 
+def _import_numpy() -> None:
+    """Import numpy, which all commands do, without threads for its linear algebra.
+
+    No command has large products for numpy, and threads that wait for one spin: a quarter of the
+    CPU time of a command that only looks. What is started or imported later, torch and ranks, finds
+    the environment as it was.
+    """
+    if THREADS in os.environ:
+        return
+    os.environ[THREADS] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[THREADS]
+
+
 @no_garbage_collection()  # what modules are made of stays
 def command_of(name: str) -> Any:
     """Import the command ``name`` and return it."""
+    _import_numpy()
     entry = COMMANDS[name]
     module = import_module(f"flmgrow.cli.{entry.module}")
     function = getattr(module, entry.module, None)

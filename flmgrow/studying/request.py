@@ -217,6 +217,11 @@ def _scaled(value: object, factor: Fraction, key: object = None) -> object:
 def _check(path: Path, study: StudyFile) -> None:
     if len(set(study.seeds)) != len(study.seeds):
         raise UsageError("has a seed twice", "list each seed once", where=(path, "seeds"))
+    _check_arms(path, study)
+    _check_rates(path, study)
+
+
+def _check_arms(path: Path, study: StudyFile) -> None:
     for name, arm in study.arms.items():
         for stage in arm.stages:
             if stage.size not in study.sizes:
@@ -237,6 +242,9 @@ def _check(path: Path, study: StudyFile) -> None:
             "a frontier is one size, trained for several lengths",
             where=(path, "arms"),
         )
+
+
+def _check_rates(path: Path, study: StudyFile) -> None:
     if study.rates.values:
         for size in used_sizes(study):
             if size not in study.rates.values:

@@ -1,7 +1,9 @@
 """The front door: commands are imported when they are called, and all are told of."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import flmgrow
@@ -44,3 +46,22 @@ def test_no_other_commands_are_imported(words: list[str]) -> None:
     commands = {f"flmgrow.cli.{entry.module}" for entry in COMMANDS.values()}
     wanted = {"flmgrow.cli.reshard"} if "reshard" in words else set()
     assert commands & set(done.stderr.split()) == wanted
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted on Linux")
+@pytest.mark.parametrize(("said", "threads"), [(None, 1), ("2", min(2, os.cpu_count() or 1))])
+def test_a_command_begins_with_no_more_threads_than_are_asked_for(
+    said: str | None, threads: int
+) -> None:
+    """numpy would start one for each core; where a number is set it is the user's."""
+    program = (
+        "import os; from flmgrow.cli.commands import command_of; command_of('inspect');"
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    own = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    if said is not None:
+        own["OPENBLAS_NUM_THREADS"] = said
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=own
+    )
+    assert done.stdout.split() == [str(threads), str(said)]

@@ -94,7 +94,12 @@ class Described:
 
 
 def chosen_end(wanted: str | None, names: dict[str, int], usual: int | None, size: int) -> int:
-    """Return the id that ends documents: what is ``wanted`` (a name or an id), or the usual."""
+    """Return the id that ends documents: what is ``wanted`` (a name or an id), or the usual.
+
+    Raises:
+        UsageError: For a name or an id that the tokenizer does not have, and if there is no usual
+            one where none is wanted.
+    """
     if wanted is None:
         if usual is None:
             raise UsageError(
