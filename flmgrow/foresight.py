@@ -21,6 +21,7 @@ from flmgrow.searching.writing import write_report
 from flmgrow.stages.alone import read_stages
 from flmgrow.stages.drawing import check_can_draw
 from flmgrow.stages.pool import Pool, Watched
+from flmgrow.storage.hidden import held
 from flmgrow.storage.outputs import check_results_folder
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.report import StudyReport as StudyReport
@@ -75,7 +76,7 @@ def search(
     """
     check_can_draw()
     folder = search_folder(search, out, transfer)
-    with folder.held():
+    with held(folder.path):
         folder.prepare(Path(search))
         run_search(folder, Pool(parallel, watched), told, halving=halving)
         outcomes = folder.outcomes()
@@ -118,7 +119,7 @@ def study(
     folder = StudyFolder(Path(out))
     planned = read_planned(Path(study), scale)
     check_packages()
-    with folder.held():
+    with held(folder.path):
         trained, rates = carry_out(
             planned, folder, lambda: Pool(parallel, watched, warm=True), told
         )
@@ -153,7 +154,7 @@ def study_commands(
         FlmgrowError: As :func:`study` does.
     """
     folder = StudyFolder(Path(out))
-    with folder.held():
+    with held(folder.path):
         provisional = read_planned(Path(study), scale)
         if searches := search_commands(provisional, folder):
             return searches

@@ -74,6 +74,7 @@ def search(
     from flmgrow.searching.report import sections_of
     from flmgrow.searching.wording import told
     from flmgrow.storage.durable import write_small
+    from flmgrow.storage.hidden import held
     from flmgrow.storage.strict_yaml import dump_yaml
 
     if launcher not in ("torchrun", "srun"):
@@ -88,7 +89,7 @@ def search(
     if dry_run:
         _show(folder)
     elif print_commands:
-        with folder.held():
+        with held(folder.path):
             folder.prepare(search)
         _print_commands(folder, launcher, gpus_per_node)
     else:

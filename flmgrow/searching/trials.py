@@ -12,8 +12,7 @@ The same command goes on with what is not done. A trial is done when its last ch
 so a search that was killed at any moment loses no more than a training would.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -24,8 +23,6 @@ from flmgrow.searching.request import Search, Trial
 from flmgrow.stages.pool import Job
 from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.storage.durable import write_small
-from flmgrow.storage.folders import make_folders
-from flmgrow.storage.hidden import locked
 from flmgrow.text import Setting, Text
 
 TRIALS = "trials"
@@ -53,18 +50,6 @@ class SearchFolder:
     def of(self, trial: Trial) -> Path:
         """Return a trial's folder."""
         return self.path / TRIALS / trial.name
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other searches away from the folder, which is made if it is not there.
-
-        Raises:
-            OutputExistsError: If one is at it.
-            StorageError: The file system failed.
-        """
-        make_folders(Path(self.path.absolute().anchor), self.path.absolute())
-        with locked(self.path, self.path):
-            yield
 
     def prepare(self, source: Path) -> None:
         """Write the trials' stage files, and a copy of the search file.

@@ -86,6 +86,20 @@ def locked(path: Path, temp: Path) -> Iterator[Lease | None]:
 
 
 @contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs away from a folder that stays, which is made if it is not there.
+
+    Raises:
+        OutputExistsError: If one is at it.
+        StorageError: The file system failed.
+    """
+    whole = folder.absolute()
+    folders.make_folders(Path(whole.anchor), whole)
+    with locked(folder, folder):
+        yield
+
+
+@contextlib.contextmanager
 def one_run(path: Path) -> Iterator[None]:
     """Say of a lock that somebody has, or of a lease that was lost, what it means for ``path``."""
     try:

@@ -15,7 +15,6 @@ shows in what it was to make, and that appears whole or not at all.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from flmgrow.stages.run_folder import RunFolder
 from flmgrow.stages.steps import DIFFERS, Step, steps_of
 from flmgrow.stages.trial_folder import TrialFolder, TrialState
 from flmgrow.storage.durable import write_small
-from flmgrow.storage.folders import make_folders
-from flmgrow.storage.hidden import locked
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted, dump_yaml, read_yaml
 from flmgrow.studying.legs import Leg, Legs
@@ -43,18 +40,6 @@ class StudyFolder:
     """The folder of a study."""
 
     path: Path
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep other studies away from the folder, which is made if it is not there.
-
-        Raises:
-            OutputExistsError: If one is at it.
-            StorageError: The file system failed.
-        """
-        make_folders(Path(self.path.absolute().anchor), self.path.absolute())
-        with locked(self.path, self.path):
-            yield
 
     def of(self, leg: Leg) -> TrialFolder:
         """Return a leg's folder."""

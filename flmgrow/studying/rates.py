@@ -18,6 +18,7 @@ from flmgrow.stages.pool import Pool
 from flmgrow.stages.trial_folder import TrialState
 from flmgrow.storage.durable import write_small
 from flmgrow.storage.folders import make_folders
+from flmgrow.storage.hidden import held
 from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dump_yaml
 from flmgrow.studying.arms import PeakRates, flops_per_token, sized_stage, tokens_per_step
@@ -70,7 +71,7 @@ def search_rates(
     """
     found = given(study)
     for search in searches(study, path, folder).values():
-        with search.held():
+        with held(search.path):
             search.prepare(search.path / SEARCH)
             run_search(search, pools(), told)
             found.append(_chosen(study, search))

@@ -18,6 +18,7 @@ from flmgrow.searching.running import _climb
 from flmgrow.searching.trials import SearchFolder
 from flmgrow.stages.pool import Job, Pool, _Clock
 from flmgrow.stages.trial_folder import TrialState
+from flmgrow.storage.hidden import held
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_two_searches_in_one_folder(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = write_search(tmp_path, data, {PEAK: [1e-3]}), tmp_path / "out"
-    with SearchFolder(out, read_search(file)).held():
+    with held(out):
         for words in ([], ["--print-commands"]):
             code = run(["search", str(file), "--out", str(out), *words])
             assert code == OutputExistsError.exit_code

@@ -17,6 +17,7 @@ from studies import MASK, SCRATCH, study_data, write_study
 from flmgrow.cli.app import run
 from flmgrow.errors import OutputExistsError, UsageError
 from flmgrow.stages.trial_folder import TrialState
+from flmgrow.storage.hidden import held
 from flmgrow.studying.arms import schedule_of
 from flmgrow.studying.folder import StudyFolder
 from flmgrow.studying.measuring import outcome_of
@@ -151,7 +152,7 @@ def test_two_studies_in_one_folder(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = write_study(tmp_path, one_seed(data)), tmp_path / "out"
-    with StudyFolder(out).held():
+    with held(out):
         assert run(["study", str(file), "--out", str(out)]) == OutputExistsError.exit_code
         assert f"another run (pid {os.getpid()} on " in capsys.readouterr().err
     assert run(["study", str(file), "--out", str(out), "--print-commands"]) == 0
