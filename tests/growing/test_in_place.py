@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from commands import flmgrow
-from in_place import END, MASK, SMALL, WIDE, assert_same, between, stages, weights
-from stage_runs import make_data, train
+from in_place import END, MASK, WIDE, assert_same, between, stages, weights
+from stage_runs import make_data
 from trained_here import trained
 
 from flmgrow.errors import StorageError, UsageError
@@ -38,33 +38,6 @@ GROWTHS: dict[str, dict[str, Any]] = {
     },
 }
 OFTEN, *RARE = GROWTHS
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "tensor ranks, grouped queries, bfloat16": {
-        "layout": {"tp": 2, "sequence_parallel": True},
-        "model": {**SMALL, "num_query_groups": 2, "normalization": "rmsnorm", "tied": False},
-        "training": {"precision": "bfloat16"},
-        "growth": {"hidden_size": 64, "num_attention_heads": 8, "method": "copy", "seed": 1},
-    },
-    "uneven pipeline ranks, shared table": {
-        "layout": {"pp": 2},
-        "large_layout": {"pipeline_layers": [1, 2]},
-        "growth": MASK,
-    },
-    "pipeline ranks, frozen": {
-        "layout": {"pp": 2},
-        "large_layout": {"pipeline_layers": [1, 2]},
-        "training": {"precision": "bfloat16", "freeze": [{"layers": 0}, {"tensors": "embedding"}]},
-        "growth": {"num_layers": 3, "ffn_hidden_size": 192, "method": "zero", "seed": 3},
-    },
-    "replicas": {
-        "layout": {"dp": 2},
-        "growth": GROWTHS["zero"],
-    },
-    "replicas that share an optimizer": {
-        "layout": {"dp": 2, "distributed_optimizer": True},
-        "growth": MASK,
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +69,6 @@ def test_what_is_frozen_grows_as_over_the_disk(data: Path, tmp_path: Path) -> No
     first, second = stages(data, tmp_path / "here", GROWTHS["zero"], training=training)
     assert "training.freeze: " in trained(second)
     assert_same(second, between(first, second, tmp_path / "between"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_ranks_give_one_another_what_they_grow_from(data: Path, tmp_path: Path, name: str) -> None:
-    first, second = stages(data, tmp_path / "here", **LAYOUTS[name])
-    train(second)
-    assert_same(second, between(first, second, tmp_path / "between", train))
 
 
 def test_another_seed_draws_other_values(data: Path, tmp_path: Path, undisturbed: Path) -> None:
