@@ -33,6 +33,7 @@ class OptimizerState:
     not distributed. ``digest`` is of the files that hold the states apart from the weights.
     ``lags`` say of which parameters less was counted, or which have no state. Of those
     ``state_readers`` read what training would begin with: moments of zero, and the weight.
+    ``native_mup``: the groups are those of megatron-core's own muP.
     """
 
     groups: tuple[Mapping[object, object], ...]
@@ -43,6 +44,7 @@ class OptimizerState:
     gradient_dtype: str | None = None
     digest: str = ""
     lags: Lags = field(default_factory=dict)
+    native_mup: bool = False
 
     @property
     def step_count(self) -> int:

@@ -12,10 +12,14 @@ from flmgrow.formats.huggingface.writer import (
     huggingface_notes,
 )
 from flmgrow.formats.megatron.arguments.kind_rows import layer_options
+from flmgrow.formats.megatron.arguments.model import written_arguments
+from flmgrow.formats.megatron.arguments.mup import mup_options
 from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
 from flmgrow.formats.megatron.carried import dropped_content
+from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.legacy.writer import target_files
+from flmgrow.formats.megatron.rank_contents import RankContents
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
 from flmgrow.formats.targets import PlannedFile
 from flmgrow.text import Setting, Text
@@ -42,6 +46,13 @@ def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
             "what layers differ in, Megatron-LM does not take from a checkpoint: pass "
             f"{layer_options(target.config)}"
         )
+    if isinstance(source.contents, RankContents):
+        old = arguments_in(source.contents.content((0, 0)), str(source.folder))
+        if options := mup_options(old, written_arguments(old, target.config)):
+            told.append(
+                "muP's arguments, Megatron-LM does not take from a checkpoint: pass "
+                f"{options}, and all others of muP, --lr and --min-lr as before"
+            )
     return told
 
 

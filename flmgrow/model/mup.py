@@ -25,7 +25,8 @@ so a trainer that makes such groups puts the kind into each, under :data:`KIND`.
 megatron-core (0.17 and newer) has a muP of its own, which names no kinds and moves less: with m,
 the width over the base width, hidden matrices have 1/m of the learning rate and of epsilon, weight
 decay stays, and so does everything else. Its groups are known by these quotients, and get those
-that it would compute for the new width, as it finds groups again by their settings.
+that it would compute for the new width, as it finds groups again by their settings. At the base
+width hidden matrices are in one group with the embeddings: there theirs begins, and there it ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -153,22 +154,42 @@ def _is_divided(group: Group, plain: Group, width: float) -> bool:
     )
 
 
-def grown_native_groups(groups: Sequence[Group], before: float, after: float) -> tuple[Group, ...]:
-    """Return groups with the settings of megatron-core's muP for another width.
+def grown_native_groups(
+    groups: Sequence[Group], before: float, after: float
+) -> tuple[Group, ...] | None:
+    """Return the groups that megatron-core's muP makes of ``groups`` at another width.
 
     ``before`` and ``after`` are the widths over the base width. Groups that it did not make stay.
+    None if it is not to be told which one hidden matrices are in.
     """
-    return tuple(
-        group
-        if (plain := plain_group(group, groups, before)) is None
-        else {**group, **_divided(group, plain, before, after)}
-        for group in groups
-    )
+    if before == after:
+        return tuple(groups)
+    if before == 1:
+        only = _with_decay(groups)
+        wholes = [group if group is only else None for group in groups]
+    else:
+        wholes = [plain_group(group, groups, before) for group in groups]
+    if all(whole is None for whole in wholes):
+        return None
+    found: list[Group] = []
+    for group, whole in zip(groups, wholes, strict=True):
+        if whole is None or before == 1:
+            found.append(group)
+        if whole is not None and after != 1:
+            found.append({**group, **_divided(group, whole, before, after)})
+    return tuple(found)
+
+
+def _with_decay(groups: Sequence[Group]) -> Group | None:
+    """Return the group of all matrices, if there is one and its settings are given as numbers."""
+    decaying = [group for group in groups if group.get("wd_mult") != 0]
+    known = [all(isinstance(g.get(n), int | float) for n in ("max_lr", "eps")) for g in decaying]
+    return decaying[0] if known == [True] else None
 
 
 def _divided(group: Group, plain: Group, before: float, after: float) -> dict[object, object]:
     factor = 1.0 / after  # as megatron-core has it, to the last bit
-    moved: dict[object, object] = {}
+    moved: dict[object, object] = {"default_config": False} if "default_config" in group else {}
     for name in _NATIVE:
         whole = plain.get(name)
         if name in group and isinstance(whole, int | float):

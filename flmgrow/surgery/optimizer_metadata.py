@@ -14,7 +14,7 @@ from flmgrow.formats.layout.lags import Lags
 from flmgrow.formats.layout.placements import Slice
 from flmgrow.formats.same_values import text_of
 from flmgrow.model.axes import Axis
-from flmgrow.model.mup import KIND, grown_group, grown_native_groups, plain_group
+from flmgrow.model.mup import KIND, Group, grown_group, grown_native_groups
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.operators.choices import Moments
 from flmgrow.operators.growth import Growth
@@ -32,10 +32,9 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
     if state is None:
         return None
     ratio = growth.new.hidden / growth.old.hidden
-    groups = tuple(grown_group(group, ratio) for group in state.groups)
-    if growth.old.multipliers.mup_base_width is not None:
-        widths = growth.old.width_multiplier, growth.new.width_multiplier
-        groups = grown_native_groups(groups, *widths) if ratio != 1 else groups
+    groups = _native_groups(state, growth) or tuple(
+        grown_group(group, ratio) for group in state.groups
+    )
     lags = grown_lags(state.lags, growth)
     if growth.moments is not Moments.RESET:
         return replace(state, groups=groups, lags=lags)
@@ -43,6 +42,16 @@ def carried(state: OptimizerState | None, growth: Growth) -> OptimizerState | No
     groups = tuple({**group, _STEP: 0} if _STEP in group else group for group in groups)
     step = None if state.step is None else 0.0
     return replace(state, groups=groups, step=step, lags=lags)
+
+
+def _native_groups(state: OptimizerState, growth: Growth) -> tuple[Group, ...] | None:
+    """Return the groups that megatron-core's own muP makes of a grown model, if it made these and
+    they can be told.
+    """
+    if not state.native_mup:
+        return None
+    widths = growth.old.width_multiplier, growth.new.width_multiplier
+    return grown_native_groups(state.groups, *widths)
 
 
 def grown_lags(lags: Lags, growth: Growth) -> dict[Slice, int | None]:
@@ -67,13 +76,12 @@ def unfollowed(state: OptimizerState | None, growth: Growth) -> tuple[str, ...]:
     declared = growth.old.multipliers.mup_base_width is not None
     if state is None or not (wider and declared):
         return ()
-    width = growth.old.width_multiplier
-    if any(plain_group(group, state.groups, width) for group in state.groups):
-        if growth.new.width_multiplier != 1:
+    if state.native_mup:
+        if _native_groups(state, growth) is not None:
             return ()
         return (
-            "muP: at the base width megatron-core makes no param group for hidden matrices, so it "
-            "cannot load this optimizer: let its run begin without",
+            "muP: the param groups do not tell hidden matrices from the rest, so megatron-core "
+            "finds none for the new width: let its run begin without the optimizer's state",
         )
     if any(KIND in group for group in state.groups):
         return ()

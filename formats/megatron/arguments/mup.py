@@ -6,8 +6,17 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.fields import ArgumentReader
 from flmgrow.formats.megatron.arguments import model_rows as rows
 from flmgrow.formats.megatron.arguments import mup_rows as mup
+from flmgrow.formats.megatron.arguments.row import Arguments
 from flmgrow.model.config import Multipliers, Positions
 from flmgrow.text import Found, Text
+
+
+def mup_options(before: Arguments, after: Arguments) -> str:
+    """Return the options of Megatron-LM that say what has changed of megatron-core's own muP."""
+    if not mup.is_native(after):
+        return ""
+    changed = [row for row in mup.NATIVE_ROWS if row.get(after) != row.get(before)]
+    return " ".join(f"--{row.name.replace('_', '-')} {row.get(after)!r}" for row in changed)
 
 
 def read_multipliers(

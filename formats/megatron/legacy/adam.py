@@ -71,13 +71,12 @@ def _is_native_mup(first: Group, second: Group) -> bool:
     """Whether megatron-core's muP (0.17 and newer) made the ``second`` group, for hidden matrices.
 
     It puts groups with settings of their own behind the one that has none, and gives these another
-    epsilon; in all else both are alike. A growth to the base width makes them alike in all that
-    the next step does not set anew.
+    epsilon; in all else both are alike.
     """
     names = {*first, *second} - {"params"}
     unlike = {name for name in names if first.get(name) != second.get(name)}
     moved = {"lr", "max_lr", "min_lr", "eps", "default_config"}
-    return unlike <= {"lr"} or ("eps" in unlike and unlike <= moved)
+    return bool(first.get("default_config", True)) and "eps" in unlike and unlike <= moved
 
 
 def by_group(groups: Sequence[Group], items: Sequence[Item]) -> list[list[Item]]:

@@ -12,6 +12,7 @@ from functools import cache
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint
 from flmgrow.formats.layout.lags import Lags, with_state
+from flmgrow.formats.megatron.arguments.mup_rows import is_native
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
@@ -172,5 +173,12 @@ def with_rank_states(checkpoint: Checkpoint, files: RankFiles, lags: Lags) -> Ch
         missing = stand_ins(kind, arrays[0].dtype, checkpoint.reader.arrays, lags)
         readers[kind] = LogicalReader(tensors, checkpoint.stored_sizes, [*arrays, *missing])
         dtypes[kind] = _dtype(kind, arrays)
-    state = replace(first.state(), dtypes=dtypes, digest=digest_files(files.beside), lags=lags)
+    arguments = arguments_in(files.content(next(iter(ranks))), str(checkpoint.folder))
+    state = replace(
+        first.state(),
+        dtypes=dtypes,
+        digest=digest_files(files.beside),
+        lags=lags,
+        native_mup=is_native(arguments),
+    )
     return replace(checkpoint, optimizer=state, state_readers=readers)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import Checkpoint, OptimizerState
 from flmgrow.formats.layout.lags import Lags
+from flmgrow.formats.megatron.arguments.mup_rows import is_native
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.gradient_buffers import BELONG
 from flmgrow.formats.megatron.stand_ins import stand_ins
@@ -149,4 +150,6 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder, lags: 
         )
         for state, own in pieces.items()
     }
-    return replace(checkpoint, optimizer=replace(found, dtypes=dtypes), state_readers=readers)
+    native = is_native(arguments_in(contents.root, contents.where))
+    state = replace(found, dtypes=dtypes, native_mup=native)
+    return replace(checkpoint, optimizer=state, state_readers=readers)

@@ -110,15 +110,16 @@ def check_groups(name: str, place: Path, before: Groups, after: Groups) -> None:
 def test_its_own_model_computes_the_same_after_growth(tmp_path: Path) -> None:
     """And one that is left to itself, or whose multiplier stays as it was stored, does not."""
     models: list[tuple[Path, dict[str, Any]]] = []
+    said: dict[str, str] = {}
     for name, (given, growth, _) in CASES.items():
         small, large = tmp_path / name / "small", tmp_path / name / "large"
         make_checkpoint(small, PLAIN, use_mup=True, multiple=1, **given)
-        accepted("expand", small, large, *growth)
+        said[name] = accepted("expand", small, large, *growth).err
         accepted("verify", small, large)
         models += [(small, {}), (large, {}), (large, {"mup_output_mult": 1.0})]
         models += [(large, {"use_mup": False})]
     found = iter(told_by_megatron(models))
-    for name, (_, _, written) in CASES.items():
+    for name, (given, _, written) in CASES.items():
         told = [next(found) for _ in range(4)]
         before, after, trapped, without = (computed for computed, _ in told)
         check_groups(name, tmp_path / name, told[0][1], told[1][1])
@@ -132,3 +133,6 @@ def test_its_own_model_computes_the_same_after_growth(tmp_path: Path) -> None:
         args = vars(torch.load(file, weights_only=False)["args"])
         assert {n: args[n] for n in written} == pytest.approx(written, rel=1e-16), name
         assert args["use_mup"] is True
+        for option in written:
+            told = f"--{option.replace('_', '-')} {args[option]!r}"
+            assert (told in said[name]) == (args[option] != given.get(option)), (name, told)

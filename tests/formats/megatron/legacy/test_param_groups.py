@@ -11,17 +11,21 @@ from functools import partial
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import accepted
 from damage import edit, rank_files
 from growing import grow_checkpoint
-from optimizer_states import Content, inner
+from optimizer_states import Content, inner, states
 from pico import CONFIGS, even, make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.megatron.legacy.adam import MASTERS
 from flmgrow.model.config import Multipliers
 from flmgrow.surgery.layout_request import LayoutRequest
+
+TWICE = ("--hidden-size", 24, "--method", "copy")
 
 
 def renumber(content: Content, order: tuple[int, ...]) -> None:
@@ -33,9 +37,9 @@ def renumber(content: Content, order: tuple[int, ...]) -> None:
     place = {old: new for new, old in enumerate(before)}
     for group in state["param_groups"]:
         group["params"] = [place[number] for number in group["params"]]
-    if "fp32_from_fp16_params" in content["optimizer"]:
-        masters = content["optimizer"]["fp32_from_fp16_params"]
-        content["optimizer"]["fp32_from_fp16_params"] = [masters[number] for number in order]
+    if MASTERS in content["optimizer"]:
+        masters = content["optimizer"][MASTERS]
+        content["optimizer"][MASTERS] = [masters[number] for number in order]
 
 
 def decouple(content: Content) -> None:
@@ -94,18 +98,20 @@ def divide(content: Content, width: float = 1.5) -> None:
     """Give hidden matrices a group of their own, as megatron-core's muP does."""
     state = inner(content)
     matrices, plain = state["param_groups"]
+    for group in (matrices, plain):
+        group.update(max_lr=3e-4, eps=1e-8)
+    if width == 1:
+        return
     keys = [k for k, w in content["model"].items() if isinstance(w, torch.Tensor) and w.ndim == 2]
     hidden = [n for n, key in zip(matrices["params"], keys, strict=True) if ".layers." in key]
     own = {**matrices, "params": hidden, "max_lr": 3e-4 * (1 / width), "eps": 1e-8 * (1 / width)}
     matrices["params"] = [n for n in matrices["params"] if n not in hidden]
-    for group in (matrices, plain):
-        group.update(max_lr=3e-4, eps=1e-8)
-    renumber_as_listed(state, [matrices, own, plain])
-
-
-def renumber_as_listed(state: Content, groups: list[Content]) -> None:
-    state["param_groups"] = groups
-    renumber({"optimizer": state}, tuple(range(len(groups))))
+    state["param_groups"] = [matrices, own, plain]
+    if MASTERS in content["optimizer"]:
+        listed = [master for group in content["optimizer"][MASTERS] for master in group]
+        own_masters = [[listed[n] for n in group["params"]] for group in state["param_groups"]]
+        content["optimizer"][MASTERS] = own_masters
+    renumber(content, (0, 1, 2))
 
 
 def test_groups_of_megatrons_own_mup_follow_the_width(tmp_path: Path) -> None:
@@ -119,7 +125,7 @@ def test_groups_of_megatrons_own_mup_follow_the_width(tmp_path: Path) -> None:
         edit(file, divide)
     out = accepted("expand", source, tmp_path / "b", "--hidden-size", 24, "--tp", 1,
                    "--method", "copy").err  # fmt: skip
-    assert "muP" not in out
+    assert "param groups" not in out
     accepted("verify", source, tmp_path / "b")
     (file,) = rank_files(tmp_path / "b")
     tables, hidden, plain = inner(torch.load(file, weights_only=False))["param_groups"]
@@ -132,14 +138,54 @@ def test_groups_of_megatrons_own_mup_follow_the_width(tmp_path: Path) -> None:
         assert group["wd_mult"] == old["wd_mult"]
 
 
-def test_growing_to_the_base_width_is_told(tmp_path: Path) -> None:
-    """There megatron-core makes fewer groups, and would not find these."""
-    source = make_checkpoint(
-        tmp_path / "a", CONFIGS["tele"], optimizer=True, use_mup=True, mup_base_hidden_size=24
-    )
-    edit(rank_files(source)[0], partial(divide, width=0.5))
-    words = ("expand", source, tmp_path / "b", "--hidden-size", 24, "--method", "copy")
-    assert "note: muP: at the base width megatron-core makes no param group" in accepted(*words).err
+BASES = {8: 3, 12: 3, 24: 2}
+"""muP's base width of a model of width 12 that grows to 24, and the groups that 24 has by it."""
+
+
+def settings(content: Content) -> list[dict[str, object]]:
+    return [{**group, "params": None} for group in inner(content)["param_groups"]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_the_group_of_hidden_matrices_begins_and_ends_at_the_base_width(
+    dtype: str, tmp_path: Path
+) -> None:
+    """What grew is what another base width's groups give, in settings and in every state."""
+    config = replace(CONFIGS["tele"], multipliers=Multipliers(attention=1 / 4))
+    grown = {}
+    for base in BASES:
+        source = make_checkpoint(
+            tmp_path / f"{base}", config, even(config, 2), dtype=dtype, optimizer=True,
+            use_mup=True, mup_base_hidden_size=base, softmax_scale=None,
+        )  # fmt: skip
+        for file in rank_files(source):
+            edit(file, partial(divide, width=12 / base))
+        out = tmp_path / f"{base} grown"
+        assert "param groups" not in accepted("expand", source, out, *TWICE).err
+        assert "with muP's settings for the new width" in accepted("verify", source, out).out
+        grown[base] = states(out)
+        for file in rank_files(out):
+            found = settings(torch.load(file, weights_only=False))
+            assert len(found) == BASES[base]
+            assert [group["eps"] for group in found] == (
+                [1e-8, 1e-8 * (1 / (24 / base)), 1e-8] if base != 24 else [1e-8, 1e-8]
+            )
+    for base in BASES:
+        for state in grown[base]:
+            for name, values in grown[base][state].items():
+                assert np.array_equal(values, grown[8][state][name]), (base, state, name)
+
+
+def test_groups_that_do_not_tell_hidden_matrices_are_told(tmp_path: Path) -> None:
+    """megatron-core would look for three, and these say too little to be made into them."""
+    source = make_checkpoint(tmp_path / "a", CONFIGS["tele"], optimizer=True, use_mup=True)
+    told = accepted("expand", source, tmp_path / "b", *TWICE).err
+    assert "note: muP: the param groups do not tell hidden matrices from the rest" in told
+    assert "let its run begin without" in told
+    contents = [
+        torch.load(rank_files(tmp_path / name)[0], weights_only=False) for name in ("a", "b")
+    ]
+    assert settings(contents[0]) == settings(contents[1])
 
 
 WRONG: dict[str, Callable[[Content], object]] = {
