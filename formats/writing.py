@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint, Dropped, TargetModel
 from flmgrow.formats.companions import companion_files
+from flmgrow.formats.huggingface.config_writing import UnsayableError
 from flmgrow.formats.huggingface.writer import (
     huggingface_dropped,
     huggingface_files,
@@ -14,7 +15,7 @@ from flmgrow.formats.huggingface.writer import (
 from flmgrow.formats.megatron.arguments.kind_rows import layer_options
 from flmgrow.formats.megatron.arguments.model import written_arguments
 from flmgrow.formats.megatron.arguments.mup import mup_options
-from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid
+from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid, unsaid
 from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.folders import folder_name, tracker
@@ -22,6 +23,7 @@ from flmgrow.formats.megatron.legacy.writer import target_files
 from flmgrow.formats.megatron.rank_contents import RankContents
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
 from flmgrow.formats.targets import PlannedFile
+from flmgrow.model.config import ModelConfig
 from flmgrow.text import Setting, Text
 
 
@@ -113,10 +115,21 @@ def described_files(source: Checkpoint, target: TargetModel) -> Sequence[Planned
             ),
             Text("add ", Setting("format", "torch_dist"), ", or leave the version out"),
         )
-    files = written_format(target.format).describe(source, target)
+    try:
+        files = written_format(target.format).describe(source, target)
+    except UnsayableError as error:
+        raise error.with_hint(_ways_out(target.config, error.hint)) from None
     if not written_format(target.format).ranks:
         return files
     return [*files, *companion_files(source.companions, folder_name(source.iteration))]
+
+
+def _ways_out(config: ModelConfig, hint: str) -> str:
+    """Return what can be done with a model that Hugging Face's formats cannot hold."""
+    if unsaid(config):
+        return hint
+    megatron = Setting("format", "megatron")
+    return Text("keep it as a Megatron checkpoint (", megatron, "), or ", hint)
 
 
 def left_out(source: Checkpoint, target: TargetModel) -> list[Dropped]:

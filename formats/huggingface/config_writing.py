@@ -98,6 +98,10 @@ def _new(family: Family, config: ModelConfig, ids: Fields) -> Fields:
     }
 
 
+class UnsayableError(UsageError):
+    """No family of Hugging Face's can say a model, or not the one that was chosen."""
+
+
 def _nearest(reasons: Mapping[str, list[str]]) -> str:
     """Return what the families that come nearest to a model cannot say of it."""
     fewest = min(len(lost) for lost in reasons.values())
@@ -152,8 +156,9 @@ def written_fields(
     says, and the model it means when it is read with ``options``.
 
     Raises:
-        UsageError: If no family (or not that one) can say the model, with the reasons; and where
-            windows of some layers would get lost that ``options`` hide.
+        UnsayableError: If no family (or not that one) can say the model, with the reasons.
+        UsageError: For an unknown family, and where windows of some layers would get lost that
+            ``options`` hide.
     """
     if name is not None and name not in FAMILIES:
         raise UsageError(
@@ -175,11 +180,7 @@ def written_fields(
         if not reasons[each]:
             architecture = {ARCHITECTURES.name: [FAMILIES[each].architecture]}
             return FAMILIES[each], {**fields, **architecture}
-    raise UsageError(
+    raise UnsayableError(
         f"this model cannot be said in Hugging Face's terms: {_nearest(reasons)}",
-        Text(
-            "keep it as a Megatron checkpoint (",
-            Setting("format", "megatron"),
-            "), or grow it to sizes that a family can say",
-        ),
+        "grow it to sizes that a family can say",
     )

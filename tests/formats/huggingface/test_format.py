@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import accepted, flmgrow, refused
 from growing import grow_checkpoint, stored_arrays
-from hf_folders import MODELS, fields, llama_arrays, make_folder, with_files
+from hf_folders import EVERY, MODELS, fields, llama_arrays, make_folder, with_files
 from pico import make_checkpoint
 
 from flmgrow.errors import BadCheckpointError
+from flmgrow.formats.huggingface.config_writing import written_fields
+from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.surgery.layout_request import LayoutRequest
 
@@ -40,6 +43,31 @@ def test_whose_names_an_import_has(impl: str, tmp_path: Path) -> None:
     states = [key for key in content["model"] if key.endswith("_extra_state")]
     assert len(states) == 4 * 2 + 1
     assert file.parts[-3] == "release"
+
+
+@pytest.mark.parametrize(
+    ("name", "megatron"),
+    [
+        ("llama", True),
+        ("olmo2", False),
+        ("gemma", False),
+        ("gemma2", False),
+        ("gemma3_text", False),
+    ],
+)
+def test_megatron_is_a_way_out_only_where_it_has_such_a_block(
+    name: str, megatron: bool, tmp_path: Path
+) -> None:
+    family, said = written_fields(EVERY[name], name)
+    placements = family_placements(family, EVERY[name], EVERY[name].sizes)
+    arrays = {each.key: np.zeros(each.shape, np.float32) for each in placements}
+    source = make_folder(tmp_path / "hf", said | {"dtype": "float32"}, arrays)
+    words = ("export", source, tmp_path / "b", "--family", "gpt2")
+    told = refused(2, "this model cannot be said", *words, place=tmp_path).err
+    assert told.rstrip().endswith("grow it to sizes that a family can say")
+    assert ("keep it as a Megatron checkpoint (--format megatron), or" in told) is megatron
+    kept = flmgrow("reshard", source, tmp_path / "b", "--format", "megatron")
+    assert (kept.code == 0) is megatron, kept.err
 
 
 def test_optimizer_state_is_left_out_with_a_note(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from strategies import examples
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.megatron.arguments.model import read_config, written_arguments
+from flmgrow.formats.megatron.arguments.mup import mup_options
 from flmgrow.formats.megatron.arguments.mup_rows import NATIVE_ROWS
 from flmgrow.formats.megatron.arguments.run_config import read_run_config
 from flmgrow.model.axes import Axis
@@ -114,6 +115,25 @@ def test_older_versions_are_told_what_they_always_were() -> None:
     assert [written[f"flmgrow_{name}"] for name in (
         "embedding_multiplier", "output_multiplier", "mup_base_width"
     )] == [2.0, 3.0, 6]  # fmt: skip
+
+
+TOLD: list[tuple[dict[str, Any], int, str]] = [
+    ({}, 24, "--mup-base-hidden-size 12 --mup-output-mult 1.0000000000000002"),
+    ({"mup_base_hidden_size": 6}, 24, "--mup-output-mult 0.5"),
+    ({"mup_base_hidden_size": 24}, 24, "--mup-output-mult 2.0"),
+    ({"mup_base_hidden_size": 6, "mup_output_mult": 0.25}, 24, ""),
+    ({"mup_base_hidden_size": 6}, 12, ""),
+    ({"use_mup": False}, 24, ""),
+    ({"use_mup": None, "flmgrow_mup_base_width": 6}, 24, ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "hidden", "options"), TOLD)
+def test_what_megatron_must_be_told_anew(
+    changes: dict[str, Any], hidden: int, options: str
+) -> None:
+    args = args_of(**changes)
+    assert mup_options(args, written_arguments(args, widened(read(args), hidden))) == options
 
 
 @pytest.mark.parametrize(

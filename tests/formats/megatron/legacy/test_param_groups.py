@@ -161,7 +161,12 @@ def test_the_group_of_hidden_matrices_begins_and_ends_at_the_base_width(
         for file in rank_files(source):
             edit(file, partial(divide, width=12 / base))
         out = tmp_path / f"{base} grown"
-        assert "param groups" not in accepted("expand", source, out, *TWICE).err
+        told = accepted("expand", source, out, *TWICE).err
+        assert "param groups" not in told
+        assert (
+            "note: muP's arguments, Megatron-LM does not take from a checkpoint: pass --mup-"
+            in told
+        )
         assert "with muP's settings for the new width" in accepted("verify", source, out).out
         grown[base] = states(out)
         for file in rank_files(out):

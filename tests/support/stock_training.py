@@ -1,5 +1,4 @@
-"""Run in a process of its own, with a megatron-core that has muP: its model, trained by its own
-optimizer.
+"""Run in a process of its own, with a newer megatron-core: its model, trained by its own optimizer.
 
 Model, optimizer and schedule follow from the arguments in a folder as they do in Megatron-LM.
 Input and output are JSON: jobs (folders to load and to save, steps to take), and for each the
@@ -37,7 +36,7 @@ from megatron.core.optimizer import (  # noqa: E402
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # noqa: E402
 from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E402
-from native_mup_runs import stock_model  # noqa: E402
+from stock_logits import stock_model  # noqa: E402
 
 from flmgrow.trainer.megatron.model import start_parallel, stop_parallel  # noqa: E402
 

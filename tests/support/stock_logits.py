@@ -1,4 +1,4 @@
-"""Run in a process of its own, with a megatron-core that has muP: the logits of its own model.
+"""Run in a process of its own, with a newer megatron-core: the logits of its own model.
 
 The arguments of each checkpoint (of one rank, in Megatron's legacy format) go where Megatron-LM
 puts them, into TransformerConfig and GPTModel, and nowhere else. Input and output are JSON: folders
@@ -28,6 +28,7 @@ SAME = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
     "normalization", "add_bias_linear", "use_mup", "mup_base_hidden_size", "mup_embedding_mult",
     "mup_output_mult", "mup_base_head_dim", "mup_attn_scale_power", "mup_width_mult",
+    "window_size", "window_attn_skip_freq", "no_rope_freq",
 )  # fmt: skip
 
 
@@ -53,7 +54,9 @@ def stock_model(args: Any) -> GPTModel:
         transformer_layer_spec=get_gpt_layer_local_spec(normalization=args.normalization),
         vocab_size=args.padded_vocab_size,
         max_sequence_length=args.max_position_embeddings,
-        position_embedding_type="none",
+        position_embedding_type=args.position_embedding_type,
+        rotary_base=args.rotary_base,
+        rotary_percent=args.rotary_percent,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
     )
     return model.double().eval()
