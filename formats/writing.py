@@ -53,7 +53,7 @@ def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
         if options := mup_options(old, written_arguments(old, target.config)):
             told.append(
                 "muP's arguments, Megatron-LM does not take from a checkpoint: pass "
-                f"{options}, and all others of muP, --lr and --min-lr as before"
+                f"{options}, and all others of muP and of the learning rate as before"
             )
     return told
 
