@@ -6,6 +6,7 @@ says some of it, the checkpoint the rest, and the corpora must fit both.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from flmgrow.errors import UsageError
 from flmgrow.formats.history.manifest import base_output
 from flmgrow.formats.layout.placements import Layout, Slice, padded_size
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.flops import training_flops
 from flmgrow.model.frozen import Frozen
 from flmgrow.storage.folders import check_free_space, make_folders
 from flmgrow.storage.strict_yaml import dotted
@@ -34,7 +36,7 @@ from flmgrow.trainer.stage.changes import (
 )
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left, trained_by
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
-from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices
+from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices, trained_of
 from flmgrow.trainer.stage.keys import in_keys
 
 
@@ -72,6 +74,12 @@ class RunConfig:
         """The iteration at which what is frozen begins to train; None if none is, or never does."""
         step = self.stage.unfreeze_step
         return None if step is None or not self.frozen else self.begin.stage_begin + step
+
+    @cached_property
+    def flops_per_token(self) -> int:
+        """The floating-point operations of a step, forward and backward, from where it goes on."""
+        trained = trained_of(self.still, self.layout, self.stage.training.recompute)
+        return training_flops(self.config, self.stage.data.sequence_length, trained)
 
     @property
     def is_function_kept(self) -> bool:

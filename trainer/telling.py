@@ -8,7 +8,6 @@ from pathlib import Path
 
 from flmgrow.formats.history.manifest import methods_text
 from flmgrow.formats.history.training_state import Carried
-from flmgrow.model.flops import training_flops
 from flmgrow.model.masks import Dimension
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
@@ -108,8 +107,7 @@ def flops_per_step(run: RunConfig, batch: int) -> int:
     """Return the floating-point operations of a step on ``batch`` samples, forward and backward,
     over all ranks.
     """
-    length = run.stage.data.sequence_length
-    return training_flops(run.config, length) * batch * length
+    return run.flops_per_token * batch * run.stage.data.sequence_length
 
 
 def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:

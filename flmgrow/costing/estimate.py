@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from flmgrow.costing.memory import Memory, memory_of
-from flmgrow.costing.operations import Operations, executed, operations
+from flmgrow.costing.operations import NONE, Operations, executed, operations
 from flmgrow.costing.rates import Bill, Rates
 from flmgrow.errors import UsageError
 from flmgrow.model.tensors import parameter_count
@@ -143,7 +143,8 @@ def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
     sizes = [checkpoint_bytes(each.stage, each.config, each.still) for each in stages]
     moved = [2 * (before + after) for before, after in pairwise(sizes)]
     last, tokens = costs[-1], sum(each.tokens for each in costs)
-    scratch = _operations(last.planned, tokens)
+    final = last.planned
+    scratch = operations(final.config, final.stage.data.sequence_length, tokens)
     precision = last.planned.stage.training.precision
     bill = rates.bill(scratch.products, precision, last.gpus, last.utilisation)
     between = [Between(each, each / rates.storage) for each in moved]
@@ -153,21 +154,23 @@ def cost_of(stages: Sequence[PlannedStage], rates: Rates) -> RunCost:
 def _stage_cost(number: int, planned: PlannedStage, rates: Rates) -> StageCost:
     stage = planned.stage
     tokens = stage.tokens_after(planned.steps)
-    counted = _operations(planned, tokens)
+    length = stage.data.sequence_length
+    counted = sum(
+        (operations(planned.config, length, *part) for part in planned.trained), start=NONE
+    )
     gpus, utilisation = rates.gpus or stage.layout.world, rates.utilisation(number)
-    per_token = executed(planned.config, stage.data.sequence_length, stage.training.recompute)
+    carried_out = sum(
+        some * executed(planned.config, length, stage.training.recompute, trained)
+        for some, trained in planned.trained
+    )
     return StageCost(
         planned,
         tokens,
         counted,
-        tokens * per_token,
+        carried_out,
         gpus,
         utilisation,
         rates.bill(counted.products, stage.training.precision, gpus, utilisation),
         memory_of(planned),
         rates.accelerator.memory,
     )
-
-
-def _operations(planned: PlannedStage, tokens: float) -> Operations:
-    return operations(planned.config, planned.stage.data.sequence_length, tokens)

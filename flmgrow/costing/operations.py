@@ -6,14 +6,23 @@ ones that recomputation repeats or without. The counts differ by tens of per cen
 stand side by side, and each figure says which it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
+from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.flops import forward_flops, training_flops
-from flmgrow.model.tensors import parameter_count
+from flmgrow.model.flops import (
+    EVERYTHING,
+    TensorInLayer,
+    TrainedParts,
+    computations,
+    forward_flops,
+    training_flops,
+)
+from flmgrow.model.tensors import logical_tensors
 
-SIX = 6
-"""Per parameter and token: two forward, four backward (Kaplan et al., 2020, section 2.1)."""
+TABLES = ("embedding", "position_embedding")
+"""The tables of tokens and of learned positions; a head that is tied is the table."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +56,51 @@ class Operations:
 NONE = Operations(0, 0, 0, 0)
 
 
-def operations(config: ModelConfig, sequence_length: int, tokens: float) -> Operations:
-    """Return the operations of training a model on so many tokens, in such sequences."""
-    parameters = parameter_count(config)
-    products = training_flops(config, sequence_length)
-    head = 2 * config.vocab * config.hidden
-    again = forward_flops(config, sequence_length) - head
+def operations(
+    config: ModelConfig, sequence_length: int, tokens: float, trained: TrainedParts = EVERYTHING
+) -> Operations:
+    """Return the operations of training a model on so many tokens, in such sequences.
+
+    Of a parameter that does not train 6 are fewer, too: by 2 for its gradient, and by 2 more if its
+    input has none.
+    """
+    six_n = _by_parameter(config, sequence_length, trained)
+    tables = sum(six_n.get((name, None), 0) for name in TABLES)
     return Operations(
-        tokens * products,
-        tokens * (products + again),
-        tokens * SIX * parameters,
-        tokens * SIX * (parameters - table_parameters(config)),
+        tokens * training_flops(config, sequence_length, trained),
+        tokens * executed(config, sequence_length, "full", trained),
+        tokens * sum(six_n.values()),
+        tokens * (sum(six_n.values()) - tables),
     )
 
 
-def executed(config: ModelConfig, sequence_length: int, recompute: str) -> int:
+def _by_parameter(
+    config: ModelConfig, length: int, trained: TrainedParts
+) -> dict[TensorInLayer, int]:
+    """Return 2 operations for each parameter of a tensor and each time that it is used."""
+    tensors = logical_tensors(config)
+    sizes = {**config.sizes, Axis.LAYER: 1}
+    return {
+        each.part: 2 * each.passes * prod(tensors[each.part[0]].shape(sizes))
+        for each in computations(config, length, trained)
+        if each.part is not None
+    }
+
+
+def executed(
+    config: ModelConfig, sequence_length: int, recompute: str, trained: TrainedParts = EVERYTHING
+) -> int:
     """Return the operations per token that a device carries out, repeated ones included.
 
-    ``recompute`` is a stage's: ``selective`` repeats the attention's scores, ``full`` all layers.
+    ``recompute`` is a stage's: ``selective`` repeats the attention's scores, ``full`` all layers,
+    whose inputs all have a gradient then.
     """
-    counted = training_flops(config, sequence_length)
     if recompute == "full":
-        return counted + forward_flops(config, sequence_length) - 2 * config.vocab * config.hidden
-    if recompute == "selective":
-        return counted + config.layers * 4 * sequence_length * config.heads * config.head_dim
-    return counted
-
-
-def table_parameters(config: ModelConfig) -> int:
-    """Return how many parameters the tables of tokens and of learned positions have.
-
-    A head of its own is none of them; one that is tied to the table is the table.
-    """
-    positions = config.max_positions if config.positions == "learned" else 0
-    return (config.vocab + positions) * config.hidden
+        trained = replace(trained, given=trained.given | {0})
+        again = forward_flops(config, sequence_length) - 2 * config.vocab * config.hidden
+    elif recompute == "selective":
+        found = computations(config, sequence_length, trained)
+        again = sum(each.flops for each in found if each.part is None and each.reached)
+    else:
+        again = 0
+    return training_flops(config, sequence_length, trained) + again

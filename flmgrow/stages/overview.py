@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from flmgrow.model.flops import training_flops
 from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount, decimal_size, kind_text, model_text
 from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.start import Start
 from flmgrow.storage.strict_json import Json
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes
-from flmgrow.trainer.stage.freezing import frozen_slices, frozen_text
+from flmgrow.trainer.stage.freezing import frozen_text
 
 Rows = list[tuple[str, str]]
 
@@ -33,7 +32,7 @@ def stage_data(planned: PlannedStage) -> Json:
         "warmup_steps": stage.warmup_steps,
         "peak": stage.learning_rate.peak,
         "floor": stage.learning_rate.floor,
-        "flops": tokens * training_flops(planned.config, stage.data.sequence_length),
+        "flops": planned.flops,
         "checkpoint_bytes": checkpoint_bytes(stage, planned.config, planned.still),
         "precision": stage.training.precision,
         "growth": {} if planned.growth is None else _methods(planned),
@@ -97,8 +96,8 @@ def _frozen_rows(planned: PlannedStage) -> Rows:
         return [] if rules is None else [("frozen", "what is old; how much is not known here")]
     at = planned.stage.unfreeze_step
     until = None if at is None else planned.first + at
-    still = frozen_slices(planned.frozen, planned.config, planned.padded_vocab)
-    return [("frozen", frozen_text(planned.frozen, still, planned.config, until, planned.last))]
+    told = frozen_text(planned.frozen, planned.still_at_first, planned.config, until, planned.last)
+    return [("frozen", told)]
 
 
 def _start_text(start: Start) -> str:

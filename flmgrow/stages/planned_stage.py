@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flmgrow.formats.layout.placements import Layout, Slice
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.flops import EVERYTHING, TrainedParts, training_flops
 from flmgrow.model.frozen import Frozen
 from flmgrow.model.masks import Dimension, Fresh, Mask
 from flmgrow.operators.growth import Growth
@@ -14,7 +15,7 @@ from flmgrow.stages.past import steps_of
 from flmgrow.stages.start import Start
 from flmgrow.surgery.target_file import GrowthRequest
 from flmgrow.trainer.stage.file import StageFile
-from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices
+from flmgrow.trainer.stage.freezing import frozen_of, frozen_slices, trained_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +60,30 @@ class PlannedStage:
     def still(self) -> frozenset[Slice]:
         """What lies in parameters of which none ever trains in it, so that they have no state."""
         at = self.stage.unfreeze_step
-        if at is not None and at < self.stage.steps:
-            return frozenset()
+        return frozenset() if at is not None and at < self.stage.steps else self.still_at_first
+
+    @cached_property
+    def still_at_first(self) -> frozenset[Slice]:
+        """What lies in parameters of which none trains when it begins."""
         return frozen_slices(self.frozen, self.config, self.padded_vocab)
+
+    @property
+    def trained(self) -> list[tuple[int, TrainedParts]]:
+        """What it trains on how many of its tokens, before all of it does, and then."""
+        stage = self.stage
+        at = self.steps if stage.unfreeze_step is None else min(stage.unfreeze_step, self.steps)
+        tokens, whole = stage.tokens_after(at), stage.tokens_after(self.steps)
+        first = trained_of(self.still_at_first, self.layout, stage.training.recompute)
+        return [(tokens, first), (whole - tokens, EVERYTHING)]
+
+    @property
+    def flops(self) -> int:
+        """The floating-point operations of its steps, forward and backward."""
+        length = self.stage.data.sequence_length
+        return sum(
+            tokens * training_flops(self.config, length, trained)
+            for tokens, trained in self.trained
+        )
 
     @property
     def in_place(self) -> bool:

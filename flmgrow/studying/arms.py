@@ -47,14 +47,7 @@ class PlannedArm:
     @property
     def flops(self) -> int:
         """The operations of all its stages."""
-        return sum(map(flops_of, self.stages))
-
-
-def flops_of(planned: PlannedStage) -> int:
-    """Return the operations of a stage."""
-    stage = planned.stage
-    per_token = training_flops(planned.config, stage.data.sequence_length)
-    return planned.steps * stage.tokens_per_step * per_token
+        return sum(each.flops for each in self.stages)
 
 
 def planned_arms(study: StudyFile, path: Path, rates: PeakRates) -> list[PlannedArm]:

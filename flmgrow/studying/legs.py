@@ -19,7 +19,7 @@ from flmgrow.stages.past import CHECKPOINTS
 from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.stages.trial_folder import in_its_folder
 from flmgrow.storage.strict_json import Json
-from flmgrow.studying.arms import PlannedArm, flops_of
+from flmgrow.studying.arms import PlannedArm
 from flmgrow.trainer.stage.chain import START
 from flmgrow.trainer.stage.file import StageFile
 
@@ -110,7 +110,7 @@ class Leg:
     @property
     def cost(self) -> float:
         """The operations of its steps."""
-        return float(flops_of(self.planned))
+        return float(self.planned.flops)
 
     @property
     def farthest(self) -> float:

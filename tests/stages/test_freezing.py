@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from commands import accepted, flmgrow
-from stage_runs import make_data, write_schedule
+from stage_runs import make_data, metrics, write_schedule
 from trained_here import carried_out
 
 import flmgrow as library
@@ -64,6 +64,7 @@ def test_what_trains_decides_on_memory_and_on_the_size_of_checkpoints(
     assert held["new"].optimizer < 0.5 * held["all"].optimizer
     assert held["new"].gradients * 2 == held["new"].optimizer
     assert held["late"] == held["all"]
+    assert plans["new"].flops < plans["late"].flops < plans["all"].flops
     words = {name: ("run", tmp_path / name / "schedule.yaml", "--dry-run") for name in plans}
     sizes = {
         name: json.loads(accepted(*words[name], "--json").out)["stages"][1]["checkpoint_bytes"]
@@ -118,6 +119,8 @@ def test_a_run_freezes_what_was_there_before_the_growth_and_lets_it_go(
     assert not np.array_equal(embedding(4), embedding(5))
     lags = json.loads((saves[6] / "flmgrow_training.json").read_bytes())["lags"]
     assert {lag["steps"] for lag in lags} == {4}
+    told = metrics(large / "stage.yaml")[-1]["flops"]
+    assert told == sum(planned.flops for planned in read_schedule(path))
     assert flmgrow("run", path, "--out", tmp_path / "run").code == 0
 
 
@@ -126,12 +129,14 @@ def test_a_stage_file_alone_says_nothing_of_what_is_old(data: Path, tmp_path: Pa
     content = yaml.safe_load(schedule(data, tmp_path).read_text())
     del content["stages"]
     content["name"] = "alone"
-    held = []
+    held, flops = [], []
     for frozen in (None, "old", {"layers": 0}):
         content["training"] |= {"steps": 4, "freeze": frozen}
         (tmp_path / "stage.yaml").write_text(yaml.safe_dump(content))
         accepted("cost", tmp_path / "stage.yaml")
         (planned,) = read_stages(tmp_path / "stage.yaml")
         held.append(memory_of(planned)[0])
+        flops.append(planned.flops)
     assert held[0] == held[1]
     assert held[2].optimizer < held[0].optimizer
+    assert flops[2] < flops[1] == flops[0]

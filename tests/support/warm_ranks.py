@@ -16,8 +16,11 @@ PATIENCE = timedelta(seconds=120)
 distributed: Any = torch.distributed  # its types leave stores out
 
 
-def train_warm(stage: Path, expect: int = 0) -> str:
-    """Train a stage, insist on the exit code of its ranks, and return what the first one told."""
+def train_warm(stage: Path, expect: int = 0, module: str | None = None) -> str:
+    """Train a stage, insist on the exit code of its ranks, and return what the first one told.
+
+    ``module`` is what runs a rank, if it is not the stage's own.
+    """
     content = read_stage(stage)
     world = content.layout.world
     # The ranks meet at this process, as under torchrun: nobody else can take a port it listens at.
@@ -33,7 +36,7 @@ def train_warm(stage: Path, expect: int = 0) -> str:
         "LOCAL_WORLD_SIZE": str(world),
     }
     logs = [stage.parent / f"rank{rank}.log" for rank in range(world)]
-    words = [module_of(content), str(stage)]
+    words = [module or module_of(content), str(stage)]
     ranks = [
         WarmProcess(words, log, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, [])
         for rank, log in enumerate(logs)

@@ -8,6 +8,7 @@ Importing this module loads neither torch nor megatron-core: ``flmgrow run`` pla
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated, Self
 
 import numpy as np
@@ -15,10 +16,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from flmgrow.errors import UsageError
 from flmgrow.formats.layout.lags import parameters_in
-from flmgrow.formats.layout.placements import Slice, make_layout, placements
+from flmgrow.formats.layout.placements import Layout, Slice, make_layout, placements
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis, Sizes, full_box
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.flops import EVERYTHING, TrainedParts
 from flmgrow.model.frozen import Booleans, Frozen, FrozenPart, old_axes
 from flmgrow.model.masks import Fresh
 from flmgrow.model.tensors import logical_tensors, parameter_count
@@ -142,6 +144,18 @@ def frozen_slices(frozen: Frozen, config: ModelConfig, padded_vocab: int) -> fro
         if still[place.key] and still.get(_WITH_BIAS.sub(r"\1.bias", place.key), True)
         for each in place.slices
     )
+
+
+def trained_of(still: frozenset[Slice], layout: Layout, recompute: str) -> TrainedParts:
+    """Return what steps train of a model in a layout, of which some is ``still``.
+
+    What another pipeline rank sends has a gradient in any case, and so has what a layer begins with
+    that is computed again as a whole.
+    """
+    if not still:
+        return EVERYTHING
+    *ends, _ = accumulate(layout.chunk_layers)
+    return TrainedParts(still, frozenset(ends) | ({0} if recompute == "full" else set()))
 
 
 def frozen_text(
