@@ -62,7 +62,7 @@ class Source:
 
     @property
     def format(self) -> str:
-        """``megatron``, ``torch_dist`` or ``huggingface``."""
+        """``megatron``, ``torch_dist``, ``fsdp_dtensor`` or ``huggingface``."""
         return self.checkpoint.format
 
     @property

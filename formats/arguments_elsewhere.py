@@ -17,7 +17,7 @@ from flmgrow.formats.megatron.arguments.vocabulary_rows import MULTIPLE, PADDED_
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.folders import is_distributed, iteration_folder
 from flmgrow.formats.megatron.legacy.reader import first_arguments
-from flmgrow.formats.megatron.torch_dist.contents import DistFolder
+from flmgrow.formats.opening import distributed_folder
 from flmgrow.storage.files import ReadOnlyFile
 from flmgrow.storage.strict_json import read_object
 from flmgrow.text import Setting, Text
@@ -79,7 +79,7 @@ def _of_checkpoint(path: Path) -> dict[str, object]:
     folder = iteration_folder(path)
     if not is_distributed(folder):
         return _model_only(*first_arguments(folder))
-    contents = DistFolder(folder)
+    contents = distributed_folder(folder)
     try:
         return _model_only(arguments_in(contents.root, contents.where), contents.where)
     finally:

@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.formats.checkpoint import AS_STORED, Checkpoint, ReadOptions
@@ -28,6 +29,9 @@ from flmgrow.formats.megatron.folders import (
 from flmgrow.garbage import no_garbage_collection
 from flmgrow.storage.marker import refuse_marked
 from flmgrow.text import Setting, Text
+
+if TYPE_CHECKING:
+    from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 
 _TRIED = 3
 """Other iterations that are tried until one can be opened."""
@@ -85,14 +89,29 @@ def open_checkpoint(
 def _open(root: Path, folder: Path, options: ReadOptions) -> Checkpoint:
     companions = companions_in(folder)
     if is_distributed(folder):
-        from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
+        from flmgrow.formats.megatron.torch_dist.reader import open_distributed
 
-        opened = open_torch_dist(root, folder, options)
+        opened = open_distributed(root, distributed_folder(folder), options)
     else:
         from flmgrow.formats.megatron.legacy.reader import open_ranks
 
         opened = open_ranks(root, folder, options)
     return replace(opened, companions=companions)
+
+
+def distributed_folder(folder: Path) -> "DistFolder":
+    """Return the files of the distributed checkpoint in ``folder``; the caller closes them.
+
+    Raises:
+        BadCheckpointError: If it is no finished checkpoint of a format that is read.
+    """
+    from flmgrow.formats.megatron.fsdp_dtensor.contents import fsdp_folder
+    from flmgrow.formats.megatron.fsdp_dtensor.names import is_fsdp
+    from flmgrow.formats.megatron.torch_dist.common import listed
+    from flmgrow.formats.megatron.torch_dist.contents import dist_folder
+
+    metadata = listed(folder)
+    return (fsdp_folder if is_fsdp(metadata) else dist_folder)(folder, metadata)
 
 
 def _newest(path: Path, folder: Path | None, options: ReadOptions) -> Path | None:
@@ -133,12 +152,14 @@ def with_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     if "optimizer" not in checkpoint.carried:
         return checkpoint
     files, lags = checkpoint.contents, lags_of(checkpoint)
-    if checkpoint.format == "torch_dist":
+    if checkpoint.format in ("torch_dist", "fsdp_dtensor"):
+        from flmgrow.formats.megatron.fsdp_dtensor.optimizer import with_fsdp_states
         from flmgrow.formats.megatron.torch_dist.contents import DistFolder
         from flmgrow.formats.megatron.torch_dist.optimizer import with_distributed_states
 
         assert isinstance(files, DistFolder)
-        return with_distributed_states(checkpoint, files, lags)
+        plain = checkpoint.format == "torch_dist"
+        return (with_distributed_states if plain else with_fsdp_states)(checkpoint, files, lags)
     from flmgrow.formats.megatron.legacy.contents import RankFiles
     from flmgrow.formats.megatron.legacy.optimizer import with_rank_states
 

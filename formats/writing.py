@@ -36,14 +36,19 @@ def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
             f"the norm epsilon is now {eps:.9g}: Megatron-LM does not take it from a checkpoint, "
             f"so pass --norm-epsilon {eps!r}"
         )
-    if factor not in (None, _STOCK_ROPE_FACTOR) and not written_format(source.format).ranks:
+    if factor not in (None, _STOCK_ROPE_FACTOR) and not has_ranks(source.format):
         told.append(
             f"Llama 3's rotary scaling has the factor {factor:g} here: Megatron-LM's "
             f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
             "flmgrow train takes it as it is"
         )
+    if source.format in _WRITTEN_AS:
+        told.append(
+            f"{source.format} is read, not written: the result is {target.format}, for runs "
+            "without --use-megatron-fsdp"
+        )
     kinds = target.config.layer_kinds
-    if kinds and (kinds != source.config.layer_kinds or not written_format(source.format).ranks):
+    if kinds and (kinds != source.config.layer_kinds or not has_ranks(source.format)):
         told.append(
             "what layers differ in, Megatron-LM does not take from a checkpoint: pass "
             f"{layer_options(target.config)}"
@@ -82,6 +87,22 @@ FORMATS: Mapping[str, Format] = {
     "torch_dist": Format(torch_dist_files),
     "huggingface": Format(huggingface_files, huggingface_dropped, huggingface_notes, ranks=False),
 }
+
+
+_WRITTEN_AS: Mapping[str, str] = {"fsdp_dtensor": "torch_dist"}
+"""Formats that are read and not written, and what is written in their place."""
+
+
+def written_as(name: str) -> str:
+    """Return the format that a result has where none is asked for, of a source of format ``name``:
+    the same, if it can be written.
+    """
+    return _WRITTEN_AS.get(name, name)
+
+
+def has_ranks(name: str) -> bool:
+    """Whether checkpoints of the format called ``name``, written or only read, know ranks."""
+    return written_format(written_as(name)).ranks
 
 
 def written_format(name: str) -> Format:

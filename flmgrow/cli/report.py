@@ -21,6 +21,7 @@ def model_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     kind = {
         "megatron": f"Megatron (torch){naming}",
         "torch_dist": f"Megatron (torch_dist){naming}",
+        "fsdp_dtensor": f"Megatron (fsdp_dtensor){naming}",
         "huggingface": "Hugging Face (safetensors)",
     }
     return [

@@ -10,7 +10,7 @@ told the old size would not load it.
 from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.layout.placements import padded_size
-from flmgrow.formats.writing import written_format
+from flmgrow.formats.writing import has_ranks
 from flmgrow.text import Setting, Text
 
 
@@ -27,7 +27,7 @@ def stored_vocab(source: Checkpoint, vocab: int, tp: int, wanted: int | None = N
         return _checked(wanted, vocab, tp)
     own = source.padded_vocab
     by_rule = padded_size(source.config.vocab, source.vocab_multiple, source.layout.tp)
-    if written_format(source.format).ranks and own != by_rule and vocab <= own and own % tp == 0:
+    if has_ranks(source.format) and own != by_rule and vocab <= own and own % tp == 0:
         return own
     return padded_size(vocab, source.vocab_multiple, tp)
 

@@ -36,7 +36,7 @@ class ZeroPiece:
 
 @dataclass(frozen=True, eq=False)
 class CastPiece:
-    """A weight in the dtype of its master, which it has not."""
+    """A weight in another dtype than its own."""
 
     weight: Piece
     dtype: str
@@ -47,7 +47,7 @@ class CastPiece:
         return self.weight.placement
 
     def __str__(self) -> str:
-        return f"{self.weight}: as its own master"
+        return f"{self.weight}: as {self.dtype}"
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the array's bytes from byte ``offset`` on, whole elements of it."""

@@ -1,6 +1,6 @@
 """The model and layout that a checkpoint's arguments describe, before its arrays are looked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from flmgrow.formats.megatron.arguments.vocabulary_rows import (
     vocabulary_notes,
 )
 from flmgrow.formats.megatron.folders import ITERATION
+from flmgrow.formats.pieces import Piece
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.torch_file.values import Global
@@ -26,6 +27,9 @@ from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor, logical_tensors
 from flmgrow.text import Pass, Text
+
+_MAIN = "float32"
+_HALF = (Global("torch", "bfloat16"), Global("torch", "float16"))
 
 
 @contextmanager
@@ -126,6 +130,25 @@ def weights_dtype(arguments: Mapping[str, object], reader: LogicalReader) -> str
             ),
         )
     return first.dtype
+
+
+def main_weights_dtype(arguments: Mapping[str, object], pieces: Sequence[Piece]) -> str | None:
+    """Return the dtype that a model computes in where ``pieces`` are float32 main weights of it;
+    None where they are the weights that it computes with.
+    """
+    declared = DTYPE.get(arguments)
+    if not isinstance(declared, Global) or declared not in _HALF:
+        return None
+    return declared.name if all(piece.dtype == _MAIN for piece in pieces) else None
+
+
+def main_weights_note(dtype: str) -> str:
+    """Return what is to be told of float32 main weights that are read as ``dtype``."""
+    return Text(
+        f"weights are stored as the optimizer's, in {_MAIN}; they are read as {dtype}, which the "
+        "run computes in. To read them as they are, ",
+        Pass("set_arguments", {DTYPE.name: f"torch.{_MAIN}"}),
+    )
 
 
 def iteration_number(content: Mapping[object, object], where: str, folder_name: str) -> int | None:

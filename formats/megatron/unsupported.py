@@ -94,7 +94,7 @@ BACKENDS: Mapping[str, Unsupported] = {
         "torch_dist --ckpt-convert-save DIR",
     ),
     "fsdp_dtensor": Unsupported(
-        "a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor)",
+        "a checkpoint of Megatron-FSDP (--ckpt-format fsdp_dtensor) under other names than its own",
         "convert it with Megatron-LM's tools/checkpoint/checkpoint_inspector.py "
         "convert-fsdp-dtensor-to-torch-dist IN OUT",
     ),
@@ -124,10 +124,7 @@ def plain_dcp(names: Collection[str], said: object) -> Unsupported | None:
     """
     if not any(name == "args" or name.startswith(("model.", "app.")) for name in names):
         return None
-    if isinstance(said, str) and said in BACKENDS:
-        return BACKENDS[said]
-    fsdp = any(name.startswith("model.module.") for name in names)
-    return BACKENDS["fsdp_dtensor" if fsdp else "torch_dcp"]
+    return BACKENDS[said if isinstance(said, str) and said in BACKENDS else "torch_dcp"]
 
 
 def old_optimizer(folders: Iterable[Path]) -> Unsupported | None:

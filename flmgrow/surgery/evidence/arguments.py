@@ -6,7 +6,7 @@ from dataclasses import asdict
 from flmgrow.formats.checkpoint import Checkpoint
 from flmgrow.formats.history.manifest import masks_of
 from flmgrow.formats.megatron.rank_contents import rank_content
-from flmgrow.formats.writing import written_format
+from flmgrow.formats.writing import has_ranks
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
@@ -34,7 +34,7 @@ def check_model(
         unlike(name, found[name], wanted[name]) for name in wanted if wanted[name] != found[name]
     ]
     iterations = {source.iteration, result.iteration} - (set() if declared else {None})
-    if written_format(result.format).ranks and len(iterations) > 1:
+    if has_ranks(result.format) and len(iterations) > 1:
         wrong.append(unlike("iteration", result.iteration, source.iteration))
     known, due = (
         {str(name): mask.to_json() for name, mask in each.items()}
@@ -53,7 +53,7 @@ def check_model(
 def check_iteration(checkpoint: Checkpoint) -> list[Check]:
     """Find files that were saved at another iteration than that of their folder; [] if none."""
     wanted = checkpoint.iteration
-    if wanted is None or not written_format(checkpoint.format).ranks:
+    if wanted is None or not has_ranks(checkpoint.format):
         return []
     for rank in checkpoint.layout.ranks:
         found = rank_content(checkpoint, rank).get("iteration")

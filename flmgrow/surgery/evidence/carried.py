@@ -13,7 +13,7 @@ from flmgrow.formats.megatron.content import chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.megatron.torch_dist.objects import LAYERS
 from flmgrow.formats.same_values import text_of
-from flmgrow.formats.writing import written_format
+from flmgrow.formats.writing import has_ranks
 from flmgrow.model.axes import Axis
 from flmgrow.operators.growth import Growth
 from flmgrow.surgery.evidence.check import Check
@@ -28,7 +28,7 @@ def check_carried(
     source: Checkpoint, result: Checkpoint, growth: Growth, dropped: Callable[[str], bool]
 ) -> Check:
     """Compare what ``result`` carries with what ``source`` has, but for what was ``dropped``."""
-    if not written_format(result.format).ranks:
+    if not has_ranks(result.format):
         return Check("carried", None, "not compared: the format carries nothing")
     wanted, found = _all_states(source, result, growth)
     wanted |= _content(source, result, dropped)
@@ -45,7 +45,7 @@ def check_states(source: Checkpoint, result: Checkpoint, growth: Growth) -> list
     What else a checkpoint carries may be another where nothing declares that ``result`` came from
     ``source``; these decide on what a model computes in FP8, so that without them it is not proved.
     """
-    if not (written_format(source.format).ranks and written_format(result.format).ranks):
+    if not (has_ranks(source.format) and has_ranks(result.format)):
         return []
     wanted, found = _all_states(source, result, growth)
     if not wanted and not found:

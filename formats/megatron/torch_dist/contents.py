@@ -1,13 +1,7 @@
-"""The files of a distributed checkpoint: shards of items, and somewhere all that is not sharded.
+"""The files of a distributed checkpoint: shards of items, and somewhere all that is not sharded."""
 
-That common part is a file of its own, ``common.pt``, as megatron-core 0.16 to 0.18 write it, or an
-object in a shard, as 0.19 does. Both are read, but not out of one folder: megatron-core would take
-the file, and a later save into the same folder has left it behind.
-"""
-
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -16,22 +10,22 @@ import xxhash
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import FileSums, check_all
 from flmgrow.formats.dcp.items import DcpItems
-from flmgrow.formats.dcp.metadata import DcpChunk, DcpMetadata, DcpObject, read_metadata
+from flmgrow.formats.dcp.metadata import DcpChunk, DcpMetadata, DcpObject
 from flmgrow.formats.megatron.arguments.given import with_arguments
-from flmgrow.formats.megatron.arguments.run_rows import FORMAT
+from flmgrow.formats.megatron.torch_dist.common import (
+    COMMON,
+    TORCH_DIST,
+    CommonPart,
+    read_common,
+)
 from flmgrow.formats.megatron.torch_dist.integrity import check_sum, read_integrity
 from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
-from flmgrow.formats.megatron.unsupported import BACKENDS, Unsupported, plain_dcp
-from flmgrow.formats.torch_file.bounds import describe
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.formats.torch_file.foreign_objects import check_content
 from flmgrow.formats.torch_file.hidden_pickles import refuse_hidden_programs
-from flmgrow.formats.torch_file.objects import namespace
 from flmgrow.formats.torch_file.trusted_names import refuse_programs
 from flmgrow.formats.torch_file.values import OrderedMap
 from flmgrow.storage.file_states import known_state, state_of
-from flmgrow.storage.files import ReadOnlyFile
-from flmgrow.storage.strict_json import read_object
 from flmgrow.text import Found, Text
 
 Progress = Callable[[int], object]
@@ -39,31 +33,38 @@ Progress = Callable[[int], object]
 _Item = tuple[str, Callable[[], TorchFile]]
 """What an item holds, and what opens it."""
 
-COMMON = "common.pt"
-COMMON_STATE = "common_state/shard_0_1"
-"""The object that takes its place in 0.19: a list with the same dict in it."""
-
-BACKEND_FILE = "metadata.json"
-_BACKEND = "torch_dist"
-_MAX_BACKEND_BYTES = 1 << 16
-
 
 class DistFolder:
-    """The files of a distributed checkpoint, and what they hold beside chunks."""
+    """The files of a distributed checkpoint, and what they hold beside chunks.
 
-    def __init__(self, folder: Path) -> None:
+    ``stored`` lists the items under the names that they have in the files, ``metadata`` those that
+    are not in the ``common`` part, under the names of ``torch_dist``; None where that is the same.
+    ``main_weights``: where the args say a dtype of 16 bits, float32 weights are the optimizer's
+    main ones.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stored: DcpMetadata,
+        items: DcpItems,
+        common: CommonPart,
+        metadata: DcpMetadata | None = None,
+        *,
+        file_format: str = TORCH_DIST,
+        main_weights: bool = False,
+    ) -> None:
         self.folder = folder
-        _check_backend(folder / BACKEND_FILE)
-        self.metadata: DcpMetadata = read_metadata(folder)
-        self.items = DcpItems(folder)
+        self.stored = stored
+        self.metadata = stored if metadata is None else metadata
+        self.items = items
+        self.common = common
+        self.format = file_format
+        self.main_weights = main_weights
         self.arguments: Mapping[str, object] | None = None
         """What stands in the place of the stored arguments, if anything does."""
-        with ExitStack() as undo:
-            undo.callback(self.items.close)
-            self.common = undo.enter_context(self._open_common())
-            check_content(self.root, self.where)
-            self.integrity = read_integrity(folder, self.files)
-            undo.pop_all()
+        check_content(self.root, self.where)
+        self.integrity = read_integrity(folder, self.files)
         self.models: Mapping[tuple[int, int], Mapping[str, Mapping[str, str]]] = {}
         """Per rank and model chunk: its keys in module order, each with its key in the whole
         model.
@@ -72,68 +73,25 @@ class DistFolder:
         self._states = {name: known_state(folder / name) for name in self.files}
 
     @property
-    def in_shard(self) -> bool:
-        """Whether the common part is an object in a shard."""
-        return COMMON_STATE in self.metadata.objects
-
-    @property
     def where(self) -> str:
         """The place of the common part, for messages."""
-        if not self.in_shard:
-            return str(self.folder / COMMON)
-        return f"{self.folder / self.metadata.objects[COMMON_STATE].file}: {COMMON_STATE}"
+        return self.common.where
 
     @property
     def files(self) -> list[str]:
         """The names of the files that are read."""
-        return [".metadata", *([] if self.in_shard else [COMMON]), *self.shards]
-
-    def _open_common(self) -> TorchFile:
-        beside = os.path.lexists(self.folder / COMMON)
-        if self.in_shard and beside:
-            raise BadCheckpointError(
-                Text("has ", Found(f"a {COMMON} and {COMMON_STATE} in a shard")),
-                f"two saves are mixed; if {COMMON} is the older one, remove it",
-                where=self.folder,
-                wanted="one of them",
-            )
-        if self.in_shard:
-            return self.items.open_object(self.metadata.objects[COMMON_STATE])
-        if not beside:
-            if other := self._plain_dcp():
-                raise other.refusal(str(self.folder))
-            raise BadCheckpointError(
-                f"has no {COMMON}, and no {COMMON_STATE} in its shards",
-                "the checkpoint is not complete: copy the file to it",
-                where=self.folder,
-            )
-        return TorchFile(self.folder / COMMON)
-
-    def _plain_dcp(self) -> Unsupported | None:
-        """Return what this is without megatron-core's own file and its common part, if known."""
-        objects = self.metadata.objects
-        said = None
-        with suppress(BadCheckpointError):
-            args = self.items.open_object(objects["args"]).root if "args" in objects else None
-            said = FORMAT.get(namespace(args))
-        return plain_dcp([*self.metadata.tensors, *objects], said)
+        return [".metadata", *([COMMON] if self.common.beside else []), *self.shards]
 
     @property
     def shards(self) -> list[str]:
         """The names of the shards."""
-        chunks = {c.file for t in self.metadata.tensors.values() for c in t.chunks}
-        return sorted(chunks | {item.file for item in self.metadata.objects.values()})
+        chunks = {c.file for t in self.stored.tensors.values() for c in t.chunks}
+        return sorted(chunks | {item.file for item in self.stored.objects.values()})
 
     @property
     def root(self) -> Mapping[object, object]:
         """Return the common part."""
         root = self.common.root
-        if self.in_shard and isinstance(root, list) and len(root) == 1:
-            (root,) = root
-        if not isinstance(root, dict):
-            raise BadCheckpointError(
-                Text("found ", Found(describe(root))), where=self.where, wanted="a dict"
-            )
         return root if self.arguments is None else with_arguments(root, self.arguments)
 
     @property
@@ -199,13 +157,13 @@ class DistFolder:
         ``integrity.json``.
         """
         items: dict[str, list[_Item]] = {name: [] for name in self.files}
-        if not self.in_shard:
-            items[COMMON].append(("", lambda: self.common))
-        for name, tensor in self.metadata.tensors.items():
+        if beside := self.common.beside:
+            items[COMMON].append(("", lambda: beside))
+        for name, tensor in self.stored.tensors.items():
             for chunk in tensor.chunks:
                 opening = partial(self._opened_item, name, tensor.dtype, chunk)
                 items[chunk.file].append((name, opening))
-        for name, item in self.metadata.objects.items():
+        for name, item in self.stored.objects.items():
             items[item.file].append((str(name), partial(self.items.open_object, item)))
         listed = {**{name: [] for name in self.integrity}, **items}
         return {
@@ -248,26 +206,26 @@ class DistFolder:
 
     def close(self) -> None:
         """Close all files."""
-        self.common.close()
+        if self.common.beside:
+            self.common.beside.close()
         self.items.close()
 
 
-def _check_backend(path: Path) -> None:
-    """Raise BadCheckpointError if megatron-core's file says that a folder is of another format."""
-    if not os.path.lexists(path):
-        return
-    with ReadOnlyFile(path) as file:
-        backend = read_object(file, _MAX_BACKEND_BYTES).get("sharded_backend", _BACKEND)
-    if backend in BACKENDS:
-        raise BACKENDS[str(backend)].refusal(f"{path}: sharded_backend {backend}")
-    if backend != _BACKEND:
-        raise BadCheckpointError(
-            Text("sharded_backend: found ", Found(describe(backend))),
-            "load it with the Megatron-LM that wrote it and --ckpt-convert-format torch "
-            "--ckpt-convert-save DIR",
-            where=path,
-            wanted=_BACKEND,
-        )
+def dist_folder(folder: Path, metadata: DcpMetadata) -> DistFolder:
+    """Return the ``torch_dist`` checkpoint in ``folder``, opened; ``metadata`` lists its items.
+
+    Raises:
+        BadCheckpointError: If its common part is not there, or hostile.
+    """
+    with ExitStack() as undo:
+        items = DcpItems(folder)
+        undo.callback(items.close)
+        common = read_common(folder, metadata, items)
+        if common.beside:
+            undo.callback(common.beside.close)
+        contents = DistFolder(folder, metadata, items, common)
+        undo.pop_all()
+    return contents
 
 
 def param_groups(optimizer: object, where: str) -> tuple[Mapping[object, object], ...]:

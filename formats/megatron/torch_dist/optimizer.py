@@ -10,6 +10,7 @@ the common part. Today's default for the latter are flat buffers bound to one la
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flmgrow.errors import BadCheckpointError
@@ -64,6 +65,13 @@ def content_entry(optimizer: OptimizerState | None) -> dict[object, object]:
     return {"distrib_optim_sharding_type": _RESHARDABLE}
 
 
+def gradient_dtype(contents: DistFolder, weights: str) -> str:
+    """Return the dtype of gradients that the args say of a model with such ``weights``."""
+    arguments = arguments_in(contents.root, contents.where)
+    wide = arguments.get("accumulate_allreduce_grads_in_fp32")
+    return "float32" if wide or weights == "float32" else weights
+
+
 def _check_names(contents: DistFolder) -> None:
     for name in contents.metadata.tensors:
         if is_of_optimizer(name) and not _ENTRY.fullmatch(name):
@@ -81,8 +89,7 @@ def _state(contents: DistFolder, weights: str) -> OptimizerState:
     known = ("optimizer", SHARDING)
     other = {} if inner is common else {k: v for k, v in common.items() if k not in known}
     if SHARDING in common:
-        wide = arguments_in(contents.root, where).get("accumulate_allreduce_grads_in_fp32")
-        gradients = "float32" if wide or weights == "float32" else weights
+        gradients = gradient_dtype(contents, weights)
         mixed = weights != "float32"
         return OptimizerState(
             groups, None, mixed_precision=mixed, other=other, gradient_dtype=gradients
@@ -138,6 +145,13 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder, lags: 
     else:
         pieces, found = _read_arrays(checkpoint, contents, lags)
         found = replace(found, lags=lags)
+    return with_states(checkpoint, pieces, found)
+
+
+def with_states(
+    checkpoint: Checkpoint, pieces: Mapping[State, Sequence[Piece]], found: OptimizerState
+) -> Checkpoint:
+    """Return ``checkpoint`` with the optimizer that ``found`` describes, of these ``pieces``."""
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}
     dtypes = {state: own[0].dtype for state, own in pieces.items()}

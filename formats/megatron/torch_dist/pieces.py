@@ -13,7 +13,10 @@ megatron-core has had several, for weights and for an optimizer's states alike:
   (X / x, Y / y, x * y), and a stacked one (L, X / x, Y / y, x * y). The shards of a pair are those
   of its halves.
 
-The last is megatron-core 0.13's ``dist_checkpointing/strategies/resharding.py``.
+Under Megatron's own FSDP since (``fsdp_dtensor``), an array is cut between any two rows; one whose
+units (a group of heads) are cut is read as a line of chunks.
+
+The local shards are megatron-core 0.13's ``dist_checkpointing/strategies/resharding.py``.
 """
 
 from collections.abc import Iterator, Mapping
@@ -110,11 +113,17 @@ def _stored(contents: DistFolder, key: str, whole: Placement) -> list[tuple[str,
     if key in stored:
         return [(key, whole)]
     names = [key + half for half in _HALVES]
-    pair = len(whole.parts) == len(_HALVES) and not whole.row.outer
-    if pair and all(name in stored for name in names):
-        halves = [replace(whole, parts=(part,)) for part in whole.parts]
-        return list(zip(names, halves, strict=True))
-    return []
+    missing = [name for name in names if name not in stored]
+    if len(whole.parts) != len(_HALVES) or whole.row.outer or len(missing) == len(_HALVES):
+        return []
+    if missing:
+        raise BadCheckpointError(
+            "not there, though its other half is",
+            "the checkpoint is not complete: use another copy",
+            where=(contents.folder, missing[0]),
+        )
+    halves = [replace(whole, parts=(part,)) for part in whole.parts]
+    return list(zip(names, halves, strict=True))
 
 
 def _cut(
@@ -130,7 +139,8 @@ def _cut(
             Text("shape ", Found(tensor.shape)), _DISAGREE, where=where, wanted=wanted
         )
     try:
-        for spans, found in _boxes(tensor, local, stacked):
+        uneven = local is None and not stacked and not _in_units(tensor, whole, sizes, layer)
+        for spans, found in _runs(tensor) if uneven else _boxes(tensor, local, stacked):
             own = layer
             if stacked:
                 (own, _), *spans = spans
@@ -139,9 +149,24 @@ def _cut(
                 (at, ItemPiece(placement, tensor.dtype, tensor.name, chunk, contents.items, part))
                 for at, chunk, part in found
             ]
-            yield pieces[0][1] if local is None else FlatPiece(placement, tuple(pieces))
+            one = local is None and len(pieces) == 1
+            yield pieces[0][1] if one else FlatPiece(placement, tuple(pieces))
     except BadCheckpointError as error:
         raise error.at(where) from None
+
+
+def _in_units(tensor: DcpTensor, whole: Placement, sizes: Sizes, layer: int | None) -> bool:
+    """Whether no chunk of an array that is not stacked cuts through a unit (a group, a head)."""
+    try:
+        for chunk in tensor.chunks:
+            chunk_placement(whole, sizes, layer, _spans(chunk))
+    except BadCheckpointError:
+        return False
+    return True
+
+
+def _spans(chunk: DcpChunk) -> list[Span]:
+    return [(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True)]
 
 
 def _local_shape(found: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -179,6 +204,27 @@ def _boxes(
     for shard, found in shards.items():
         spans = [(at * size, (at + 1) * size) for at, size in zip(shard, local, strict=True)]
         yield spans, sorted(found, key=lambda one: one[0])
+
+
+def _runs(tensor: DcpTensor) -> Iterator[tuple[list[Span], Chunks]]:
+    """Yield the boxes that chunks one below the other make up, with the chunks' places in it.
+
+    Their elements one after the other are the box's, wherever its rows are cut.
+    """
+    columns: dict[tuple[Span, ...], list[DcpChunk]] = {}
+    for chunk in sorted(tensor.chunks, key=lambda chunk: chunk.offsets):
+        columns.setdefault(tuple(_spans(chunk)[1:]), []).append(chunk)
+    for spans, chunks in columns.items():
+        start = stop = chunks[0].offsets[0]
+        run: Chunks = []
+        for chunk in chunks:
+            low, high = _spans(chunk)[0]
+            if low != stop:
+                yield [(start, stop), *spans], run
+                start, run = low, []
+            run.append(((low - start) * prod(chunk.sizes[1:]), chunk, None))
+            stop = high
+        yield [(start, stop), *spans], run
 
 
 def _split(

@@ -1,4 +1,4 @@
-"""Opening megatron-core's distributed checkpoint (``torch_dist``) without Megatron or torch.
+"""Opening Megatron's distributed checkpoints (``torch_dist``) without Megatron or torch.
 
 ``ROOT/iter_0000100/`` holds ``.metadata`` and ``.distcp`` shards, in which every parameter of the
 model is one global array cut into chunks, and a common part with everything else, ``args`` above
@@ -19,8 +19,16 @@ from flmgrow.formats.megatron.arguments.given import corrected, made_arguments
 from flmgrow.formats.megatron.arguments.run_rows import IMPLEMENTATION
 from flmgrow.formats.megatron.content import EXTRA_STATE, KINDS, arguments_in, chunk_key
 from flmgrow.formats.megatron.module_order import module_keys
-from flmgrow.formats.megatron.stored_model import iteration_number, stored_model, weights_dtype
-from flmgrow.formats.megatron.torch_dist.contents import COMMON_STATE, DistFolder
+from flmgrow.formats.megatron.stand_ins import CastPiece
+from flmgrow.formats.megatron.stored_model import (
+    iteration_number,
+    main_weights_dtype,
+    main_weights_note,
+    stored_model,
+    weights_dtype,
+)
+from flmgrow.formats.megatron.torch_dist.common import COMMON_STATE
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.flat_pieces import FlatPiece
 from flmgrow.formats.megatron.torch_dist.item_pieces import ItemPiece
 from flmgrow.formats.megatron.torch_dist.objects import (
@@ -44,12 +52,12 @@ def _refuse_unknown(contents: DistFolder, pieces: Sequence[Piece], vouched: Vouc
     """Refuse every array and object that is neither of the model nor known to be left out."""
     known = {piece.name for piece in pieces if isinstance(piece, ItemPiece | FlatPiece)}
     where = contents.folder
-    for name in contents.metadata.tensors:
-        if name not in known and not is_of_optimizer(name):
+    for name, tensor in contents.metadata.tensors.items():
+        if tensor.name not in known and not is_of_optimizer(name):
             raise BadCheckpointError(
                 "no such parameter in the model the args describe",
                 "flmgrow drops nothing in silence; this model has a part it does not know",
-                where=(where, name),
+                where=(where, tensor.name),
             )
     for name in contents.metadata.objects:
         if name == COMMON_STATE or is_of_optimizer(name) or extra_state_key(name):
@@ -118,14 +126,16 @@ def _global(key: str, first: int) -> str:
     return f"{LAYERS}{int(number) + first}.{rest}"
 
 
-def open_torch_dist(path: Path, folder: Path, options: ReadOptions = AS_STORED) -> Checkpoint:
-    """Open the distributed checkpoint in ``folder``, whose root is ``path``; the caller closes it.
+def open_distributed(
+    path: Path, contents: DistFolder, options: ReadOptions = AS_STORED
+) -> Checkpoint:
+    """Open the distributed checkpoint that consists of ``contents``, whose root is ``path``; the
+    caller closes it. They are closed here if it cannot be opened.
 
     Raises:
         BadCheckpointError: For anything missing, extra or contradictory; the message names file and
             tensor.
     """
-    contents = DistFolder(folder)
     try:
         return _assemble(path, contents, options)
     except BaseException:
@@ -151,7 +161,9 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     refuse_parts(contents.metadata.tensors, str(contents.folder))
     pieces = find_pieces(contents, stored.tensors, stored.sizes)
     _refuse_unknown(contents, pieces, vouched)
-    reader = LogicalReader(stored.tensors, stored.sizes, pieces)
+    cast = main_weights_dtype(arguments, pieces) if contents.main_weights else None
+    weights = [CastPiece(piece, cast) for piece in pieces] if cast else pieces
+    reader = LogicalReader(stored.tensors, stored.sizes, weights)
     fused = IMPLEMENTATION.get(arguments) != "local"
     contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
     return Checkpoint(
@@ -167,9 +179,9 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
         contents=contents,
         fused=fused,
         carried=_carried(contents, vouched),
-        notes=stored.notes,
+        notes=(*stored.notes, *([main_weights_note(cast)] if cast else [])),
         given=options.corrections if own else options.given_arguments,
-        format="torch_dist",
+        format=contents.format,
     )
 
 

@@ -22,7 +22,7 @@ from flmgrow.formats.layout.lags import Lags, has_state
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.carried import carried_content, extra_states
 from flmgrow.formats.megatron.folders import folder_name
-from flmgrow.formats.megatron.torch_dist.contents import COMMON, COMMON_STATE
+from flmgrow.formats.megatron.torch_dist.common import COMMON, COMMON_STATE
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY, encode_integrity
 from flmgrow.formats.megatron.torch_dist.objects import LAYERS
 from flmgrow.formats.megatron.torch_dist.optimizer import (

@@ -36,8 +36,11 @@ def plain_dcp(path: Path, prefix: str, **arguments: Any) -> Path:
     ("prefix", "arguments", "says"),
     [
         ("", {}, r"torch's FSDP \(--ckpt-format torch_dcp\).*hint: .*dcp_to_torch IN"),
-        ("module.", {}, "Megatron-FSDP.*hint: .*convert-fsdp-dtensor-to-torch-dist IN OUT"),
-        ("", {"ckpt_format": "fsdp_dtensor"}, r"\(--ckpt-format fsdp_dtensor\)"),
+        (
+            "",
+            {"ckpt_format": "fsdp_dtensor"},
+            r"\(--ckpt-format fsdp_dtensor\) under other names.*hint: .*-torch-dist IN OUT",
+        ),
         ("module.", {"ckpt_format": "torch_dcp"}, r"\(--ckpt-format torch_dcp\)"),
     ],
 )

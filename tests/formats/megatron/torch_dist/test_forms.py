@@ -108,7 +108,7 @@ def test_one_half_is_not_both(tmp_path: Path) -> None:
     def lone(state: dict[str, Any], boxes: dict[str, Any]) -> None:
         del state[f"{name}_v"], boxes[f"{name}_v"]
 
-    with pytest.raises(BadCheckpointError, match=f"{name}: not there"):
+    with pytest.raises(BadCheckpointError, match=f"{name}_v: not there, though its other"):
         open_checkpoint(make_form(tmp_path, "llama", 2, "halves", "halves", change=lone))
 
 
