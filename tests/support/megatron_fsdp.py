@@ -60,8 +60,10 @@ def stand_in_for_cuda() -> None:
     from megatron.core.distributed.fsdp import mcore_fsdp_adapter
     from megatron.core.distributed.fsdp.src.megatron_fsdp import megatron_fsdp
 
-    mcore_fsdp_adapter.DeviceMesh = CpuMesh
-    megatron_fsdp.torch = CpuTorch()
+    adapter: Any = mcore_fsdp_adapter
+    adapter.DeviceMesh = CpuMesh
+    wrapper: Any = megatron_fsdp
+    wrapper.torch = CpuTorch()
     cuda: Any = torch.cuda
     cuda.Stream = cuda.Event = Stream
     cuda.current_stream = lambda *_: Stream()

@@ -10,7 +10,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 OF_OTHERS = {
     "Megatron-LM": """
         --ckpt-convert-format --ckpt-convert-save --ckpt-format --loader --model-type
-        --mtp-num-layers --norm-epsilon --saver --use-checkpoint-args
+        --mtp-num-layers --norm-epsilon --saver --use-checkpoint-args --use-megatron-fsdp
     """,
     "torchrun": "--nnodes --nproc-per-node --rdzv-backend --rdzv-endpoint --standalone",
     "srun": "--nodes --ntasks --ntasks-per-node",

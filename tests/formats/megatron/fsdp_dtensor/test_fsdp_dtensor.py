@@ -3,6 +3,7 @@
 Their names and cuts are those that megatron-core was seen to save (``test_real_fsdp.py``).
 """
 
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import accepted, refused
+from commands import accepted, flmgrow, refused
 from growing import grow_checkpoint, same_bits
 from optimizer_states import states
 from pico_forms import make_form
@@ -77,7 +78,9 @@ def test_what_is_not_asked_for_is_torch_dist_and_told(tmp_path: Path) -> None:
     assert "Megatron (fsdp_dtensor), Transformer Engine names" in shown.out
     assert "weights are stored as the optimizer's, in float32" in shown.err + shown.out
     assert "random number state" in shown.out
-    accepted("verify", "--integrity", fsdp)
+    sums = flmgrow("verify", "--integrity", fsdp)
+    assert re.findall(r"__0_\d.distcp +CRC32 matches", sums.out)
+    assert "DAMAGED" not in sums.out
     outcome = accepted("reshard", fsdp, tmp_path / "b")
     assert (
         "fsdp_dtensor is read, not written: the result is torch_dist" in outcome.out + outcome.err
