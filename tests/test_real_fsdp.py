@@ -1,6 +1,6 @@
 """What Megatron's own FSDP saves on two ranks is the model, and the optimizer, that they hold.
 
-megatron-core trains, cuts and saves (``support/megatron_fsdp.py``); what it gathers of the same
+megatron-core trains, cuts and saves (``support/megatron_fsdp.py``); what its ranks held of the same
 tensors is written whole, as ``torch_dist``, and read beside it.
 """
 
@@ -57,7 +57,7 @@ def stacked(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_dist(fsdp: Path, path: Path) -> Path:
-    """Write what megatron-core gathered as ``torch_dist``."""
+    """Write what the ranks held as ``torch_dist``."""
     full = torch.load(fsdp / "full.pt")
     (legacy,) = (fsdp.parent / "legacy").rglob("*.pt")
     args = torch.load(legacy, weights_only=False)["args"]

@@ -4,7 +4,7 @@
 
 The model in the legacy checkpoint is trained for a few steps in bfloat16 and saved by the functions
 with which Megatron-LM does (``preprocess_fsdp_dtensor_state_dict``, which is in no package of
-0.16). Beside it, ``full.pt`` has every main weight and moment whole, as megatron-core gathers them.
+0.16). Beside it, ``full.pt`` has every main weight and moment whole, put together from its ranks.
 
 Megatron-FSDP asks for CUDA where it stands for the device alone: its mesh, its streams, and the
 name of the current device. Nothing of how it cuts, trains and saves is replaced. torch's Adam has
@@ -122,20 +122,21 @@ def complete_states(adam: Any) -> None:
 
 
 def gathered(weights: dict[str, Any], states: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return every main weight and moment whole, by the names of the model alone."""
-    from megatron.core.distributed.fsdp.src.megatron_fsdp.uneven_dtensor import (
-        gather_uneven_dtensor_to_full_tensor,
-    )
+    """Return every main weight and moment whole, by the names of the model alone: the rows of all
+    ranks, one rank after the other.
+    """
 
-    def whole(values: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name.split("module.")[-1]: gather_uneven_dtensor_to_full_tensor(value).to_local()
-            for name, value in sorted(values.items())
-            if isinstance(value, torch.Tensor)
-        }
+    def whole(value: Any) -> torch.Tensor:
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, value.to_local())
+        return torch.cat(parts)
+
+    def by_name(values: dict[str, Any]) -> dict[str, Any]:
+        tensors = {k: v for k, v in sorted(values.items()) if isinstance(v, torch.Tensor)}
+        return {name.split("module.")[-1]: whole(value) for name, value in tensors.items()}
 
     moments = {kind: {name: own[kind] for name, own in states.items()} for kind in STATES}
-    return {"param": whole(weights), **{kind: whole(own) for kind, own in moments.items()}}
+    return {"param": by_name(weights), **{kind: by_name(own) for kind, own in moments.items()}}
 
 
 def save(model: Any, optimizer: Any, args: Any, out: Path) -> None:
