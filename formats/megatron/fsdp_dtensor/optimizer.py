@@ -57,7 +57,7 @@ def with_fsdp_states(checkpoint: Checkpoint, contents: DistFolder, lags: Lags) -
         gradient_dtype=gradient_dtype(contents, checkpoint.dtype),
         lags=lags,
     )
-    return with_states(checkpoint, pieces, found)
+    return with_states(checkpoint, contents, pieces, found)
 
 
 def _check_masters(weights: list[Piece]) -> None:

@@ -145,13 +145,18 @@ def with_distributed_states(checkpoint: Checkpoint, contents: DistFolder, lags: 
     else:
         pieces, found = _read_arrays(checkpoint, contents, lags)
         found = replace(found, lags=lags)
-    return with_states(checkpoint, pieces, found)
+    return with_states(checkpoint, contents, pieces, found)
 
 
 def with_states(
-    checkpoint: Checkpoint, pieces: Mapping[State, Sequence[Piece]], found: OptimizerState
+    checkpoint: Checkpoint,
+    contents: DistFolder,
+    pieces: Mapping[State, Sequence[Piece]],
+    found: OptimizerState,
 ) -> Checkpoint:
-    """Return ``checkpoint`` with the optimizer that ``found`` describes, of these ``pieces``."""
+    """Return ``checkpoint``, of these ``contents``, with the optimizer that ``found`` describes,
+    whose states are these ``pieces``.
+    """
     tensors = checkpoint.reader.tensors
     plain = {name: replace(tensor, shift=0.0) for name, tensor in tensors.items()}
     dtypes = {state: own[0].dtype for state, own in pieces.items()}
