@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from legacy_checkpoint import load_legacy, read_arguments
 from megatron_dist import build
+from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
+from torch.distributed.device_mesh import DeviceMesh
 
 from flmgrow.trainer.megatron.model import stop_parallel
 
@@ -47,13 +49,13 @@ class CpuTorch:
         return getattr(torch, name)
 
 
-class CpuMesh(torch.distributed.DeviceMesh):
+class CpuMesh(DeviceMesh):
     """A mesh of groups, on the CPU whatever is asked for."""
 
     @staticmethod
-    def from_group(group: Any, device_type: str, *more: Any, **options: Any) -> Any:
+    def from_group(group: Any, device_type: str, *more: Any, **options: Any) -> DeviceMesh:
         del device_type
-        return torch.distributed.DeviceMesh.from_group(group, "cpu", *more, **options)
+        return DeviceMesh.from_group(group, "cpu", *more, **options)
 
 
 def stand_in_for_cuda() -> None:
@@ -169,9 +171,7 @@ def save(model: Any, optimizer: Any, args: Any, out: Path) -> None:
     }
     preprocess_state_dict_for_uneven_dtensor(state)
     folder = out / f"iter_{args.iteration:07d}"
-    torch.distributed.checkpoint.save(
-        state_dict=state, storage_writer=torch.distributed.checkpoint.FileSystemWriter(folder)
-    )
+    state_dict_saver.save(state, storage_writer=FileSystemWriter(folder))
     if torch.distributed.get_rank() == 0:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
         torch.save(full, out / "full.pt")

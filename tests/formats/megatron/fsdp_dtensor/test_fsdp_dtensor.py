@@ -158,7 +158,11 @@ def put(name: str, value: object) -> Change:
 
 
 def arguments(**given: object) -> Change:
-    return lambda state, boxes: vars(state["args"]).update(given)
+    def change(state: State, boxes: Boxes) -> None:
+        for name, value in given.items():
+            setattr(state["args"], name, value)
+
+    return change
 
 
 WEIGHT = torch.zeros(1)

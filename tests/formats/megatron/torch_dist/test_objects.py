@@ -18,8 +18,8 @@ from pico_dist import dist_state, save_dist
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.torch_dist.objects import extra_state_key
-from flmgrow.formats.megatron.torch_dist.reader import open_torch_dist
-from flmgrow.formats.opening import open_checkpoint
+from flmgrow.formats.megatron.torch_dist.reader import open_distributed
+from flmgrow.formats.opening import distributed_folder, open_checkpoint
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.layout_request import LayoutRequest
 
@@ -250,7 +250,7 @@ def test_megatron_core_0_15_has_metadata_of_its_own(
     plain = pickle.loads(path.read_bytes())
     data = {"x": {"nd_reformulated_orig_global_shape": (4, 8)}}
     path.write_bytes(pickle.dumps(own(**vars(plain), mcore_data=data)))
-    with open_torch_dist(source, path.parent) as opened:
+    with open_distributed(source, distributed_folder(path.parent)) as opened:
         assert opened.config == CONFIGS["llama"]
     vars(fake)["MCoreMetadata2"] = own
     own.__qualname__ = "MCoreMetadata2"
