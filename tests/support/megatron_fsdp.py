@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from legacy_checkpoint import load_legacy, read_arguments
 from megatron_dist import build
-from torch.distributed.checkpoint import FileSystemWriter, state_dict_saver
+from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh
 
 from flmgrow.trainer.megatron.model import stop_parallel
