@@ -85,6 +85,7 @@ STRANGERS = {
     "flmgrow.trainer": "flmgrow.operators",
     "flmgrow.formats.huggingface": "flmgrow.formats.megatron",
     "flmgrow.formats.tokenizer": "flmgrow.formats.megatron",
+    "flmgrow.formats.megatron.legacy": "flmgrow.formats.megatron.torch_dist",
 }
 PLANNED = ("bake", "growth", "import", "layout")
 DONE_BY_THE_FACE = {
