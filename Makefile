@@ -10,6 +10,7 @@ STAMP := .venv/.installed
 SPREAD := --numprocesses auto --dist loadfile
 NEWEST := megatron-core==0.19.2
 NEWER := .venv/megatron-core-0.19
+AZURITE := .venv/azurite/node_modules/.bin/azurite-blob
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
@@ -48,8 +49,10 @@ test: setup
 test-slow: setup
 	@$(PY) -m pytest $(SPREAD) -m "slow and not long and not exhaustive"
 
-test-long: setup $(NEWER)/.installed
-	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) $(PY) -m pytest $(SPREAD) -m "long and not exhaustive"
+test-long: setup $(NEWER)/.installed $(AZURITE)
+	@FLMGROW_MEGATRON_019=$(CURDIR)/$(NEWER) \
+		FLMGROW_AZURITE=$$(ls $(CURDIR)/$(AZURITE) 2>/dev/null) \
+		$(PY) -m pytest $(SPREAD) -m "long and not exhaustive"
 
 test-exhaustive: setup
 	@$(PY) -m pytest $(SPREAD) -m exhaustive
@@ -66,6 +69,11 @@ faults: setup
 $(NEWER)/.installed: $(STAMP)
 	@$(PIP) install --no-deps --ignore-requires-python --upgrade --target $(NEWER) $(NEWEST)
 	@touch $@
+
+# Azure's store is Azurite's in the tests, a program of node's; without it they are skipped.
+$(AZURITE): $(STAMP)
+	@npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3.35.0 \
+		|| echo "without Azurite"
 
 # mypy does not follow the mapping of the root folders: it reads a tree where they are in place.
 check: setup

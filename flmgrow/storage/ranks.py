@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from flmgrow.errors import StorageError
 from flmgrow.storage import folders
 from flmgrow.storage.launch import Launch, launch_folder
+from flmgrow.storage.sign import is_held, read_sign, this_machine
 from flmgrow.storage.world import World
 
 T = TypeVar("T")
@@ -127,7 +128,8 @@ def ranks_in(folder: Path, world: World) -> Iterator[Ranks]:
 @contextmanager
 def meeting(folder: Path, world: World) -> Iterator[Ranks]:
     """Give the ranks of ``world``, which meet in ``folder`` as :func:`ranks_in` says; after the
-    block it is gone. One rank alone meets nobody, and needs no folder.
+    block it is gone, and what killed launches have left in it. One rank alone meets nobody, and
+    needs no folder.
     """
     if world.size == 1:
         yield ALONE
@@ -139,4 +141,18 @@ def meeting(folder: Path, world: World) -> Iterator[Ranks]:
         if world.first:
             with suppress(StorageError, OSError):
                 folders.remove_tree(launch_folder(folder, world))
+                _sweep(folder)
                 folder.rmdir()  # unless somebody else needs it
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the folders of launches whose ranks, all of this machine, are there no more."""
+    for launch in folder.glob("launch-*"):
+        signs = [*launch.glob("rank.*")]
+        if signs and not any(map(_may_live, signs)):
+            folders.remove_tree(launch)
+
+
+def _may_live(sign: Path) -> bool:
+    """Whether a rank may be there: its process is, or its sign names another machine, or none."""
+    return is_held(sign) or (read_sign(sign) or {}).get("host") != this_machine()

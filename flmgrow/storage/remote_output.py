@@ -49,6 +49,7 @@ from flmgrow.storage.remote.store import FoundObject
 from flmgrow.storage.remote_journal import MOST_BYTES, RemoteJournal
 from flmgrow.storage.remote_lease import RemoteLease, SeenLease
 from flmgrow.storage.world import ALONE, World
+from flmgrow.text import Found, Text
 
 
 class RemoteOutput(BegunOutput):
@@ -284,6 +285,9 @@ def _destination(path: Path) -> Address:
     address = address_of(path)
     if address.is_bucket:
         raise UsageError(
-            "is a bucket", address.service.form, where=address, wanted="a folder in it"
+            Text("is a ", Found(address.service.container)),
+            address.service.form,
+            where=address,
+            wanted="a folder in it",
         )
     return address

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from commands import accepted, flmgrow, refused
 from growing import all_files
-from object_store import BUCKET, SECRET, Fault, ObjectStore, one_of_each, served
+from object_store import BUCKET, SECRET, ObjectStore, one_of_each, served
+from object_stores import STORES
 from ranks_of import ended, start
 
 import flmgrow as library
@@ -24,9 +25,9 @@ from flmgrow.storage.remote import ranges
 FORMATS = ("legacy", "torch_dist", "huggingface")
 
 
-@pytest.fixture(scope="module")
-def remote() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch, served(patch) as server:
+@pytest.fixture(scope="module", params=STORES)
+def remote(request: Any) -> Iterator[ObjectStore]:
+    with pytest.MonkeyPatch.context() as patch, served(patch, request.param) as server:
         yield server
 
 
@@ -131,7 +132,7 @@ def test_small_ranges_are_read_in_few_requests(
 def test_other_iterations_are_not_listed(
     remote: ObjectStore, legacy: str, folders: dict[str, Path]
 ) -> None:
-    key = legacy.removeprefix(f"s3://{BUCKET}/")
+    key = remote.key_of(legacy)
     for iteration in (10, 20):
         remote.put_folder(folders["legacy"] / "iter_0000030", f"{key}/iter_{iteration:07d}")
     begin = len(remote.requests)
@@ -162,7 +163,7 @@ def test_a_receipt_does_not_replace_another_manifest(
 ) -> None:
     accepted("reshard", folders["legacy"], tmp_path / "out", "--tp", "2")
     result, key = remote.put_folder(tmp_path / "out", "results/lost"), "results/lost/flmgrow.json"
-    remote.faults.append(Fault("PUT", "flmgrow.json", before=lambda: remote.put(key, b"another")))
+    remote.fail("PUT", "flmgrow.json", before=lambda: remote.put(key, b"another"))
     outcome = flmgrow("verify", addresses["legacy"], result)
     assert (outcome.code, outcome.err.count("\n")) == (3, 2)
     assert f"{result}/flmgrow.json: changed" in outcome.err
@@ -175,20 +176,30 @@ def test_a_receipt_does_not_replace_another_manifest(
 @pytest.mark.parametrize(
     ("address", "code", "found"),
     [
-        (f"s3://{BUCKET}/nothing", 3, "s3://checkpoints/nothing: does not exist"),
-        (f"s3://{BUCKET}/sourc", 3, "s3://checkpoints/sourc: does not exist"),
-        ("s3://other/ckpt", 4, "s3://other/ckpt: listing failed: there is no such bucket"),
-        (f"s3://{BUCKET}/sources", 3, "holds checkpoints in folders of its own"),
-        (f"s3://{BUCKET}/sources/huggingface/config.json", 3, "config.json"),
-        ("s3://", 2, "names no bucket.*s3://BUCKET/KEY"),
-        ("gs://x", 2, "gs://x: names no bucket.*gs://BUCKET/KEY"),
-        (f"s3://{BUCKET}/a/../b", 2, "has '..' in it"),
-        (f"s3://user:{SECRET}@{BUCKET}/a", 2, r"s3://\*\*\*: holds a user's name or a key"),
+        (f"STORE://{BUCKET}/nothing", 3, "STORE://checkpoints/nothing: does not exist"),
+        (f"STORE://{BUCKET}/sourc", 3, "STORE://checkpoints/sourc: does not exist"),
+        (
+            "STORE://other/ckpt",
+            4,
+            "STORE://other/ckpt: listing failed: there is no such (bucket|container)",
+        ),
+        (f"STORE://{BUCKET}/sources", 3, "holds checkpoints in folders of its own"),
+        (f"STORE://{BUCKET}/sources/huggingface/config.json", 3, "config.json"),
+        ("STORE://", 2, "names no bucket.*STORE://(BUCKET|CONTAINER)/KEY"),
+        ("STORE://x", 2, "STORE://x: names no bucket.*STORE://(BUCKET|CONTAINER)/KEY"),
+        (f"STORE://{BUCKET}/a/../b", 2, "has '..' in it"),
+        (f"STORE://user:{SECRET}@{BUCKET}/a", 2, r"STORE://\*\*\*: holds a user's name or a key"),
     ],
 )
 def test_a_wrong_address_is_one_line(
-    address: str, code: int, found: str, addresses: dict[str, str], tmp_path: Path
+    address: str,
+    code: int,
+    found: str,
+    remote: ObjectStore,
+    addresses: dict[str, str],
+    tmp_path: Path,
 ) -> None:
+    address, found = (text.replace("STORE", remote.SCHEME) for text in (address, found))
     outcome = refused(code, found, "inspect", address, place=tmp_path)
     assert SECRET not in outcome.err
 
@@ -199,30 +210,6 @@ def test_without_obstore_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "obstore", None)
     pattern = r"package obstore is not installed\nhint: pip install 'flmgrow\[object-store\]'"
     refused(2, pattern, "inspect", addresses["legacy"], place=tmp_path)
-
-
-def test_without_credentials_the_variables_are_named(
-    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from flmgrow.storage.remote import store
-
-    store.forget()
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    refused(
-        4, "no credentials were found.*AWS_ACCESS_KEY_ID", "inspect", "s3://b-b/c", place=tmp_path
-    )
-    store.forget()
-
-
-def test_a_server_that_is_not_there_is_one_line(
-    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from flmgrow.storage.remote import store
-
-    store.forget()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    refused(4, "the server cannot be reached", "inspect", "s3://b-b/c", place=tmp_path)
-    store.forget()
 
 
 @pytest.mark.parametrize("key", ["flmgrow.pt/below", "a//b"])
@@ -254,7 +241,7 @@ def test_empty_objects_that_stand_for_folders_are_none(
 def test_a_folder_without_its_marker_is_refused(
     remote: ObjectStore, legacy: str, tmp_path: Path
 ) -> None:
-    key = legacy.removeprefix(f"s3://{BUCKET}/")
+    key = remote.key_of(legacy)
     remote.put(f"{key}/.flmgrow/plan.json", b"{}")
     for address in (legacy, f"{legacy}/iter_0000030"):
         pattern = rf"{legacy}: is not complete.*hint: run the command that writes it again"
@@ -295,7 +282,7 @@ def test_ranks_share_a_source_in_the_store(
 def test_from_python(
     remote: ObjectStore, addresses: dict[str, str], folders: dict[str, Path]
 ) -> None:
-    out = f"s3://{BUCKET}/python/out"
+    out = remote.address("python/out")
     with library.open(addresses["legacy"]) as there, library.open(folders["legacy"]) as here:
         found, wanted = there.tensor("query", layer=1), here.tensor("query", layer=1)
         assert (found.values == wanted.values).all()

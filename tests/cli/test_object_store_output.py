@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from commands import accepted, check_lines, refused, stop_after
-from object_store import BUCKET, Fault, ObjectStore, one_of_each
+from object_store import BUCKET, ObjectStore, one_of_each
+from object_stores import STORES
 from remote_results import (
     SMALL_PART,
     check_complete,
@@ -28,9 +29,9 @@ from flmgrow.errors import StorageError
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def remote() -> Iterator[ObjectStore]:
-    with served_in_small_parts() as server:
+@pytest.fixture(scope="module", params=STORES)
+def remote(request: Any) -> Iterator[ObjectStore]:
+    with served_in_small_parts(request.param) as server:
         yield server
 
 
@@ -80,7 +81,7 @@ def test_the_result_is_that_in_a_folder_and_verifies(
     key: str,
     tmp_path: Path,
 ) -> None:
-    address, source = f"s3://{BUCKET}/{key}", sources[name]
+    address, source = remote.address(key), sources[name]
     for out in (address, tmp_path / "out"):
         accepted(*[{"SRC": source, "DST": out}.get(word, word) for word in command.split()])
     check_complete(remote, key, files_of(tmp_path / "out"))
@@ -91,8 +92,8 @@ def test_from_one_place_in_the_store_to_another(
     remote: ObjectStore, sources: dict[str, Path], wanted: dict[str, bytes], key: str
 ) -> None:
     source = remote.put_folder(sources["legacy"], f"{key}-from/legacy")
-    outcome = accepted("reshard", source, f"s3://{BUCKET}/{key}", "--tp", "2")
-    assert f"wrote   s3://{BUCKET}/{key} " in outcome.out
+    outcome = accepted("reshard", source, remote.address(key), "--tp", "2")
+    assert f"wrote   {remote.address(key)} " in outcome.out
     check_complete(remote, key, wanted)
 
 
@@ -100,11 +101,13 @@ def test_large_files_are_sent_in_parts_and_small_ones_whole(
     remote: ObjectStore, sources: dict[str, Path], wanted: dict[str, bytes], key: str
 ) -> None:
     begin = len(remote.requests)
-    write(sources["legacy"], key)
+    write(remote, sources["legacy"], key)
     sent = remote.requests[begin:]
+    method, path = remote.kind("part", "mp_rank_00")
     size = len(wanted["iter_0000030/mp_rank_00/model_optim_rng.pt"])
-    parts = sum("mp_rank_00" in each and "partNumber" in each for each in sent)
-    assert parts == -(-size // SMALL_PART)
+    assert sum(re.search(f"{method}.*{path}", each) is not None for each in sent) == -(
+        -size // SMALL_PART
+    )
     assert sum("flmgrow.json" in each for each in sent) == 2
     check_complete(remote, key, wanted)
 
@@ -112,9 +115,9 @@ def test_large_files_are_sent_in_parts_and_small_ones_whole(
 def test_the_same_command_again_finds_it(
     remote: ObjectStore, sources: dict[str, Path], key: str
 ) -> None:
-    assert write(sources["legacy"], key).out.startswith("wrote")
+    assert write(remote, sources["legacy"], key).out.startswith("wrote")
     begin = len(remote.requests)
-    assert write(sources["legacy"], key).out.startswith("found")
+    assert write(remote, sources["legacy"], key).out.startswith("found")
     assert not any(re.match("PUT|POST", each) for each in remote.requests[begin:])
 
 
@@ -125,10 +128,10 @@ def test_shards_alone_and_then_the_rest(
     key: str,
     tmp_path: Path,
 ) -> None:
-    told = write(sources["legacy"], key, "--only-shards", "1")
-    assert f"in s3://{BUCKET}/{key}" in told.out
+    told = write(remote, sources["legacy"], key, "--only-shards", "1")
+    assert f"in {remote.address(key)}" in told.out
     check_incomplete(remote, key, tmp_path)
-    assert write(sources["legacy"], key).code == 0
+    assert write(remote, sources["legacy"], key).code == 0
     check_complete(remote, key, wanted)
 
 
@@ -139,8 +142,8 @@ def test_what_is_there_is_left_alone(
     remote: ObjectStore, sources: dict[str, Path], key: str, tmp_path: Path
 ) -> None:
     remote.put(f"{key}/notes.txt", b"mine")
-    command = ("reshard", sources["legacy"], f"s3://{BUCKET}/{key}", "--tp", "2")
-    refused(5, f"s3://{BUCKET}/{key}: already exists", *command, place=tmp_path)
+    command = ("reshard", sources["legacy"], remote.address(key), "--tp", "2")
+    refused(5, f"{remote.address(key)}: already exists", *command, place=tmp_path)
     assert objects_of(remote, key) == {"notes.txt": b"mine"}
 
 
@@ -151,9 +154,9 @@ def test_another_plan_is_refused_and_restart_drops_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_in(monkeypatch, 1, lambda: write(sources["legacy"], key))
+    stop_in(monkeypatch, 1, lambda: write(remote, sources["legacy"], key))
     before = objects_of(remote, key)
-    other = ("reshard", sources["legacy"], f"s3://{BUCKET}/{key}", "--tp", "4")
+    other = ("reshard", sources["legacy"], remote.address(key), "--tp", "4")
     refused(5, "half-done run of another plan.*--restart", *other, place=tmp_path)
     assert objects_of(remote, key) == before
     accepted(*other, "--restart")
@@ -164,9 +167,9 @@ def test_another_plan_is_refused_and_restart_drops_it(
 @pytest.mark.parametrize(
     ("command", "found"),
     [
-        (f"reshard SRC s3://{BUCKET} --tp 2", "is a bucket, wanted a folder in it"),
-        ("reshard SRC s3:// --tp 2", "names no bucket"),
-        (f"data prepare SRC s3://{BUCKET}/x", "is in an object store, wanted a folder"),
+        ("reshard SRC STORE --tp 2", "is a (bucket|container), wanted a folder in it"),
+        ("reshard SRC SCHEME:// --tp 2", "names no bucket"),
+        ("data prepare SRC STORE/x", "is in an object store, wanted a folder"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -174,6 +177,8 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     (tmp_path / "text.txt").write_text("a")
     source = tmp_path / "text.txt" if command.startswith("data") else sources["legacy"]
+    scheme = remote.SCHEME
+    command = command.replace("STORE", f"{scheme}://{BUCKET}").replace("SCHEME", scheme)
     words = [source if word == "SRC" else word for word in command.split()]
     if command.startswith("data"):
         words += ["--tokenizer", "bytes"]
@@ -208,11 +213,11 @@ def test_a_stopped_run_is_refused_and_resumes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_in(monkeypatch, 1, lambda: write(sources["legacy"], key))
+    stop_in(monkeypatch, 1, lambda: write(remote, sources["legacy"], key))
     assert ".flmgrow/lease" not in objects_of(remote, key)
     check_incomplete(remote, key, tmp_path)
     begin = len(remote.requests)
-    assert write(sources["legacy"], key).code == 0
+    assert write(remote, sources["legacy"], key).code == 0
     assert not any("mp_rank_00" in each for each in remote.requests[begin:])
     check_complete(remote, key, wanted)
 
@@ -223,7 +228,7 @@ def test_a_run_that_failed_at_its_first_file_leaves_nothing(
     key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_in(monkeypatch, 0, lambda: write(sources["legacy"], key))
+    stop_in(monkeypatch, 0, lambda: write(remote, sources["legacy"], key))
     assert objects_of(remote, key) == {}
 
 
@@ -236,7 +241,7 @@ def test_a_finished_file_that_is_not_as_it_was_is_written_again(
     key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_in(monkeypatch, 1, lambda: write(sources["legacy"], key))
+    stop_in(monkeypatch, 1, lambda: write(remote, sources["legacy"], key))
     file = f"{key}/iter_0000030/mp_rank_00/model_optim_rng.pt"
     if damage == "replaced":
         remote.put(file, bytes(len(remote.get(file))))
@@ -245,7 +250,7 @@ def test_a_finished_file_that_is_not_as_it_was_is_written_again(
     else:
         (line,) = remote.keys(f"{key}/.flmgrow/journal/")
         remote.put(line, remote.get(line)[:-5] + b"oops\n")
-    assert write(sources["legacy"], key).code == 0
+    assert write(remote, sources["legacy"], key).code == 0
     check_complete(remote, key, wanted)
 
 
@@ -263,12 +268,12 @@ def test_a_file_that_changes_before_the_end_is_noticed(
     def change() -> None:
         remote.put(file, b"another") if what == "replaced" else remote.delete(file)
 
-    remote.faults.append(Fault("HEAD", "mp_rank_01", before=change))
-    outcome = write(sources["legacy"], key)
+    remote.fail("HEAD", "mp_rank_01", before=change)
+    outcome = write(remote, sources["legacy"], key)
     assert outcome.code == 4
     check_lines(outcome.err, f"mp_rank_00.*{'is not what was' if what == 'replaced' else 'vanish'}")
     check_incomplete(remote, key, tmp_path)
-    assert write(sources["legacy"], key).code == 0
+    assert write(remote, sources["legacy"], key).code == 0
     check_complete(remote, key, wanted)
 
 
@@ -279,7 +284,7 @@ def test_strays_of_a_half_done_run_go(
     key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_in(monkeypatch, 1, lambda: write(sources["legacy"], key))
+    stop_in(monkeypatch, 1, lambda: write(remote, sources["legacy"], key))
     remote.put(f"{key}/iter_0000030/mp_rank_07/model_optim_rng.pt", b"of another plan")
-    assert write(sources["legacy"], key).code == 0
+    assert write(remote, sources["legacy"], key).code == 0
     check_complete(remote, key, wanted)

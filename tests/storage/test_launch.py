@@ -1,10 +1,12 @@
 """Ranks that meet in a folder: what they exchange, and what becomes of one that fails or dies."""
 
 import fcntl
+import os
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from flmgrow.errors import (
 )
 from flmgrow.storage.failure import described, raised
 from flmgrow.storage.launch import Launch, launch_folder
-from flmgrow.storage.ranks import flattened, ranks_in
+from flmgrow.storage.ranks import flattened, meeting, ranks_in
 from flmgrow.storage.sign import BLINK, Other, Sign, is_held, read_sign
 from flmgrow.storage.world import World
 
@@ -236,3 +238,69 @@ def test_errors_keep_their_exit_code() -> None:
         found = raised(described(error, 2))
         told = type(found).exit_code, str(found), found.hint
         assert told == (error.exit_code, "rank 2: what", "way")
+
+
+# --- what killed launches leave where ranks meet
+
+HELD = """
+import sys, time
+from pathlib import Path
+from ranks_of import world
+from flmgrow.storage.ranks import meeting
+with meeting(Path(sys.argv[1]), world(int(sys.argv[2]), 2, "killed")) as ranks:
+    ranks.meet("plan")
+    print("met", flush=True)
+    time.sleep(600)
+"""
+
+
+def met(place: Path, rank: int) -> "subprocess.Popen[str]":
+    """Start a rank of a launch of two, which stays."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HELD, str(place), str(rank)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "support")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def meet_and_part(place: Path) -> None:
+    def work(world: World) -> None:
+        with meeting(place, world) as ranks:
+            ranks.meet("plan")
+
+    assert in_threads(2, work, launch="next") == [None, None]
+
+
+def test_the_next_launch_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    place = tmp_path / "hidden"
+    runs = [met(place, rank) for rank in range(2)]
+    try:
+        for run in runs:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "met\n"
+        meet_and_part(place)
+        assert [path.name for path in place.iterdir()] == ["launch-killed"]  # its ranks live
+        runs[0].kill()
+        runs[0].wait()
+        meet_and_part(place)
+        assert [path.name for path in place.iterdir()] == ["launch-killed"]  # one of them does
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
+    meet_and_part(place)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("sign", [b"", b'{"host": "elsewhere"}', None], ids=str)
+def test_what_may_be_of_another_machine_stays(sign: bytes | None, tmp_path: Path) -> None:
+    other = tmp_path / "hidden" / "launch-other"
+    other.mkdir(parents=True, mode=0o700)
+    other.parent.chmod(0o700)
+    if sign is not None:
+        line = b"%08x %s\n" % (zlib.crc32(sign), sign) if sign else b""
+        (other / "rank.0").write_bytes(line)
+    meet_and_part(other.parent)
+    assert other.is_dir()
+    assert [path.name for path in other.parent.iterdir()] == ["launch-other"]

@@ -1,17 +1,19 @@
 """An object store on loopback: moto's S3, as a server, with any misbehaviour wanted.
 
 moto keeps real buckets in memory: conditional requests, multipart uploads and lists in pages. What
-no test could ask of it (errors, throttling, bodies that are cut off) is put between.
+no test could ask of it (errors, throttling, bodies that are cut off) is put between. The stores of
+other services (``object_stores.py``) say what differs: a request is named by what it is for
+(:attr:`ObjectStore.KINDS`), as each has its own.
 """
 
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pytest
@@ -27,7 +29,8 @@ from flmgrow.storage.remote import store
 BUCKET = "checkpoints"
 SECRET = "SecretThatNobodyMaySee0123456789abcdefgh"
 _ERROR = "<Error><Code>{code}</Code><Message>you sent {sent}</Message></Error>"
-_TESTS = "the tests themselves"
+TESTS = "the tests themselves"
+_OWN = {"Authorization": TESTS}
 _XML = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 _CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 
@@ -54,11 +57,21 @@ class Fault:
 
 @dataclass
 class ObjectStore:
-    """The server's state. ``requests`` are all that came, as method, path and query.
+    """The server's state; this one is S3's. ``requests`` are all that came, as method, path, query.
 
     After ``most`` of them, if that is given, all are refused, as by a server that is lost; the last
     is carried out or not, and its answer is lost, too, if ``late``.
     """
+
+    SCHEME: ClassVar[str] = "s3"
+    KINDS: ClassVar[dict[str, tuple[str, str]]] = {
+        "list": ("GET", "list-type"),
+        "begin": ("POST", "uploads"),
+        "part": ("PUT", "partNumber"),
+        "completion": ("POST", "uploadId"),
+        "deletion": ("POST", r"\?delete"),
+    }
+    """By what a request is for: its method, and what fits its query. Other words are methods."""
 
     endpoint: str = ""
     most: int | None = None
@@ -66,6 +79,23 @@ class ObjectStore:
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     lock: Any = field(default_factory=threading.Lock)
+
+    def address(self, key: str) -> str:
+        """The address of a key."""
+        return f"{self.SCHEME}://{BUCKET}/{key}"
+
+    def key_of(self, address: str) -> str:
+        """The key at an address."""
+        return address.removeprefix(self.address(""))
+
+    def kind(self, kind: str, path: str = "") -> tuple[str, str]:
+        """The method of a request of this kind, and a pattern that fits its path and query."""
+        method, query = self.KINDS.get(kind, (kind, ""))
+        return method, f"{path}.*{query}" if path and query else path or query
+
+    def fail(self, kind: str, path: str = "", **more: Any) -> None:
+        """Let requests of this kind go wrong, as ``more`` says (:class:`Fault`)."""
+        self.faults.append(Fault(*self.kind(kind, path), **more))
 
     def fault(self, method: str, path: str) -> Fault | None:
         with self.lock:
@@ -82,6 +112,27 @@ class ObjectStore:
     def count(self, pattern: str) -> int:
         """How many requests came whose method, path and query fit."""
         return sum(re.search(pattern, each) is not None for each in self.requests)
+
+    # --- what differs between services
+
+    def kept_by(self, stack: ExitStack) -> Wsgi:
+        """Return what answers; what it needs goes with the ``stack``."""
+        app: Wsgi = DomainDispatcherApplication(create_backend_app)
+        return app
+
+    def environment(self) -> dict[str, str]:
+        """What a command's environment says of the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def make_bucket(self) -> None:
+        requests.post(f"{self.endpoint}/moto-api/reset", headers=_OWN).raise_for_status()
+        self._ask("put", "")
 
     # --- what tests do with it, past all faults
 
@@ -107,7 +158,7 @@ class ObjectStore:
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.put(f"{key}/{path.relative_to(folder)}", path.read_bytes())
-        return f"s3://{BUCKET}/{key}"
+        return self.address(key)
 
     def get_folder(self, key: str, folder: Path) -> Path:
         """Put all objects under ``key`` into ``folder``, as files."""
@@ -118,9 +169,8 @@ class ObjectStore:
         return folder
 
     def _ask(self, method: str, place: str, data: bytes = b"") -> bytes:
-        answer = requests.request(
-            method, f"{self.endpoint}/{BUCKET}{place}", data=data, headers={"Authorization": _TESTS}
-        )
+        url = f"{self.endpoint}/{BUCKET}{place}"
+        answer = requests.request(method, url, data=data, headers=_OWN)
         answer.raise_for_status()
         return answer.content
 
@@ -146,7 +196,7 @@ def _faulty(app: Wsgi, state: ObjectStore) -> Wsgi:
         path = environ["PATH_INFO"] + (
             f"?{environ['QUERY_STRING']}" * bool(environ["QUERY_STRING"])
         )
-        fault = state.fault(environ["REQUEST_METHOD"], path) if sent != _TESTS else None
+        fault = state.fault(environ["REQUEST_METHOD"], path) if sent != TESTS else None
         if fault is None:
             return app(environ, start)
         fault.before()
@@ -171,40 +221,31 @@ def _refusal(fault: Fault, sent: str, start: Callable[..., Any]) -> Iterable[byt
 
 
 @contextmanager
-def serving() -> Iterator[ObjectStore]:
+def serving(kind: type[ObjectStore] = ObjectStore) -> Iterator[ObjectStore]:
     """A server with an empty bucket."""
-    state = ObjectStore()
-    app = _faulty(DomainDispatcherApplication(create_backend_app), state)
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        state.endpoint = f"http://127.0.0.1:{server.server_port}"
-        requests.post(f"{state.endpoint}/moto-api/reset").raise_for_status()
-        state._ask("put", "")
-        yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def environment(state: ObjectStore) -> dict[str, str]:
-    """What a command's environment says of the server."""
-    return {
-        "AWS_ENDPOINT_URL": state.endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-    }
+    state = kind()
+    with ExitStack() as stack:
+        app = _faulty(state.kept_by(stack), state)
+        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            state.endpoint = f"http://127.0.0.1:{server.server_port}"
+            state.make_bucket()
+            yield state
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
 
 
 @contextmanager
-def served(patch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+def served(
+    patch: pytest.MonkeyPatch, kind: type[ObjectStore] = ObjectStore
+) -> Iterator[ObjectStore]:
     """A server that this process's commands speak to, with little patience."""
-    with serving() as state:
-        for name, value in environment(state).items():
+    with serving(kind) as state:
+        for name, value in state.environment().items():
             patch.setenv(name, value)
         patch.setattr(store, "PAUSE", timedelta(milliseconds=2))
         patch.setattr(store, "ATTEMPTS", 5)

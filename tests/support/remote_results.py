@@ -11,7 +11,7 @@ from pathlib import Path
 import moto.s3.models
 import pytest
 from commands import Outcome, flmgrow, refused
-from object_store import BUCKET, ObjectStore, environment, served
+from object_store import ObjectStore, served
 
 from flmgrow.storage.remote import writing
 
@@ -24,9 +24,9 @@ _RUN = (
 
 
 @contextmanager
-def served_in_small_parts() -> Iterator[ObjectStore]:
+def served_in_small_parts(kind: type[ObjectStore] = ObjectStore) -> Iterator[ObjectStore]:
     """A server that takes parts of any size, so that small files are sent in many."""
-    with pytest.MonkeyPatch.context() as patch, served(patch) as server:
+    with pytest.MonkeyPatch.context() as patch, served(patch, kind) as server:
         patch.setattr(moto.s3.models, "S3_UPLOAD_PART_MIN_SIZE", 1)
         patch.setattr(writing, "PART", SMALL_PART)
         yield server
@@ -41,8 +41,8 @@ def objects_of(remote: ObjectStore, key: str) -> dict[str, bytes]:
     return {name.removeprefix(f"{key}/"): remote.get(name) for name in remote.keys(f"{key}/")}
 
 
-def write(source: Path, key: str, *more: object) -> Outcome:
-    return flmgrow("reshard", source, f"s3://{BUCKET}/{key}", "--tp", "2", *more)
+def write(remote: ObjectStore, source: Path, key: str, *more: object) -> Outcome:
+    return flmgrow("reshard", source, remote.address(key), "--tp", "2", *more)
 
 
 def check_complete(
@@ -58,13 +58,13 @@ def check_complete(
 def check_incomplete(remote: ObjectStore, key: str, place: Path) -> None:
     """Nobody takes it for a checkpoint, though the objects of some files are there."""
     assert MARKER not in objects_of(remote, key)
-    refused(3, "is not complete.*it resumes", "inspect", f"s3://{BUCKET}/{key}", place=place)
+    refused(3, "is not complete.*it resumes", "inspect", remote.address(key), place=place)
 
 
 def in_a_process(remote: ObjectStore, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", _RUN, *map(str, arguments)],
-        env={**os.environ, **environment(remote)},
+        env={**os.environ, **remote.environment()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,23 +18,42 @@ from flmgrow.text import Found, Text
 @dataclass(frozen=True)
 class Service:
     """A kind of object store: the word that its addresses begin with, what its buckets are called,
-    and the variables in which it wants its credentials.
+    what its variables begin with, and those in which it wants its credentials and another endpoint.
     """
 
     scheme: str
     bucket: str
+    prefix: str
     credentials: str
+    endpoints: tuple[str, ...]
 
     @property
     def form(self) -> str:
         """The form of its addresses."""
         return f"{self.scheme}://{self.bucket}/KEY"
 
+    @property
+    def container(self) -> str:
+        """What its buckets are called in a sentence."""
+        return self.bucket.lower()
+
 
 SERVICES = (
-    Service("s3", "BUCKET", "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"),
-    Service("gs", "BUCKET", "GOOGLE_APPLICATION_CREDENTIALS"),
-    Service("az", "CONTAINER", "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+    Service(
+        "s3",
+        "BUCKET",
+        "AWS",
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"),
+    ),
+    Service("gs", "BUCKET", "GOOGLE", "GOOGLE_APPLICATION_CREDENTIALS", ("GOOGLE_BASE_URL",)),
+    Service(
+        "az",
+        "CONTAINER",
+        "AZURE",
+        "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    ),
 )
 _BY_PREFIX = {f"{service.scheme}:": service for service in SERVICES}
 _BUCKET = re.compile(r"[$\w][\w.-]{1,221}", re.ASCII)

@@ -6,7 +6,6 @@ the server, throttling, bodies that are cut off). What is left over becomes one 
 words. What a server says is not shown: it may echo what it was sent.
 """
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +17,9 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from flmgrow.errors import BadCheckpointError, FlmgrowError, StorageError, UsageError
+from flmgrow.errors import BadCheckpointError, FlmgrowError, UsageError
 from flmgrow.storage.remote.addresses import Address
+from flmgrow.storage.remote.failures import OPENING, refuse_wrong_endpoint, storage_error
 
 if TYPE_CHECKING:
     from obstore import ListResult, ObjectMeta
@@ -27,35 +27,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-AGAIN = "run the same command again"
 ATTEMPTS = 8
 """How often a request is made until its failure counts."""
 PAUSE = timedelta(milliseconds=250)
 """The pause after the first failure; each is twice as long as the one before."""
 LONGEST_PAUSE = 40 * PAUSE
 PATIENCE = timedelta(minutes=3)
-
-_STATUS = re.compile(r"status code: (\d{3})")
-_SIGNS = (
-    ("NoSuchBucket", "there is no such bucket", "check the name, and the endpoint if one is set"),
-    (r"Missing\w*(Key|Account)|169\.254\.169\.254|metadata\.google|must be specified",
-     "no credentials were found", ""),
-    ("InvalidObjectState", "it is archived", "restore it from the archive first"),
-    ("InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|TokenRefreshRequired|RequestTimeTooSkew",
-     "its credentials are wrong or have expired", ""),
-    ("PermanentRedirect|without LOCATION|AuthorizationHeaderMalformed",
-     "the bucket is in another region", "set AWS_REGION to that of the bucket"),
-    ("PermissionDenied|Unauthenticated|status code: 40[13]",
-     "its credentials do not allow this", ""),
-    ("status code: 501", "the store does not know such requests",
-     "one that takes conditional requests is wanted: see the guide on object stores"),
-    ("InvalidPath", "there are keys with empty or relative parts", "rename these objects"),
-    ("error sending request", "the server cannot be reached", "check network and endpoint"),
-    ("body error", "the server broke off its answer", f"wait a while, then {AGAIN}"),
-)  # fmt: skip
-"""What in an error's kind or text tells of its cause, and what to do; if nothing is said, see to
-the credentials.
-"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +84,8 @@ def store_of(address: Address) -> "ObjectStore":
     """Return the store that ``address`` is in, as the environment describes it.
 
     Raises:
-        UsageError: Without obstore, or if the environment is not understood.
+        UsageError: Without obstore, or if a variable names no server.
+        StorageError: If the environment is not understood.
     """
     try:
         import obstore  # noqa: F401
@@ -117,8 +95,9 @@ def store_of(address: Address) -> "ObjectStore":
             "pip install 'flmgrow[object-store]'",
             where=address,
         ) from None
+    refuse_wrong_endpoint(address)
     attempts = _attempts.get() or ATTEMPTS
-    with _told(address, "opening the store"):
+    with _told(address, OPENING):
         return _store(address.service.scheme, address.bucket, attempts)
 
 
@@ -185,18 +164,7 @@ def _told(address: Address, doing: str) -> Iterator[None]:
     except (PreconditionError, AlreadyExistsError):
         raise changed_error(address) from None
     except (BaseError, OSError, ValueError) as error:
-        raise _storage_error(address, doing, error) from None
-
-
-def _storage_error(address: Address, doing: str, error: Exception) -> StorageError:
-    text = f"{type(error).__name__} {error}"
-    for sign, what, hint in _SIGNS:
-        if re.search(sign, text):
-            hint = hint or f"set {address.service.credentials} as the store wants them"
-            return StorageError(f"{doing} failed: {what}", hint, where=address)
-    found = _STATUS.search(text)
-    what = f"the server answers {found[1]}" if found else f"obstore says {type(error).__name__}"
-    return StorageError(f"{doing} failed: {what}", f"wait a while, then {AGAIN}", where=address)
+        raise storage_error(address, doing, error) from None
 
 
 def patiently(call: Callable[[], T]) -> T:

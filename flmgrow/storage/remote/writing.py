@@ -9,13 +9,14 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from flmgrow.errors import BadCheckpointError
+from flmgrow.errors import BadCheckpointError, FlmgrowError
 from flmgrow.storage.remote.addresses import Address
 from flmgrow.storage.remote.store import (
     ChangedError,
     FoundObject,
     ask,
     found_in,
+    hurried,
     look,
     patiently,
     store_of,
@@ -111,8 +112,12 @@ def delete(folder: Address, keys: Iterable[str]) -> None:
     import obstore
 
     def deleted() -> None:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             obstore.delete(store, wanted)
+        except FileNotFoundError:  # some services say so of one, and the others may be left
+            for key in wanted:
+                with contextlib.suppress(FileNotFoundError):
+                    obstore.delete(store, key)
 
     if wanted:
         ask(folder, "deleting", deleted)
@@ -145,11 +150,25 @@ class NewRemoteObject:
         Raises:
             StorageError: The store failed, or does not answer.
         """
-        ask(self._address, "completing the upload", self._writer.close)
+        before = look(self._address)
+        try:
+            ask(self._address, "completing the upload", self._writer.close)
+        except FlmgrowError:
+            if not self._has_appeared(before):
+                raise
         found = look(self._address)
         if found is None or found.size != self.position:
             raise ChangedError("is not what was put there", "see who else writes", self._address)
         self.found = found
+
+    def _has_appeared(self, before: FoundObject | None) -> bool:
+        """Whether it was completed all the same: of an upload whose completion is asked for again,
+        as the answer was lost, some services say that there is none.
+        """
+        with contextlib.suppress(FlmgrowError), hurried():
+            now = look(self._address)
+            return now is not None and now != before and now.size == self.position
+        return False
 
 
 @contextlib.contextmanager
