@@ -14,6 +14,7 @@ SPIKE = 0.05
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_no_method_moves_the_loss(tmp_path: Path) -> None:
     _, effects = measure(tmp_path)
     assert effects.keys() == METHODS.keys()

@@ -220,6 +220,7 @@ def test_a_run_that_has_not_ended_is_no_point(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_few_seeds_spread_as_far_as_many_would() -> None:
     """Two runs drawn from as they are would vary by half of what runs do."""
     random = np.random.default_rng(3)

@@ -14,7 +14,9 @@ from stage_runs import make_data, schedule_data, write_schedule
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = {8: ["first stage"], 20: ["first stage", "second stage"]}
+"""How often a run is killed, and where it must have been by then."""
+
 PATIENCE = 120.0
 FINAL = Path("02-large", "checkpoints")
 
@@ -62,8 +64,9 @@ def place_of(out: Path) -> str:
     return "first stage" if (out / "01-small" / "checkpoints").exists() else "beginning"
 
 
+@pytest.mark.parametrize("times", [8, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_moments(
-    schedule: Path, undisturbed: tuple[Path, float], tmp_path: Path
+    schedule: Path, undisturbed: tuple[Path, float], tmp_path: Path, times: int
 ) -> None:
     """The moments of each run lie anywhere between its begin and its end; the very first is while
     the first stage saves, however fast the machine is now.
@@ -71,9 +74,9 @@ def test_killed_at_random_moments(
     whole, seconds = undisturbed
     chance = random.Random(20)
     kills, met, outs = 0, set[str](), list[Path]()
-    while kills < KILLS:
+    while kills < times:
         outs.append(tmp_path / f"run-{len(outs)}")
-        while kills < KILLS:
+        while kills < times:
             process = begun(schedule, outs[-1])
             moment = chance.uniform(0.2, 0.6) * seconds
             if kills == 0:
@@ -94,7 +97,7 @@ def test_killed_at_random_moments(
     for out in outs:
         assert saved(out / FINAL) == saved(whole / FINAL)
         assert losses(out) == losses(whole)
-    assert {"first stage", "second stage"} <= met
+    assert met.issuperset(KILLS[times])
 
 
 def test_asked_to_stop_it_saves_and_goes_on(

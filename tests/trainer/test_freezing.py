@@ -316,6 +316,9 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+HALF = ["a stage of a pipeline without anything to train", "tensor ranks", "replicas"]
+
+
 def named_in(weights: Values, rules: list[dict[str, Any]]) -> dict[str, NDArray[np.bool_]]:
     """Return which entries are in the layers of the first rule, or the tensors of the second."""
     first, last = map(int, rules[0]["layers"].split("-"))
@@ -326,8 +329,14 @@ def named_in(weights: Values, rules: list[dict[str, Any]]) -> dict[str, NDArray[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        *((name, "float32") for name in LAYOUTS),
+        ("the same at the end, and distributed", "bfloat16"),
+        *(pytest.param(name, "bfloat16", marks=pytest.mark.long) for name in HALF),
+    ],
+)
 def test_layouts_freeze_the_same(data: Path, deep: Path, wide: Path, tmp_path: Path, name: str,
                                  precision: str) -> None:  # fmt: skip
     rules, layout = LAYOUTS[name]
