@@ -17,9 +17,11 @@ from flmgrow.formats.layout.placements import Layout, Slice, placements
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.flops import computations
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.stages.planned_stage import PlannedStage
+from flmgrow.trainer.stage.freezing import trained_of
 from flmgrow.trainer.stage.training import LayoutSection
 
 FULL = 4
@@ -110,15 +112,34 @@ def parameters_by_rank(
 
 def _activations(planned: PlannedStage, batch: Microbatch, rank: int) -> int:
     config, layout = planned.config, planned.layout
-    layers = sum(
-        kept * layout.chunk_layers[chunk * layout.pp + rank]
-        for chunk, kept in enumerate(in_flight(planned, rank))
+    reached = _reached(planned)
+    kept = sum(
+        count * layer_activations(config, batch, reached[layer])
+        for chunk, count in enumerate(in_flight(planned, rank))
+        for layer in range(*layout.chunk_range(rank, chunk))
+        if layer in reached
     )
-    kept = layers * layer_activations(config, batch)
-    head = _head_activations(config, planned.padded_vocab, batch) if rank == layout.pp - 1 else 0
+    head = 0
+    if rank == layout.pp - 1:
+        head = _head_activations(config, planned.padded_vocab, batch, trains=reached[None])
     # The head's are gone when the first layer is computed again, as a whole.
     again = layer_activations(config, replace(batch, recompute="none"))
     return kept + (max(head, again) if batch.recompute == "full" else head)
+
+
+def _reached(planned: PlannedStage) -> dict[int | None, bool]:
+    """Return the layers that gradients come to, and whether matrices in them have their own.
+
+    None stands for the head. A layer of which some matrices train counts as if all did.
+    """
+    stage = planned.stage
+    trained = trained_of(planned.still, planned.layout, stage.training.recompute)
+    found: dict[int | None, bool] = {}
+    for each in computations(planned.config, stage.data.sequence_length, trained):
+        if each.part is not None and each.reached:
+            _, layer = each.part
+            found[layer] = found.get(layer, False) or (each.trains and each.flops > 0)
+    return found
 
 
 def in_flight(planned: PlannedStage, rank: int) -> list[int]:
@@ -140,8 +161,11 @@ def in_flight(planned: PlannedStage, rank: int) -> list[int]:
     return groups
 
 
-def layer_activations(config: ModelConfig, batch: Microbatch) -> int:
+def layer_activations(config: ModelConfig, batch: Microbatch, trains: bool = True) -> int:
     """Return the bytes that one layer keeps of one micro-batch for its backward pass.
+
+    If no matrix of it ``trains``, no product keeps its input; what norms, attention and activation
+    functions need is kept all the same.
 
     Inputs of norms and of products, as in Korthikanti et al. (2022), section 4.1; attention is
     fused and keeps no scores, so ``selective`` recomputation spares the mask of packed samples
@@ -152,8 +176,9 @@ def layer_activations(config: ModelConfig, batch: Microbatch) -> int:
     if batch.recompute == "full":
         return whole // spread
     # Of a gated FFN: both inputs, the gate's activation, a copy of the other, and the product.
-    inside = _attention_activations(config) + (5 if config.gated else 2) * config.ffn
-    per_token = batch.width * (4 * config.hidden / spread + inside / batch.tp)
+    ffn = (4 if config.gated else 1) + trains
+    inside = _attention_activations(config) + ffn * config.ffn
+    per_token = batch.width * ((2 + 2 * trains) * config.hidden / spread + inside / batch.tp)
     masks = batch.packed and batch.recompute == "none"
     return round(batch.tokens * per_token) + masks * batch.tokens * batch.length * batch.width
 
@@ -172,11 +197,13 @@ def _attention_activations(config: ModelConfig) -> int:
     return projected + inner + (2 * inner if rotated else 0)
 
 
-def _head_activations(config: ModelConfig, padded_vocab: int, batch: Microbatch) -> int:
-    """Return the bytes of what lies behind the last layer: the norm's input, its output, and the
-    logits, in float32 beside narrower ones.
+def _head_activations(
+    config: ModelConfig, padded_vocab: int, batch: Microbatch, *, trains: bool
+) -> int:
+    """Return the bytes of what lies behind the last layer: the norm's input, its output if the head
+    ``trains``, and the logits, in float32 beside narrower ones.
     """
     spread = batch.tp if batch.sequence_parallel else 1
-    norm = 2 * config.hidden * batch.width / spread
+    norm = (1 + trains) * config.hidden * batch.width / spread
     logits = padded_vocab * (FULL + (batch.width if batch.width < FULL else 0)) / batch.tp
     return round(batch.tokens * (norm + logits))

@@ -187,23 +187,31 @@ def test_every_rank_holds_what_was_foretold(name: str, tmp_path: Path) -> None:
     check(*measured(tmp_path, *MANY[name]))
 
 
+LOWEST = {"layers": "0-2"}
+SPARED: dict[str, tuple[dict[str, Any], Any]] = {
+    "layers that gradients go through": ({}, LOWEST),
+    "layers that no gradient comes to": ({}, [LOWEST, {"tensors": "embedding"}]),
+    "ranks": (
+        {"pp": 2, "dp": 2, "distributed_optimizer": True},
+        [LOWEST, {"layers": 5}, {"tensors": "embedding"}],
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{}, {"pp": 2, "dp": 2, "distributed_optimizer": True}])
-def test_what_is_frozen_has_neither_gradients_nor_states(
-    tmp_path: Path, layout: dict[str, Any]
+@pytest.mark.parametrize("name", SPARED)
+def test_what_is_frozen_has_no_gradients_and_no_states_and_keeps_less(
+    tmp_path: Path, name: str
 ) -> None:
-    """Its activations are fewer than foretold: a frozen projection keeps none of its input."""
-    planned, held = measured(tmp_path, PAPER, layout, {"freeze": {"layers": "0-2"}})
+    layout, rules = SPARED[name]
+    planned, held = measured(tmp_path, PAPER, layout, {"freeze": rules})
+    check(planned, held)
     training = planned.stage.training.model_copy(update={"freeze": None})
     stage = planned.stage.model_copy(update={"training": training})
-    everything = memory_of(replace(planned, stage=stage))
-    for found in held:
-        rank = found["rank"] // (planned.stage.layout.tp * planned.stage.layout.dp)
-        wanted = memory_of(planned)[rank]
-        assert found["weights"] == wanted.weights == everything[rank].weights
-        assert found["gradients"] == pytest.approx(wanted.gradients, rel=0.01)
-        assert found["optimizer"] == pytest.approx(wanted.optimizer, rel=0.01)
-    assert memory_of(planned)[0].optimizer < 0.8 * everything[0].optimizer
+    frozen, everything = memory_of(planned)[0], memory_of(replace(planned, stage=stage))[0]
+    assert frozen.weights == everything.weights
+    assert frozen.optimizer < 0.8 * everything.optimizer
+    assert frozen.activations < 0.95 * everything.activations
 
 
 if __name__ == "__main__":
