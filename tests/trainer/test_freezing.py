@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import accepted
 from numpy.typing import NDArray
+from old_entries import old_entries
 from stage_runs import LARGE, make_data, metrics, saved, train, write_stage
 from trained_here import small, trained, trained_in
 
@@ -76,24 +77,6 @@ def frozen(
 def values(path: Path, state: str = "weight") -> Values:
     with flmgrow.open(path) as source:
         return {name: np.array(source.tensor(name, state=state).values) for name in source.tensors}
-
-
-def old_entries(path: Path) -> dict[str, NDArray[np.bool_]]:
-    """Return which entries are none of the last growth's, one index after the other."""
-    with flmgrow.open(path) as source:
-        fresh = {
-            str(axis): set(found.tolist()) for axis, found in fresh_of(source.checkpoint).items()
-        }
-        assert fresh
-        result = {}
-        for name in source.tensors:
-            tensor = source.tensor(name)
-            found = np.ones(np.array(tensor.values).shape, bool)
-            for place, axis in enumerate(tensor.axes):
-                for index in fresh.get(str(axis), ()):
-                    found[(slice(None),) * place + (index,)] = False
-            result[name] = found
-    return result
 
 
 def moved(one: Values, other: Values, where: dict[str, NDArray[np.bool_]]) -> int:
