@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from commands import accepted, refused
-from object_store import BUCKET, ObjectStore, one_of_each
+from object_store import ObjectStore, one_of_each
+from object_stores import STORES
 from ranks_of import ended, in_threads, start
 from remote_results import (
     check_complete,
@@ -42,9 +43,9 @@ writing.NewRemoteObject.finish = slow
 """A rank whose uploads do not come to an end."""
 
 
-@pytest.fixture(scope="module")
-def remote() -> Iterator[ObjectStore]:
-    with served_in_small_parts() as server:
+@pytest.fixture(scope="module", params=STORES)
+def remote(request: Any) -> Iterator[ObjectStore]:
+    with served_in_small_parts(request.param) as server:
         yield server
 
 
@@ -70,7 +71,7 @@ def test_any_number_of_ranks_writes_the_same_bytes(
     wanted = files_of(tmp_path / "out")
     for size in (1, 2, 3):
         key = f"{form}/{size}/out"
-        out = named_output(Path(f"s3://{BUCKET}/{key}"))
+        out = named_output(Path(remote.address(key)))
         made = in_threads(size, partial(written, source, form, out))
         assert [type(each).__name__ for each in made] == ["Manifest"] * size
         check_complete(remote, key, wanted)
@@ -91,7 +92,7 @@ def test_each_uploads_its_own(remote: ObjectStore, sources: dict[str, Path]) -> 
                 write(*given)
 
             vars(executor)["_write"] = noted
-            executor.run(named_output(Path(f"s3://{BUCKET}/shared/out")))
+            executor.run(named_output(Path(remote.address("shared/out"))))
         wrote[world.rank] = len(told)
 
     in_threads(2, work)
@@ -102,7 +103,7 @@ def test_another_number_of_ranks_resumes(
     remote: ObjectStore, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     source, key = sources["legacy"], "resumed/out"
-    out = named_output(Path(f"s3://{BUCKET}/{key}"))
+    out = named_output(Path(remote.address(key)))
 
     def stopped(world: World) -> Any:
         with open_checkpoint(source) as opened:
@@ -144,7 +145,7 @@ def test_a_killed_rank_leaves_a_run_that_resumes(
 ) -> None:
     key = f"killed/{lost}/out"
     sizes = ("--tp", "2", "--pp", "2")
-    out = f"s3://{BUCKET}/{key}"
+    out = remote.address(key)
     command = ("reshard", sources["legacy"], out, *sizes, "--rank-timeout", "60")
     launch = f"killed {lost}"
     runs = [
@@ -173,7 +174,7 @@ def test_ranks_of_several_machines_want_a_place_to_meet(
 ) -> None:
     monkeypatch.setenv("FLMGROW_WORLD_SIZE", "2")
     monkeypatch.setenv("FLMGROW_RANK", "0")
-    address = f"s3://{BUCKET}/machines/out"
+    address = remote.address("machines/out")
     command = ("reshard", sources["legacy"], address, "--tp", "2")
     pattern = "ranks of several machines cannot meet.*--scratch names"
     refused(2, pattern, *command, place=tmp_path)
