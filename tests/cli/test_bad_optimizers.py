@@ -100,7 +100,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "no numbers": (
         lambda content: inner(content)["param_groups"][0].pop("params"), "has no parameters"
     ),
-    "unknown groups": (merge_decay, "fits 0 of the optimizer's 2 param groups"),
+    "unknown groups": (merge_decay, "fits 2 of the optimizer's 2 param groups"),
     "no groups": (lambda content: inner(content).pop("param_groups"), "has no param_groups"),
     "a group that is none": (
         lambda content: inner(content).update(param_groups=[3]), "param group: is no dict, but 3"
