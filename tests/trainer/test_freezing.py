@@ -288,18 +288,17 @@ def test_lags_outlive_a_growth(data: Path, deep: Path, tmp_path: Path) -> None:
 
 
 LAYOUTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "a stage of a pipeline without anything to train": (
-        [{"layers": "0-1"}, {"tensors": OUTER}], {"pp": 2},
-    ),
-    "the same at the end, and distributed": (
-        [{"layers": "2-3"}, {"tensors": OUTER}], {"pp": 2, "distributed_optimizer": True},
-    ),
+    "a stage of a pipeline without anything to train":
+        ([{"layers": "0-1"}, {"tensors": OUTER}], {"pp": 2}),
+    "the same at the end, and distributed":
+        ([{"layers": "2-3"}, {"tensors": OUTER}], {"pp": 2, "distributed_optimizer": True}),
     "tensor ranks": ("old", {"tp": 2, "sequence_parallel": True}),
     "replicas": ("old", {"dp": 2, "distributed_optimizer": True}),
 }  # fmt: skip
-
-
-HALF = ["a stage of a pipeline without anything to train", "tensor ranks", "replicas"]
+RUNS: list[Any] = [(name, "float32") for name in LAYOUTS] + [
+    pytest.param(name, "bfloat16", marks=() if "distributed" in name else pytest.mark.long)
+    for name in LAYOUTS
+]
 
 
 def named_in(weights: Values, rules: list[dict[str, Any]]) -> dict[str, NDArray[np.bool_]]:
@@ -312,14 +311,7 @@ def named_in(weights: Values, rules: list[dict[str, Any]]) -> dict[str, NDArray[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        *((name, "float32") for name in LAYOUTS),
-        ("the same at the end, and distributed", "bfloat16"),
-        *(pytest.param(name, "bfloat16", marks=pytest.mark.long) for name in HALF),
-    ],
-)
+@pytest.mark.parametrize(("name", "precision"), RUNS)
 def test_layouts_freeze_the_same(data: Path, deep: Path, wide: Path, tmp_path: Path, name: str,
                                  precision: str) -> None:  # fmt: skip
     rules, layout = LAYOUTS[name]
@@ -339,10 +331,8 @@ def test_layouts_freeze_the_same(data: Path, deep: Path, wide: Path, tmp_path: P
         if precision == "float32":  # rounded gradients differ, and Adam's first steps with them
             assert np.abs(one[each] - two[each]).max() < 1e-5
     assert any((two[each] != at_first[each]).any() for each in two)
-    ours, theirs = (
-        [m["grad_norm"] for m in metrics(tmp_path / which / "stage.yaml")]
-        for which in ("one", "two")
-    )
+    ours, theirs = ([m["grad_norm"] for m in metrics(tmp_path / which / "stage.yaml")]
+                    for which in ("one", "two"))  # fmt: skip
     if precision == "float32":
         assert theirs == pytest.approx(ours, rel=1e-5)
     else:  # after Adam's first step the weights are no longer the same
