@@ -1,7 +1,8 @@
 """One process of the trainer, for ``bench_training.py``: what ``flmgrow train`` does in a step."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flmgrow.trainer.megatron.live_masks import LiveMasks
 from flmgrow.trainer.megatron.model import start_parallel
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.file import StageFile
+from flmgrow.trainer.stage.freezing import FreezeRule, frozen_of, frozen_slices
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.steps import losses_of, run_batch
 
@@ -37,17 +39,43 @@ def megatron_side(
     os.environ |= ALONE
     start_parallel(tp=1, pp=1)
     rows = work.batch if micro_batch is None else micro_batch
-    stage, config = stage_of(work, precision, rows), work.config
-    dtype = getattr(torch, precision)
-    live = LiveMasks({}, config, dtype) if live is None else live
-    layout, begin = make_layout(config.layers, 1, 1), Begin(None, False, 0, 0, Carried(), {})
-    components = build(RunConfig(stage, config, layout, config.vocab, begin, 1.0), live)
+    run = _run_config(work, stage_of(work, precision, rows))
+    return _step(work, run, rows, live)
+
+
+def frozen_side(
+    work: Work, rules: Sequence[Mapping[str, Any]], micro_batch: int
+) -> tuple[Step, int]:
+    """Build what the trainer trains where ``rules`` freeze, in a process that may have others.
+
+    Returns its step, and the operations of one per token.
+    """
+    if not torch.distributed.is_initialized():
+        os.environ |= ALONE
+        start_parallel(tp=1, pp=1)
+    run = _run_config(work, stage_of(work, "float32", micro_batch))
+    frozen = frozen_of([FreezeRule(**rule) for rule in rules], run.config, run.padded_vocab, {})
+    still = frozen_slices(frozen, run.config, run.padded_vocab)
+    run = replace(run, frozen=frozen, still=still)
+    return _step(work, run, micro_batch), run.flops_per_token
+
+
+def _run_config(work: Work, stage: StageFile) -> RunConfig:
+    config, begin = work.config, Begin(None, False, 0, 0, Carried(), {})
+    return RunConfig(stage, config, make_layout(config.layers), config.vocab, begin, 1.0)
+
+
+def _step(work: Work, run: RunConfig, rows: int, live: LiveMasks | None = None) -> Step:
+    """Build what ``run`` trains, with ``work``'s weights; return what takes a step of it."""
+    if live is None:
+        live = LiveMasks({}, run.config, getattr(torch, run.stage.training.precision))
+    components = build(run, live)
     _share_weights(components.models[0].module, work.weights)
     micro_batches = list(_micro_batches(work, rows))
 
     def step() -> float:
         components.zero_gradients()
-        length = config.max_positions
+        length = run.config.max_positions
         sums = run_batch(components.models, micro_batches, sequence_length=length)
         components.optimizer.step()
         components.schedule.step(increment=1)
@@ -84,6 +112,7 @@ def _micro_batches(work: Work, rows: int) -> Iterator[dict[str, Any]]:
             "labels": labels[taken],
             "positions": positions,
             "loss_mask": counts,
+            "taught": np.zeros(rows, np.bool_),
         }
 
 
