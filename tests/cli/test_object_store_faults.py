@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from commands import Outcome, accepted, check_lines, flmgrow
 from object_store import SECRET, ObjectStore
-from object_stores import STORES
+from object_stores import THOROUGH_STORES
 from pico import make_checkpoint
 from remote_results import (
     MARKER,
@@ -37,7 +37,7 @@ from sampling import first, sample
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=THOROUGH_STORES)
 def remote(request: Any) -> Iterator[ObjectStore]:
     with served_in_small_parts(request.param) as server:
         yield server

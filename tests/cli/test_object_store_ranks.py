@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands import accepted, refused
 from object_store import ObjectStore, one_of_each
-from object_stores import STORES
+from object_stores import THOROUGH_STORES
 from ranks_of import ended, in_threads, start
 from remote_results import (
     check_complete,
@@ -43,7 +43,7 @@ writing.NewRemoteObject.finish = slow
 """A rank whose uploads do not come to an end."""
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=THOROUGH_STORES)
 def remote(request: Any) -> Iterator[ObjectStore]:
     with served_in_small_parts(request.param) as server:
         yield server

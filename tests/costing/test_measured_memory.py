@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from often import often
 from stage_runs import MODEL, environment, make_data, stage_data, write_stage
 
 from flmgrow.costing.memory import memory_of
@@ -182,7 +183,7 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("name", often(MANY, "tensor and pipeline", "virtual pipeline", "replicas"))
 def test_every_rank_holds_what_was_foretold(name: str, tmp_path: Path) -> None:
     check(*measured(tmp_path, *MANY[name]))
 
@@ -199,7 +200,7 @@ SPARED: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SPARED)
+@pytest.mark.parametrize("name", often(SPARED, "layers that no gradient comes to", "ranks"))
 def test_what_is_frozen_has_no_gradients_and_no_states_and_keeps_less(
     tmp_path: Path, name: str
 ) -> None:

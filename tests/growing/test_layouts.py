@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from in_place import MASK, SMALL, assert_same, between, stages
+from often import often
 from stage_runs import make_data
 from warm_ranks import train_warm
 
@@ -47,8 +48,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "layout": {"tp": 2, **DISTRIBUTED, "sequence_parallel": True},
         "growth": COPY,
     },
-}
-MORE: dict[str, dict[str, Any]] = {
     "tensor ranks, grouped queries, bfloat16": {
         "layout": {"tp": 2, "sequence_parallel": True},
         "model": {**SMALL, "num_query_groups": 2, "normalization": "rmsnorm", "tied": False},
@@ -86,11 +85,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [*LAYOUTS, *(pytest.param(n, marks=pytest.mark.long) for n in MORE)]
-)
+@pytest.mark.parametrize("name", often(LAYOUTS, "tensor and pipeline ranks", "virtual pipeline"))
 def test_the_bits_are_those_of_expand(data: Path, tmp_path: Path, name: str) -> None:
-    first, second = stages(data, tmp_path / "here", **{**LAYOUTS, **MORE}[name])
+    first, second = stages(data, tmp_path / "here", **LAYOUTS[name])
     assert "note: grown in memory" in train_warm(second)
     assert_same(second, between(first, second, tmp_path / "between", train_warm))
 

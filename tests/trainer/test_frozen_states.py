@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from commands import accepted, flmgrow
+from often import often
 from stage_runs import edit, make_data, train, write_stage
 from stage_runs import saved as files_of
 from trained_here import small, trained_in
@@ -152,7 +153,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", often(LAYOUTS, "replicas, half precision"))
 def test_ranks_that_are_killed_before_or_after_unfreezing_change_no_bit(
     data: Path, tmp_path: Path, name: str
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from often import often
 from stage_runs import environment, make_data, metrics, saved, write_stage
 from trained_here import small, trained
 
@@ -296,7 +297,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", often(LAYOUTS, "pipeline ranks", "replicas that share an optimizer")
+)
 def test_ranks_go_back_together(data: Path, tmp_path: Path, name: str) -> None:
     stage = stage_in(tmp_path, data, layout=LAYOUTS[name], checkpoint={"keep": 2})
     told = train_ranks(stage)
