@@ -30,6 +30,7 @@ lock, adopts the plan and commits; checking files, on resuming and before the co
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -54,6 +55,9 @@ from flmgrow.storage.ranks import Ranks, first_of, meeting, ranks_in
 from flmgrow.storage.read_back import FlushedFile, ReadBackFile, SeenFiles, changed
 from flmgrow.storage.staging import Staging
 from flmgrow.storage.world import ALONE, World
+
+FIRST_TELLS = 10.0
+"""Seconds for rank 0 to tell what it finds as well: launchers end all with the one that leaves."""
 
 
 class OutputFolder(BegunOutput):
@@ -93,6 +97,8 @@ class OutputFolder(BegunOutput):
         self._committed = False
         self._lease: Lease | None = None
         if self._staging.has_appeared:
+            if not world.first:
+                time.sleep(FIRST_TELLS)
             raise already_exists(self.path, told=not world.first)
         wanted = encoded_plan(plan)
         with contextlib.ExitStack() as stack:

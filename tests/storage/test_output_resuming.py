@@ -11,7 +11,8 @@ from output_folders import PLAN, SHARD, begin, interrupt, names, open_files, rec
 from flmgrow.errors import OutputExistsError, StorageError, UsageError
 from flmgrow.storage import output
 from flmgrow.storage.checksums import verify_files
-from flmgrow.storage.output import OutputFolder
+from flmgrow.storage.output import FIRST_TELLS, OutputFolder
+from flmgrow.storage.world import World
 
 
 @pytest.fixture
@@ -159,6 +160,18 @@ class TestNamesThatAreTaken:
             OutputFolder(out, PLAN, restart=True)
         assert names(tmp_path) == ["out"]
         assert names(out) == ["mine"]
+
+    @pytest.mark.parametrize(("rank", "waited"), [(0, []), (1, [FIRST_TELLS])])
+    def test_rank_0_has_time_to_tell(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch, rank: int, waited: list[float]
+    ) -> None:
+        """Else torchrun, which ends all with the first that leaves, would let it tell of that."""
+        slept: list[float] = []
+        monkeypatch.setattr("time.sleep", slept.append)
+        out.mkdir()
+        with pytest.raises(OutputExistsError) as found:
+            OutputFolder(out, PLAN, world=World(rank, 2, launch="test"))
+        assert (slept, found.value.told) == (waited, rank > 0)
 
     @pytest.mark.parametrize("kind", ["file", "dangling link"])
     def test_anything_of_that_name_counts(self, out: Path, kind: str) -> None:
