@@ -134,6 +134,11 @@ def _lengths(arm: ArmSection, stages: Sequence[Json]) -> list[int]:
         tokens = Fraction(arm.tokens)
     else:
         assert arm.flops is not None
+        if any(stage["training"].get("freeze") is not None for stage in stages):
+            raise UsageError(
+                "flops with training.freeze: what is frozen costs less than is counted here",
+                "give tokens",
+            )
         costs = map(flops_per_token, stages)
         tokens = Fraction(arm.flops) / sum(x * cost for x, cost in zip(parts, costs, strict=True))
     steps = [

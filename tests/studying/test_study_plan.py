@@ -163,6 +163,8 @@ def test_a_rate_at_the_end_of_its_grid_and_one_that_was_not_searched_are_told(
          "training.batch_ramp: a study counts arms in steps of one batch"),
         ({"arms": {"a": {"size": "small", "tokens": 5120, "training": {
             "micro_batch": 4, "batch_ramp": [4, 4, 64]}}}}, "training.batch_ramp"),
+        ({"arms": {"a": {"size": "small", "flops": 1e10, "training": {
+            "freeze": [{"layers": 0}]}}}}, "flops with training.freeze"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from damage import rank_files
+from growing import same_bits
 
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.model.arrays import Array
@@ -23,6 +24,16 @@ def states(path: Path) -> States:
             }
             for state, reader in opened.readers.items()
         }
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Insist that two checkpoints hold the same bits, and the same of what belongs to Adam."""
+    one, other = states(a), states(b)
+    assert list(one) == list(other) == ["weight", "master", "exp_avg", "exp_avg_sq"]
+    for state, name in ((kind, name) for kind in one for name in one[kind]):
+        assert same_bits(one[state][name], other[state][name]), (state, name)
+    with open_checkpoint(a) as x, open_checkpoint(b) as y:
+        assert vars(with_optimizer(x).optimizer) == vars(with_optimizer(y).optimizer)
 
 
 def optimizers(path: Path) -> list[Any]:

@@ -13,11 +13,10 @@ import pytest
 import torch
 from commands import accepted, flmgrow, refused
 from growing import grow_checkpoint, same_bits
-from optimizer_states import states
+from optimizer_states import assert_same, states
 from pico_forms import make_form
 from pico_fsdp import Boxes, State, make_fsdp, rows_of
 
-from flmgrow.formats.opening import open_checkpoint, with_optimizer
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.layout_request import LayoutRequest
 
@@ -30,15 +29,6 @@ CASES += [
 QKV = "decoder.layers.1.self_attention.linear_qkv.weight"
 FC1 = "decoder.layers.2.mlp.linear_fc1.weight"
 STATE = "optimizer.state.module.module.module."
-
-
-def assert_same(a: Path, b: Path) -> None:
-    one, other = states(a), states(b)
-    assert list(one) == list(other) == ["weight", "master", "exp_avg", "exp_avg_sq"]
-    for state, name in ((kind, name) for kind in one for name in one[kind]):
-        assert same_bits(one[state][name], other[state][name]), (state, name)
-    with open_checkpoint(a) as x, open_checkpoint(b) as y:
-        assert vars(with_optimizer(x).optimizer) == vars(with_optimizer(y).optimizer)
 
 
 @pytest.mark.parametrize(("model", "ranks", "tp", "naming"), CASES)

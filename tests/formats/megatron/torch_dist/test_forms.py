@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from commands import accepted
-from growing import grow_checkpoint, same_bits
-from optimizer_states import states
+from growing import grow_checkpoint
+from optimizer_states import assert_same
 from pico import CONFIGS
 from pico_forms import LAYERS, make_form
 
@@ -21,15 +21,6 @@ CASES: list[Any] = [("llama", 2), ("gpt", 2)]
 RARE = [pytest.mark.slow, pytest.mark.exhaustive]
 CASES += [pytest.param(m, t, marks=RARE) for m, t in product(["qwen", "tele"], [1, 2])]
 FORMS = [("plain", "local shards"), ("halves", "halves"), ("local shards", "local shards")]
-
-
-def assert_same(a: Path, b: Path) -> None:
-    one, other = states(a), states(b)
-    assert list(one) == list(other) == ["weight", "master", "exp_avg", "exp_avg_sq"]
-    for state, name in ((kind, name) for kind in one for name in one[kind]):
-        assert same_bits(one[state][name], other[state][name]), (state, name)
-    with open_checkpoint(a) as x, open_checkpoint(b) as y:
-        assert vars(with_optimizer(x).optimizer) == vars(with_optimizer(y).optimizer)
 
 
 @pytest.mark.parametrize(("weights", "moments"), FORMS)
