@@ -66,32 +66,39 @@ def check(process: subprocess.Popen[str], number: signal.Signals, delay: float, 
     return True
 
 
-def sweep(moments: int, seed: int, *arguments: object) -> int:
-    """Interrupt the command at random moments; return how often it had not ended before."""
+def sweep(moments: int, seed: int, *arguments: object) -> None:
+    """Interrupt the command at that many random moments of its life.
+
+    How long it lives is found as it goes: a machine that was busy, or read the program for the
+    first time, makes the first one too long, and signals after a command's end prove little.
+    """
     begin = time.monotonic()
     whole, _ = start(*arguments).communicate(timeout=60)
     length = time.monotonic() - begin
     choose = random.Random(seed)
     met = 0
-    for _ in range(moments):
+    for _ in range(20 * moments):
         process = start(*arguments)
-        met += check(process, choose.choice(SIGNALS), choose.random() * length, whole)
-    return met
+        if check(process, choose.choice(SIGNALS), choose.random() * length, whole):
+            met += 1
+        else:
+            length *= 0.9
+        if met == moments:
+            return
+    raise AssertionError(f"{met} of {moments} signals came before the command had ended")
 
 
 def test_signals_at_random_moments(tmp_path: Path) -> None:
-    source = make_checkpoint(tmp_path / "source", "llama")
-    assert sweep(8, 1, "inspect", source) > 2
+    sweep(6, 1, "inspect", make_checkpoint(tmp_path / "source", "llama"))
 
 
 @pytest.mark.long
 @pytest.mark.slow
 def test_signals_at_three_hundred_moments(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", "llama")
-    assert sweep(100, 2, "inspect", source, "--json") > 30
-    assert sweep(100, 3, "expand", source, tmp_path / "out", "--ffn-hidden-size", 48,
-                 "--dry-run") > 30  # fmt: skip
-    assert sweep(100, 4, "verify", source, source) > 30
+    sweep(100, 2, "inspect", source, "--json")
+    sweep(100, 3, "expand", source, tmp_path / "out", "--ffn-hidden-size", 48, "--dry-run")
+    sweep(100, 4, "verify", source, source)
 
 
 # --- where an exception alone would not do
