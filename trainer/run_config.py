@@ -149,9 +149,13 @@ def make_run_config(
 def frozen_at(stage: StageFile, begin: Begin, config: ModelConfig, padded_vocab: int) -> Frozen:
     """Return what a stage freezes where it goes on.
 
+    Nothing where its growth was taken back: what is old, or named, is so of the larger model.
+
     Raises:
         UsageError: For what the model does not have.
     """
+    if begin.ungrown:
+        return Frozen()
     frozen = frozen_of(stage.training.freeze, config, padded_vocab, begin.fresh)
     step = stage.unfreeze_step
     return Frozen() if step is not None and begin.iteration >= begin.stage_begin + step else frozen

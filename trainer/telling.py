@@ -199,6 +199,7 @@ def notes(run: RunConfig) -> Iterator[str]:
         yield (
             "its growth has diverged and was taken back: the stage goes on with the model of "
             f"{amount(parameter_count(run.config))} parameters that was to grow"
+            + ("; training.freeze is of the grown one: all trains" if stage.training.freeze else "")
         )
     if checkpoint is not None and not begin.resumed:
         yield from checkpoint.notes

@@ -79,6 +79,26 @@ def test_it_goes_on_ungrown_if_it_is_asked_to(data: Path, tmp_path: Path) -> Non
     assert weights(second, END) == done
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("bad_once")
+@pytest.mark.parametrize("rule", ["old", {"layers": 2}])
+def test_what_goes_on_ungrown_trains_as_a_whole(data: Path, tmp_path: Path, rule: Any) -> None:
+    """What a growth would have made old, or a layer that it would have made, is not there."""
+    asked: dict[str, Any] = {"checkpoint": {"every": 1}, "place": {"if_diverged": "ungrown"}}
+    frozen = {"freeze": rule, "unfreeze_at": 2}
+    _, second = stages(data, tmp_path / "frozen", MASK, large_training=frozen, **asked)
+    told = trained(second)
+    assert "that was to grow; training.freeze is of the grown one: all trains\n" in told
+    told = trained(second)
+    assert "there is nothing to do" in told
+    content = yaml.safe_load(second.read_text())
+    del content["growth"], content["training"]["freeze"], content["training"]["unfreeze_at"]
+    content["checkpoint"]["load"] = str(tmp_path / "frozen" / "small" / "checkpoints")
+    plain = write_stage(tmp_path / "plain", content)
+    trained(plain)
+    assert weights(second, END) == weights(plain, END)
+
+
 def test_a_growth_that_changes_the_function_is_found_at_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

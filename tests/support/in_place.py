@@ -30,10 +30,12 @@ def stages(
 ) -> tuple[Path, Path]:
     """Write a small stage, and one that grows after it as ``growth`` says; return their files.
 
-    ``changes`` are merged into the sections of both; of the layout, the large one has its own.
+    ``changes`` are merged into the sections of both; of layout and training, the large one has its
+    own, too.
     """
     layouts = (changes.pop("layout", {}), changes.pop("large_layout", {}))
     training = {"batch": 8, **changes.pop("training", {})}
+    large_training = changes.pop("large_training", {})
     place = changes.pop("place", {})
     first = write_stage(
         folder / "small",
@@ -51,7 +53,7 @@ def stages(
         data,
         name="large",
         model={},
-        training={"steps": STEPS, "seed": 6, **training},
+        training={"steps": STEPS, "seed": 6, **training, **large_training},
         layout={**layouts[0], **layouts[1]},
         growth={"after": str(first), "to": str(folder / "growth.yaml"), **place},
         **changes,

@@ -101,6 +101,23 @@ def test_a_resume_in_the_ramp_changes_no_bit(whole: Path, data: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_another_ramp_from_a_checkpoint_on_is_told_and_counts_from_there(
+    whole: Path, data: Path, tmp_path: Path
+) -> None:
+    """Steps that were taken stay; the new ramp is asked by the samples that they read."""
+    folder = Path(shutil.copytree(whole.parent, tmp_path / "other"))
+    shutil.rmtree(folder / "checkpoints" / "iter_0000010")
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("5")
+    content = ramped(data)
+    content["training"]["batch_ramp"] = [4, 12, 48]
+    told = trained_in(folder, content)
+    assert "note: training.batch_ramp is [4, 12, 48] after step 5, was [4, 4, 48]\n" in told
+    batches = [*BATCHES[:5], *[4] * 6, 16, 16, 16]
+    samples = [sum(batches[: step + 1]) for step in range(len(batches))]
+    assert [record["samples"] for record in metrics(folder / "stage.yaml")] == samples
+
+
+@pytest.mark.slow
 def test_what_a_step_reads_is_shown(whole: Path) -> None:
     """After a step without a checkpoint, in the ramp."""
     outcome = accepted("data", "show", whole, "--step", 8, "--json")

@@ -129,7 +129,7 @@ def test_what_is_frozen_may_be_another_from_a_checkpoint_on(data: Path, tmp_path
     content = stage(data)
     content["training"] |= {"steps": 4, "freeze": {"layers": 1}}
     told = trained_in(tmp_path, content)
-    assert "note: training.freeze is [" in told
+    assert "note: training.freeze is {layers: 1} after step 2, was {layers: 0}\n" in told
     lags = read_lags(tmp_path / "checkpoints" / "iter_0000004")
     assert {lags["query", 0], lags["query", 1]} == {2, None}
     assert ("query", 2) not in lags

@@ -170,4 +170,14 @@ def _who() -> str:
 
 
 def _shown(value: object) -> str:
-    return "not given" if value is None else f"{value}"
+    """Return a value as a stage file would say it; what is not said in it is left out."""
+    if value is None:
+        return "not given"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return _shown(value[0]) if len(value) == 1 else f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, dict):
+        said = (f"{key}: {_shown(each)}" for key, each in value.items() if each)
+        return f"{{{', '.join(said)}}}"
+    return f"{value}"
