@@ -10,22 +10,27 @@ Not counted: the allocator's waste, kernels' workspaces, and the communicators' 
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import prod
 
+from flmgrow.costing.activations import (
+    FULL,
+    HEAD,
+    Microbatch,
+    gradients_of,
+    head_activations,
+    layer_activations,
+    whole_layer,
+)
 from flmgrow.formats.layout.placements import Layout, Slice, placements
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.flops import computations
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
 from flmgrow.stages.planned_stage import PlannedStage
 from flmgrow.trainer.stage.freezing import trained_of
 from flmgrow.trainer.stage.training import LayoutSection
-
-FULL = 4
-"""Bytes of a float32: gradients are summed in it, and the optimizer's states kept."""
 
 WIDTHS = {"float32": 4, "bfloat16": 2}
 
@@ -47,26 +52,6 @@ class Memory:
     def to_json(self) -> dict[str, int]:
         """Return the parts and their sum by name."""
         return {**asdict(self), "total": self.total}
-
-
-@dataclass(frozen=True)
-class Microbatch:
-    """What a rank computes on at once: ``sequences`` of ``length`` tokens, in numbers of so many
-    bytes, and how its layers are run; ``packed`` samples need masks.
-    """
-
-    sequences: int
-    length: int
-    width: int
-    tp: int
-    sequence_parallel: bool
-    recompute: str
-    packed: bool
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of it."""
-        return self.sequences * self.length
 
 
 def memory_of(planned: PlannedStage) -> list[Memory]:
@@ -111,35 +96,26 @@ def parameters_by_rank(
 
 
 def _activations(planned: PlannedStage, batch: Microbatch, rank: int) -> int:
-    config, layout = planned.config, planned.layout
-    reached = _reached(planned)
-    kept = sum(
-        count * layer_activations(config, batch, reached[layer])
+    config, layout, stage = planned.config, planned.layout, planned.stage
+    trained = trained_of(planned.still, layout, stage.training.recompute)
+    inside = gradients_of(config, stage.data.sequence_length, trained)
+    chunks = [
+        (count, [inside[layer] for layer in range(*layout.chunk_range(rank, chunk))])
         for chunk, count in enumerate(in_flight(planned, rank))
-        for layer in range(*layout.chunk_range(rank, chunk))
-        if layer in reached
+    ]
+    kept = sum(
+        count * layer_activations(config, batch, each)
+        for count, layers in chunks
+        for each in layers
     )
     head = 0
     if rank == layout.pp - 1:
-        head = _head_activations(config, planned.padded_vocab, batch, trains=reached[None])
+        head = head_activations(config, planned.padded_vocab, batch, inside[HEAD])
+    if batch.recompute != "full":
+        return kept + head
     # The head's are gone when the first layer is computed again, as a whole.
-    again = layer_activations(config, replace(batch, recompute="none"))
-    return kept + (max(head, again) if batch.recompute == "full" else head)
-
-
-def _reached(planned: PlannedStage) -> dict[int | None, bool]:
-    """Return the layers that gradients come to, and whether matrices in them have their own.
-
-    None stands for the head. A layer of which some matrices train counts as if all did.
-    """
-    stage = planned.stage
-    trained = trained_of(planned.still, planned.layout, stage.training.recompute)
-    found: dict[int | None, bool] = {}
-    for each in computations(planned.config, stage.data.sequence_length, trained):
-        if each.part is not None and each.reached:
-            _, layer = each.part
-            found[layer] = found.get(layer, False) or (each.trains and each.flops > 0)
-    return found
+    again = (whole_layer(config, batch, each) for _, layers in chunks for each in layers)
+    return kept + max(head, *again)
 
 
 def in_flight(planned: PlannedStage, rank: int) -> list[int]:
@@ -159,51 +135,3 @@ def in_flight(planned: PlannedStage, rank: int) -> list[int]:
     for number in range(kept):  # chunk by chunk, a pipeline's length of micro-batches each
         groups[number // section.pp % section.vpp] += 1
     return groups
-
-
-def layer_activations(config: ModelConfig, batch: Microbatch, trains: bool = True) -> int:
-    """Return the bytes that one layer keeps of one micro-batch for its backward pass.
-
-    If no matrix of it ``trains``, no product keeps its input; what norms, attention and activation
-    functions need is kept all the same.
-
-    Inputs of norms and of products, as in Korthikanti et al. (2022), section 4.1; attention is
-    fused and keeps no scores, so ``selective`` recomputation spares the mask of packed samples
-    only.
-    """
-    whole = batch.tokens * config.hidden * batch.width
-    spread = batch.tp if batch.sequence_parallel else 1
-    if batch.recompute == "full":
-        return whole // spread
-    # Of a gated FFN: both inputs, the gate's activation, a copy of the other, and the product.
-    ffn = (4 if config.gated else 1) + trains
-    inside = _attention_activations(config) + ffn * config.ffn
-    per_token = batch.width * ((2 + 2 * trains) * config.hidden / spread + inside / batch.tp)
-    masks = batch.packed and batch.recompute == "none"
-    return round(batch.tokens * per_token) + masks * batch.tokens * batch.length * batch.width
-
-
-def _attention_activations(config: ModelConfig) -> int:
-    """Return how many numbers fused attention keeps of a token: queries, keys, values, context.
-
-    Values are a view of the projection, which stays as a whole; rotated queries and keys are
-    copies. Groups' keys and values are repeated for each of their queries.
-    """
-    inner = config.heads * config.head_dim
-    projected = inner + 2 * config.kv_groups * config.head_dim
-    rotated = config.positions in ("rope", "xpos")
-    if config.queries_per_group > 1:
-        return 4 * inner + (0 if rotated else projected - inner)
-    return projected + inner + (2 * inner if rotated else 0)
-
-
-def _head_activations(
-    config: ModelConfig, padded_vocab: int, batch: Microbatch, *, trains: bool
-) -> int:
-    """Return the bytes of what lies behind the last layer: the norm's input, its output if the head
-    ``trains``, and the logits, in float32 beside narrower ones.
-    """
-    spread = batch.tp if batch.sequence_parallel else 1
-    norm = (1 + trains) * config.hidden * batch.width / spread
-    logits = padded_vocab * (FULL + (batch.width if batch.width < FULL else 0)) / batch.tp
-    return round(batch.tokens * (norm + logits))

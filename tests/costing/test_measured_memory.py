@@ -189,23 +189,46 @@ def test_every_rank_holds_what_was_foretold(name: str, tmp_path: Path) -> None:
 
 
 LOWEST = {"layers": "0-2"}
-SPARED: dict[str, tuple[dict[str, Any], Any]] = {
-    "layers that gradients go through": ({}, LOWEST),
-    "layers that no gradient comes to": ({}, [LOWEST, {"tensors": "embedding"}]),
+INWARD, OUTWARD = ["query", "key", "value", "gate", "up"], ["attention_out", "down"]
+SPARED: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
+    "layers that gradients go through": (PAPER, {}, LOWEST),
+    "layers that no gradient comes to": (PAPER, {}, [LOWEST, {"tensors": "embedding"}]),
     "ranks": (
+        PAPER,
         {"pp": 2, "dp": 2, "distributed_optimizer": True},
         [LOWEST, {"layers": 5}, {"tensors": "embedding"}],
     ),
-}
+    "matrices that read hidden": (GROUPED, {}, {"tensors": INWARD}),
+    "matrices, and a layer but for its last": (
+        GROUPED,
+        {},
+        [
+            {"layers": "0-5", "tensors": [*INWARD, *OUTWARD[:1]]},
+            {"layers": "0-4", "tensors": OUTWARD[1:]},
+            {"tensors": ["embedding", "head"]},
+            *({"layers": "0-5", "tensors": f"{n}_norm.{k}"} for n in ("attention", "ffn")
+              for k in ("gain", "bias")),
+        ],
+    ),
+    "matrices on ranks": (
+        GROUPED,
+        {"tp": 2, "pp": 2, "sequence_parallel": True},
+        [{"tensors": OUTWARD}, {"layers": "0-1"}, {"tensors": ["embedding", "final_norm.gain"]}],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", often(SPARED, "layers that no gradient comes to", "ranks"))
+@pytest.mark.parametrize(
+    "name",
+    often(SPARED, "layers that no gradient comes to", "ranks",
+          "matrices, and a layer but for its last"),
+)  # fmt: skip
 def test_what_is_frozen_has_no_gradients_and_no_states_and_keeps_less(
     tmp_path: Path, name: str
 ) -> None:
-    layout, rules = SPARED[name]
-    planned, held = measured(tmp_path, PAPER, layout, {"freeze": rules})
+    model, layout, rules = SPARED[name]
+    planned, held = measured(tmp_path, model, layout, {"freeze": rules})
     check(planned, held)
     training = planned.stage.training.model_copy(update={"freeze": None})
     stage = planned.stage.model_copy(update={"training": training})
