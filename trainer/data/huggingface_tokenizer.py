@@ -60,11 +60,8 @@ class HuggingFaceTokenizer(Described):
     @property
     def byte_lengths(self) -> ByteLengths | None:
         """The bytes of each token's text, where its vocabulary says them."""
-        lengths = lengths_of(self._content, self._tokenizer.get_vocab(), self.vocab_size)
-        for token in (self.eod, self._unknown):
-            if lengths is not None and token is not None:
-                lengths[token] = 0
-        return lengths
+        names = self._tokenizer.get_vocab()
+        return lengths_of(self._content, names, self.vocab_size, self.eod, self._unknown)
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, without those its template would add."""

@@ -60,7 +60,7 @@ class TiktokenTokenizer(Described):
         for token in _token_bytes(self._encoding):
             lengths[self._encoding.encode_single_token(token)] = len(token)
         lengths[self.eod] = 0
-        return lengths
+        return ByteLengths(lengths)
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``; the names of special tokens are text like any other."""

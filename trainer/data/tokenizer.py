@@ -7,6 +7,7 @@ another is refused.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,14 +15,37 @@ import numpy as np
 import numpy.typing as npt
 
 from flmgrow.errors import UsageError
+from flmgrow.model.arrays import IntArray
 from flmgrow.text import Setting, Text
 
 Tokens = npt.NDArray[np.int32]
-ByteLengths = npt.NDArray[np.int64]
 Identity = dict[str, object]
 SETTING = Setting("tokenizer")
 KINDS = "bytes, tiktoken:cl100k_base, FILE.tiktoken or a tokenizer.json"
 INSTALL = "pip install 'flmgrow[train]'"
+
+
+@dataclass(frozen=True, eq=False)
+class ByteLengths:
+    """The bytes of text that each id is, (vocabulary,); of one that is no text 0.
+
+    Where encoding puts something before a text, it is ``added`` bytes of the first token, which is
+    known by standing behind one of ``apart``, the ids that are never part of a text.
+    """
+
+    of_ids: IntArray
+    added: int = 0
+    apart: frozenset[int] = frozenset()
+
+    def of(self, tokens: IntArray, before: IntArray) -> int:
+        """Return the bytes of ``tokens`` (count,), each of which stands behind one of ``before``
+        (count,).
+        """
+        lengths = self.of_ids[tokens]
+        if not self.added:
+            return int(lengths.sum())
+        first = np.isin(before, list(self.apart)) & (lengths > 0)
+        return int(lengths.sum()) - self.added * int(first.sum())
 
 
 class Tokenizer(Protocol):
@@ -60,10 +84,7 @@ class Tokenizer(Protocol):
 
     @property
     def byte_lengths(self) -> ByteLengths | None:
-        """The bytes of text that each id is (vocabulary), of one that is no text 0.
-
-        None where that depends on what is beside it.
-        """
+        """The bytes of text that tokens are; None where they do not say that."""
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of ``tokens``, of those for unknown characters nothing.

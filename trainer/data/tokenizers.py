@@ -41,7 +41,7 @@ class ByteTokenizer(Described):
     @property
     def byte_lengths(self) -> ByteLengths:
         """One for each byte; the end of a document is no text."""
-        return np.array([1] * 256 + [0], np.int64)
+        return ByteLengths(np.array([1] * 256 + [0], np.int64))
 
     def encode(self, text: str) -> Tokens:
         """Return the bytes of ``text`` in UTF-8."""

@@ -57,9 +57,9 @@ def text_size(samples: Samples, count: int, lengths: ByteLengths) -> TextSize:
     """Return the size of the first ``count`` samples; ``lengths`` are the bytes of each token."""
     tokens = total = 0
     for sample in (samples[index] for index in range(count)):
-        labels = sample.labels[sample.loss_mask > 0]
-        tokens += len(labels)
-        total += int(lengths[labels].sum())
+        counts = sample.loss_mask > 0
+        tokens += int(counts.sum())
+        total += lengths.of(sample.labels[counts], sample.tokens[counts])
     return TextSize(tokens, total)
 
 

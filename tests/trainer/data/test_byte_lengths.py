@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from tiny_tokenizers import make_ranks, make_tokenizer_json
 from flmgrow.trainer.data.tokenizer import Tokenizer
 from flmgrow.trainer.data.tokenizers import open_tokenizer
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60)
 
 
 def make_marked(path: Path, **parts: Any) -> Path:
@@ -31,31 +32,77 @@ def make_marked(path: Path, **parts: Any) -> Path:
     return path
 
 
+PREPENDED: dict[str, Any] = {
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]},
+    "decoder": {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]},
+}  # fmt: skip
+"""The way there and back of Llama 2's vocabulary: each text has a mark before it."""
+
+
 def _opened(kind: str, folder: Path) -> Tokenizer:
     if kind == "bytes":
         return open_tokenizer("bytes")
     if kind == "ranks":
         pytest.importorskip("tiktoken")
         return open_tokenizer(str(make_ranks(folder / "tiny.tiktoken")))
-    make = make_marked if kind == "marked" else make_tokenizer_json
-    return open_tokenizer(str(make(folder / "tokenizer.json")))
+    if kind == "byte-level":
+        return open_tokenizer(str(make_tokenizer_json(folder / "tokenizer.json")))
+    parts = PREPENDED if kind == "prepended" else {}
+    return open_tokenizer(str(make_marked(folder / "tokenizer.json", **parts)))
 
 
-@pytest.fixture(scope="module", params=["bytes", "ranks", "byte-level", "marked"])
+@pytest.fixture(scope="module", params=["bytes", "ranks", "byte-level", "marked", "prepended"])
 def tokenizer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
     return _opened(request.param, tmp_path_factory.mktemp("tokenizer"))
 
 
-@given(text=TEXTS)
-def test_they_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+def size_of(tokenizer: Tokenizer, documents: list[str]) -> int:
+    """Return the bytes that tokens say of ``documents``, each of which has an end."""
     lengths = tokenizer.byte_lengths
     assert lengths is not None
-    assert len(lengths) == tokenizer.vocab_size
-    tokens = tokenizer.encode(text)
-    assert lengths[tokens].sum() == len(text.encode())
-    assert lengths[tokenizer.eod] == 0
+    encoded = [np.append(tokenizer.encode(text), tokenizer.eod) for text in documents]
+    tokens = np.concatenate([[tokenizer.eod], *encoded])
+    return lengths.of(tokens[1:], tokens[:-1])
+
+
+@given(documents=st.lists(TEXTS, max_size=4))
+def test_they_add_up_to_the_text(tokenizer: Tokenizer, documents: list[str]) -> None:
+    assert size_of(tokenizer, documents) == len("".join(documents).encode())
+
+
+def test_each_id_has_a_length_and_ends_have_none(tokenizer: Tokenizer) -> None:
+    lengths = tokenizer.byte_lengths
+    assert lengths is not None
+    assert len(lengths.of_ids) == tokenizer.vocab_size
+    assert lengths.of_ids[tokenizer.eod] == 0
+    inside = tokenizer.encode("a the thé")
+    assert (lengths.of_ids[inside] > 0).all()
+
+
+def test_a_mark_before_a_text_is_none_of_it(tmp_path: Path) -> None:
+    """Only the first token of a text is shorter, and a space of the text's own counts."""
+    tokenizer = open_tokenizer(str(make_marked(tmp_path / "tokenizer.json", **PREPENDED)))
+    assert tokenizer.encode("th").tolist() == tokenizer.encode(" th")[1:].tolist()
+    assert size_of(tokenizer, ["th", " th", "", " "]) == 6
+    lengths = tokenizer.byte_lengths
+    assert lengths is not None
+    assert lengths.of_ids[tokenizer.encode("th")].sum() == 3
+
+
+def test_a_text_that_has_the_mark_itself_counts_it_as_a_space(tmp_path: Path) -> None:
+    """As it comes back: SentencePiece has one token for both."""
+    tokenizer = open_tokenizer(str(make_marked(tmp_path / "tokenizer.json")))
+    assert tokenizer.decode(tokenizer.encode("a▁b")) == "a b"
+    assert size_of(tokenizer, ["a▁b"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -74,11 +121,19 @@ def test_they_add_up_to_the_text(tokenizer: Tokenizer, text: str) -> None:
             {"type": "Replace", "pattern": {"Regex": "▁+"}, "content": " "}, {"type": "Fuse"},
         ]}},
         {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False}},
+        {**PREPENDED, "added_tokens": [{
+            "id": 0, "content": "<eos>", "special": True, "single_word": False, "lstrip": False,
+            "rstrip": False, "normalized": False,
+        }, {
+            "id": 262, "content": "<more>", "special": False, "single_word": False,
+            "lstrip": False, "rstrip": False, "normalized": False,
+        }]},
     ],
-    ids=["a space is added", "metaspace", "a space is taken off", "a pattern", "word pieces"],
+    ids=["a space is added", "metaspace", "a space is taken off", "a pattern", "word pieces",
+         "a space is added behind tokens, too"],
 )  # fmt: skip
 def test_what_depends_on_its_neighbours_is_not_told(parts: dict[str, Any], tmp_path: Path) -> None:
-    """As of Llama 2's vocabulary: the first word of a text has a space that is not there."""
+    """The first word of a text has a space that may be its own or not."""
     tokenizer = open_tokenizer(str(make_marked(tmp_path / "tokenizer.json", **parts)))
     assert tokenizer.byte_lengths is None
 
