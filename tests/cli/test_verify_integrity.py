@@ -1,6 +1,7 @@
 """``verify --integrity``: every file of one checkpoint against every sum there is of it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -232,6 +233,38 @@ def test_what_the_hub_gave_is_compared_with_the_hubs_own_sums(
         found = flmgrow("verify", "--integrity", "hf://org/model")
         assert found.code == 1
         assert lines(found.out)[file.name][0] == "DIFFERENT"
+
+
+def test_a_folder_that_was_downloaded_to_is_compared_with_the_hubs_own_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as nobody has written to its files; what huggingface_hub keeps is none of them."""
+    from huggingface_hub import snapshot_download
+
+    folder, there = make_folder(tmp_path / "hf", shards=2), tmp_path / "there"
+    with hub_at(tmp_path, monkeypatch) as hub:
+        upload(hub, folder)
+        snapshot_download("org/model", local_dir=there)
+    assert (there / ".cache" / "huggingface").is_dir()
+    found, last = checked(0, there)
+    assert last == "intact"
+    assert not [name for name in found if ".cache" in name]
+    damaged = there / "model-00001-of-00002.safetensors"
+    assert found[damaged.name] == ("ok", "SHA-256 of the Hub matches")
+    moment = damaged.stat().st_mtime
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    os.utime(damaged, (moment, moment))  # a disk that rots sets no time
+    found, last = checked(1, there)
+    assert (found[damaged.name][0], last) == ("DIFFERENT", "DAMAGED")
+    os.utime(damaged, (moment + 60, moment + 60))
+    found, _ = checked(9, there)
+    assert found[damaged.name] == (
+        "unproven", "it was changed after the Hub gave it: no checksum covers it",
+    )  # fmt: skip
+    os.utime(there / "config.json", (moment + 60, moment + 60))
+    assert checked(9, there)[0]["config.json"] == ("ok", "SHA-1 of Git matches")
 
 
 def test_an_exported_folder_is_intact_whatever_its_card_says(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ beside them. Disks rot, copies break off; which file it hit is what one wants to
 files nobody could tell it of.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,11 +26,16 @@ from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.check import Check
 from flmgrow.surgery.evidence.checksums import ListedFiles, listed_files
 from flmgrow.surgery.evidence.copies import check_copies
+from flmgrow.surgery.evidence.hub_sums import (
+    HubSum,
+    is_kept_by_hub,
+    sum_in_cache,
+    sums_beside,
+)
 from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.sharing import described, done_in_shares, told_by
 from flmgrow.surgery.execution import Progress
 
-_PIECE = 1 << 20
 _ARCHIVE = b"PK\x03\x04"
 _FOR_PEOPLE = re.compile(r"README\.md|LICENSE(\..+)?|NOTICE(\..+)?|\.gitattributes")
 """Files that may be edited at any time, as a model card is, without harm to the model."""
@@ -43,11 +47,27 @@ class _Files:
 
     checkpoint: Checkpoint
 
+    @cached_property
+    def there(self) -> list[Path]:
+        """Every file in the iteration's folder."""
+        found = self.checkpoint.folder.rglob("*")
+        return [path for path in found if path.is_file() and MARKS not in path.parts]
+
+    @cached_property
+    def downloaded(self) -> dict[Path, HubSum]:
+        """What is known of files that were downloaded to the folder."""
+        return sums_beside(self.checkpoint.folder, self.there)
+
+    def of_hub(self, path: Path) -> HubSum | None:
+        """Return the sum by which the Hub knows a file."""
+        in_cache = sum_in_cache(path) if self.checkpoint.hub is not None else None
+        return in_cache or self.downloaded.get(path)
+
     @property
     def paths(self) -> list[Path]:
         """Every file of the iteration's folder, and those of the root that belong to all."""
-        root, folder = self.checkpoint.path, self.checkpoint.folder
-        found = {path for path in folder.rglob("*") if path.is_file() and MARKS not in path.parts}
+        root = self.checkpoint.path
+        found = {path for path in self.there if not is_kept_by_hub(root, path)}
         found |= {path for path in (root / MANIFEST, root / TRACKER) if path.is_file()}
         found |= self.listed.keys()
         return sorted(found | self.sums.keys())
@@ -86,7 +106,7 @@ class _Files:
         if (listed := self.listed.get(path)) is not None:
             listed.check(progress)
             yield "xxh3"
-        if self.checkpoint.hub is not None and (kind := _check_cached(path, progress)):
+        if (known := self.of_hub(path)) is not None and (kind := known.check(path, progress)):
             yield kind
         if path.name == MANIFEST and (manifest := read_manifest(path.parent)) is not None:
             yield from ["its own sum"] if manifest.has_sum else []
@@ -104,35 +124,6 @@ def _is_archive(path: Path) -> bool:
         return file.read(len(_ARCHIVE)) == _ARCHIVE
 
 
-def _check_cached(path: Path, progress: Progress) -> str:
-    """Compare a file in the Hub's cache with the name it has there: its SHA-256, or Git's sum.
-
-    Returns the kind of sum, "" if the name is none (a cache without links has no such names).
-    """
-    wanted = path.resolve().name if path.is_symlink() else ""
-    sums: dict[int, tuple[str, Callable[[], hashlib._Hash]]] = {
-        64: ("SHA-256 of the Hub", hashlib.sha256),
-        40: ("SHA-1 of Git", lambda: hashlib.sha1(usedforsecurity=False)),
-    }
-    if len(wanted) not in sums or not set(wanted) <= set("0123456789abcdef"):
-        return ""
-    kind, make = sums[len(wanted)]
-    digest = make()
-    if len(wanted) == 40:
-        digest.update(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            progress(len(piece))
-    if digest.hexdigest() != wanted:
-        raise BadCheckpointError(
-            f"damaged: {kind} {digest.hexdigest()}, the Hub says {wanted}",
-            "remove it from the cache and fetch it again",
-            where=path,
-        )
-    return kind
-
-
 def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
     name = files.name(path)
     try:
@@ -142,7 +133,8 @@ def _check_file(files: _Files, path: Path, progress: Progress) -> Check:
     if not kinds and _FOR_PEOPLE.fullmatch(path.name):
         return Check(name, None, "no checksum covers it; it is for people, and nothing loads it")
     if not kinds:
-        return Check(name, None, "no checksum covers it", missing="unproven")
+        edited = "it was changed after the Hub gave it: " if files.of_hub(path) else ""
+        return Check(name, None, f"{edited}no checksum covers it", missing="unproven")
     *most, last = kinds
     named = f"{', '.join(most)} and {last}" if most else last
     return Check(name, True, f"{named} {'matches' if len(kinds) == 1 else 'match'}")
@@ -180,5 +172,6 @@ def _size(path: Path) -> int:
 
 def integrity_bytes(checkpoint: Checkpoint) -> int:
     """Return how many bytes are read for it, about."""
-    passes = 2 if _Files(checkpoint).listed or checkpoint.hub is not None else 1
+    files = _Files(checkpoint)
+    passes = 2 if files.listed or files.downloaded or checkpoint.hub is not None else 1
     return checkpoint.nbytes * passes
