@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from flmgrow import __version__
 from flmgrow.formats.checkpoint import (
     AS_STORED,
@@ -31,12 +33,16 @@ from flmgrow.formats.huggingface.fields.switch_rows import AUTO_MAP
 from flmgrow.formats.huggingface.fields.window_rows import LAYER_TYPES, slides
 from flmgrow.formats.huggingface.matching import family_placements
 from flmgrow.formats.huggingface.safetensors_file import NewTensor, SafetensorsPlan
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.targets import FillBuffer, PlannedFile, Sums, TargetArray, TargetBytes
 from flmgrow.formats.tokenizer.spoken import spoken
 from flmgrow.storage.crc import Bytes
+from flmgrow.text import Setting, Text
 
 _CODE = "flmgrow.formats.huggingface.shipped"
 _METADATA = (("format", "pt"), ("flmgrow", __version__))
+_NO_DRIFT = 1e-6
+"""As much as float32 rounds a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +162,31 @@ def huggingface_notes(source: Checkpoint, target: TargetModel) -> list[str]:
             f"which layers have a window, {LAYER_TYPES.name} says: versions of transformers from "
             "before there was such a field go by a rule of their own"
         )
-    return notes
+    return [*notes, *_notes_on_the_root(source, target)]
+
+
+def _notes_on_the_root(source: Checkpoint, target: TargetModel) -> Iterator[Text]:
+    """Yield a note if transformers' multiplier of embeddings grows by more than the width's root.
+
+    It is the root as the weights' dtype rounds it; the table takes what the root itself grows by.
+    """
+    dtype, width = target.dtype or source.dtype, target.config.hidden
+    before, after = (_rounded_root(size, dtype) for size in (source.config.hidden, width))
+    drift = after / before - 1
+    if target.config.multipliers.embedding_by_width and abs(drift) > _NO_DRIFT:
+        yield Text(
+            f"embeddings are {abs(drift):.2%} {'larger' if drift > 0 else 'smaller'} in "
+            f"transformers, which rounds the root of the width, {width}, to {dtype}: write and "
+            "load it in float32 (",
+            Setting("dtype", "float32"),
+            ") for what they were",
+        )
+
+
+def _rounded_root(width: int, dtype: str) -> float:
+    """Return the root of a width, rounded to a dtype, over the root."""
+    root = np.sqrt(width)
+    return float(root.astype(DTYPES[dtype]) / root)
 
 
 def huggingface_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
