@@ -8,6 +8,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import pytest
@@ -41,7 +42,8 @@ SHAPE = re.compile(rf"\({_WORDS},(?:\s{_WORDS}(?:,\s{_WORDS})*)?\)|\bshapes?\b")
 """
 
 
-def modules() -> dict[str, str]:
+@cache
+def modules() -> Mapping[str, str]:
     """Every module of the library but those of the command line, with its text."""
     return {
         name: path.read_text(encoding="utf-8")
@@ -50,7 +52,8 @@ def modules() -> dict[str, str]:
     }
 
 
-def options() -> set[str]:
+@cache
+def options() -> frozenset[str]:
     """Every option that any command has."""
     group: Any = typer.main.get_command(app)
     found: set[str] = set()
@@ -62,7 +65,7 @@ def options() -> set[str]:
                 found |= {*parameter.opts, *parameter.secondary_opts}
             names = command.list_commands(context) if hasattr(command, "list_commands") else ()
             waiting += [command.get_command(context, name) for name in names]
-    return {option for option in found if option.startswith("--")}
+    return frozenset(option for option in found if option.startswith("--"))
 
 
 def arguments() -> set[str]:
@@ -78,10 +81,11 @@ def arguments() -> set[str]:
     return set().union(*signatures, *(kind.__annotations__ for kind in kinds))
 
 
-def named() -> set[str]:
+@cache
+def named() -> frozenset[str]:
     """The settings that texts of the library speak of by name."""
     trees = [ast.parse(text) for text in modules().values()]
-    return {str(name.value) for tree in trees for name in settings(tree)}
+    return frozenset(str(name.value) for tree in trees for name in settings(tree))
 
 
 def test_options_of_others_are_none_of_ours_and_needed() -> None:

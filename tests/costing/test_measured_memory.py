@@ -161,6 +161,7 @@ def check(planned: PlannedStage, held: list[dict[str, int]]) -> None:
         assert found["activations"] == pytest.approx(wanted.activations, rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_rank_holds_what_was_foretold(tmp_path: Path) -> None:
     planned, held = measured(tmp_path, PAPER, {}, {"recompute": "selective"})
     check(planned, held)

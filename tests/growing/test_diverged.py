@@ -42,6 +42,7 @@ def bad_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LossGuard, "check", once)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bad_once")
 def test_the_run_stops_before_the_growth_and_can_grow_anew(data: Path, tmp_path: Path) -> None:
     _, second = stages(data, tmp_path / "bad", MASK, checkpoint={"every": 1})
@@ -58,6 +59,7 @@ def test_the_run_stops_before_the_growth_and_can_grow_anew(data: Path, tmp_path:
     assert_same(second, good)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bad_once")
 def test_it_goes_on_ungrown_if_it_is_asked_to(data: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"checkpoint": {"every": 1}, "place": {"if_diverged": "ungrown"}}

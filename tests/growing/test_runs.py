@@ -43,6 +43,7 @@ def schedule(data: Path, folder: Path, **growth: Any) -> Path:
     return write_schedule(folder, {**common, "stages": stages})
 
 
+@pytest.mark.slow
 def test_a_run_in_memory_ends_as_one_over_the_disk(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, DrawFn
@@ -80,6 +81,7 @@ def test_moves_tile_any_box_once_and_agree_with_the_axis_maps(data: DataObject) 
     assert count(growth, tensor, box).total == box.count
 
 
+@pytest.mark.slow
 @examples(50)
 @given(cases())
 def test_counts_of_a_growth_add_up_to_its_model(case: Case) -> None:

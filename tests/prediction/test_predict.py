@@ -344,6 +344,7 @@ def test_sizes_and_tokens_that_rise_together_are_not_told_apart() -> None:
     forecaster([*along, *across], SIZES_AND_TOKENS)
 
 
+@pytest.mark.slow
 def test_run_tells_where_its_stages_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

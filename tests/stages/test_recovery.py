@@ -108,6 +108,7 @@ def test_after_a_divergence_the_hint_leads_on(data: Path, grown: Path, tmp_path:
     assert ran(folder, schedule_of(data, {}, mended)).err == ""  # it is done
 
 
+@pytest.mark.slow
 def test_another_batch_moves_what_comes_after(data: Path, tmp_path: Path) -> None:
     """The plan follows what was done: the next stage begins where this one really ended."""
     tokens = {"training": {"tokens": 6 * 8 * 32}}
@@ -170,6 +171,7 @@ def test_another_function_is_refused_before_anything_is_trained(data: Path, tmp_
     assert "growth.accept: is 'anything', wanted changed-function" in refused.err
 
 
+@pytest.mark.slow
 def test_another_function_that_is_accepted_is_recorded(data: Path, tmp_path: Path) -> None:
     """But not damage: all that verification looks at beside the function must hold."""
     growth = {"method": {"depth": "stack"}, "accept": "changed-function"}

@@ -14,6 +14,7 @@ from damage import edit_all
 from hub_places import hub_at, upload
 from repository import ROOT
 from safetensors.torch import load_file, save_file
+from sampling import first
 from stage_runs import make_data, metrics, write_schedule, write_stage
 from trained_here import carried_out, small, trained
 
@@ -63,7 +64,7 @@ def schedule_of(data: Path, start: str, *later: dict[str, Any], **first: Any) ->
     }
 
 
-@pytest.mark.parametrize(("kind", "first"), [("hf", 0), ("legacy", 3), ("dist", 3)])
+@pytest.mark.parametrize(("kind", "first"), first(1, [("hf", 0), ("legacy", 3), ("dist", 3)]))
 def test_a_stage_begins_with_a_model_and_the_next_one_grows_it(
     data: Path, models: Path, tmp_path: Path, kind: str, first: int
 ) -> None:

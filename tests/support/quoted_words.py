@@ -40,9 +40,10 @@ def quoted(text: str) -> Iterator[str]:
 def settings(tree: ast.AST) -> Iterator[ast.Constant]:
     """The names of settings that a module's texts speak of, where they are written out."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or ast.unparse(node.func) not in ("Setting", "Pass"):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
-        yield from (name for name in node.args[:1] if isinstance(name, ast.Constant))
+        if node.func.id in ("Setting", "Pass"):
+            yield from (name for name in node.args[:1] if isinstance(name, ast.Constant))
 
 
 def literals(tree: ast.AST) -> Iterator[str]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 from pico import CONFIGS, even, logical_weights, make_checkpoint, stored_weights
+from sampling import first
 from strategies import examples
 
 from flmgrow.formats.megatron.legacy.reader import open_megatron
@@ -63,7 +64,7 @@ def test_any_box_is_a_slice_of_the_whole(source: Path, data: DataObject) -> None
     assert np.array_equal(part, everything[box.relative_to(whole)])
 
 
-@pytest.mark.parametrize("draw", sorted(DRAWS))
+@pytest.mark.parametrize("draw", first(1, sorted(DRAWS, reverse=True)))
 @pytest.mark.parametrize("method", ["mask", "zero", "copy"])
 @pytest.mark.parametrize("name", ["gpt", "tele"])
 def test_pieces_of_any_size_make_the_same_values(

@@ -220,6 +220,7 @@ def test_without_a_checkpoint_it_goes_back_to_its_begin_and_at_last_stops(
     assert state(stage).carried.passed_over == [PassedOver(begin=0, end=POISON + 2 * BATCH)]
 
 
+@pytest.mark.slow
 def test_it_never_goes_back_to_what_was_trained_otherwise(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_it_never_goes_back_to_what_was_trained_otherwise(
     assert one == two
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("at", [0, 3])
 def test_settings_that_hold_from_an_iteration_on_are_gone_back_to(
@@ -265,6 +267,7 @@ def test_settings_that_hold_from_an_iteration_on_are_gone_back_to(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize(("keep", "back"), [(1, 6), (2, 3)])
 def test_what_is_kept_is_what_it_can_go_back_to(
@@ -278,6 +281,7 @@ def test_what_is_kept_is_what_it_can_go_back_to(
     assert metrics(stage)[-1]["step"] == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 def test_what_has_been_unfrozen_is_frozen_again_where_it_was(data: Path, tmp_path: Path) -> None:
     frozen = {"freeze": {"layers": 0}, "unfreeze_at": 5}

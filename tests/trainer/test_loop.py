@@ -89,6 +89,7 @@ def test_another_seed_is_told_apart(data: Path, whole: Path, tmp_path: Path) -> 
     assert saved(stage, STEPS) != saved(whole, STEPS)
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_done_stays_as_it_is(whole: Path) -> None:
     before = saved(whole, STEPS), losses(whole)
     train(whole)

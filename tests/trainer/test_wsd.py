@@ -60,6 +60,7 @@ def test_a_stop_in_the_decay_changes_nothing(data: Path, tmp_path: Path) -> None
     assert saved(parted / "stage.yaml", STEPS) == saved(whole / "stage.yaml", STEPS)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_the_stable_part(data: Path, tmp_path: Path) -> None:
     """Before the decay a run of any length is the same run."""
     trained_in(tmp_path / "short", content(data, "linear"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands import accepted
 from pico import make_checkpoint
+from sampling import first
 from stage_runs import make_data, metrics, write_stage
 from trained_here import small, trained, trained_in
 
@@ -133,7 +134,7 @@ def grown(whole: Path, folder: Path, *options: object) -> Path:
     return folder / "start"
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", first(1, ["bfloat16", "float32"]))
 def test_what_lies_behind_a_closed_mask_stays_as_it_was_drawn(
     data: Path, whole: Path, tmp_path: Path, precision: str
 ) -> None:
@@ -173,6 +174,7 @@ def test_what_lies_behind_a_closed_mask_stays_as_it_was_drawn(
     assert moved
 
 
+@pytest.mark.slow
 def test_the_guard_of_a_grown_stage_knows_the_losses_before(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_from_an_earlier_checkpoint_on(data: Path, whole: Path, tmp_path: Path) 
     assert told_changes(folder) == [(4, "learning_rate.peak", 0.003, 0.001)]
 
 
+@pytest.mark.slow
 def test_from_another_iteration_on_with_the_same_settings(
     data: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_stage_that_has_saved_nothing_changes_at_its_begin(data: Path, tmp_pat
     trained_in(tmp_path, twelve(data, training={"tokens": 256}, checkpoint={"change_at": 0}))
 
 
+@pytest.mark.slow
 def test_the_guards_hint_does_what_it_says(data: Path, tmp_path: Path) -> None:
     """That of the step before decides on the loss; one further back is named, and the begin, as
     this model is lost there as well.

@@ -100,6 +100,7 @@ def test_the_main_weights_can_be_read_as_they_are(tmp_path: Path) -> None:
         assert same_bits(found["weight"][name], values)
 
 
+@pytest.mark.slow
 def test_a_float32_run(tmp_path: Path) -> None:
     plain = make_fsdp(tmp_path / "a", "gpt", ranks=1, dtype="float32")
     cut = make_fsdp(tmp_path / "b", "gpt", ranks=4, dtype="float32")
