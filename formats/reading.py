@@ -245,18 +245,25 @@ class AssembledArray:
         """Fill ``target`` with the array's bytes from byte ``offset`` on, whole elements of it."""
         width = DTYPES[self.dtype].itemsize
         begin, end = offset // width, (offset + len(target)) // width
+        for at, values in self.stretches(begin, end):
+            first = (at - begin) * width
+            target[first : first + values.nbytes] = as_bytes(values)
+
+    def stretches(self, start: int, stop: int, limit: int = _STRIP) -> Iterator[tuple[int, Array]]:
+        """Yield its elements from ``start`` to ``stop``, front to back, flat (elements,), at most
+        ``limit`` at once, each time with the place of the first.
+        """
         at = 0
-        for strip in self.placement.strips(_STRIP):
-            stop = at + sum(box.count for box in strip.boxes)
-            low, high = max(begin, at), min(end, stop)
+        for strip in self.placement.strips(limit):
+            end = at + sum(box.count for box in strip.boxes)
+            low, high = max(start, at), min(stop, end)
             if low < high:
                 pairs = zip(strip.segments, strip.boxes, strict=True)
                 values = strip.arrange([self.reader.read(s.tensor, box) for s, box in pairs])
-                data = as_bytes(values.reshape(-1)[low - at : high - at])
-                target[(low - begin) * width : (high - begin) * width] = data
-            if stop >= end:
+                yield low, values.reshape(-1)[low - at : high - at]
+            if end >= stop:
                 break
-            at = stop
+            at = end
 
     def checksum(self) -> int | None:
         """Return None: the array lies in no file as it is."""

@@ -1,12 +1,13 @@
 """Filling parameters and optimizer from any checkpoint that flmgrow can open.
 
 Ranks read the boxes of logical tensors that they hold, so a checkpoint need not have the layout,
-the format or the precision of the run.
+the format or the precision of the run. They read them a stretch at a time, and of Adam's moments
+no more than they keep: what loading takes beside the run's own memory is as large for any model.
 """
 
-from collections.abc import Collection, Sequence
-from math import prod
+from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from flmgrow.errors import BadCheckpointError
@@ -19,9 +20,12 @@ from flmgrow.trainer.megatron.parameters import (
     Counted,
     OptimizerView,
     Parameter,
-    empty,
+    Stretches,
     fill,
 )
+
+STRETCH = 1 << 20
+"""Elements that are read at once."""
 
 
 def load(
@@ -39,12 +43,12 @@ def load(
     """
     counted = counted_of(checkpoint, still)
     for parameter in parameters:
-        values = {
-            state: _values(parameter, reader)
+        stored = {
+            state: _stretches(parameter, reader)
             for state, reader in checkpoint.readers.items()
             if parameter.trains or state in (State.WEIGHT, State.MASTER)
         }
-        fill(parameter, optimizer, values, counted.of(parameter))
+        fill(parameter, optimizer, stored, counted.of(parameter))
     if optimizer.counts_by_group and counted.steps:
         for group in optimizer.groups:
             group["step"] = counted.steps
@@ -73,8 +77,13 @@ def counted_of(checkpoint: Checkpoint, still: Collection[Slice]) -> Counted:
     return Counted(steps, {**{each: lag for each, lag in known.items() if lag}, **frozen})
 
 
-def _values(parameter: Parameter, reader: LogicalReader) -> torch.Tensor:
-    stored = AssembledArray(parameter.placement, reader)
-    values, data = empty(stored.dtype, prod(parameter.placement.shape))
-    stored.read_into(0, data)
-    return values
+def _stretches(parameter: Parameter, reader: LogicalReader) -> Stretches:
+    """Return what reads a parameter from ``reader``, a stretch at a time."""
+    array = AssembledArray(parameter.placement, reader)
+    dtype = getattr(torch, array.dtype)
+
+    def read(start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for at, values in array.stretches(start, stop, STRETCH):
+            yield at, torch.from_numpy(values.view(np.uint8)).view(dtype)
+
+    return read

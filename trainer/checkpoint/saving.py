@@ -1,10 +1,11 @@
 """Saving a run: whole or not at all, in a format that any tool can read, without losing a step.
 
 Each model rank writes its own file, its first replica that is, straight from memory through the
-formats' own writers. All files go into a hidden folder beside the iteration's; when every rank has
-its file on the disk, one rename makes the iteration appear, and only then the tracker points to it.
-So a kill at any moment leaves the checkpoint before, and at worst a hidden folder, which the next
-save removes.
+formats' own writers; what other replicas keep it asks of them as it comes to it
+(:mod:`flmgrow.trainer.checkpoint.lending`). All files go into a hidden folder beside the
+iteration's; when every rank has its file on the disk, one rename makes the iteration appear, and
+only then the tracker points to it. So a kill at any moment leaves the checkpoint before, and at
+worst a hidden folder, which the next save removes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,33 +24,28 @@ from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.run_rows import ITERATION, SAMPLES_SEEN
 from flmgrow.formats.megatron.folders import folder_name, tracker
 from flmgrow.formats.megatron.new_model import new_model
-from flmgrow.formats.pieces import DTYPES, as_bytes
-from flmgrow.formats.reading import LogicalReader
+from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
 from flmgrow.formats.torch_file.file_writer import new_scalar
 from flmgrow.formats.writing import described_files
-from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
-from flmgrow.model.tensors import logical_tensors
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.crc import Bytes
 from flmgrow.storage.durable import new_file, storage_errors, sync_folder, write_small
 from flmgrow.storage.folders import make_folders, remove_tree, sync_tree
+from flmgrow.trainer.checkpoint.lending import LentStates
 from flmgrow.trainer.checkpoint.random_states import RANDOM, random_states
 from flmgrow.trainer.checkpoint.saved import iterations
-from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.megatron.parameters import (
     Counted,
     ModelRank,
     OptimizerView,
     Parameter,
-    live_states,
     own_model_rank,
 )
 from flmgrow.trainer.ranks.agreement import gathered, together
 
-BLOCK = 1 << 22
 _PLAIN = (bool, int, float, str, type(None), tuple)
 
 
@@ -88,7 +84,10 @@ class Saving:
         name = folder_name(state.iteration)
         hidden = self.folder / f".{name}.flmgrow"
         together(lambda: self._begin(hidden, name))
-        own = together(lambda: self._write(hidden, state, parameters, optimizer, counted, schedule))
+        described = optimizer_state(optimizer, self.dtype, counted)
+        states = LentStates.here(parameters, optimizer)
+        own = together(lambda: self._write_chance(hidden / name))
+        own += together(lambda: self._write(hidden, state, described, schedule, states))
         files = sorted(chain.from_iterable(gathered(own)), key=lambda record: record.path)
         together(lambda: self._appear(hidden, name, replace(state, files=tuple(files))))
         return self.folder / name
@@ -103,47 +102,42 @@ class Saving:
         with storage_errors(hidden, "creating"):
             (hidden / name).mkdir(parents=True)
 
+    def _write_chance(self, folder: Path) -> list[FileRecord]:
+        """Write this rank's sources of chance, and return the file by its path in ``folder``."""
+        path, content = f"{RANDOM}/rank_{torch.distributed.get_rank():05d}.json", random_states()
+        make_folders(folder.parent, folder / RANDOM)
+        write_small(folder / path, content)
+        return [FileRecord(path, len(content), xxhash.xxh3_128_hexdigest(content))]
+
     def _write(
         self,
         hidden: Path,
         state: TrainingState,
-        parameters: Sequence[Parameter],
-        optimizer: OptimizerView,
-        counted: Counted,
+        optimizer: OptimizerState,
         schedule: Mapping[str, object],
+        states: LentStates,
     ) -> list[FileRecord]:
-        """Write this rank's files, and return them by their paths in the iteration's folder."""
-        described = optimizer_state(optimizer, self.dtype, counted)
-        states = [State.WEIGHT, *described.dtypes]
-        writes = parallel_state.get_data_parallel_rank() == 0
-        live = list(live_states(parameters, optimizer, states, writes=writes))
-        source = self._source(state, schedule)
+        """Write this model rank's files, on the replica that writes, and return them by their paths
+        in the iteration's folder.
+        """
+        if not states.writes:
+            states.lend()
+            return []
+        folder, written = hidden / folder_name(state.iteration), []
         target = TargetModel(
             config=self.config,
             layout=self.layout,
             padded_vocab=self.padded_vocab,
             donors=tuple(range(self.config.layers)),
-            optimizer=described,
+            optimizer=optimizer,
             format=self.format,
         )
-        sizes = {**self.config.sizes, Axis.VOCAB: self.padded_vocab}
-        tensors = logical_tensors(self.config)
-        readers = {
-            kind: LogicalReader(tensors, sizes, [piece for of, piece in live if of is kind])
-            for kind in states
-        }
-        rank = torch.distributed.get_rank()
-        folder = hidden / folder_name(state.iteration)
-        make_folders(hidden, folder / RANDOM)
-        chance, content = f"{RANDOM}/rank_{rank:05d}.json", random_states()
-        write_small(folder / chance, content)
-        written = [FileRecord(chance, len(content), xxhash.xxh3_128_hexdigest(content))]
-        if not writes:
-            return written
-        for file in described_files(source, target):
-            if _owner(file) == own_model_rank() and not file.sums_of:
-                path, sum_ = hidden / file.path, _write_file(file, hidden, readers)
-                written.append(FileRecord(str(path.relative_to(folder)), file.total_size, sum_))
+        with states.borrowed():
+            for file in described_files(self._source(state, schedule), target):
+                if _owner(file) == own_model_rank() and not file.sums_of:
+                    path, sum_ = hidden / file.path, _write_file(file, hidden, states)
+                    path_inside = str(path.relative_to(folder))
+                    written.append(FileRecord(path_inside, file.total_size, sum_))
         return written
 
     def _source(self, state: TrainingState, schedule: Mapping[str, object]) -> Checkpoint:
@@ -224,22 +218,19 @@ def _settings(group: Mapping[str, object]) -> dict[object, object]:
     return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
 
 
-def _write_file(file: PlannedFile, root: Path, readers: Mapping[State, LogicalReader]) -> str:
+def _write_file(file: PlannedFile, root: Path, states: LentStates) -> str:
     """Write a file below ``root`` and return the XXH3 of what was written (128 bits, in hex)."""
     path = root / file.path
     make_folders(root, path.parent)
 
     def fill(buffer: Buffer, arrays: Sequence[TargetArray]) -> Iterator[Bytes]:
-        dtype = DTYPES[arrays[0].dtype]
+        width = DTYPES[arrays[0].dtype].itemsize
         position = 0
         for array in arrays:
-            yield bytes((array.start - position) * dtype.itemsize)
-            for strip in array.placement.strips(BLOCK):
-                pairs = zip(strip.segments, strip.boxes, strict=True)
-                reader = readers[array.state]
-                yield as_bytes(strip.arrange([reader.read(s.tensor, box) for s, box in pairs]))
+            yield bytes((array.start - position) * width)
+            yield from states.blocks(array)
             position = array.stop
-        yield bytes(buffer.nbytes - position * dtype.itemsize)
+        yield bytes(buffer.nbytes - position * width)
 
     found = xxhash.xxh3_128()
     with new_file(path, file.total_size) as output:

@@ -8,7 +8,7 @@ filled from, and seen as, logical tensors; so any checkpoint that flmgrow can re
 any layout.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from flmgrow.formats.layout.lags import Lags, lag_of
 from flmgrow.formats.layout.placements import Layout, Placement, placements
-from flmgrow.formats.pieces import as_bytes
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
@@ -26,6 +25,10 @@ from flmgrow.model.tensors import logical_tensors
 from flmgrow.trainer.megatron.core import parallel_state
 
 MOMENTS = (State.EXP_AVG, State.EXP_AVG_SQ)
+
+Stretches = Callable[[int, int], Iterator[tuple[int, Tensor]]]
+"""Gives the elements from one to another of something flat, a stretch at a time: the place of its
+first element, and its values (elements,)."""
 
 ModelRank = tuple[int, int]
 """Which tensor and which pipeline rank."""
@@ -143,56 +146,6 @@ class OptimizerView:
         return None
 
 
-@dataclass(frozen=True, eq=False)
-class LivePiece:
-    """A flat tensor in memory, on any device, as a piece of a logical tensor.
-
-    It is copied to the host a stretch at a time: the whole states of all ranks of a machine may be
-    more than its memory.
-    """
-
-    placement: Placement
-    values: Tensor
-
-    def __str__(self) -> str:
-        return self.placement.key
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the parameter by torch's name."""
-        return str(self.values.dtype).removeprefix("torch.")
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the tensor's bytes from byte ``offset`` on."""
-        stretch = self.values.view(torch.uint8)[offset : offset + len(target)]
-        target[:] = as_bytes(stretch.cpu().numpy())
-
-    def checksum(self) -> int | None:
-        """Return None: the parameter lies in no file."""
-        return None
-
-
-def live_states(
-    parameters: Sequence[Parameter],
-    optimizer: OptimizerView,
-    states: Sequence[State],
-    *,
-    writes: bool,
-) -> Iterator[tuple[State, LivePiece]]:
-    """Yield every state of every parameter that has it as a whole, on the replica that ``writes``.
-
-    On all replicas at once: what they keep of a parameter is put together, one state at a time.
-    Until it is written that lies on the writer's host.
-    """
-    for state in states:
-        for parameter in parameters:
-            if state is not State.WEIGHT and not parameter.trains:
-                continue
-            values = state_of(parameter, optimizer, state, to_host=writes)
-            if writes:
-                yield state, LivePiece(parameter.placement, values.detach().reshape(-1))
-
-
 def state_of(
     parameter: Parameter, optimizer: OptimizerView, state: State, *, to_host: bool
 ) -> Tensor:
@@ -224,31 +177,29 @@ def state_of(
 
 @torch.no_grad()
 def fill(
-    parameter: Parameter, optimizer: OptimizerView, values: Mapping[State, Tensor], step: int
+    parameter: Parameter, optimizer: OptimizerView, stored: Mapping[State, Stretches], step: int
 ) -> None:
-    """Give a parameter, and what is kept of it, new ``values``, flat (elements,) in the dtype they
-    are stored.
+    """Give a parameter, and what is kept of it here, the values that are ``stored``.
 
     A master is taken where there is one, otherwise the weight; without moments, Adam begins anew.
+    Of the moments no more is read than is kept here.
     """
-    best = values.get(State.MASTER, values[State.WEIGHT]).to(parameter.tensor.device)
-    parameter.tensor.view(-1).copy_(best)
-    kept = optimizer.kept(parameter.tensor)
-    if kept is None:
-        return
-    inside = slice(kept.start, kept.stop)
-    if kept.master.data_ptr() != parameter.tensor.data_ptr():
-        kept.master.view(-1).copy_(best[inside])
-    if State.EXP_AVG not in values:
+    best = stored.get(State.MASTER, stored[State.WEIGHT])
+    weight, kept = parameter.tensor.view(-1), optimizer.kept(parameter.tensor)
+    for at, values in best(0, weight.numel()):
+        stop = at + values.numel()
+        weight[at:stop].copy_(values)
+        if kept is not None and kept.start < stop and at < kept.stop:
+            low, high = max(at, kept.start), min(stop, kept.stop)
+            inside = slice(low - kept.start, high - kept.start)
+            kept.master.view(-1)[inside].copy_(values[low - at : high - at])
+    if kept is None or State.EXP_AVG not in stored:
         return
     for state in MOMENTS:
-        moment = values[state][inside].to(kept.master.device, torch.float32)
-        kept.entry[str(state)] = moment.clone().view_as(kept.master)
+        moment = torch.empty_like(kept.master, dtype=torch.float32, requires_grad=False)
+        for at, values in stored[state](kept.start, kept.stop):
+            begin = at - kept.start
+            moment.view(-1)[begin : begin + values.numel()].copy_(values)
+        kept.entry[str(state)] = moment
     if not optimizer.counts_by_group:
         kept.entry["step"] = torch.tensor(float(step), device=kept.master.device)
-
-
-def empty(dtype: str, count: int) -> tuple[Tensor, memoryview]:
-    """Return a flat tensor (count,) on the CPU and its bytes, to be filled."""
-    tensor = torch.empty(count, dtype=getattr(torch, dtype))
-    return tensor, as_bytes(tensor.view(torch.uint8).numpy())

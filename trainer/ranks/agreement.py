@@ -70,6 +70,16 @@ def gathered(own: object) -> list[Any]:
     return met
 
 
+def send(values: torch.Tensor, rank: int) -> None:
+    """Send a flat tensor (elements,) on the host to another rank, which must :func:`receive` it."""
+    torch.distributed.send(values, rank, group=_channel[0])
+
+
+def receive(values: torch.Tensor, rank: int) -> None:
+    """Fill a flat tensor (elements,) on the host with what another rank sends: as many, alike."""
+    torch.distributed.recv(values, rank, group=_channel[0])
+
+
 def summed(numbers: list[float]) -> list[float]:
     """Return the sums of ``numbers`` over all ranks, by the channel that gradients take."""
     device: Any = torch.cuda.current_device()
