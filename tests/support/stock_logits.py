@@ -21,6 +21,7 @@ from flmgrow.trainer.megatron.core import (  # noqa: E402
     GPTModel,
     TransformerConfig,
     get_gpt_layer_local_spec,
+    parallel_state,
 )
 from flmgrow.trainer.megatron.model import start_parallel, stop_parallel  # noqa: E402
 
@@ -33,7 +34,7 @@ SAME = (
 
 
 def stock_model(args: Any) -> GPTModel:
-    """Return the model that Megatron-LM makes of arguments, in float64."""
+    """Return this rank's part of the model that Megatron-LM makes of arguments, in float64."""
     groups = args.num_query_groups if args.group_query_attention else args.num_attention_heads
     config = TransformerConfig(
         **{name: getattr(args, name) for name in SAME if hasattr(args, name)},
@@ -48,6 +49,9 @@ def stock_model(args: Any) -> GPTModel:
         attention_dropout=0.0,
         use_cpu_initialization=True,
         params_dtype=torch.float64,
+        tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        pipeline_dtype=args.params_dtype,
     )
     model = GPTModel(
         config=config,
@@ -58,6 +62,8 @@ def stock_model(args: Any) -> GPTModel:
         rotary_base=args.rotary_base,
         rotary_percent=args.rotary_percent,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
     )
     return model.double().eval()
 

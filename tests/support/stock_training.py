@@ -2,7 +2,8 @@
 
 Model, optimizer and schedule follow from the arguments in a folder as they do in Megatron-LM.
 Input and output are JSON: jobs (folders to load and to save, steps to take), and for each the
-settings of every parameter and the losses; or what megatron-core said instead.
+settings of every parameter and the losses; or what megatron-core said instead. Of several ranks
+the first one tells.
 """
 
 import json
@@ -39,6 +40,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func  # noqa: E
 from stock_logits import stock_model  # noqa: E402
 
 from flmgrow.trainer.megatron.model import start_parallel, stop_parallel  # noqa: E402
+from flmgrow.trainer.ranks.agreement import gathered  # noqa: E402
 
 CONTENT = {
     "singleton_local_shards": False,
@@ -57,11 +59,11 @@ class Training:
         self.args = arguments_of(folder)
         vars(self.args).update(changes)
         distributed = self.args.use_distributed_optimizer
-        model = stock_model(self.args).train()
-        if distributed:
-            model = model.float()
+        model = stock_model(self.args).train().to(self.args.params_dtype)
         model.config.finalize_model_grads_func = finalize_model_grads
-        reduction = DistributedDataParallelConfig(use_distributed_optimizer=distributed)
+        reduction = DistributedDataParallelConfig(
+            use_distributed_optimizer=distributed, grad_reduce_in_fp32=self.args.bf16
+        )
         self.models = [DistributedDataParallel(model.config, reduction, model)]
         self.optimizer = self._optimizer(model.config.mup_width_mult, distributed)
         self.schedule = OptimizerParamScheduler(
@@ -75,7 +77,7 @@ class Training:
         settings = OptimizerConfig(
             optimizer="adam", lr=self.args.lr, min_lr=self.args.min_lr, weight_decay=DECAY,
             adam_eps=1e-8, clip_grad=0.0, params_dtype=self.args.params_dtype,
-            use_distributed_optimizer=distributed,
+            use_distributed_optimizer=distributed, bf16=self.args.bf16,
         )  # fmt: skip
         overrides = get_standard_config_overrides(settings)
         if self.args.use_mup:
@@ -147,12 +149,12 @@ class Training:
             tokens = torch.randint(vocab, (SAMPLES, LENGTH + 1), generator=chance)
             self.models[0].zero_grad_buffer()
             self.optimizer.zero_grad()
-            (told,) = get_forward_backward_func()(
+            told = get_forward_backward_func()(
                 forward_step_func=forward, data_iterator=iter([tokens]), model=self.models,
                 num_microbatches=1, seq_length=LENGTH, micro_batch_size=SAMPLES,
                 forward_only=False,
             )  # fmt: skip
-            losses.append(told["loss"])
+            losses += [each["loss"] for each in told]  # on the last pipeline rank
             self.optimizer.step()
             self.schedule.step(increment=1)
         return losses
@@ -164,7 +166,7 @@ class Training:
             save_legacy(folder, self.args, module, self.optimizer, self.schedule)
             return
         name = f"iter_{self.args.iteration:07d}"
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "latest_checkpointed_iteration.txt").write_text(str(self.args.iteration))
         content = dict(CONTENT)
         common = {
@@ -196,16 +198,28 @@ def done(job: dict[str, Any]) -> dict[str, Any]:
     losses = training.train(job["steps"], job["seed"])
     for form, folder in job.get("save", {}).items():
         training.save(Path(folder), form)
-    return {"settings": settings, "losses": losses}
+    own = {"settings": settings, "losses": losses}
+    every: list[dict[str, Any]] = gathered(own)
+    if len(every) == 1:
+        return own
+    named = {
+        f"rank {rank}: {name}": value
+        for rank, each in enumerate(every)
+        for name, value in each["settings"].items()
+    }
+    return {"settings": named, "losses": every[-1]["losses"]}
 
 
 def main() -> None:
-    """Answer one request on standard input."""
-    jobs = json.load(sys.stdin)
-    start_parallel(tp=1, pp=1)
-    told = [done(job) for job in jobs]
+    """Answer one request, of a file that is named or on standard input."""
+    text = Path(sys.argv[1]).read_text() if sys.argv[1:] else sys.stdin.read()
+    asked = json.loads(text)
+    start_parallel(tp=asked["tp"], pp=asked["pp"])
+    first = torch.distributed.get_rank() == 0
+    told = [done(job) for job in asked["jobs"]]
     stop_parallel()
-    print(json.dumps(told))
+    if first:
+        print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -12,25 +12,27 @@ from typing import Any
 
 import pytest
 from commands import accepted
-from newer_megatron import answer_of
+from native_mup import (
+    FLOOR,
+    RATE,
+    WITHOUT,
+    Settings,
+    check_settings,
+    followed,
+    fresh,
+    going_on,
+    tensors,
+    told_by_megatron,
+)
 from pico import CONFIGS, make_checkpoint
 from stage_runs import NEWER
 
-from flmgrow.formats.opening import open_checkpoint
-from flmgrow.model.axes import Axis, Role
+from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
-from flmgrow.model.mup import Kind, kind_of
 from flmgrow.model.tensors import LogicalTensor
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.slow,
-    pytest.mark.skipif(not NEWER, reason="FLMGROW_MEGATRON_019 names no folder with a wheel in it"),
-]
-Told = dict[str, Any]
-Settings = dict[str, dict[str, float]]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.skipif(not NEWER, reason=WITHOUT)]
 COPY = ("--method", "copy", "--copy-noise", 0)
-RATE, FLOOR = 3e-3, 3e-4
 UNTIED = replace(CONFIGS["tele"], positions="none")
 TIED = replace(CONFIGS["gpt"], positions="none", tied=True)
 FORMS = {
@@ -66,12 +68,6 @@ SILENT = {"use_mup": False, "mup_output_mult": 1 / 3}
 """And such that it goes on with, as another model."""
 
 
-def told_by_megatron(jobs: list[dict[str, Any]]) -> list[Told]:
-    """Let megatron-core 0.19 do some training."""
-    found: list[Told] = answer_of("stock_training.py", jobs)
-    return found
-
-
 def small_run(place: Path, case: Case, distributed: bool) -> dict[str, Any]:
     """Return the job that trains a small model, and saves it in both formats."""
     start = make_checkpoint(
@@ -83,55 +79,6 @@ def small_run(place: Path, case: Case, distributed: bool) -> dict[str, Any]:
     forms = [form for form, wanted in FORMS.items() if wanted == distributed]
     save = {form.split()[0]: str(place / form / "small") for form in forms}
     return {"load": str(start), "optimizer": False, "steps": 5, "seed": 1, "save": save}
-
-
-def going_on(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"load": str(folder), "optimizer": True, "steps": 4, "seed": 2, **more}
-
-
-def fresh(folder: Path) -> dict[str, Any]:
-    """Return the job that tells the settings which an optimizer begins with."""
-    return {**going_on(folder), "optimizer": False, "steps": 0}
-
-
-def tensors(folder: Path) -> dict[str, LogicalTensor]:
-    """Return a logical tensor in each parameter, by its key in the legacy format."""
-    with open_checkpoint(folder) as opened:
-        arrays = opened.reader.arrays
-        return {array.placement.key: array.placement.parts[0] for array in arrays}
-
-
-def followed(settings: Settings, of: dict[str, LogicalTensor], ratio: float) -> Settings:
-    """Return the settings with which a model whose hidden width alone grew keeps to the small one.
-
-    A weight that reads the width, or carries the reader's scale, is so much smaller, and moves by
-    so much less; the gradient of any other that has this axis is so much smaller.
-    """
-    found = {}
-    for name, own in settings.items():
-        roles = dict(zip(of[name].axes, of[name].roles, strict=True)).get(Axis.HIDDEN, frozenset())
-        rate = 1 / ratio if roles & {Role.READS, Role.CARRIES} else 1.0
-        epsilon = 1 / ratio if roles and rate == 1 else 1.0
-        found[name] = {
-            "max_lr": own["max_lr"] * rate, "min_lr": own["min_lr"] * rate, "lr": own["lr"] * rate,
-            "eps": own["eps"] * epsilon, "wd_mult": own["wd_mult"] / rate,
-            "weight_decay": own["weight_decay"] / rate,
-        }  # fmt: skip
-    return found
-
-
-def check_settings(
-    small: Settings, large: Settings, made: Settings, of: dict[str, LogicalTensor]
-) -> None:
-    """What was loaded is what megatron-core makes for the width; only hidden matrices move."""
-    for name, own in large.items():
-        for key in ("max_lr", "min_lr", "eps", "wd_mult"):
-            assert own[key] == made[name][key], (name, key)
-        assert own["weight_decay"] == small[name]["weight_decay"]
-        moved = own["eps"] / small[name]["eps"]
-        assert own["lr"] / small[name]["lr"] == pytest.approx(moved, rel=1e-12)
-        assert own["max_lr"] / small[name]["max_lr"] == pytest.approx(moved, rel=1e-12)
-        assert (moved != 1) == (kind_of(of[name]) is Kind.HIDDEN), name
 
 
 def grown(source: Path, out: Path, width: int) -> Path:
@@ -161,7 +108,7 @@ def test_a_stock_run_goes_on_with_a_grown_optimizer(tmp_path: Path) -> None:
         case, place = CASES[name], places[name] / form
         large = grown(place / "small", place / "large", case.width)
         of[name] = of.get(name) or tensors(large)
-        exact = followed(before["settings"], of[name], case.ratio)
+        exact = followed(before["settings"], of[name], {Axis.HIDDEN: case.ratio})
         jobs += [going_on(large), going_on(large, settings=exact), fresh(large)]
     for name, case in CASES.items():
         place = places[name] / LAST
@@ -173,13 +120,14 @@ def test_a_stock_run_goes_on_with_a_grown_optimizer(tmp_path: Path) -> None:
     for (name, form), before in zip(each_form, smalls, strict=True):
         after, exact_run, made = (next(told) for _ in range(3))
         large_settings[name] = after["settings"]
-        check_settings(before["settings"], after["settings"], made["settings"], of[name])
+        ratio = CASES[name].ratio
+        check_settings(before["settings"], after["settings"], made["settings"], of[name], ratio)
         assert after["losses"][0] == pytest.approx(before["losses"][0], abs=1e-6)
         assert exact_run["losses"] == pytest.approx(before["losses"], abs=2e-6), (name, form)
         assert abs(after["losses"][-1] - before["losses"][-1]) > 1e-4, (name, form)
     for name, before in zip(CASES, smalls[len(FORMS) - 1 :: len(FORMS)], strict=True):
         further, made = next(told), next(told)
-        check_settings(large_settings[name], further["settings"], made["settings"], of[name])
+        check_settings(large_settings[name], further["settings"], made["settings"], of[name], 2)
         assert further["losses"][0] == pytest.approx(before["losses"][0], abs=1e-6)
         for key in REFUSED:
             assert "error" in next(told), (name, key)
