@@ -35,7 +35,7 @@ class LayoutGiven(TypedDict, total=False):
 
 
 class FilesGiven(TypedDict, total=False):
-    """The files of a result: ``format`` is megatron, torch_dist or huggingface."""
+    """The files of a result: ``format`` is megatron, torch_dist, fsdp_dtensor or huggingface."""
 
     dtype: str
     format: str

@@ -15,10 +15,12 @@ from flmgrow.formats.huggingface.writer import (
 from flmgrow.formats.megatron.arguments.kind_rows import layer_options
 from flmgrow.formats.megatron.arguments.model import written_arguments
 from flmgrow.formats.megatron.arguments.mup import mup_options
+from flmgrow.formats.megatron.arguments.run_rows import FSDP_DTENSOR
 from flmgrow.formats.megatron.arguments.unsaid import refuse_unsaid, unsaid
 from flmgrow.formats.megatron.carried import dropped_content
 from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.folders import folder_name, tracker
+from flmgrow.formats.megatron.fsdp_dtensor.writer import fsdp_dropped, fsdp_files
 from flmgrow.formats.megatron.legacy.writer import target_files
 from flmgrow.formats.megatron.rank_contents import RankContents
 from flmgrow.formats.megatron.torch_dist.writer import VERSIONS, torch_dist_files
@@ -42,11 +44,8 @@ def megatron_notes(source: Checkpoint, target: TargetModel) -> list[str]:
             f"pretrain_gpt.py computes with {_STOCK_ROPE_FACTOR:g} whatever the checkpoint says; "
             "flmgrow train takes it as it is"
         )
-    if source.format in _WRITTEN_AS:
-        told.append(
-            f"{source.format} is read, not written: the result is {target.format}, for runs "
-            "without --use-megatron-fsdp"
-        )
+    if target.format == FSDP_DTENSOR != source.format:
+        told.append(f"{FSDP_DTENSOR} is what a run with --use-megatron-fsdp loads, and no other")
     kinds = target.config.layer_kinds
     if kinds and (kinds != source.config.layer_kinds or not has_ranks(source.format)):
         told.append(
@@ -85,24 +84,14 @@ _STOCK_ROPE_FACTOR = 8.0
 FORMATS: Mapping[str, Format] = {
     "megatron": Format(target_files),
     "torch_dist": Format(torch_dist_files),
+    FSDP_DTENSOR: Format(fsdp_files, fsdp_dropped),
     "huggingface": Format(huggingface_files, huggingface_dropped, huggingface_notes, ranks=False),
 }
 
 
-_WRITTEN_AS: Mapping[str, str] = {"fsdp_dtensor": "torch_dist"}
-"""Formats that are read and not written, and what is written in their place."""
-
-
-def written_as(name: str) -> str:
-    """Return the format that a result has where none is asked for, of a source of format ``name``:
-    the same, if it can be written.
-    """
-    return _WRITTEN_AS.get(name, name)
-
-
 def has_ranks(name: str) -> bool:
-    """Whether checkpoints of the format called ``name``, written or only read, know ranks."""
-    return written_format(written_as(name)).ranks
+    """Whether checkpoints of the format called ``name`` know ranks."""
+    return written_format(name).ranks
 
 
 def written_format(name: str) -> Format:

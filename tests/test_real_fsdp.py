@@ -1,7 +1,8 @@
-"""What Megatron's own FSDP saves on two ranks is the model, and the optimizer, that they hold.
+"""Megatron's own FSDP: what ranks save is what they hold, and what is written, ranks go on with.
 
-megatron-core trains, cuts and saves (``support/megatron_fsdp.py``); what its ranks held of the same
-tensors is written whole, as ``torch_dist``, and read beside it.
+megatron-core trains, cuts, saves and loads (``support/megatron_fsdp.py``). What its ranks held of
+the same tensors is written whole, as ``torch_dist``, and read beside what they saved; and it is
+compared with what other ranks hold that have loaded what flmgrow wrote, before and after a step.
 """
 
 import os
@@ -21,6 +22,7 @@ from pico_dist import save_dist
 from repository import ROOT
 
 from flmgrow.formats.dcp.metadata import read_metadata
+from flmgrow.model.config import ModelConfig
 
 pytestmark = pytest.mark.slow  # megatron-core trains and saves
 
@@ -32,22 +34,36 @@ MODELS = {
 
 QKV = "model.module.decoder.layers.0.self_attention.linear_qkv.weight"
 LAYERS = "decoder.layers."
+STATES = ("param", "exp_avg", "exp_avg_sq")
 FUSED = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 
 
-def trained_by_fsdp(legacy: Path, out: Path) -> Path:
+def run_megatron(ranks: int, *arguments: object) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "tests/support/megatron_fsdp.py", str(legacy), str(out)]
+    command += [f"--nproc-per-node={ranks}", "tests/support/megatron_fsdp.py", *map(str, arguments)]
     paths = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return out
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> ModelConfig:
+    return MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def saved(model: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks have trained and saved; the model that they began with lies beside."""
+    place = tmp_path_factory.mktemp("saved")
+    legacy = make_checkpoint(place / "legacy", model, dtype="bfloat16")
+    run_megatron(2, "save", legacy, place / "fsdp")
+    return place / "fsdp"
 
 
 def stacked(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -71,27 +87,70 @@ def as_dist(fsdp: Path, path: Path) -> Path:
     args = torch.load(legacy, weights_only=False)["args"]
     args.transformer_impl = "local"
     state = {name: array.bfloat16() for name, array in stacked(full["param"]).items()}
-    for kind, arrays in full.items():
-        state |= {f"optimizer.state.{kind}.{k}": v for k, v in stacked(arrays).items()}
+    for kind in STATES:
+        state |= {f"optimizer.state.{kind}.{k}": v for k, v in stacked(full[kind]).items()}
     groups = {"param_groups": [{"lr": 1e-2, "step": 3}]}
     optimizer = {"optimizer": groups, "param_state_sharding_type": "fully_reshardable"}
     return save_dist(path, args, state, {}, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_megatron_saves_and_flmgrow_reads(tmp_path: Path, model: str) -> None:
-    config = MODELS[model]
-    legacy = make_checkpoint(tmp_path / "legacy", config, dtype="bfloat16")
-    fsdp = trained_by_fsdp(legacy, tmp_path / "fsdp")
-    listed = read_metadata(next(fsdp.glob("iter_*"))).tensors
+def test_megatron_saves_and_flmgrow_reads(saved: Path, model: ModelConfig, tmp_path: Path) -> None:
+    listed = read_metadata(next(saved.glob("iter_*"))).tensors
     cuts = [chunk.offsets[0] for chunk in listed[QKV].chunks]
     assert any(
-        cut % ((config.queries_per_group + 2) * config.head_dim) for cut in cuts
+        cut % ((model.queries_per_group + 2) * model.head_dim) for cut in cuts
     )  # in the middle of a group
-    found, wanted = states(fsdp), states(as_dist(fsdp, tmp_path / "dist"))
+    found, wanted = states(saved), states(as_dist(saved, tmp_path / "dist"))
     assert list(found) == list(wanted) == ["weight", "master", "exp_avg", "exp_avg_sq"]
     for kind in wanted:
         for name, values in wanted[kind].items():
             assert same_bits(found[kind][name], values), (kind, name)
-    accepted("reshard", fsdp, tmp_path / "out", "--tp", "2")
-    accepted("verify", fsdp, tmp_path / "out")
+    accepted("reshard", saved, tmp_path / "out", "--tp", "2", "--format", "torch_dist")
+    accepted("verify", saved, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def written(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by way of a legacy checkpoint of four ranks, which knows nothing of its cuts."""
+    place = tmp_path_factory.mktemp("written")
+    accepted("reshard", saved, place / "legacy", "--tp", 2, "--pp", 2, "--format", "megatron")
+    single = ("--tp", 1, "--pp", 1, "--format", "fsdp_dtensor")
+    accepted("reshard", place / "legacy", place / "fsdp", *single)
+    return place / "fsdp"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [2, 1])
+def test_flmgrow_writes_and_megatron_goes_on(
+    saved: Path, written: Path, ranks: int, tmp_path: Path
+) -> None:
+    """The run began with other values, and every one of them is taken back. How sums round depends
+    on the number of ranks: one takes the step that one takes from what megatron-core saved.
+    """
+    legacy, as_saved = saved.parent / "legacy", saved
+    run_megatron(ranks, "load", legacy, written, tmp_path)
+    if ranks == 1:
+        as_saved = tmp_path / "as-saved"
+        as_saved.mkdir()
+        run_megatron(ranks, "load", legacy, saved, as_saved)
+    before, loaded, later = (
+        torch.load(tmp_path / f"{name}.pt") for name in ("before", "full", "next")
+    )
+    kept, wanted = torch.load(saved / "full.pt"), torch.load(as_saved / "next.pt")
+    assert differences(kept, loaded) == set()
+    assert differences(wanted, later) == set()
+    everything = {(kind, name) for kind in (*STATES, "step") for name in kept[kind]}
+    assert differences(kept, before) == everything
+    assert differences(kept, later) == everything
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> set[tuple[str, str]]:
+    """By kind and name, what two runs hold otherwise."""
+    assert a["groups"] == b["groups"]
+    assert [list(a[kind]) == list(b[kind]) for kind in (*STATES, "step")] == [True] * 4
+    return {
+        (kind, name)
+        for kind in (*STATES, "step")
+        for name, values in a[kind].items()
+        if not torch.equal(values, b[kind][name])
+    }

@@ -124,7 +124,7 @@ Format = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="megatron|torch_dist|huggingface",
+        metavar="megatron|torch_dist|fsdp_dtensor|huggingface",
         help="Format of the result; the source's if not given.",
         rich_help_panel=FILES,
     ),

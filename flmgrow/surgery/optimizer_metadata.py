@@ -6,6 +6,7 @@ are therefore compared as numbers, wherever and however they are stored: Adam's 
 number, or a setting of the param groups.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -114,6 +115,29 @@ def _settings(state: OptimizerState) -> dict[_Setting, str]:
     }
 
 
+def _counting_in_groups(state: OptimizerState) -> OptimizerState:
+    """Return what an optimizer holds with Adam's count, a number, in each of its param groups."""
+    groups = tuple(
+        {**group, _STEP: replace(state, groups=(group,)).step_count} for group in state.groups
+    )
+    return replace(state, step=None, groups=groups)
+
+
+def _in_order_of(groups: Sequence[Group], wanted: Sequence[Group]) -> tuple[Group, ...]:
+    """Return as many param groups in the order of those that they are the same as: a format that
+    keeps settings for each parameter has no order.
+    """
+    left = list(groups)
+    same: list[Group | None] = []
+    for each in wanted:
+        found = next((group for group in left if group == each), None)
+        if found is not None:
+            left.remove(found)
+        same.append(found)
+    others = iter(left)
+    return tuple(next(others) if group is None else group for group in same)
+
+
 def compare_counted(
     source: OptimizerState | None, result: OptimizerState | None, growth: Growth
 ) -> tuple[bool, str]:
@@ -124,10 +148,13 @@ def compare_counted(
     expected = carried(source, growth)
     if expected is None or result is None:
         return False, f"the {'source' if expected is None else 'result'} has no optimizer state"
-    wanted, found = _settings(expected), _settings(result)
     if len(expected.groups) != len(result.groups):
         count = Found(f"{len(result.groups)} param groups")
         return False, Text(count, Wanted(len(expected.groups)))
+    if (expected.step is None) != (result.step is None):
+        expected, result = _counting_in_groups(expected), _counting_in_groups(result)
+    result = replace(result, groups=_in_order_of(result.groups, expected.groups))
+    wanted, found = _settings(expected), _settings(result)
     wrong = [
         unlike(str(name), found.get(name, "not there"), wanted.get(name, "not there"))
         for name in {**wanted, **found}

@@ -22,7 +22,6 @@ from flmgrow.formats.writing import (
     described_files,
     left_out,
     notes,
-    written_as,
     written_format,
     written_iteration,
 )
@@ -106,7 +105,7 @@ def make_plan(
     Raises:
         UsageError: For a target that cannot be reached and for content that would be lost unasked.
     """
-    ranks = written_format(files.format or written_as(source.format)).ranks
+    ranks = written_format(files.format or source.format).ranks
     if ranks and not drop_optimizer:
         source = with_optimizer(source)
     layers = source.config.layers if target.layers is None else target.layers
@@ -189,7 +188,7 @@ def plan_growth(
     request: FileRequest = AS_STORED,
 ) -> GrowthPlan:
     """Return the plan that carries out ``growth`` into ``layout`` and the wished files."""
-    file_format = request.format or written_as(source.format)
+    file_format = request.format or source.format
     _check_masters(source, request.dtype)
     _check_open(growth, file_format)
     layer_map = growth.maps.get(Axis.LAYER)

@@ -5,7 +5,7 @@ all tensor ranks together) cut into chunks. Its rows are laid out as in a rank's
 whole axes: query, key and value group after group; all of the gate, then all of the up projection.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -86,6 +86,16 @@ def chunk_placement(
     return Placement(row, whole.key, 0, 0, 0, tuple(parts), ranges)
 
 
+def without_copies(wanted: Iterable[Placement]) -> Iterator[Placement]:
+    """Leave out what an earlier rank has, too, and the tied copy of the embedding."""
+    seen = set()
+    for placement in wanted:
+        key = (placement.row.key, tuple(placement.ranges.items()))
+        if placement.row.home is not Home.LAST_COPY and key not in seen:
+            seen.add(key)
+            yield placement
+
+
 def chunks_of(
     placement: Placement, sizes: Sizes
 ) -> Iterator[tuple[Placement, tuple[int, ...], tuple[int, ...]]]:
@@ -107,3 +117,23 @@ def chunks_of(
         layer = (ranges[Axis.LAYER][0],) if row.home is Home.LAYER else ()
         yield chunk, (*layer, rows, *columns), (*(1 for _ in layer), *chunk.shape)
         begin += extent
+
+
+def cut_rows(
+    chunk: Placement, offsets: tuple[int, ...], limit: int
+) -> Iterator[tuple[Placement, tuple[int, ...], tuple[int, ...]]]:
+    """Cut a chunk of an array, which begins at ``offsets`` there, between rows: yield chunks of at
+    most ``limit`` elements, as :func:`chunks_of` does; one unit (a group of heads) is not cut.
+
+    ``offsets`` end with those of rows and columns; any in front of them are kept.
+    """
+    axis = chunk.row.outer[0] if chunk.row.outer else _axes(chunk.row, chunk.parts[0])[0]
+    start, stop = chunk.ranges[axis]
+    dimensions = len(chunk.shape)
+    front, (row, *columns) = offsets[:-dimensions], offsets[-dimensions:]
+    rows = chunk.shape[0] // (stop - start)
+    step = max(1, limit // (prod(chunk.shape) // (stop - start)))
+    for low in range(start, stop, step):
+        cut = replace(chunk, ranges={**chunk.ranges, axis: (low, min(low + step, stop))})
+        at = (*front, row + (low - start) * rows, *columns)
+        yield cut, at, (*(1 for _ in front), *cut.shape)

@@ -8,7 +8,13 @@ from flmgrow.formats.companions import COMPANION_KINDS
 from flmgrow.formats.layout.placements import Layout
 from flmgrow.formats.megatron.arguments.model import written_arguments
 from flmgrow.formats.megatron.arguments.pipeline import written_layout
-from flmgrow.formats.megatron.arguments.run_rows import FORMAT, dtype_arguments
+from flmgrow.formats.megatron.arguments.run_rows import (
+    DISTRIBUTED_OPTIMIZER,
+    FORMAT,
+    FSDP_DTENSOR,
+    FULLY_SHARDED,
+    dtype_arguments,
+)
 from flmgrow.formats.megatron.arguments.vocabulary_rows import PADDED_VOCAB
 from flmgrow.formats.megatron.content import EXTRA_STATE, arguments_in, chunk_key
 from flmgrow.formats.megatron.rank_contents import rank_content
@@ -99,6 +105,10 @@ def target_arguments(template: Mapping[object, object], target: TargetModel) -> 
     new[PADDED_VOCAB.name] = target.padded_vocab
     if FORMAT.name in new:
         new[FORMAT.name] = "torch" if target.format == "megatron" else target.format
+    if target.format == FSDP_DTENSOR:
+        new.update(dict.fromkeys((FULLY_SHARDED.name, DISTRIBUTED_OPTIMIZER.name), True))
+    elif new.get(FULLY_SHARDED.name):
+        new[FULLY_SHARDED.name] = False
     if target.dtype is not None:
         new.update(dtype_arguments(target.dtype))
     return make_namespace(without_foreign(new))

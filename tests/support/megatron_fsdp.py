@@ -1,10 +1,13 @@
-"""Megatron's own FSDP, training and saving a model on a CPU as ``fsdp_dtensor``.
+"""Megatron's own FSDP on a CPU: training and saving a model as ``fsdp_dtensor``, and loading one.
 
-    torchrun --nproc-per-node N megatron_fsdp.py LEGACY OUT
+    torchrun --nproc-per-node N megatron_fsdp.py save LEGACY OUT
+    torchrun --nproc-per-node N megatron_fsdp.py load LEGACY FSDP OUT
 
-The model in the legacy checkpoint is trained for a few steps in bfloat16 and saved by the functions
-with which Megatron-LM does (``preprocess_fsdp_dtensor_state_dict``, which is in no package of
-0.16). Beside it, ``full.pt`` has every main weight and moment whole, put together from its ranks.
+``save`` trains the model in the legacy checkpoint for a few steps in bfloat16, and ``load`` begins
+with what is in ``FSDP`` in the place of its weights. Both call the functions with which Megatron-LM
+does so (``preprocess_fsdp_dtensor_state_dict`` and ``load_checkpoint``, which are in no package of
+0.16), and put every main weight, moment and step whole into a file, from all ranks: ``full.pt`` as
+they were saved or loaded, ``next.pt`` after one more step, and ``before.pt`` before loading.
 
 Megatron-FSDP asks for CUDA where it stands for the device alone: its mesh, its streams, and the
 name of the current device. Nothing of how it cuts, trains and saves is replaced. torch's Adam has
@@ -19,8 +22,9 @@ from typing import Any
 import torch
 from legacy_checkpoint import load_legacy, read_arguments
 from megatron_dist import build
-from torch.distributed.checkpoint import state_dict_saver
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh
 
 from flmgrow.trainer.megatron.model import stop_parallel
@@ -95,38 +99,61 @@ def wrapped(model: Any) -> Any:
     return FullyShardedDataParallel(model.config, settings, half, device=torch.device("cpu"))
 
 
-def train(model: Any, vocab: int, length: int) -> Any:
-    """Take a few steps, and return the optimizer."""
+def new_optimizer(model: Any) -> Any:
+    """Return the optimizer of a run that has not begun."""
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
     config = OptimizerConfig(
         optimizer="adam", lr=1e-2, weight_decay=0.1, bf16=True, params_dtype=torch.bfloat16,
         use_distributed_optimizer=True,
     )  # fmt: skip
-    optimizer = get_megatron_optimizer(config, [model])
-    tokens = torch.arange(length)[None] % vocab
-    for _ in range(STEPS):
+    return get_megatron_optimizer(config, [model])
+
+
+def train(model: Any, optimizer: Any, args: Any, steps: int) -> None:
+    """Take a few steps."""
+    tokens = torch.arange(args.max_position_embeddings)[None] % args.padded_vocab_size
+    for _ in range(steps):
         model.zero_grad_buffer()
         optimizer.zero_grad()
         model(tokens, tokens, None, labels=tokens.flip(1)).float().mean().backward()
         model.finish_grad_sync()
         optimizer.step()
-    return optimizer
+    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+        complete_states(each.optimizer)
 
 
 def complete_states(adam: Any) -> None:
     """Give a parameter of which this rank has no rows the empty state that others have of it."""
+    steps = [state["step"] for state in adam.state.values() if state]
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state.get(parameter):
                 assert not parameter.to_local().numel()
                 empty = {state: torch.zeros_like(parameter) for state in STATES}
-                adam.state[parameter] = {"step": torch.tensor(float(STEPS)), **empty}
+                adam.state[parameter] = {"step": steps[0].clone(), **empty}
 
 
-def gathered(weights: dict[str, Any], states: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return every main weight and moment whole, by the names of the model alone: the rows of all
-    ranks, one rank after the other.
+def optimizer_state(optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
+    """Return the optimizer's part of what is saved or loaded, in one order on all ranks."""
+    if loading:
+        for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+            begin = each._init_optimizer_states_with_dummy_values
+
+            def whole(begin: Any = begin, adam: Any = each.optimizer) -> None:
+                begin()
+                complete_states(adam)
+
+            each._init_optimizer_states_with_dummy_values = whole
+    sharding = {"distrib_optim_sharding_type": "fsdp_dtensor"}
+    states: dict[str, Any] = optimizer.sharded_state_dict({}, is_loading=loading, metadata=sharding)
+    states["state"] = dict(sorted(states["state"].items()))
+    return states
+
+
+def write_whole(model: Any, optimizer: Any, path: Path) -> None:
+    """Write every main weight, moment and step whole, by the names of the model alone, and the
+    settings of the param groups.
     """
 
     def whole(value: Any) -> torch.Tensor:
@@ -138,12 +165,40 @@ def gathered(weights: dict[str, Any], states: dict[str, Any]) -> dict[str, dict[
         tensors = {k: v for k, v in sorted(values.items()) if isinstance(v, torch.Tensor)}
         return {name.split("module.")[-1]: whole(value) for name, value in tensors.items()}
 
-    moments = {kind: {name: own[kind] for name, own in states.items()} for kind in STATES}
-    return {"param": by_name(weights), **{kind: by_name(own) for kind, own in moments.items()}}
+    weights = model.module.state_dict_for_save_checkpoint()  # first: it names the parameters
+    states = optimizer_state(optimizer)
+    moments = {kind: {name: own[kind] for name, own in states["state"].items()} for kind in STATES}
+    found: dict[str, Any] = {
+        "param": by_name(weights),
+        **{kind: by_name(own) for kind, own in moments.items()},
+    }
+    found["step"] = {
+        name.split("module.")[-1]: own["step"].clone() for name, own in states["state"].items()
+    }
+    found["groups"] = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, path)
 
 
-def save(model: Any, optimizer: Any, args: Any, out: Path) -> None:
-    """Save as Megatron-LM's ``save_checkpoint`` does, with the model unwrapped to Megatron-FSDP."""
+def asked_for(model: Any, optimizer: Any, args: Any, *, loading: bool = False) -> dict[str, Any]:
+    """Return what Megatron-LM saves, or loads into, of a run without its random number state."""
+    return {
+        "args": args,
+        "checkpoint_version": 3.0,
+        "iteration": args.iteration,
+        "model": model.state_dict_for_save_checkpoint(),
+        "optimizer": optimizer_state(optimizer, loading=loading),
+        "opt_param_scheduler": {"max_lr": 1e-2, "num_steps": STEPS},
+    }
+
+
+def as_torch_has_it(state: dict[str, Any], model: Any, args: Any) -> dict[str, Any]:
+    """Return the state with gate and up apart, and its arrays told by their rows, as
+    ``preprocess_fsdp_dtensor_state_dict`` does.
+    """
     from megatron.core.distributed.fsdp.src.megatron_fsdp.uneven_dtensor import (
         preprocess_state_dict_for_uneven_dtensor,
     )
@@ -152,43 +207,64 @@ def save(model: Any, optimizer: Any, args: Any, out: Path) -> None:
         handle_swiglu_in_state_dict,
     )
 
-    sharding = {"distrib_optim_sharding_type": "fsdp_dtensor"}
-    weights = model.state_dict_for_save_checkpoint()
-    states = optimizer.sharded_state_dict({}, metadata=sharding)
-    states["state"] = dict(sorted(states["state"].items()))
-    full = gathered(weights, states["state"])
-    handle_fp8_extra_state_case(weights)
+    state = {**state}
+    handle_fp8_extra_state_case(state["model"])
     if args.swiglu:
-        weights, states = handle_swiglu_in_state_dict(model, weights, states)
-    state = {
-        "args": args,
-        "checkpoint_version": 3.0,
-        "iteration": args.iteration,
-        "model": weights,
-        "optimizer": states,
-        "opt_param_scheduler": {"max_lr": 1e-2, "num_steps": STEPS},
-        "rng_state": {"(0, 0)": [{"torch_rng_state": torch.get_rng_state()}]},
-        "num_floating_point_operations_so_far": 0,
-    }
+        state["model"], state["optimizer"] = handle_swiglu_in_state_dict(
+            model, state["model"], state["optimizer"]
+        )
     preprocess_state_dict_for_uneven_dtensor(state)
+    return state
+
+
+def save(model: Any, optimizer: Any, args: Any, out: Path) -> None:
+    """Save as ``save_checkpoint`` does, with the model unwrapped to Megatron-FSDP."""
+    state = as_torch_has_it(asked_for(model.module, optimizer, args), model.module, args)
+    state["rng_state"] = {"(0, 0)": [{"torch_rng_state": torch.get_rng_state()}]}
+    state["num_floating_point_operations_so_far"] = 0
     folder = out / f"iter_{args.iteration:07d}"
     state_dict_saver.save(state, storage_writer=FileSystemWriter(folder))
     if torch.distributed.get_rank() == 0:
         (out / "latest_checkpointed_iteration.txt").write_text(str(args.iteration))
-        torch.save(full, out / "full.pt")
+
+
+def load(model: Any, optimizer: Any, args: Any, source: Path, out: Path) -> None:
+    """Load as ``load_checkpoint`` does, strictly and with ``--no-load-rng``."""
+    raw = asked_for(model.module, optimizer, args, loading=True)
+    write_whole(model, optimizer, out / "before.pt")
+    kept = {key: {**raw[key]} for key in ("model", "optimizer")}
+    state = as_torch_has_it(raw, model.module, args)
+    state_dict_loader.load(
+        state,
+        storage_reader=FileSystemReader(source / f"iter_{args.iteration:07d}"),
+        planner=DefaultLoadPlanner(allow_partial_load=False),
+    )
+    assert state["args"].hidden_size == args.hidden_size
+    assert state["opt_param_scheduler"]["num_steps"] == STEPS
+    model.load_state_dict(kept["model"])
+    optimizer.load_state_dict(kept["optimizer"])
+
+
+def main(action: str, legacy: Path, *paths: Path) -> None:
+    out = paths[-1]
+    args = read_arguments(legacy)
+    args.ckpt_format, args.use_megatron_fsdp = "fsdp_dtensor", True
+    args.use_distributed_optimizer, args.transformer_impl = True, "local"
+    stand_in_for_cuda()
+    models = build(args, args.tensor_model_parallel_size, 1, None)
+    load_legacy(legacy, models)
+    model = wrapped(models[0])
+    optimizer = new_optimizer(model)
+    if action == "save":
+        train(model, optimizer, args, STEPS)
+        save(model, optimizer, args, out)
+    else:
+        load(model, optimizer, args, paths[0], out)
+    write_whole(model, optimizer, out / "full.pt")
+    train(model, optimizer, args, 1)
+    write_whole(model, optimizer, out / "next.pt")
+    stop_parallel()
 
 
 if __name__ == "__main__":
-    source, out = map(Path, sys.argv[1:])
-    args = read_arguments(source)
-    args.ckpt_format, args.use_megatron_fsdp = "fsdp_dtensor", True
-    args.use_distributed_optimizer = True
-    stand_in_for_cuda()
-    models = build(args, 1, 1, None)
-    load_legacy(source, models)
-    model = wrapped(models[0])
-    optimizer = train(model, args.padded_vocab_size, args.max_position_embeddings)
-    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
-        complete_states(each.optimizer)
-    save(model.module, optimizer, args, out)
-    stop_parallel()
+    main(sys.argv[1], *map(Path, sys.argv[2:]))

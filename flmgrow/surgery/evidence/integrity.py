@@ -18,6 +18,7 @@ from flmgrow.formats.history.manifest import MANIFEST, read_manifest
 from flmgrow.formats.history.training_file import TRAINING
 from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.megatron.folders import TRACKER
+from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.integrity import INTEGRITY
 from flmgrow.formats.torch_file.file import TorchFile, check_records
 from flmgrow.storage.ranks import ALONE, Ranks
@@ -114,7 +115,7 @@ class _Files:
             yield from ["its own sum"] if state.has_sum else []
         if path.name == TRACKER:
             yield "the iteration that it names"
-        if path.name == INTEGRITY and self.checkpoint.format == "torch_dist":
+        if path.name == INTEGRITY and isinstance(self.checkpoint.contents, DistFolder):
             yield "its list"
 
 

@@ -32,6 +32,11 @@ VALIDATION_SAMPLES_SEEN = _row("consumed_valid_samples", 0)
 ITERATION = _row("iteration", 0)
 IMPLEMENTATION = _row("transformer_impl", "local")
 FORMAT = _row("ckpt_format", "torch")
+FSDP_DTENSOR = "fsdp_dtensor"
+"""What ``FORMAT`` is of a run under Megatron's own FSDP."""
+
+FULLY_SHARDED = _row("use_megatron_fsdp", False)
+DISTRIBUTED_OPTIMIZER = _row("use_distributed_optimizer", False)
 DTYPE = _row("params_dtype", None)
 BF16 = _row("bf16", False)
 FP16 = _row("fp16", False)

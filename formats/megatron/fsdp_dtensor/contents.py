@@ -12,9 +12,9 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.dcp.items import DcpItems
 from flmgrow.formats.dcp.metadata import DcpMetadata, DcpObject
 from flmgrow.formats.megatron.arguments.layout_rows import PP
-from flmgrow.formats.megatron.arguments.run_rows import FORMAT
+from flmgrow.formats.megatron.arguments.run_rows import FORMAT, FSDP_DTENSOR
 from flmgrow.formats.megatron.content import arguments_in
-from flmgrow.formats.megatron.fsdp_dtensor.names import FSDP_DTENSOR, SCHEDULE, sort_items
+from flmgrow.formats.megatron.fsdp_dtensor.names import SCHEDULE, sort_items
 from flmgrow.formats.megatron.torch_dist.common import CommonPart
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.objects import is_of_optimizer
@@ -40,7 +40,7 @@ def fsdp_folder(folder: Path, metadata: DcpMetadata) -> DistFolder:
         _check(folder, common)
         contents = DistFolder(
             folder, metadata, items, common, found.sharded,
-            file_format=FSDP_DTENSOR, main_weights=True,
+            file_format=FSDP_DTENSOR, main_weights=True, fused=found.fused,
         )  # fmt: skip
         undo.pop_all()
     return contents

@@ -3,7 +3,8 @@
 Megatron-LM hands its state to torch as it is, and torch names an item by all the keys that lead to
 it: ``model.module.KEY`` for a weight, ``optimizer.state.module.module.module.KEY.exp_avg`` for a
 state. How often ``module.`` stands there depends on what the model was wrapped in, and ``KEY`` on
-the layer spec. Here both become what ``torch_dist`` has, so that all else reads either format.
+the layer spec. What is read gets the names that ``torch_dist`` has, so that all else reads either
+format; what is written gets those that a run of megatron-core 0.16 to 0.19 asks for.
 """
 
 import re
@@ -18,17 +19,49 @@ from flmgrow.formats.megatron.torch_dist.objects import PER_RANK
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.text import Found, Text
 
-FSDP_DTENSOR = "fsdp_dtensor"
 SCHEDULE = "opt_param_scheduler"
 
-_WEIGHT = re.compile(r"model\.(?:module\.)+(?P<key>.+)", re.DOTALL)
-_STATE = re.compile(r"optimizer\.state\.(?:module\.)*(?P<key>.+)\.(?P<state>\w+)", re.DOTALL)
+_WEIGHTS = "model."
+_STATES = "optimizer.state."
+_SETTINGS = "optimizer.param_to_group_meta."
+_MODULE = "module."
+
+_WRAPPED = re.escape(_MODULE)
+_WEIGHT = re.compile(rf"{re.escape(_WEIGHTS)}(?:{_WRAPPED})+(?P<key>.+)", re.DOTALL)
+_STATE = re.compile(rf"{re.escape(_STATES)}(?:{_WRAPPED})*(?P<key>.+)\.(?P<state>\w+)", re.DOTALL)
 _SETTING = re.compile(
-    r"optimizer\.param_to_group_meta\.(?:module\.)*(?P<key>.+)\.(?P<name>\w+)", re.DOTALL
+    rf"{re.escape(_SETTINGS)}(?:{_WRAPPED})*(?P<key>.+)\.(?P<name>\w+)", re.DOTALL
 )
 _CHUNK = re.compile(r"model\d+\.module\..+", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<layers>decoder\.layers\.)(?P<layer>\d+)(?P<rest>\..+)", re.DOTALL)
 _FUSED = {row.key: row.fused_key for row in ROWS if row.fused_key}
+
+
+@dataclass(frozen=True)
+class StoredNames:
+    """What a run calls what belongs to a parameter; ``half``: its model computes in 16 bits.
+
+    The model's own state has one wrapper in its names (``MegatronFSDP``), an optimizer's has all:
+    ``FullyShardedDataParallel``, ``MegatronFSDP``, and ``Float16Module`` in 16 bits.
+    """
+
+    half: bool
+
+    @property
+    def _wrappers(self) -> str:
+        return _MODULE * (3 if self.half else 2)
+
+    def weight(self, key: str) -> str:
+        """Return the name of the weight of parameter ``key``."""
+        return f"{_WEIGHTS}{_MODULE}{key}"
+
+    def state(self, key: str, state: str) -> str:
+        """Return the name of a state of parameter ``key``, such as ``exp_avg``."""
+        return f"{_STATES}{self._wrappers}{key}.{state}"
+
+    def setting(self, key: str, name: str) -> str:
+        """Return the name of a setting of the group that parameter ``key`` is in."""
+        return f"{_SETTINGS}{self._wrappers}{key}.{name}"
 
 
 def is_fsdp(metadata: DcpMetadata) -> bool:
@@ -76,11 +109,12 @@ def _rank_key(name: str) -> str | None:
 @dataclass
 class Sorted:
     """The items of a checkpoint: ``sharded`` under the names of ``torch_dist``; ``once``, by name,
-    what is in the common part.
+    what is in the common part. ``fused`` says whether their own names fuse norms.
     """
 
     sharded: DcpMetadata
     once: dict[str, DcpObject] = field(default_factory=dict)
+    fused: bool = True
 
 
 def sort_items(metadata: DcpMetadata, folder: Path) -> Sorted:
@@ -114,7 +148,9 @@ def sort_items(metadata: DcpMetadata, folder: Path) -> Sorted:
             objects[f"{key}/shard_0_1" if key.endswith(f".{EXTRA_STATE}") else key] = item
     for key, item in _of_ranks([*metadata.tensors, *metadata.objects]):
         objects[key] = item
-    return Sorted(DcpMetadata(tensors, objects), once)
+    weights = filter(None, (_WEIGHT.fullmatch(stored) for stored in metadata.tensors))
+    fused = all(fused_key(match["key"]) == match["key"] for match in weights)
+    return Sorted(DcpMetadata(tensors, objects), once, fused)
 
 
 def _of_ranks(names: Iterable[str]) -> list[tuple[str, DcpObject]]:

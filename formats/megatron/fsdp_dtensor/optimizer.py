@@ -7,18 +7,20 @@ settings of its group, each an item by itself (``DistributedOptimizer``,
 """
 
 import re
+from collections.abc import Iterable, Mapping
 
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.checkpoint import WITHOUT_OPTIMIZER, Checkpoint, OptimizerState
-from flmgrow.formats.layout.lags import Lags
+from flmgrow.formats.layout.lags import Lags, lag_of
 from flmgrow.formats.megatron.fsdp_dtensor.names import fused_key, setting_of
 from flmgrow.formats.megatron.gradient_buffers import BELONG
 from flmgrow.formats.megatron.torch_dist.contents import DistFolder
 from flmgrow.formats.megatron.torch_dist.objects import is_of_optimizer, unread_state
 from flmgrow.formats.megatron.torch_dist.optimizer import gradient_dtype, with_states
-from flmgrow.formats.megatron.torch_dist.pieces import find_pieces
+from flmgrow.formats.megatron.torch_dist.pieces import find_pieces, of_halves
 from flmgrow.formats.pieces import Piece
 from flmgrow.formats.torch_file.file import scalar
+from flmgrow.model.axes import Axis
 from flmgrow.model.states import MOMENTS, State
 from flmgrow.text import Found, Text
 
@@ -51,7 +53,7 @@ def with_fsdp_states(checkpoint: Checkpoint, contents: DistFolder, lags: Lags) -
     }
     _check_masters(pieces[State.MASTER])
     found = OptimizerState(
-        groups=_groups(contents),
+        groups=_groups(contents, _lags_by_key(pieces[State.EXP_AVG], lags)),
         step=None,
         mixed_precision=checkpoint.dtype != _MAIN,
         gradient_dtype=gradient_dtype(contents, checkpoint.dtype),
@@ -70,8 +72,10 @@ def _check_masters(weights: list[Piece]) -> None:
             )
 
 
-def _groups(contents: DistFolder) -> tuple[Settings, ...]:
+def _groups(contents: DistFolder, lags: Mapping[str, int]) -> tuple[Settings, ...]:
     """Return the param groups, in the order in which the model's parameters first name them.
+
+    ``lags`` say by key of which parameters less steps were counted.
 
     Raises:
         BadCheckpointError: If there are none, or parameters have counted differently.
@@ -89,7 +93,7 @@ def _groups(contents: DistFolder) -> tuple[Settings, ...]:
     for key in _in_order(contents, settings):
         if settings[key] not in groups:
             groups.append(settings[key])
-    step = _step(contents)
+    step = _step(contents, lags)
     if step is not None:
         return tuple({**group, _STEP: step} for group in groups)
     if not all(_STEP in group for group in groups):
@@ -104,15 +108,23 @@ def _in_order(contents: DistFolder, settings: dict[str, Settings]) -> list[str]:
     return sorted(settings, key=lambda key: places.get(key, len(places)))
 
 
-def _step(contents: DistFolder) -> int | None:
-    """Return what torch's Adam has counted for every parameter alike; None if it has not."""
+def _lags_by_key(pieces: Iterable[Piece], lags: Lags) -> dict[str, int]:
+    """Return the lag of each parameter that has one, by its key with the layer's number."""
+    placements = [piece.placement for piece in pieces if lags]
+    return {p.key.format(layer=p.ranges[Axis.LAYER][0]): lag_of(p, lags) or 0 for p in placements}
+
+
+def _step(contents: DistFolder, lags: Mapping[str, int]) -> int | None:
+    """Return what torch's Adam has counted, or would have without its lag, for every parameter
+    alike; None if it has not.
+    """
     first: tuple[str, float] | None = None
     for name, tensor in contents.metadata.tensors.items():
         if not name.startswith(_COUNT):
             continue
         (chunk,) = tensor.chunks
         _, record = contents.items.open_item(tensor.name, tensor.dtype, chunk)
-        count = scalar(record)
+        count = scalar(record) + lags.get(of_halves(name.removeprefix(_COUNT)), 0)
         if first is not None and first[1] != count:
             raise BadCheckpointError(
                 Text("counts ", Found(f"{count:g} steps")),

@@ -17,8 +17,9 @@ from flmgrow.formats.megatron.content import arguments_in
 from flmgrow.formats.megatron.distributed import DistributedRank
 from flmgrow.formats.megatron.folders import DISTRIBUTED, RankKey
 from flmgrow.formats.megatron.gradient_buffers import BucketRule, module_order
-from flmgrow.formats.megatron.legacy.adam import AdamRank, Group
+from flmgrow.formats.megatron.legacy.adam import AdamRank
 from flmgrow.formats.megatron.legacy.contents import RankFiles, digest_files, is_stateless
+from flmgrow.formats.megatron.param_groups import Group
 from flmgrow.formats.megatron.stand_ins import stand_ins
 from flmgrow.formats.pieces import Piece
 from flmgrow.formats.reading import LogicalReader

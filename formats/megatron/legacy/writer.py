@@ -26,7 +26,8 @@ from flmgrow.formats.megatron.content import arguments_in, chunk_key
 from flmgrow.formats.megatron.distributed import distributed_entry, flat_content
 from flmgrow.formats.megatron.folders import DISTRIBUTED, folder_name, rank_path
 from flmgrow.formats.megatron.gradient_buffers import BucketRule
-from flmgrow.formats.megatron.legacy.adam import MASTERS, by_group
+from flmgrow.formats.megatron.legacy.adam import MASTERS
+from flmgrow.formats.megatron.param_groups import by_group
 from flmgrow.formats.megatron.rank_contents import rank_content
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home

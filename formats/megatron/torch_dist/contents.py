@@ -40,7 +40,7 @@ class DistFolder:
     ``stored`` lists the items under the names that they have in the files, ``metadata`` those that
     are not in the ``common`` part, under the names of ``torch_dist``; None where that is the same.
     ``main_weights``: where the args say a dtype of 16 bits, float32 weights are the optimizer's
-    main ones.
+    main ones. ``fused`` says whether names in the files fuse norms, None where the args say it.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class DistFolder:
         *,
         file_format: str = TORCH_DIST,
         main_weights: bool = False,
+        fused: bool | None = None,
     ) -> None:
         self.folder = folder
         self.stored = stored
@@ -61,6 +62,7 @@ class DistFolder:
         self.common = common
         self.format = file_format
         self.main_weights = main_weights
+        self.fused = fused
         self.arguments: Mapping[str, object] | None = None
         """What stands in the place of the stored arguments, if anything does."""
         check_content(self.root, self.where)

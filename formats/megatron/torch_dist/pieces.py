@@ -112,9 +112,9 @@ def _stored(contents: DistFolder, key: str, whole: Placement) -> list[tuple[str,
     stored = contents.metadata.tensors
     if key in stored:
         return [(key, whole)]
-    names = [key + half for half in _HALVES]
-    missing = [name for name in names if name not in stored]
-    if len(whole.parts) != len(_HALVES) or whole.row.outer or len(missing) == len(_HALVES):
+    apart = halves_of(key, whole)
+    missing = [name for name, _ in apart if name not in stored]
+    if len(missing) == len(apart):
         return []
     if missing:
         raise BadCheckpointError(
@@ -122,8 +122,24 @@ def _stored(contents: DistFolder, key: str, whole: Placement) -> list[tuple[str,
             "the checkpoint is not complete: use another copy",
             where=(contents.folder, missing[0]),
         )
+    return apart
+
+
+def of_halves(key: str) -> str:
+    """Return the key of the fused pair that an array is a half of; its own key if it is none."""
+    for half in _HALVES:
+        key = key.removesuffix(half)
+    return key
+
+
+def halves_of(key: str, whole: Placement) -> list[tuple[str, Placement]]:
+    """Return the arrays that the one called ``key`` is where a fused pair is kept apart; [] if it
+    is no such pair.
+    """
+    if len(whole.parts) != len(_HALVES) or whole.row.outer:
+        return []
     halves = [replace(whole, parts=(part,)) for part in whole.parts]
-    return list(zip(names, halves, strict=True))
+    return list(zip((key + half for half in _HALVES), halves, strict=True))
 
 
 def _cut(

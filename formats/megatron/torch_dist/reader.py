@@ -164,7 +164,9 @@ def _assemble(path: Path, contents: DistFolder, options: ReadOptions) -> Checkpo
     cast = main_weights_dtype(arguments, pieces) if contents.main_weights else None
     weights = [CastPiece(piece, cast) for piece in pieces] if cast else pieces
     reader = LogicalReader(stored.tensors, stored.sizes, weights)
-    fused = IMPLEMENTATION.get(arguments) != "local"
+    fused = contents.fused
+    if fused is None:
+        fused = IMPLEMENTATION.get(arguments) != "local"
     contents.models = _rank_keys(contents, stored.placements(fused), stored.layout)
     return Checkpoint(
         path=path,

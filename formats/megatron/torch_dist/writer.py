@@ -8,16 +8,14 @@ is 0.19's in either, as older ones pass over it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import product
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from flmgrow.formats.checkpoint import Checkpoint, TargetModel
-from flmgrow.formats.dcp.metadata import DcpChunk, DcpObject, DcpTensor
-from flmgrow.formats.dcp.writer import DcpFilePlan, NewChunk, NewObject, metadata_bytes
-from flmgrow.formats.layout.chunks import chunks_of, whole_placement
+from flmgrow.formats.dcp.writer import NewChunk, NewObject
+from flmgrow.formats.layout.chunks import chunks_of, whole_placement, without_copies
 from flmgrow.formats.layout.lags import Lags, has_state
 from flmgrow.formats.layout.placements import Placement, placements
 from flmgrow.formats.megatron.carried import carried_content, extra_states
@@ -31,12 +29,11 @@ from flmgrow.formats.megatron.torch_dist.optimizer import (
     state_prefixes,
 )
 from flmgrow.formats.megatron.torch_dist.pieces import layers_with_state
+from flmgrow.formats.megatron.torch_dist.shards import DcpShard, Entry, listed_items
 from flmgrow.formats.tables.gpt import ROWS
 from flmgrow.formats.tables.row import Home
 from flmgrow.formats.targets import (
-    FillBuffer,
     PlannedFile,
-    Sums,
     TargetArray,
     TargetBytes,
     TargetFile,
@@ -45,7 +42,6 @@ from flmgrow.formats.targets import (
 from flmgrow.model.axes import Axis, Sizes
 from flmgrow.model.states import State
 from flmgrow.model.tensors import logical_tensors
-from flmgrow.storage.crc import Bytes
 
 CONTENT: dict[object, object] = {
     "singleton_local_shards": False,
@@ -62,44 +58,6 @@ BACKENDS: dict[str, dict[str, object]] = {
 
 VERSIONS = tuple(BACKENDS)
 
-NewItem = NewChunk | NewObject
-
-
-@dataclass(frozen=True, eq=False)
-class DcpShard:
-    """A shard to be written: its path, its items in order, and the array behind each chunk."""
-
-    path: str
-    items: tuple[NewItem, ...]
-    behind: tuple[TargetArray | None, ...]
-    sums_of: ClassVar[Sequence[str]] = ()
-    names_damage: ClassVar[bool] = True
-
-    @property
-    def arrays(self) -> tuple[TargetArray, ...]:
-        """The arrays in it, in order."""
-        return tuple(array for array in self.behind if array is not None)
-
-    @cached_property
-    def plan(self) -> DcpFilePlan:
-        """Where each item will lie."""
-        return DcpFilePlan(self.path.rpartition("/")[2], self.items)
-
-    @property
-    def total_size(self) -> int:
-        """The size of the file in bytes."""
-        return self.plan.total_size
-
-    def produce(self, write: Callable[[Bytes], object], fill: FillBuffer, sums: Sums) -> None:
-        """Write it from front to back."""
-        writer = self.plan.writer(write)
-        for item, array in zip(self.items, self.behind, strict=True):
-            if isinstance(item, NewChunk) and array is not None:
-                writer.write_chunk(item, fill(array.buffer, [array]))
-            elif isinstance(item, NewObject):
-                writer.write_object(item)
-        writer.finish()
-
 
 def _name(placement: Placement) -> str:
     return placement.row.name(fused=True).replace("{layer}.", "")
@@ -108,16 +66,6 @@ def _name(placement: Placement) -> str:
 def _global_shape(placement: Placement, sizes: Sizes) -> tuple[int, ...]:
     whole = whole_placement(placement.row, placement.parts, sizes)
     return (sizes[Axis.LAYER], *whole.shape) if placement.row.home is Home.LAYER else whole.shape
-
-
-def _without_copies(wanted: Sequence[Placement]) -> Iterator[Placement]:
-    """Leave out what an earlier rank has, too, and the tied copy of the embedding."""
-    seen = set()
-    for placement in wanted:
-        key = (placement.row.key, tuple(placement.ranges.items()))
-        if placement.row.home is not Home.LAST_COPY and key not in seen:
-            seen.add(key)
-            yield placement
 
 
 def _objects(source: Checkpoint, target: TargetModel) -> Iterator[NewObject]:
@@ -208,41 +156,22 @@ def _shards(
 ) -> list[DcpShard]:
     """Return one shard per target rank; the first has the objects as well."""
     folder = folder_name(source.iteration)
-    items: dict[tuple[int, int], list[NewItem]] = {rank: [] for rank in target.layout.ranks}
-    behind: dict[tuple[int, int], list[TargetArray | None]] = {rank: [] for rank in items}
+    entries: dict[tuple[int, int], list[Entry]] = {rank: [] for rank in target.layout.ranks}
     for own, placement in product(kept, wanted):
         if not own.holds(placement):
             continue
-        rank = placement.rank
         array = own.array_of(placement, sizes)
         for chunk, offsets, extents in chunks_of(placement, sizes):
             start = len(offsets) - len(array.shape)  # of a layer alone, behind its number
-            items[rank].append(NewChunk(array.name, own.dtype, offsets[start:], extents[start:]))
-            behind[rank].append(TargetArray.alone(chunk, own.dtype, own.state))
-    for item in (*_objects(source, target), *common):
-        items[0, 0].append(item)
-        behind[0, 0].append(None)
+            item = NewChunk(array.name, own.dtype, offsets[start:], extents[start:])
+            behind = TargetArray.alone(chunk, own.dtype, own.state)
+            entries[placement.rank].append((item, behind))
+    entries[0, 0] += [(item, None) for item in (*_objects(source, target), *common)]
     return [
-        DcpShard(f"{folder}/__{n}_0.distcp", tuple(items[rank]), tuple(behind[rank]))
-        for n, rank in enumerate(items)
-        if items[rank]
+        DcpShard(f"{folder}/__{n}_0.distcp", tuple(own))
+        for n, own in enumerate(entries.values())
+        if own
     ]
-
-
-def _metadata(shards: Sequence[DcpShard], shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """Return ``.metadata``: every tensor with its chunks, every object with its place."""
-    chunks: dict[str, list[DcpChunk]] = {name: [] for name in shapes}
-    dtypes: dict[str, str] = {}
-    objects = []
-    for shard in shards:
-        for item, placed in zip(shard.items, shard.plan.placed, strict=True):
-            if isinstance(item, NewChunk) and isinstance(placed, DcpChunk):
-                chunks[item.name].append(placed)
-                dtypes[item.name] = item.dtype
-            elif isinstance(placed, DcpObject):
-                objects.append(placed)
-    tensors = [DcpTensor(n, dtypes[n], shapes[n], tuple(own)) for n, own in chunks.items()]
-    return metadata_bytes(tensors, objects)
 
 
 def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFile]:
@@ -253,7 +182,7 @@ def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFil
     """
     sizes = {**target.config.sizes, Axis.VOCAB: target.padded_vocab}
     everything = placements(ROWS, logical_tensors(target.config), sizes, target.layout, fused=True)
-    wanted = list(_without_copies(everything))
+    wanted = list(without_copies(everything))
     kept = _kept(source, target)
     objects, beside = _common(source, target)
     shards = _shards(source, target, kept, wanted, sizes, objects)
@@ -264,7 +193,7 @@ def torch_dist_files(source: Checkpoint, target: TargetModel) -> list[PlannedFil
         *shards,
         *beside,
         TargetBytes(f"{folder}/metadata.json", json.dumps(_backend(target)).encode()),
-        TargetBytes(f"{folder}/.metadata", _metadata(shards, shapes)),
+        TargetBytes(f"{folder}/.metadata", listed_items(shards, shapes)),
     ]
     listed = tuple(file.path for file in files)
     return [*files, TargetSums(f"{folder}/{INTEGRITY}", listed, encode_integrity)]

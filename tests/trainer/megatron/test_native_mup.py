@@ -15,7 +15,7 @@ from newer_megatron import answer_of
 from pico import CONFIGS, make_checkpoint
 from stage_runs import NEWER
 
-from flmgrow.formats.megatron.legacy.adam import by_group
+from flmgrow.formats.megatron.param_groups import by_group
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.forward import logits
 from flmgrow.model.mup import grown_native_groups

@@ -5,6 +5,7 @@ Their names and cuts are those that megatron-core was seen to save (``test_real_
 
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ CASES += [
     pytest.param(*case, marks=RARE)
     for case in product(["qwen", "tele"], [1, 4], [1, 2], ["fused", "local"])
 ]
+as_dist = partial(grow_checkpoint, file_format="torch_dist")
 QKV = "decoder.layers.1.self_attention.linear_qkv.weight"
 FC1 = "decoder.layers.2.mlp.linear_fc1.weight"
 STATE = "optimizer.state.module.module.module."
@@ -50,8 +52,8 @@ def test_it_reshards_and_grows_as_the_same_model(tmp_path: Path) -> None:
     plain, fsdp = make_form(tmp_path / "a", "llama", 1), make_fsdp(tmp_path / "b", "llama")
     target = Target(layers=6, hidden=20, ffn=32, methods=parse_methods("zero"))
     for name, source in (("plain", plain), ("fsdp", fsdp)):
-        grow_checkpoint(source, tmp_path / f"r-{name}", request=LayoutRequest(2, 2))
-        grow_checkpoint(source, tmp_path / f"g-{name}", target, LayoutRequest(2, 1))
+        as_dist(source, tmp_path / f"r-{name}", request=LayoutRequest(2, 2))
+        as_dist(source, tmp_path / f"g-{name}", target, LayoutRequest(2, 1))
         grow_checkpoint(
             source, tmp_path / f"l-{name}", request=LayoutRequest(1, 2), file_format="megatron"
         )
@@ -62,7 +64,7 @@ def test_it_reshards_and_grows_as_the_same_model(tmp_path: Path) -> None:
     accepted("verify", tmp_path / "r-plain", fsdp)
 
 
-def test_what_is_not_asked_for_is_torch_dist_and_told(tmp_path: Path) -> None:
+def test_it_is_told_what_it_is(tmp_path: Path) -> None:
     fsdp = make_fsdp(tmp_path / "a", "llama")
     shown = accepted("inspect", fsdp)
     assert "Megatron (fsdp_dtensor), Transformer Engine names" in shown.out
@@ -71,21 +73,8 @@ def test_what_is_not_asked_for_is_torch_dist_and_told(tmp_path: Path) -> None:
     sums = flmgrow("verify", "--integrity", fsdp)
     assert re.findall(r"__0_\d.distcp +CRC32 matches", sums.out)
     assert "DAMAGED" not in sums.out
-    outcome = accepted("reshard", fsdp, tmp_path / "b")
-    assert (
-        "fsdp_dtensor is read, not written: the result is torch_dist" in outcome.out + outcome.err
-    )
-    (common,) = (tmp_path / "b").rglob("common.pt")
-    found = torch.load(common, weights_only=False)
-    assert found["args"].ckpt_format == "torch_dist"
-    assert found["opt_param_scheduler"] == {"max_lr": 3e-4, "num_steps": 960}
-    assert found["num_floating_point_operations_so_far"] == 7
     accepted("export", fsdp, tmp_path / "c")
     accepted("verify", fsdp, tmp_path / "c")
-    refused(
-        2, "--format fsdp_dtensor: wanted", "reshard", fsdp, tmp_path / "d",
-        "--format", "fsdp_dtensor", place=tmp_path,
-    )  # fmt: skip
 
 
 def test_the_main_weights_can_be_read_as_they_are(tmp_path: Path) -> None:
