@@ -14,6 +14,10 @@ NEWER := .venv/megatron-core-0.19
 AZURITE := .venv/azurite/node_modules/.bin/azurite-blob
 MAKEFLAGS += --no-print-directory
 
+# Tests and runs start hundreds of processes. What they import is compiled once, even where this is
+# set: a third of a command's time on small models would be compiling.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow test-long test-exhaustive fuzz faults check demo docs bench clean
 
