@@ -70,7 +70,7 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
     assert Path(f"/proc/{pid}").exists()
     starts.kill()
     starts.wait()
-    for _ in range(100):
+    for _ in range(1200):
         if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.1)

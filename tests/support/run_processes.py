@@ -36,7 +36,7 @@ def losses(out: Path) -> list[tuple[int, float, float]]:
 
 def check_all_ended(out: Path) -> None:
     """Check that nothing runs any more on behalf of a run, or soon does not."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while left := _processes_of(out):
         assert time.monotonic() < end, left
         time.sleep(0.05)

@@ -105,7 +105,7 @@ def test_asked_to_stop_it_saves_and_goes_on(data: Path, tmp_path: Path) -> None:
     while not log.exists() or log.read_text().count("\n") < 5:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     stopped = metrics(stage)[-1]["step"]
     assert stopped < 400
     with open_checkpoint(tmp_path / "checkpoints") as checkpoint:

@@ -95,7 +95,7 @@ class Wires:
         self.queues[self.own.rank, rank].put(values.clone())
 
     def receive(self, values: Tensor, rank: int) -> None:
-        got = self.queues[rank, self.own.rank].get(timeout=60)
+        got = self.queues[rank, self.own.rank].get(timeout=300)
         assert (got.shape, got.dtype) == (values.shape, values.dtype)
         values.copy_(got)
 
@@ -132,7 +132,7 @@ def replicas(cuts: Sequence[int], block: int) -> Iterator[Writer]:
                 yield Writer(states, wires)
         finally:
             for lender in lenders:
-                lender.result(timeout=60)
+                lender.result(timeout=300)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from flmgrow.trainer.ranks import launch
-launch.GRACE = 1.0
+launch.GRACE = float(sys.argv[4])
 launch.sys = type("sys", (), {"executable": sys.argv[3]})
 sys.exit(launch.launch(Path(sys.argv[1]), int(sys.argv[2])))
 """
@@ -51,25 +51,28 @@ def alive(path: Path) -> bool:
     return state != "Z"
 
 
-def launched(place: Path, world: int, body: str) -> subprocess.Popen[bytes]:
-    """Start a launcher whose ranks run ``body`` instead of the trainer."""
+def launched(place: Path, world: int, body: str, grace: float = 1.0) -> subprocess.Popen[bytes]:
+    """Start a launcher whose ranks run ``body`` instead of the trainer.
+
+    They have ``grace`` seconds once one has failed: many, where another is still to end by itself.
+    """
     rank = place / "rank.py"
     rank.write_text(RANK.format(python=sys.executable, body=body))
     rank.chmod(0o755)
-    words = [sys.executable, "-c", LAUNCHER, str(place), str(world), str(rank)]
+    words = [sys.executable, "-c", LAUNCHER, str(place), str(world), str(rank), str(grace)]
     with (place / "told").open("wb") as told:
         return subprocess.Popen(words, stderr=told)
 
 
 def wait_for(place: Path, names: list[str]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not all((place / name).exists() for name in names):
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
 def test_ranks_know_their_places(place: Path) -> None:
-    assert launched(place, 3, "").wait(30) == 0
+    assert launched(place, 3, "").wait(300) == 0
     found = [(place / f"environment-{rank}").read_text().split() for rank in range(3)]
     assert [line[:4] for line in found] == [[str(rank), str(rank), "3", "3"] for rank in range(3)]
     (where,) = {tuple(line[4:]) for line in found}
@@ -79,14 +82,12 @@ def test_ranks_know_their_places(place: Path) -> None:
 
 def test_a_rank_that_fails_ends_all(place: Path) -> None:
     """The others would wait for it for ever."""
-    begin = time.monotonic()
-    assert launched(place, 3, "sys.exit(7) if rank == 1 else time.sleep(600)").wait(60) == 7
-    assert time.monotonic() - begin < 30
+    assert launched(place, 3, "sys.exit(7) if rank == 1 else time.sleep(600)").wait(300) == 7
 
 
 def test_a_rank_that_is_killed_ends_all(place: Path) -> None:
     body = "os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(600)"
-    assert launched(place, 3, body).wait(60) == 128 + signal.SIGKILL
+    assert launched(place, 3, body).wait(300) == 128 + signal.SIGKILL
     told = (place / "told").read_text().splitlines()
     assert told == [
         "error: rank 2: was ended by SIGKILL",
@@ -95,11 +96,11 @@ def test_a_rank_that_is_killed_ends_all(place: Path) -> None:
 
 
 def test_a_rank_that_lost_another_is_not_the_one_that_failed(place: Path) -> None:
-    assert launched(place, 3, "sys.exit(8 if rank != 1 else 4)").wait(60) == 4
+    assert launched(place, 3, "sys.exit(8 if rank != 1 else 4)", 100).wait(300) == 4
     late = "sys.exit(8) if rank != 1 else (time.sleep(0.7), sys.exit(4))"
-    assert launched(place, 3, late).wait(60) == 4, "it ends after those that lost it"
-    assert launched(place, 3, "sys.exit(8)").wait(60) == 8
-    assert launched(place, 3, "sys.exit(8) if rank != 1 else time.sleep(600)").wait(60) == 8
+    assert launched(place, 3, late, 100).wait(300) == 4, "it ends after those that lost it"
+    assert launched(place, 3, "sys.exit(8)").wait(300) == 8
+    assert launched(place, 3, "sys.exit(8) if rank != 1 else time.sleep(600)").wait(300) == 8
 
 
 TAKEN = """
@@ -120,7 +121,7 @@ while len([*folder.glob("code-*")]) < 2:  # rank 0 holds it
 
 
 def test_nobody_else_can_take_the_port_of_a_run(place: Path) -> None:
-    assert launched(place, 2, TAKEN).wait(60) == 0
+    assert launched(place, 2, TAKEN).wait(300) == 0
     for rank in range(2):
         assert (place / f"code-{rank}").read_text() == "EADDRINUSE"
 
@@ -142,7 +143,7 @@ def test_signals_reach_every_rank_once(place: Path, number: signal.Signals) -> N
     process = launched(place, 2, HANDLER.replace("{then}", "sys.exit(128 + number)"))
     wait_for(place, ["ready-0", "ready-1"])
     process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    assert process.wait(300) == 128 + number
     for rank in range(2):
         assert (place / f"asked-{rank}").read_text() == str(int(number))
 
@@ -157,7 +158,7 @@ def test_an_interrupt_is_told_once(place: Path, then: str, told: str) -> None:
     process = launched(place, 1, end + HANDLER.replace("{then}", then))
     wait_for(place, ["ready-0"])
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(300) == 130
     assert (place / "told").read_text().startswith(told)
     assert (place / "told").read_text().count("interrupted") == told.count("interrupted")
 
@@ -171,7 +172,7 @@ def test_a_signal_waits_until_a_rank_can_answer(place: Path, number: signal.Sign
     process.send_signal(number)
     time.sleep(0.3)
     (place / "go").touch()
-    assert process.wait(30) == 128 + number
+    assert process.wait(300) == 128 + number
     assert (place / "asked-0").read_text() == str(int(number))
     assert (place / "told").read_text() == ""
 
@@ -182,7 +183,7 @@ def test_a_second_signal_kills(place: Path) -> None:
     process.send_signal(signal.SIGTERM)
     wait_for(place, ["asked-0", "asked-1"])
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
     told = (place / "told").read_text()
     assert told == "error: interrupted\nhint: the same command resumes\n"
 
@@ -192,7 +193,7 @@ def test_ranks_do_not_outlive_a_launcher_that_is_killed(place: Path) -> None:
     wait_for(place, ["ready-0", "ready-1"])
     process.kill()
     process.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while any(alive(place / f"pid-{rank}") for rank in range(2)):
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -204,7 +205,7 @@ def test_ranks_do_not_outlive_a_launcher_that_is_killed(place: Path) -> None:
 def test_a_rank_says_how_it_is_called(words: list[str], code: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flmgrow.trainer", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == code
     assert done.stderr.startswith(("usage: ", "error: missing.yaml: "))
@@ -218,7 +219,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
         f"sys.argv = ['trainer', {str(stage)!r}]; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (
