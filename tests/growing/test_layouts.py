@@ -72,6 +72,19 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "training": {"freeze": [{"layers": "0-1"}, {"layers": 2, "axes": {"ffn": "0-63"}}]},
         "growth": {**ZERO, "num_layers": 6},
     },
+    "tensor and pipeline ranks, what is new alone": {
+        "layout": {"tp": 2, "pp": 2, "sequence_parallel": True},
+        "large_layout": {"pipeline_layers": [1, 2]},
+        "large_training": {"freeze": "old", "unfreeze_at": 2},
+        "training": {"precision": "bfloat16"},
+        "growth": MASK,
+    },
+    "replicas that share an optimizer, what is new alone": {
+        "layout": DISTRIBUTED,
+        "large_training": {"freeze": "old", "unfreeze_at": 2},
+        "training": {"precision": "bfloat16"},
+        "growth": {**ZERO, "depth_placement": "interleave"},
+    },
     "overlapping replicas": {
         "layout": {**DISTRIBUTED, "overlap_grad_reduce": True, "overlap_param_gather": True},
         "growth": SLOW_MASK,
