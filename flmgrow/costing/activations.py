@@ -102,7 +102,8 @@ def _attention_activations(config: ModelConfig, inside: LayerGradients) -> int:
 
     Values are a view of the projection, which stays as a whole; rotated queries and keys are
     copies. Groups' keys and values are repeated for each of their queries. The context is the
-    input of the product behind it as well.
+    input of the product behind it as well. Norms of queries and keys keep what they norm: keys are
+    a view of the projection, and queries, too, where each has a key of its own.
     """
     inner = config.heads * config.head_dim
     if _SCORES not in inside.reached:
@@ -110,8 +111,9 @@ def _attention_activations(config: ModelConfig, inside: LayerGradients) -> int:
     projected = inner + 2 * config.kv_groups * config.head_dim
     rotated = config.positions in ("rope", "xpos")
     if config.queries_per_group > 1:
-        return 4 * inner + (0 if rotated else projected - inner)
-    return projected + inner + (2 * inner if rotated else 0)
+        normed = inner + projected if config.qk_norm else 0
+        return 4 * inner + (normed or (0 if rotated else projected - inner))
+    return projected + inner + (2 * inner if rotated or config.qk_norm else 0)
 
 
 def _ffn_activations(config: ModelConfig, inside: LayerGradients) -> int:

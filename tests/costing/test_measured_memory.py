@@ -175,6 +175,8 @@ MANY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "no recomputation": (PAPER, {}, {}),
     "full recomputation": (PAPER, {}, {"recompute": "full"}),
     "groups and gates": (GROUPED, {}, {}),
+    "norms of queries in groups": ({**GROUPED, "qk_norm": True}, {}, {}),
+    "norms of queries": ({**GROUPED, "qk_norm": True, "num_query_groups": 8}, {}, {}),
     "tensor and pipeline": (PAPER, {"tp": 2, "pp": 2}, {}),
     "sequence parallel": (GROUPED, {"tp": 2, "sequence_parallel": True}, {}),
     "virtual pipeline": (PAPER, {"pp": 2, "vpp": 2}, {}),
