@@ -9,7 +9,7 @@ from typing import Protocol
 from flmgrow.errors import BadCheckpointError, UsageError
 from flmgrow.formats.companions import Companions, Ids
 from flmgrow.formats.layout.lags import Lags
-from flmgrow.formats.layout.placements import Layout
+from flmgrow.formats.layout.placements import Layout, Placement, Slice
 from flmgrow.formats.reading import LogicalReader
 from flmgrow.formats.torch_file.file import scalar
 from flmgrow.formats.torch_file.values import TensorRecord
@@ -177,6 +177,8 @@ class TargetModel:
     state (such as a layer's ``_extra_state``) layer ``i`` takes. ``optimizer`` is what the written
     optimizer state is described by, None to write none. ``torch_dist_version`` is the megatron-core
     from which on the format ``torch_dist`` looks as it shall, None for the oldest there is.
+    ``shares`` say, where several replicas of a rank write and the format knows shares, which one
+    writes an array: by its rank and any slice in it, the first where it is not said.
     """
 
     config: ModelConfig
@@ -188,6 +190,11 @@ class TargetModel:
     format: str = "megatron"
     torch_dist_version: str | None = None
     huggingface: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
+    shares: Mapping[tuple[tuple[int, int], Slice], int] = field(default_factory=dict)
+
+    def replica_of(self, placement: Placement) -> int:
+        """Return which replica of its rank writes an array."""
+        return self.shares.get((placement.rank, placement.slices[0]), 0)
 
 
 FileSums = Callable[[Callable[[int], object]], tuple[str, ...]]

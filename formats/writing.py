@@ -69,13 +69,15 @@ class Format:
     ``describe`` gives its files, ``dropped`` the kinds of carried content that it leaves out,
     ``notes`` what one must know of the rest.
     ``ranks`` says that it knows tensor and pipeline ranks (and so pads the vocabulary, and counts
-    iterations in folders of its own).
+    iterations in folders of its own), ``shared`` that several replicas of a rank can write, each a
+    file of its own.
     """
 
     describe: Callable[[Checkpoint, TargetModel], Sequence[PlannedFile]]
     dropped: Callable[[Checkpoint, TargetModel], list[Dropped]] = dropped_content
     notes: Callable[[Checkpoint, TargetModel], list[str]] = megatron_notes
     ranks: bool = True
+    shared: bool = False
 
 
 _STOCK_ROPE_FACTOR = 8.0
@@ -83,7 +85,7 @@ _STOCK_ROPE_FACTOR = 8.0
 
 FORMATS: Mapping[str, Format] = {
     "megatron": Format(target_files),
-    "torch_dist": Format(torch_dist_files),
+    "torch_dist": Format(torch_dist_files, shared=True),
     FSDP_DTENSOR: Format(fsdp_files, fsdp_dropped),
     "huggingface": Format(huggingface_files, huggingface_dropped, huggingface_notes, ranks=False),
 }

@@ -1,14 +1,15 @@
 """Saving a run: whole or not at all, in a format that any tool can read, without losing a step.
 
 Each model rank writes its own file, its first replica that is, straight from memory through the
-formats' own writers; what other replicas keep it asks of them as it comes to it
+formats' own writers; in ``torch_dist`` each replica of a distributed optimizer writes a file of
+what it keeps most of. What other replicas keep is asked of them as the writing comes to it
 (:mod:`flmgrow.trainer.checkpoint.lending`). All files go into a hidden folder beside the
 iteration's; when every rank has its file on the disk, one rename makes the iteration appear, and
 only then the tracker points to it. So a kill at any moment leaves the checkpoint before, and at
 worst a hidden folder, which the next save removes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,14 +28,14 @@ from flmgrow.formats.megatron.new_model import new_model
 from flmgrow.formats.pieces import DTYPES
 from flmgrow.formats.targets import Buffer, PlannedFile, TargetArray
 from flmgrow.formats.torch_file.file_writer import new_scalar
-from flmgrow.formats.writing import described_files
+from flmgrow.formats.writing import described_files, written_format
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import State
 from flmgrow.storage.checksums import FileRecord
 from flmgrow.storage.crc import Bytes
 from flmgrow.storage.durable import new_file, storage_errors, sync_folder, write_small
 from flmgrow.storage.folders import make_folders, remove_tree, sync_tree
-from flmgrow.trainer.checkpoint.lending import LentStates
+from flmgrow.trainer.checkpoint.lending import LentStates, Shares
 from flmgrow.trainer.checkpoint.random_states import RANDOM, random_states
 from flmgrow.trainer.checkpoint.saved import iterations
 from flmgrow.trainer.megatron.parameters import (
@@ -86,8 +87,9 @@ class Saving:
         together(lambda: self._begin(hidden, name))
         described = optimizer_state(optimizer, self.dtype, counted)
         states = LentStates.here(parameters, optimizer)
+        shares = states.shares() if written_format(self.format).shared else {}
         own = together(lambda: self._write_chance(hidden / name))
-        own += together(lambda: self._write(hidden, state, described, schedule, states))
+        own += together(lambda: self._write(hidden, state, described, schedule, states, shares))
         files = sorted(chain.from_iterable(gathered(own)), key=lambda record: record.path)
         together(lambda: self._appear(hidden, name, replace(state, files=tuple(files))))
         return self.folder / name
@@ -116,13 +118,11 @@ class Saving:
         optimizer: OptimizerState,
         schedule: Mapping[str, object],
         states: LentStates,
+        shares: Shares,
     ) -> list[FileRecord]:
-        """Write this model rank's files, on the replica that writes, and return them by their paths
+        """Write this rank's files, while its replicas write theirs, and return them by their paths
         in the iteration's folder.
         """
-        if not states.writes:
-            states.lend()
-            return []
         folder, written = hidden / folder_name(state.iteration), []
         target = TargetModel(
             config=self.config,
@@ -131,11 +131,13 @@ class Saving:
             donors=tuple(range(self.config.layers)),
             optimizer=optimizer,
             format=self.format,
+            shares=shares,
         )
-        with states.borrowed():
+        here = (own_model_rank(), states.replica)
+        with states.lent() as blocks:
             for file in described_files(self._source(state, schedule), target):
-                if _owner(file) == own_model_rank() and not file.sums_of:
-                    path, sum_ = hidden / file.path, _write_file(file, hidden, states)
+                if _writer(file, target) == here and not file.sums_of:
+                    path, sum_ = hidden / file.path, _write_file(file, hidden, blocks)
                     path_inside = str(path.relative_to(folder))
                     written.append(FileRecord(path_inside, file.total_size, sum_))
         return written
@@ -192,9 +194,14 @@ def point_to(folder: Path, iteration: int) -> None:
     write_small(folder / pointer, content)
 
 
-def _owner(file: PlannedFile) -> ModelRank:
-    """Return the rank whose values are in a file; the first writes what has none."""
-    return file.arrays[0].placement.rank if file.arrays else (0, 0)
+def _writer(file: PlannedFile, target: TargetModel) -> tuple[ModelRank, int]:
+    """Return the rank whose values are in a file, and which of its replicas writes it; the first
+    writes what has none.
+    """
+    if not file.arrays:
+        return (0, 0), 0
+    placement = file.arrays[0].placement
+    return placement.rank, target.replica_of(placement)
 
 
 def optimizer_state(optimizer: OptimizerView, dtype: str, counted: Counted) -> OptimizerState:
@@ -218,8 +225,12 @@ def _settings(group: Mapping[str, object]) -> dict[object, object]:
     return {k: v for k, v in group.items() if k != "params" and isinstance(v, _PLAIN)}
 
 
-def _write_file(file: PlannedFile, root: Path, states: LentStates) -> str:
-    """Write a file below ``root`` and return the XXH3 of what was written (128 bits, in hex)."""
+def _write_file(
+    file: PlannedFile, root: Path, blocks: Callable[[TargetArray], Iterator[Bytes]]
+) -> str:
+    """Write a file below ``root``, its arrays from ``blocks``, and return the XXH3 of what was
+    written (128 bits, in hex).
+    """
     path = root / file.path
     make_folders(root, path.parent)
 
@@ -228,7 +239,7 @@ def _write_file(file: PlannedFile, root: Path, states: LentStates) -> str:
         position = 0
         for array in arrays:
             yield bytes((array.start - position) * width)
-            yield from states.blocks(array)
+            yield from blocks(array)
             position = array.stop
         yield bytes(buffer.nbytes - position * width)
 

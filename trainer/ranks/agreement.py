@@ -70,14 +70,16 @@ def gathered(own: object) -> list[Any]:
     return met
 
 
-def send(values: torch.Tensor, rank: int) -> None:
-    """Send a flat tensor (elements,) on the host to another rank, which must :func:`receive` it."""
-    torch.distributed.send(values, rank, group=_channel[0])
+class NewsWire:
+    """Carries flat tensors on the host from rank to rank, by the channel for news."""
 
+    def send(self, values: torch.Tensor, rank: int, tag: int) -> None:
+        """Send a flat tensor (elements,) to a rank, which must receive it by the same tag."""
+        torch.distributed.send(values, rank, group=_channel[0], tag=tag)
 
-def receive(values: torch.Tensor, rank: int) -> None:
-    """Fill a flat tensor (elements,) on the host with what another rank sends: as many, alike."""
-    torch.distributed.recv(values, rank, group=_channel[0])
+    def receive(self, values: torch.Tensor, rank: int, tag: int) -> None:
+        """Fill a flat tensor (elements,) with what a rank sends: as many, alike."""
+        torch.distributed.recv(values, rank, group=_channel[0], tag=tag)
 
 
 def summed(numbers: list[float]) -> list[float]:

@@ -154,22 +154,25 @@ def _shards(
     sizes: Sizes,
     common: Sequence[NewObject],
 ) -> list[DcpShard]:
-    """Return one shard per target rank; the first has the objects as well."""
+    """Return one shard per target rank, or one for each of its replicas that writes; the first has
+    the objects as well.
+    """
     folder = folder_name(source.iteration)
-    entries: dict[tuple[int, int], list[Entry]] = {rank: [] for rank in target.layout.ranks}
+    entries: dict[tuple[int, int], list[Entry]] = {(0, 0): []}
+    numbers = {rank: number for number, rank in enumerate(target.layout.ranks)}
     for own, placement in product(kept, wanted):
         if not own.holds(placement):
             continue
+        shard = entries.setdefault((numbers[placement.rank], target.replica_of(placement)), [])
         array = own.array_of(placement, sizes)
         for chunk, offsets, extents in chunks_of(placement, sizes):
             start = len(offsets) - len(array.shape)  # of a layer alone, behind its number
             item = NewChunk(array.name, own.dtype, offsets[start:], extents[start:])
-            behind = TargetArray.alone(chunk, own.dtype, own.state)
-            entries[placement.rank].append((item, behind))
+            shard.append((item, TargetArray.alone(chunk, own.dtype, own.state)))
     entries[0, 0] += [(item, None) for item in (*_objects(source, target), *common)]
     return [
-        DcpShard(f"{folder}/__{n}_0.distcp", tuple(own))
-        for n, own in enumerate(entries.values())
+        DcpShard(f"{folder}/__{number}_{replica}.distcp", tuple(own))
+        for (number, replica), own in sorted(entries.items(), key=lambda one: one[0])
         if own
     ]
 

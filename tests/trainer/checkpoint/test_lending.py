@@ -1,13 +1,12 @@
-"""What replicas keep gets to the one that writes, right, and a block at a time."""
+"""What replicas keep gets to whoever writes it, right, and a block at a time."""
 
 import queue
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -27,10 +26,11 @@ from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.states import MOMENTS, State
 from flmgrow.model.tensors import logical_tensors
+from flmgrow.storage.crc import Bytes
 
 with warnings.catch_warnings(action="ignore"):  # megatron-core's, of what a CPU lacks
     from flmgrow.trainer.checkpoint import lending
-    from flmgrow.trainer.checkpoint.lending import LentStates
+    from flmgrow.trainer.checkpoint.lending import LentStates, most_of
     from flmgrow.trainer.megatron.parameters import Kept, Parameter, fill
 
 CONFIG = ModelConfig(
@@ -81,58 +81,79 @@ class Shard:
     def kept(self, tensor: Tensor) -> Kept | None:
         return self.found.get(id(tensor))
 
+    def stretch(self, tensor: Tensor) -> tuple[int, int]:
+        kept = self.kept(tensor)
+        return (0, 0) if kept is None else (kept.start, kept.stop)
+
 
 class Wires:
-    """What threads that stand for ranks send each other; ``largest`` is that in bytes."""
+    """What threads that stand for ranks send each other; ``largest`` of it, in bytes."""
 
     def __init__(self) -> None:
-        self.own = threading.local()
-        self.queues: dict[tuple[int, int], queue.Queue[Tensor]] = defaultdict(queue.Queue)
+        self.queues: dict[tuple[int, int, int], queue.Queue[Tensor]] = {}
+        self.lock = threading.Lock()
         self.largest = 0
 
-    def send(self, values: Tensor, rank: int) -> None:
-        self.largest = max(self.largest, values.nbytes)
-        self.queues[self.own.rank, rank].put(values.clone())
+    def queue(self, tag: int, rank: int, source: int) -> "queue.Queue[Tensor]":
+        with self.lock:
+            return self.queues.setdefault((tag, rank, source), queue.Queue())
 
-    def receive(self, values: Tensor, rank: int) -> None:
-        got = self.queues[rank, self.own.rank].get(timeout=300)
+    def of(self, rank: int) -> "Ends":
+        return Ends(self, rank)
+
+
+@dataclass
+class Ends:
+    """The wires of one rank."""
+
+    wires: Wires
+    rank: int
+
+    def send(self, values: Tensor, rank: int, tag: int) -> None:
+        self.wires.largest = max(self.wires.largest, values.nbytes)
+        self.wires.queue(tag, rank, self.rank).put(values.clone())
+
+    def receive(self, values: Tensor, rank: int, tag: int) -> None:
+        got = self.wires.queue(tag, self.rank, rank).get(timeout=300)
         assert (got.shape, got.dtype) == (values.shape, values.dtype)
         values.copy_(got)
 
 
+Blocks = Callable[[TargetArray], Iterator[Bytes]]
+
+
 @dataclass
-class Writer:
-    """The replica that writes, with what all replicas sent so far."""
+class Replicas:
+    """Replicas that keep what lies between ``cuts``, each of which does something with blocks."""
 
-    states: LentStates
-    wires: Wires
+    cuts: Sequence[int]
+    block: int = 64
+    wires: Wires = field(default_factory=Wires)
+
+    def do(self, works: Callable[[int, Blocks], Any]) -> list[Any]:
+        """What ``works`` return on each replica, or raise."""
+        bounds = [0, *sorted(self.cuts), TOTAL]
+        parameters = model()
+        shards: list[Any] = [Shard(parameters, *pair) for pair in pairwise(bounds)]
+        ranks = [3 * number + 1 for number in range(len(shards))]
+        kept = [[shard.stretch(p.tensor) for p in parameters] for shard in shards]
+
+        def work(number: int) -> Any:
+            wire = self.wires.of(ranks[number])
+            states = LentStates(parameters, shards[number], ranks, number, kept, wire)
+            try:
+                with states.lent() as blocks:
+                    return works(number, blocks)
+            except OSError as error:
+                return error
+
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(ranks)) as pool:
+            patch.setattr(lending, "BLOCK", self.block)
+            return list(pool.map(work, range(len(ranks)), timeout=300))
 
 
-@contextmanager
-def replicas(cuts: Sequence[int], block: int) -> Iterator[Writer]:
-    """Let replicas that keep what lies between ``cuts`` lend it to the first of them."""
-    wires, parameters = Wires(), model()
-    bounds = [0, *sorted(cuts), TOTAL]
-    ranks = [3 * number + 1 for number in range(len(bounds) - 1)]
-    given_: Any = [Shard(parameters, *pair) for pair in pairwise(bounds)]
-
-    def lend(number: int) -> None:
-        wires.own.rank = ranks[number]
-        LentStates(parameters, given_[number], ranks, writes=False).lend()
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(ranks)) as pool:
-        patch.setattr(lending, "BLOCK", block)
-        patch.setattr(lending, "send", wires.send)
-        patch.setattr(lending, "receive", wires.receive)
-        wires.own.rank = ranks[0]
-        lenders = [pool.submit(lend, number) for number in range(1, len(ranks))]
-        states = LentStates(parameters, given_[0], ranks, writes=True)
-        try:
-            with states.borrowed():
-                yield Writer(states, wires)
-        finally:
-            for lender in lenders:
-                lender.result(timeout=300)
+def array(number: int, state: State) -> TargetArray:
+    return TargetArray.alone(PLACED[number], "float32", state)
 
 
 @pytest.mark.slow
@@ -145,45 +166,62 @@ def replicas(cuts: Sequence[int], block: int) -> Iterator[Writer]:
 def test_states_are_whole_wherever_replicas_are_cut(
     cuts: list[int], block: int, state: State
 ) -> None:
-    with replicas(cuts, block) as writer:
-        for number, place in enumerate(PLACED):
-            blocks = list(writer.states.blocks(TargetArray.alone(place, "float32", state)))
-            assert max(len(each) for each in blocks) <= block
-            assert b"".join(blocks) == whole(number, state).numpy().tobytes()
-        assert writer.wires.largest <= max(block, 16 * len(PLACED), 4 * 8)
+    """All replicas ask each other for all parameters at once."""
+    replicas = Replicas(cuts, block)
+
+    def everything(_: int, blocks: Blocks) -> list[list[bytes]]:
+        return [list(map(bytes, blocks(array(n, state)))) for n in range(len(PLACED))]
+
+    for written in replicas.do(everything):
+        for number, found in enumerate(written):
+            assert max(len(each) for each in found) <= block
+            assert b"".join(found) == whole(number, state).numpy().tobytes()
+    assert replicas.wires.largest <= max(block, 4 * 8)
 
 
 def test_chunks_of_fused_parameters_are_the_parts_that_they_name() -> None:
     """As a distributed checkpoint has them: the gate, then what goes up."""
     (number,) = [n for n, p in enumerate(PLACED) if "layers.1.mlp.linear_fc1.weight" in p.key]
-    with replicas([TOTAL // 3, TOTAL // 2], 64) as writer:
-        chunks = [chunk for chunk, _, _ in chunks_of(PLACED[number], SIZES)]
-        assert len(chunks) == 2
-        arrays = [TargetArray.alone(chunk, "float32", State.EXP_AVG) for chunk in chunks]
-        found = [b"".join(writer.states.blocks(array)) for array in arrays]
-    assert b"".join(found) == whole(number, State.EXP_AVG).numpy().tobytes()
+    chunks = [chunk for chunk, _, _ in chunks_of(PLACED[number], SIZES)]
+    arrays = [TargetArray.alone(chunk, "float32", State.EXP_AVG) for chunk in chunks]
+
+    def write(replica: int, blocks: Blocks) -> list[bytes]:
+        return [b"".join(blocks(each)) for each in arrays] if replica == 0 else []
+
+    found = Replicas([TOTAL // 3, TOTAL // 2]).do(write)[0]
+    assert len(found) == 2
     assert len(found[0]) == len(found[1])
+    assert b"".join(found) == whole(number, State.EXP_AVG).numpy().tobytes()
 
 
-def test_weights_are_the_writers_own() -> None:
-    with replicas([TOTAL // 2], 64) as writer:
-        before = sum(waiting.qsize() for waiting in writer.wires.queues.values())
-        for place, parameter in zip(PLACED, model(), strict=True):
-            array = TargetArray.alone(place, "bfloat16")
-            wanted = parameter.tensor.detach().reshape(-1).view(torch.int16).numpy().tobytes()
-            assert b"".join(writer.states.blocks(array)) == wanted
-        assert sum(waiting.qsize() for waiting in writer.wires.queues.values()) == before
+def test_weights_are_ones_own() -> None:
+    replicas = Replicas([TOTAL // 2])
+
+    def write(_: int, blocks: Blocks) -> list[bytes]:
+        return [b"".join(blocks(TargetArray.alone(place, "bfloat16"))) for place in PLACED]
+
+    wanted = [p.tensor.detach().reshape(-1).view(torch.int16).numpy().tobytes() for p in model()]
+    assert replicas.do(write) == [wanted, wanted]
+    assert not [key for key in replicas.wires.queues if key[0] != 1], "nothing was lent"
 
 
-def fail_in_the_middle() -> None:
-    with replicas([TOTAL // 2], 64) as writer:
-        next(writer.states.blocks(TargetArray.alone(PLACED[-1], "float32", State.MASTER)))
-        raise OSError("disk full")
+def test_whoever_fails_lets_the_others_finish() -> None:
+    def write(replica: int, blocks: Blocks) -> bytes:
+        given_ = blocks(array(0, State.MASTER))
+        if replica == 1:
+            next(given_)
+            raise OSError("disk full")
+        return b"".join(given_)
+
+    first, second, third = Replicas([40, TOTAL // 2]).do(write)
+    assert isinstance(second, OSError)
+    assert first == third == whole(0, State.MASTER).numpy().tobytes()
 
 
-def test_a_writer_that_fails_lets_the_others_go() -> None:
-    with pytest.raises(OSError, match="disk"):
-        fail_in_the_middle()
+def test_a_replica_writes_what_it_keeps_most_of() -> None:
+    kept = [[(0, 0), (0, 5), (0, 2)], [(0, 7), (5, 10), (2, 9)], [(7, 10), (0, 0), (9, 10)]]
+    assert most_of(kept) == [1, 0, 1]
+    assert most_of([[], []]) == []
 
 
 def test_what_is_filled_reads_of_moments_what_is_kept_here() -> None:

@@ -35,7 +35,7 @@ def run_as_script() -> int:
 
     saving: Any = Saving
     lent: Any = LentStates
-    honest, blocks, held = Saving.save, LentStates.blocks, []
+    honest, blocks, held = Saving.save, LentStates._blocks, []
 
     def holding(states: LentStates, array: Any) -> Iterator[Any]:
         for block in blocks(states, array):
@@ -50,9 +50,9 @@ def run_as_script() -> int:
 
     def save(*given: Any) -> Any:
         _, taken = watched(*given)
-        lent.blocks = holding
+        lent._blocks = holding
         result, control = watched(*given)
-        lent.blocks = blocks
+        lent._blocks = blocks
         found = {"rank": int(os.environ["RANK"]), "taken": taken, "control": control}
         sys.stdout.write(json.dumps(found) + "\n")
         return result
