@@ -20,6 +20,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.jit import jit_fuser
+from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import (
@@ -74,6 +75,7 @@ __all__ = [
     "get_transformer_layer_offset",
     "jit_fuser",
     "parallel_state",
+    "rope_utils",
     "squared_relu",
     "tensor_parallel",
 ]

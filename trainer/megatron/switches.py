@@ -1,16 +1,21 @@
 """megatron-core's own faster ways of computing the same, and whether they are here.
 
-They are asked for by name and never needed: some want a package that is not everywhere, or a model
-of a certain kind. What is asked for and cannot be had is told, and the stage trains without it.
+They are asked for by name and never needed: some want a package or a GPU that is not everywhere, or
+a model of a certain kind. What is asked for and cannot be had is told, and the stage trains without
+it.
 Each changes the rounding of a step, and no function; so what is taken is told where a stage begins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import torch
+
 from flmgrow.model.config import ModelConfig
+from flmgrow.trainer.megatron.core import rope_utils
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,11 @@ def _transformer_engine(config: ModelConfig) -> str | None:
         return f"it is there for rope, the model has {config.positions}"
     if config.rotary.interleaved:
         return "it is there for halves that are rotated, the model's pairs are interleaved"
-    return _missing("transformer_engine", "Transformer Engine")
+    if reason := _missing("transformer_engine", "Transformer Engine"):
+        return reason
+    if rope_utils.fused_apply_rotary_pos_emb is None:
+        return "megatron-core finds no such kernel in the Transformer Engine that is installed here"
+    return None
 
 
 def _apex(_: ModelConfig) -> str | None:
@@ -72,7 +81,21 @@ def _not_ours(_: ModelConfig) -> str:
 
 
 def _missing(module: str, what: str) -> str | None:
-    return None if find_spec(module) else f"it needs {what}, not installed here"
+    """Return what is missing of ``what``, a ``module`` that runs on a GPU only."""
+    if find_spec(module) is None:
+        return f"it needs {what}, not installed here"
+    if not torch.cuda.is_available():
+        return f"it needs a GPU for {what}, none is here"
+    try:
+        import_module(module)
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a library is lacking, or built for another
+        first = str(error).partition("\n")[0]
+        return f"it needs {what}, which cannot be imported here: {first}"
+    return None
 
 
 SWITCHES: Mapping[str, Switch] = {

@@ -59,7 +59,7 @@ def check_alike(found: Mapping[str, object]) -> None:
             name = differing[0]
             raise UsageError(
                 f"rank {rank}: {name} is {other.get(name)}, rank 0 has {first.get(name)}",
-                "all ranks need the same files: let them lie where every node sees them",
+                "all ranks need the same files and packages: let every node see them",
             )
 
 

@@ -8,6 +8,7 @@ from stage_runs import make_data, metrics, saved, write_stage
 from trained_here import small, trained_in
 
 from flmgrow.model.config import ModelConfig
+from flmgrow.trainer.megatron.core import rope_utils
 from flmgrow.trainer.megatron.switches import SWITCHES, switches_of
 from flmgrow.trainer.stage.training import SwitchName
 
@@ -36,16 +37,61 @@ def test_what_cannot_be_had_says_why(changes: dict[str, Any], name: str, reason:
     assert found.settings == {"cross_entropy_loss_fusion": True}
 
 
+APEX = "gradient_accumulation_fusion"
+
+
+class Machine:
+    """What a switch may find: packages (``imports`` says how their import ends), and a GPU."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, installed: bool, gpu: bool) -> None:
+        place = "flmgrow.trainer.megatron.switches."
+        patch.setattr(place + "find_spec", lambda _: installed or None)
+        patch.setattr(place + "import_module", self.import_module)
+        patch.setattr(place + "torch.cuda.is_available", lambda: gpu)
+        self.imports: Exception | None = None
+
+    def import_module(self, _: str) -> None:
+        if self.imports is not None:
+            raise self.imports
+
+
+def reason(name: str) -> str | None:
+    return switches_of([name], ModelConfig(**SIZES)).left_out.get(name)
+
+
 def test_a_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, name = ModelConfig(**SIZES), "gradient_accumulation_fusion"
-    found = {"flmgrow.trainer.megatron.switches.find_spec": lambda _: None}
-    for target, value in found.items():
-        monkeypatch.setattr(target, value)
-    lacking = switches_of([name, "rope_fusion"], config).left_out
-    assert lacking[name] == "it needs Apex's CUDA extensions, not installed here"
-    assert lacking["rope_fusion"] == "it needs Transformer Engine, not installed here"
-    monkeypatch.setattr("flmgrow.trainer.megatron.switches.find_spec", lambda _: True)
-    assert switches_of([name], config).taken == (name,)
+    Machine(monkeypatch, installed=False, gpu=True)
+    assert reason(APEX) == "it needs Apex's CUDA extensions, not installed here"
+    assert reason("rope_fusion") == "it needs Transformer Engine, not installed here"
+
+
+def test_a_package_is_of_no_use_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, installed=True, gpu=False)
+    assert reason(APEX) == "it needs a GPU for Apex's CUDA extensions, none is here"
+    assert reason("rope_fusion") == "it needs a GPU for Transformer Engine, none is here"
+
+
+def test_a_package_that_is_here_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, installed=True, gpu=True)
+    assert reason(APEX) is None
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", None)
+    assert reason("rope_fusion") == (
+        "megatron-core finds no such kernel in the Transformer Engine that is installed here"
+    )
+    monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", print)
+    found = switches_of(["rope_fusion", APEX], ModelConfig(**SIZES))
+    assert found.taken == ("rope_fusion", APEX)
+    assert found.settings == {"apply_rope_fusion": True, APEX: True}
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
+def test_a_package_that_is_broken_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    machine = Machine(monkeypatch, installed=True, gpu=True)
+    machine.imports = error("libcudart.so.12: cannot open\nand more")
+    wanted = "it needs Apex's CUDA extensions, which cannot be imported here: "
+    assert reason(APEX) == wanted + "libcudart.so.12: cannot open"
 
 
 @pytest.mark.slow
