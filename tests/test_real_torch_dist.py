@@ -39,7 +39,7 @@ def run_megatron(
     paths = os.pathsep.join([*filter(None, [core]), str(ROOT / "examples"), str(ROOT)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
 
 

@@ -364,7 +364,7 @@ def test_commands_that_only_look_start_without_torch(tmp_path: Path) -> None:
         input="\n".join(commands),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     told = [line for line in done.stderr.splitlines() if line[:1].isdigit()]

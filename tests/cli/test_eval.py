@@ -306,7 +306,7 @@ def test_processes_of_torchrun_share_an_evaluation(place: Path) -> None:
                 text=True,
             )
         )
-    told = [rank.communicate(timeout=120) for rank in ranks]
+    told = [rank.communicate(timeout=900) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], told
     assert told[1] == ("", "")
     accepted("eval", *words, "--out", "one")

@@ -94,7 +94,7 @@ def test_a_killed_run_resumes_at_once(
     killed: list[subprocess.Popen[str]] = []
     remote.fail(kind, path, status=500, before=lambda: killed[0].kill())
     killed.append(in_a_process(remote, "reshard", source, address, "--tp", "2"))
-    killed[0].communicate(timeout=300)
+    killed[0].communicate(timeout=900)
     assert killed[0].returncode == -signal.SIGKILL
     if kind != "deletion":
         check_incomplete(remote, key, tmp_path)
@@ -121,7 +121,7 @@ def test_an_interrupt_is_answered_while_the_server_hangs(
     try:
         assert reached.wait(300)
         run.send_signal(signal.SIGINT)
-        err = run.communicate(timeout=300)[1]  # 2 seconds are given to the tidying up
+        err = run.communicate(timeout=900)[1]  # 2 seconds are given to the tidying up
     finally:
         over.set()
     assert run.returncode == 130
@@ -138,7 +138,7 @@ def test_of_two_writers_one_wins(
 ) -> None:
     command = ("reshard", source, remote.address(key), "--tp", "2")
     runs = [in_a_process(remote, *command) for _ in range(2)]
-    told = sorted((run.communicate(timeout=300)[1], run.returncode) for run in runs)
+    told = sorted((run.communicate(timeout=900)[1], run.returncode) for run in runs)
     codes = sorted(code for _, code in told)
     assert codes in ([0, 5], [0, 0]), told  # who comes when the other is done finds it
     for err, code in told:
@@ -156,7 +156,7 @@ def test_a_second_writer_loses_while_the_first_is_at_it(
     def second() -> None:
         if not seconds:
             run = in_a_process(remote, *command)
-            err = run.communicate(timeout=300)[1]
+            err = run.communicate(timeout=900)[1]
             seconds.append(Outcome(run.returncode, "", err))
 
     remote.fail("PUT", "mp_rank_01", before=second)

@@ -176,7 +176,7 @@ def test_torchrun_starts_ranks(source: Path, tmp_path: Path) -> None:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
 

@@ -47,7 +47,7 @@ def interrupted(
     time.sleep(delay)
     process.send_signal(number)
     begin = time.monotonic()
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err, time.monotonic() - begin
 
 
@@ -73,7 +73,7 @@ def sweep(moments: int, seed: int, *arguments: object) -> None:
     first time, makes the first one too long, and signals after a command's end prove little.
     """
     begin = time.monotonic()
-    whole, _ = start(*arguments).communicate(timeout=300)
+    whole, _ = start(*arguments).communicate(timeout=900)
     length = time.monotonic() - begin
     choose = random.Random(seed)
     met = 0
@@ -139,7 +139,7 @@ def test_what_swallows_it_or_waits_for_ever_is_ended(name: str, then: str) -> No
     number = signal.Signals[name]
     process = start(script=SWALLOWED.format(name=name, then=then))
     begin = time.monotonic()
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert time.monotonic() - begin < 2 * SOON
     assert (process.returncode, out, err) == (128 + number, "", TOLD)
 
@@ -147,7 +147,7 @@ def test_what_swallows_it_or_waits_for_ever_is_ended(name: str, then: str) -> No
 def test_a_second_signal_ends_it_on_the_spot() -> None:
     then = "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     process = start(script=SWALLOWED.format(name="SIGINT", then=then))
-    assert process.communicate(timeout=300) == ("", TOLD)
+    assert process.communicate(timeout=900) == ("", TOLD)
     assert process.returncode == 130
 
 
@@ -168,7 +168,7 @@ flmgrow.cli.main()
 
 def test_what_python_would_only_complain_of_is_told_in_the_same_lines() -> None:
     process = start(script=IN_A_DESTRUCTOR)
-    assert process.communicate(timeout=300) == ("", TOLD)
+    assert process.communicate(timeout=900) == ("", TOLD)
     assert process.returncode == 143
 
 
@@ -184,7 +184,7 @@ flmgrow.cli.main()
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_while_python_shuts_down(name: str) -> None:
     process = start(script=AFTER_THE_END.format(name=name))
-    assert process.communicate(timeout=300) == ("", TOLD)
+    assert process.communicate(timeout=900) == ("", TOLD)
     assert process.returncode == 128 + signal.Signals[name]
 
 
@@ -193,7 +193,7 @@ def test_of_several_ranks_the_first_one_speaks(rank: str, monkeypatch: pytest.Mo
     """A launcher ends the others when one has ended, which may be while they are imported."""
     monkeypatch.setenv("RANK", rank)
     process = start(script=AFTER_THE_END.format(name="SIGTERM"))
-    assert process.communicate(timeout=300) == ("", TOLD if rank == "0" else "")
+    assert process.communicate(timeout=900) == ("", TOLD if rank == "0" else "")
     assert process.returncode == 143
 
 
@@ -212,7 +212,7 @@ flmgrow.cli.main()
 
 
 def test_the_handlers_are_there_before_anything_heavy_is_imported() -> None:
-    out, _ = start("--version", script=BEFORE_ANYTHING).communicate(timeout=300)
+    out, _ = start("--version", script=BEFORE_ANYTHING).communicate(timeout=900)
     first = out.splitlines()[:3]
     assert first == [f"{number.name} True []" for number in SIGNALS]
 
@@ -233,5 +233,5 @@ flmgrow.cli.main()
 def test_a_signal_that_is_ignored_stays_so(name: str) -> None:
     """As in the background of a shell, or under nohup."""
     process = start(script=IGNORED.format(name=name))
-    assert process.communicate(timeout=300) == ("", "")
+    assert process.communicate(timeout=900) == ("", "")
     assert process.returncode == 0

@@ -136,7 +136,7 @@ def measured(
     own = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     done = subprocess.run(
         [*words, f"--nproc-per-node={stage.layout.world}", __file__, str(file)],
-        env={**environment(), **own}, capture_output=True, text=True, timeout=300, check=False,
+        env={**environment(), **own}, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if "HELD " in line]

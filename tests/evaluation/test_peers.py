@@ -54,7 +54,7 @@ def run_ranks(size: int, *arguments: object, **environment: str) -> list[tuple[i
                 command, env=said, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    told = [process.communicate(timeout=120) for process in started]
+    told = [process.communicate(timeout=900) for process in started]
     return [(process.returncode, *each) for process, each in zip(started, told, strict=True)]
 
 

@@ -50,7 +50,7 @@ print(peak() - before)
 def grown(place: Path, body: str) -> tuple[str, int]:
     """Run an expression on ``place``; return what it said, and by how many bytes memory grew."""
     command = [sys.executable, "-c", SCRIPT.format(body=body), str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     *said, grown = done.stdout.splitlines()
     return "\n".join(said), int(grown)
 

@@ -209,7 +209,7 @@ def test_the_program_speaks_to_the_endpoint_it_is_told(
     def program(*words: object) -> Outcome:
         command = [sys.executable, "-m", "flmgrow", *map(str, words)]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -197,7 +197,7 @@ def test_training_cores_and_devices_are_shared(monkeypatch: pytest.MonkeyPatch) 
 def searched(file: Path, out: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "flmgrow", "search", str(file), "--out", str(out), *words],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 

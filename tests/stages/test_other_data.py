@@ -98,7 +98,7 @@ def test_texts_in_another_order_are_refused_before_the_first_stage(
 def carried_out(path: Path, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "flmgrow", "run", str(path), "--out", str(path.parent / "run")],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done.stderr

@@ -350,5 +350,5 @@ def test_nothing_is_on_stderr_of_a_process(tmp_path: Path) -> None:
     """What pytest may have caught is printed there: warnings, and the log of matplotlib."""
     run = write_run(tmp_path / NAMES["other script"], [[step(1, 3.0, NAMES["other script"], {})]])
     words = [sys.executable, "-m", "flmgrow", "plot", str(run), "--log-x"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=True)
     assert (done.stdout, done.stderr) == (f"{run / 'loss.png'}\n", "")

@@ -58,7 +58,7 @@ def finished(schedule: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     done = subprocess.run(
         [sys.executable, "-m", "flmgrow", "run", str(schedule), "--out", str(out)],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out / '02-large' / 'checkpoints'}\n"

@@ -42,7 +42,7 @@ def words(file: Path, out: Path, *more: str) -> list[str]:
 
 def study(file: Path, out: Path, *more: str) -> str:
     done = subprocess.run(
-        words(file, out, *more), env=environment(), capture_output=True, text=True, timeout=300,
+        words(file, out, *more), env=environment(), capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -88,7 +88,7 @@ def forwarding(endpoint: str) -> Wsgi:
             if name.startswith("HTTP_") or (name.startswith("CONTENT_") and value)
         }
         data = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        connection = HTTPConnection(address, timeout=120)
+        connection = HTTPConnection(address, timeout=900)
         try:
             connection.request(environ["REQUEST_METHOD"], environ["RAW_URI"], data, headers)
             answer = connection.getresponse()

@@ -17,7 +17,7 @@ from repository import ROOT
 
 SCRIPT = ROOT / "examples" / "tiny_megatron.py"
 BATCH = Path(__file__).with_name("megatron_batch.py")
-TIMEOUT = 300
+TIMEOUT = 900
 # What the tiny models of examples/tiny_megatron.py are grown to: in all dimensions but the hidden
 # size and the query groups, and in all but the groups, which only the GQA model has.
 UNITS = "--num-attention-heads 16 --ffn-hidden-size 264 --num-layers 8"
@@ -69,7 +69,7 @@ def told_by(script: str | Path) -> dict[str, Any]:
         env={**os.environ, **alone, **own},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

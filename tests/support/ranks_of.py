@@ -57,6 +57,6 @@ def start(
 
 def ended(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Wait for all; return exit code, output and errors of each."""
-    told = [process.communicate(timeout=300) for process in processes]
+    told = [process.communicate(timeout=900) for process in processes]
     codes = [process.returncode for process in processes]
     return [(code, out, err) for code, (out, err) in zip(codes, told, strict=True)]

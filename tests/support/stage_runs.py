@@ -124,7 +124,7 @@ def train(stage: Path, expect: int = 0, **variables: str) -> str:
     """
     done = subprocess.run(
         command(stage), env={**environment(), **variables},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == expect, done.stderr
     assert done.stdout == ""

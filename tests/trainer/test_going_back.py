@@ -324,7 +324,7 @@ def train_ranks(stage: Path) -> str:
     support = str(Path(__file__).parents[1] / "support")
     done = subprocess.run(
         [*words, __file__, str(stage)], env={**environment(), "PYTHONPATH": support},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -78,7 +78,7 @@ def run_with_small_buckets(
     own = {"PYTHONPATH": str(Path(__file__).parents[1] / "support"), **variables}
     return subprocess.run(
         [*words, f"--nproc-per-node={ranks}", __file__, str(stage)],
-        env={**environment(), **own}, capture_output=True, text=True, timeout=120, check=False,
+        env={**environment(), **own}, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 

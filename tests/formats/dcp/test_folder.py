@@ -314,7 +314,7 @@ def run_megatron(action: str, folder: Path) -> None:
         [sys.executable, str(script), action, str(folder)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ class Ends:
         self.wires.queue(tag, rank, self.rank).put(values.clone())
 
     def receive(self, values: Tensor, rank: int, tag: int) -> None:
-        got = self.wires.queue(tag, self.rank, rank).get(timeout=300)
+        got = self.wires.queue(tag, self.rank, rank).get(timeout=900)
         assert (got.shape, got.dtype) == (values.shape, values.dtype)
         values.copy_(got)
 
@@ -149,7 +149,7 @@ class Replicas:
 
         with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(ranks)) as pool:
             patch.setattr(lending, "BLOCK", self.block)
-            return list(pool.map(work, range(len(ranks)), timeout=300))
+            return list(pool.map(work, range(len(ranks)), timeout=900))
 
 
 def array(number: int, state: State) -> TargetArray:

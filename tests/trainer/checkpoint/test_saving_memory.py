@@ -76,7 +76,7 @@ def test_a_save_takes_a_few_blocks(form: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [*words, __file__, str(stage)],
         env={**environment(), "PYTHONPATH": str(Path(__file__).parents[2] / "support")},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {told["rank"]: told for told in map(json.loads, done.stdout.splitlines())}

@@ -90,7 +90,7 @@ def test_a_lost_replica_ends_the_save_of_all(tmp_path: Path, killed: int) -> Non
     done = subprocess.run(
         [*words, __file__, str(stage)],
         env={**environment(), "PYTHONPATH": support, "KILLED": str(killed)},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "another rank has ended or cannot be reached" in done.stderr

@@ -359,7 +359,7 @@ def test_an_interrupted_run_ends_in_two_lines(kind: int, code: int, tmp_path: Pa
         time.sleep(0.005)
     time.sleep(0.2)
     os.killpg(process.pid, kind)
-    told = process.communicate(timeout=300)[1]
+    told = process.communicate(timeout=900)[1]
     assert process.returncode == code
     assert told.splitlines() == ["error: interrupted", "hint: the same command resumes"]
     wait_for_end(workers)

@@ -28,7 +28,7 @@ def outcome() -> dict[str, Any]:
         env={**os.environ, **alone, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

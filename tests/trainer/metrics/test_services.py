@@ -149,7 +149,7 @@ def _really(package: str, stage: Path, **variables: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "flmgrow", "train", str(stage)],
             env={**environment(), **variables},
-            capture_output=True, text=True, timeout=300, check=False,
+            capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""

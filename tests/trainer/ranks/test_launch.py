@@ -205,7 +205,7 @@ def test_ranks_do_not_outlive_a_launcher_that_is_killed(place: Path) -> None:
 def test_a_rank_says_how_it_is_called(words: list[str], code: int, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flmgrow.trainer", *words],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == code
     assert done.stderr.startswith(("usage: ", "error: missing.yaml: "))
@@ -219,7 +219,7 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
         f"sys.argv = ['trainer', {str(stage)!r}]; sys.exit(main())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (

@@ -102,7 +102,7 @@ def test_ranks_that_begin_differently(
         )
         for rank, stage in enumerate(stages)
     ]  # fmt: skip
-    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+    told = [rank.communicate(timeout=900)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2]
     assert_told_once(told[0], f"rank 1: {told_of}")
     assert told[1] == ""
@@ -131,7 +131,7 @@ def test_a_device_for_each_rank() -> None:
         "    print(model._own_device(place), flush=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.stdout == "0\n3\n"
     assert "UsageError: rank 4 of its node: sees 4 GPUs" in done.stderr
@@ -145,7 +145,7 @@ def test_the_first_rank_cannot_write_its_metrics(data: Path, tmp_path: Path) -> 
     stage = write_stage(tmp_path, content)
     done = subprocess.run(
         command(stage), env=environment(), preexec_fn=limits,
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert_told_once(done.stderr, f"{tmp_path / 'metrics.jsonl'}: writing at byte ")

@@ -39,7 +39,7 @@ def test_a_worker_that_is_killed_while_it_writes_holds_nobody_up(
         f"import test_processes; test_processes.give_up_after({seconds}, {str(tmp_path / 'x')!r})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=300,
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=900,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "nobody wants it" in done.stderr
