@@ -151,6 +151,11 @@ def compare_counted(
     if len(expected.groups) != len(result.groups):
         count = Found(f"{len(result.groups)} param groups")
         return False, Text(count, Wanted(len(expected.groups)))
+    moved = (
+        source is not None
+        and expected.groups != source.groups
+        and growth.moments is not Moments.RESET
+    )
     if (expected.step is None) != (result.step is None):
         expected, result = _counting_in_groups(expected), _counting_in_groups(result)
     result = replace(result, groups=_in_order_of(result.groups, expected.groups))
@@ -164,10 +169,5 @@ def compare_counted(
         more = f"; and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
         return False, Text("; ").join(wrong[:_SHOWN]) + more
     steps = sorted({value for name, value in found.items() if name.key == _STEP})
-    moved = (
-        source is not None
-        and expected.groups != source.groups
-        and growth.moments is not Moments.RESET
-    )
     like = "with muP's settings for the new width" if moved else "as in the source"
     return True, f"step {', '.join(steps)}, {len(result.groups)} param groups {like}"

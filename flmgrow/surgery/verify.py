@@ -39,7 +39,7 @@ from flmgrow.surgery.evidence.manifests import check_manifest
 from flmgrow.surgery.evidence.memory import check_memory
 from flmgrow.surgery.evidence.progress import Bar, no_bar
 from flmgrow.surgery.evidence.sharing import made_by_first
-from flmgrow.surgery.evidence.states import with_known_states
+from flmgrow.surgery.evidence.states import with_known_states, with_masters_like
 from flmgrow.surgery.evidence.tokens import check_tokens, draw_tokens
 from flmgrow.surgery.evidence.training import report_gradients
 from flmgrow.surgery.execution import BYTES_PER_ELEMENT
@@ -157,6 +157,7 @@ def _derived(
         drifted = Replicated.RANK0 in (how.replicated, manifest.options.replicated)
         copies = check_copies(start, drifted) + check_copies(result)
         carried = check_carried(start, result, way.growth, manifest.leaves_out)
+        start = with_masters_like(start, result)
         sharing = Sharing(how.ranks, function.cost)
         effort = replace(how.effort, sharing=sharing, meanwhile=function.begin)
         return way.growth, [*copies, carried, *evidence_of(start, result, way, effort)]
@@ -165,6 +166,7 @@ def _derived(
     copies = check_copies(start, how.replicated is Replicated.RANK0) + check_copies(found)
     if start.optimizer is None:
         found = result  # weights alone can be compared
+    start = with_masters_like(start, found)
     growth, checks = undeclared(start, found, manifest, how.effort)
     return growth, [*copies, *lost, *also_lost, *checks]
 

@@ -10,7 +10,8 @@ does so (``preprocess_fsdp_dtensor_state_dict`` and ``load_checkpoint``, which a
 they were saved or loaded, ``next.pt`` after one more step, and ``before.pt`` before loading.
 
 Megatron-FSDP asks for CUDA where it stands for the device alone: its mesh, its streams, and the
-name of the current device. Nothing of how it cuts, trains and saves is replaced. torch's Adam has
+name of the current device; and of several tensor ranks, whether a layer is Transformer Engine's,
+where none need be there. Nothing of how it cuts, trains and saves is replaced. torch's Adam has
 no state of a parameter of which a rank has no rows, where megatron-core counts on one.
 """
 
@@ -69,6 +70,7 @@ def stand_in_for_cuda() -> None:
 
     adapter: Any = mcore_fsdp_adapter
     adapter.DeviceMesh = CpuMesh
+    adapter.TELinear = type("TELinear", (), {})
     wrapper: Any = megatron_fsdp
     wrapper.torch = CpuTorch()
     cuda: Any = torch.cuda

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dcp_folders
 import pytest
 import torch
 from commands import accepted, flmgrow
@@ -13,6 +14,7 @@ from stage_runs import edit, make_data, train, write_stage
 from stage_runs import saved as files_of
 from trained_here import small, trained_in
 
+from flmgrow.formats.dcp.metadata import read_metadata
 from flmgrow.formats.history.manifest import MANIFEST
 from flmgrow.formats.layout.lags import lags_from_json
 from flmgrow.formats.layout.placements import Slice
@@ -108,6 +110,28 @@ def test_verify_compares_lags(data: Path, tmp_path: Path, form: str) -> None:
     outcome = flmgrow("verify", source, tmp_path / "a")
     assert outcome.code != 0
     assert ("step counts" if form == "megatron" else "the lag of") in outcome.out + outcome.err
+
+
+@pytest.mark.slow
+def test_late_parameters_count_their_own_steps_under_megatron_fsdp(
+    data: Path, tmp_path: Path
+) -> None:
+    """As torch's Adam does, for each parameter; and what is frozen has no state there either."""
+    content = stage(data, form="torch_dist")
+    content["training"] |= {"steps": 3, "unfreeze_at": 2, "freeze": {"layers": 0}}
+    trained_in(tmp_path / "run", content)
+    source = tmp_path / "run" / "checkpoints"
+    for name, form in (("a", "fsdp_dtensor"), ("b", "fsdp_dtensor"), ("c", "torch_dist")):
+        accepted("reshard", source, tmp_path / name, "--format", form)
+        accepted("verify", source, tmp_path / name)
+        source = tmp_path / name
+    (folder,) = (tmp_path / "b").glob("iter_*")
+    names = [name for name in read_metadata(folder).tensors if name.endswith(".step")]
+    steps = {name: torch.zeros(()) for name in names}
+    dcp_folders.load(folder, steps)
+    late = {name for name in names if ".layers.0." in name}
+    assert {float(steps[name]) for name in late} == {1}
+    assert {float(steps[name]) for name in names if name not in late} == {3}
 
 
 def test_a_count_below_nothing_is_refused(data: Path, tmp_path: Path) -> None:
