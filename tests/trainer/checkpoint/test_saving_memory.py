@@ -80,8 +80,8 @@ def test_a_save_takes_a_few_blocks(form: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {told["rank"]: told for told in map(json.loads, done.stdout.splitlines())}
-    assert found[0]["control"] > 0.9 * STATES
-    assert max(told["taken"] for told in found.values()) < STATES / 3
+    assert sum(told["control"] for told in found.values()) > 0.9 * STATES, "who writes, holds them"
+    assert max(told["taken"] for told in found.values()) < STATES / 4
 
 
 if __name__ == "__main__":
