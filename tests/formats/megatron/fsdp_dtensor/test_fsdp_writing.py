@@ -281,3 +281,16 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     says = "holds grad_scaler: fsdp_dtensor has no place for it.*hint: .*--no-optimizer"
     refused(2, says, *into, place=tmp_path)
     accepted(*into, "--no-optimizer")
+
+
+def test_weights_without_masters_are_refused(tmp_path: Path) -> None:
+    """They would be read again as masters that nobody kept."""
+
+    def change(state: dict[str, Any], boxes: dict[str, Any]) -> None:
+        for name in [name for name in state if name.startswith("optimizer.state.param.")]:
+            del state[name], boxes[name]
+
+    source = make_form(tmp_path / "a", "llama", 1, change=change)
+    into = ("reshard", source, tmp_path / "b", "--format", "fsdp_dtensor")
+    refused(2, "no float32 masters of its bfloat16 weights.*hint: ", *into, place=tmp_path)
+    accepted(*into, "--no-optimizer")
