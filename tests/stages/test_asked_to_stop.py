@@ -94,7 +94,7 @@ def test_asked_at_sixty_moments(name: str, tmp_path: Path) -> None:
             elif code:
                 check(number, code, told, took)
                 met += 1
-        seconds *= 0.9 if met < 60 else 1.0  # the machine is faster now
+        seconds *= 0.9  # the machine is faster now
     for out in outs:
         assert kind.saved(out) == kind.saved(whole)
         assert losses(out) == losses(whole)
