@@ -142,13 +142,18 @@ class Other:
         self._looked = time.monotonic()
 
     def look(self) -> Json:
-        """Return what its sign says; an empty one if there is none."""
+        """Return what its sign says; an empty one if there is none.
+
+        Whoever takes the place of a process that has ended wipes off what that one said, but may
+        not have come to it yet.
+        """
+        held = not self.fresh and is_held(self._path)
         found = read_sign(self._path)
         now = time.monotonic()
         self.quiet += min(now - self._looked, BLINK)
         self._looked = now
         if found is not None and found != self.content:
-            here = found["host"] == this_machine() and is_held(self._path)
+            here = held and found["host"] == this_machine() and _lives(found["process"])
             self.fresh = self.fresh or here or bool(self.content)
             self.content = found
             self.quiet = 0.0

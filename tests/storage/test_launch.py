@@ -19,10 +19,20 @@ from flmgrow.errors import (
     StorageError,
     UsageError,
 )
+from flmgrow.storage import sign as signs
 from flmgrow.storage.failure import described, raised
 from flmgrow.storage.launch import Launch, launch_folder
 from flmgrow.storage.ranks import flattened, meeting, ranks_in
-from flmgrow.storage.sign import BLINK, Other, Sign, is_held, read_sign
+from flmgrow.storage.sign import (
+    BLINK,
+    Other,
+    Sign,
+    is_held,
+    read_sign,
+    this_machine,
+    this_process,
+)
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.world import World
 
 
@@ -207,6 +217,50 @@ def test_what_an_earlier_launch_left_is_no_rank(tmp_path: Path) -> None:
         return work(world)
 
     assert in_threads(2, one_is_late) == [1, 1]
+
+
+def ended_process() -> str:
+    """The word for a process that was here."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return f"{process.pid} {this_process().partition(' ')[2]}"
+
+
+def test_what_is_not_wiped_off_yet_was_said_by_nobody(tmp_path: Path) -> None:
+    """A rank has just taken the place of one that had failed in an earlier launch."""
+    path = tmp_path / "rank.1"
+    said = {"host": this_machine(), "process": ended_process(), "failed": "by the earlier one"}
+    sign = Sign(path)
+    sign.show(said)  # as the earlier one did: the place is taken, and this still stands there
+    other = Other(path)
+    assert other.look() == said
+    assert not other.fresh
+    sign.show({"host": this_machine(), "process": this_process(), "failed": None})
+    assert other.look()["failed"] is None
+    assert other.fresh
+    sign.close()
+
+
+def test_what_was_read_of_a_free_place_is_of_nobody_who_took_it_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, taken = tmp_path / "rank.1", list[Sign]()
+    sign = Sign(path)
+    sign.show({"host": this_machine(), "process": this_process(), "failed": "by the earlier one"})
+    sign.close()
+    read = signs.read_sign
+
+    def read_and_taken(path: Path) -> Json | None:
+        found = read(path)
+        taken.append(Sign(path))
+        return found
+
+    other = Other(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(signs, "read_sign", read_and_taken)
+        assert other.look()["failed"]
+    assert not other.fresh
+    taken[0].close()
 
 
 def test_a_torn_line_says_nothing(tmp_path: Path) -> None:
