@@ -141,6 +141,7 @@ def test_long_after_a_growth_it_is_not_to_blame(data: Path, tmp_path: Path) -> N
     assert f"the last good checkpoint in {second.parent / 'checkpoints'} is that of step 5" in told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bad_once")
 def test_a_run_that_goes_back_to_its_growth_grows_again(data: Path, tmp_path: Path) -> None:
     growth = {**MASK, "ramp_steps": 1}

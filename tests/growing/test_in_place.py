@@ -64,6 +64,7 @@ def test_the_bits_are_those_of_expand(data: Path, tmp_path: Path, name: str) -> 
     assert_same(second, between(first, second, tmp_path / "between"))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_grows_as_over_the_disk(data: Path, tmp_path: Path) -> None:
     rules = [{"layers": 0}, {"tensors": "embedding"}, {"layers": 1, "axes": {"ffn": "0-63"}}]
     training: dict[str, Any] = {"freeze": rules}

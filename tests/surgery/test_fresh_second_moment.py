@@ -179,6 +179,7 @@ def test_means_do_not_depend_on_how_much_is_read_at_once(
     np.testing.assert_allclose(found[1], [[table.mean()]], atol=1e-16)
 
 
+@pytest.mark.slow
 @examples(5)
 @given(cases(), st.sampled_from(["keep", "asymmetric"]))
 def test_any_growth_into_any_layout_and_blocks(case: Case, how: Moments) -> None:

@@ -102,6 +102,7 @@ def test_workers_and_memory_do_not_change_a_byte(how: Moments, tmp_path: Path) -
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.slow
 @examples(12)
 @given(cases(), st.sampled_from(["keep", "reset", "asymmetric"]))
 def test_every_growth_carries_and_verifies(case: Case, how: Moments) -> None:

@@ -87,6 +87,7 @@ def test_args_come_back_as_they_were(tmp_path: Path) -> None:
     assert all(name.endswith(way_to_say) for name in different)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(cases())
 def test_growth_and_resharding_commute_bitwise(case: Case) -> None:

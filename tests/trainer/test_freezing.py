@@ -273,6 +273,7 @@ def test_a_kill_before_and_after_unfreezing_changes_no_bit(
     assert {lag["steps"] for lag in state["lags"]} == {4}
 
 
+@pytest.mark.slow
 def test_lags_outlive_a_growth(data: Path, deep: Path, tmp_path: Path) -> None:
     """What began later counts less, also on other ranks, in another format, and larger."""
     trained_in(tmp_path, frozen(data, deep, steps=3, unfreeze_at=2))

@@ -204,6 +204,7 @@ def test_killed_anywhere_it_ends_the_same(
     assert state(stage).carried == state(whole).carried
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 def test_without_a_checkpoint_it_goes_back_to_its_begin_and_at_last_stops(
     data: Path, tmp_path: Path

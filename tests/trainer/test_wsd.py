@@ -47,6 +47,7 @@ def test_the_rate_is_the_one_that_is_written_down(way: str, data: Path, tmp_path
     assert rates(tmp_path) == pytest.approx([wanted(step, way) for step in range(STEPS)])
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_decay_changes_nothing(data: Path, tmp_path: Path) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     trained_in(whole, content(data, "sqrt"))

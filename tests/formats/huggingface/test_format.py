@@ -127,7 +127,7 @@ def test_masks_are_refused_with_the_ways_out(tmp_path: Path) -> None:
         (2, "--shard-size 0: wanted at least one byte", "export HF OUT --shard-size 0"),
         (2, "--shard-size big: not a size", "export HF OUT --shard-size big"),
         (2, "--transformer-impl x: unknown", "import HF OUT --transformer-impl x"),
-        (2, "--format bin: wanted megatron or torch_dist or hugg", "import HF OUT --format bin"),
+        (2, "--format bin: wanted megatron or torch_dist or fsdp", "import HF OUT --format bin"),
         (2, "--format huggingface: import writes", "import HF OUT --format huggingface"),
         (2, "llama cannot say hidden_size: found 9", "expand HF OUT --hidden-size 9 --method copy"),
         (2, "TP4 cannot split kv_group 2", "import HF OUT --tp 4"),

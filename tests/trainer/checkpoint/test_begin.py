@@ -194,6 +194,7 @@ def test_the_guard_of_a_grown_stage_knows_the_losses_before(
     trained_in(tmp_path / "b", next_stage(data, stacked, **wild))
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_is_no_false_alarm(data: Path, whole: Path, tmp_path: Path) -> None:
     start = grown(whole, tmp_path, "--ramp-steps", 4)
     content = next_stage(

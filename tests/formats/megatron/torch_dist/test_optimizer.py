@@ -48,6 +48,7 @@ def assert_same_states(a: Path, b: Path, vocab: int) -> None:
         assert same_bits(before[state][name][:rows], after[state][name][:rows]), (state, name)
 
 
+@pytest.mark.slow
 @examples(20)
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from(["0.16", "0.19"]))
 def test_there_and_back_is_bit_equal(data: DataObject, kind: str, version: str) -> None:
