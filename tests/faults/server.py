@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from flmgrow.cli import main
+from flmgrow.storage import read_back
 
 KILL = -1
 PATIENCE = 3.0
@@ -31,6 +32,7 @@ def child(request: Json, out: int, err: int, trace: int) -> None:
     os.dup2(err, 2)
     os.environ.update(request["environment"])
     sys.argv = ["flmgrow", *request["arguments"]]
+    read_back.WINDOW = request["window"]
     shim = ctypes.CDLL(None)
     how = request.get("what", "KILL")
     number = KILL if how == "KILL" else getattr(errno, how)

@@ -60,6 +60,23 @@ def test_any_call_of_a_command_may_fail(name: str, commands: Commands) -> None:
         assert count >= 7
 
 
+def test_any_call_of_a_command_that_flushes_while_it_writes_may_fail(case: Case) -> None:
+    usual, flushed = (
+        sum("fdatasync" in each for each in calls_of(c)) for c in (case, case.flushed)
+    )
+    assert flushed > usual + 10
+    for begin, what in enumerate(FAULTS, 1):
+        count, broken = sweep(case.flushed, what, step=31, begin=begin * 3)
+        assert broken == []
+        assert count >= 7
+
+
+def calls_of(case: Case) -> list[str]:
+    """The calls of a run that nothing disturbs."""
+    case.new()
+    return case.run()[0].calls
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_any_call_of_two_ranks_may_fail(rank: int, case: Case) -> None:
     for begin, what in enumerate(FAULTS, 1):

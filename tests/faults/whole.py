@@ -84,6 +84,9 @@ def trials(commands: Commands, wanted: argparse.Namespace) -> Iterator[Trial]:
     for name, case in cases.items():
         for what in FAULTS:
             yield f"{name}: {what} at a call", partial(sweep, case, what, step=wanted.step), False
+    for what in FAULTS:
+        find = partial(sweep, first.flushed, what, step=wanted.step)
+        yield f"{first.name}, flushed while written: {what} at a call", find, False
     for rank in (0, 1):
         for what in FAULTS:
             find = partial(sweep, first, what, 2, rank, wanted.rank_step)

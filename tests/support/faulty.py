@@ -25,6 +25,8 @@ from pico import CONFIGS, even, make_checkpoint
 from pico_dist import make_dist_checkpoint
 from power import Disk
 
+from flmgrow.storage.read_back import WINDOW
+
 HERE = Path(__file__).parents[1] / "faults"
 KILL, FAULTS = "KILL", ("KILL", "EIO", "ENOSPC", "EINTR")
 ENDS = {0, 4, 5, 8, 143, -9}
@@ -82,19 +84,28 @@ class Commands:
         """Run commands at once."""
         return [Reply(**reply) for reply in self._ask(list(requests))]
 
-    def request(self, arguments: Sequence[object], below: Path, **fault: Any) -> dict[str, Any]:
+    def request(
+        self, arguments: Sequence[object], below: Path, window: int = WINDOW, **fault: Any
+    ) -> dict[str, Any]:
         """Describe a command of one rank, of which a call below a folder fails."""
         words = [str(word) for word in arguments]
-        return {"arguments": words, "below": str(below), "environment": {}, **fault}
+        place = {"below": str(below), "environment": {}}
+        return {"arguments": words, "window": window, **place, **fault}
 
     def ranks(
-        self, size: int, arguments: Sequence[object], below: Path, rank: int = 0, **fault: Any
+        self,
+        size: int,
+        arguments: Sequence[object],
+        below: Path,
+        rank: int = 0,
+        window: int = WINDOW,
+        **fault: Any,
     ) -> list[Reply]:
         """Run a command in ranks, with a fault in one of them."""
         requests = []
         for number in range(size):
             own = fault if number == rank else {}
-            request = self.request(arguments, below, **own)
+            request = self.request(arguments, below, window, **own)
             if size > 1:
                 request["environment"] = {
                     "FLMGROW_RANK": str(number),
@@ -114,7 +125,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @dataclass
 class Case:
-    """A command, its source, and what it writes."""
+    """A command, its source, and what it writes; files are flushed every ``window`` bytes."""
 
     name: str
     commands: Commands
@@ -123,6 +134,7 @@ class Case:
     before: dict[str, bytes]
     reference: dict[str, bytes]
     place: Path
+    window: int = WINDOW
 
     @property
     def out(self) -> Path:
@@ -142,7 +154,14 @@ class Case:
 
     def run(self, size: int = 1, rank: int = 0, **fault: Any) -> list[Reply]:
         """Run it, with a fault in one of its ranks."""
-        return self.commands.ranks(size, self.arguments, self.place, rank, **fault)
+        return self.commands.ranks(
+            size, self.arguments, self.place, rank, window=self.window, **fault
+        )
+
+    @property
+    def flushed(self) -> "Case":
+        """The same, but its files, small as they are, are flushed while they are written."""
+        return replace(self, window=4096)
 
     def at(self, place: Path) -> "Case":
         """Return the same case with its output elsewhere."""
