@@ -6,6 +6,7 @@ are therefore compared as numbers, wherever and however they are stored: Adam's 
 number, or a setting of the param groups.
 """
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 from flmgrow.formats.checkpoint import OptimizerState
 from flmgrow.formats.layout.lags import Lags
 from flmgrow.formats.layout.placements import Slice
+from flmgrow.formats.megatron.param_groups import Deciding, deciding_settings
 from flmgrow.formats.same_values import text_of
 from flmgrow.model.axes import Axis
 from flmgrow.model.mup import KIND, Group, grown_group, grown_native_groups
@@ -124,18 +126,18 @@ def _counting_in_groups(state: OptimizerState) -> OptimizerState:
 
 
 def _in_order_of(groups: Sequence[Group], wanted: Sequence[Group]) -> tuple[Group, ...]:
-    """Return as many param groups in the order of those that they are the same as: a format that
-    keeps settings for each parameter has no order.
+    """Return as many param groups in the order of others, as far as order means nothing.
+
+    Which parameters are in a group its settings say, so it may stand anywhere (a format that keeps
+    settings for each parameter has no order at all). Of groups that these settings do not tell
+    apart, as megatron-core's own muP makes them, the order does: they keep theirs.
     """
-    left = list(groups)
-    same: list[Group | None] = []
-    for each in wanted:
-        found = next((group for group in left if group == each), None)
-        if found is not None:
-            left.remove(found)
-        same.append(found)
-    others = iter(left)
-    return tuple(next(others) if group is None else group for group in same)
+    waiting: dict[Deciding, deque[Group]] = defaultdict(deque)
+    for group in groups:
+        waiting[deciding_settings(group)].append(group)
+    if Counter(map(deciding_settings, groups)) != Counter(map(deciding_settings, wanted)):
+        return tuple(groups)
+    return tuple(waiting[deciding_settings(each)].popleft() for each in wanted)
 
 
 def compare_counted(

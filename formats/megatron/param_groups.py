@@ -18,6 +18,15 @@ Group = Mapping[object, object]
 
 Item = TypeVar("Item", bound=Placed)
 
+Deciding = tuple[bool, bool, object]
+"""Whether a group is without weight decay, has a rate of its own, and the kind that it names."""
+
+
+def deciding_settings(group: Group) -> Deciding:
+    """Return what of a group's settings decides on the parameters that are in it."""
+    without_decay = group.get("wd_mult", 1.0) == 0.0
+    return without_decay, bool(group.get("is_decoupled_lr")), group.get(KIND)
+
 
 def _has_own_rate(placement: Placement) -> bool:
     return placement.key.startswith(("embedding.", "output_layer."))
@@ -34,13 +43,12 @@ def _group_of(groups: Sequence[Group], placement: Placement) -> int:
     if len(groups) == 1:
         return 0
     kind = kind_of(placement.parts[0])
-    decoupled = any(group.get("is_decoupled_lr") for group in groups)
+    deciding = [deciding_settings(group) for group in groups]
+    own_rate = any(rate for _, rate, _ in deciding) and _has_own_rate(placement)
     fitting = [
         number
-        for number, group in enumerate(groups)
-        if (group.get("wd_mult", 1.0) == 0.0) == _without_decay(placement)
-        and bool(group.get("is_decoupled_lr")) == (decoupled and _has_own_rate(placement))
-        and group.get(KIND, kind) == kind
+        for number, (without_decay, rate, named) in enumerate(deciding)
+        if (without_decay, rate) == (_without_decay(placement), own_rate) and named in (None, kind)
     ]
     if len(fitting) == 2 and _is_native_mup(*(groups[number] for number in fitting)):
         return fitting[int(kind is Kind.HIDDEN)]

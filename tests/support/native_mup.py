@@ -1,11 +1,14 @@
 """Stock runs of megatron-core 0.19 with its own muP, and the settings that a growth asks for."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from newer_megatron import answer_of
+from pico import CONFIGS
+from stage_runs import NEWER
 
 from flmgrow.formats.opening import open_checkpoint
 from flmgrow.model.axes import Axis, Role
@@ -16,6 +19,12 @@ Told = dict[str, Any]
 Settings = dict[str, dict[str, float]]
 
 WITHOUT = "FLMGROW_MEGATRON_019 names no folder with a wheel in it"
+NEEDED = [pytest.mark.long, pytest.mark.slow, pytest.mark.skipif(not NEWER, reason=WITHOUT)]
+"""Marks of tests that ask megatron-core 0.19."""
+
+COPY = ("--method", "copy", "--copy-noise", 0)
+UNTIED = replace(CONFIGS["tele"], positions="none")
+TIED = replace(CONFIGS["gpt"], positions="none", tied=True)
 RATE, FLOOR = 3e-3, 3e-4
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from commands import accepted
 from native_mup import (
+    COPY,
     FLOOR,
+    NEEDED,
     RATE,
-    WITHOUT,
+    TIED,
+    UNTIED,
     check_settings,
     followed,
     fresh,
@@ -21,16 +24,12 @@ from native_mup import (
     tensors,
     told_by_megatron,
 )
-from pico import CONFIGS, even, make_checkpoint
-from stage_runs import NEWER
+from pico import even, make_checkpoint
 
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.skipif(not NEWER, reason=WITHOUT)]
-COPY = ("--method", "copy", "--copy-noise", 0)
-UNTIED = replace(CONFIGS["tele"], positions="none")
-TIED = replace(CONFIGS["gpt"], positions="none", tied=True)
+pytestmark = NEEDED
 MODELS: dict[str, tuple[ModelConfig, int]] = {
     "at the base": (UNTIED, 12),
     "wider": (UNTIED, 8),

@@ -6,16 +6,19 @@ no group for hidden matrices. All that is between a growth and the next step of 
 stock run is what takes it here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import accepted
 from native_mup import (
+    COPY,
     FLOOR,
+    NEEDED,
     RATE,
-    WITHOUT,
+    TIED,
+    UNTIED,
     Settings,
     check_settings,
     followed,
@@ -24,17 +27,13 @@ from native_mup import (
     tensors,
     told_by_megatron,
 )
-from pico import CONFIGS, make_checkpoint
-from stage_runs import NEWER
+from pico import make_checkpoint
 
 from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
 from flmgrow.model.tensors import LogicalTensor
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.skipif(not NEWER, reason=WITHOUT)]
-COPY = ("--method", "copy", "--copy-noise", 0)
-UNTIED = replace(CONFIGS["tele"], positions="none")
-TIED = replace(CONFIGS["gpt"], positions="none", tied=True)
+pytestmark = NEEDED
 FORMS = {
     "megatron": False, "torch_dist": False, "megatron distributed": True,
     "torch_dist distributed": True,
