@@ -77,8 +77,8 @@ def notes_on(run: RunConfig, data: StageData) -> Iterator[str]:
         yield from (f"{told}{note}" for note in read_again(validated(run, part), part.once))
     if data.validation and data.tokenizer.byte_lengths is None:
         yield (
-            "a validation tells no bits per byte: which bytes a token is depends, with this "
-            "tokenizer, on those beside it"
+            "a validation tells no bits per byte: with this tokenizer, the bytes of a token depend "
+            "on those beside it, or are not known"
         )
 
 

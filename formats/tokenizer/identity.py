@@ -49,6 +49,14 @@ def digest_of_ranks(ranks: Iterable[tuple[bytes, int]]) -> str:
     return _sha256(sorted((rank, token.hex()) for token, rank in ranks))
 
 
+def prepend_scheme(step: Mapping[str, Any]) -> str:
+    """Return where a ``Metaspace`` step puts its mark: before a text ``always`` or ``never``, or
+    before the ``first`` of its parts only.
+    """
+    always = step.get("add_prefix_space", True)
+    return str(step.get("prepend_scheme") or ("always" if always else "never"))
+
+
 def _plain(value: Any) -> Any:
     """Return a part of a ``tokenizer.json`` with what it means where there are ways to say it."""
     if isinstance(value, list):
@@ -67,8 +75,8 @@ def _plain(value: Any) -> Any:
             plain["added_tokens"], key=partial(json.dumps, sort_keys=True)
         )
     if value.get("type") == "Metaspace":
-        always = plain.pop("add_prefix_space", True)
-        plain.setdefault("prepend_scheme", "always" if always else "never")
+        plain["prepend_scheme"] = prepend_scheme(value)
+        plain.pop("add_prefix_space", None)
         plain.pop("str_rep", None)
     return {
         key: inner

@@ -29,12 +29,13 @@ INSTALL = "pip install 'flmgrow[train]'"
 class ByteLengths:
     """The bytes of text that each id is, (vocabulary,); of one that is no text 0.
 
-    Where encoding puts something before a text, it is ``added`` bytes of the first token, which is
-    known by standing behind one of ``apart``, the ids that are never part of a text.
+    Where encoding puts something before a text, the first token has those of ``of_first``
+    (vocabulary,) instead. It is known by standing behind one of ``apart``, the ids that are never
+    part of a text.
     """
 
     of_ids: IntArray
-    added: int = 0
+    of_first: IntArray | None = None
     apart: frozenset[int] = frozenset()
 
     def of(self, tokens: IntArray, before: IntArray) -> int:
@@ -42,10 +43,10 @@ class ByteLengths:
         (count,).
         """
         lengths = self.of_ids[tokens]
-        if not self.added:
-            return int(lengths.sum())
-        first = np.isin(before, list(self.apart)) & (lengths > 0)
-        return int(lengths.sum()) - self.added * int(first.sum())
+        if self.of_first is not None:
+            first = np.isin(before, list(self.apart))
+            lengths = np.where(first, self.of_first[tokens], lengths)
+        return int(lengths.sum())
 
 
 class Tokenizer(Protocol):

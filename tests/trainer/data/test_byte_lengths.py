@@ -46,6 +46,34 @@ PREPENDED: dict[str, Any] = {
 """The way there and back of Llama 2's vocabulary: each text has a mark before it."""
 
 
+MARK = "▁"
+WAYS_BACK = ("none", "metaspace", "strip")
+
+
+def metaspace(scheme: str, *, split: bool = False) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": MARK, "prepend_scheme": scheme, "split": split}
+
+
+def in_sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def make_metaspace(path: Path, scheme: str, *, split: bool, back: str, **parts: Any) -> Path:
+    """Write a tokenizer whose ``Metaspace`` writes spaces as marks, and what takes them ``back``:
+    a decoder of that kind, or as Llama 2's, or none that it says.
+    """
+    step = metaspace(scheme, split=split)
+    decoders: dict[str, Any] = {
+        "none": None,
+        "metaspace": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, step]},
+        "strip": PREPENDED["decoder"],
+    }
+    if scheme == "never":
+        decoders["strip"] = {"type": "Sequence", "decoders": PREPENDED["decoder"]["decoders"][:-1]}
+    ways = {"normalizer": None, "pre_tokenizer": step, "decoder": decoders[back]}
+    return make_marked(path, **ways, **parts)
+
+
 def _opened(kind: str, folder: Path) -> Tokenizer:
     if kind == "bytes":
         return open_tokenizer("bytes")
@@ -98,6 +126,49 @@ def test_a_mark_before_a_text_is_none_of_it(tmp_path: Path) -> None:
     assert lengths.of_ids[tokenizer.encode("th")].sum() == 3
 
 
+@pytest.mark.parametrize("back", WAYS_BACK)
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_marks_of_metaspace_add_up_to_the_text(
+    tmp_path_factory: pytest.TempPathFactory, scheme: str, split: bool, back: str
+) -> None:
+    """Where a mark is put before a text, one that begins with a space has the tokens of the one
+    without, and counts as that.
+    """
+    folder = tmp_path_factory.mktemp("tokenizer")
+    path = make_metaspace(folder / "tokenizer.json", scheme, split=split, back=back)
+    tokenizer = open_tokenizer(str(path))
+
+    @given(documents=st.lists(TEXTS | st.text(" th\n", max_size=6), max_size=4))
+    def check(documents: list[str]) -> None:
+        marked = sum(text.startswith(" ") for text in documents) if scheme != "never" else 0
+        assert size_of(tokenizer, documents) == len("".join(documents).encode()) - marked
+
+    check()
+    alike = np.array_equal(tokenizer.encode("th"), tokenizer.encode(" th"))
+    assert alike == (scheme != "never")
+    assert size_of(tokenizer, ["th th", "é", ""]) == 7
+
+
+def test_of_a_text_that_is_cut_the_first_part_alone_has_a_mark(tmp_path: Path) -> None:
+    digits = {"type": "Digits", "individual_digits": True}
+    cut = in_sequence(digits, metaspace("first"))
+    parts = {"pre_tokenizer": cut, "decoder": metaspace("first"), "normalizer": None}
+    tokenizer = open_tokenizer(str(make_marked(tmp_path / "tokenizer.json", **parts)))
+    assert size_of(tokenizer, ["a1th 2", "1th"]) == 9
+
+
+def test_a_mark_that_has_no_token_is_not_told(tmp_path: Path) -> None:
+    """It would be bytes of the text, one by one."""
+    path = make_metaspace(tmp_path / "tokenizer.json", "always", split=False, back="metaspace")
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["merges"] = [["t", "h"]]
+    vocabulary["~"] = vocabulary.pop(MARK)
+    path.write_text(json.dumps(content))
+    assert open_tokenizer(str(path)).byte_lengths is None
+
+
 def test_a_text_that_has_the_mark_itself_counts_it_as_a_space(tmp_path: Path) -> None:
     """As it comes back: SentencePiece has one token for both."""
     tokenizer = open_tokenizer(str(make_marked(tmp_path / "tokenizer.json")))
@@ -109,9 +180,16 @@ def test_a_text_that_has_the_mark_itself_counts_it_as_a_space(tmp_path: Path) ->
     "parts",
     [
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]}},
-        {"pre_tokenizer": {
-            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False,
-        }},
+        {"pre_tokenizer": metaspace("first")},
+        {"pre_tokenizer": metaspace("first"), "decoder": metaspace("never")},
+        {"pre_tokenizer": metaspace("never"), "decoder": metaspace("always")},
+        {"pre_tokenizer": metaspace("never"), "decoder": {"type": "Fuse"}},
+        {"pre_tokenizer": in_sequence({"type": "Digits", "individual_digits": True},
+                                      metaspace("always")), "decoder": metaspace("always")},
+        {"pre_tokenizer": in_sequence({"type": "WhitespaceSplit"}, metaspace("first")),
+         "decoder": metaspace("first")},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"String": "t"}, "behavior": "Removed",
+                           "invert": False}},
         {"decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},
@@ -129,7 +207,9 @@ def test_a_text_that_has_the_mark_itself_counts_it_as_a_space(tmp_path: Path) ->
             "lstrip": False, "rstrip": False, "normalized": False,
         }]},
     ],
-    ids=["a space is added", "metaspace", "a space is taken off", "a pattern", "word pieces",
+    ids=["a space is added", "metaspace adds", "metaspace adds and the way back does not know",
+         "metaspace takes off", "metaspace stays", "metaspace adds in the middle",
+         "white space is lost", "text is lost", "a space is taken off", "a pattern", "word pieces",
          "a space is added behind tokens, too"],
 )  # fmt: skip
 def test_what_depends_on_its_neighbours_is_not_told(parts: dict[str, Any], tmp_path: Path) -> None:
