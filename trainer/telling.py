@@ -4,6 +4,7 @@ These are values and texts; :mod:`flmgrow.trainer.metrics` brings them to people
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flmgrow.formats.history.manifest import methods_text
@@ -210,8 +211,11 @@ def notes(run: RunConfig) -> Iterator[str]:
     for name, reason in run.switches.left_out.items():
         yield f"training.switches: {name} is left out: {reason}"
     if checkpoint is not None:
-        for difference in differences(checkpoint.config, run.config):
+        longer = replace(checkpoint.config, max_positions=run.config.max_positions)
+        for difference in differences(longer, run.config):
             yield f"{difference}: another function from here on"
+        # A context that is only declared decides on no value, unlike what positions are made of.
+        yield from differences(checkpoint.config, longer)
     if run.frozen:
         told = frozen_text(run.frozen, run.still, run.config, run.unfreezes_at, run.last)
         yield f"training.freeze: {told}"

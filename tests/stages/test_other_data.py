@@ -123,7 +123,7 @@ def test_a_run_whose_last_stage_reads_longer_texts_of_another_corpus(
     ]
     told = carried_out(schedule(data, tmp_path, late, num_layers=3, rotary={"base": 5e4}))
     assert "note: model.rotary.base is 50000.0, was 10000.0: another function from here on" in told
-    assert "note: model.max_position_embeddings is 64, was 32: another function" in told
+    assert "note: model.max_position_embeddings is 64, was 32\n" in told
     assert "data.sequence_length is 64 after step 6, was 32" in told
     ends = tmp_path / "run" / "02-large"
     small, large = readings(ends / "checkpoints")
