@@ -188,7 +188,12 @@ RMS_NORM_EPS = Field(
 LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),))
 NORM_EPSILON = Field("norm_epsilon", (Use((STARCODER2,), number, 1e-5, _norm_eps),))
 NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),))
-LAYER_NORM_EPSILON = Field("layer_norm_epsilon", (Use(GPTS, number, 1e-5, _norm_eps),))
+LAYER_NORM_EPSILON = Field[Any](
+    "layer_norm_epsilon",
+    (Use(GPTS, number, 1e-5, _norm_eps), Use[object]((STARCODER2,), as_it_is)),
+)
+"""StarCoder 2 of 7B was published with it, too, and goes by ``NORM_EPSILON``."""
+
 HIDDEN_ACT = Field[Any](
     "hidden_act",
     (
@@ -209,14 +214,17 @@ HIDDEN_ACTIVATION = Field(
         Use((GEMMA2, GEMMA3), choice(*GATED_ACTIVATIONS), _GELU, _gate),
     ),
 )
-ACTIVATION_FUNCTION = Field(
+ACTIVATION_FUNCTION = Field[Any](
     "activation_function",
     (
         _activation("gelu_new", GPT2),
         _activation("gelu_fast", FLM),
         _activation("gelu_pytorch_tanh", GPT_BIGCODE),
+        Use[object]((STARCODER2,), as_it_is),
     ),
 )
+"""StarCoder 2 of 7B was published with it, too, for gelu, and goes by ``HIDDEN_ACT``."""
+
 ATTENTION_BIAS = Field(
     "attention_bias",
     (

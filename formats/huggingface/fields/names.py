@@ -60,7 +60,7 @@ HARMLESS = frozenset(
     problem_type id2label label2id num_labels finetuning_task task_specific_params output_past
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     kv_channels inference_runner max_batch_size pad_key_length pre_allocate_kv_cache
-    validate_runner_input cache_implementation
+    validate_runner_input runner_max_sequence_length cache_implementation internal_version
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences begin_suppress_tokens

@@ -1,14 +1,16 @@
-"""Configurations of published models, field by field: each is understood, and nothing vouched for.
+"""Models that were published, field by field: each is understood, and nothing vouched for.
 
-Nemotron's (of 4B), Phi-3-mini's and Pythia's (of 1B) are as public code quotes them. The others
-were put together from the defaults of transformers' classes, quotations of parts, and memory: a
-field of theirs may be missing here, or stand here for another value.
+Those of which another program has the whole file are read from there (``published_models.py``). Of
+the others no whole file was found: they are put together from the defaults of transformers'
+classes, which name the model, and from quotations of parts (``published.json`` has those of OLMo 2,
+of 1B, and of SmolLM3). A field of theirs may be missing here, or stand here for another value.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from published_models import fields_of
 
 from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import ReadOptions
@@ -37,33 +39,6 @@ PYTHIA = {  # of 1B
     "torch_dtype": "float16", "transformers_version": "4.24.0", "use_cache": True,
     "use_parallel_residual": True, "vocab_size": 50304,
 }  # fmt: skip
-PHI3 = {
-    **_USUAL, "_name_or_path": "Phi-3-mini-4k-instruct", "architectures": ["Phi3ForCausalLM"],
-    "auto_map": {
-        "AutoConfig": "configuration_phi3.Phi3Config",
-        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
-    },
-    "bos_token_id": 1, "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu",
-    "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
-    "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
-    "num_key_value_heads": 32, "original_max_position_embeddings": 4096, "pad_token_id": 32000,
-    "resid_pdrop": 0.0, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
-    "sliding_window": 2047, "tie_word_embeddings": False, "attention_bias": False,
-    "vocab_size": 32064,
-}  # fmt: skip
-PHI4 = {
-    **PHI3, "hidden_size": 5120, "intermediate_size": 17920, "max_position_embeddings": 16384,
-    "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 10,
-    "original_max_position_embeddings": 16384, "rope_theta": 250000, "sliding_window": None,
-    "vocab_size": 100352,
-}  # fmt: skip
-PHI4_MINI = {  # all factors alike, in place of those published
-    **PHI3, "hidden_size": 3072, "max_position_embeddings": 131072, "num_attention_heads": 24,
-    "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "sliding_window": 262144,
-    "tie_word_embeddings": True, "vocab_size": 200064, "mlp_bias": False, "full_attn_mod": 1,
-    "interpolate_factor": 1, "lm_head_bias": False,
-    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.5] * 48},
-}  # fmt: skip
 SMOLLM3 = {
     **_USUAL, "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False,
     "bos_token_id": 128000, "eos_token_id": 128012, "hidden_act": "silu", "hidden_size": 2048,
@@ -74,15 +49,6 @@ SMOLLM3 = {
     "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000.0,
     "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False,
     "vocab_size": 128256, "pad_token_id": 128004,
-}  # fmt: skip
-STARCODER2 = {
-    **_USUAL, "architectures": ["Starcoder2ForCausalLM"], "bos_token_id": 0, "eos_token_id": 0,
-    "embedding_dropout": 0.1, "residual_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh",
-    "hidden_size": 3072, "intermediate_size": 12288, "max_position_embeddings": 16384,
-    "mlp_type": "default", "model_type": "starcoder2", "norm_epsilon": 1e-05,
-    "norm_type": "layer_norm", "num_attention_heads": 24, "num_hidden_layers": 30,
-    "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "sliding_window": 4096,
-    "use_bias": True, "vocab_size": 49152,
 }  # fmt: skip
 STARCODER = {
     **_USUAL, "architectures": ["GPTBigCodeForCausalLM"], "model_type": "gpt_bigcode",
@@ -95,15 +61,6 @@ STARCODER = {
     "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
     "summary_type": "cls_index", "summary_use_proj": True, "validate_runner_input": True,
     "vocab_size": 49152,
-}  # fmt: skip
-STABLELM = {
-    **_USUAL, "architectures": ["StableLmForCausalLM"], "bos_token_id": 100257,
-    "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
-    "layer_norm_eps": 1e-05, "max_position_embeddings": 4096, "model_type": "stablelm",
-    "num_attention_heads": 32, "num_hidden_layers": 24, "num_key_value_heads": 32,
-    "partial_rotary_factor": 0.25, "rope_theta": 10000, "tie_word_embeddings": False,
-    "use_qkv_bias": True, "vocab_size": 100352, "qk_layernorm": False,
-    "use_parallel_residual": False, "hidden_dropout": 0.0,
 }  # fmt: skip
 SEED_OSS = {
     **_USUAL, "architectures": ["SeedOssForCausalLM"], "attention_bias": True,
@@ -123,7 +80,7 @@ ARCEE = {  # from before its texts were made longer, which takes a scaling of it
     "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "vocab_size": 128004, "bos_token_id": 128000, "eos_token_id": 128001,
 }  # fmt: skip
-OLMO2 = {  # of 7B, from memory
+OLMO2 = {  # of 7B
     **_USUAL, "architectures": ["Olmo2ForCausalLM"], "attention_bias": False,
     "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
     "max_position_embeddings": 4096, "model_type": "olmo2", "num_attention_heads": 32,
@@ -131,43 +88,7 @@ OLMO2 = {  # of 7B, from memory
     "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000,
     "tie_word_embeddings": False, "vocab_size": 100352,
 }  # fmt: skip
-GEMMA = {  # of 2B, from memory
-    **_USUAL, "architectures": ["GemmaForCausalLM"], "attention_bias": False, "bos_token_id": 2,
-    "eos_token_id": 1, "head_dim": 256, "hidden_act": "gelu", "hidden_activation": None,
-    "hidden_size": 2048, "intermediate_size": 16384, "max_position_embeddings": 8192,
-    "model_type": "gemma", "num_attention_heads": 8, "num_hidden_layers": 18,
-    "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-06, "rope_scaling": None,
-    "rope_theta": 10000.0, "vocab_size": 256000,
-}  # fmt: skip
-GEMMA2 = {  # of 2B, from memory
-    **GEMMA, "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0,
-    "cache_implementation": "hybrid", "final_logit_softcapping": 30.0,
-    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": 2304, "intermediate_size": 9216, "model_type": "gemma2",
-    "num_hidden_layers": 26, "num_key_value_heads": 4, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "sliding_window_size": 4096,
-}  # fmt: skip
-GEMMA3 = {  # of 1B, from memory
-    **_USUAL, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
-    "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid",
-    "eos_token_id": [1, 106], "final_logit_softcapping": None, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
-    "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
-    "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0,
-    "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000,
-    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
-    "sliding_window_pattern": 6, "vocab_size": 262144,
-}  # fmt: skip
-GEMMA3_12B = {  # what its text_config says, from memory; half as many layers
-    **{name: value for name, value in GEMMA3.items() if name != "sliding_window_pattern"},
-    "hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16,
-    "num_hidden_layers": 24, "num_key_value_heads": 8, "sliding_window": 1024,
-    "max_position_embeddings": 131072, "use_bidirectional_attention": False,
-    "_sliding_window_pattern": 6,
-    "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 4,
-    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "vocab_size": 262208,
-}  # fmt: skip
-MISTRAL = {  # of 7B v0.1, from memory
+MISTRAL = {  # of 7B v0.1
     **_USUAL, "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
     "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
     "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
@@ -175,14 +96,18 @@ MISTRAL = {  # of 7B v0.1, from memory
     "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
     "vocab_size": 32000,
 }  # fmt: skip
-QWEN2 = {  # of 7B, from memory; with its windows turned on
-    **_USUAL, "architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643,
-    "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 3584,
-    "intermediate_size": 18944, "max_position_embeddings": 131072, "max_window_layers": 26,
-    "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28,
-    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
-    "sliding_window": 4096, "tie_word_embeddings": False, "use_sliding_window": True,
-    "use_mrope": False, "vocab_size": 152064,
+PHI3 = fields_of("microsoft/Phi-3-mini-4k-instruct")
+PHI4 = fields_of("microsoft/phi-4")
+PHI4_MINI = fields_of("microsoft/Phi-4-mini-instruct")
+STARCODER2 = fields_of("bigcode/starcoder2-7b")
+STABLELM = fields_of("stabilityai/stablelm-2-zephyr-1_6b")
+GEMMA = fields_of("google/gemma-2b")
+GEMMA2 = fields_of("google/gemma-2-2b-it")
+GEMMA3 = fields_of("google/gemma-3-1b-it")
+GEMMA3_12B = fields_of("google/gemma-3-12b-it")
+QWEN2 = {  # with its windows turned on
+    **fields_of("Qwen/Qwen2.5-7B-Instruct"), "use_sliding_window": True, "max_window_layers": 26,
+    "sliding_window": 4096,
 }  # fmt: skip
 
 _GEMMA = ModelConfig(
@@ -231,7 +156,10 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
             vocab=200064, max_positions=131072, tied=True,
             rotary=RotarySettings(
                 percent=0.75,
-                longrope=LongRope((1.0,) * 48, (2.5,) * 48, 4096, 1.1902380714238083),
+                longrope=LongRope(
+                    (1.0,) * 48, tuple(map(float, PHI4_MINI["rope_scaling"]["long_factor"])),
+                    4096, 1.1902380714238083,
+                ),
             ),
         ),
     ),
@@ -244,13 +172,12 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
             layer_kinds=(*(LayerKind(),) * 3, LayerKind(rotates=False)) * 9,
         ),
     ),
-    "StarCoder 2 3B": (
+    "StarCoder 2 7B": (
         STARCODER2,
         ModelConfig(
-            layers=30, hidden=3072, ffn=12288, kv_groups=2, queries_per_group=12, head_dim=128,
+            layers=32, hidden=4608, ffn=18432, kv_groups=4, queries_per_group=9, head_dim=128,
             vocab=49152, max_positions=16384, activation="gelu_tanh",
-            rotary=RotarySettings(base=999999.4420358813),
-            layer_kinds=(LayerKind(4096),) * 30,
+            rotary=RotarySettings(base=1e6), layer_kinds=(LayerKind(4096),) * 32,
         ),
     ),
     "StarCoder": (
@@ -304,17 +231,17 @@ PUBLISHED: dict[str, tuple[Mapping[str, object], ModelConfig]] = {
     "Gemma 3 12B": (
         GEMMA3_12B,
         replace(
-            _GEMMA, layers=24, hidden=3840, ffn=15360, kv_groups=8, queries_per_group=2,
+            _GEMMA, layers=48, hidden=3840, ffn=15360, kv_groups=8, queries_per_group=2,
             vocab=262208, max_positions=131072, norm_places="around", qk_norm=True,
             rotary=RotarySettings(base=1e6, interpolation=8.0),
-            layer_kinds=(*(_LOCAL_12B,) * 5, LayerKind()) * 4,
+            layer_kinds=(*(_LOCAL_12B,) * 5, LayerKind()) * 8,
         ),
     ),
     "Qwen2 7B in windows": (
         QWEN2,
         replace(
             _PHI, layers=28, hidden=3584, ffn=18944, kv_groups=4, queries_per_group=7,
-            vocab=152064, max_positions=131072, norm_eps=1e-6, qkv_bias=True,
+            vocab=152064, max_positions=32768, norm_eps=1e-6, qkv_bias=True,
             rotary=RotarySettings(base=1e6),
             layer_kinds=(*(LayerKind(),) * 26, *(LayerKind(4096),) * 2),
         ),
@@ -346,7 +273,7 @@ def test_a_published_model_is_understood(name: str) -> None:
 
 
 def test_code_that_transformers_has_by_now_is_known_by_its_names() -> None:
-    other = {**PHI4, "auto_map": {"AutoModelForCausalLM": "modeling_other.Phi3ForCausalLM"}}
+    other = {**PHI3, "auto_map": {"AutoModelForCausalLM": "modeling_other.Phi3ForCausalLM"}}
     with pytest.raises(BadCheckpointError, match="auto_map"):
         read_fields(family_of(other, "x"), other, "x")
 
