@@ -26,7 +26,7 @@ from flmgrow.trainer.data.course import Course, course_of
 from flmgrow.trainer.data.samples import digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.megatron.switches import Switches, switches_of
+from flmgrow.trainer.megatron.switches import Computed, Switches, switches_of
 from flmgrow.trainer.stage.changes import (
     CHANGES,
     NEXT_SAMPLE,
@@ -92,7 +92,11 @@ class RunConfig:
     @property
     def switches(self) -> Switches:
         """megatron-core's own faster ways of computing that it takes."""
-        return switches_of(self.stage.training.switches, self.config)
+        stage, tp = self.stage, self.layout.tp
+        cut = tp if stage.layout.sequence_parallel else 1
+        masked = any(mask.value < 1.0 for mask in self.begin.masks.values())
+        computed = Computed(self.config, masked, tp, stage.data.sequence_length // cut)
+        return switches_of(stage.training.switches, computed)
 
     @property
     def clock(self) -> Clock:

@@ -21,7 +21,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from flmgrow.model.config import ModelConfig, RotarySettings
-from flmgrow.trainer.megatron.core import AttnMaskType, DotProductAttention, SelfAttention
+from flmgrow.trainer.megatron.core import (
+    AttnMaskType,
+    DotProductAttention,
+    SelfAttention,
+    TEDotProductAttention,
+)
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -101,6 +106,31 @@ class FusedAttention(DotProductAttention):  # type: ignore[misc]
             or (query.device.type == "cpu" and query.dtype in _HALF)
             or any(others.get(name) is not None for name in ("attention_bias", "packed_seq_params"))
         )
+
+
+class EngineAttention(FusedAttention):
+    """Causal attention by Transformer Engine, and by torch where there is a mask.
+
+    Transformer Engine's passes over a mask beside causality, or writes down all scores for it.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.engine = TEDotProductAttention(*arguments, **settings)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **others: Any,
+    ) -> Tensor:
+        """Return the context (positions, batch, heads * head_dim), as :class:`FusedAttention`."""
+        if attention_mask is not None:
+            return super().forward(query, key, value, attention_mask, **others)
+        context: Tensor = self.engine(query, key, value, None, **others)
+        return context
 
 
 class DepthScaledAttention(FusedAttention):

@@ -18,10 +18,14 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.extensions.transformer_engine import TEDotProductAttention, TENorm
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.jit import jit_fuser
 from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import (
     OptimizerConfig,
@@ -42,7 +46,7 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
-from megatron.core.utils import get_pg_rank, get_pg_size
+from megatron.core.utils import get_pg_rank, get_pg_size, get_te_version
 
 __all__ = [
     "AttnMaskType",
@@ -61,17 +65,21 @@ __all__ = [
     "RowParallelLinear",
     "SelfAttention",
     "Split",
+    "TEDotProductAttention",
+    "TENorm",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "finalize_model_grads",
     "get_bias_dropout_add",
     "get_forward_backward_func",
     "get_gpt_layer_local_spec",
+    "get_gpt_layer_with_transformer_engine_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
     "get_pg_rank",
     "get_pg_size",
     "get_standard_config_overrides",
+    "get_te_version",
     "get_transformer_layer_offset",
     "jit_fuser",
     "parallel_state",

@@ -4,7 +4,7 @@ A model described once, as ModelConfig, must become the very same function in me
 megatron-core spreads the description over a TransformerConfig, a layer spec and GPTModel's own
 arguments, with defaults that differ from one another and between versions. The functions here set
 every value that changes the function explicitly, from one :class:`ModelConfig`, and refuse by name
-what megatron-core's local spec (plain torch, no Transformer Engine) cannot express. Masks, xPos and
+what megatron-core's layer specs cannot express. Masks, xPos and
 scores damped by depth come in through the layer specs (``layer_spec.py``), multipliers of the
 embedding and the logits through hooks: parameters and their names stay those of an ordinary model.
 """
@@ -131,6 +131,7 @@ def transformer_config(
     # Not perform_initialization=False: with it, parameters lack the marks of tensor parallelism.
     fill = None if init_std is not None else _leave
     fused = {
+        "transformer_impl": "local",
         "bias_activation_fusion": False,
         "gradient_accumulation_fusion": False,
         **(switches or Switches()).settings,

@@ -48,13 +48,16 @@ class Scale:
 
 
 def kinds_by_key(config: ModelConfig) -> dict[str, Kind]:
-    """Return the kind of every parameter of megatron-core's GPT, by its key for any layer."""
+    """Return the kind of every parameter of megatron-core's GPT, by its keys for any layer: its own
+    and that in Transformer Engine's layers.
+    """
     tensors = logical_tensors(config)
     found: dict[str, Kind] = {}
     for row in ROWS:
         for part in row.parts:
             if part in tensors:
-                found.setdefault(row.key, kind_of(tensors[part]))
+                for fused in (False, True):
+                    found.setdefault(row.name(fused), kind_of(tensors[part]))
     return found
 
 

@@ -80,17 +80,17 @@ def parameters_of(
 ) -> list[Parameter]:
     """Return this rank's parameters in the order of its modules, chunk by chunk."""
     sizes = {**config.sizes, Axis.VOCAB: padded_vocab}
-    own = own_model_rank()
+    own, tensors = own_model_rank(), logical_tensors(config)
+    named = [(chunk, *each) for chunk, m in enumerate(models) for each in m.named_parameters()]
+    plain, fused = (placements(ROWS, tensors, sizes, layout, by) for by in (False, True))
+    here = {(chunk, name) for chunk, name, _ in named}
+    # Under Transformer Engine's names too it is stored as any: a norm with its own name.
     placed = {
-        (p.chunk, p.key): p
-        for p in placements(ROWS, logical_tensors(config), sizes, layout)
+        (own_name if (own_name := (f.chunk, f.key)) in here else (p.chunk, p.key)): p
+        for p, f in zip(plain, fused, strict=True)
         if p.rank == own
     }
-    found = [
-        Parameter(placed.pop((chunk, name)), tensor)
-        for chunk, model in enumerate(models)
-        for name, tensor in model.named_parameters()
-    ]
+    found = [Parameter(placed.pop((chunk, name)), tensor) for chunk, name, tensor in named]
     assert not placed, f"megatron-core has no {', '.join(key for _, key in placed)}"
     return found
 

@@ -4,6 +4,10 @@ They are asked for by name and never needed: some want a package or a GPU that i
 a model of a certain kind. What is asked for and cannot be had is told, and the stage trains without
 it.
 Each changes the rounding of a step, and no function; so what is taken is told where a stage begins.
+
+Numbers of 8 bits are scaled by the largest of the tensor at hand (megatron-core's ``tensorwise``),
+not by those of steps before (``delayed``): so nothing has to be carried through a checkpoint, a
+growth or another layout beside weights and moments, and a run goes on to the same bits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +19,39 @@ from typing import Any
 import torch
 
 from flmgrow.model.config import ModelConfig
-from flmgrow.trainer.megatron.core import rope_utils
+from flmgrow.trainer.megatron.core import get_te_version, rope_utils
+
+ENGINE = "transformer_engine"
+"""What megatron-core calls layers by Transformer Engine."""
+SIDE = 16
+"""What kernels of 8 bits have multiples of on each side of a matrix."""
+SCALES_AT_HAND = (2, 2)
+"""The first Transformer Engine that scales by the tensor at hand."""
+CAPABLE = (8, 9)
+"""The first compute capability that multiplies numbers of 8 bits."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What is computed: a model, of which some units are masked if ``is_masked``, on ``tp`` tensor
+    ranks, of which each has so many ``positions`` of a sample between linear layers.
+    """
+
+    config: ModelConfig
+    is_masked: bool = False
+    tp: int = 1
+    positions: int = 2048
 
 
 @dataclass(frozen=True)
 class Switch:
     """A way of computing: what it sets in megatron-core's TransformerConfig.
 
-    ``lacks`` says why it cannot be had for a model here, or None.
+    ``lacks`` says why it cannot be had for what is computed here, or None.
     """
 
     settings: Mapping[str, Any]
-    lacks: Callable[[ModelConfig], str | None]
+    lacks: Callable[[Computed], str | None]
 
 
 @dataclass(frozen=True)
@@ -42,25 +67,25 @@ class Switches:
         return {key: value for name in self.taken for key, value in SWITCHES[name].settings.items()}
 
 
-def switches_of(names: Sequence[str], config: ModelConfig) -> Switches:
-    """Return what becomes of the switches ``names`` for a model."""
-    reasons = {name: SWITCHES[name].lacks(config) for name in dict.fromkeys(names)}
+def switches_of(names: Sequence[str], computed: Computed) -> Switches:
+    """Return what becomes of the switches ``names`` for what is computed."""
+    reasons = {name: SWITCHES[name].lacks(computed) for name in dict.fromkeys(names)}
     taken = tuple(name for name, reason in reasons.items() if reason is None)
     return Switches(taken, {name: reason for name, reason in reasons.items() if reason is not None})
 
 
-def _nothing(_: ModelConfig) -> None:
+def _nothing(_: Computed) -> None:
     """Lack nothing: it is torch's own."""
 
 
-def _only_swiglu(config: ModelConfig) -> str | None:
+def _only_swiglu(computed: Computed) -> str | None:
     # Of GELU megatron-core fuses the approximation by tanh only: another function.
-    if config.activation == "swiglu":
-        return None
-    return f"it is there for swiglu, the model has {config.activation}"
+    activation = computed.config.activation
+    return None if activation == "swiglu" else f"it is there for swiglu, the model has {activation}"
 
 
-def _transformer_engine(config: ModelConfig) -> str | None:
+def _rotation(computed: Computed) -> str | None:
+    config = computed.config
     if config.positions != "rope":
         return f"it is there for rope, the model has {config.positions}"
     if config.rotary.interleaved:
@@ -72,12 +97,46 @@ def _transformer_engine(config: ModelConfig) -> str | None:
     return None
 
 
-def _apex(_: ModelConfig) -> str | None:
+def _apex(_: Computed) -> str | None:
     return _missing("fused_weight_gradient_mlp_cuda", "Apex's CUDA extensions")
 
 
-def _not_ours(_: ModelConfig) -> str:
-    return "it needs Transformer Engine's layers, the trainer's are torch's own"
+def _engine(computed: Computed) -> str | None:
+    if computed.is_masked:
+        return "Transformer Engine's layers know no masks, and one of the model's is below 1"
+    return _missing("transformer_engine", "Transformer Engine")
+
+
+def _eight_bits(computed: Computed) -> str | None:
+    for what, length in _sides(computed):
+        if length % SIDE:
+            return f"it multiplies what has multiples of {SIDE}: {what} is {length}"
+    if reason := _engine(computed):
+        return reason
+    if (version := get_te_version()).release < SCALES_AT_HAND:
+        return f"it needs Transformer Engine {_dotted(SCALES_AT_HAND)} or later, {version} is here"
+    if (found := torch.cuda.get_device_capability()) < CAPABLE:
+        wanted, has = _dotted(CAPABLE), _dotted(found)
+        return f"it needs a GPU of compute capability {wanted} or above, here is one of {has}"
+    return None
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _sides(computed: Computed) -> tuple[tuple[str, int], ...]:
+    """Return the sides of the matrices that a rank multiplies, by what they are."""
+    config, tp = computed.config, computed.tp
+    rank = "" if tp == 1 else " of a rank"
+    groups, by_group = config.kv_groups // tp, config.queries_per_group * config.head_dim
+    return (
+        ("hidden_size", config.hidden),
+        (f"ffn_hidden_size{rank}", config.ffn // tp),
+        (f"the heads' width{rank}", groups * by_group),
+        (f"the width of query, key and value{rank}", groups * (by_group + 2 * config.head_dim)),
+        (f"sequence_length{rank}", computed.positions),
+    )
 
 
 def _missing(module: str, what: str) -> str | None:
@@ -98,10 +157,13 @@ def _missing(module: str, what: str) -> str | None:
     return None
 
 
+ENGINE_LAYERS = {"transformer_impl": ENGINE}
+
 SWITCHES: Mapping[str, Switch] = {
     "cross_entropy_fusion": Switch({"cross_entropy_loss_fusion": True}, _nothing),
     "activation_fusion": Switch({"bias_activation_fusion": True}, _only_swiglu),
-    "rope_fusion": Switch({"apply_rope_fusion": True}, _transformer_engine),
+    "rope_fusion": Switch({"apply_rope_fusion": True}, _rotation),
     "gradient_accumulation_fusion": Switch({"gradient_accumulation_fusion": True}, _apex),
-    "fp8": Switch({}, _not_ours),
+    "transformer_engine": Switch(ENGINE_LAYERS, _engine),
+    "fp8": Switch({**ENGINE_LAYERS, "fp8": "hybrid", "fp8_recipe": "tensorwise"}, _eight_bits),
 }

@@ -89,6 +89,7 @@ SwitchName = Literal[
     "activation_fusion",
     "rope_fusion",
     "gradient_accumulation_fusion",
+    "transformer_engine",
     "fp8",
 ]
 """What :mod:`flmgrow.trainer.megatron.switches` knows, by name."""

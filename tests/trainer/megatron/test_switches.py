@@ -1,21 +1,27 @@
 """megatron-core's own faster ways compute the same; one that is not here costs a line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from packaging.version import Version
 from stage_runs import make_data, metrics, saved, write_stage
 from trained_here import small, trained_in
 
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.megatron.core import rope_utils
-from flmgrow.trainer.megatron.switches import SWITCHES, switches_of
+from flmgrow.trainer.megatron.switches import SWITCHES, Computed, Switches, switches_of
 from flmgrow.trainer.stage.training import SwitchName
 
 SIZES: dict[str, Any] = {
     "layers": 2, "hidden": 16, "ffn": 32, "kv_groups": 2, "queries_per_group": 1, "head_dim": 8,
     "vocab": 64, "max_positions": 32,
 }  # fmt: skip
+
+
+def of(names: Sequence[str], **changes: Any) -> Switches:
+    return switches_of(names, Computed(ModelConfig(**{**SIZES, **changes})))
 
 
 def test_a_stage_file_knows_them_all() -> None:
@@ -27,11 +33,14 @@ def test_a_stage_file_knows_them_all() -> None:
     [
         ({"activation": "gelu"}, "activation_fusion", "it is there for swiglu, the model has gelu"),
         ({"positions": "xpos"}, "rope_fusion", "it is there for rope, the model has xpos"),
-        ({}, "fp8", "it needs Transformer Engine's layers, the trainer's are torch's own"),
+        ({}, "fp8", "it needs Transformer Engine, not installed here"),
+        ({"hidden": 24}, "fp8", "it multiplies what has multiples of 16: hidden_size is 24"),
+        ({"ffn": 40}, "fp8", "it multiplies what has multiples of 16: ffn_hidden_size is 40"),
+        ({"kv_groups": 3}, "fp8", "it multiplies what has multiples of 16: the heads' width is 24"),
     ],
 )
 def test_what_cannot_be_had_says_why(changes: dict[str, Any], name: str, reason: str) -> None:
-    found = switches_of([name, "cross_entropy_fusion", name], ModelConfig(**SIZES, **changes))
+    found = of([name, "cross_entropy_fusion", name], **changes)
     assert found.left_out == {name: reason}
     assert found.taken == ("cross_entropy_fusion",)
     assert found.settings == {"cross_entropy_loss_fusion": True}
@@ -56,19 +65,21 @@ class Machine:
 
 
 def reason(name: str) -> str | None:
-    return switches_of([name], ModelConfig(**SIZES)).left_out.get(name)
+    return of([name]).left_out.get(name)
 
 
 def test_a_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, installed=False, gpu=True)
     assert reason(APEX) == "it needs Apex's CUDA extensions, not installed here"
-    assert reason("rope_fusion") == "it needs Transformer Engine, not installed here"
+    for name in ("rope_fusion", "transformer_engine", "fp8"):
+        assert reason(name) == "it needs Transformer Engine, not installed here"
 
 
 def test_a_package_is_of_no_use_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, installed=True, gpu=False)
     assert reason(APEX) == "it needs a GPU for Apex's CUDA extensions, none is here"
-    assert reason("rope_fusion") == "it needs a GPU for Transformer Engine, none is here"
+    for name in ("rope_fusion", "transformer_engine", "fp8"):
+        assert reason(name) == "it needs a GPU for Transformer Engine, none is here"
 
 
 def test_a_package_that_is_here_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +90,45 @@ def test_a_package_that_is_here_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
         "megatron-core finds no such kernel in the Transformer Engine that is installed here"
     )
     monkeypatch.setattr(rope_utils, "fused_apply_rotary_pos_emb", print)
-    found = switches_of(["rope_fusion", APEX], ModelConfig(**SIZES))
+    found = of(["rope_fusion", APEX])
     assert found.taken == ("rope_fusion", APEX)
     assert found.settings == {"apply_rope_fusion": True, APEX: True}
+
+
+def test_eight_bits_want_a_later_package_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, installed=True, gpu=True)
+    place = "flmgrow.trainer.megatron.switches."
+    found = {"version": Version("2.1.0"), "gpu": (8, 0)}
+    monkeypatch.setattr(place + "get_te_version", lambda: found["version"])
+    monkeypatch.setattr(place + "torch.cuda.get_device_capability", lambda: found["gpu"])
+    assert reason("transformer_engine") is None
+    assert reason("fp8") == "it needs Transformer Engine 2.2 or later, 2.1.0 is here"
+    found["version"] = Version("2.2.0")
+    assert reason("fp8") == (
+        "it needs a GPU of compute capability 8.9 or above, here is one of 8.0"
+    )
+    found["gpu"] = (8, 9)
+    assert of(["fp8"]).settings == {
+        "transformer_impl": "transformer_engine", "fp8": "hybrid", "fp8_recipe": "tensorwise",
+    }  # fmt: skip
+
+
+def test_where_masks_are_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, installed=True, gpu=True)
+    found = switches_of(["transformer_engine"], Computed(ModelConfig(**SIZES), is_masked=True))
+    wanted = "Transformer Engine's layers know no masks, and one of the model's is below 1"
+    assert found.left_out == {"transformer_engine": wanted}
+
+
+def test_what_a_rank_multiplies_counts() -> None:
+    """A rank of two has half of what is cut, of the positions, too, if they are."""
+    config = ModelConfig(**{**SIZES, "ffn": 48})
+    for computed, wanted in (
+        (Computed(config, tp=2), "ffn_hidden_size of a rank is 24"),
+        (Computed(config, positions=24), "sequence_length is 24"),
+    ):
+        found = switches_of(["fp8"], computed).left_out["fp8"]
+        assert found == f"it multiplies what has multiples of 16: {wanted}"
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
@@ -118,8 +165,10 @@ def test_the_steps_are_the_same_up_to_rounding(tmp_path: Path) -> None:
         .splitlines()[0]
         .endswith("begins with fresh weights  with cross_entropy_fusion, activation_fusion")
     )
-    note = "note: training.switches: fp8 is left out: it needs Transformer Engine's layers, the "
-    assert f"{note}trainer's are torch's own" in told["left out"].splitlines()
+    note = (
+        "note: training.switches: fp8 is left out: it needs Transformer Engine, not installed here"
+    )
+    assert note in told["left out"].splitlines()
     assert [record["loss"] for record in metrics(stages["left out"])] == losses
     weights = {path: found for path, found in saved(stages["none"], 6).items() if "__" in path}
     others = saved(stages["left out"], 6)

@@ -1,0 +1,5 @@
+"""What is common to all frameworks."""
+
+from . import recipe
+
+__all__ = ["recipe"]
