@@ -196,6 +196,7 @@ def course_in(data: StageData, run: RunConfig) -> Course:
         data.keys,
         stage.data.sequence_length,
         begin.carried,
+        begins=not begin.resumed,
         changes_here=stage.checkpoint.change_at == begin.iteration,
         differs=stage.data.differs and not begin.resumed,
         hint=_other_data(begin),

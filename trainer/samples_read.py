@@ -47,6 +47,7 @@ def samples_of_step(path: Path, step: int) -> Iterator[Json]:
         data.keys,
         stage.data.sequence_length,
         carried,
+        begins=not progress.steps,
         changes_here=stage.checkpoint.change_at == iteration,
         differs=stage.data.differs and not progress.steps,
     )

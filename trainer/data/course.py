@@ -112,12 +112,14 @@ def course_of(
     sequence_length: int,
     carried: Carried,
     *,
+    begins: bool = False,
     changes_here: bool = False,
     differs: bool = False,
     hint: str = "",
 ) -> Course:
     """Return how a stage reads ``mixture`` after what its checkpoint has ``carried``.
 
+    Where a stage ``begins``, sources that it asks for anew are read from their first sample.
     With ``differs`` the run may have read other data, and each source goes on from its own place.
     With ``changes_here`` the run goes on at the same places in what takes the place of its data
     (``checkpoint.change_at``). ``keys`` are what decides on the mixture, by a stage file's keys.
@@ -131,12 +133,14 @@ def course_of(
     if not carried.data:
         return plain
     same = _going_on(plain, carried)
-    if carried.data in digests_of(same.samples):
+    known = carried.data in digests_of(same.samples)
+    restarts = begins and any(source.anew for source in mixture.sources)
+    if known and not restarts:
         return same
     consumed, past = carried.consumed_samples, carried.readings
-    if changes_here:
+    if changes_here and not restarts:
         return replace(same, begin=consumed, before=past)
-    if not differs:
+    if not (known or changes_here or differs):
         differing = changes(carried.data_keys, keys) if carried.data_keys else ""
         digests = f"its digest is {carried.data}, now {plain.digest}"
         raise UsageError(

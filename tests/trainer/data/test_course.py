@@ -166,6 +166,28 @@ def test_texts_in_another_order_begin_anew_only_if_asked() -> None:
     assert sorted(read(resumed, 2)) == [("b", 2), ("c", 2)]
 
 
+@pytest.mark.parametrize("how", [{}, {"differs": True}, {"changes_here": True}])
+def test_the_same_data_begins_anew_where_a_stage_does(how: dict[str, Any]) -> None:
+    """What is asked for anew from its first sample, the rest from its place, and once."""
+    carried = after(on(mixture({"a": 1, "b": 1}), Carried()), 8)
+    mixed = mixture({"a": 1, "b": 1}, anew="b")
+    assert sorted(read(on(mixed, carried, **how), 2)) == [("a", 4), ("b", 4)]
+    course = on(mixed, carried, begins=True, **how)
+    assert sorted(read(course, 4)) == [("a", 4), ("a", 5), ("b", 0), ("b", 1)]
+    later = after(course, 4)
+    assert [(reading.begin, reading.origin) for reading in later.readings] == [(0, 0), (8, 8)]
+    assert sorted(read(on(mixed, later), 2)) == [("a", 6), ("b", 2)]
+    assert sorted(read(on(mixture({"a": 1, "b": 1}), later, begins=True), 2)) == [
+        ("a", 6), ("b", 2),
+    ]  # fmt: skip
+
+
+def test_other_data_is_refused_though_some_begins_anew() -> None:
+    carried = after(on(mixture({"a": 1}), Carried()), 4)
+    with pytest.raises(UsageError, match="consumed 4 samples of other data"):
+        on(mixture({"a": 1, "b": 1}, anew="ab"), carried, begins=True)
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_attention_that_stops_at_documents_leaves_places_as_they_are(before: bool) -> None:
     """They are the same samples in the same order, but it has to be asked for."""
