@@ -5,6 +5,7 @@ These are values and texts; :mod:`flmgrow.trainer.metrics` brings them to people
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 from flmgrow.formats.history.manifest import methods_text
@@ -21,6 +22,8 @@ from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
 from flmgrow.trainer.run_config import RunConfig
 from flmgrow.trainer.stage.freezing import frozen_text
 from flmgrow.trainer.stage.model import differences
+from flmgrow.trainer.stage.training import MaskSection
+from flmgrow.trainer.stage.watching import GuardSection
 from flmgrow.trainer.steps import Losses
 from flmgrow.trainer.validating import notes_on
 
@@ -116,12 +119,27 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     stage = run.stage
     steps = run.last - run.begin.iteration
     yield from ("note: " + note for note in data.notes)
+    yield from ("note: " + note for note in _not_begun_anew(run, data, course))
     for again, line in course.epochs(
         course.consumed + run.begin.progress.samples_left(stage, steps)
     ):
         yield f"{'note:' if again else f'{stage.name} '} {line}"
     if stage.log.validates:
         yield from ("note: " + note for note in notes_on(run, data))
+
+
+def _not_begun_anew(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
+    """Yield what a stage asks for anew after it has begun with it elsewhere."""
+    begin = run.begin
+    passed = sum(each.end - each.begin for each in course.passed_over)
+    most = begin.progress.samples(run.stage) + passed
+    places = course.places(course.consumed)
+    for source, place in zip(data.mixture.sources, places, strict=True):
+        if begin.resumed and source.anew and place > most:
+            yield (
+                f"{source.key}.begin: anew holds where a stage begins; {source.name} goes on at "
+                f"its sample {place:,}"
+            )
 
 
 def way_out(run: RunConfig, iteration: int, saved: int | None) -> str:
@@ -236,5 +254,29 @@ def notes(run: RunConfig) -> Iterator[str]:
     if left:
         values = ", ".join(f"{name} at {mask.value:.3g}" for name, mask in left.items())
         yield f"the stage ends before its masks are open: {values}"
+    yield from _without_effect(run)
     if stage.checkpoint.every is None and stage.steps > LONG:
         yield f"checkpoint.every is not given: {stage.steps:,} steps are saved at their end only"
+
+
+def _without_effect(run: RunConfig) -> Iterator[str]:
+    """Yield which settings of a stage do nothing in it, or less than they say."""
+    begin, stage = run.begin, run.stage
+    guard, kept = stage.guard, stage.checkpoint
+    if stage.masks != MaskSection() and not begin.masks and not begin.resumed:
+        yield "masks: what the stage begins with has none that are not open: nothing rises"
+    if guard.action == "stop":
+        if guard.rollbacks != GuardSection().rollbacks:
+            yield "guard.rollbacks: the stage never goes back, as guard.action is stop"
+        if guard.window != GuardSection().window and guard.spike is None and stage.growth is None:
+            yield "guard.window: no loss is compared with a mean, as guard.spike is not given"
+    elif kept.every is None:
+        yield (
+            "guard.action: it goes back to what the stage begins with, as checkpoint.every is not "
+            "given"
+        )
+    elif kept.keep is not None and kept.keep < (keep := 1 + ceil((guard.window - 1) / kept.every)):
+        yield (
+            f"checkpoint.keep: all {kept.keep} may lie in the guard.window of {guard.window} steps "
+            f"before a spike; to go back to before it keep {keep}"
+        )

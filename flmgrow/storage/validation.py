@@ -43,12 +43,18 @@ WANTED = {
 
 def problems(errors: Sequence[Mapping[str, Any]]) -> Text:
     """Return pydantic's findings on one line, the first few of them."""
-    parts = [
-        Text(f"{'.'.join(map(str, error['loc'])) or 'the whole'}: ", _problem(error))
-        for error in errors[:_SHOWN]
-    ]
+    parts = [Text(_place(error), _problem(error)) for error in errors[:_SHOWN]]
     more = [f"and {len(errors) - _SHOWN} more"] if errors[_SHOWN:] else []
     return Text("; ").join([*parts, *more])
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """Return where an error is, for the front of its text; what is ours says so itself if it is of
+    several places.
+    """
+    if not error["loc"] and error["type"] == "value_error":
+        return ""
+    return f"{'.'.join(map(str, error['loc'])) or 'the whole'}: "
 
 
 def _problem(error: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from flmgrow.text import Found, Setting, Text
 from flmgrow.trainer.stage.beginning import CheckpointSection, GrowthSection
 from flmgrow.trainer.stage.data import DataSection
 from flmgrow.trainer.stage.model import ModelSection, with_positions
-from flmgrow.trainer.stage.section import Name, Section, located, nearest
+from flmgrow.trainer.stage.section import Name, Section, keys_meant, located, nearest
 from flmgrow.trainer.stage.training import (
     LayoutSection,
     LearningRateSection,
@@ -41,6 +41,9 @@ _LENGTH = Setting("sequence_length")
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 _STATE_BYTES = 4
 """Of each state that is kept beside a weight."""
+
+_MEANT = 3
+"""The most keys that a hint names for one that there is not."""
 
 XPOS_REACH = 64
 """Scale bases from the centre to the farthest position: (0.4 / 1.4) ** 64 is 1e-35."""
@@ -67,8 +70,9 @@ class StageFile(Section):
         training, replicas = self.training, self.layout.dp
         for batch in training.sizes.all()[:2]:  # the others are as far apart
             if batch % (training.micro_batch * replicas):
+                key = "batch" if training.batch_ramp is None else "batch_ramp"
                 raise ValueError(
-                    f"a batch of {batch} does not divide into micro-batches of "
+                    f"training.{key}: a batch of {batch} does not divide into micro-batches of "
                     f"{training.micro_batch} on {replicas} replicas"
                 )
         return self
@@ -197,7 +201,10 @@ def stage_of(data: object, path: Path) -> StageFile:
     try:
         stage = StageFile.model_validate(data)
     except ValidationError as error:
-        raise UsageError(problems(error.errors()), "see docs/guides/train.md", where=path) from None
+        meant = keys_meant(StageFile, error.errors())
+        hint = f"did you mean {' or '.join(meant)}? " if 1 <= len(meant) <= _MEANT else ""
+        hint += "see docs/guides/train.md"
+        raise UsageError(problems(error.errors()), hint, where=path) from None
     return _located(stage, path.absolute().parent)
 
 

@@ -1,11 +1,13 @@
 """What all parts of a stage file have in common: amounts with units, names, paths, no guesswork."""
 
+import difflib
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -62,6 +64,41 @@ class Section(BaseModel):
     """A part of a stage file: nothing unknown, nothing converted by guesswork."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def keys_of(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Yield the keys that a section and those inside it take, as ``training.freeze.layers``."""
+    for name, field in section.model_fields.items():
+        yield above + name
+        for inner in _sections_in(field.annotation):
+            yield from keys_of(inner, f"{above}{name}.")
+
+
+def _sections_in(kind: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _sections_in(part)
+
+
+def keys_meant(section: type[BaseModel], errors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of ``section`` that may be meant by those of pydantic's ``errors`` which say
+    that there is no such key: one of another section with that name, or one beside it that is much
+    like it.
+    """
+    found: dict[str, None] = {}
+    for error in errors:
+        if error["type"] == "extra_forbidden":
+            *above, name = (str(part) for part in error["loc"] if not isinstance(part, int))
+            found |= dict.fromkeys(_keys_like(name, above, list(keys_of(section))))
+    return list(found)
+
+
+def _keys_like(name: str, above: list[str], keys: list[str]) -> list[str]:
+    split = {key: key.split(".") for key in keys}
+    beside = {last: key for key, (*before, last) in split.items() if before == above}
+    elsewhere = [key for key, (*_, last) in split.items() if last == name]
+    return elsewhere or [beside[near] for near in difflib.get_close_matches(name, beside, 1)]
 
 
 def located(name: str, folder: Path) -> str:

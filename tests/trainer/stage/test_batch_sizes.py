@@ -139,7 +139,10 @@ def test_a_warm_up_may_be_a_share() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "beyond the batch": ({"batch_ramp": [4, 5, 48]}, "from 4 by 5 does not lead to a batch of 16"),
     "not smaller": ({"batch_ramp": [16, 4, 48]}, "from 16 by 4 does not lead to a batch of 16"),
-    "uneven": ({"batch_ramp": [1, 1, 48]}, "a batch of 1 does not divide into micro-batches of 2"),
+    "uneven": (
+        {"batch_ramp": [1, 1, 48]},
+        "training.batch_ramp: a batch of 1 does not divide into micro-batches of 2",
+    ),
     "two numbers": ({"batch_ramp": [4, 4]}, "at least 3 items"),
     "nothing": ({"batch_ramp": [4, 0, 48]}, "greater than or equal to 1"),
 }

@@ -21,7 +21,7 @@ from stage_runs import MODEL, stage_data, write_stage
 from flmgrow.errors import UsageError
 from flmgrow.model.config import ModelConfig, Multipliers
 from flmgrow.storage.strict_yaml import MOST_BYTES
-from flmgrow.trainer.stage.file import StageFile, layout_of, read_stage
+from flmgrow.trainer.stage.file import StageFile, layout_of, read_stage, stage_of
 from flmgrow.trainer.stage.model import ModelSection
 from flmgrow.trainer.stage.section import Section, amount
 
@@ -83,6 +83,25 @@ def test_the_floor_is_reached_where_the_stage_ends_if_nothing_is_said() -> None:
     found = stage(learning_rate={"decay_tokens": None})
     assert found.decay_steps == found.steps
     assert stage(learning_rate={"decay_tokens": 100 * 8 * 32}).decay_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "meant"),
+    [
+        ({"freeze": "old"}, "did you mean training.freeze? see"),
+        ({"training": {"freeze": {"layer": "0-1"}}}, "did you mean training.freeze.layers? see"),
+        ({"learning_rate": {"peek": 1e-3}}, "did you mean learning_rate.peak? see"),
+        ({"training": {"warmup_samples": 8}}, "did you mean learning_rate.warmup_samples? see"),
+        ({"optimiser": {"beta1": 0.9}}, "did you mean optimizer? see"),
+        ({"training": {"grad_norm": 1}}, "see"),
+        ({"style": "wsd", "folder": "a"}, "did you mean learning_rate.style or checkpoint.folder?"),
+    ],
+)
+def test_a_hint_names_the_key_that_may_be_meant(changes: dict[str, Any], meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        stage_of(stage_data(Path("unread"), **changes), Path("stage.yaml"))
+    assert str(caught.value.hint).startswith(meant)
+    assert str(caught.value.hint).endswith("see docs/guides/train.md")
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -156,7 +175,7 @@ def test_what_cannot_be_meant_is_refused(case: str, tmp_path: Path) -> None:
     assert outcome.err.startswith(f"error: {path}: ")
     assert re.search(message, outcome.err)
     assert outcome.err.count("\n") == 2
-    assert "hint: see docs/guides/train.md" in outcome.err
+    assert re.search(r"hint: (did you mean .*\? )?see docs/guides/train.md", outcome.err)
 
 
 @pytest.mark.parametrize(
