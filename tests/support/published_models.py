@@ -1,14 +1,16 @@
 """``config.json`` of published models, as other programs have them (``published.json``).
 
 An entry names the model, and where its fields are from. "verbatim": the source holds the whole
-file. "quoted": it holds some of the fields, which are here as they stand there. The number of
-parameters is the one that transformers' own class has.
+file. "printed": it holds what transformers printed of it. "quoted": it holds some of the fields,
+which are here as they stand there. The number of parameters is the one that transformers' own class
+has. What has to be "vouched" for stops the reading otherwise.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.huggingface.config import family_of, read_fields
 from flmgrow.model.config import ModelConfig
 
@@ -28,4 +30,5 @@ def fields_of(name: str) -> Fields:
 def model_of(name: str) -> ModelConfig:
     """Return what the file of a model describes."""
     fields = fields_of(name)
-    return read_fields(family_of(fields, "x"), fields, "x")
+    options = ReadOptions(ignored_fields=tuple(FILES[name].get("vouched", ())))
+    return read_fields(family_of(fields, "x"), fields, "x", options)

@@ -173,6 +173,9 @@ def _norm_eps(config: ModelConfig) -> float:
     return config.norm_eps
 
 
+_NONE = (None,)
+"""What a family's file may say of another one's epsilon, as Seed-Coder's does, a Llama."""
+
 RMS_NORM_EPS = Field(
     "rms_norm_eps",
     (
@@ -184,13 +187,17 @@ RMS_NORM_EPS = Field(
         ),
         Use((ARCEE, PHI3, OLMO2), number, 1e-5, _norm_eps),
     ),
+    neutral=_NONE,
 )
-LAYER_NORM_EPS = Field("layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),))
-NORM_EPSILON = Field("norm_epsilon", (Use((STARCODER2,), number, 1e-5, _norm_eps),))
-NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),))
+LAYER_NORM_EPS = Field(
+    "layer_norm_eps", (Use((GPT_NEOX, STABLELM), number, 1e-5, _norm_eps),), _NONE
+)
+NORM_EPSILON = Field("norm_epsilon", (Use((STARCODER2,), number, 1e-5, _norm_eps),), _NONE)
+NORM_EPS = Field("norm_eps", (Use((NEMOTRON,), number, 1e-5, _norm_eps),), _NONE)
 LAYER_NORM_EPSILON = Field[Any](
     "layer_norm_epsilon",
     (Use(GPTS, number, 1e-5, _norm_eps), Use[object]((STARCODER2,), as_it_is)),
+    _NONE,
 )
 """StarCoder 2 of 7B was published with it, too, and goes by ``NORM_EPSILON``."""
 

@@ -2,8 +2,8 @@
 
 Those of which another program has the whole file are read from there (``published_models.py``). Of
 the others no whole file was found: they are put together from the defaults of transformers'
-classes, which name the model, and from quotations of parts (``published.json`` has those of OLMo 2,
-of 1B, and of SmolLM3). A field of theirs may be missing here, or stand here for another value.
+classes, which name the model, and from quotations of parts (``published.json`` has some). A field
+of theirs may be missing here, or stand here for another value.
 """
 
 from collections.abc import Mapping
@@ -80,27 +80,13 @@ ARCEE = {  # from before its texts were made longer, which takes a scaling of it
     "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "vocab_size": 128004, "bos_token_id": 128000, "eos_token_id": 128001,
 }  # fmt: skip
-OLMO2 = {  # of 7B
-    **_USUAL, "architectures": ["Olmo2ForCausalLM"], "attention_bias": False,
-    "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
-    "max_position_embeddings": 4096, "model_type": "olmo2", "num_attention_heads": 32,
-    "num_hidden_layers": 32, "num_key_value_heads": 32, "pad_token_id": 100277,
-    "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 500000,
-    "tie_word_embeddings": False, "vocab_size": 100352,
-}  # fmt: skip
-MISTRAL = {  # of 7B v0.1
-    **_USUAL, "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
-    "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
-    "max_position_embeddings": 32768, "model_type": "mistral", "num_attention_heads": 32,
-    "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
-    "vocab_size": 32000,
-}  # fmt: skip
 PHI3 = fields_of("microsoft/Phi-3-mini-4k-instruct")
 PHI4 = fields_of("microsoft/phi-4")
 PHI4_MINI = fields_of("microsoft/Phi-4-mini-instruct")
 STARCODER2 = fields_of("bigcode/starcoder2-7b")
 STABLELM = fields_of("stabilityai/stablelm-2-zephyr-1_6b")
+MISTRAL = fields_of("mistralai/Mistral-7B-v0.1")
+OLMO2 = fields_of("allenai/OLMo-2-1124-7B-Instruct")
 GEMMA = fields_of("google/gemma-2b")
 GEMMA2 = fields_of("google/gemma-2-2b-it")
 GEMMA3 = fields_of("google/gemma-3-1b-it")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import log
 
 import pytest
 from published_models import FILES, fields_of, model_of
@@ -10,7 +11,8 @@ from flmgrow.errors import BadCheckpointError
 from flmgrow.formats.checkpoint import ReadOptions
 from flmgrow.formats.huggingface.config import family_of, notes_on_fields, read_fields
 from flmgrow.formats.huggingface.config_writing import written_fields
-from flmgrow.model.config import LayerKind, RotarySettings
+from flmgrow.model.config import LayerKind, Multipliers, RotarySettings
+from flmgrow.model.rotary import Yarn
 from flmgrow.model.tensors import parameter_count
 
 
@@ -18,7 +20,8 @@ from flmgrow.model.tensors import parameter_count
 def test_a_published_file_is_read_without_a_note(name: str) -> None:
     assert parameter_count(model_of(name)) == FILES[name]["parameters"]
     fields = fields_of(name)
-    assert notes_on_fields(family_of(fields, "x"), fields, ReadOptions()) == []
+    options = ReadOptions(ignored_fields=tuple(FILES[name].get("vouched", ())))
+    assert notes_on_fields(family_of(fields, "x"), fields, options) == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -29,7 +32,7 @@ def test_what_is_written_of_it_says_the_same(name: str) -> None:
 
 
 def test_sources_are_named() -> None:
-    assert {entry["kind"] for entry in FILES.values()} == {"verbatim", "quoted"}
+    assert {entry["kind"] for entry in FILES.values()} == {"verbatim", "printed", "quoted"}
     assert all(entry["source"] for entry in FILES.values())
 
 
@@ -46,6 +49,8 @@ ROTARY: dict[str, RotarySettings] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": RotarySettings(base=1e5),
     "mistralai/Mistral-7B-Instruct-v0.3": RotarySettings(base=1e6),
     "togethercomputer/RedPajama-INCITE-Chat-3B-v1": RotarySettings(),
+    "EleutherAI/pythia-6.9b-deduped": RotarySettings(percent=0.25),
+    "tiiuae/Falcon3-7B-Instruct": RotarySettings(base=1000042.0),
     "google/gemma-3-12b-it": RotarySettings(base=1e6, interpolation=8.0),
 }
 
@@ -76,6 +81,39 @@ def test_a_window_that_is_switched_off_is_none(name: str) -> None:
     assert not fields["use_sliding_window"]
     config = model_of(name)
     assert all(config.kind(layer) == LayerKind() for layer in range(config.layers))
+
+
+def test_windows_of_all_layers() -> None:
+    for name in ("mistralai/Mistral-7B-v0.1", "dicta-il/dictalm2.0-instruct"):
+        assert model_of(name).layer_kinds == (LayerKind(4096),) * 32
+
+
+def test_a_field_that_only_its_maker_can_tell_of_stops_the_reading() -> None:
+    fields = fields_of("dicta-il/dictalm2.0-instruct")
+    with pytest.raises(BadCheckpointError, match="document_attention: found True") as refusal:
+        read_fields(family_of(fields, "x"), fields, "x")
+    assert "document_attention" in str(refusal.value.hint)
+
+
+def test_an_epsilon_of_another_norm_may_be_null_only() -> None:
+    fields = fields_of("ByteDance-Seed/Seed-Coder-8B-Base")
+    assert fields["layer_norm_eps"] is None
+    other = {**fields, "layer_norm_eps": 1e-5}
+    with pytest.raises(BadCheckpointError, match="layer_norm_eps: found 1e-05"):
+        read_fields(family_of(other, "x"), other, "x")
+
+
+def test_granite_multiplies() -> None:
+    wanted = Multipliers(embedding=12.0, output=1 / 16, attention=1 / 128, residual=0.22)
+    assert model_of("ibm-granite/granite-3.3-8b-instruct").multipliers == wanted
+
+
+def test_yarn_without_a_word_on_scores() -> None:
+    """They grow by a tenth of the factor's logarithm."""
+    yarn = model_of("arcee-ai/AFM-4.5B").rotary.yarn
+    assert yarn is not None
+    assert yarn.attention == pytest.approx(1 + 0.1 * log(20), rel=1e-12)
+    assert replace(yarn, attention=1.0) == Yarn(20.0, 4096)
 
 
 def test_a_window_longer_than_texts_is_none() -> None:
