@@ -20,6 +20,7 @@ from optimizer_states import states
 from pico import CONFIGS, even, make_checkpoint
 from pico_dist import save_dist
 from repository import ROOT
+from stage_runs import NEWER
 
 from flmgrow.formats.dcp.metadata import read_metadata
 from flmgrow.model.config import ModelConfig
@@ -41,10 +42,17 @@ FUSED = {
 }
 
 
-def run_megatron(ranks: int, *arguments: object) -> None:
+needs_newer = pytest.mark.skipif(
+    not NEWER, reason="FLMGROW_MEGATRON_019 does not name a folder with megatron-core 0.19 in it"
+)
+CORES = ["0.16", pytest.param("0.19", marks=needs_newer)]
+
+
+def run_megatron(ranks: int, *arguments: object, core: str = "0.16") -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "tests/support/megatron_fsdp.py", *map(str, arguments)]
-    paths = os.pathsep.join([str(ROOT / "examples"), str(ROOT)])
+    newer = [NEWER] if core == "0.19" else []
+    paths = os.pathsep.join([*newer, str(ROOT / "examples"), str(ROOT)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
@@ -94,17 +102,22 @@ def as_dist(fsdp: Path, path: Path) -> Path:
     return save_dist(path, args, state, {}, optimizer=optimizer)
 
 
+def assert_held(saved: Path, place: Path) -> None:
+    """What is read is what the ranks held."""
+    found, wanted = states(saved), states(as_dist(saved, place))
+    assert list(found) == list(wanted) == ["weight", "master", "exp_avg", "exp_avg_sq"]
+    for kind in wanted:
+        for name, values in wanted[kind].items():
+            assert same_bits(found[kind][name], values), (kind, name)
+
+
 def test_megatron_saves_and_flmgrow_reads(saved: Path, model: ModelConfig, tmp_path: Path) -> None:
     listed = read_metadata(next(saved.glob("iter_*"))).tensors
     cuts = [chunk.offsets[0] for chunk in listed[QKV].chunks]
     assert any(
         cut % ((model.queries_per_group + 2) * model.head_dim) for cut in cuts
     )  # in the middle of a group
-    found, wanted = states(saved), states(as_dist(saved, tmp_path / "dist"))
-    assert list(found) == list(wanted) == ["weight", "master", "exp_avg", "exp_avg_sq"]
-    for kind in wanted:
-        for name, values in wanted[kind].items():
-            assert same_bits(found[kind][name], values), (kind, name)
+    assert_held(saved, tmp_path / "dist")
     accepted("reshard", saved, tmp_path / "out", "--tp", "2", "--format", "torch_dist")
     accepted("verify", saved, tmp_path / "out")
 
@@ -143,16 +156,33 @@ def test_flmgrow_writes_and_megatron_goes_on(
 
 
 @pytest.mark.long
-def test_tensor_ranks_go_on_as_well(tmp_path: Path) -> None:
+@needs_newer
+@pytest.mark.parametrize(("saves", "loads"), [("0.19", "0.19"), ("0.16", "0.19"), ("0.19", "0.16")])
+def test_another_megatron_core_goes_on(tmp_path: Path, saves: str, loads: str) -> None:
+    legacy = make_checkpoint(tmp_path / "legacy", MODELS["llama"], dtype="bfloat16")
+    for name in ("fsdp", "written", "loaded"):
+        (tmp_path / name).mkdir()
+    run_megatron(2, "save", legacy, tmp_path / "fsdp", core=saves)
+    assert_held(tmp_path / "fsdp", tmp_path / "dist")
+    written = rewritten(tmp_path / "fsdp", tmp_path / "written", tp=1)
+    run_megatron(2, "load", legacy, written, tmp_path / "loaded", core=loads)
+    assert_went_on(tmp_path / "loaded", tmp_path / "fsdp", tmp_path / "fsdp")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize(("ranks", "tp"), [(2, 2), (4, 1)])
+def test_tensor_ranks_go_on_as_well(tmp_path: Path, ranks: int, tp: int, core: str) -> None:
+    """One replica of two tensor ranks, and two, which load what was written for ``tp``."""
     model = replace(MODELS["llama"], vocab=64)  # without padding, which is another on other ranks
     legacy = make_checkpoint(
         tmp_path / "legacy", model, even(model, tp=2), dtype="bfloat16", sequence_parallel=False
     )
     for name in ("saved", "written", "loaded"):
         (tmp_path / name).mkdir()
-    run_megatron(2, "save", legacy, tmp_path / "saved")
-    written = rewritten(tmp_path / "saved", tmp_path / "written", tp=2)
-    run_megatron(2, "load", legacy, written, tmp_path / "loaded")
+    run_megatron(ranks, "save", legacy, tmp_path / "saved", core=core)
+    written = rewritten(tmp_path / "saved", tmp_path / "written", tp=tp)
+    run_megatron(ranks, "load", legacy, written, tmp_path / "loaded", core=core)
     assert_went_on(tmp_path / "loaded", tmp_path / "saved", tmp_path / "saved")
 
 

@@ -12,6 +12,7 @@ from trained_here import small, trained_in
 from flmgrow.model.config import ModelConfig
 from flmgrow.trainer.megatron.core import rope_utils
 from flmgrow.trainer.megatron.switches import SWITCHES, Computed, Switches, switches_of
+from flmgrow.trainer.ranks import agreement
 from flmgrow.trainer.stage.training import SwitchName
 
 SIZES: dict[str, Any] = {
@@ -139,6 +140,30 @@ def test_a_package_that_is_broken_is_told(
     machine.imports = error("libcudart.so.12: cannot open\nand more")
     wanted = "it needs Apex's CUDA extensions, which cannot be imported here: "
     assert reason(APEX) == wanted + "libcudart.so.12: cannot open"
+
+
+TAKEN = "what is taken of training.switches"
+
+
+@pytest.mark.parametrize("there", [(), ("cross_entropy_fusion",)])
+def test_ranks_take_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...]
+) -> None:
+    """Another rank, which has packages of its own, is what this one hears of it."""
+    gathered = agreement.gathered
+
+    def with_another_rank(own: object) -> list[Any]:
+        met = gathered(own)
+        return [*met, {**own, TAKEN: there}] if isinstance(own, dict) and TAKEN in own else met
+
+    monkeypatch.setattr(agreement, "gathered", with_another_rank)
+    data = make_data(tmp_path / "data")
+    content = small(data, training={"switches": ["cross_entropy_fusion"], "steps": 1})
+    told = trained_in(tmp_path / "run", content, expect=0 if there else 2)
+    refusal = f"rank 1: {TAKEN} is (), rank 0 has ('cross_entropy_fusion',)"
+    assert (f"error: {refusal}" in told) is not bool(there)
+    assert ("hint: all ranks need the same files and packages" in told) is not bool(there)
+    assert bool(list((tmp_path / "run").rglob("iter_*"))) is bool(there)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from flmgrow.errors import StorageError
 from flmgrow.formats.dcp.metadata import read_metadata
 from flmgrow.formats.megatron.fsdp_dtensor import writer
+from flmgrow.model.mup import KIND, Kind
 from flmgrow.operators.target import Target, parse_methods
 from flmgrow.surgery.layout_request import LayoutRequest
 
@@ -281,6 +282,26 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     says = "holds grad_scaler: fsdp_dtensor has no place for it.*hint: .*--no-optimizer"
     refused(2, says, *into, place=tmp_path)
     accepted(*into, "--no-optimizer")
+
+
+@slow
+def test_a_param_group_without_parameters_is_refused(tmp_path: Path) -> None:
+    """Only parameters have settings there: those of no parameter would be lost."""
+    source = make_form(tmp_path / "a", "llama", 1)
+    (common,) = source.rglob("common.pt")
+    content = torch.load(common, weights_only=False)  # our own file
+    groups = content["optimizer"]["optimizer"]["param_groups"]
+    groups.append({**groups[1], KIND: str(Kind.HIDDEN)})  # matrices, but without weight decay
+    torch.save(content, common)
+    into = ("reshard", source, tmp_path / "b", "--format")
+    says = "a param group has no parameters: fsdp_dtensor .*hint: .*--format torch_dist"
+    refused(2, says, *into, "fsdp_dtensor", place=tmp_path)
+    accepted(*into, "torch_dist")
+    (common,) = (tmp_path / "b").rglob("common.pt")
+    assert (
+        torch.load(common, weights_only=False)["optimizer"]["optimizer"]["param_groups"] == groups
+    )
+    accepted("reshard", source, tmp_path / "c", "--format", "fsdp_dtensor", "--no-optimizer")
 
 
 def test_weights_without_masters_are_refused(tmp_path: Path) -> None:
