@@ -108,6 +108,7 @@ def test_a_run_is_evaluated_stage_beside_stage_and_once(
         evaluated("--dtype", "float32")
 
 
+@pytest.mark.slow
 def test_result_files_are_the_harness_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     from lm_eval.utils import (

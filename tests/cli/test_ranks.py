@@ -10,6 +10,7 @@ import pytest
 from commands import accepted, check_lines, flmgrow
 from pico import make_checkpoint
 from ranks_of import ended, start
+from sampling import first
 
 GROWTH = ("--ffn-hidden-size", 32, "--num-layers", 6, "--method", "zero", "--tp", 4, "--pp", 2)
 
@@ -78,7 +79,7 @@ def test_a_killed_rank_0_is_told_of_by_another(source: Path, tmp_path: Path) -> 
     assert others[1][2] == ""
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", first(1, [0, 1]))
 def test_an_interrupt_of_one_rank_ends_all_and_is_told_once(
     stopped: int, source: Path, tmp_path: Path
 ) -> None:

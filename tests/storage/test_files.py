@@ -234,6 +234,7 @@ class CountingOpenFiles(open_files.OpenFiles):
         self.most = max(self.most, open_below(self.folder))
 
 
+@pytest.mark.slow
 def test_threads_never_lose_a_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More threads than descriptors: each must wait for its turn, and read its own file."""
     counting = CountingOpenFiles(3, tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ranks_of import in_threads, world
+from sampling import first
 
 from flmgrow.errors import (
     BadCheckpointError,
@@ -105,6 +106,7 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
     assert "rank 1: has another plan" in str(errors[0])
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_is_waited_for_as_long_as_was_said(tmp_path: Path) -> None:
     def work(world: World) -> None:
         with ranks_in(tmp_path / "hidden", World(world.rank, 3, 3, "one", 4.0)) as ranks:
@@ -133,11 +135,14 @@ with ranks_in(Path(sys.argv[1]), World(1, 2, 2, "one", 60.0)) as ranks:
 
 @pytest.mark.parametrize(
     ("signal", "machine", "told"),
-    [
-        ("SIGKILL", "", "has ended"),
-        ("SIGSTOP", "", "no sign of life for 3 seconds"),
-        ("SIGKILL", "another", "no sign of life for 3 seconds"),
-    ],
+    first(
+        2,
+        [
+            ("SIGKILL", "", "has ended"),
+            ("SIGSTOP", "", "no sign of life for 3 seconds"),
+            ("SIGKILL", "another", "no sign of life for 3 seconds"),
+        ],
+    ),
 )
 def test_a_rank_that_died_or_stands_still_is_lost(
     signal: str, machine: str, told: str, tmp_path: Path

@@ -160,6 +160,7 @@ def test_a_launch_whose_ranks_still_write_is_not_joined_by_another(tmp_path: Pat
     check(out)
 
 
+@pytest.mark.slow
 def test_what_a_launch_that_did_not_meet_began_is_removed(tmp_path: Path) -> None:
     with pytest.raises(LostRankError, match="rank 1: not there"):
         make(tmp_path / "out", World(0, 2, 2, "one", 0.5))
