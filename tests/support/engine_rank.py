@@ -25,9 +25,10 @@ def told_file(stage: Path) -> Path:
     return stage.with_name("told.txt")
 
 
-def engine_environment() -> dict[str, str]:
-    """Return that of a process which finds the stand-in."""
-    return {**environment(), "PYTHONPATH": str(Path(__file__).with_name("engine"))}
+def engine_environment(*folders: str) -> dict[str, str]:
+    """Return that of a process which finds the stand-in, and looks into ``folders`` first, too."""
+    paths = (str(Path(__file__).with_name("engine")), *filter(None, folders))
+    return {**environment(), "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _train(stage: Path) -> None:

@@ -109,9 +109,10 @@ class FusedAttention(DotProductAttention):  # type: ignore[misc]
 
 
 class EngineAttention(FusedAttention):
-    """Causal attention by Transformer Engine, and by torch where there is a mask.
+    """Causal attention in 16 bits by Transformer Engine; by torch in 32, and where there is a mask.
 
-    Transformer Engine's passes over a mask beside causality, or writes down all scores for it.
+    Transformer Engine has no fused kernel for these: it writes down all scores, or passes over a
+    mask beside causality.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -127,7 +128,7 @@ class EngineAttention(FusedAttention):
         **others: Any,
     ) -> Tensor:
         """Return the context (positions, batch, heads * head_dim), as :class:`FusedAttention`."""
-        if attention_mask is not None:
+        if attention_mask is not None or query.dtype not in _HALF:
             return super().forward(query, key, value, attention_mask, **others)
         context: Tensor = self.engine(query, key, value, None, **others)
         return context

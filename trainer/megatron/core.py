@@ -18,7 +18,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.extensions.transformer_engine import TEDotProductAttention, TENorm
+from megatron.core.extensions.transformer_engine import HAVE_TE, TEDotProductAttention, TENorm
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.jit import jit_fuser
 from megatron.core.models.common.embeddings import rope_utils
@@ -49,6 +49,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.core.utils import get_pg_rank, get_pg_size, get_te_version
 
 __all__ = [
+    "HAVE_TE",
     "AttnMaskType",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",

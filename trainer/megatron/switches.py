@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from flmgrow.model.config import ModelConfig
-from flmgrow.trainer.megatron.core import get_te_version, rope_utils
+from flmgrow.trainer.megatron.core import HAVE_TE, get_te_version, rope_utils
 
 ENGINE = "transformer_engine"
 """What megatron-core calls layers by Transformer Engine."""
@@ -104,7 +104,9 @@ def _apex(_: Computed) -> str | None:
 def _engine(computed: Computed) -> str | None:
     if computed.is_masked:
         return "Transformer Engine's layers know no masks, and one of the model's is below 1"
-    return _missing("transformer_engine", "Transformer Engine")
+    if reason := _missing("transformer_engine", "Transformer Engine"):
+        return reason
+    return None if HAVE_TE else "megatron-core cannot use the Transformer Engine installed here"
 
 
 def _eight_bits(computed: Computed) -> str | None:

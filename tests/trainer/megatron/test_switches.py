@@ -100,6 +100,8 @@ def test_eight_bits_want_a_later_package_and_gpu(monkeypatch: pytest.MonkeyPatch
     Machine(monkeypatch, installed=True, gpu=True)
     place = "flmgrow.trainer.megatron.switches."
     found = {"version": Version("2.1.0"), "gpu": (8, 0)}
+    assert reason("fp8") == "megatron-core cannot use the Transformer Engine installed here"
+    monkeypatch.setattr(place + "HAVE_TE", True)
     monkeypatch.setattr(place + "get_te_version", lambda: found["version"])
     monkeypatch.setattr(place + "torch.cuda.get_device_capability", lambda: found["gpu"])
     assert reason("transformer_engine") is None

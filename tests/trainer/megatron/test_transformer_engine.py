@@ -15,7 +15,7 @@ import engine_rank
 import pytest
 from commands import accepted
 from engine_rank import engine_environment, told_file
-from stage_runs import make_data, metrics, saved, write_stage
+from stage_runs import NEWER, make_data, metrics, saved, write_stage
 from trained_here import small, trained
 
 from flmgrow.formats.opening import open_checkpoint
@@ -56,14 +56,16 @@ def stage(folder: Path, corpora: Path, switches: Sequence[str] = (), /, **change
     return write_stage(folder, content)
 
 
-def train_on_engine(*stages: Path, ranks: int = 1) -> None:
-    """Train stages where Transformer Engine is: one process for all, or ``ranks`` for each."""
+def train_on_engine(*stages: Path, ranks: int = 1, core: str = "") -> None:
+    """Train stages where Transformer Engine is: one process for all, or ``ranks`` for each; with
+    the megatron-core in the folder ``core``, if not the installed one.
+    """
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     for each in [stages] if ranks == 1 else [(one,) for one in stages]:
         program = ["-W", "ignore", *(launch if ranks > 1 else []), engine_rank.__file__]
         words = [sys.executable, *program, *map(str, each)]
         done = subprocess.run(
-            words, env=engine_environment(), capture_output=True, text=True, check=False
+            words, env=engine_environment(core), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-4000:]
 
@@ -115,6 +117,27 @@ def test_it_does_so_for_other_models(data: Path, tmp_path: Path, model: str, apa
     assert is_same(engine, plain)
     assert is_same(again, once, 0.0)
     assert not is_same(once, plain, 1e-5)
+
+
+@pytest.mark.long
+def test_in_16_bits_attention_is_its_own(data: Path, tmp_path: Path) -> None:
+    of_both = {"model": LLAMA, "training": {"precision": "bfloat16"}}
+    plain = stage(tmp_path / "plain", data, **of_both)
+    engine = stage(tmp_path / "engine", data, [ENGINE], **of_both)
+    trained(plain)
+    train_on_engine(engine)
+    assert is_same(engine, plain, 5e-3)
+    assert not is_same(engine, plain, 1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not NEWER, reason="megatron-core 0.19 is not here")
+def test_a_newer_megatron_core_takes_the_same_steps(data: Path, tmp_path: Path) -> None:
+    for name in (ENGINE, EIGHT_BITS):
+        older, newer = (stage(tmp_path / name / age, data, [name]) for age in ("older", "newer"))
+        train_on_engine(older)
+        train_on_engine(newer, core=NEWER)
+        assert numbers(newer) == numbers(older)
 
 
 @pytest.mark.long

@@ -40,6 +40,11 @@ def fp8_autocast(enabled: bool, fp8_recipe: Any = None, fp8_group: Any = None) -
         FP8GlobalStateManager.recipe = before
 
 
+def fp8_model_init(**_: Any) -> Any:
+    """Make parameters of 8 bits; the stand-in has none."""
+    raise NotImplementedError
+
+
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``values`` (any shape) as they are once 8 bits have held them."""
     largest = values.detach().abs().max()

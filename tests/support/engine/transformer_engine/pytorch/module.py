@@ -107,15 +107,17 @@ class _Norm(torch.nn.Module):
 class LayerNorm(_Norm):
     """A norm that centres."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(normalization="LayerNorm", **settings)
+    def __init__(self, normalized_shape: int | None = None, **settings: Any) -> None:
+        size = settings.pop("hidden_size", normalized_shape)  # an older name of it
+        super().__init__(size, normalization="LayerNorm", **settings)
 
 
 class RMSNorm(_Norm):
     """A norm that does not."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(normalization="RMSNorm", **settings)
+    def __init__(self, normalized_shape: int | None = None, **settings: Any) -> None:
+        size = settings.pop("hidden_size", normalized_shape)  # an older name of it
+        super().__init__(size, normalization="RMSNorm", **settings)
 
 
 class LayerNormLinear(Linear):
