@@ -94,6 +94,29 @@ def test_a_kill_before_and_after_unfreezing_changes_no_bit(
     assert history(again, END) == history(second, END)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_masks_open_in_turn_over_what_is_frozen(data: Path, tmp_path: Path) -> None:
+    """What is frozen begins to train in the second of four turns; kills in each change no bit."""
+    growth = {**MASK, "ffn_hidden_size": 176, "ramp_steps": 2}
+    training = {"freeze": "old", "unfreeze_at": 3, "steps": 9}
+    end = AT + 9
+    first, second = stages(
+        data, tmp_path / "here", growth, large_training=training, checkpoint=EACH,
+        masks={"in_turn": True},
+    )  # fmt: skip
+    trained(second)
+    assert opened(second, AT + 3) == {"ffn": 0.5, "heads": 0.0, "width": 0.0}
+    assert_same(second, between(first, second, tmp_path / "between"), end)
+    for kept in (AT + 1, AT + 3, AT + 4, AT + 7):
+        again = Path(shutil.copytree(second.parent, tmp_path / f"{kept}")) / "stage.yaml"
+        for number in range(kept + 1, end + 1):
+            shutil.rmtree(again.parent / "checkpoints" / f"iter_{number:07d}")
+        (again.parent / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(f"{kept}")
+        trained(again)
+        assert weights(again, end) == weights(second, end), kept
+
+
 @pytest.fixture(scope="module")
 def twice(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A stage that grows by masks and trains the new part, and one that grows out of its middle."""
