@@ -184,7 +184,7 @@ def _part(rule: FreezeRule, config: ModelConfig, sizes: Sizes, fresh: Fresh) -> 
         if not fresh:
             raise UsageError(
                 f"{_KEY}: is old, but nothing says what is new: the model has not grown",
-                f"begin with what flmgrow expand made, or name what is frozen ({_KEY}: "
+                f"say it for a stage whose model has grown, or name what is frozen ({_KEY}: "
                 "{layers: 0-11})",
             )
         axes = old_axes(fresh, sizes)
