@@ -48,11 +48,12 @@ needs_newer = pytest.mark.skipif(
 CORES = ["0.16", pytest.param("0.19", marks=needs_newer)]
 
 
-def run_megatron(ranks: int, *arguments: object, core: str = "0.16") -> None:
+def run_megatron(ranks: int, *arguments: object, core: str = "0.16", engine: bool = False) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "tests/support/megatron_fsdp.py", *map(str, arguments)]
-    newer = [NEWER] if core == "0.19" else []
-    paths = os.pathsep.join([*newer, str(ROOT / "examples"), str(ROOT)])
+    beside = [NEWER] if core == "0.19" else []
+    beside += [str(ROOT / "tests" / "support" / "engine")] if engine else []
+    paths = os.pathsep.join([*beside, str(ROOT / "examples"), str(ROOT)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=900
@@ -166,6 +167,31 @@ def test_another_megatron_core_goes_on(tmp_path: Path, saves: str, loads: str) -
     assert_held(tmp_path / "fsdp", tmp_path / "dist")
     written = rewritten(tmp_path / "fsdp", tmp_path / "written", tp=1)
     run_megatron(2, "load", legacy, written, tmp_path / "loaded", core=loads)
+    assert_went_on(tmp_path / "loaded", tmp_path / "fsdp", tmp_path / "fsdp")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_and_adam_of_transformer_engine_go_on(tmp_path: Path, name: str) -> None:
+    """Norms are named as part of what is behind them, and param groups count steps. A stand-in
+    computes, on a CPU; megatron-core names, cuts, saves and loads.
+    """
+    legacy = make_checkpoint(tmp_path / "legacy", MODELS[name], dtype="bfloat16", naming="fused")
+    (file,) = legacy.rglob("*.pt")
+    content = torch.load(file, weights_only=False)
+    kept = {k: v for k, v in content["model"].items() if not k.endswith("_extra_state")}
+    torch.save({**content, "model": kept}, file)
+    for place in ("fsdp", "written", "loaded"):
+        (tmp_path / place).mkdir()
+    run_megatron(2, "save", legacy, tmp_path / "fsdp", engine=True)
+    assert_held(tmp_path / "fsdp", tmp_path / "dist")
+    listed = read_metadata(next((tmp_path / "fsdp").glob("iter_*")))
+    assert QKV.replace("qkv.weight", "qkv.layer_norm_weight") in listed.tensors
+    assert not [item for item in listed.tensors if item.endswith(".step")]
+    written = rewritten(tmp_path / "fsdp", tmp_path / "written", tp=1)
+    run_megatron(2, "load", legacy, written, tmp_path / "loaded", engine=True)
+    counts = torch.load(tmp_path / "loaded" / "full.pt")["step"].values()
+    assert {count.item() for count in counts} == {3}
     assert_went_on(tmp_path / "loaded", tmp_path / "fsdp", tmp_path / "fsdp")
 
 

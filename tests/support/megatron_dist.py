@@ -71,7 +71,8 @@ def new_optimizer(args: Any, models: list[Any], out: Path) -> tuple[Any, Any]:
         out, tp=args.tensor_model_parallel_size, pp=args.pipeline_model_parallel_size, vpp=None,
         pipeline_layers=None, world=torch.distributed.get_world_size(), steps=args.iteration,
         stop=args.iteration, seed=1, optimizer=True, bf16=half,
-        distributed=args.use_distributed_optimizer, bucket_size=args.ddp_bucket_size,
+        distributed=args.use_distributed_optimizer,
+        bucket_size=getattr(args, "ddp_bucket_size", None),
     )  # fmt: skip
     optimizer, scheduler = optimizer_and_schedule(replicated(models, run), run)
     return optimizer, scheduler

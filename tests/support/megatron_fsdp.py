@@ -11,26 +11,37 @@ they were saved or loaded, ``next.pt`` after one more step, and ``before.pt`` be
 
 Megatron-FSDP asks for CUDA where it stands for the device alone: its mesh, its streams, and the
 name of the current device; and of several tensor ranks, whether a layer is Transformer Engine's,
-where none need be there. Nothing of how it cuts, trains and saves is replaced. torch's Adam has
-no state of a parameter of which a rank has no rows, where megatron-core counts on one.
+where none need be there. Where something stands for Transformer Engine (``engine``), layers are its
+own, and so is the way in which Adam counts. Nothing of how it cuts, trains and saves is replaced.
+torch's Adam has no state of a parameter of which a rank has no rows, where megatron-core counts on
+one.
 """
 
 import contextlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from legacy_checkpoint import load_legacy, read_arguments
-from megatron_dist import build
+from fused_adam import FusedAdam
+from legacy_checkpoint import load_legacy, model_config, read_arguments
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.device_mesh import DeviceMesh
 
-from flmgrow.trainer.megatron.model import stop_parallel
+from flmgrow.trainer.megatron.model import (
+    build_model_chunks,
+    start_parallel,
+    stop_parallel,
+    transformer_config,
+)
 
 STEPS = 3
+ENGINE = find_spec("transformer_engine") is not None
+"""Whether layers are Transformer Engine's, and Adam counts as its own does."""
+
 STATES = ("exp_avg", "exp_avg_sq")
 
 
@@ -70,7 +81,8 @@ def stand_in_for_cuda() -> None:
 
     adapter: Any = mcore_fsdp_adapter
     adapter.DeviceMesh = CpuMesh
-    adapter.TELinear = type("TELinear", (), {})
+    if not ENGINE:
+        adapter.TELinear = type("TELinear", (), {})
     wrapper: Any = megatron_fsdp
     wrapper.torch = CpuTorch()
     cuda: Any = torch.cuda
@@ -103,13 +115,17 @@ def wrapped(model: Any) -> Any:
 
 def new_optimizer(model: Any) -> Any:
     """Return the optimizer of a run that has not begun."""
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core import optimizer
+    from megatron.core.optimizer import distrib_optimizer
 
-    config = OptimizerConfig(
+    if ENGINE:
+        optimizer.USING_PYTORCH_OPTIMIZER = False
+        optimizer.Adam = distrib_optimizer.Adam = FusedAdam
+    config = optimizer.OptimizerConfig(
         optimizer="adam", lr=1e-2, weight_decay=0.1, bf16=True, params_dtype=torch.bfloat16,
         use_distributed_optimizer=True,
     )  # fmt: skip
-    return get_megatron_optimizer(config, [model])
+    return optimizer.get_megatron_optimizer(config, [model])
 
 
 def train(model: Any, optimizer: Any, args: Any, steps: int) -> None:
@@ -127,13 +143,14 @@ def train(model: Any, optimizer: Any, args: Any, steps: int) -> None:
 
 def complete_states(adam: Any) -> None:
     """Give a parameter of which this rank has no rows the empty state that others have of it."""
-    steps = [state["step"] for state in adam.state.values() if state]
+    counts = [state["step"] for state in adam.state.values() if "step" in state]
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state.get(parameter):
                 assert not parameter.to_local().numel()
                 empty = {state: torch.zeros_like(parameter) for state in STATES}
-                adam.state[parameter] = {"step": steps[0].clone(), **empty}
+                counted = {"step": counts[0].clone()} if counts else {}
+                adam.state[parameter] = {**counted, **empty}
 
 
 def optimizer_state(optimizer: Any, *, loading: bool = False) -> dict[str, Any]:
@@ -174,11 +191,15 @@ def write_whole(model: Any, optimizer: Any, path: Path) -> None:
         "param": by_name(weights),
         **{kind: by_name(own) for kind, own in moments.items()},
     }
+    counted = states["param_to_group_meta"]  # by groups, where parameters have no count
     found["step"] = {
-        name.split("module.")[-1]: own["step"].clone() for name, own in states["state"].items()
+        name.split("module.")[-1]: own["step"].clone()
+        if "step" in own
+        else torch.tensor(counted[name].get("step", 0))
+        for name, own in states["state"].items()
     }
     found["groups"] = [
-        {key: value for key, value in group.items() if key != "params"}
+        {key: value for key, value in group.items() if key not in ("params", "step")}
         for group in optimizer.param_groups
     ]
     if torch.distributed.get_rank() == 0:
@@ -247,15 +268,28 @@ def load(model: Any, optimizer: Any, args: Any, source: Path, out: Path) -> None
     optimizer.load_state_dict(kept["optimizer"])
 
 
+def build(args: Any) -> Any:
+    """Return this rank's empty model."""
+    config = model_config(args)
+    start_parallel(tp=args.tensor_model_parallel_size, pp=1, vpp=None)
+    settings = transformer_config(
+        config, tp=args.tensor_model_parallel_size, pp=1, vpp=None, dtype=args.params_dtype
+    )
+    settings.transformer_impl = args.transformer_impl
+    (model,) = build_model_chunks(config, settings, args.padded_vocab_size)
+    return model
+
+
 def main(action: str, legacy: Path, *paths: Path) -> None:
     out = paths[-1]
     args = read_arguments(legacy)
     args.ckpt_format, args.use_megatron_fsdp = "fsdp_dtensor", True
-    args.use_distributed_optimizer, args.transformer_impl = True, "local"
+    args.use_distributed_optimizer = True
+    args.transformer_impl = "transformer_engine" if ENGINE else "local"
     stand_in_for_cuda()
-    models = build(args, args.tensor_model_parallel_size, 1, None)
-    load_legacy(legacy, models)
-    model = wrapped(models[0])
+    bare = build(args)
+    load_legacy(legacy, [bare])
+    model = wrapped(bare)
     optimizer = new_optimizer(model)
     if action == "save":
         train(model, optimizer, args, STEPS)

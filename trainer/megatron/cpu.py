@@ -193,7 +193,8 @@ def _count_steps_of_each_parameter() -> None:
     def load(optimizer: Any, state: Any) -> None:
         loaded(optimizer, state)
         for entry in optimizer.optimizer.state.values():
-            entry["step"] = entry["step"].clone()
+            if "step" in entry:  # not where param groups count
+                entry["step"] = entry["step"].clone()
 
     loaded = _replace(DistributedOptimizer, "load_state_dict", load)
 

@@ -285,6 +285,27 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 @slow
+def test_verify_finds_weights_that_are_not_their_masters_rounded(tmp_path: Path) -> None:
+    """They are the one thing of an optimizer's checkpoint that has no place there."""
+
+    def change(state: dict[str, Any], boxes: object) -> None:
+        (name,) = (
+            n for n in state if n.startswith("optimizer.state.param.") and "linear_fc2." in n
+        )
+        state[name] = state[name] * 1.25
+
+    source = make_form(tmp_path / "a", "llama", 1, change=change)
+    accepted("reshard", source, tmp_path / "b", "--format", "fsdp_dtensor")
+    outcome = flmgrow("verify", source, tmp_path / "b")
+    assert outcome.code == 1
+    assert re.search(r"^DIFFERENT +function ", outcome.out, re.MULTILINE)
+    found, wanted = states(tmp_path / "b"), states(source)
+    assert same_bits(found["master"]["down"], wanted["master"]["down"])
+    assert not same_bits(found["weight"]["down"], wanted["weight"]["down"])
+    assert same_bits(found["weight"]["up"], wanted["weight"]["up"])
+
+
+@slow
 def test_a_param_group_without_parameters_is_refused(tmp_path: Path) -> None:
     """Only parameters have settings there: those of no parameter would be lost."""
     source = make_form(tmp_path / "a", "llama", 1)
