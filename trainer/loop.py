@@ -188,7 +188,7 @@ class TrainingRun:
         self._failure.attempt(partial(reporter.growth, record), None)
         reporter.note(f"note: {growth_text(record)}")
         if tried is not None and loss is not None and self._run.is_function_kept:
-            dtypes = (self._run.stage.training.precision, grown.precision)
+            dtypes = (self._run.computes_in, grown.precision)
             self._guard.check_growth(tried.loss, loss, *dtypes)
 
     def _due(self, every: int | None, ends: bool) -> bool:

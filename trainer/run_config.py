@@ -26,7 +26,7 @@ from flmgrow.trainer.data.course import Course, course_of
 from flmgrow.trainer.data.samples import digests_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
-from flmgrow.trainer.megatron.switches import Computed, Switches, switches_of
+from flmgrow.trainer.megatron.switches import EIGHT_BITS, Computed, Switches, switches_of
 from flmgrow.trainer.stage.changes import (
     CHANGES,
     NEXT_SAMPLE,
@@ -97,6 +97,11 @@ class RunConfig:
         masked = any(mask.value < 1.0 for mask in self.begin.masks.values())
         computed = Computed(self.config, masked, tp, stage.data.sequence_length // cut)
         return switches_of(stage.training.switches, computed)
+
+    @property
+    def computes_in(self) -> str:
+        """The least precise numbers that it computes with."""
+        return EIGHT_BITS if EIGHT_BITS in self.switches.taken else self.stage.training.precision
 
     @property
     def clock(self) -> Clock:

@@ -79,7 +79,7 @@ class GrowthInPlace:
             family=_family(live, growth),
             grown=GrownInMemory(
                 live.run.stage.name,
-                live.run.stage.training.precision,
+                live.run.computes_in,
                 parameter_count(growth.old),
                 _methods(growth),
                 time.perf_counter() - began,

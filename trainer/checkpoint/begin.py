@@ -43,7 +43,7 @@ class TriedBatch:
 @dataclass(frozen=True, eq=False)
 class GrownInMemory:
     """How a model has grown in memory: out of the stage of this name, which had so many
-    ``parameters`` and was trained in this ``precision``, by the method of each dimension, in
+    ``parameters`` and computed in this ``precision``, by the method of each dimension, in
     ``seconds``.
 
     ``preserves`` says that losses should be what they were, as far as ``tried`` can tell.

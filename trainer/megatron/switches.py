@@ -23,6 +23,8 @@ from flmgrow.trainer.megatron.core import HAVE_TE, get_te_version, rope_utils
 
 ENGINE = "transformer_engine"
 """What megatron-core calls layers by Transformer Engine."""
+EIGHT_BITS = "fp8"
+"""The switch by which matrices are multiplied in 8 bits."""
 SIDE = 16
 """What kernels of 8 bits have multiples of on each side of a matrix."""
 SCALES_AT_HAND = (2, 2)
@@ -167,5 +169,5 @@ SWITCHES: Mapping[str, Switch] = {
     "rope_fusion": Switch({"apply_rope_fusion": True}, _rotation),
     "gradient_accumulation_fusion": Switch({"gradient_accumulation_fusion": True}, _apex),
     "transformer_engine": Switch(ENGINE_LAYERS, _engine),
-    "fp8": Switch({**ENGINE_LAYERS, "fp8": "hybrid", "fp8_recipe": "tensorwise"}, _eight_bits),
+    EIGHT_BITS: Switch({**ENGINE_LAYERS, "fp8": "hybrid", "fp8_recipe": "tensorwise"}, _eight_bits),
 }

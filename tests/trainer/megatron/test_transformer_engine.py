@@ -4,6 +4,7 @@ There is no GPU here: a stand-in for Transformer Engine computes with torch, meg
 layers for it are the real ones (``tests/support/engine``).
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import engine_rank
 import pytest
 from commands import accepted
 from engine_rank import engine_environment, told_file
+from in_place import stages
 from stage_runs import NEWER, make_data, metrics, saved, write_stage
 from trained_here import small, trained
 
@@ -196,6 +198,26 @@ def test_what_it_has_trained_grows_and_trains_on(data: Path, tmp_path: Path) -> 
     assert is_same(engine, after)
     with open_checkpoint(engine.parent / "checkpoints") as found:
         assert found.config.hidden == 64
+
+
+@pytest.mark.long
+def test_it_grows_in_memory(data: Path, tmp_path: Path) -> None:
+    growth = {"hidden_size": 64, "num_attention_heads": 8, "num_layers": 3, "method": "zero"}
+    model = {**GPT, "normalization": "rmsnorm", "tied": False}
+    (_, plain), (_, engine), (_, fp8) = (
+        stages(data, tmp_path / name, growth, model, training={"switches": switches})
+        for name, switches in {"plain": [], "engine": [ENGINE], "fp8": [EIGHT_BITS]}.items()
+    )
+    trained(plain)
+    train_on_engine(engine, fp8)
+    assert is_same(engine, plain)
+    assert not is_same(fp8, plain, 1e-5)
+    (record,) = (found for found in map(json.loads, lines(fp8)) if "loss_before" in found)
+    assert record["loss_after"] == pytest.approx(record["loss_before"], abs=1e-3)
+
+
+def lines(stage: Path) -> list[str]:
+    return (stage.parent / "metrics.jsonl").read_text().splitlines()
 
 
 @pytest.mark.long
