@@ -34,6 +34,7 @@ MODELS = {
 """Of sizes that megatron-core 0.16 can cut: of others it asks for parts of rows, and fails."""
 
 QKV = "model.module.decoder.layers.0.self_attention.linear_qkv.weight"
+GATE = "model.module.decoder.layers.0.mlp.linear_fc1.weight_w"
 LAYERS = "decoder.layers."
 STATES = ("param", "exp_avg", "exp_avg_sq")
 FUSED = {
@@ -167,6 +168,23 @@ def test_another_megatron_core_goes_on(tmp_path: Path, saves: str, loads: str) -
     assert_held(tmp_path / "fsdp", tmp_path / "dist")
     written = rewritten(tmp_path / "fsdp", tmp_path / "written", tp=1)
     run_megatron(2, "load", legacy, written, tmp_path / "loaded", core=loads)
+    assert_went_on(tmp_path / "loaded", tmp_path / "fsdp", tmp_path / "fsdp")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("ranks", "ffn"), [(4, 24), (2, 20)])
+def test_ranks_without_rows_of_an_array_go_on(tmp_path: Path, ranks: int, ffn: int) -> None:
+    """One rank has all of a gate, two have queries, keys and values."""
+    model = replace(MODELS["llama"], ffn=ffn)
+    legacy = make_checkpoint(tmp_path / "legacy", model, dtype="bfloat16")
+    for name in ("fsdp", "written", "loaded"):
+        (tmp_path / name).mkdir()
+    run_megatron(ranks, "save", legacy, tmp_path / "fsdp")
+    listed = read_metadata(next((tmp_path / "fsdp").glob("iter_*"))).tensors
+    assert [len(listed[name].chunks) for name in (GATE, QKV)] == [1, 2]
+    assert_held(tmp_path / "fsdp", tmp_path / "dist")
+    written = rewritten(tmp_path / "fsdp", tmp_path / "written", tp=1)
+    run_megatron(ranks, "load", legacy, written, tmp_path / "loaded")
     assert_went_on(tmp_path / "loaded", tmp_path / "fsdp", tmp_path / "fsdp")
 
 
