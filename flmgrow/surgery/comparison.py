@@ -13,13 +13,16 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from flmgrow.errors import UsageError
 from flmgrow.formats.checkpoint import Checkpoint
+from flmgrow.model.axes import Axis
 from flmgrow.model.branches import UnitMasks
 from flmgrow.model.forward import head_input, head_name, logit_blocks, residuals
 from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.execution import Progress
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
 from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, unit_masks
+from flmgrow.text import Found, Text
 
 VOCAB_BLOCK = 4096
 """Ids compared at once."""
@@ -158,6 +161,25 @@ def _aligned(
     for rest in streams[1]:
         b = rest
     yield first.checkpoint.config.layers, a, b
+
+
+def check_sizes(first: Checkpoint, second: Checkpoint) -> None:
+    """Check that the second model has all that the first one is compared by.
+
+    Raises:
+        UsageError: If it has fewer channels, ids, or learned positions.
+    """
+    axes = [Axis.HIDDEN, Axis.VOCAB]
+    axes += [Axis.POSITION] if second.config.positions == "learned" else []
+    for axis in axes:
+        has, wanted = second.config.sizes[axis], first.config.sizes[axis]
+        if has < wanted:
+            raise UsageError(
+                Text(f"{axis} ", Found(has)),
+                "the source comes first, then what was made of it",
+                where=second.path,
+                wanted=f"at least {wanted}, as {first.name} has",
+            )
 
 
 def compare(

@@ -27,6 +27,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.operators.choices import hold
 from flmgrow.operators.growth import Growth
 from flmgrow.storage.ranks import ALONE, Ranks
+from flmgrow.surgery.comparison import check_sizes
 from flmgrow.surgery.evidence.arguments import check_iteration
 from flmgrow.surgery.evidence.carried import check_carried
 from flmgrow.surgery.evidence.check import Check
@@ -216,12 +217,14 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     If one of them is not intact, nothing else is looked at.
 
     Raises:
-        UsageError: Before all else, for tokens that the model or the memory cannot take.
+        UsageError: Before all else, for tokens that the model or the memory cannot take; and for an
+            intact result that is smaller than the source.
     """
     tokens = _tokens(source, result, how)
     checks = _integrity(source, result, how)
     if any(check.passed is False for check in checks):
         return checks
+    check_sizes(source, result)
     function = _Function(source, result, tokens, how)
     growth, found = _derived(source, result, how, function)
     checks += found

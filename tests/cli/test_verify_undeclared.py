@@ -2,11 +2,12 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import accepted, flmgrow
+from commands import accepted, flmgrow, refused
 from damage import edit, rank_files
 from pico import CONFIGS, even, make_checkpoint
 
@@ -80,3 +81,23 @@ def test_a_state_that_is_another_is_not_proved(pair: tuple[Path, Path], change: 
         "function equal, NOT PROVEN: carried",
     )
     assert "decoder.layers.2.mlp.linear_fc1._extra_state of tensor rank 1" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("smaller", "told"),
+    [
+        ({"hidden": 12}, "hidden 12, wanted at least 16"),
+        ({"vocab": 29}, "vocab 29, wanted at least 30"),
+        ({"max_positions": 31}, "position 31, wanted at least 32"),
+    ],
+)
+def test_what_is_smaller_than_the_source_is_refused(
+    smaller: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    """As when the two are given the wrong way round."""
+    config = replace(CONFIGS["gpt"], hidden=16, vocab=30, max_positions=32)
+    for name, model in (("a", config), ("b", replace(config, **smaller))):
+        make_checkpoint(tmp_path / name, model, even(model))
+    pattern = rf"^error: \S+/b: {told}, as a has\nhint: the source comes first"
+    refused(2, pattern, "verify", tmp_path / "a", tmp_path / "b", place=tmp_path)
+    assert "max |dlogit|" in flmgrow("verify", tmp_path / "b", tmp_path / "a").out
