@@ -18,7 +18,7 @@ from stage_runs import NEWER, environment, make_data, stage_data, train, write_s
 
 from flmgrow.formats.opening import open_checkpoint, with_optimizer
 
-pytestmark = [pytest.mark.long, pytest.mark.slow]  # four processes train, then load
+pytestmark = [pytest.mark.long, pytest.mark.slow]  # four processes or eight train, then load
 
 MODEL = {
     "num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2,
@@ -27,6 +27,7 @@ MODEL = {
 RUNS = {
     "four replicas": ({"dp": 4}, 4, [(2, 1, 1, ""), (2, 2, 1, NEWER)]),
     "TP2 x DP2": ({"tp": 2, "dp": 2}, 4, [(4, 1, 2, ""), (2, 1, 1, NEWER)]),
+    "TP2 x DP4": ({"tp": 2, "dp": 4}, 8, [(4, 1, 2, ""), (2, 2, 1, NEWER)]),
     "PP2 x DP2": ({"pp": 2, "dp": 2}, 4, [(4, 2, 1, ""), (2, 2, 1, NEWER)]),
 }
 """Their layout, how many files that makes, and what megatron-core loads in: processes, TP, PP, and
