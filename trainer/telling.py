@@ -15,7 +15,7 @@ from flmgrow.model.tensors import parameter_count
 from flmgrow.model.wording import amount
 from flmgrow.trainer.checkpoint.begin import GrownInMemory
 from flmgrow.trainer.checkpoint.saved import saved_iterations
-from flmgrow.trainer.data.course import Course
+from flmgrow.trainer.data.course import Course, texts_of
 from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.updates import UpdateRatios
 from flmgrow.trainer.metrics.records import MemoryGrowthRecord, StepRecord
@@ -119,7 +119,7 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
     stage = run.stage
     steps = run.last - run.begin.iteration
     yield from ("note: " + note for note in data.notes)
-    yield from ("note: " + note for note in _not_begun_anew(run, data, course))
+    yield from ("note: " + note for note in (*_read_again(run, course), *_too_late(run, course)))
     for again, line in course.epochs(
         course.consumed + run.begin.progress.samples_left(stage, steps)
     ):
@@ -128,13 +128,27 @@ def reads(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
         yield from ("note: " + note for note in notes_on(run, data))
 
 
-def _not_begun_anew(run: RunConfig, data: StageData, course: Course) -> Iterator[str]:
+def _read_again(run: RunConfig, course: Course) -> Iterator[str]:
+    """Yield what a stage that begins reads anew though the run has read of it."""
+    for source in course.mixture.sources:
+        texts = texts_of(source.samples)
+        past = [c for stretch in course.before for c in stretch.corpora if c.texts in texts]
+        read = sum(corpus.end - corpus.begin for corpus in past)
+        if source.anew and read and not run.begin.resumed:
+            yield (
+                f"{source.key}.begin: anew has {source.name} read again from its first sample; the "
+                f"run has read {read:,} samples of it"
+            )
+
+
+def _too_late(run: RunConfig, course: Course) -> Iterator[str]:
     """Yield what a stage asks for anew after it has begun with it elsewhere."""
     begin = run.begin
+    shortest = min([course.sequence_length, *(each.sequence_length for each in course.before)])
     passed = sum(each.end - each.begin for each in course.passed_over)
-    most = begin.progress.samples(run.stage) + passed
+    most = begin.progress.tokens // shortest + passed
     places = course.places(course.consumed)
-    for source, place in zip(data.mixture.sources, places, strict=True):
+    for source, place in zip(course.mixture.sources, places, strict=True):
         if begin.resumed and source.anew and place > most:
             yield (
                 f"{source.key}.begin: anew holds where a stage begins; {source.name} goes on at "
@@ -269,7 +283,7 @@ def _without_effect(run: RunConfig) -> Iterator[str]:
         if guard.rollbacks != GuardSection().rollbacks:
             yield "guard.rollbacks: the stage never goes back, as guard.action is stop"
         if guard.window != GuardSection().window and guard.spike is None and stage.growth is None:
-            yield "guard.window: no loss is compared with a mean, as guard.spike is not given"
+            yield "guard.window: the stage compares no losses, as guard.spike is not given"
     elif kept.every is None:
         yield (
             "guard.action: it goes back to what the stage begins with, as checkpoint.every is not "

@@ -22,7 +22,7 @@ from flmgrow.model.masks import Dimension, Mask
 from flmgrow.surgery.execution import Progress
 from flmgrow.surgery.new_ids import NewIds, NewIdTotals
 from flmgrow.surgery.weights import BLOCK, CPU, CheckpointWeights, unit_masks
-from flmgrow.text import Found, Text
+from flmgrow.text import Found, Pass, Text
 
 VOCAB_BLOCK = 4096
 """Ids compared at once."""
@@ -174,9 +174,11 @@ def check_sizes(first: Checkpoint, second: Checkpoint) -> None:
     for axis in axes:
         has, wanted = second.config.sizes[axis], first.config.sizes[axis]
         if has < wanted:
+            order = "the source comes first, then what was made of it"
+            padding = Text("; if only so many of its rows are ids, ", Pass("true_vocab_size", has))
             raise UsageError(
                 Text(f"{axis} ", Found(has)),
-                "the source comes first, then what was made of it",
+                Text(order, padding) if axis is Axis.VOCAB else order,
                 where=second.path,
                 wanted=f"at least {wanted}, as {first.name} has",
             )

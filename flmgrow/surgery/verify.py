@@ -217,14 +217,14 @@ def verify(source: Checkpoint, result: Checkpoint, how: Verification) -> list[Ch
     If one of them is not intact, nothing else is looked at.
 
     Raises:
-        UsageError: Before all else, for tokens that the model or the memory cannot take; and for an
-            intact result that is smaller than the source.
+        UsageError: Before all else, for tokens that the model or the memory cannot take, and for a
+            result that is smaller than the source.
     """
+    check_sizes(source, result)
     tokens = _tokens(source, result, how)
     checks = _integrity(source, result, how)
     if any(check.passed is False for check in checks):
         return checks
-    check_sizes(source, result)
     function = _Function(source, result, tokens, how)
     growth, found = _derived(source, result, how, function)
     checks += found

@@ -83,6 +83,16 @@ def test_a_state_that_is_another_is_not_proved(pair: tuple[Path, Path], change: 
     assert "decoder.layers.2.mlp.linear_fc1._extra_state of tensor rank 1" in outcome.out
 
 
+def test_rows_that_are_no_ids_are_told_how_to_leave_out(tmp_path: Path) -> None:
+    """A source that does not say how many of its rows are ids, and an export that was told so."""
+    source = make_checkpoint(tmp_path / "a", "llama", even(CONFIGS["llama"]), vocab_size=None)
+    accepted("export", source, tmp_path / "hf", "--true-vocab-size", 20)
+    hint = r"if only so many of its rows are ids, pass --true-vocab-size 20"
+    refused(2, f"vocab 20.*\n.*{hint}", "verify", source, tmp_path / "hf", place=tmp_path)
+    outcome = flmgrow("verify", source, tmp_path / "hf", "--true-vocab-size", 20)
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (0, "equal"), outcome
+
+
 @pytest.mark.parametrize(
     ("smaller", "told"),
     [

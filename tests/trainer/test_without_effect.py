@@ -14,7 +14,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             "masks: what the stage begins with has none that are not open: nothing rises",
             "guard.rollbacks: the stage never goes back, as guard.action is stop",
-            "guard.window: no loss is compared with a mean, as guard.spike is not given",
+            "guard.window: the stage compares no losses, as guard.spike is not given",
         ],
     ),
     "too few are kept": (
@@ -73,7 +73,12 @@ def test_begin_anew_is_told_to_come_too_late(data: Path, tmp_path: Path) -> None
     load = {"load": str(first / "checkpoints"), "every": 1}
     for name, begins in (("late", {}), ("from the start", anew)):
         content = stage(data, name="second", checkpoint=load, data=begins)
-        trained_in(tmp_path / name, content)
+        told = trained_in(tmp_path / name, content)
+        again = (
+            "data.corpora.0.begin: anew has corpus read again from its first sample; the run has "
+            "read 8 samples of it"
+        )
+        assert (again in notes(told)) == (name != "late")
         content["training"]["steps"], content["data"] = 2, content["data"] | anew
         told = trained_in(tmp_path / name, content)
         late = "data.corpora.0.begin: anew holds where a stage begins; corpus goes on at its sample"

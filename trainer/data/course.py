@@ -140,7 +140,11 @@ def course_of(
     consumed, past = carried.consumed_samples, carried.readings
     if changes_here and not restarts:
         return replace(same, begin=consumed, before=past)
-    if not (known or changes_here or differs):
+    if changes_here:
+        places = zip(mixture.sources, same.places(consumed), strict=True)
+        starts = [0 if source.anew else place for source, place in places]
+        return Course(mixture, sequence_length, starts, consumed, consumed, consumed, past)
+    if not (known or differs):
         differing = changes(carried.data_keys, keys) if carried.data_keys else ""
         digests = f"its digest is {carried.data}, now {plain.digest}"
         raise UsageError(

@@ -54,6 +54,8 @@ def test_megatron_core_resumes_from_shares(tmp_path: Path, name: str) -> None:
             loaded = tmp_path / f"loaded-{number}"
             load(saved, ranks, tp, pp, loaded, core)
             assert_same(saved, loaded)
+    if not NEWER:
+        pytest.skip("megatron-core 0.19 is not here; the installed one has passed")
 
 
 def load(saved: Path, ranks: int, tp: int, pp: int, out: Path, core: str) -> None:

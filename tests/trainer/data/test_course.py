@@ -234,6 +234,16 @@ def test_a_change_within_a_stage_keeps_the_places() -> None:
     assert len(after(resumed, 2, 9).readings) == 2
 
 
+def test_what_shall_begin_anew_moves_no_other() -> None:
+    """Where a stage's first settings are changed, what takes the place of its data, too."""
+    carried = after(on(mixture({"a": 1, "b": 1}), Carried()), 8)
+    later = mixture({"a": 1, "c": 1}, seed=9, anew="a")
+    course = on(later, carried, 9, changes_here=True, begins=True)
+    assert sorted(read(course, 2)) == [("a", 0), ("c", 4)]
+    resumed = on(later, after(course, 2, 9), 9)
+    assert sorted(read(resumed, 2)) == [("a", 1), ("c", 5)]
+
+
 def test_epochs_are_told_from_where_each_corpus_goes_on() -> None:
     carried = after(on(mixture({"a": 1, "b": 1}), Carried()), 10)
     course = on(mixture({"b": 1, "c": 1}), carried, differs=True)
