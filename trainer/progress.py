@@ -10,7 +10,6 @@ from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.parameters import Counted
 from flmgrow.trainer.metrics.guard import LossGuard
 from flmgrow.trainer.run_config import RunConfig
-from flmgrow.trainer.stage.changes import settings_of
 from flmgrow.trainer.telling import flops_per_step
 
 
@@ -79,5 +78,5 @@ class RunProgress:
             lags=self.counted.lags,
             stage_tokens=self._of_stage.tokens,
             stage_batch=self._of_stage.batch,
-            settings=settings_of(stage),
+            settings=self._run.settings,
         )

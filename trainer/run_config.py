@@ -18,6 +18,7 @@ from flmgrow.model.config import ModelConfig
 from flmgrow.model.flops import training_flops
 from flmgrow.model.frozen import Frozen
 from flmgrow.storage.folders import check_free_space, make_folders
+from flmgrow.storage.strict_json import Json
 from flmgrow.storage.strict_yaml import dotted
 from flmgrow.trainer.checkpoint.begin import Begin, check_model
 from flmgrow.trainer.checkpoint.rollbacks import place_at, read_rollbacks
@@ -28,11 +29,14 @@ from flmgrow.trainer.data.stage_data import StageData
 from flmgrow.trainer.megatron.core import parallel_state
 from flmgrow.trainer.megatron.switches import EIGHT_BITS, Computed, Switches, switches_of
 from flmgrow.trainer.stage.changes import (
+    BEGAN_MASKED,
     CHANGES,
     NEXT_SAMPLE,
+    TAKEN,
     Change,
     changed_settings,
     record,
+    settings_of,
 )
 from flmgrow.trainer.stage.clock import Clock, clock_of, steps_left, trained_by
 from flmgrow.trainer.stage.file import StageFile, checkpoint_bytes, layout_of, positioned
@@ -89,14 +93,24 @@ class RunConfig:
             return False
         return begin.grown.preserves and self.config == begin.checkpoint.config
 
-    @property
+    @cached_property
     def switches(self) -> Switches:
-        """megatron-core's own faster ways of computing that it takes."""
+        """megatron-core's own faster ways of computing that it takes: a stage that began with masks
+        keeps to its end what these left out, however often it is stopped on the way.
+        """
         stage, tp = self.stage, self.layout.tp
         cut = tp if stage.layout.sequence_parallel else 1
-        masked = any(mask.value < 1.0 for mask in self.begin.masks.values())
-        computed = Computed(self.config, masked, tp, stage.data.sequence_length // cut)
+        positions = stage.data.sequence_length // cut * stage.training.micro_batch
+        computed = Computed(self.config, self.begin.began_masked, tp, positions)
         return switches_of(stage.training.switches, computed)
+
+    @property
+    def settings(self) -> Json:
+        """What decides on the stage's steps, as a checkpoint remembers it: what it says, and what
+        became of that here.
+        """
+        here = {TAKEN: sorted(self.switches.taken), BEGAN_MASKED: self.begin.began_masked}
+        return settings_of(self.stage) | here
 
     @property
     def computes_in(self) -> str:
@@ -226,7 +240,7 @@ def _other_data(begin: Begin) -> str:
 def changes_of(run: RunConfig, data: StageData, course: Course) -> list[Change]:
     """Return what holds from here on, and did not before."""
     stage, begin = run.stage, run.begin
-    changed = changed_settings(stage, begin.settings)
+    changed = changed_settings(run.settings, begin.settings)
     if begin.carried.data not in ("", *digests_of(course.samples)):
         before, after = begin.carried.data_keys or {}, data.keys
         changed |= (

@@ -145,7 +145,8 @@ class _Chain:
             ids = data.tokenizer.vocab_size
             run = together(lambda: make_run_config(stage, begin, ids, at))
             course = together(lambda: course_in(data, run))
-        here = {"the data": course.digest, "what is taken of training.switches": run.switches.taken}
+            taken = together(lambda: run.switches.taken)
+        here = {"the data": course.digest, "what is taken of training.switches": taken}
         check_alike({**decisive(run), **data.keys, **data.validated, **here})
         for later, file in after:
             assert self.growing is not None

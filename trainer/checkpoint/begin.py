@@ -26,7 +26,7 @@ from flmgrow.trainer.checkpoint.opening import begins_anew, opened, weights_of
 from flmgrow.trainer.checkpoint.saved import saved_iterations
 from flmgrow.trainer.checkpoint.saving import point_to
 from flmgrow.trainer.data.batches import MicroBatches
-from flmgrow.trainer.stage.changes import goes_back
+from flmgrow.trainer.stage.changes import BEGAN_MASKED, goes_back
 from flmgrow.trainer.stage.clock import StageProgress, progress_of
 from flmgrow.trainer.stage.file import StageFile, read_stage
 from flmgrow.trainer.stage.model import ModelSection, contradictions
@@ -86,6 +86,12 @@ class Begin:
     ungrown: bool = False
     grown: GrownInMemory | None = None
     fresh: Fresh = field(default_factory=dict)
+
+    @property
+    def began_masked(self) -> bool:
+        """Whether a mask was below 1 where the stage began; or is here, if nothing says that."""
+        here = any(mask.value < 1 for mask in self.masks.values())
+        return bool(self.settings.get(BEGAN_MASKED, here)) if self.resumed else here
 
 
 def find_begin(stage: StageFile, is_read: Callable[[Carried], bool]) -> Begin:

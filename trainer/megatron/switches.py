@@ -7,7 +7,8 @@ Each changes the rounding of a step, and no function; so what is taken is told w
 
 Numbers of 8 bits are scaled by the largest of the tensor at hand (megatron-core's ``tensorwise``),
 not by those of steps before (``delayed``): so nothing has to be carried through a checkpoint, a
-growth or another layout beside weights and moments, and a run goes on to the same bits.
+growth or another layout beside weights and moments, and a run goes on to the same bits as far as
+Transformer Engine's kernels are deterministic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,12 @@ EIGHT_BITS = "fp8"
 """The switch by which matrices are multiplied in 8 bits."""
 SIDE = 16
 """What kernels of 8 bits have multiples of on each side of a matrix."""
+LEAST_ENGINE = (1, 10)
+"""The first Transformer Engine whose attention megatron-core tells the scale of scores: before, it
+is 1 / sqrt(head_dim) whatever the model has. And before 1.9 q and k have norms of another module.
+
+Source: ``TEDotProductAttention`` and ``TESpecProvider.layer_norm`` of megatron-core 0.16 to 0.19.
+"""
 SCALES_AT_HAND = (2, 2)
 """The first Transformer Engine that scales by the tensor at hand."""
 CAPABLE = (8, 9)
@@ -35,12 +42,13 @@ CAPABLE = (8, 9)
 
 @dataclass(frozen=True)
 class Computed:
-    """What is computed: a model, of which some units are masked if ``is_masked``, on ``tp`` tensor
-    ranks, of which each has so many ``positions`` of a sample between linear layers.
+    """What is computed: a model, of which some units were masked where the stage began if
+    ``began_masked``, on ``tp`` tensor ranks, of which each has so many ``positions`` of a
+    micro-batch between linear layers.
     """
 
     config: ModelConfig
-    is_masked: bool = False
+    began_masked: bool = False
     tp: int = 1
     positions: int = 2048
 
@@ -104,25 +112,32 @@ def _apex(_: Computed) -> str | None:
 
 
 def _engine(computed: Computed) -> str | None:
-    if computed.is_masked:
-        return "Transformer Engine's layers know no masks, and one of the model's is below 1"
+    if computed.began_masked:
+        return "Transformer Engine's layers know no masks, and the stage began with masks"
     if reason := _missing("transformer_engine", "Transformer Engine"):
         return reason
-    return None if HAVE_TE else "megatron-core cannot use the Transformer Engine installed here"
+    if not HAVE_TE:
+        return "megatron-core cannot use the Transformer Engine installed here"
+    return _older_than(LEAST_ENGINE)
 
 
 def _eight_bits(computed: Computed) -> str | None:
     for what, length in _sides(computed):
         if length % SIDE:
             return f"it multiplies what has multiples of {SIDE}: {what} is {length}"
-    if reason := _engine(computed):
+    if reason := _engine(computed) or _older_than(SCALES_AT_HAND):
         return reason
-    if (version := get_te_version()).release < SCALES_AT_HAND:
-        return f"it needs Transformer Engine {_dotted(SCALES_AT_HAND)} or later, {version} is here"
     if (found := torch.cuda.get_device_capability()) < CAPABLE:
         wanted, has = _dotted(CAPABLE), _dotted(found)
         return f"it needs a GPU of compute capability {wanted} or above, here is one of {has}"
     return None
+
+
+def _older_than(least: Sequence[int]) -> str | None:
+    """Return what is wrong with a Transformer Engine of before version ``least``."""
+    if (version := get_te_version()).release >= least:
+        return None
+    return f"it needs Transformer Engine {_dotted(least)} or later, {version} is here"
 
 
 def _dotted(version: Sequence[int]) -> str:
@@ -139,7 +154,7 @@ def _sides(computed: Computed) -> tuple[tuple[str, int], ...]:
         (f"ffn_hidden_size{rank}", config.ffn // tp),
         (f"the heads' width{rank}", groups * by_group),
         (f"the width of query, key and value{rank}", groups * (by_group + 2 * config.head_dim)),
-        (f"sequence_length{rank}", computed.positions),
+        (f"sequence_length x micro_batch{rank}", computed.positions),
     )
 
 

@@ -35,6 +35,12 @@ CHANGES = "changes.jsonl"
 NEXT_SAMPLE = "the next sample"
 """What is another where a run passes over samples; no key of a stage file."""
 
+TAKEN = "training.switches taken"
+"""What was had of ``training.switches``, by name; a machine decides on it, no stage file."""
+
+BEGAN_MASKED = "masks below 1 at the stage's begin"
+"""Whether there were any; they are open later, and what they decided on stays."""
+
 WATCHING = "guard."
 """Settings that end a run, and change none of its steps."""
 
@@ -92,12 +98,14 @@ def settings_of(stage: StageFile) -> Json:
     return settings | {_AT: stage.checkpoint.change_at}
 
 
-def changed_settings(stage: StageFile, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what ``stage`` says otherwise than ``settings``, by key: the value then, and now.
+def changed_settings(
+    now: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return what is otherwise ``now`` than in ``settings``, by key: the value then, and now.
 
-    But for data, of which its own keys tell more.
+    But for data, of which its own keys tell more, and for what only one of them knows, as they are
+    of different versions.
     """
-    now = settings_of(stage)
     return {
         key: (before, now[key])
         for key, before in settings.items()

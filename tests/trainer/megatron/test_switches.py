@@ -1,18 +1,25 @@
 """megatron-core's own faster ways compute the same; one that is not here costs a line."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from packaging.version import Version
 from stage_runs import make_data, metrics, saved, write_stage
 from trained_here import small, trained_in
 
+from flmgrow.formats.history.training_state import Carried
+from flmgrow.model.axes import Axis
 from flmgrow.model.config import ModelConfig
+from flmgrow.model.masks import Dimension, Mask
+from flmgrow.trainer.checkpoint.begin import Begin
 from flmgrow.trainer.megatron.core import rope_utils
-from flmgrow.trainer.megatron.switches import SWITCHES, Computed, Switches, switches_of
+from flmgrow.trainer.megatron.switches import SWITCHES, Computed, Switch, Switches, switches_of
 from flmgrow.trainer.ranks import agreement
+from flmgrow.trainer.stage.changes import BEGAN_MASKED, CHANGES, TAKEN, changed_settings
 from flmgrow.trainer.stage.training import SwitchName
 
 SIZES: dict[str, Any] = {
@@ -96,15 +103,21 @@ def test_a_package_that_is_here_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.settings == {"apply_rope_fusion": True, APEX: True}
 
 
-def test_eight_bits_want_a_later_package_and_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_and_eight_bits_want_a_later_package_and_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Machine(monkeypatch, installed=True, gpu=True)
     place = "flmgrow.trainer.megatron.switches."
-    found = {"version": Version("2.1.0"), "gpu": (8, 0)}
+    found = {"version": Version("1.9.0"), "gpu": (8, 0)}
     assert reason("fp8") == "megatron-core cannot use the Transformer Engine installed here"
     monkeypatch.setattr(place + "HAVE_TE", True)
     monkeypatch.setattr(place + "get_te_version", lambda: found["version"])
     monkeypatch.setattr(place + "torch.cuda.get_device_capability", lambda: found["gpu"])
+    for name in ("transformer_engine", "fp8"):
+        assert reason(name) == "it needs Transformer Engine 1.10 or later, 1.9.0 is here"
+    found["version"] = Version("1.10.0")
     assert reason("transformer_engine") is None
+    found["version"] = Version("2.1.0")
     assert reason("fp8") == "it needs Transformer Engine 2.2 or later, 2.1.0 is here"
     found["version"] = Version("2.2.0")
     assert reason("fp8") == (
@@ -118,9 +131,39 @@ def test_eight_bits_want_a_later_package_and_gpu(monkeypatch: pytest.MonkeyPatch
 
 def test_where_masks_are_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, installed=True, gpu=True)
-    found = switches_of(["transformer_engine"], Computed(ModelConfig(**SIZES), is_masked=True))
-    wanted = "Transformer Engine's layers know no masks, and one of the model's is below 1"
+    found = switches_of(["transformer_engine"], Computed(ModelConfig(**SIZES), began_masked=True))
+    wanted = "Transformer Engine's layers know no masks, and the stage began with masks"
     assert found.left_out == {"transformer_engine": wanted}
+
+
+@pytest.mark.parametrize(
+    ("value", "resumed", "record", "wanted"),
+    [
+        (0.5, False, {}, True),
+        (None, False, {}, False),
+        (None, False, {BEGAN_MASKED: True}, False),  # of steps that are taken anew
+        (None, True, {BEGAN_MASKED: True}, True),
+        (0.5, True, {BEGAN_MASKED: True}, True),
+        (None, True, {BEGAN_MASKED: False}, False),
+        (None, True, {}, False),  # an earlier version saved it
+        (0.5, True, {}, True),
+    ],
+)
+def test_a_stage_goes_on_as_the_masks_of_its_begin_decide(
+    value: float | None, resumed: bool, record: dict[str, Any], wanted: bool
+) -> None:
+    fresh = {Axis.FFN: np.array([3])}
+    masks = {} if value is None else {Dimension.FFN: Mask(Dimension.FFN, fresh, value)}
+    assert Begin(None, resumed, 9, 6, Carried(), masks, settings=record).began_masked is wanted
+
+
+def test_what_was_taken_is_compared_where_it_is_known() -> None:
+    asked = {"training.switches": ["fp8"]}
+    before, now = (asked | {TAKEN: taken, BEGAN_MASKED: False} for taken in (["fp8"], []))
+    assert changed_settings(now, before) == {TAKEN: (["fp8"], [])}
+    assert changed_settings(now, now) == {}
+    assert changed_settings(now, asked) == {}  # an earlier version saved it
+    assert changed_settings(asked, now) == {}
 
 
 def test_what_a_rank_multiplies_counts() -> None:
@@ -128,7 +171,7 @@ def test_what_a_rank_multiplies_counts() -> None:
     config = ModelConfig(**{**SIZES, "ffn": 48})
     for computed, wanted in (
         (Computed(config, tp=2), "ffn_hidden_size of a rank is 24"),
-        (Computed(config, positions=24), "sequence_length is 24"),
+        (Computed(config, positions=24), "sequence_length x micro_batch is 24"),
     ):
         found = switches_of(["fp8"], computed).left_out["fp8"]
         assert found == f"it multiplies what has multiples of 16: {wanted}"
@@ -144,7 +187,7 @@ def test_a_package_that_is_broken_is_told(
     assert reason(APEX) == wanted + "libcudart.so.12: cannot open"
 
 
-TAKEN = "what is taken of training.switches"
+TAKEN_HERE = "what is taken of training.switches"
 
 
 @pytest.mark.parametrize("there", [(), ("cross_entropy_fusion",)])
@@ -156,16 +199,43 @@ def test_ranks_take_the_same(
 
     def with_another_rank(own: object) -> list[Any]:
         met = gathered(own)
-        return [*met, {**own, TAKEN: there}] if isinstance(own, dict) and TAKEN in own else met
+        if not isinstance(own, dict) or TAKEN_HERE not in own:
+            return met
+        return [*met, {**own, TAKEN_HERE: there}]
 
     monkeypatch.setattr(agreement, "gathered", with_another_rank)
     data = make_data(tmp_path / "data")
     content = small(data, training={"switches": ["cross_entropy_fusion"], "steps": 1})
     told = trained_in(tmp_path / "run", content, expect=0 if there else 2)
-    refusal = f"rank 1: {TAKEN} is (), rank 0 has ('cross_entropy_fusion',)"
+    refusal = f"rank 1: {TAKEN_HERE} is (), rank 0 has ('cross_entropy_fusion',)"
     assert (f"error: {refusal}" in told) is not bool(there)
     assert ("hint: all ranks need the same files and packages" in told) is not bool(there)
     assert bool(list((tmp_path / "run").rglob("iter_*"))) is bool(there)
+
+
+FUSION = "cross_entropy_fusion"
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_others_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data(tmp_path / "data")
+    content = small(data, training={"switches": [FUSION], "steps": 2}, checkpoint={"every": 1})
+    trained_in(tmp_path, content)
+    tracker, told = tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt", []
+    gone = {**SWITCHES, FUSION: Switch({}, lambda _: "it is gone")}
+    for table in (SWITCHES, gone, gone, SWITCHES):
+        monkeypatch.setattr("flmgrow.trainer.megatron.switches.SWITCHES", table)
+        tracker.write_text("1")
+        told.append(trained_in(tmp_path, content))
+    notes = [[line for line in each.splitlines() if "note" in line] for each in told]
+    other = f"note: {TAKEN} is [] after step 1, was {FUSION}"
+    without = [f"note: training.switches: {FUSION} is left out: it is gone", other]
+    assert notes == [[], without, without, []]
+    (change,) = map(json.loads, (tmp_path / CHANGES).read_text().splitlines())
+    wanted = {"step": 1, "key": TAKEN, "before": [FUSION], "after": []}
+    assert change.items() >= wanted.items()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from in_place import stages
 from stage_runs import NEWER, make_data, metrics, saved, write_stage
 from trained_here import small, trained
 
+from flmgrow.formats.history.training_file import TRAINING
+from flmgrow.formats.history.training_state import read_training_state
 from flmgrow.formats.opening import open_checkpoint
+from flmgrow.trainer.stage.changes import BEGAN_MASKED
 
 pytestmark = pytest.mark.slow
 
@@ -165,13 +169,46 @@ def test_a_run_goes_on_with_it_and_without(data: Path, tmp_path: Path, format: s
     assert saved(later["fp8"], STEPS) == saved(whole["fp8"], STEPS)
 
 
-def half(whole: Path, folder: Path) -> Path:
-    """Copy a stage's folder as it was when half of it was trained."""
+def half(whole: Path, folder: Path, begin: int = 0) -> Path:
+    """Copy the folder of a stage that began at ``begin``, as it was when half of it was trained."""
     shutil.copytree(whole.parent, folder)
     checkpoints = folder / "checkpoints"
-    shutil.rmtree(checkpoints / f"iter_{STEPS:07d}")
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(STEPS // 2))
+    shutil.rmtree(checkpoints / f"iter_{begin + STEPS:07d}")
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(begin + STEPS // 2))
     return folder
+
+
+@pytest.mark.long
+def test_a_stop_behind_masks_changes_no_step(data: Path, tmp_path: Path) -> None:
+    """They are open when it goes on; what an earlier version saved does not say that they were."""
+    before, grown = stage(tmp_path / "before", data), tmp_path / "grown"
+    trained(before)
+    accepted("expand", before.parent / "checkpoints", grown, "--hidden-size", 64,
+             "--num-attention-heads", 8, "--method", "mask", "--ramp-steps", 2)  # fmt: skip
+    loaded = {"model": {}, "checkpoint": {"load": str(grown)}, "name": "large"}
+    whole = stage(tmp_path / "whole", data, [EIGHT_BITS], **loaded)
+    train_on_engine(whole)
+    later, unknown = (
+        stage(half(whole, tmp_path / name, STEPS), data, [EIGHT_BITS], **loaded)
+        for name in ("later", "unknown")
+    )
+    saved_there = unknown.parent / "checkpoints" / f"iter_{STEPS + STEPS // 2:07d}"
+    state = read_training_state(saved_there)
+    assert state is not None
+    assert not state.masks
+    settings = {key: value for key, value in state.settings.items() if key != BEGAN_MASKED}
+    (saved_there / TRAINING).write_bytes(replace(state, settings=settings).encode())
+    train_on_engine(later, unknown)
+    assert "goes on from step 9" in told_file(later).read_text()
+    assert (
+        "fp8 is left out: Transformer Engine's layers know no masks, and the stage began with"
+        in (told_file(later).read_text())
+    )
+    assert numbers(later) == numbers(whole)
+    assert saved(later, 2 * STEPS) == saved(whole, 2 * STEPS)
+    assert not (later.parent / "changes.jsonl").exists()
+    assert not is_same(unknown, whole, 1e-5)
+    assert "training.switches taken is fp8 after step 9, was []" in told_file(unknown).read_text()
 
 
 @pytest.mark.long

@@ -184,12 +184,12 @@ def test_a_longer_stage_tells_that_its_share_is_another_step() -> None:
     short, longer = (
         StageFile.model_validate(stage_data({"layers": 0}, 0.5, steps)) for steps in (8, 16)
     )
-    changed = changed_settings(longer, settings_of(short))
+    changed = changed_settings(settings_of(longer), settings_of(short))
     assert changed == {"training.unfreeze_at": (4, 8)}
     fixed, later = (
         StageFile.model_validate(stage_data({"layers": 0}, 4, steps)) for steps in (8, 16)
     )
-    assert not changed_settings(later, settings_of(fixed))
+    assert not changed_settings(settings_of(later), settings_of(fixed))
 
 
 @pytest.mark.parametrize(
