@@ -61,16 +61,20 @@ class HuggingFaceTokenizer(Described):
     def byte_lengths(self) -> ByteLengths | None:
         """The bytes of each token's text, where its vocabulary says them."""
         names = self._tokenizer.get_vocab()
-        return lengths_of(self._content, names, self.vocab_size, self.eod, self._unknown)
+        size, end, unknown = self.vocab_size, self.eod, self._unknown
+        return lengths_of(self._content, names, size, end, unknown, self._ids_of)
+
+    def _ids_of(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of ``text``, without those its template would add."""
         text.encode()  # the library would replace half a surrogate, silently
         try:
-            found = self._tokenizer.encode(text, add_special_tokens=False)
+            found = self._ids_of(text)
         except Exception as error:  # words without a token, and none for unknown ones
             raise ValueError(str(error)) from None
-        return np.array(found.ids, np.int32)
+        return np.array(found, np.int32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text; the end of a document and unknown tokens are left out."""

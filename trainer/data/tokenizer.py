@@ -26,27 +26,41 @@ INSTALL = "pip install 'flmgrow[train]'"
 
 
 @dataclass(frozen=True, eq=False)
-class ByteLengths:
-    """The bytes of text that each id is, (vocabulary,); of one that is no text 0.
+class FirstOfText:
+    """The bytes of a text's first token, ``of_ids`` (vocabulary,), where encoding puts a mark
+    before the text; it is known by standing behind one of ``apart``, ids that are never text.
 
-    Where encoding puts something before a text, the first token has those of ``of_first``
-    (vocabulary,) instead. It is known by standing behind one of ``apart``, the ids that are never
-    part of a text.
+    Where that is done only to some texts, a token that is nothing but the ``mark`` is text of its
+    own, with the bytes that it has elsewhere, if one of ``own_before`` (vocabulary,) follows.
     """
 
     of_ids: IntArray
-    of_first: IntArray | None = None
-    apart: frozenset[int] = frozenset()
+    apart: frozenset[int]
+    mark: int | None = None
+    own_before: npt.NDArray[np.bool_] | None = None
 
-    def of(self, tokens: IntArray, before: IntArray) -> int:
-        """Return the bytes of ``tokens`` (count,), each of which stands behind one of ``before``
-        (count,).
+
+@dataclass(frozen=True, eq=False)
+class ByteLengths:
+    """The bytes of text that each id is, (vocabulary,), of one that is no text 0; ``first`` has
+    those of a text's first token if they are others.
+    """
+
+    of_ids: IntArray
+    first: FirstOfText | None = None
+
+    def of(self, tokens: IntArray, before: IntArray) -> IntArray:
+        """Return the bytes of each of ``tokens`` (count,), which follow one another; ``before``
+        (count,) are those that each stands behind.
         """
         lengths = self.of_ids[tokens]
-        if self.of_first is not None:
-            first = np.isin(before, list(self.apart))
-            lengths = np.where(first, self.of_first[tokens], lengths)
-        return int(lengths.sum())
+        if self.first is None:
+            return lengths
+        begins = np.isin(before, list(self.first.apart))
+        if self.first.own_before is not None:
+            follows = np.append(self.first.own_before[tokens[1:]], False)[: len(tokens)]
+            begins &= ~(follows & (tokens == self.first.mark))
+        return np.where(begins, self.first.of_ids[tokens], lengths)
 
 
 class Tokenizer(Protocol):

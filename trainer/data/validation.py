@@ -59,7 +59,7 @@ def text_size(samples: Samples, count: int, lengths: ByteLengths) -> TextSize:
     for sample in (samples[index] for index in range(count)):
         counts = sample.loss_mask > 0
         tokens += int(counts.sum())
-        total += lengths.of(sample.labels[counts], sample.tokens[counts])
+        total += int(lengths.of(sample.labels, sample.tokens)[counts].sum())
     return TextSize(tokens, total)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marked_tokenizers import MARK, PREPENDED, make_marked, make_metaspace, metaspace, size_of
 from tiny_tokenizers import make_ranks, make_tokenizer_json
 
 from flmgrow.trainer.data.tokenizer import Tokenizer
@@ -16,62 +17,11 @@ from flmgrow.trainer.data.tokenizers import open_tokenizer
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=60)
 
 
-def make_marked(path: Path, **parts: Any) -> Path:
-    """Write a tokenizer as Gemma's: text with a mark for the space, and bytes for the rest."""
-    library = pytest.importorskip("tokenizers")
-    names = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "th", "▁th", "é"]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    merges = [("t", "h"), ("▁", "th")]
-    model = library.models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True)
-    tokenizer = library.Tokenizer(model)
-    tokenizer.normalizer = library.normalizers.Replace(" ", "▁")
-    steps = [library.decoders.Replace("▁", " "), library.decoders.ByteFallback()]
-    tokenizer.decoder = library.decoders.Sequence([*steps, library.decoders.Fuse()])
-    tokenizer.add_special_tokens(["<eos>"])
-    path.write_text(json.dumps(json.loads(tokenizer.to_str()) | parts))
-    return path
-
-
-PREPENDED: dict[str, Any] = {
-    "normalizer": {"type": "Sequence", "normalizers": [
-        {"type": "Prepend", "prepend": "▁"},
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-    ]},
-    "decoder": {"type": "Sequence", "decoders": [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"}, {"type": "Fuse"},
-        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-    ]},
-}  # fmt: skip
-"""The way there and back of Llama 2's vocabulary: each text has a mark before it."""
-
-
-MARK = "▁"
 WAYS_BACK = ("none", "metaspace", "strip")
-
-
-def metaspace(scheme: str, *, split: bool = False) -> dict[str, Any]:
-    return {"type": "Metaspace", "replacement": MARK, "prepend_scheme": scheme, "split": split}
 
 
 def in_sequence(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-def make_metaspace(path: Path, scheme: str, *, split: bool, back: str, **parts: Any) -> Path:
-    """Write a tokenizer whose ``Metaspace`` writes spaces as marks, and what takes them ``back``:
-    a decoder of that kind, or as Llama 2's, or none that it says.
-    """
-    step = metaspace(scheme, split=split)
-    decoders: dict[str, Any] = {
-        "none": None,
-        "metaspace": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, step]},
-        "strip": PREPENDED["decoder"],
-    }
-    if scheme == "never":
-        decoders["strip"] = {"type": "Sequence", "decoders": PREPENDED["decoder"]["decoders"][:-1]}
-    ways = {"normalizer": None, "pre_tokenizer": step, "decoder": decoders[back]}
-    return make_marked(path, **ways, **parts)
 
 
 def _opened(kind: str, folder: Path) -> Tokenizer:
@@ -91,15 +41,6 @@ def tokenizer(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
     return _opened(request.param, tmp_path_factory.mktemp("tokenizer"))
-
-
-def size_of(tokenizer: Tokenizer, documents: list[str]) -> int:
-    """Return the bytes that tokens say of ``documents``, each of which has an end."""
-    lengths = tokenizer.byte_lengths
-    assert lengths is not None
-    encoded = [np.append(tokenizer.encode(text), tokenizer.eod) for text in documents]
-    tokens = np.concatenate([[tokenizer.eod], *encoded])
-    return lengths.of(tokens[1:], tokens[:-1])
 
 
 @given(documents=st.lists(TEXTS, max_size=4))
@@ -132,8 +73,8 @@ def test_a_mark_before_a_text_is_none_of_it(tmp_path: Path) -> None:
 def test_marks_of_metaspace_add_up_to_the_text(
     tmp_path_factory: pytest.TempPathFactory, scheme: str, split: bool, back: str
 ) -> None:
-    """Where a mark is put before a text, one that begins with a space has the tokens of the one
-    without, and counts as that.
+    """Where a mark is put before a text, one that begins with one space has the tokens of the one
+    without, and counts as that. One that is nothing but a space, or begins with more, does not.
     """
     folder = tmp_path_factory.mktemp("tokenizer")
     path = make_metaspace(folder / "tokenizer.json", scheme, split=split, back=back)
@@ -141,13 +82,49 @@ def test_marks_of_metaspace_add_up_to_the_text(
 
     @given(documents=st.lists(TEXTS | st.text(" th\n", max_size=6), max_size=4))
     def check(documents: list[str]) -> None:
-        marked = sum(text.startswith(" ") for text in documents) if scheme != "never" else 0
+        marked = 0
+        if scheme != "never":
+            marked = sum(text[:1] == " " and text[1:2] not in ("", " ") for text in documents)
         assert size_of(tokenizer, documents) == len("".join(documents).encode()) - marked
 
     check()
     alike = np.array_equal(tokenizer.encode("th"), tokenizer.encode(" th"))
     assert alike == (scheme != "never")
     assert size_of(tokenizer, ["th th", "é", ""]) == 7
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_spaces_of_an_indented_text_are_its_own(tmp_path: Path, split: bool) -> None:
+    """Whether the marks are tokens of their own, or one with what follows."""
+    path = make_metaspace(tmp_path / "tokenizer.json", "first", split=split, back="metaspace")
+    content = json.loads(path.read_text())
+    tokenizer = open_tokenizer(str(path))
+    assert [size_of(tokenizer, [text]) for text in ("  th", "    two", "  ", " ")] == [4, 7, 2, 1]
+    content["model"]["vocab"] |= {"▁▁": 262, "▁▁th": 263}
+    content["model"]["merges"] = [["t", "h"], ["▁", "▁"], ["▁▁", "th"], ["▁", "th"]]
+    path.write_text(json.dumps(content))
+    merging = open_tokenizer(str(path))
+    assert [size_of(merging, [text]) for text in ("  th", "   th", "  ", "th")] == [4, 5, 2, 2]
+
+    @given(spaces=st.integers(0, 6), text=st.text("th x", min_size=1, max_size=6))
+    def check(spaces: int, text: str) -> None:
+        text = " " * spaces + text
+        shorter = text[0] == " " and text[1:2] not in ("", " ")
+        assert size_of(merging, [text, "th", text]) == 2 * (len(text) - shorter) + 2
+
+    check()
+
+
+def test_a_mark_that_a_sample_ends_with_is_not_counted(tmp_path: Path) -> None:
+    """What decides on it is not there."""
+    path = make_metaspace(tmp_path / "tokenizer.json", "always", split=False, back="metaspace")
+    tokenizer = open_tokenizer(str(path))
+    lengths = tokenizer.byte_lengths
+    assert lengths is not None
+    tokens = np.append(tokenizer.eod, tokenizer.encode("  two"))
+    assert lengths.of(tokens[1:3], tokens[:2]).tolist() == [1, 1]
+    assert lengths.of(tokens[1:2], tokens[:1]).tolist() == [0]
+    assert lengths.of(tokens[1:1], tokens[:0]).tolist() == []
 
 
 def test_of_a_text_that_is_cut_the_first_part_alone_has_a_mark(tmp_path: Path) -> None:
