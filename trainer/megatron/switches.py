@@ -150,8 +150,8 @@ def _sides(computed: Computed) -> tuple[tuple[str, int], ...]:
     rank = "" if tp == 1 else " of a rank"
     groups, by_group = config.kv_groups // tp, config.queries_per_group * config.head_dim
     return (
-        ("hidden_size", config.hidden),
-        (f"ffn_hidden_size{rank}", config.ffn // tp),
+        ("the hidden width", config.hidden),
+        (f"the width of the FFN{rank}", config.ffn // tp),
         (f"the heads' width{rank}", groups * by_group),
         (f"the width of query, key and value{rank}", groups * (by_group + 2 * config.head_dim)),
         (f"sequence_length x micro_batch{rank}", computed.positions),

@@ -42,8 +42,8 @@ def test_a_stage_file_knows_them_all() -> None:
         ({"activation": "gelu"}, "activation_fusion", "it is there for swiglu, the model has gelu"),
         ({"positions": "xpos"}, "rope_fusion", "it is there for rope, the model has xpos"),
         ({}, "fp8", "it needs Transformer Engine, not installed here"),
-        ({"hidden": 24}, "fp8", "it multiplies what has multiples of 16: hidden_size is 24"),
-        ({"ffn": 40}, "fp8", "it multiplies what has multiples of 16: ffn_hidden_size is 40"),
+        ({"hidden": 24}, "fp8", "it multiplies what has multiples of 16: the hidden width is 24"),
+        ({"ffn": 40}, "fp8", "it multiplies what has multiples of 16: the width of the FFN is 40"),
         ({"kv_groups": 3}, "fp8", "it multiplies what has multiples of 16: the heads' width is 24"),
     ],
 )
@@ -170,7 +170,7 @@ def test_what_a_rank_multiplies_counts() -> None:
     """A rank of two has half of what is cut, of the positions, too, if they are."""
     config = ModelConfig(**{**SIZES, "ffn": 48})
     for computed, wanted in (
-        (Computed(config, tp=2), "ffn_hidden_size of a rank is 24"),
+        (Computed(config, tp=2), "the width of the FFN of a rank is 24"),
         (Computed(config, positions=24), "sequence_length x micro_batch is 24"),
     ):
         found = switches_of(["fp8"], computed).left_out["fp8"]

@@ -55,6 +55,7 @@ OTHER_WORDS = {
     "formats/huggingface/": None,  # fields of config.json
     "trainer/stage/": None,  # keys of a stage file
     "trainer/data/tokenizer.py": {"vocab_size"},  # an entry of a tokenizer's identity
+    "trainer/megatron/": {"transformer_impl"},  # a field of TransformerConfig's
     f"{HOME}run_config.py": {"layernorm_epsilon", "layernorm_zero_centered_gamma"},  # its fields
 }
 ANYWHERE = {"iteration", "swiglu", "squared_relu"}
