@@ -79,10 +79,7 @@ def _run(path: Path, growing: Callable[[], "Growing"] | None) -> int:
         from flmgrow.trainer.ranks.agreement import is_lost_rank
         from flmgrow.trainer.training import train
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        raise UsageError(
-            f"the package {package} is not installed", "pip install 'flmgrow[train]'"
-        ) from None
+        raise not_installed(error) from None
     try:
         return train(stage, path, None if growing is None else growing())
     except RuntimeError as error:
@@ -93,6 +90,17 @@ def _run(path: Path, growing: Callable[[], "Growing"] | None) -> int:
             f"rank {os.environ['RANK']}: another rank has ended or cannot be reached: {reason}",
             "see what that rank says; the same command resumes",
         ) from None
+
+
+def not_installed(error: ModuleNotFoundError) -> UsageError:
+    """Return what to tell of a package that the trainer lacks, or that megatron-core does: some of
+    its versions import more than they ask for.
+    """
+    package = (error.name or "").partition(".")[0]
+    hint = "pip install 'flmgrow[train]'"
+    if package != "megatron":
+        hint += f"; where that is done, megatron-core imports {package}: install it, or another one"
+    return UsageError(f"the package {package} is not installed", hint)
 
 
 def _know_place() -> int:

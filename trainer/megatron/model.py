@@ -4,9 +4,9 @@ A model described once, as ModelConfig, must become the very same function in me
 megatron-core spreads the description over a TransformerConfig, a layer spec and GPTModel's own
 arguments, with defaults that differ from one another and between versions. The functions here set
 every value that changes the function explicitly, from one :class:`ModelConfig`, and refuse by name
-what megatron-core's layer specs cannot express. Masks, xPos and
-scores damped by depth come in through the layer specs (``layer_spec.py``), multipliers of the
-embedding and the logits through hooks: parameters and their names stay those of an ordinary model.
+what megatron-core's layer specs cannot express. Masks, xPos and scores damped by depth come in
+through the layer specs (``layer_spec.py``), multipliers of the embedding and the logits through
+hooks: parameters and their names stay those of an ordinary model.
 """
 
 import os

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from stage_runs import stage_data, write_stage
 
+from flmgrow.trainer.__main__ import not_installed
+
 LAUNCHER = """
 import sys
 from pathlib import Path
@@ -225,3 +227,20 @@ def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
     assert done.stderr == (
         "error: the package megatron is not installed\nhint: pip install 'flmgrow[train]'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("megatron.core", ""),
+        ("triton.language", "; where that is done, megatron-core imports triton: install it, or"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_with_a_way_out(name: str, more: str) -> None:
+    """megatron-core 0.18.0 imports Triton, which no extra of ours installs."""
+    error = not_installed(ModuleNotFoundError(name=name))
+    assert str(error) == f"the package {name.partition('.')[0]} is not installed"
+    way_out, separator, rest = str(error.hint).partition(";")
+    assert way_out == "pip install 'flmgrow[train]'"
+    assert f"{separator}{rest}".startswith(more)
+    assert bool(rest) == bool(more)
